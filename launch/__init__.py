@@ -1,0 +1,1 @@
+"""How people and machines reach the pipeline: the command line, clusters, jobs and checks."""

@@ -1,0 +1,165 @@
+"""What a running stage is given to report through: progress, series, results, panels, a log.
+
+All of it lands in files that have one writer (the stage) and any number of readers (the live
+table, the report, the MLflow mirror), so that nothing is lost with a process and reporting
+costs a stage microseconds:
+
+    <work>/out/                 becomes the artifact
+    <work>/scratch/             survives kills, is never published
+    <work>/observed/progress.json   the newest progress line
+    <work>/observed/metrics.jsonl   {"step", "time", values…}, one line a call of `metrics`
+    <work>/observed/panels.json     what the report draws
+    <work>/observed/results.json    final figures (the manifest's `metrics`)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Interrupted
+from pipeline.panels import Panel
+
+PROGRESS_INTERVAL = 0.2  # seconds: people cannot read faster, and disks need not write faster
+
+
+@dataclass
+class Context:
+    """A stage's only way to talk to the outside."""
+
+    work: Path
+    """Where the stage works: holds out/, scratch/ and observed/."""
+    attempt_dir: Path
+    """The attempt's folder of the run: log.txt, rank logs, stack dumps."""
+    cancel_file: Path
+    """Its existence asks the stage to stop at the next safe point."""
+    cache: Path
+    """A folder of the store that every stage may keep re-makeable files in."""
+    run_id: str = "local"
+    stage: str = "stage"
+    attempt: int = 1
+    _last_progress: float = field(default=-math.inf, repr=False)
+    _results: dict[str, float] = field(default_factory=dict, repr=False)
+    _panels: list[Panel] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        for folder in (self.out, self.scratch, self.observed, self.attempt_dir, self.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def local(cls, folder: Path) -> Context:
+        """A context for one call outside any run, all under `folder`."""
+        folder = Path(folder)
+        return cls(folder, folder / "attempt-1", folder / "cancel", folder / "cache")
+
+    @property
+    def out(self) -> Path:
+        """What is written here becomes the artifact."""
+        return self.work / "out"
+
+    @property
+    def scratch(self) -> Path:
+        """Unpublished files that survive a kill: checkpoints, finished shards."""
+        return self.work / "scratch"
+
+    @property
+    def observed(self) -> Path:
+        """Series and panels: published beside the artifact, outside its digest."""
+        return self.work / "observed"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self.cancel_file.exists()
+
+    def check_cancelled(self) -> None:
+        """Stop here if asked to.
+
+        Raises:
+            Interrupted: the run was cancelled or interrupted.
+        """
+        if self.cancelled:
+            raise Interrupted("stopped on request", where=self.stage)
+
+    def progress(
+        self, done: float, total: float | None = None, unit: str = "", **rates: float
+    ) -> None:
+        """Say how far the work is: `done` of `total` in `unit`, with figures worth seeing live."""
+        now = time.monotonic()
+        if now - self._last_progress < PROGRESS_INTERVAL and done != total:
+            return
+        self._last_progress = now
+        line = {"done": done, "total": total, "unit": unit, "time": time.time(), **rates}
+        _replace(self.observed / "progress.json", json.dumps(_finite(line)))
+
+    def resume_point(self, step: int, total: int) -> None:
+        """Record that a kill from now on resumes at `step` (read by `headwater plan`)."""
+        _replace(self.observed / "resume.json", json.dumps({"step": step, "total": total}))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one point of the stage's series."""
+        line = json.dumps(_finite({"step": step, "time": time.time(), **values}))
+        with (self.observed / "metrics.jsonl").open("a") as series:
+            series.write(line + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget the points after `step`: the work goes on from there and will make them again."""
+        kept = [
+            line for line in read_series(self.observed / "metrics.jsonl") if line["step"] <= step
+        ]
+        _replace(self.observed / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def result(self, **values: float) -> None:
+        """Set final figures: gates, tables and comparisons read them as `<stage>.<name>`."""
+        self._results.update({name: float(value) for name, value in values.items()})
+        _replace(self.observed / "results.json", json.dumps(_finite(self._results), sort_keys=True))
+
+    def panel(self, panel: Panel) -> None:
+        """Add something for people to look at (see `pipeline.panels`)."""
+        self._panels = [old for old in self._panels if old["title"] != panel["title"]] + [panel]
+        _replace(self.observed / "panels.json", json.dumps(self._panels))
+
+    def log(self, message: str) -> None:
+        """Write one line to the attempt's log."""
+        stamp = time.strftime("%H:%M:%S")
+        with (self.attempt_dir / "log.txt").open("a") as log:
+            log.write(f"{stamp} {escape(message)}\n")
+
+
+def read_series(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a series file; a torn last line (a kill) is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def escape(text: str) -> str:
+    """Text that cannot move a terminal's cursor: control characters and bidi marks shown as codes."""
+    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: non-finite floats are written as their names."""
+    return {
+        key: repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers see the old text or the new, never half of it. Not durable: it is re-made."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text)
+    os.replace(beside, path)  # noqa: PTH105

@@ -1,0 +1,123 @@
+"""Every error that a user can meet, with the exit code it ends in.
+
+    HeadwaterError
+    ├── UserError            2    the input is wrong: nothing was started, nothing is lost
+    │   ├── SpecError        2    the pipeline file, with every problem found in it
+    │   ├── InputError       2    what a stage was given cannot be used (empty corpus, wrong source…)
+    │   └── NotFound         2    no such run, artifact, model or stage
+    ├── Failure              1    the work failed
+    │   ├── StageFailed      1    a stage failed after its retries
+    │   ├── CorruptArtifact  1    bytes on disk are not those that were published
+    │   ├── LeaseLost        1    another run took over; ours must not commit
+    │   ├── WorkerDied       1    a process of a stage's group vanished (retried)
+    │   └── Stuck            1    no progress for too long (retried)
+    ├── GateRefused          3    a promotion gate said no
+    └── Interrupted        130    stopped on request; `resume` goes on
+
+Each says what happened, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class HeadwaterError(Exception):
+    """What went wrong, where (file:line, key, stage), and the remedy."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(message, where, remedy)
+        self.message = message
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.__dict__.copy())
+
+
+def _rebuild(kind: type[HeadwaterError], state: dict[str, Any]) -> HeadwaterError:
+    """Errors cross process borders (Ray pickles them) with all their attributes."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, state.get("message", ""))
+    error.__dict__.update(state)
+    return error
+
+
+class UserError(HeadwaterError):
+    """The user's input is wrong."""
+
+    exit_code = 2
+
+
+class InputError(UserError):
+    """A stage cannot use what it was given."""
+
+
+class NotFound(UserError):
+    """Nothing of that name exists."""
+
+
+class Failure(HeadwaterError):
+    """The work failed through no fault of the input."""
+
+
+class StageFailed(Failure):
+    """A stage failed after its retries."""
+
+
+class CorruptArtifact(Failure):
+    """Bytes on disk differ from those that were published."""
+
+
+class LeaseLost(Failure):
+    """The lease of a stage belongs to another run now."""
+
+
+class WorkerDied(Failure):
+    """A process of a stage's group vanished."""
+
+
+class Stuck(Failure):
+    """A stage made no progress for too long."""
+
+
+class GateRefused(HeadwaterError):
+    """A promotion gate refused."""
+
+    exit_code = 3
+
+
+class Interrupted(HeadwaterError):
+    """The work stopped on request and can go on."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a pipeline file: the key path, what is wrong, what to do."""
+
+    key: str
+    message: str
+    remedy: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.where, self.key) if part)
+        hint = f" ({self.remedy})" if self.remedy else ""
+        return f"{place}: {self.message}{hint}" if place else f"{self.message}{hint}"
+
+
+class SpecError(UserError):
+    """A pipeline file with everything that is wrong in it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))

@@ -1,0 +1,1 @@
+"""The work: every module here is one stage (or a family of them); the folders are workshops."""
