@@ -113,7 +113,9 @@ class Context:
         kept = [
             line for line in read_series(self.observed / "metrics.jsonl") if line["step"] <= step
         ]
-        _replace(self.observed / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        _replace(
+            self.observed / "metrics.jsonl", "".join(json.dumps(point) + "\n" for point in kept)
+        )
 
     def result(self, **values: float) -> None:
         """Set final figures: gates, tables and comparisons read them as `<stage>.<name>`."""
@@ -146,7 +148,7 @@ def read_series(path: Path) -> list[dict[str, Any]]:
 
 
 def escape(text: str) -> str:
-    """Text that cannot move a terminal's cursor: control characters and bidi marks shown as codes."""
+    """Text that cannot move a terminal's cursor: control characters and bidi marks as codes."""
     return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
 
 

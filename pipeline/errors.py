@@ -3,7 +3,7 @@
     HeadwaterError
     ├── UserError            2    the input is wrong: nothing was started, nothing is lost
     │   ├── SpecError        2    the pipeline file, with every problem found in it
-    │   ├── InputError       2    what a stage was given cannot be used (empty corpus, wrong source…)
+    │   ├── InputError       2    what a stage was given cannot be used
     │   └── NotFound         2    no such run, artifact, model or stage
     ├── Failure              1    the work failed
     │   ├── StageFailed      1    a stage failed after its retries
