@@ -1,0 +1,1 @@
+"""Every format on disk: one module a kind, with its schema, writer and reader."""

@@ -1,0 +1,113 @@
+"""Documents on disk: what a cleaning stage kept, and what it dropped and why.
+
+documents/part-00000.parquet   id, text, source, lang, meta (JSON)
+dropped/part-00000.parquet     the same and rule, score
+stats.json                     counts; kept + dropped == read, in documents and characters
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import CorruptArtifact, InputError
+from stages.data import parts
+
+KIND = "Documents"
+VERSION = 1
+
+_COLUMNS = [(name, pa.string()) for name in ("id", "text", "source", "lang", "meta")]
+SCHEMA = parts.versioned(pa.schema(_COLUMNS), KIND, VERSION)
+DROPPED_SCHEMA = parts.versioned(
+    pa.schema([*_COLUMNS, ("rule", pa.string()), ("score", pa.float64())]), KIND, VERSION
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text with where it came from."""
+
+    id: str
+    text: str
+    source: str
+    lang: str
+    meta: str = "{}"
+    """A JSON object: the path, the place in the file, the title."""
+
+
+def documents_writer(out: Path) -> parts.PartWriter:
+    """A writer of what is kept: rows with the columns of `SCHEMA`."""
+    return parts.PartWriter(out / "documents", SCHEMA, "text")
+
+
+def dropped_writer(out: Path) -> parts.PartWriter:
+    """A writer of what is dropped: rows with the columns of `DROPPED_SCHEMA`."""
+    return parts.PartWriter(out / "dropped", DROPPED_SCHEMA, "text")
+
+
+def write_stats(out: Path, stats: dict[str, Any]) -> None:
+    """Write the counts.
+
+    Raises:
+        CorruptArtifact: kept and dropped do not add up to read.
+    """
+    from pipeline.artifact import write_atomic
+
+    for unit in ("documents", "characters"):
+        read, kept, dropped = (stats[state][unit] for state in ("read", "kept", "dropped"))
+        if read != kept + dropped:
+            raise CorruptArtifact(f"{kept} kept and {dropped} dropped of {read} {unit} read")
+    write_atomic(out / "stats.json", json.dumps(stats, indent=1, sort_keys=True))
+
+
+def read_stats(path: Path) -> dict[str, Any]:
+    """The counts of a Documents artifact."""
+    stats: dict[str, Any] = json.loads((Path(path) / "stats.json").read_text())
+    return stats
+
+
+class Documents:
+    """The kept documents of an artifact, in order.
+
+    Iterating holds one row group in memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.files = parts.part_files(self.path / "documents", KIND)
+        self._rows = [parts.open_part(file, KIND, VERSION).metadata.num_rows for file in self.files]
+
+    def __len__(self) -> int:
+        return sum(self._rows)
+
+    def __iter__(self) -> Iterator[Document]:
+        for part in range(len(self.files)):
+            yield from self.part(part)
+
+    def part(self, index: int) -> Iterator[Document]:
+        """The documents of one part."""
+        part = parts.open_part(self.files[index], KIND, VERSION)
+        for batch in part.iter_batches(parts.ROW_GROUP):
+            for row in batch.to_pylist():
+                yield Document(**row)
+
+    def require_some(self) -> Documents:
+        """These documents, if there are any.
+
+        Raises:
+            InputError: the artifact is empty.
+        """
+        if not len(self):
+            raise InputError("no documents", where=str(self.path), remedy="see its dropped/ folder")
+        return self
+
+
+def read_dropped(path: Path) -> Iterator[dict[str, Any]]:
+    """The dropped documents of an artifact with their rule and score, in order."""
+    for batch in parts.read_batches(Path(path) / "dropped", KIND, VERSION):
+        yield from batch.to_pylist()

@@ -1,0 +1,96 @@
+"""The tokenizer: SentencePiece BPE with byte fallback, in the layout that every model expects.
+
+    0 <pad>  1 <unk>  2 <s>  3 </s>  4 <|system|>  5 <|user|>  6 <|assistant|>
+    7..15 <|reserved_0|>..<|reserved_8|>   16..271 the bytes   272.. the pieces
+
+Text never yields a control id: whoever wants one uses the constants below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import sentencepiece
+
+from pipeline.errors import CorruptArtifact, InputError
+
+KIND = "Tokenizer"
+PAD, UNK, BOS, EOS, SYSTEM, USER, ASSISTANT = range(7)
+RESERVED = 9
+CONTROLS = (
+    *("<pad>", "<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"),
+    *(f"<|reserved_{k}|>" for k in range(RESERVED)),
+)
+FIRST_BYTE = len(CONTROLS)
+ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+
+
+class Tokenizer:
+    """Encodes and decodes with the SentencePiece model of a Tokenizer or Model folder."""
+
+    def __init__(self, path: Path) -> None:
+        model = Path(path) / "tokenizer.model"
+        if not model.exists():
+            raise InputError(
+                "no tokenizer here", where=str(model), remedy="name a Tokenizer artifact"
+            )
+        self.path = Path(path)
+        self._model = model.read_bytes()
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        except RuntimeError as error:
+            raise CorruptArtifact(f"unreadable tokenizer: {error}", where=str(model)) from error
+
+    def __len__(self) -> int:
+        return int(self._pieces.vocab_size())
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer, control ids and bytes included."""
+        return len(self)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; never a control id. A lone surrogate counts as U+FFFD."""
+        ids: list[int] = self._pieces.encode(well_formed(text))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """The ids of each text, on as many threads as asked for."""
+        ids: list[list[int]] = self._pieces.encode(
+            [well_formed(text) for text in texts], num_threads=threads
+        )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; control ids are silent, broken byte runs become U+FFFD."""
+        text: str = self._pieces.decode([int(i) for i in ids if int(i) >= FIRST_BYTE])
+        return text
+
+    def piece(self, token: int) -> str:
+        """The piece of an id, as SentencePiece writes it."""
+        piece: str = self._pieces.id_to_piece(int(token))
+        return piece
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """Every piece by id."""
+        return [self.piece(i) for i in range(len(self))]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "_model": self._model}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+
+
+def well_formed(text: str) -> str:
+    """The text with lone surrogates (which no encoding can write) as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

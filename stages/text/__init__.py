@@ -1,0 +1,1 @@
+"""Text work: sources and readers, repair, language, rules, near-duplicates, docstrings."""
