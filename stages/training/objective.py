@@ -1,0 +1,187 @@
+"""What a training stage supplies to the loop: an objective.
+
+The loop (`stages.training.loop.fit`) owns engines, schedule, checkpoints, guards and metrics; the
+objective owns models, data and loss. Most objectives are a data set and a loss: they subclass
+`SupervisedObjective`. Those with an inner loop of their own (PPO: rollouts, several updates) write
+`step` themselves.
+
+An objective is made in the stage's process and pickled to every rank, so its constructor takes
+paths and parameters only; models and data are opened in `setup`. This module imports no torch,
+so that a stage's module may subclass at its top and still be read by `headwater plan`.
+
+    class Copy(SupervisedObjective):
+        def open(self, rank):                       # once a rank: self.train, self.held_out
+            ...
+            return {"model": Trainable(model)}
+        def collate(self, samples): ...             # -> {"tokens": …, "targets": …}
+        def loss(self, model, batch): ...           # -> Loss(sum over tokens, …)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from stages.training.engine import Engine
+    from stages.training.rank import Rank
+    from stages.training.settings import TrainSection
+
+Metrics = Mapping[str, float]
+"""Figures of one step, the same on every rank. `loss`, `tokens` (of all ranks) are used by the
+loop itself; the rest is passed on to the series."""
+
+Batch = Mapping[str, Any]
+State = dict[str, Any]
+"""Named extra state: str -> number, str, list, dict of such, or Tensor (any depth of dicts)."""
+
+
+def matrices(name: str, parameter: Tensor) -> bool:
+    """The usual rule of weight decay: matrices and embeddings decay, vectors do not."""
+    return parameter.ndim >= 2
+
+
+@dataclass
+class Trainable:
+    """A module to be trained by an engine of its own."""
+
+    module: nn.Module
+    lr: float = 1.0
+    """Times the schedule's learning rate."""
+    decay: Callable[[str, Tensor], bool] = matrices
+    """Which parameters (name, tensor) are decayed."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A function of the index: the same sample for the same index, for ever."""
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class Loss:
+    """The loss of one micro-batch, as sums; the loop divides by the weight of the global batch."""
+
+    total: Tensor
+    """Scalar with a gradient: the sum over this batch's units (target tokens, comparisons…)."""
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """More sums over the same units (no gradient): reported as their mean over the global batch."""
+
+
+class Objective(Protocol):
+    """Everything that the loop needs to know of a way of training."""
+
+    def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
+        """Open data and build the modules, alike on every rank; on the CPU, in float32.
+
+        Frozen modules stay with the objective, which moves them to `rank.device` itself.
+        """
+
+    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """One step of the loop, all of it: micro-batches, accumulation, PPO's rollouts.
+
+        `step` counts from 0 and says which data to use. The learning rate is already set.
+        """
+
+    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """Figures on held-out data, the same on every rank; may be empty."""
+
+    def state_dict(self) -> State:
+        """State beyond weights and moments: controllers, averages, cursors. Alike on all ranks."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up what `state_dict` gave."""
+
+    def export(self, engines: Mapping[str, Engine], out: Path) -> None:
+        """Write the model folder. Called on rank 0 alone, with whole weights in the modules."""
+
+
+class SupervisedObjective(ABC):
+    """A data set and a loss: token-weighted mean over the global batch, at any world size."""
+
+    rank: Rank
+    settings: TrainSection
+    seed: int
+    train: Dataset
+    held_out: Dataset | None = None
+
+    @abstractmethod
+    def open(self, rank: Rank) -> dict[str, Trainable]:
+        """Set `self.train` and `self.held_out`, and build the one module to train."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Samples -> tensors on the CPU. `targets` with -100 where there is nothing to learn."""
+
+    @abstractmethod
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Loss:
+        """The summed loss of a batch (on the rank's device)."""
+
+    @abstractmethod
+    def export(self, engines: Mapping[str, Engine], out: Path) -> None:
+        """Write the model folder. Called on rank 0 alone, with whole weights in the modules."""
+
+    def weight(self, batch: Batch) -> float:
+        """How many units the batch's loss sums over; by default its targets other than -100."""
+        return float((batch["targets"] != -100).sum())
+
+    def tokens(self, batch: Batch) -> float:
+        """Positions that the batch computes, for the rate and the MFU."""
+        return float(batch["targets"].numel())
+
+    def length(self, index: int) -> int:
+        """A sample's length, if lengths differ: micro-batches are then made of alike ones."""
+        return 0
+
+    def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
+        """Open data and model, and fix the order of the samples."""
+        self.rank, self.settings, self.seed = rank, settings, seed
+        return self.open(rank)
+
+    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """Forward and backward over this rank's share, then one optimizer step."""
+        from stages.training.supervised import train_step
+
+        (engine,) = engines.values()
+        return train_step(self, engine, step)
+
+    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """`eval_loss`, `eval_perplexity` and the means of `Loss.sums` on the held-out samples."""
+        from stages.training.supervised import evaluate
+
+        (engine,) = engines.values()
+        return evaluate(self, engine) if self.held_out else {}
+
+    def state_dict(self) -> State:
+        """Nothing: the data position is the step."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Nothing to take up.
+
+        Raises:
+            ValueError: the checkpoint holds state that this objective does not know.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} has no place for {sorted(state)}")
+
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Loss",
+    "Metrics",
+    "Objective",
+    "State",
+    "SupervisedObjective",
+    "Trainable",
+    "matrices",
+]

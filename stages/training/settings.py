@@ -1,0 +1,117 @@
+"""What a pipeline file says of training (`train:`), and what follows from it before any process
+starts: how the global batch falls on ranks and micro-batches.
+
+Imports no torch: `headwater plan` reads this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import Problem
+from pipeline.stage import EXECUTION, Section, Workers
+
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Watchdog(Section):
+    """When a silent group counts as stuck: after `factor` median steps, but not before `floor`."""
+
+    factor: Annotated[float, Field(gt=1)] = 20
+    """Median steps without progress."""
+    floor: Annotated[float, Field(gt=0)] = 120
+    """Seconds without progress that are always allowed, once steps are being made."""
+    start: Annotated[float, Field(gt=0)] = 900
+    """Seconds allowed before the first step: imports, reading, compiling."""
+
+
+class TrainSection(Section):
+    """How a model is trained. Fields marked EXECUTION change the speed, not the result."""
+
+    steps: Annotated[int, Field(ge=1)] = 300
+    """Optimizer steps (PPO: iterations)."""
+    global_batch: Annotated[int, Field(ge=1)] = 32
+    """Samples of one optimizer step, over all ranks and micro-batches."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.02
+    """Linear warm-up: a share of the steps if below 1, else a number of steps."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """The share of the steps in which `wsd` falls, at the end."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The last learning rate over the peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled decay of matrices; gains, biases and vectors are spared."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global norm of the gradient; 0 leaves it as it is."""
+    dtype: Dtype = "float32"
+    """Of activations and gradients; master weights and moments are always float32."""
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    eval_samples: Annotated[int, Field(ge=0)] = 256
+    """Held-out samples of one evaluation; 0 takes all."""
+    skip_limit: Annotated[int, Field(ge=0)] = 5
+    """Steps in a row that are skipped for a gradient that is not finite, before rolling back."""
+    rollbacks: Annotated[int, Field(ge=0)] = 1
+    """Times that training goes back to its last checkpoint, and past the data that broke it."""
+
+    micro_batch: Annotated[int | None, Field(ge=1), EXECUTION] = None
+    """Samples of one forward pass on one rank; left out: the rank's whole share."""
+    zero: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
+    """ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
+    """Steps between checkpoints; 0 saves only when interrupted and at the end."""
+    keep: Annotated[int, Field(ge=1), EXECUTION] = 2
+    """Checkpoints that are kept."""
+    watchdog: Annotated[Watchdog, EXECUTION] = Watchdog()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainSection:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup ({self.warmup:g}) is longer than steps ({self.steps})")
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return round(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+
+    def share(self, world: int) -> int:
+        """Samples of one step on one rank."""
+        return self.global_batch // world
+
+    def micro(self, world: int) -> int:
+        """Samples of one forward pass on one rank."""
+        return self.micro_batch or self.share(world)
+
+    def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
+        """Yield what does not add up between the batch and the workers."""
+        per_pass = workers.num * (self.micro_batch or 1)
+        if self.global_batch % per_pass:
+            parts = f"workers.num ({workers.num})"
+            if self.micro_batch:
+                parts += f" x {key}.micro_batch ({self.micro_batch})"
+            yield Problem(
+                f"{key}.global_batch",
+                f"{self.global_batch} is not divisible by {parts}",
+                f"{_nearest(self.global_batch, per_pass)} is",
+            )
+        if self.dtype == "bfloat16" and not workers.gpus:
+            yield Problem(
+                f"{key}.dtype",
+                "bfloat16 needs a GPU: processors emulate it, several times slower than float32",
+                "set float32, or workers.gpus",
+            )
+
+
+def _nearest(value: int, divisor: int) -> int:
+    return max(1, round(value / divisor)) * divisor
