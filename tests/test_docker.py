@@ -44,7 +44,7 @@ def test_every_system_package_is_pinned() -> None:
 
 def test_the_image_runs_as_an_unprivileged_user() -> None:
     users = [rest for word, rest in instructions() if word == "USER"]
-    assert users == ["headwater"]
+    assert users == ["10001"]
     words = [word for word, _ in instructions()]
     assert words.index("USER") < words.index("CMD")
     assert "RUN" not in words[words.index("USER") :]
