@@ -1,0 +1,1 @@
+"""Workshop of alignment: the mathematics of reward models and of PPO, as pure functions."""

@@ -1,0 +1,1 @@
+"""Workshop of generation: batched sampling from a model with a static cache."""

@@ -1,0 +1,1 @@
+"""Workshop of models: single-device code; parallelism is applied from outside."""

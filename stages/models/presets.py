@@ -1,0 +1,62 @@
+"""The published sizes, and small ones to try things on.
+
+GPT-2: Radford et al. 2019, table 2 (the released checkpoints; vocabulary 50,257, context 1,024).
+GPT-3: Brown et al. 2020, table 2.1 (context 2,048; the vocabulary is that of GPT-2). Two of its
+rows are no multiples as printed (1.3B: 24 heads of 128 on width 2,048; 13B: width 5,140 on 40
+heads): here 16 heads and width 5,120. All layers attend densely; the paper alternates with
+locally banded ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stages.models.config import GPTConfig
+
+
+class Shape(NamedTuple):
+    """A row of a paper's table of sizes."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
+    vocab_size: int = 50257
+
+
+PRESETS: dict[str, Shape] = {
+    "nano": Shape(2, 64, 2, 128, 2048),
+    "tiny": Shape(4, 128, 4, 256, 4096),
+    "small": Shape(6, 256, 8, 512, 8192),
+    "gpt2": Shape(12, 768, 12, 1024),
+    "gpt2-medium": Shape(24, 1024, 16, 1024),
+    "gpt2-large": Shape(36, 1280, 20, 1024),
+    "gpt2-xl": Shape(48, 1600, 25, 1024),
+    "gpt3-125m": Shape(12, 768, 12, 2048),
+    "gpt3-350m": Shape(24, 1024, 16, 2048),
+    "gpt3-760m": Shape(24, 1536, 16, 2048),
+    "gpt3-1.3b": Shape(24, 2048, 16, 2048),
+    "gpt3-2.7b": Shape(32, 2560, 32, 2048),
+    "gpt3-6.7b": Shape(32, 4096, 32, 2048),
+    "gpt3-13b": Shape(40, 5120, 40, 2048),
+    "gpt3-175b": Shape(96, 12288, 96, 2048),
+}
+
+
+def preset(
+    name: str, *, vocab_size: int | None = None, context: int | None = None, dropout: float = 0.0
+) -> GPTConfig:
+    """The config of a named size, with the vocabulary and context of one's own if given.
+
+    Raises:
+        KeyError: there is no such size.
+    """
+    shape = PRESETS[name]
+    return GPTConfig(
+        vocab_size=vocab_size or shape.vocab_size,
+        context=context or shape.context,
+        layers=shape.layers,
+        width=shape.width,
+        heads=shape.heads,
+        dropout=dropout,
+    )

@@ -1,0 +1,182 @@
+"""The function a GPT computes: sizes, masks, packing, the cache, the start."""
+
+import math
+
+import pytest
+import torch
+
+from stages.models.gpt import GPT, GPTConfig, segment_positions
+from stages.models.presets import PRESETS, preset
+
+CONFIG = GPTConfig(vocab_size=61, context=24, layers=2, width=32, heads=4)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT(CONFIG).eval()
+
+
+def random_tokens(*shape):
+    return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # The released checkpoints hold 124.4, 354.8, 774.0 and 1,557.6 million weights.
+        ("gpt2", 124.440),
+        ("gpt2-medium", 354.823),
+        ("gpt2-large", 774.030),
+        ("gpt2-xl", 1557.611),
+    ],
+)
+def test_gpt2_sizes_are_those_published(name, millions):
+    assert preset(name).parameters / 1e6 == pytest.approx(millions, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("gpt3-125m", 125e6), ("gpt3-350m", 356e6), ("gpt3-760m", 760e6), ("gpt3-1.3b", 1.3e9),
+        ("gpt3-2.7b", 2.7e9), ("gpt3-6.7b", 6.7e9), ("gpt3-13b", 13e9), ("gpt3-175b", 175e9),
+    ],
+)  # fmt: skip
+def test_gpt3_sizes_are_those_published(name, published):
+    assert preset(name).parameters == pytest.approx(published, rel=0.02)
+
+
+def test_the_count_of_parameters_is_exact(model):
+    assert sum(p.numel() for p in model.parameters()) == CONFIG.parameters
+
+
+def test_every_preset_is_a_valid_shape():
+    for name in PRESETS:
+        assert preset(name, vocab_size=512, context=64, dropout=0.1).context == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 30}, "width 30 is not a multiple of 4 heads"),
+        ({"layers": 0}, "must be positive"),
+        ({"dropout": 1.0}, "dropout must be in"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(
+            **{"vocab_size": 61, "context": 24, "layers": 2, "width": 32, "heads": 4} | change
+        )
+
+
+def test_flops_grow_with_context_only_by_attention():
+    short, long = preset("gpt2", context=512), preset("gpt2", context=1024)
+    assert long.flops_per_token - short.flops_per_token == 12 * 12 * 768 * 512
+
+
+def test_the_start_scales_residual_projections(model):
+    deep = GPT(GPTConfig(vocab_size=61, context=24, layers=8, width=128, heads=4))
+    assert deep.h[0].attn.c_proj.weight.std().item() == pytest.approx(
+        0.02 / math.sqrt(16), rel=0.05
+    )
+    assert deep.h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert deep.ln_f.weight.eq(1).all() and deep.h[0].mlp.c_fc.bias.eq(0).all()
+
+
+def test_a_new_model_knows_nothing(model):
+    tokens_BT = random_tokens(4, 24)
+    loss = torch.nn.functional.cross_entropy(
+        model(tokens_BT)[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
+    )
+    assert loss.item() == pytest.approx(math.log(61), rel=0.02)
+
+
+def test_the_future_is_not_seen(model):
+    tokens_BT = random_tokens(2, 20)
+    changed_BT = tokens_BT.clone()
+    changed_BT[:, 12:] = (changed_BT[:, 12:] + 1) % 61
+    torch.testing.assert_close(model(tokens_BT)[:, :12], model(changed_BT)[:, :12])
+
+
+def test_left_padding_changes_nothing(model):
+    tokens_BT = random_tokens(1, 10)
+    padded_BT = torch.cat([torch.zeros(1, 6, dtype=torch.long), tokens_BT], 1)
+    mask_BT = torch.arange(16)[None] >= 6
+    torch.testing.assert_close(model(padded_BT, mask_BT=mask_BT)[:, 6:], model(tokens_BT))
+
+
+def test_packed_documents_do_not_leak(model):
+    a, b, c = random_tokens(1, 6), random_tokens(1, 9), random_tokens(1, 5)
+    packed_BT = torch.cat([a, b, c], 1)
+    segments_BT = torch.tensor([[1] * 6 + [2] * 9 + [3] * 5])
+    alone = torch.cat([model(part) for part in (a, b, c)], 1)
+    torch.testing.assert_close(model(packed_BT, segments_BT=segments_BT), alone)
+
+
+def test_packed_gradients_equal_those_of_documents_apart(model):
+    parts = [random_tokens(1, n) for n in (7, 8)]
+    segments_BT = torch.tensor([[4] * 7 + [9] * 8])
+    model(torch.cat(parts, 1), segments_BT=segments_BT).square().sum().backward()
+    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    sum(model(part).square().sum() for part in parts).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_start_again_in_every_segment():
+    segments_BT = torch.tensor([[5, 5, 2, 2, 2, 5], [0, 0, 0, 1, 1, 1]])
+    assert segment_positions(segments_BT).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2]]
+
+
+def test_chosen_positions_are_those_of_the_whole(model):
+    tokens_BT = random_tokens(3, 8)
+    at_BT = torch.zeros(3, 8, dtype=torch.bool)
+    at_BT[0, 2] = at_BT[2, 7] = at_BT[1, 0] = True
+    torch.testing.assert_close(model(tokens_BT, at_BT=at_BT), model(tokens_BT)[at_BT])
+
+
+def test_recomputing_changes_no_gradient(model):
+    tokens_BT = random_tokens(2, 8)
+    model(tokens_BT).square().mean().backward()
+    plain = model.wte.weight.grad.clone()
+    model.zero_grad()
+    model.recompute = True
+    model(tokens_BT).square().mean().backward()
+    torch.testing.assert_close(model.wte.weight.grad, plain)
+
+
+def test_a_sequence_over_the_context_is_refused(model):
+    with pytest.raises(ValueError, match="25 tokens do not fit a context of 24"):
+        model(random_tokens(1, 25))
+
+
+@pytest.mark.parametrize("steps", [[20], [1] * 20, [5, 1, 1, 7, 6]])
+def test_reading_through_a_cache_is_reading_at_once(model, steps):
+    tokens_BT = random_tokens(2, 20)
+    cache = model.cache(2, 20)
+    pieces = [model(piece, cache=cache) for piece in tokens_BT.split(steps, 1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), model(tokens_BT))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_prompts_continue_as_if_alone(model, side):
+    prompts = [random_tokens(1, n)[0] for n in (3, 8, 6)]
+    padded_BT, mask_BT = torch.zeros(3, 8, dtype=torch.long), torch.zeros(3, 8, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        place = slice(8 - len(prompt), 8) if side == "left" else slice(0, len(prompt))
+        padded_BT[row, place], mask_BT[row, place] = prompt, True
+    new_BT = random_tokens(3, 4)
+    cache = model.cache(3, 12)
+    model(padded_BT, mask_BT=mask_BT, cache=cache)
+    stepped = torch.cat([model(new_BT[:, t : t + 1], cache=cache) for t in range(4)], 1)
+    for row, prompt in enumerate(prompts):
+        alone = model(torch.cat([prompt, new_BT[row]])[None])[0, -4:]
+        torch.testing.assert_close(stepped[row], alone)
+
+
+def test_a_full_cache_says_so(model):
+    cache = model.cache(1, 4)
+    with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
+        model(random_tokens(1, 5), cache=cache)
