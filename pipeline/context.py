@@ -17,12 +17,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifact import whole_lines, write_atomic
 from pipeline.errors import Interrupted
 from pipeline.panels import Panel
 
@@ -44,13 +46,18 @@ class Context:
     run_id: str = "local"
     stage: str = "stage"
     attempt: int = 1
+    secrets: frozenset[str] = frozenset()
+    """Names of environment variables whose values never reach a log."""
     _last_progress: float = field(default=-math.inf, repr=False)
     _results: dict[str, float] = field(default_factory=dict, repr=False)
     _panels: list[Panel] = field(default_factory=list, repr=False)
+    _mended: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for folder in (self.out, self.scratch, self.observed, self.attempt_dir, self.cache):
             folder.mkdir(parents=True, exist_ok=True)
+        self._results.update(_read(self.observed / "results.json", {}))
+        self._panels += _read(self.observed / "panels.json", [])
 
     @classmethod
     def local(cls, folder: Path) -> Context:
@@ -96,42 +103,50 @@ class Context:
             return
         self._last_progress = now
         line = {"done": done, "total": total, "unit": unit, "time": time.time(), **rates}
-        _replace(self.observed / "progress.json", json.dumps(_finite(line)))
+        _note(self.observed / "progress.json", json.dumps(_finite(line)))
 
     def resume_point(self, step: int, total: int) -> None:
         """Record that a kill from now on resumes at `step` (read by `headwater plan`)."""
-        _replace(self.observed / "resume.json", json.dumps({"step": step, "total": total}))
+        _note(self.observed / "resume.json", json.dumps({"step": step, "total": total}))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one point of the stage's series."""
         line = json.dumps(_finite({"step": step, "time": time.time(), **values}))
-        with (self.observed / "metrics.jsonl").open("a") as series:
+        if not self._mended:
+            self._mend()
+        with self._series.open("a") as series:
             series.write(line + "\n")
+
+    @property
+    def _series(self) -> Path:
+        return self.observed / "metrics.jsonl"
+
+    def _mend(self) -> None:
+        """Cut off the half of a line that a kill left, or the next point would be lost with it."""
+        if self._series.exists():
+            os.truncate(self._series, whole_lines(self._series))
+        self._mended = True
 
     def rewind(self, step: int) -> None:
         """Forget the points after `step`: the work goes on from there and will make them again."""
-        kept = [
-            line for line in read_series(self.observed / "metrics.jsonl") if line["step"] <= step
-        ]
-        _replace(
-            self.observed / "metrics.jsonl", "".join(json.dumps(point) + "\n" for point in kept)
-        )
+        kept = [point for point in read_series(self._series) if point["step"] <= step]
+        _note(self._series, "".join(json.dumps(point) + "\n" for point in kept))
 
     def result(self, **values: float) -> None:
         """Set final figures: gates, tables and comparisons read them as `<stage>.<name>`."""
         self._results.update({name: float(value) for name, value in values.items()})
-        _replace(self.observed / "results.json", json.dumps(_finite(self._results), sort_keys=True))
+        _note(self.observed / "results.json", json.dumps(_finite(self._results), sort_keys=True))
 
     def panel(self, panel: Panel) -> None:
         """Add something for people to look at (see `pipeline.panels`)."""
         self._panels = [old for old in self._panels if old["title"] != panel["title"]] + [panel]
-        _replace(self.observed / "panels.json", json.dumps(self._panels))
+        _note(self.observed / "panels.json", json.dumps(self._panels))
 
     def log(self, message: str) -> None:
         """Write one line to the attempt's log."""
         stamp = time.strftime("%H:%M:%S")
         with (self.attempt_dir / "log.txt").open("a") as log:
-            log.write(f"{stamp} {escape(message)}\n")
+            log.write(f"{stamp} {escape(redact(message, self.secrets))}\n")
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:
@@ -152,6 +167,22 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
 
 
+def secret_names(text: str) -> frozenset[str]:
+    """The NAME of every `${env:NAME}` in a text."""
+    return frozenset(re.findall(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}", text))
+
+
+def redact(text: str, names: Iterable[str]) -> str:
+    """The text with the values of these environment variables replaced by their names.
+
+    Values of less than four characters stay: they are no secrets, and would tear words apart.
+    """
+    values = {os.environ[name]: name for name in names if len(os.environ.get(name, "")) > 3}
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, f"${{env:{values[value]}}}")
+    return text
+
+
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: non-finite floats are written as their names."""
     return {
@@ -160,8 +191,11 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _replace(path: Path, text: str) -> None:
-    """Readers see the old text or the new, never half of it. Not durable: it is re-made."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text)
-    os.replace(beside, path)  # noqa: PTH105
+def _note(path: Path, text: str) -> None:
+    """Readers see the old text or the new; not durable, for it is re-made."""
+    write_atomic(path, text, durable=False)
+
+
+def _read(path: Path, default: Any) -> Any:
+    """What an attempt before this one, which was killed, had said already."""
+    return json.loads(path.read_text()) if path.exists() else default

@@ -1,0 +1,492 @@
+"""A run's folder and its append-only journal: the one truth about what happened.
+
+    <store>/runs/<run-id>/run.yaml        the resolved pipeline
+    <store>/runs/<run-id>/plan.json       the newest plan
+    <store>/runs/<run-id>/journal.jsonl   {"seq", "time", "event", …}, one line an event
+    <store>/runs/<run-id>/cancel          asks the run to stop
+    <store>/runs/<run-id>/stages/<name>/attempt-K/
+
+Status is derived from the journal whenever somebody asks and is stored nowhere. A journal has
+one writer at a time, the driver, which holds the run's lease; a driver that is gone without a
+word leaves a run that shows as interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.artifact import append_line, check_name, make_folder, whole_lines, write_atomic
+from pipeline.context import redact, secret_names
+from pipeline.errors import NotFound, UserError
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.lease import Lease
+    from pipeline.plan import Plan
+    from pipeline.spec import Spec
+
+Event = dict[str, Any]
+
+# Both lists are sorted, so that ids sort by the second and the 64th of a second they stand for.
+_WORDS = """
+able agile airy amber ample azure bold brave brief bright brisk broad calm clear cosy crisp
+deep deft eager early even fair fast fine fleet fond free fresh gentle glad grand green happy
+high humble keen kind large lean light lively long loyal lucid merry mild neat noble old open
+plain proud quick quiet ready rich round sage silver wise
+|
+adder badger bass bear beaver bison boar carp cat cod crab crane crow deer dove duck eagle eel
+egret elk falcon finch fox frog gecko goat goose gull hare hawk hen heron horse ibis jay kite
+koala lark lion llama loon lynx mink mole moose mouse newt orca otter owl panda perch pike plover
+puffin quail raven robin salmon seal shrew swan trout wolf
+"""
+_ADJECTIVES, _NOUNS = (half.split() for half in _WORDS.split("|"))
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Where one stage of a run stands."""
+
+    name: str
+    uses: str
+    state: str = "pending"
+    """pending, cached, waiting, running, finished, failed, interrupted or skipped."""
+    reason: str = ""
+    kind: str = ""
+    fingerprint: str = ""
+    path: str = ""
+    """The artifact's folder, once there is one."""
+    attempts: int = 0
+    seconds: float | None = None
+    """What the work took; so far, while it is running."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """The newest {done, total, unit, …} of a stage that is not finished; not part of the JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The stage's entry of `status --json`."""
+        return {
+            "name": self.name,
+            "uses": self.uses,
+            "state": self.state,
+            "reason": self.reason,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "path": self.path,
+            "attempts": self.attempts,
+            "seconds": self.seconds,
+            "metrics": dict(self.metrics),
+        }
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands."""
+
+    run: str
+    pipeline: str = ""
+    state: str = "pending"
+    """pending, running, finished, failed, interrupted, cancelled or refused."""
+    store: str = ""
+    stages: list[StageStatus] = field(default_factory=list)
+    registered: list[dict[str, Any]] = field(default_factory=list)
+    """{model, version, aliases} of what this run promoted."""
+    origin: str = ""
+    """The run that this one goes on from with another configuration; not part of the JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `status --json` prints: a contract."""
+        return {
+            "run": self.run,
+            "pipeline": self.pipeline,
+            "state": self.state,
+            "store": self.store,
+            "stages": [stage.to_json() for stage in self.stages],
+            "registered": self.registered,
+        }
+
+
+class Run:
+    """A run's folder; opening it reads nothing."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.id = check_name(run_id, "a run")
+        self._lock = threading.Lock()
+        self._tail = (-1, -1)  # the journal's size in bytes after our last append, and its seq
+        self._lease: Lease | None = None
+        self._secrets: frozenset[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+    @classmethod
+    def create(
+        cls,
+        store: Store,
+        spec: Spec,
+        plan: Plan,
+        origin: str | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Make a run's folder, pending. Asked twice for one `run_id`, it gives the same run.
+
+        Args:
+            origin: the run that this one goes on from with a changed configuration.
+            run_id: a name that was agreed on before; without it a new one is drawn.
+        """
+        run = cls(store, run_id) if run_id else cls._draw(store)
+        make_folder(run.folder)
+        if not run.events():
+            resolved = yaml.safe_dump(_plain(spec.resolved), sort_keys=False, allow_unicode=True)
+            write_atomic(run.folder / "run.yaml", resolved)
+            run.append("run.created", pipeline=spec.name, store=str(store.root), origin=origin)
+            run.replan(plan)
+        return run
+
+    @classmethod
+    def find(cls, store: Store, name: str = "latest") -> Run:
+        """The run of that id, the one whose id begins or ends like that, or the `latest`.
+
+        Raises:
+            NotFound: there is none, or there are several.
+        """
+        ids = [run.id for run in runs(store)]
+        if not ids:
+            raise NotFound(
+                "the store holds no runs",
+                where=str(store.root),
+                remedy="start one with `headwater run CONFIG`, or name a store with --store",
+            )
+        if name in ids or name == "latest":
+            return cls(store, ids[-1] if name == "latest" else name)
+        matches = [known for known in ids if known.startswith(name) or known.endswith(f"-{name}")]
+        if len(matches) == 1:
+            return cls(store, matches[0])
+        if matches:
+            raise NotFound(f"several runs match {name!r}: {', '.join(matches[-5:])}")
+        near = difflib.get_close_matches(name, ids, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]}?" if near else "`headwater list` shows all runs"
+        raise NotFound(f"no run {name!r}", where=str(store.root), remedy=remedy)
+
+    @classmethod
+    def _draw(cls, store: Store) -> Run:
+        """A run with a new id of this instant; its folder is made, which claims the id."""
+        make_folder(store.root / "runs")
+        instant = time.time()
+        while True:
+            run = cls(store, new_id(instant))
+            try:
+                run.folder.mkdir()
+            except FileExistsError:
+                instant += 1 / len(_NOUNS)
+            else:
+                return run
+
+    @property
+    def folder(self) -> Path:
+        """Where everything about the run lies."""
+        return self.store.root / "runs" / self.id
+
+    @property
+    def cancel_file(self) -> Path:
+        """Its existence asks the run to stop at the next safe point."""
+        return self.folder / "cancel"
+
+    @property
+    def journal(self) -> Path:
+        """The event log."""
+        return self.folder / "journal.jsonl"
+
+    def attempt_dir(self, stage: str, attempt: int) -> Path:
+        """Logs and stack dumps of one attempt."""
+        return self.folder / "stages" / check_name(stage, "a stage") / f"attempt-{attempt}"
+
+    def resolved(self) -> dict[str, Any]:
+        """The pipeline as it was resolved: what run.yaml holds."""
+        return dict(yaml.safe_load((self.folder / "run.yaml").read_text()))
+
+    def spec(self) -> Spec:
+        """The run's pipeline, checked again."""
+        from pipeline.spec import from_resolved
+
+        return from_resolved(self.resolved())
+
+    def plan(self) -> Plan:
+        """The newest plan."""
+        from pipeline.plan import Plan
+
+        return Plan.from_json(json.loads((self.folder / "plan.json").read_text()))
+
+    def replan(self, plan: Plan) -> None:
+        """Replace the plan: a resumed run finds other things cached than it did at first."""
+        described = plan.to_json()
+        write_atomic(self.folder / "plan.json", json.dumps(described, indent=1) + "\n")
+        keys = ("name", "uses", "kind", "verdict", "reason", "fingerprint")
+        stages = [{key: stage.get(key, "") for key in keys} for stage in described["stages"]]
+        self.append("plan", stages=stages)
+
+    # --- driving -------------------------------------------------------------------------------
+
+    def open(self, **facts: Any) -> None:
+        """Become the run's driver: take its lease and journal `run.started`.
+
+        Raises:
+            UserError: another driver is at work on this run.
+        """
+        lease = self.store.lease("run", self.id, owner=self.id)
+        if not lease.acquire():
+            holder = lease.holder() or {}
+            raise UserError(
+                f"run {self.id} is at work already: process {holder.get('pid', '?')} "
+                f"on {holder.get('host', 'another machine')}",
+                remedy=f"`headwater status {self.id} --watch` shows it",
+            )
+        self._lease = lease
+        self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)
+
+    def close(self) -> None:
+        """Stop being the driver; journal `run.finished` or `run.interrupted` before."""
+        if self._lease:
+            self._lease.release()
+        self._lease = None
+
+    def append(self, event: str, **fields: Any) -> Event:
+        """Write one event durably; returns it with its `seq` and `time`.
+
+        Values of secrets that the pipeline names are written as their names.
+
+        Raises:
+            LeaseLost: this was the driver, and another one took over.
+            Failure: the disk is full.
+        """
+        with self._lock:
+            if self._lease:
+                self._lease.check()
+            raw = {"seq": self._seq() + 1, "time": _now(), "event": event, **fields}
+            line: Event = _redacted(_plain(raw), self.secrets())
+            size = append_line(self.journal, json.dumps(line, ensure_ascii=False))
+            self._tail = (size, line["seq"])
+        return line
+
+    def secrets(self) -> frozenset[str]:
+        """The names of the secrets that the pipeline uses."""
+        if self._secrets is None:
+            try:
+                text = (self.folder / "run.yaml").read_text()
+            except FileNotFoundError:
+                return frozenset()
+            self._secrets = secret_names(text)
+        return self._secrets
+
+    def _seq(self) -> int:
+        """The number of the last event; reads the journal only if another wrote to it."""
+        size, seq = self._tail
+        if not self.journal.exists():
+            return 0
+        if self.journal.stat().st_size == size:
+            return seq
+        return max((event["seq"] for event in self.events()), default=0)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def events(self) -> list[Event]:
+        """Everything that happened, in order; a torn or damaged line is left out."""
+        try:
+            whole = self.journal.read_bytes()[: whole_lines(self.journal)]
+        except FileNotFoundError:
+            return []
+        return [event for line in whole.splitlines() if (event := _event(line))]
+
+    def driven(self) -> bool:
+        """Whether a driver is at work on it, as far as can be seen from here."""
+        return self.store.lease("run", self.id, owner="reader").alive()
+
+    def status(self) -> RunStatus:
+        """Where the run stands, derived from its journal and the store."""
+        status = derive(self.id, self.events())
+        if status.state == "running" and not self.driven():
+            status = _interrupted(status)
+        stages = [self._fill(stage) for stage in status.stages]
+        return replace(status, stages=stages, store=status.store or str(self.store.root))
+
+    def _fill(self, stage: StageStatus) -> StageStatus:
+        """Add what the store knows: the artifact's folder and figures, or live progress."""
+        if not stage.fingerprint:
+            return stage
+        if stage.state in ("cached", "finished"):
+            artifact = self.store.peek(stage.uses, stage.fingerprint)
+            if artifact is None:
+                return stage
+            return replace(
+                stage,
+                path=str(artifact.path),
+                metrics=stage.metrics or artifact.metrics,
+                seconds=artifact.manifest["seconds"] if stage.seconds is None else stage.seconds,
+            )
+        progress = self.store.work(stage.uses, stage.fingerprint) / "observed" / "progress.json"
+        try:
+            return replace(stage, progress=json.loads(progress.read_text()))
+        except (OSError, ValueError):
+            return stage
+
+
+def runs(store: Store) -> list[Run]:
+    """All runs of a store, the oldest first."""
+    return [
+        Run(store, path.parent.name) for path in sorted(store.root.glob("runs/*/journal.jsonl"))
+    ]
+
+
+def new_id(instant: float) -> str:
+    """The id of a run that starts at that Unix time: UTC to the minute, then two words.
+
+    The words stand for the second and the 64th of a second, in alphabetical order, so that
+    ids sort by time.
+    """
+    utc = time.gmtime(instant)
+    tick = int(instant % 1 * len(_NOUNS))
+    return f"{time.strftime('%Y%m%d-%H%M', utc)}-{_ADJECTIVES[utc.tm_sec]}-{_NOUNS[tick]}"
+
+
+def derive(run_id: str, events: list[Event]) -> RunStatus:
+    """What a journal says of a run. Pure: it looks neither at the store nor at processes."""
+    status = RunStatus(run_id)
+    stages: dict[str, StageStatus] = {}
+    for event in events:
+        what = event["event"]
+        if what == "plan":
+            stages = _planned(event, stages)
+        elif what.startswith("stage."):
+            name = event["stage"]
+            stages[name] = _stage_event(stages.get(name, StageStatus(name, "")), event)
+        elif what == "promoted":
+            status = replace(status, registered=_registered(status.registered, event))
+        elif what.startswith("run."):
+            status = _run_event(status, event)
+    status = replace(status, stages=list(stages.values()))
+    return status if status.state in ("pending", "running") else _stopped(status)
+
+
+def _run_event(status: RunStatus, event: Event) -> RunStatus:
+    known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
+    state = {
+        "run.created": status.state,
+        "run.started": "running",
+        "run.interrupted": "interrupted",
+        "run.finished": event.get("state", "finished"),
+    }
+    return replace(status, state=state.get(event["event"], status.state), **known)
+
+
+def _planned(event: Event, before: Mapping[str, StageStatus]) -> dict[str, StageStatus]:
+    """The stages of a plan; attempts are counted over all plans of the run."""
+    stages = {}
+    for planned in event["stages"]:
+        name, uses = planned["name"], planned.get("uses", "")
+        old = before.get(name, StageStatus(name, uses))
+        same = planned.get("fingerprint", "") == old.fingerprint
+        kept = old if same and planned.get("verdict") == "cached" else StageStatus(name, uses)
+        stages[name] = replace(
+            kept,
+            state="skipped" if planned.get("verdict") == "skip" else "pending",
+            reason=planned.get("reason", ""),
+            kind=planned.get("kind", ""),
+            fingerprint=planned.get("fingerprint", ""),
+            attempts=old.attempts,
+        )
+    return stages
+
+
+def _stage_event(stage: StageStatus, event: Event) -> StageStatus:
+    what = event["event"].removeprefix("stage.")
+    if fingerprint := event.get("fingerprint"):
+        stage = replace(stage, fingerprint=fingerprint)
+    match what:
+        case "cached":
+            return replace(stage, state="cached")
+        case "waiting":
+            return replace(stage, state="waiting", reason=event.get("reason", ""))
+        case "started":
+            attempt = int(event.get("attempt", stage.attempts + 1))
+            return replace(stage, state="running", attempts=max(stage.attempts, attempt))
+        case "retry":
+            return replace(stage, state="waiting", reason=event.get("error", ""))
+        case "finished":
+            metrics = event.get("metrics") or {}
+            return replace(stage, state="finished", seconds=event.get("seconds"), metrics=metrics)
+        case "failed":
+            return replace(stage, state="failed", reason=event.get("error", ""))
+        case "interrupted":
+            at = event.get("at")
+            return replace(stage, state="interrupted", reason=f"at {at}" if at else stage.reason)
+    return stage
+
+
+def _registered(before: list[dict[str, Any]], event: Event) -> list[dict[str, Any]]:
+    """One entry a model version, with every alias that the run gave it."""
+    key = {"model": event["model"], "version": event["version"]}
+    old = [entry for entry in before if entry.items() >= key.items()]
+    aliases = [*old[0]["aliases"], event["alias"]] if old else [event["alias"]]
+    rest = [entry for entry in before if entry not in old]
+    return [*rest, {**key, "aliases": sorted(set(aliases))}]
+
+
+def _stopped(status: RunStatus) -> RunStatus:
+    """No stage is at work in a run that is over."""
+    after = {"running": "interrupted", "waiting": "pending"}
+    stages = [replace(stage, state=after.get(stage.state, stage.state)) for stage in status.stages]
+    return replace(status, stages=stages)
+
+
+def _interrupted(status: RunStatus) -> RunStatus:
+    """The driver is gone without a word."""
+    return _stopped(replace(status, state="interrupted"))
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(event, dict) and isinstance(event.get("seq"), int) and "event" in event
+    return event if whole else None
+
+
+def _now() -> str:
+    """UTC in ISO 8601, to the millisecond."""
+    seconds = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{stamp}.{int(seconds % 1 * 1000):03d}Z"
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences of any type as JSON's own, so that they can be written."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else repr(value)
+    return str(value)
+
+
+def _redacted(value: Any, secrets: frozenset[str]) -> Any:
+    if isinstance(value, str):
+        return redact(value, secrets)
+    if isinstance(value, Mapping):
+        return {key: _redacted(item, secrets) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item, secrets) for item in value]
+    return value
