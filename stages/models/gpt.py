@@ -64,6 +64,13 @@ class Cache:
         self.length = stop
         return positions_BT.clamp(min=0)
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these (indices): the others have nothing more to say."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+        self.valid_BS = self.valid_BS[rows]
+        self.count_B = self.count_B[rows]
+
     def mask(self, steps: int) -> Tensor | None:
         """Which keys the newest `steps` tokens see, as bool (B, 1, T, S); None if all."""
         if steps == 1 and not self.padded:

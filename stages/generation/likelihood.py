@@ -1,0 +1,72 @@
+"""How likely a model finds given continuations: the measuring side of generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.generation.sampling import Model, batches
+
+
+class Likelihood(NamedTuple):
+    """The log-probability of a continuation (nats) and how many tokens it has."""
+
+    log_prob: float
+    tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """Mean log-probability of a token."""
+        return self.log_prob / max(self.tokens, 1)
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Rows of ids flush to the left: tokens_BT."""
+    longest = max(len(row) for row in rows)
+    tokens_BT = torch.full((len(rows), longest), pad_id)
+    for place, row in enumerate(rows):
+        tokens_BT[place, : len(row)] = torch.tensor(row)
+    return tokens_BT.to(device)
+
+
+@torch.inference_mode()
+def likelihoods(
+    model: Model,
+    prefixes: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch: int = 32,
+    device: torch.device | str = "cpu",
+) -> list[Likelihood]:
+    """log p(continuation | prefix) of each pair, in the order given.
+
+    The logits are made only where a continuation's token is predicted.
+    """
+    rows = [[*prefix, *rest] for prefix, rest in zip(prefixes, continuations, strict=True)]
+    found: dict[int, Likelihood] = {}
+    for places in batches(rows, batch):
+        tokens_BT = pad_right([rows[place] for place in places], pad_id, device)
+        at_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        for row, place in enumerate(places):
+            at_BT[row, len(prefixes[place]) - 1 : len(rows[place]) - 1] = True
+        counts = [len(continuations[place]) for place in places]
+        log_probs = torch.split(_next_log_probs(model, tokens_BT, at_BT), counts)
+        sums = [part.sum().item() for part in log_probs]
+        found |= {
+            place: Likelihood(total, count)
+            for place, total, count in zip(places, sums, counts, strict=True)
+        }
+    return [found[place] for place in range(len(rows))]
+
+
+def _next_log_probs(model: Model, tokens_BT: Tensor, at_BT: Tensor) -> Tensor:
+    """Log-probability_N of the token after each marked position, in row-major order."""
+    log_probs_NV = model(tokens_BT, at_BT=at_BT).float().log_softmax(-1)
+    next_N = tokens_BT.roll(-1, 1)[at_BT]
+    return log_probs_NV.gather(1, next_N[:, None]).squeeze(1).double()
