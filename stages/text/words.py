@@ -1,0 +1,138 @@
+"""One split and one hash of each word, shared by every rule and by near-duplicate search.
+
+Python touches each distinct word once; all that counts, compares or combines words afterwards is
+arithmetic on arrays.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.data.hashing import hash64
+
+Hashes = npt.NDArray[np.uint64]
+_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
+_DIGITS = re.compile(r"\d+")
+_UNSPACED_SCRIPT = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff])"
+)
+_CACHED_WORDS = 1 << 18
+_CACHED_CHARACTERS = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text's words as arrays of shape (N,), in order."""
+
+    hashes: Hashes
+    """Of the word as written."""
+    lengths: npt.NDArray[np.int64]
+    """Characters."""
+    symbol: npt.NDArray[np.bool_]
+    """No letter and no digit in it."""
+    letter: npt.NDArray[np.bool_]
+    """At least one letter in it."""
+    folded: Hashes
+    """Of the word in lower case without accents, outer punctuation or digits' values; 0 for a
+    word that is nothing but punctuation."""
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+class Lexicon:
+    """Splits texts into `Words`, remembering the words that it met.
+
+    What it remembers is bounded and never changes a result.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def words(self, text: str) -> Words:
+        """The text's words: runs between white space, and each character of a script that is
+        written without spaces."""
+        if not text.isascii():
+            text = _UNSPACED_SCRIPT.sub(r" \1 ", text)
+        words = text.split()
+        if len(self._row) > _CACHED_WORDS or self._characters > _CACHED_CHARACTERS:
+            self._forget()
+        new = [word for word in dict.fromkeys(words) if word not in self._row]
+        if new:
+            self._learn(new)
+        rows = np.fromiter(map(self._row.__getitem__, words), np.int64, len(words))
+        hashes, lengths, symbol, letter, folded = self._columns
+        return Words(hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows])
+
+    def _forget(self) -> None:
+        self._row: dict[str, int] = {}
+        self._characters = 0
+        self._columns = _columns(1 << 12)
+
+    def _learn(self, words: list[str]) -> None:
+        start, stop = len(self._row), len(self._row) + len(words)
+        if stop > len(self._columns[0]):
+            grown = _columns(2 * stop)
+            for column, old in zip(grown, self._columns, strict=True):
+                column[: len(old)] = old
+            self._columns = grown
+        for row, word in enumerate(words, start):
+            self._row[word] = row
+            self._characters += len(word)
+        for column, values in zip(
+            self._columns, zip(*map(_facts, words), strict=True), strict=True
+        ):
+            column[start:stop] = values
+
+
+_Columns = tuple[
+    Hashes, npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Hashes
+]
+
+
+def _columns(size: int) -> _Columns:
+    return (
+        np.empty(size, np.uint64),
+        np.empty(size, np.int64),
+        np.empty(size, np.bool_),
+        np.empty(size, np.bool_),
+        np.empty(size, np.uint64),
+    )
+
+
+def _facts(word: str) -> tuple[int, int, bool, bool, int]:
+    letter = word.isalpha() or any(map(str.isalpha, word))
+    symbol = not letter and not any(map(str.isalnum, word))
+    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word))
+
+
+def fold(word: str) -> str:
+    """The word as near-duplicate search sees it: lower case, no accents, digits alike."""
+    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word.lower()))
+    if word.isascii():
+        return word
+    split = unicodedata.normalize("NFD", word)
+    return "".join(c for c in split if unicodedata.category(c) != "Mn")
+
+
+def ngram_hashes(words: Hashes, n: int) -> Hashes:
+    """A hash of every run of n words, shape (N - n + 1,): a polynomial of the words' hashes,
+    mixed. Empty where there are fewer than n words."""
+    count = max(0, len(words) - n + 1)
+    hashes = np.zeros(count, np.uint64)
+    for k in range(n if count else 0):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + words[k : k + count]
+    return mix(hashes)
+
+
+def mix(hashes: Hashes) -> Hashes:
+    """splitmix64's finisher: every bit of the input reaches every bit of the output."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
