@@ -146,9 +146,10 @@ class Replica:
             self._series(entry, artifact.path / OBSERVED)
             self._pictures(entry["run"], artifact)
         when = milliseconds(artifact.manifest["created"])
-        finals = [(metric_key(f"final/{key}"), v, when, 0) for key, v in artifact.metrics.items()]
+        figures = sorted(artifact.metrics.items())
+        finals = [(metric_key(f"final/{key}"), value, when, 0) for key, value in figures]
+        named = [(metric_key(f"{stage.name}.{key}"), value, when, 0) for key, value in figures]
         self._points(entry["run"], finals)
-        named = [(metric_key(f"{stage.name}.{key}"), *rest) for key, *rest in self._bare(finals)]
         self._points(self.cursor["parent"], named)
         manifest = (artifact.path / "manifest.json").read_text()
         self._text(entry["run"], manifest, "manifest.json")
@@ -160,11 +161,6 @@ class Replica:
         if artifact.kind.endswith("Model"):
             self._model(entry["run"], stage.name, artifact, finals)
         entry["done"] = True
-
-    @staticmethod
-    def _bare(finals: Iterable[Point]) -> Iterator[Point]:
-        for key, *rest in finals:
-            yield (key.removeprefix("final/"), *rest)  # type: ignore[misc]
 
     def _summary(self, parent: str, status: RunStatus, end: int) -> None:
         """The pipeline's own run: its state, what it promoted, its report."""
@@ -384,7 +380,7 @@ def parameters(run: Run, stage: str, artifact: Artifact | None = None) -> dict[s
     payloads = [s.get("payload") for s in plan.get("stages", []) if s.get("name") == stage]
     if artifact is not None:
         payloads.append(artifact.manifest.get("payload"))
-    identity = next((payload["params"] for payload in payloads if payload), {})
+    identity: dict[str, Any] = next((payload["params"] for payload in payloads if payload), {})
     return dict(flat({**written, **identity})) | dict(flat(written))
 
 

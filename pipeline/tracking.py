@@ -181,6 +181,7 @@ class Mirror:
 
     def _launch(self, mode: str) -> subprocess.Popen[bytes]:
         # The address may hold a password: the environment is private, a command line is not.
+        command = [sys.executable, "-m", "pipeline.tracking"]
         root, known = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
         private = {
             "MLFLOW_TRACKING_URI": self.uri,
@@ -189,14 +190,7 @@ class Mirror:
         }
         with (self.run.folder / LOG).open("ab") as log:
             return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "pipeline.tracking",
-                    mode,
-                    str(self.store.root),
-                    self.run.id,
-                ],
+                [*command, mode, str(self.store.root), self.run.id],
                 stdin=subprocess.PIPE,  # its end tells the child that the driver is gone
                 stdout=log,
                 stderr=log,
@@ -223,12 +217,10 @@ def follow(attempt: Callable[[], bool], ended: Callable[[float], bool]) -> bool:
     wait, over = 0.0, False
     while True:
         over = over or ended(wait)
-        if attempt():
-            wait = INTERVAL
-        else:
-            wait = min(max(2 * wait, INTERVAL), LONGEST_WAIT)
+        sent = attempt()
+        wait = INTERVAL if sent else min(max(2 * wait, INTERVAL), LONGEST_WAIT)
         if over:
-            return wait == INTERVAL
+            return sent
 
 
 def main(mode: str, root: str, run_id: str) -> int:
