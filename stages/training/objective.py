@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,9 +57,17 @@ class Trainable:
     """Which parameters (name, tensor) are decayed."""
 
 
-@runtime_checkable
+class Samples(Protocol):
+    """Sample i of the run for any i >= 0, the same for ever: epochs and their order are inside.
+
+    `stages.training.order.Shuffled` makes one of any sequence.
+    """
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
 class Dataset(Protocol):
-    """A function of the index: the same sample for the same index, for ever."""
+    """A function of the index below the length."""
 
     def __getitem__(self, index: int) -> Any: ...
 
@@ -79,6 +87,9 @@ class Loss:
 class Objective(Protocol):
     """Everything that the loop needs to know of a way of training."""
 
+    flops_per_token: float
+    """Of a forward and backward pass, for the MFU; 0 where nobody knows. Read after `setup`."""
+
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         """Open data and build the modules, alike on every rank; on the CPU, in float32.
 
@@ -88,7 +99,10 @@ class Objective(Protocol):
     def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """One step of the loop, all of it: micro-batches, accumulation, PPO's rollouts.
 
-        `step` counts from 0 and says which data to use. The learning rate is already set.
+        `step` says which data to use: it counts from 0, and leaps over data after a rollback.
+        The learning rate is set, and torch's generators are seeded from (seed, step, rank), so
+        that a step is a function of the weights and `step` alone. Call `engine.step()` for each
+        update; call `rank.beat()` now and then in a long step, or the watchdog takes it as stuck.
         """
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
@@ -110,8 +124,12 @@ class SupervisedObjective(ABC):
     rank: Rank
     settings: TrainSection
     seed: int
-    train: Dataset
+    train: Samples
     held_out: Dataset | None = None
+    flops_per_token: float = 0.0
+    """Of a forward and backward pass; set it in `open` to have an MFU reported."""
+    ragged: bool = False
+    """Samples differ in `length`: those of a step are dealt so that micro-batches are alike."""
 
     @abstractmethod
     def open(self, rank: Rank) -> dict[str, Trainable]:
@@ -137,9 +155,9 @@ class SupervisedObjective(ABC):
         """Positions that the batch computes, for the rate and the MFU."""
         return float(batch["targets"].numel())
 
-    def length(self, index: int) -> int:
-        """A sample's length, if lengths differ: micro-batches are then made of alike ones."""
-        return 0
+    def length(self, sample: Any) -> int:
+        """A sample's length; asked for if the objective is `ragged`."""
+        return len(sample)
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         """Open data and model, and fix the order of the samples."""
@@ -180,6 +198,7 @@ __all__ = [
     "Loss",
     "Metrics",
     "Objective",
+    "Samples",
     "State",
     "SupervisedObjective",
     "Trainable",

@@ -1,0 +1,184 @@
+"""A module under a DeepSpeed engine: backward, clipped step, and its weights by name.
+
+ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm is
+that of the averaged gradient (DeepSpeed reports none in float32), with the same coefficient
+min(1, clip / (norm + 1e-6)) as the other stages; and a gradient that is not finite makes every
+rank skip the step, for the norm is the same number on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stages.training.shards import Fragment, layout
+
+if TYPE_CHECKING:
+    from stages.training.objective import Trainable
+    from stages.training.rank import Rank
+    from stages.training.settings import TrainSection
+
+
+class Step(NamedTuple):
+    """What became of one optimizer step."""
+
+    norm: float
+    """Global norm of the gradient before clipping; inf or NaN if it was not finite."""
+    applied: bool
+
+
+class Engine:
+    """One trained module. Called like the module itself; `module` is the plain one inside."""
+
+    def __init__(self, name: str, trainable: Trainable, settings: TrainSection, rank: Rank) -> None:
+        import deepspeed
+
+        self.name = name
+        self.rank = rank
+        self.clip = settings.clip
+        self.zero = effective_zero(settings, rank.world)
+        self.module: nn.Module = trainable.module
+        self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self.shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
+        masters = _masters(self.parameters) if settings.dtype != "float32" else {}
+        self._lr = settings.lr * trainable.lr
+        self._adam = _adam(trainable, self.parameters, settings, self._lr)
+        self._deepspeed = deepspeed.initialize(
+            model=self.module, optimizer=self._adam, config=_config(settings, self.zero)
+        )[0]
+        self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero > 0
+        self.shards = layout(self.zero, self._deepspeed, self._adam, self.parameters, rank)
+        if masters:
+            self.shards.load(
+                lambda fragment, kind: _cut(masters[fragment.name], fragment), ["fp32"]
+            )
+        self.history: list[Step] = []
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The forward pass of the module."""
+        return self._deepspeed(*inputs, **named)
+
+    def train(self) -> None:
+        """Dropout on."""
+        self._deepspeed.train()
+
+    def eval(self) -> None:
+        """Dropout off."""
+        self._deepspeed.eval()
+
+    def rate(self, factor: float) -> float:
+        """Set the learning rate to `factor` of its peak.
+
+        Returns:
+            The learning rate.
+        """
+        for group in self._adam.param_groups:
+            group["lr"] = self._lr * factor
+        return self._lr * factor
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add a loss's gradient. The gradient of a step is the SUM over all losses given here, on
+        all ranks; the last call before `step` says so (on every rank alike)."""
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the product makes it the sum.
+        self._deepspeed.backward(loss * self.rank.world if self.rank.world > 1 else loss)
+
+    def step(self) -> Step:
+        """Clip and update; skipped on all ranks if the gradient is not finite anywhere."""
+        made = self._step_plain() if self.zero == 0 else self._step_zero()
+        self.history.append(made)
+        return made
+
+    def _step_plain(self) -> Step:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        if not math.isfinite(norm):
+            self._deepspeed.zero_grad()
+            return Step(norm, False)
+        if self.clip and norm + 1e-6 > self.clip:
+            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
+        self._deepspeed.step()
+        return Step(norm, True)
+
+    def _step_zero(self) -> Step:
+        self._deepspeed.step()
+        norm = float(self._deepspeed.get_global_grad_norm())
+        return Step(norm, bool(self._deepspeed.was_step_applied()))
+
+    @property
+    def updates(self) -> float:
+        """Updates that the optimizer has made: the `step` of its bias correction."""
+        return self.shards.updates
+
+    def fragments(self) -> list[Fragment]:
+        """The parts of weights and moments that this rank is to save."""
+        return self.shards.owned
+
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The module with all its weights in place on every rank (ZeRO-3 gathers them)."""
+        if self.zero < 3:
+            yield self.module
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            yield self.module
+
+    def close(self) -> None:
+        """Give back hooks and buffers, so that another engine can take the module's place."""
+        self._deepspeed.destroy()
+
+
+def effective_zero(settings: TrainSection, world: int) -> int:
+    """The ZeRO stage that is run: one rank has nothing to shard, and bfloat16 needs the float32
+    masters that DeepSpeed keeps from stage 1 on."""
+    if settings.dtype == "bfloat16":
+        return max(1, settings.zero)
+    return settings.zero if world > 1 else 0
+
+
+def _adam(
+    trainable: Trainable, parameters: Mapping[str, Tensor], settings: TrainSection, lr: float
+) -> torch.optim.AdamW:
+    groups: list[dict[str, Any]] = []
+    for decays in (True, False):
+        members = [p for n, p in parameters.items() if trainable.decay(n, p) is decays]
+        if members:
+            decay = settings.weight_decay if decays else 0.0
+            groups.append({"params": members, "weight_decay": decay})
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
+
+
+def _config(settings: TrainSection, zero: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # we say where the boundary is
+        "gradient_clipping": settings.clip if zero else 0.0,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": zero,
+            "overlap_comm": False,
+            "contiguous_gradients": zero == 3,
+            "reduce_bucket_size": 50_000_000,
+            "stage3_param_persistence_threshold": 10_000,
+        },
+    }
+
+
+def _masters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights before DeepSpeed rounds the module: its own masters would be of rounded ones."""
+    return {name: p.detach().float().clone() for name, p in parameters.items()}
+
+
+def _cut(whole: Tensor, fragment: Fragment) -> Tensor:
+    return whole.view(-1)[fragment.start : fragment.start + fragment.count]

@@ -1,0 +1,421 @@
+"""A group of ranks: started together, watched, and ended together.
+
+    with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
+        results = group.run(fit, objective, params.train, seed=params.seed, out=out)
+
+Where Ray runs, the ranks are actors of one placement group; else they are processes of this
+machine. Ray only places them: everything else (orders, results, pulses) goes over one
+authenticated connection a rank, so that both kinds behave alike. Whatever befalls one rank ends
+all: its class of error is raised here, and the runner starts the attempt again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing import AuthenticationError
+from multiprocessing import connection as mp
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.errors import Failure, HeadwaterError, Interrupted, Stuck, UserError, WorkerDied
+from stages.training.settings import Watchdog as Limits
+from stages.training.watchdog import Watchdog
+from stages.training.worker import Post, environment
+
+if TYPE_CHECKING:
+    from pipeline.context import Context
+    from pipeline.stage import Workers
+
+GRACE = 3.0
+"""Seconds that the other ranks get, after a first failure, to say what they know of it."""
+TICK = 0.2
+
+
+class Processes(Protocol):
+    """Where ranks run."""
+
+    host: str
+    """The owner's address as the ranks see it."""
+
+    def start(self, posts: Sequence[Post]) -> None:
+        """Start one process a post."""
+
+    def dead(self, index: int) -> str:
+        """Why a rank's process is no more; empty while it lives."""
+
+    def kill(self) -> None:
+        """End all of them, at once."""
+
+
+class WorkerGroup:
+    """Ranks that run one function after another."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        ctx: Context,
+        limits: Limits | None = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        self.workers = workers
+        self.world = workers.num
+        self._ctx = ctx
+        self._limits = limits or Limits()
+        self._processes = _processes(backend, workers, ctx, self._limits.start)
+        self._links: dict[int, Connection] = {}
+        self._pids: dict[int, tuple[int, str]] = {}
+        self._replies: dict[int, Any] = {}
+        self._failures: dict[int, HeadwaterError] = {}
+        self._watchdog = Watchdog(self.world, self._limits)
+
+    def __enter__(self) -> WorkerGroup:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> list[Any]:
+        """Call `function(rank, *arguments, **named)` on every rank; the results by rank.
+
+        Raises:
+            UserError, Interrupted, Failure: what a rank raised.
+            WorkerDied: a rank's process ended.
+            Stuck: a rank made no progress; the stacks of all are in the attempt's folder.
+        """
+        self._order("call", function, arguments, named)
+        return self._collect()
+
+    def close(self) -> None:
+        """End the ranks. Nothing of them is left afterwards."""
+        for link in self._links.values():
+            with suppress(OSError):
+                link.send(("leave",))
+        self._processes.kill()
+        for pid, host in self._pids.values():
+            if host == socket.gethostname():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self._pids.clear()
+
+    def _start(self) -> None:
+        key = secrets.token_hex(32)
+        gpu = self.workers.gpus > 0
+        with socket.create_server((self._processes.host, 0), backlog=self.world) as server:
+            facts = environment(self.workers.cpus, gpu, self._ctx.cache)
+            self._processes.start(
+                [
+                    Post(
+                        self._processes.host,
+                        server.getsockname()[1],
+                        key,
+                        index,
+                        self.world,
+                        gpu,
+                        str(self._ctx.attempt_dir),
+                        facts,
+                    )
+                    for index in range(self.world)
+                ]
+            )
+            self._admit(server, bytes.fromhex(key))
+        self._meet()
+
+    def _admit(self, server: socket.socket, key: bytes) -> None:
+        """Take the ranks' connections; who does not know the key is sent away."""
+        server.settimeout(TICK)
+        deadline = time.monotonic() + self._limits.start
+        while len(self._links) < self.world:
+            try:
+                link = Connection(server.accept()[0].detach())
+            except TimeoutError:
+                self._check_alive()
+                if time.monotonic() > deadline:
+                    raise WorkerDied("the ranks did not start in time") from None
+                continue
+            with suppress(AuthenticationError, EOFError, OSError):
+                mp.deliver_challenge(link, key)
+                mp.answer_challenge(link, key)
+                index, pid, host = link.recv()
+                self._links[index], self._pids[index] = link, (pid, host)
+
+    def _meet(self) -> None:
+        """Imports side by side, then the process group."""
+        self._order("prepare")
+        self._collect()
+        here = {host for _, host in self._pids.values()} == {socket.gethostname()}
+        address = "127.0.0.1" if here else self._links_host()
+        self._links[0].send(("host", address))
+        port = self._collect([0])[0]
+        for index, link in self._links.items():
+            link.send(("join", address, port, self._ctx if index == 0 else None))
+        self._collect()
+
+    def _links_host(self) -> str:
+        """Rank 0's address, as its connection to us shows it."""
+        with socket.socket(fileno=os.dup(self._links[0].fileno())) as end:
+            return str(end.getpeername()[0])
+
+    def _order(self, *order: Any) -> None:
+        for index, link in self._links.items():
+            try:
+                link.send(order)
+            except OSError as error:
+                raise WorkerDied(self._death(index)) from error
+
+    def _collect(self, ranks: Sequence[int] | None = None) -> list[Any]:
+        """Wait for an answer of each rank, watching over all of them."""
+        waited = list(range(self.world) if ranks is None else ranks)
+        self._replies, self._failures = {}, {}
+        self._watchdog = Watchdog(self.world, self._limits)
+        give_up = float("inf")
+        while len(self._replies) + len(self._failures) < len(waited):
+            self._listen(TICK)
+            if self._failures:
+                give_up = min(give_up, time.monotonic() + GRACE)
+                if time.monotonic() > give_up or self._told():
+                    break
+            elif verdict := self._watchdog.verdict():
+                self._dump()
+                raise Stuck(
+                    verdict,
+                    where=self._ctx.stage,
+                    remedy=f"see the stacks in {self._ctx.attempt_dir}",
+                )
+        if self._failures:
+            raise self._worst()
+        return [self._replies[index] for index in waited]
+
+    def _listen(self, seconds: float) -> None:
+        """Take in what the ranks say, and notice those that are gone."""
+        ready = mp.wait(self._links.values(), seconds)
+        for index, link in [pair for pair in self._links.items() if pair[1] in ready]:
+            rest: list[Any]
+            try:
+                verb, *rest = link.recv()
+            except (EOFError, OSError):
+                self._lose(index)
+                continue
+            if verb == "beat":
+                self._watchdog.show(index, *rest)
+            elif verb == "done":
+                self._replies[index] = rest[0]
+            else:
+                self._failures[index] = rest[0]
+
+    def _lose(self, index: int) -> None:
+        self._failures[index] = WorkerDied(self._death(index), where=self._ctx.stage)
+        self._links.pop(index).close()
+
+    def _death(self, index: int) -> str:
+        """Why a rank's process is gone; its end may be known a moment after its connection's."""
+        for _ in range(10):
+            if why := self._processes.dead(index):
+                return f"rank {index} {why}"
+            time.sleep(TICK / 2)
+        return f"rank {index} closed its connection"
+
+    def _check_alive(self) -> None:
+        for index in range(self.world):
+            if why := self._processes.dead(index):
+                raise WorkerDied(
+                    f"rank {index} {why} while starting",
+                    where=self._ctx.stage,
+                    remedy=f"see {self._ctx.attempt_dir / f'rank-{index}.log'}",
+                )
+
+    def _told(self) -> bool:
+        """Whether the cause is known: a death or an error of ours, not a peer's lost connection."""
+        return any(_weight(error) < 3 for error in self._failures.values())
+
+    def _worst(self) -> HeadwaterError:
+        """Of what the ranks raised, the cause."""
+        return min(self._failures.values(), key=_weight)
+
+    def _dump(self) -> None:
+        """Have every rank write its stacks: by a signal where it is one of this machine, for it
+        works when the interpreter does not; else by an order."""
+        for index, (pid, host) in self._pids.items():
+            with suppress(OSError):
+                if host == socket.gethostname():
+                    os.kill(pid, signal.SIGUSR1)
+                else:
+                    self._links[index].send(("dump",))
+        time.sleep(1.0)
+
+
+def _weight(error: HeadwaterError) -> int:
+    """Causes before consequences: when a rank dies, its peers' collectives fail too."""
+    if isinstance(error, UserError):
+        return 0
+    if isinstance(error, WorkerDied):
+        return 1
+    if isinstance(error, Interrupted):
+        return 4
+    lost = "connection" in error.message.lower() or "DistBackendError" in error.message
+    return 3 if lost else 2
+
+
+class LocalProcesses:
+    """Ranks as child processes: for tests, and wherever there is no Ray."""
+
+    host = "127.0.0.1"
+
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def start(self, posts: Sequence[Post]) -> None:
+        """Start the interpreter once a rank; the key goes in by a pipe, where nobody sees it."""
+        import json
+
+        for post in posts:
+            paths = os.pathsep.join(path or str(os.curdir) for path in sys.path)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "stages.training.worker"],
+                stdin=subprocess.PIPE,
+                env={**os.environ, **post.environment, "PYTHONPATH": paths},
+            )
+            self._children.append(child)
+            assert child.stdin is not None
+            with suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(asdict(post)).encode() + b"\n")
+
+    def dead(self, index: int) -> str:
+        """How the process ended."""
+        code = self._children[index].poll()
+        if code is None:
+            return ""
+        if code == -signal.SIGKILL:
+            return "was killed (out of memory?)"
+        return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+
+    def kill(self) -> None:
+        """End the processes and take note of their end."""
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            child.wait()
+
+
+class RayProcesses:
+    """Ranks as Ray actors of one placement group."""
+
+    def __init__(self, workers: Workers, name: str, patience: float) -> None:
+        import ray
+
+        self.host = str(ray.util.get_node_ip_address())
+        self._workers = workers
+        self._name = name
+        self._patience = patience
+        self._group: Any = None
+        self._actors: list[Any] = []
+        self._ends: list[Any] = []
+
+    def start(self, posts: Sequence[Post]) -> None:
+        """Place and start the actors.
+
+        Raises:
+            Failure: the cluster had no room for long.
+        """
+        import ray
+        from ray.util import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._remove_leftover()
+        need = {"CPU": self._workers.cpus, "GPU": self._workers.gpus}
+        bundle = {kind: amount for kind, amount in need.items() if amount}
+        self._group = placement_group([bundle] * len(posts), strategy="PACK", name=self._name)
+        if not self._group.wait(self._patience):
+            raise Failure(
+                f"no room for {len(posts)} workers of {bundle} within {self._patience:.0f} s",
+                remedy="wait for other runs to end, or ask for fewer workers",
+            )
+        place = PlacementGroupSchedulingStrategy(self._group)
+        actor = ray.remote(RankActor).options(
+            num_cpus=self._workers.cpus,
+            num_gpus=self._workers.gpus,
+            max_restarts=0,
+            scheduling_strategy=place,
+        )
+        self._actors = [actor.remote() for _ in posts]
+        self._ends = [
+            a.serve.remote(asdict(post)) for a, post in zip(self._actors, posts, strict=True)
+        ]
+
+    def dead(self, index: int) -> str:
+        """What Ray says of the actor's end."""
+        import ray
+
+        if not ray.wait([self._ends[index]], timeout=0)[0]:
+            return ""
+        try:
+            ray.get(self._ends[index])
+        except Exception as error:
+            return f"died: {_reason(error)}"
+        return "left"
+
+    def kill(self) -> None:
+        """End the actors and give back their room."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+
+    def _remove_leftover(self) -> None:
+        """An attempt that was killed leaves its placement group, and would starve this one."""
+        import ray
+
+        with suppress(ValueError):
+            ray.util.remove_placement_group(ray.util.get_placement_group(self._name))
+
+
+class RankActor:
+    """The body of a Ray actor: it is a rank until its owner is gone."""
+
+    def serve(self, post: dict[str, Any]) -> None:
+        """Be the rank."""
+        from stages.training.worker import serve
+
+        serve(Post(**post))
+
+
+def _reason(error: BaseException) -> str:
+    """The telling line of Ray's many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "exit type" in line or "memory" in line.lower()]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def _processes(backend: str | None, workers: Workers, ctx: Context, patience: float) -> Processes:
+    """Ray's actors where Ray runs, else processes of this machine."""
+    if backend is None:
+        ray = sys.modules.get("ray")
+        backend = "ray" if ray is not None and ray.is_initialized() else "local"
+    if backend == "local":
+        return LocalProcesses()
+    return RayProcesses(workers, f"{ctx.run_id}/{ctx.stage}", patience)

@@ -1,0 +1,290 @@
+"""The one training loop.
+
+    setup ─ resume ─┬─ step: rate, seed, objective.step, guard ─┬─ final evaluation ─ export
+                    └────── evaluate, save, stop if asked ──────┘
+
+A step is a function of the weights and its number: the generators are seeded from (seed, step,
+rank) and the data is a function of the step. So a run that was killed and resumed makes the same
+numbers as one that was not; on the same layout, bit for bit.
+
+Guard: a step whose gradient is not finite is skipped, on all ranks alike. After `skip_limit` in a
+row the loop goes back to the newest checkpoint and past the data that broke it (Chowdhery et al.
+2022, section 5.1), at most `rollbacks` times; then it gives up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.context import read_series
+from pipeline.errors import Failure, Interrupted
+from stages.training.checkpoint import Checkpoints, Saved
+from stages.training.engine import Engine
+from stages.training.metrics import Meter
+from stages.training.order import mix
+from stages.training.schedule import factor
+
+if TYPE_CHECKING:
+    from stages.training.objective import Metrics, Objective
+    from stages.training.rank import Rank
+    from stages.training.settings import TrainSection
+
+
+@dataclass
+class Position:
+    """How far training is: saved with every checkpoint."""
+
+    step: int = 0
+    """Steps that are done; a skipped step counts."""
+    offset: int = 0
+    """Steps' worth of data that rollbacks leapt over."""
+    tokens: float = 0.0
+    skipped: int = 0
+    rollbacks: int = 0
+
+
+def fit(
+    rank: Rank,
+    objective: Objective,
+    settings: TrainSection,
+    *,
+    seed: int,
+    out: Path | None = None,
+    name: str = "train",
+) -> dict[str, float]:
+    """Train, from the newest checkpoint if there is one, and export.
+
+    Args:
+        rank: this process; rank 0 holds the context that everything is reported to.
+        objective: what to train, and on what.
+        settings: how.
+        seed: of initial weights, data order and dropout.
+        out: where the model folder goes; nothing is exported without it.
+        name: distinguishes several trainings of one stage: their checkpoints, and their series
+            (`<name>_loss`…) where it is not "train".
+
+    Returns:
+        The final figures, on every rank: the last loss, the evaluation, tokens, skipped steps.
+
+    Raises:
+        Interrupted: the context was cancelled; a checkpoint of the last step is there.
+        Failure: the gradient stayed non-finite, or a checkpoint could not be written.
+    """
+    torch.manual_seed(mix(seed))
+    trainables = objective.setup(rank, settings, seed)
+    engines = {key: Engine(key, t, settings, rank) for key, t in trainables.items()}
+    folder = rank.share(rank.ctx.scratch / "checkpoints" / name if rank.ctx else None)
+    try:
+        return Fit(rank, objective, settings, seed, name, engines, folder).run(out)
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+class Fit:
+    """One training run on one rank."""
+
+    def __init__(
+        self,
+        rank: Rank,
+        objective: Objective,
+        settings: TrainSection,
+        seed: int,
+        name: str,
+        engines: dict[str, Engine],
+        folder: Path | None,
+    ) -> None:
+        self.rank = rank
+        self.objective = objective
+        self.settings = settings
+        self.seed = seed
+        self.prefix = "" if name == "train" else f"{name}_"
+        self.engines = engines
+        self.saves = (
+            Checkpoints(folder, rank, settings.keep, self._say, self._committed) if folder else None
+        )
+        self.position = Position()
+        self.meter = Meter(rank, getattr(torch, settings.dtype), objective.flops_per_token)
+        self._bad = 0
+        self._last: dict[str, float] = {}
+        self._begun = time.monotonic()
+        self._first = 0
+        self._reported = -1
+
+    def run(self, out: Path | None) -> dict[str, float]:
+        """Resume, train, evaluate, export."""
+        self._resume()
+        self._first = self.position.step
+        while self.position.step < self.settings.steps:
+            self._step()
+            if self._bad > self.settings.skip_limit:
+                self._roll_back()
+                continue
+            self._between()
+        self.rank.pulse.step_seconds = 0.0  # what follows takes as long as it takes
+        final = {**self._last, **self._evaluate()}
+        self._save(wait=True)
+        if out is not None:
+            self._export(out)
+        position = self.position
+        return {**final, "tokens": position.tokens, "skipped_steps": float(position.skipped)}
+
+    def _step(self) -> None:
+        """One step of the objective, reported."""
+        position, step = self.position, self.position.step
+        torch.manual_seed(mix(self.seed, step + position.offset, self.rank.index))
+        rate = factor(self.settings, step)
+        rates = {key: engine.rate(rate) for key, engine in self.engines.items()}
+        self.meter.start()
+        found = dict(self.objective.step(self.engines, step + position.offset))
+        tokens = found.pop("tokens", 0.0)
+        speed = self.meter.stop(tokens)
+        position.step += 1
+        position.tokens += tokens
+        self._guard(found)
+        self.rank.beat()
+        self.rank.pulse.step_seconds = self.meter.median
+        self._report({**found, "lr": rates[min(rates)], **self._norms(), **speed})
+
+    def _guard(self, found: Mapping[str, float]) -> None:
+        """Count steps that were skipped. Norms and losses are alike on all ranks, so is this."""
+        steps = [made for engine in self.engines.values() for made in engine.history]
+        good = all(made.applied for made in steps) and math.isfinite(found.get("loss", 0.0))
+        self._bad = 0 if good else self._bad + 1
+        self.position.skipped += not good
+        if not good:
+            self._say(f"step {self.position.step}: the gradient is not finite; step skipped")
+
+    def _norms(self) -> dict[str, float]:
+        """The gradient's norm of each engine: the largest, if it made several updates."""
+        norms = {
+            key: max((made.norm for made in engine.history), default=0.0)
+            for key, engine in self.engines.items()
+        }
+        for engine in self.engines.values():
+            engine.history.clear()
+        if len(norms) == 1:
+            return {"grad_norm": norms.popitem()[1]}
+        return {f"grad_norm_{key}": norm for key, norm in norms.items()}
+
+    def _between(self) -> None:
+        """What may follow a step."""
+        step, settings = self.position.step, self.settings
+        if settings.eval_every and step % settings.eval_every == 0 and step < settings.steps:
+            self._evaluate()
+        asked = self.rank.any(self.rank.ctx is not None and self.rank.ctx.cancelled)
+        if asked and step < settings.steps:
+            self._save(wait=True)
+            raise Interrupted(
+                f"stopped at step {step} of {settings.steps}",
+                where=self.rank.ctx.stage if self.rank.ctx else "",
+                remedy="`headwater resume` goes on from here",
+            )
+        # While steps are being skipped, the state is not one to come back to.
+        if settings.checkpoint_every and step % settings.checkpoint_every == 0 and not self._bad:
+            self._save(wait=False)
+
+    def _evaluate(self) -> dict[str, float]:
+        figures = dict(self.objective.evaluate(self.engines, self.position.step))
+        if figures and self.rank.ctx and self.position.step >= self._reported:
+            self.rank.ctx.metrics(self.position.step, self._named(figures))
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            self._say(f"step {self.position.step}: {shown}")
+        return figures
+
+    def _save(self, *, wait: bool) -> None:
+        if self.saves is None:
+            return
+        extra = {"loop": asdict(self.position), "objective": self.objective.state_dict()}
+        if self.saves.saved_step != self.position.step:
+            self.saves.save(self.position.step, self.engines, {**extra, "last": self._last})
+        if wait:
+            self.saves.wait()
+            self.rank.barrier()
+
+    def _committed(self, step: int) -> None:
+        if self.rank.ctx:
+            self.rank.ctx.resume_point(step, self.settings.steps)
+
+    def _resume(self) -> None:
+        saved = self.saves.newest() if self.saves else None
+        if saved:
+            self._take_up(saved)
+            self._say(f"going on from step {self.position.step} of {self.settings.steps}")
+        self._rewind()
+
+    def _rewind(self) -> None:
+        """Have every step once in the series. Where several trainings share it, what is there
+        stays: the steps that are made again make the same numbers."""
+        ctx = self.rank.ctx
+        if ctx and not self.prefix:
+            ctx.rewind(self.position.step)
+        elif ctx:
+            points = read_series(ctx.observed / "metrics.jsonl")
+            mine = [p["step"] for p in points if any(key.startswith(self.prefix) for key in p)]
+            self._reported = max(mine, default=-1)
+
+    def _take_up(self, saved: Saved) -> None:
+        assert self.saves is not None
+        extra: dict[str, Any] = self.saves.load(saved, self.engines)
+        self.position = Position(**extra["loop"])
+        self._last = extra["last"]
+        self.objective.load_state_dict(extra["objective"])
+
+    def _roll_back(self) -> None:
+        """Go back to the newest checkpoint and on to data beyond the bad.
+
+        Raises:
+            Failure: there is none, or it was done often enough.
+        """
+        now = self.position
+        saved = None
+        if now.rollbacks < self.settings.rollbacks and self.saves:
+            saved = self.saves.newest()
+        if saved is None:
+            raise Failure(
+                f"the gradient was not finite for {self._bad} steps, up to step {now.step}",
+                where=self.rank.ctx.stage if self.rank.ctx else "",
+                remedy="lower train.lr, lengthen train.warmup, or look at the data",
+            )
+        self._take_up(saved)
+        self.position.offset = now.step + now.offset - self.position.step
+        self.position.rollbacks = now.rollbacks + 1
+        self.position.skipped, self._bad = now.skipped, 0
+        self._say(f"back to step {self.position.step}, leaping over the data up to {now.step}")
+        self._rewind()
+
+    def _export(self, out: Path) -> None:
+        with ExitStack() as gathered:
+            for engine in self.engines.values():
+                gathered.enter_context(engine.whole())
+            if self.rank.first:
+                self.objective.export(self.engines, out)
+        self.rank.barrier()
+
+    def _report(self, figures: Metrics) -> None:
+        self._last = {key: figures[key] for key in ("loss",) if key in figures}
+        ctx = self.rank.ctx
+        if ctx is None:
+            return
+        step, steps = self.position.step, self.settings.steps
+        if step > self._reported:
+            ctx.metrics(step, self._named(figures))
+        each = (time.monotonic() - self._begun) / (step - self._first or 1)
+        live = {key: figures[key] for key in ("loss", "tokens_per_second") if key in figures}
+        ctx.progress(step, steps, "step", eta=each * (steps - step), **live)
+
+    def _named(self, figures: Mapping[str, float]) -> dict[str, float]:
+        return {f"{self.prefix}{key}": float(value) for key, value in figures.items()}
+
+    def _say(self, message: str) -> None:
+        if self.rank.ctx:
+            self.rank.ctx.log(f"{self.prefix}{message}" if self.prefix else message)

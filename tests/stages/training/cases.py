@@ -1,0 +1,116 @@
+"""Small objectives, and functions that ranks run: the tests of the loop share one process group."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+
+VOCABULARY, CONTEXT = 61, 16
+
+
+@dataclass
+class Toy(SupervisedObjective):
+    """Learn the next token of short random sequences of unequal lengths."""
+
+    poison_step: int = -1
+    poison_rank: int = 0
+    poison_steps: int = 1
+    dropout: float = 0.0
+    ragged: bool = True
+    samples: int = 96
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        import torch
+
+        from stages.models.gpt import GPT, GPTConfig
+        from stages.training.order import Shuffled
+
+        self.made = 0
+        generator = torch.Generator().manual_seed(7)
+        data = []
+        for i in range(self.samples + 16):
+            start = int(torch.randint(0, VOCABULARY, (), generator=generator))
+            length = 4 + i % (CONTEXT - 4)
+            data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
+        self.train = Shuffled(data[16:], self.seed)
+        self.held_out = data[:16]
+        shape = GPTConfig(VOCABULARY, CONTEXT, layers=2, width=32, heads=2, dropout=self.dropout)
+        return {"model": Trainable(GPT(shape))}
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        import torch
+
+        longest = max(map(len, samples)) - 1
+        tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+        targets = torch.full_like(tokens, -100)
+        for row, sample in enumerate(samples):
+            tokens[row, : len(sample) - 1] = sample[:-1]
+            targets[row, : len(sample) - 1] = sample[1:]
+        return {"tokens": tokens, "targets": targets}
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        import torch
+        from torch.nn import functional as F
+
+        logits = model(batch["tokens"])
+        total = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+        bad = self.poison_step <= self.step_now < self.poison_step + self.poison_steps
+        if bad and self.rank.index == self.poison_rank and torch.is_grad_enabled():
+            total = total * float("nan")
+        return Loss(total)
+
+    step_now: int = 0
+
+    def step(self, engines: Any, step: int) -> Any:
+        self.step_now = step
+        return super().step(engines, step)
+
+    def export(self, engines: Any, out: Path) -> None:
+        import torch
+
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class Faulty(Toy):
+    """Something happens to a rank at a step: it is killed, stopped, or raises."""
+
+    at: int = 5
+    whom: int = 1
+    what: str = "kill"
+    mark: str = ""
+    """A file that says that it happened already: it happens once."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
+            Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
+            happen(self.what)
+        return super().step(engines, step)
+
+
+def happen(what: str) -> None:
+    from pipeline.errors import InputError
+
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "user":
+        raise InputError("the data is wrong", remedy="mend it")
+    if what == "bug":
+        raise ZeroDivisionError("a bug")
+    if what == "hang":
+        time.sleep(3600)
+
+
+def pids(rank: Any) -> int:
+    return os.getpid()
