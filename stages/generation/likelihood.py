@@ -28,10 +28,8 @@ def pad_right(
 ) -> Tensor:
     """Rows of ids flush to the left: tokens_BT."""
     longest = max(len(row) for row in rows)
-    tokens_BT = torch.full((len(rows), longest), pad_id)
-    for place, row in enumerate(rows):
-        tokens_BT[place, : len(row)] = torch.tensor(row)
-    return tokens_BT.to(device)
+    padded = [[*row, *[pad_id] * (longest - len(row))] for row in rows]
+    return torch.tensor(padded).to(device)
 
 
 @torch.inference_mode()

@@ -91,7 +91,8 @@ class Responses:
 
     def ids(self, row: int, *, eos: bool = False) -> list[int]:
         """The ids of one response, with or without its end token."""
-        drawn: list[int] = self.tokens[row][self.mask[row]].tolist()
+        length = int(self.mask[row].sum())
+        drawn: list[int] = self.tokens[row, :length].tolist()
         return drawn if eos or not self.finished[row] else drawn[:-1]
 
 
@@ -228,9 +229,7 @@ def pad_left(
 ) -> tuple[Tensor, Tensor]:
     """Rows of ids flush to the right: tokens_BT and mask_BT."""
     longest = max(len(row) for row in rows)
-    tokens_BT = torch.full((len(rows), longest), pad_id)
-    mask_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for place, row in enumerate(rows):
-        tokens_BT[place, longest - len(row) :] = torch.tensor(row)
-        mask_BT[place, longest - len(row) :] = True
-    return tokens_BT.to(device), mask_BT.to(device)
+    padded = [[pad_id] * (longest - len(row)) + list(row) for row in rows]
+    starts_B = torch.tensor([longest - len(row) for row in rows])
+    mask_BT = torch.arange(longest)[None] >= starts_B[:, None]
+    return torch.tensor(padded).to(device), mask_BT.to(device)

@@ -1,0 +1,129 @@
+"""Rollouts: the policy answers, and everybody who has an opinion on the answers gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.alignment.experience import Experience, mark, spread
+from stages.alignment.losses import TokenModel, action_log_probs
+from stages.generation.likelihood import pad_right
+from stages.generation.sampling import Decoding, Model, Responses, batches, sample
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(tokens_BT, place_B of the last token) -> scores_B of whole responses."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part in a rollout; all in evaluation mode."""
+
+    policy: Model
+    reference: TokenModel
+    critic: TokenModel
+    score: Score
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How rollouts are made."""
+
+    decoding: Decoding
+    eos_id: int
+    pad_id: int
+    seed: int = 0
+    batch: int = 64
+    """Episodes that are decoded, and then measured, at once."""
+    device: str = "cpu"
+
+
+@torch.no_grad()
+def collect(
+    cast: Cast,
+    prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    settings: RolloutSettings,
+) -> Experience:
+    """One episode a prompt, in the order given.
+
+    `indices` number the episodes of a whole run: with the seed, they fix what is drawn.
+    """
+    parts = []
+    order: list[int] = []
+    for places in batches(prompts, settings.batch):
+        chosen = [prompts[place] for place in places]
+        drawn = sample(
+            cast.policy,
+            chosen,
+            settings.decoding,
+            eos_id=settings.eos_id,
+            pad_id=settings.pad_id,
+            seed=settings.seed,
+            indices=[indices[place] for place in places],
+            device=settings.device,
+        )
+        parts.append(_measure(cast, chosen, drawn, settings))
+        order += places
+    return concatenate(parts, settings.pad_id).rows(torch.tensor(order).argsort())
+
+
+def _measure(
+    cast: Cast, prompts: Sequence[Sequence[int]], drawn: Responses, settings: RolloutSettings
+) -> Experience:
+    """Reference, values and scores of drawn responses, each by one forward pass."""
+    lengths = drawn.mask.sum(1).tolist()
+    rows = [
+        [*prompt, *drawn_ids[:length]]
+        for prompt, drawn_ids, length in zip(prompts, drawn.tokens.tolist(), lengths, strict=True)
+    ]
+    tokens_BT = pad_right(rows, settings.pad_id, settings.device)
+    mask_BR = drawn.mask.clone()  # what inference mode made cannot be saved for a backward pass
+    at_BT = mark([len(prompt) for prompt in prompts], mask_BR, tokens_BT.shape[1])
+    reference_N = action_log_probs(cast.reference, tokens_BT, at_BT, settings.decoding.temperature)
+    last_B = torch.tensor([len(row) - 1 for row in rows], device=tokens_BT.device)
+    return Experience(
+        tokens=tokens_BT,
+        at=at_BT,
+        mask=mask_BR,
+        finished=drawn.finished.clone(),
+        log_probs=drawn.log_probs.clone(),
+        reference=spread(reference_N, mask_BR),
+        values=spread(cast.critic(tokens_BT, at_BT=at_BT), mask_BR),
+        scores=cast.score(tokens_BT, last_B).float(),
+    )
+
+
+def score_with(scorer: TokenModel) -> Score:
+    """Scores of a reward model: its output at the last token."""
+
+    def score(tokens_BT: Tensor, last_B: Tensor) -> Tensor:
+        at_BT = F.one_hot(last_B, tokens_BT.shape[1]).bool()
+        return scorer(tokens_BT, at_BT=at_BT)
+
+    return score
+
+
+def concatenate(parts: Sequence[Experience], pad_id: int) -> Experience:
+    """Batches of experience one under the other."""
+    width = max(part.tokens.shape[1] for part in parts)
+    length = max(part.mask.shape[1] for part in parts)
+    alike = [widened(part, width, length, pad_id) for part in parts]
+    names = [field.name for field in fields(Experience)]
+    return Experience(**{name: torch.cat([getattr(p, name) for p in alike]) for name in names})
+
+
+def widened(part: Experience, width: int, length: int, pad_id: int) -> Experience:
+    """The same with rows of `width` tokens and responses of `length`."""
+
+    def pad(name: str, value: Tensor) -> Tensor:
+        if value.ndim == 1:
+            return value
+        target = width if name in ("tokens", "at") else length
+        return F.pad(value, (0, target - value.shape[1]), value=pad_id if name == "tokens" else 0)
+
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return replace(part, **{name: pad(name, value) for name, value in values.items()})
