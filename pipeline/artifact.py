@@ -431,23 +431,23 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
         sealed = manifest["seal"] == _seal(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        schema, names = int(manifest["schema"]), [str(file["path"]) for file in manifest["files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CorruptArtifact(f"{MANIFEST}: missing or unreadable", where=str(folder)) from None
     if not sealed:
         raise CorruptArtifact(f"{MANIFEST}: its bytes changed", where=str(folder))
-    if manifest["schema"] > SCHEMA:
+    if schema > SCHEMA:
         raise UserError(
-            f"written by a newer version (schema {manifest['schema']}, this one reads {SCHEMA})",
+            f"written by a newer version (schema {schema}, this one reads {SCHEMA})",
             where=str(folder),
             remedy="upgrade, or use another store",
         )
-    for file in manifest["files"]:
-        parts = PurePosixPath(file["path"])
-        if parts.is_absolute() or ".." in parts.parts or "\0" in file["path"]:
-            raise CorruptArtifact(f"{file['path']!r}: leaves the artifact", where=str(folder))
-    return dict(manifest)
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise CorruptArtifact(f"{name!r}: leaves the artifact", where=str(folder))
+    return manifest
 
 
 # --- where it came from ------------------------------------------------------------------------

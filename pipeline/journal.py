@@ -146,7 +146,7 @@ class Run:
         """
         run = cls(store, run_id) if run_id else cls._draw(store)
         make_folder(run.folder)
-        if not run.events():
+        if not any(event["event"] == "plan" for event in run.events()):
             resolved = yaml.safe_dump(_plain(spec.resolved), sort_keys=False, allow_unicode=True)
             write_atomic(run.folder / "run.yaml", resolved)
             run.append("run.created", pipeline=spec.name, store=str(store.root), origin=origin)
@@ -240,11 +240,14 @@ class Run:
     def open(self, **facts: Any) -> None:
         """Become the run's driver: take its lease and journal `run.started`.
 
+        If another machine's driver seems to be gone, its lease is watched until it expires.
+
         Raises:
             UserError: another driver is at work on this run.
         """
         lease = self.store.lease("run", self.id, owner=self.id)
-        if not lease.acquire():
+        patience = lease.expiry + 2 * lease.heartbeat
+        if not lease.acquire() and (lease.alive() or not lease.acquire(patience)):
             holder = lease.holder() or {}
             raise UserError(
                 f"run {self.id} is at work already: process {holder.get('pid', '?')} "

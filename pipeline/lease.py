@@ -29,7 +29,7 @@ from pipeline.artifact import disk_errors
 from pipeline.errors import LeaseLost
 
 HEARTBEAT = 2.0  # seconds between two steps of the counter
-EXPIRY = 60.0  # seconds without a step after which a waiter takes over
+EXPIRY = 30.0  # seconds without a step after which a waiter takes over
 POLL = 0.1  # seconds between two looks of a waiter
 
 Holder = dict[str, Any]
@@ -94,7 +94,7 @@ class Lease:
         self._stop.set()
         if self.held():
             with suppress(OSError):
-                self._create("released", b"")
+                self._create(self._file(self.epoch, "released"), b"")
         self.epoch = 0
 
     def holder(self) -> Holder | None:
@@ -126,22 +126,20 @@ class Lease:
         top = self._top()
         if top and not self._is_free(top):
             return False
-        self.epoch = top + 1
         try:
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._create("json", json.dumps(self._identity()).encode())
-                self._beat(0)
+                self._create(self._file(top + 1, "json"), json.dumps(self._identity()).encode())
         except FileExistsError:
-            self.epoch = 0
             return False
+        self.epoch = top + 1
         self.lost.clear()
         if not self.held():  # a listing can miss a file that appears while it is made
             self.epoch = 0
             return False
         self._forget_before(self.epoch)
         self._stop = threading.Event()
-        beat = threading.Thread(target=self._beats, args=(self._stop,), daemon=True)
+        beat = threading.Thread(target=self._beats, args=(self._stop, self.epoch), daemon=True)
         beat.start()
         return True
 
@@ -157,21 +155,19 @@ class Lease:
             self._seen = (seen, time.monotonic())
         return time.monotonic() - self._seen[1] >= self.expiry
 
-    def _beats(self, stop: threading.Event) -> None:
+    def _beats(self, stop: threading.Event, epoch: int) -> None:
         """Step the counter until released or lost; a disk that refuses is a missed beat."""
         count = 0
-        while not stop.wait(self.heartbeat):
+        while not stop.is_set() and self.held():
             with suppress(OSError):
-                if not self.held():
-                    return
-                count += 1
-                self._beat(count)
+                self._beat(epoch, count)
+            count += 1
+            stop.wait(self.heartbeat)
 
     def _identity(self) -> Holder:
         return {
             "owner": self.owner,
             "nonce": self._nonce,
-            "epoch": self.epoch,
             "host": platform.node(),
             "node": node(),
             "pid": os.getpid(),
@@ -181,22 +177,28 @@ class Lease:
     def _file(self, epoch: int, suffix: str) -> Path:
         return self.folder / f"{epoch:08d}.{suffix}"
 
-    def _create(self, suffix: str, content: bytes) -> None:
-        """Create a file of our epoch exclusively: of several processes one succeeds."""
+    def _create(self, path: Path, content: bytes) -> None:
+        """Create a file exclusively: of several processes one succeeds."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(self._file(self.epoch, suffix), flags, 0o644)
+        descriptor = os.open(path, flags, 0o644)
         try:
             os.write(descriptor, content)
             os.fsync(descriptor)
         except OSError:
-            self._file(self.epoch, suffix).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
         finally:
             os.close(descriptor)
 
-    def _beat(self, count: int) -> None:
-        """Same length every time: a full disk cannot stop it."""
-        self._file(self.epoch, "beat").write_text(f"{count:020d}")
+    def _beat(self, epoch: int, count: int) -> None:
+        """Write the same length over the old number: a full disk cannot stop it."""
+        descriptor = os.open(
+            self._file(epoch, "beat"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        try:
+            os.write(descriptor, f"{count:020d}".encode())
+        finally:
+            os.close(descriptor)
 
     def _counter(self, epoch: int) -> str:
         try:

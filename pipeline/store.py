@@ -27,6 +27,7 @@ from pipeline.artifact import (
     Artifact,
     check_name,
     code_version,
+    disk_errors,
     environment,
     make_folder,
     move,
@@ -375,11 +376,12 @@ def _gather(work: Path) -> None:
         raise Failure("the stage wrote nothing", where=str(work / "out"))
     if not source.is_dir():
         return
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    for path in _children(source):
-        if path.is_file():
-            write_atomic(target / path.name, path.read_bytes(), durable=False)
+    with disk_errors(target):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(exist_ok=True)
+        for path in _children(source):
+            if path.is_file():
+                write_atomic(target / path.name, path.read_bytes(), durable=False)
 
 
 def _results(path: Path) -> dict[str, Any]:
