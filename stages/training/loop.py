@@ -72,7 +72,8 @@ def fit(
             (`<name>_loss`…) where it is not "train".
 
     Returns:
-        The final figures, on every rank: the last loss, the evaluation, tokens, skipped steps.
+        The final figures, on every rank: the objective's `facts`, the last loss, the evaluation,
+        tokens, skipped steps.
 
     Raises:
         Interrupted: the context was cancelled; a checkpoint of the last step is there.
@@ -134,8 +135,8 @@ class Fit:
         self._save(wait=True)
         if out is not None:
             self._export(out)
-        position = self.position
-        return {**final, "tokens": position.tokens, "skipped_steps": float(position.skipped)}
+        counts = {"tokens": self.position.tokens, "skipped_steps": float(self.position.skipped)}
+        return {**self.objective.facts, **final, **counts}
 
     def _step(self) -> None:
         """One step of the objective, reported."""

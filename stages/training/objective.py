@@ -89,6 +89,8 @@ class Objective(Protocol):
 
     flops_per_token: float
     """Of a forward and backward pass, for the MFU; 0 where nobody knows. Read after `setup`."""
+    facts: Mapping[str, float]
+    """Figures known after `setup` (samples, what was left out): part of what `fit` returns."""
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         """Open data and build the modules, alike on every rank; on the CPU, in float32.
@@ -128,6 +130,8 @@ class SupervisedObjective(ABC):
     held_out: Dataset | None = None
     flops_per_token: float = 0.0
     """Of a forward and backward pass; set it in `open` to have an MFU reported."""
+    facts: Mapping[str, float] = {}
+    """Figures known after `open`: part of what `fit` returns."""
     ragged: bool = False
     """Samples differ in `length`: those of a step are dealt so that micro-batches are alike."""
 
