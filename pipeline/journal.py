@@ -427,6 +427,8 @@ def _stage_event(stage: StageStatus, event: Event) -> StageStatus:
         case "finished":
             metrics = event.get("metrics") or {}
             return replace(stage, state="finished", seconds=event.get("seconds"), metrics=metrics)
+        case "skipped":
+            return replace(stage, state="skipped", reason=event.get("reason", ""))
         case "failed":
             return replace(stage, state="failed", reason=event.get("error", ""))
         case "interrupted":

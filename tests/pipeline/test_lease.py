@@ -262,7 +262,7 @@ def test_no_descriptor_reaches_a_child(tmp_path: Path) -> None:
     targets = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            targets.append(os.readlink(descriptor))
+            targets.append(str(descriptor.readlink()))
         except OSError:
             continue
     assert not [target for target in targets if target.startswith(str(tmp_path))]

@@ -1,0 +1,105 @@
+"""What a stage reports, before and after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import panels
+from pipeline.context import Context, escape, read_series, redact, secret_names
+from pipeline.errors import Interrupted
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context.local(tmp_path)
+
+
+def read(context: Context, name: str) -> object:
+    return json.loads((context.observed / name).read_text())
+
+
+def test_a_context_has_its_folders(context: Context) -> None:
+    assert context.out.is_dir()
+    assert context.scratch.is_dir()
+    assert context.cache.is_dir()
+    assert context.attempt_dir.is_dir()
+
+
+def test_progress_is_written_now_and_then_but_always_at_the_end(context: Context) -> None:
+    context.progress(1, 9, "shards", rate=float("inf"))
+    context.progress(2, 9, "shards")
+    first = read(context, "progress.json")
+    assert isinstance(first, dict)
+    assert (first["done"], first["total"], first["unit"], first["rate"]) == (1, 9, "shards", "inf")
+    context.progress(9, 9)
+    assert read(context, "progress.json")["done"] == 9  # type: ignore[index]
+
+
+def test_series_rewind_to_where_the_work_goes_on(context: Context) -> None:
+    for step in range(5):
+        context.metrics(step, {"loss": float("nan") if step == 1 else 1.0})
+    context.rewind(2)
+    points = read_series(context.observed / "metrics.jsonl")
+    assert [point["step"] for point in points] == [0, 1, 2]
+    assert points[1]["loss"] == "nan"
+    assert read_series(context.observed / "none.jsonl") == []
+
+
+def test_a_torn_point_does_not_take_the_next_one_with_it(context: Context, tmp_path: Path) -> None:
+    context.metrics(1, {"loss": 1.0})
+    with (context.observed / "metrics.jsonl").open("a") as series:
+        series.write('{"step": 2, "lo')
+    assert len(read_series(context.observed / "metrics.jsonl")) == 1
+    again = Context.local(tmp_path)
+    again.metrics(2, {"loss": 2.0})
+    again.metrics(3, {"loss": 3.0})
+    assert [p["step"] for p in read_series(context.observed / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_results_and_panels_survive_a_kill(context: Context, tmp_path: Path) -> None:
+    context.result(accuracy=0.5)
+    context.panel(panels.bars("b", {"a": 1}))
+    again = Context.local(tmp_path)
+    again.result(loss=1)
+    again.panel(panels.bars("c", {"a": 1}))
+    again.panel(panels.bars("b", {"a": 2}))
+    assert read(context, "results.json") == {"accuracy": 0.5, "loss": 1.0}
+    listed = read(context, "panels.json")
+    assert isinstance(listed, list)
+    assert [(panel["title"], panel["values"]["a"]) for panel in listed] == [("c", 1), ("b", 2)]
+
+
+def test_a_resume_point_is_there_for_the_plan(context: Context) -> None:
+    context.resume_point(3, 9)
+    assert read(context, "resume.json") == {"step": 3, "total": 9}
+
+
+def test_a_stage_stops_when_asked(context: Context) -> None:
+    context.check_cancelled()
+    context.cancel_file.touch()
+    with pytest.raises(Interrupted):
+        context.check_cancelled()
+
+
+def test_logs_hold_neither_control_characters_nor_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    context = Context(tmp_path, tmp_path, tmp_path / "c", tmp_path, secrets=frozenset({"HF_TOKEN"}))
+    context.log("a\x1b[2J\u202eb\tuses hf_secret")
+    line = (tmp_path / "log.txt").read_text()
+    assert line.endswith(" a\\x1b[2J\\x202eb\tuses ${env:HF_TOKEN}\n")
+    assert escape("ä €") == "ä €"
+
+
+def test_only_named_secrets_of_some_length_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONG", "abcdef")
+    monkeypatch.setenv("PART", "abcd")
+    monkeypatch.setenv("TINY", "e")
+    monkeypatch.delenv("UNSET", raising=False)
+    names = secret_names("x: ${env:LONG} ${env:PART}, ${env:TINY} ${env:UNSET} ${stage}")
+    assert names == {"LONG", "PART", "TINY", "UNSET"}
+    assert redact("abcdef abcd e", names) == "${env:LONG} ${env:PART} e"
