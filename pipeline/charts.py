@@ -7,21 +7,22 @@ the sheet, for readers that show one drawing alone.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipeline.context import escape
 from pipeline.panels import Panel
 
-WIDTH = 640  # units of a drawing, which scales to its place
-HEIGHT = 250
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 26, 34  # margins around what is plotted
+WIDTH = 520  # units of a drawing, which scales to its place
+HEIGHT = 216
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 28, 32  # margins around what is plotted
 ROW = 27  # height of one bar with its gap
-LABELS = 190  # width left of horizontal bars
+LABELS = 150  # width left of horizontal bars
 BUCKETS = 280  # a line has at most two points a bucket: its lowest and its highest
 SMOOTH = 60  # points from which a line gets a smoothed one over it
 HOVERS = 90  # places of a curve that say their values
@@ -35,7 +36,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink:#e6edf3; --soft:#97a3b0; --line:#2c3642;
   --card:#161c24; --c0:#3bc9db; --c1:#ff922b; --c2:#b197fc; --c3:#69db7c; --c4:#f783ac;
   --c5:#ffd43b; --good:#69db7c; --bad:#ff8787; } }
-.chart { font: 11.5px system-ui, -apple-system, "Segoe UI", sans-serif; width: 100%; height: auto;
+.chart { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; width: 100%; height: auto;
   display: block; font-variant-numeric: tabular-nums; }
 .chart text { fill: var(--soft); } .chart .strong { fill: var(--ink); font-weight: 600; }
 .chart .rule { stroke: var(--line); } .chart .zero { stroke: var(--soft); opacity: .6; }
@@ -133,15 +134,25 @@ def _svg(body: Iterable[str], height: float = HEIGHT, width: float = WIDTH) -> s
     return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img">{inside}</svg>'
 
 
+def visible(words: str) -> str:
+    """Text in which nothing hides: control characters and bidi marks as codes; lines stay."""
+    return "\n".join(escape(line) for line in words.split("\n"))
+
+
+def safe(words: str) -> str:
+    """Text that is only text, in HTML and in SVG."""
+    return html.escape(visible(words))
+
+
 def text(x: float, y: float, words: str, style: str = "") -> str:
     """One line of text, escaped."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{safe(words)}</text>'
 
 
 def _rect(x: float, y: float, w: float, h: float, style: str, title: str) -> str:
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(w, 0):.1f}" height="{h:.1f}" rx="2" '
-        f'class="{style}"><title>{escape(title)}</title></rect>'
+        f'class="{style}"><title>{safe(title)}</title></rect>'
     )
 
 
@@ -211,7 +222,7 @@ def _curve(panel: Panel, series: Sequence[Mapping[str, Any]]) -> str:
     at = float(LEFT)
     for index, (key, line) in enumerate(lines.items()):
         colour = index % COLOURS
-        smooth = len(line) > SMOOTH
+        smooth = noisy(line)
         body.append(_path(axes, thin(line), f"ln s{colour}{' raw' if smooth else ''}"))
         if smooth:
             body.append(_path(axes, thin(smoothed(line)), f"ln s{colour}"))
@@ -235,6 +246,13 @@ def line_of(series: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
         if isinstance(value, int | float) and isinstance(step, int | float):  # "nan" is text
             found[step] = float(value)
     return sorted(found.items())
+
+
+def noisy(line: Sequence[Point]) -> bool:
+    """Whether a line is long and turns often, so that its course is hard to see."""
+    slopes = [b[1] - a[1] for a, b in pairwise(line)]
+    turns = sum(a * b < 0 for a, b in pairwise(slopes))
+    return len(line) > SMOOTH and turns > len(line) / 8
 
 
 def thin(line: Sequence[Point]) -> list[Point]:
@@ -301,7 +319,7 @@ def _waterfall(steps: Sequence[Sequence[Any]], unit: str) -> str:
         said = number(value).replace("-", "−")
         share = f"{abs(value) / total:.1%}"
         y = row * ROW + 4
-        body.append(text(LABELS - 10, y + 13, short(str(label), 28), "end"))
+        body.append(text(LABELS - 10, y + 13, short(str(label), 24), "end"))
         title = f"{label}: {value:,} {unit} ({share})"
         body.append(_rect(x, y, width, ROW - 9, f"bar {style}", title))
         body.append(text(x + width + 7, y + 13, said, "strong"))
@@ -326,7 +344,7 @@ def _bars(values: Mapping[str, float], unit: str) -> str:
     for row, (label, value) in enumerate(finite.items()):
         y, width = row * ROW + 4, abs(value) / span * room
         x = zero if value >= 0 else zero - width
-        body.append(text(LABELS - 10, y + 13, short(label, 28), "end"))
+        body.append(text(LABELS - 10, y + 13, short(label, 24), "end"))
         body.append(_rect(x, y, width, ROW - 9, f"bar f{0 if value >= 0 else 1}", label))
         said = f"{number(value).replace('-', '−')} {unit}".strip()
         place, style = (x + width + 7, "strong") if value >= 0 else (x - 7, "strong end")
@@ -344,9 +362,7 @@ def _histogram(edges: Sequence[float], counts: Sequence[int], threshold: float |
     for (low, high), count in zip(pairwise(edges), counts, strict=True):
         x, y = axes.x(low), axes.y(count)
         title = f"{number(low)} to {number(high)}: {count:,}"
-        beyond = threshold is not None and low >= threshold
-        style = "bar f1" if beyond else "bar f0"
-        body.append(_rect(x + 0.5, y, axes.x(high) - x - 1, axes.y(0) - y, style, title))
+        body.append(_rect(x + 0.5, y, axes.x(high) - x - 1, axes.y(0) - y, "bar f0", title))
     if threshold is not None and axes.low_x <= threshold <= axes.high_x:
         x = axes.x(threshold)
         body.append(_line(x, TOP - 8, x, HEIGHT - BOTTOM, "sbad mark"))

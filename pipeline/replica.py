@@ -24,6 +24,7 @@ from pipeline import charts
 from pipeline.artifact import OBSERVED, Artifact, write_atomic
 from pipeline.context import read_series, redact
 from pipeline.journal import Run, RunStatus, StageStatus
+from pipeline.report import parameters
 from pipeline.tracking import (
     ARTIFACTS,
     CURSOR,
@@ -129,7 +130,8 @@ class Replica:
             entry["run"] = self._run_with(self._tags(stage), stage.name, span[0])
             self._note()
         if not entry.get("params"):
-            self._params(entry["run"], parameters(self.run, stage.name, artifact))
+            params = parameters(self.run, stage.name, identity_of(self.run, stage.name))
+            self._params(entry["run"], params)
             entry["params"] = True
         if artifact is None:
             self._series(entry, self.run.store.work(stage.uses, stage.fingerprint) / OBSERVED)
@@ -372,25 +374,11 @@ def points_of(line: bytes) -> Iterator[Point]:
             continue
 
 
-def parameters(run: Run, stage: str, artifact: Artifact | None = None) -> dict[str, str]:
-    """A stage's parameters, flat: those that identify, then those that say how it is done."""
-    written = dict(run.resolved().get("stages", {}).get(stage, {}))
-    written.pop("uses", None)
+def identity_of(run: Run, stage: str) -> dict[str, Any]:
+    """The parameters that identify a stage's work, as its plan says."""
     plan = json.loads((run.folder / "plan.json").read_text())
-    payloads = [s.get("payload") for s in plan.get("stages", []) if s.get("name") == stage]
-    if artifact is not None:
-        payloads.append(artifact.manifest.get("payload"))
-    identity: dict[str, Any] = next((payload["params"] for payload in payloads if payload), {})
-    return dict(flat({**written, **identity})) | dict(flat(written))
-
-
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """`train.lr` -> `3e-4`: nested mappings as dotted keys, anything else as text."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
+    payloads = [s.get("payload") or {} for s in plan.get("stages", []) if s["name"] == stage]
+    return dict(payloads[0].get("params", {})) if payloads else {}
 
 
 def externals(declared: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
