@@ -47,10 +47,12 @@ def collect(
     prompts: Sequence[Sequence[int]],
     indices: Sequence[int],
     settings: RolloutSettings,
+    beat: Callable[[], None] = lambda: None,
 ) -> Experience:
     """One episode a prompt, in the order given.
 
-    `indices` number the episodes of a whole run: with the seed, they fix what is drawn.
+    `indices` number the episodes of a whole run: with the seed, they fix what is drawn. `beat` is
+    called after each batch.
     """
     parts = []
     order: list[int] = []
@@ -68,6 +70,7 @@ def collect(
         )
         parts.append(_measure(cast, chosen, drawn, settings))
         order += places
+        beat()
     return concatenate(parts, settings.pad_id).rows(torch.tensor(order).argsort())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.errors import InputError
 from stages.data.chat import encode_prompt
 from stages.data.conversations import Message
-from stages.data.tokenizer import BOS, Tokenizer
+from stages.data.tokenizer import EOS, Tokenizer
 from stages.generation.sampling import Decoding, sample
 from stages.models.huggingface import is_chat, load_gpt, special_ids
 
@@ -36,7 +36,7 @@ def generate_text(
     if is_chat(folder):
         ids = encode_prompt(tokenizer, [Message("user", prompt)])
     else:
-        ids = [BOS, *tokenizer.encode(prompt)]
+        ids = [EOS, *tokenizer.encode(prompt)]  # the end of a document precedes the next one
     room = model.config.context - len(ids)
     if room < 1:
         raise InputError(

@@ -1,0 +1,211 @@
+"""ppo: a policy learns from a reward model what people like, without forgetting what it knew.
+
+    ppo:
+      uses: ppo
+      policy: ${sft}
+      reward: ${reward}
+      prompts: ${questions}
+      tokens: ${tokens}                 # optional: PPO-ptx, the pretraining term
+      train: {steps: 40, global_batch: 64, lr: 1.0e-4}
+      kl: {coefficient: 0.05}
+
+The defaults are for small models. InstructGPT (Ouyang et al. 2022, appendix C.4) used 256,000
+episodes in batches of 512 with 8 minibatches and one inner epoch, kl.coefficient 0.02,
+temperature 1, clip 0.2, an average of the weights at 0.992, 8 pretraining examples an episode
+with weight 27.8, and no discount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from pipeline import panels
+from pipeline.context import Context
+from pipeline.errors import Problem
+from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
+from stages.training.settings import Schedule, TrainSection
+
+if TYPE_CHECKING:
+    from stages.alignment.ppo_objective import PPOSettings
+
+SHOWN = 6
+
+
+class PPOTrain(TrainSection):
+    """One step is one iteration: `global_batch` episodes, then `epochs` x `minibatches` updates."""
+
+    steps: Annotated[int, Field(ge=1)] = 40
+    """Iterations."""
+    global_batch: Annotated[int, Field(ge=1)] = 64
+    """Episodes of one iteration."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate of the policy."""
+    schedule: Schedule = "constant"
+    """Shape of the learning rate after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 5
+    """Linear warm-up: a share of the steps if below 1, else a number of steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay of matrices."""
+    checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 10
+    """Iterations between checkpoints."""
+
+
+class KLSection(Section):
+    """The penalty for leaving the reference."""
+
+    coefficient: Annotated[float, Field(ge=0)] = 0.05
+    """Nats of the score that a nat of KL costs (beta); where it starts, if it is adaptive."""
+    target: Annotated[float | None, Field(gt=0)] = None
+    """KL of a response, in nats, that the coefficient steers to; left out: it stays fixed."""
+    horizon: Annotated[float, Field(gt=0)] = 10_000
+    """Episodes over which an adaptive coefficient reacts."""
+
+
+class PtxSection(Section):
+    """The pretraining loss beside PPO's; only where `tokens` are given."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of its mean token loss, against the surrogate's mean over tokens (gamma)."""
+    ratio: Annotated[float, Field(gt=0)] = 0.5
+    """Pretraining windows for each episode of a minibatch."""
+    length: Annotated[int | None, Field(ge=2)] = None
+    """Tokens of a window; left out: the model's context."""
+
+
+class PPOParams(Params):
+    """What a pipeline file may say of the stage."""
+
+    seed: int = 0
+    """Of prompts, draws and minibatches; the pipeline's, if left out."""
+    train: PPOTrain = PPOTrain()
+    epochs: Annotated[int, Field(ge=1)] = 2
+    """Passes over the episodes of an iteration."""
+    minibatches: Annotated[int, Field(ge=1)] = 4
+    """Updates of one pass."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    """Longest response."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the rollouts. Nothing is cut off the distribution: no top-k, no top-p."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far a token's ratio is followed."""
+    value_clip: Annotated[float | None, Field(gt=0)] = 0.5
+    """How far a value may move from the old one in an iteration."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount a token."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Of generalised advantage estimation."""
+    kl: KLSection = KLSection()
+    ptx: PtxSection = PtxSection()
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Taken from the score of a response that does not end."""
+    critic_lr: Annotated[float, Field(gt=0)] = 2.0
+    """The critic's learning rate over the policy's."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Average of the policy's weights that is exported; 0 exports the last weights."""
+    eval_prompts: Annotated[int, Field(ge=0)] = 64
+    """Held-out prompts on which reward and KL are measured before and after."""
+    ratio_tolerance: Annotated[float | None, Field(gt=0)] = None
+    """How far from 1 the first ratio may be; left out: 0.001 in float32, 0.25 in bfloat16."""
+    rollout_batch: Annotated[int, Field(ge=1), EXECUTION] = 64
+    """Episodes that a rank decodes at once."""
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Minibatches fall evenly on the episodes, and episodes on the workers."""
+        yield from self.train.check(self.workers)
+        parts, world = self.minibatches, self.workers.num
+        if self.train.global_batch % (parts * world):
+            yield Problem(
+                "minibatches",
+                f"{self.train.global_batch} episodes do not make {parts} minibatches that fall "
+                f"evenly on {world} workers",
+                f"take a global_batch that {parts * world} divides",
+            )
+        context = getattr(getattr(upstream.get("policy"), "model", None), "context", None)
+        if context and self.max_new_tokens >= context:
+            yield Problem(
+                "max_new_tokens",
+                f"{self.max_new_tokens} leaves no room for a prompt in a context of {context}",
+                f"lower it below {context}",
+            )
+
+    def settings(self) -> PPOSettings:
+        """The same for the workshop."""
+        from stages.alignment.ppo_objective import PPOSettings
+        from stages.alignment.update import UpdateSettings
+
+        tolerance = self.ratio_tolerance or (1e-3 if self.train.dtype == "float32" else 0.25)
+        return PPOSettings(
+            update=UpdateSettings(
+                epochs=self.epochs,
+                minibatches=self.minibatches,
+                clip=self.clip,
+                value_clip=self.value_clip,
+                temperature=self.temperature,
+                micro_batch=self.train.micro_batch,
+                ptx=self.ptx.weight,
+                ratio_tolerance=tolerance,
+            ),
+            max_new_tokens=self.max_new_tokens,
+            beta=self.kl.coefficient,
+            kl_target=self.kl.target,
+            kl_horizon=self.kl.horizon,
+            gamma=self.gamma,
+            lam=self.lam,
+            missing_eos_penalty=self.missing_eos_penalty,
+            critic_lr=self.critic_lr,
+            ema=self.ema,
+            ptx_ratio=self.ptx.ratio,
+            ptx_length=self.ptx.length,
+            eval_prompts=self.eval_prompts,
+            rollout_batch=self.rollout_batch,
+        )
+
+
+@stage(
+    "ppo",
+    inputs={
+        "policy": "Model",
+        "reward": "RewardModel",
+        "prompts": "Conversations",
+        "tokens": "Tokens?",
+    },
+    output="Model",
+    version=1,
+)
+def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Improve a policy by reinforcement learning on a reward model's scores (PPO-ptx)."""
+    from stages.alignment.appraisal import before_and_after
+    from stages.alignment.ppo_objective import PPOObjective
+    from stages.training.group import WorkerGroup
+    from stages.training.loop import fit
+
+    paths = {name: inputs.path(name) for name in ("policy", "reward", "prompts")}
+    objective = PPOObjective(**paths, tokens=inputs.get_path("tokens"), settings=params.settings())
+    for panel in CURVES:
+        ctx.panel(panel)
+    with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
+        final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
+        seen = group.run(
+            before_and_after, paths["policy"], out, paths["reward"], paths["prompts"],
+            max_new_tokens=params.max_new_tokens, temperature=params.temperature,
+            seed=params.seed, count=params.eval_prompts, shown=SHOWN,
+        )[0]  # fmt: skip
+    ctx.result(**seen.figures, tokens=final["tokens"])
+    ctx.panel(panels.samples("Before and after", seen.samples))
+    ctx.panel(panels.histogram("Reward of a response, before", *seen.histograms[0]))
+    ctx.panel(panels.histogram("Reward of a response, after", *seen.histograms[1]))
+
+
+CURVES = (
+    panels.curve("Reward", ["reward", "eval_reward"]),
+    panels.curve("KL to the reference", ["kl", "kl_k3", "eval_kl"], unit="nats a response"),
+    panels.curve("KL coefficient", ["beta"]),
+    panels.curve("Length of a response", ["length"], unit="tokens"),
+    panels.curve("Clipped share of ratios", ["clip_fraction"]),
+    panels.curve("Value loss", ["value_loss"]),
+    panels.curve("Loss on pretraining tokens", ["ptx_loss"], unit="nats a token"),
+)
