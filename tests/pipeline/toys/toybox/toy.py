@@ -1,0 +1,103 @@
+"""Stages without machine learning that do, and suffer, what real ones do and suffer.
+
+What goes wrong is said in EXECUTION fields: a disturbed run and an undisturbed one have the same
+fingerprints, so that their artifacts can be compared.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+from pipeline.context import Context
+from pipeline.errors import CorruptArtifact, InputError, Interrupted, Stuck, WorkerDied
+from pipeline.stage import EXECUTION, Inputs, Params, stage
+
+
+class Count(Params):
+    """Counts to `steps`, one file of scratch a step."""
+
+    value: int = 0
+    """What the count begins with."""
+    steps: int = 4
+    """How far it goes."""
+    hold: Annotated[str, EXECUTION] = ""
+    """After half of the steps it waits while this file exists."""
+    deaf: Annotated[bool, EXECUTION] = False
+    """Whether it looks away when asked to stop."""
+    trouble: Annotated[str, EXECUTION] = ""
+    """What happens after half of the steps."""
+    troubled: Annotated[int, EXECUTION] = 1_000_000
+    """How many attempts it happens to."""
+
+
+@stage("toy.count", output="Number", version=1)
+def count(params: Count, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Count, and write the sum of what was counted."""
+    done = len(list(ctx.scratch.glob("step-*")))
+    ctx.log(f"begins at step {done} in process {os.getpid()}")
+    for step in range(done, params.steps):
+        if step == params.steps // 2:
+            trouble(params, out, ctx)
+        ctx.scratch.joinpath(f"step-{step}").write_text(str(params.value + step))
+        ctx.metrics(step, {"value": params.value + step})
+        ctx.progress(step + 1, params.steps, "steps")
+        ctx.resume_point(step + 1, params.steps)
+    if params.trouble == "nothing":
+        return
+    total = sum(int(path.read_text()) for path in ctx.scratch.glob("step-*"))
+    out.joinpath("number.txt").write_text(f"{total}\n")
+    ctx.result(total=total)
+
+
+class Add(Params):
+    """Adds what it is given."""
+
+
+@stage("toy.add", inputs={"numbers": "Number*", "base": "Number?"}, output="Number", version=1)
+def add(params: Add, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Add numbers, and a base if there is one."""
+    folders = inputs.paths("numbers") + inputs.paths("base")
+    total = sum(int(folder.joinpath("number.txt").read_text()) for folder in folders)
+    out.joinpath("number.txt").write_text(f"{total}\n")
+    ctx.result(total=total)
+
+
+def trouble(params: Count, out: Path, ctx: Context) -> None:
+    """Wait where the test wants it to, and then suffer."""
+    ctx.attempt_dir.joinpath("holds").write_text(str(os.getpid()))
+    while params.hold and Path(params.hold).exists():
+        if not params.deaf:
+            ctx.check_cancelled()
+        time.sleep(0.01)
+    if ctx.attempt > params.troubled:
+        return
+    match params.trouble:
+        case "user":
+            raise InputError("the number is odd", where="toy", remedy="give an even one")
+        case "raise":
+            raise ValueError("seven is\nnot a number")
+        case "exit":
+            sys.exit(3)
+        case "worker":
+            raise WorkerDied("rank 1 vanished", remedy="look at its log")
+        case "stuck":
+            raise Stuck("no step for 60 s")
+        case "stray":
+            raise Interrupted("a stray signal")
+        case "damaged":
+            raise CorruptArtifact("a shard of its own is damaged")
+        case "memory":
+            raise MemoryError
+        case "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "number.txt"))
+        case "print":
+            print("printed \x1b[31mred")
+            os.system("echo from a child")
+        case "die":
+            os.write(2, b"last words\n")
+            os.kill(os.getpid(), 9)
