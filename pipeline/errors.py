@@ -4,6 +4,7 @@
     ├── UserError            2    the input is wrong: nothing was started, nothing is lost
     │   ├── SpecError        2    the pipeline file, with every problem found in it
     │   ├── InputError       2    what a stage was given cannot be used
+    │   ├── NotCanonical     2    a value that cannot be part of a fingerprint
     │   └── NotFound         2    no such run, artifact, model or stage
     ├── Failure              1    the work failed
     │   ├── StageFailed      1    a stage failed after its retries
@@ -19,7 +20,8 @@ Each says what happened, where, and what to do next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +60,10 @@ class UserError(HeadwaterError):
 
 class InputError(UserError):
     """A stage cannot use what it was given."""
+
+
+class NotCanonical(UserError):
+    """A value has no one byte form, so it cannot identify anything."""
 
 
 class NotFound(UserError):
@@ -121,3 +127,12 @@ class SpecError(UserError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A remedy for a word that is not among the `known` ones: the nearest, or all of them."""
+    words = sorted(known)
+    near = difflib.get_close_matches(word, words, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(words)}" if words else "there is none"

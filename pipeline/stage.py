@@ -16,26 +16,39 @@ stage `a.b`, which lives in the module `a` of a package listed under the entry-p
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
+import os
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
+from pathlib import Path, PurePath
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import NotFound, Problem
+from pipeline.artifact import NAME
+from pipeline.errors import InputError, NotFound, Problem, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
     from pipeline.context import Context
 
 ENTRY_POINT_GROUP = "headwater.stages"
+SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+"""How a pipeline file names a secret; the value never enters the file, the store or a log."""
 
 
 class _Execution:
@@ -93,7 +106,8 @@ class Params(Section):
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work, here or together with the stages that feed this one.
 
-        `upstream` maps an input's name to its producer's parameters, where they are known.
+        `upstream` maps an input's name to its producer's parameters, where they are known: those
+        of a list edge as `name[0]`, `name[1]`…, those further up as `tokens.tokenizer`.
         """
         yield from ()
 
@@ -194,10 +208,74 @@ def stage(
     def register(run: F) -> F:
         params = get_type_hints(run, localns={"Inputs": Inputs, "Context": object})["params"]
         typed = {name: Input.of(declared) for name, declared in (inputs or {}).items()}
+        _check_declaration(uses, params, typed)
         Stage.registry[uses] = Stage(uses, run, params, output, version, typed)
         return run
 
     return register
+
+
+def execution_fields(section: type[BaseModel]) -> frozenset[str]:
+    """The fields that are marked EXECUTION: they never enter a fingerprint."""
+    fields = section.model_fields.items()
+    return frozenset(name for name, info in fields if _marks_execution(info.metadata))
+
+
+def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field of that type can hold, directly or in lists and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from sections(argument)
+
+
+def secret(text: str) -> str:
+    """`text` with each `${env:NAME}` replaced by its value; to be called inside `run` only.
+
+    Raises:
+        InputError: the variable is not set where the stage runs.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise InputError(f"the secret {name} is not set here", remedy=f"export {name}=…")
+        return os.environ[name]
+
+    return SECRET.sub(value, text)
+
+
+def _marks_execution(metadata: Iterable[Any]) -> bool:
+    return any(isinstance(mark, _Execution) for mark in metadata)
+
+
+def _check_declaration(uses: str, params: type[Params], inputs: Mapping[str, Input]) -> None:
+    """Refuse, when the stage is defined, what would go wrong quietly when it is used."""
+    if not NAME.fullmatch(uses):
+        raise TypeError(f"stage {uses!r}: a name matches {NAME.pattern}")
+    for name in (set(inputs) | {"uses"}) & set(params.model_fields):
+        raise TypeError(f"stage {uses}: {name!r} is both a parameter and a word of the file")
+    _check_section(uses, params)
+
+
+def _check_section(uses: str, section: type[BaseModel]) -> None:
+    for name, info in section.model_fields.items():
+        field = f"stage {uses}: {section.__name__}.{name}"
+        for inner in _parts(info.annotation):
+            if _marks_execution(getattr(inner, "__metadata__", ())):
+                raise TypeError(f"{field}: EXECUTION marks a whole field: Annotated[…, EXECUTION]")
+            if isinstance(inner, type) and issubclass(inner, PurePath):
+                raise TypeError(f"{field}: write a path as `str`: pipeline files hold text")
+        for nested in sections(info.annotation):
+            _check_section(uses, nested)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and every type inside it."""
+    yield annotation
+    if get_origin(annotation) is not None:
+        for argument in get_args(annotation):
+            yield from _parts(argument)
 
 
 def find_stage(uses: str) -> Stage:
@@ -205,19 +283,27 @@ def find_stage(uses: str) -> Stage:
 
     Raises:
         NotFound: no package offers it; the message names the nearest one.
+        UserError: its module cannot be imported.
     """
-    module = uses.split(".", 1)[0]
-    for package in stage_packages():
-        try:
-            importlib.import_module(f"{package}.{module}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{package}.{module}":
-                raise
+    if uses not in Stage.registry and NAME.fullmatch(uses):
+        for package in stage_packages():
+            _import(f"{package}.{uses.split('.', 1)[0]}")
     if uses in Stage.registry:
         return Stage.registry[uses]
-    near = difflib.get_close_matches(uses, [known.uses for known in all_stages()], n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else "`headwater stages` lists them"
-    raise NotFound(f"unknown stage {uses!r}", remedy=remedy)
+    known = [known.uses for known in all_stages()]
+    raise NotFound(f"unknown stage {uses!r}", remedy=did_you_mean(uses, known))
+
+
+def _import(module: str) -> None:
+    """Import a module that may be absent; whatever is wrong inside it is the user's to mend."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.rpartition(".")[0]):
+            raise UserError(
+                f"the stage module {module} needs {error.name!r}, which is not installed",
+                remedy=f"pip install {error.name}",
+            ) from error
 
 
 def all_stages() -> Iterable[Stage]:
@@ -226,7 +312,7 @@ def all_stages() -> Iterable[Stage]:
         root = importlib.import_module(package)
         for info in pkgutil.iter_modules(root.__path__):
             if not info.ispkg:
-                importlib.import_module(f"{package}.{info.name}")
+                _import(f"{package}.{info.name}")
     return [Stage.registry[uses] for uses in sorted(Stage.registry)]
 
 

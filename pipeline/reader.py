@@ -1,0 +1,228 @@
+"""A YAML file as plain data that knows where each key stands.
+
+YAML is hostile, so this reads a part of it: no anchors and aliases (442 bytes can unfold to
+gigabytes), no tags (they name code), no duplicate keys (the last would win in silence), no
+deep nesting, no huge files. Plain words are read as YAML 1.2 reads them, not as 1.1 does:
+`no` is text, `010` is ten, `12:30:45` is text, and `1e-4` is the number.
+
+    tree = read("configs/quickstart.yaml")
+    tree.data["stages"]["gpt"]["train"]["lr"], tree.place(("stages", "gpt", "train", "lr"))
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from pipeline.errors import Problem, SpecError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 10_000
+MAX_DEPTH = 20
+
+KeyPath = tuple[str | int, ...]
+
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_INTEGER = re.compile(r"[-+]?[0-9]{1,30}")
+_BASED = re.compile(r"0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
+_DECIMAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_EDGE = re.compile(r"\$\{([^{}\n]*)\}")
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private characters: see `_shield`
+_EXACT = 2**53  # integers up to here have an exact float
+
+
+@dataclass
+class Tree:
+    """Plain data, the place ("file:line") of each key in it, and what is wrong so far."""
+
+    data: Any = None
+    places: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: KeyPath) -> str:
+        """Where that key stands, or else the nearest key around it."""
+        while path not in self.places and path:
+            path = path[:-1]
+        return self.places.get(path, "")
+
+    def over(self, base: Tree) -> Tree:
+        """This tree laid over another: mappings merge key by key, all else is replaced."""
+        replaced: list[KeyPath] = []
+        data = _merge(base.data, self.data, (), replaced)
+        kept = {
+            path: place
+            for path, place in base.places.items()
+            if not any(path[: len(root)] == root for root in replaced)
+        }
+        return Tree(data, {**kept, **self.places}, [*base.problems, *self.problems])
+
+
+def read(path: Path) -> Tree:
+    """Read a file.
+
+    Raises:
+        SpecError: it cannot be read, is too large, or is not YAML. What is merely refused
+            (an alias, a tag, a duplicate key) is listed in the tree's `problems`.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            _stop(str(path), f"the file is over {MAX_BYTES:,} bytes", "a pipeline file is short")
+        text = raw.decode("utf-8")
+    except OSError as error:
+        _stop(str(path), f"cannot be read: {(error.strerror or str(error)).lower()}")
+    except UnicodeDecodeError as error:
+        _stop(str(path), f"byte {error.start} is not UTF-8 text", "save the file as UTF-8")
+    return parse(text, lambda line: f"{path}:{line}")
+
+
+def parse(text: str, where: Callable[[int], str], root: KeyPath = ()) -> Tree:
+    """Read YAML text; `where` says a line (from 1) as a place, `root` is the path of the data.
+
+    Raises:
+        SpecError: as `read`.
+    """
+    parser = _Parser(Tree(places={root: where(1)}), where)
+    try:
+        parser.document(yaml.parse(_shield(text), Loader=yaml.SafeLoader), root)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        _stop(where(line), f"this is not YAML: {_unshield(str(error.problem))}", key=name_of(root))
+    except yaml.reader.ReaderError as error:
+        _stop(
+            where(1),
+            f"the character U+{error.character:04X} is not allowed in YAML",
+            key=name_of(root),
+        )
+    return parser.tree
+
+
+def scalar(text: str) -> Any:
+    """A plain YAML word by the core schema of YAML 1.2 (section 10.3.2).
+
+    A number with an exponent that is whole (`1e3`) is an integer; `.inf` and `.nan` stay text,
+    because no parameter means them.
+    """
+    if (word := text.lower()) in _WORDS and text in (word, word.title(), word.upper()):
+        return _WORDS[word]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _BASED.fullmatch(text):
+        return int(text, 0)
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(number := float(text)):
+        return text
+    if "e" in text.lower() and number.is_integer() and abs(number) <= _EXACT:
+        return int(number)
+    return number
+
+
+class _Parser:
+    """Builds the tree from YAML's events, which are flat: nothing here can overflow the stack."""
+
+    def __init__(self, tree: Tree, where: Callable[[int], str]) -> None:
+        self.tree = tree
+        self._where = where
+        self._nodes = 0
+
+    def document(self, events: Iterator[Any], root: KeyPath) -> None:
+        self._events = events
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if self._nodes:
+                    self._refuse(root, event, "a second document begins here", "keep one `---`")
+                    return
+                self.tree.data = self._node(next(events), root)
+
+    def _node(self, event: Any, path: KeyPath) -> Any:
+        self._nodes += 1
+        place = self._where(event.start_mark.line + 1)
+        if self._nodes > MAX_NODES:
+            _stop(place, f"more than {MAX_NODES:,} values", "a pipeline file is short")
+        if len(path) > MAX_DEPTH:
+            _stop(place, f"nested deeper than {MAX_DEPTH}", "a pipeline file is flat")
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(path, event, "YAML aliases are refused", "write the value out")
+            return None
+        self._plain(event, path)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(path)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self._sequence(path)
+        return self._scalar(event, path)
+
+    def _mapping(self, path: KeyPath) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                self._refuse(path, event, "a key must be one plain word")
+                self._node(event, path)
+                self._node(next(self._events), path)
+                continue
+            self._plain(event, path)
+            key = _unshield(event.value)
+            if key in data:
+                message = f"the key {key!r} stands here a second time"
+                self._refuse((*path, key), event, message, "remove one")
+            self.tree.places[*path, key] = self._where(event.start_mark.line + 1)
+            data[key] = self._node(next(self._events), (*path, key))
+        return data
+
+    def _sequence(self, path: KeyPath) -> list[Any]:
+        data: list[Any] = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            here = (*path, len(data))
+            self.tree.places[here] = self._where(event.start_mark.line + 1)
+            data.append(self._node(event, here))
+        return data
+
+    def _scalar(self, event: Any, path: KeyPath) -> Any:
+        text = _unshield(event.value)
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
+            self._refuse(path, event, "the text holds a character that is not text")
+        return scalar(text) if event.implicit[0] else text
+
+    def _plain(self, event: Any, path: KeyPath) -> None:
+        if event.anchor:
+            self._refuse(path, event, f"YAML anchors (&{event.anchor}) are refused", "remove it")
+        if event.tag:
+            self._refuse(path, event, f"YAML tags ({event.tag}) are refused", "remove it")
+
+    def _refuse(self, path: KeyPath, event: Any, message: str, remedy: str = "") -> None:
+        place = self._where(event.start_mark.line + 1)
+        self.tree.problems.append(Problem(name_of(path), message, remedy, place))
+
+
+def name_of(path: KeyPath) -> str:
+    """A path as an override would write it: `gpt.train.lr`, `clean.sources[0]`."""
+    words = path[1:] if path[:1] == ("stages",) and len(path) > 1 else path
+    return "".join(f"[{w}]" if isinstance(w, int) else f".{w}" for w in words).lstrip(".")
+
+
+def _merge(base: Any, over: Any, path: KeyPath, replaced: list[KeyPath]) -> Any:
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        replaced.append(path)
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge(base[key], value, (*path, key), replaced) if key in base else value
+    return merged
+
+
+def _shield(text: str) -> str:
+    """Inside `{…}` YAML would end a word at the brace of `${clean}`: swap it while parsing."""
+    return _EDGE.sub(rf"${_OPEN}\1{_CLOSE}", text)
+
+
+def _unshield(text: str) -> str:
+    return text.replace("$" + _OPEN, "${").replace(_CLOSE, "}")
+
+
+def _stop(place: str, message: str, remedy: str = "", key: str = "") -> NoReturn:
+    raise SpecError([Problem(key, message, remedy, place)])
