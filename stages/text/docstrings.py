@@ -60,9 +60,18 @@ def parse(source: bytes) -> ast.Module | None:
             return None
 
 
-def module_document(objects: list[DocumentedObject]) -> str:
-    """A module's documentation as one text: each object's signature, then its docstring."""
-    return "\n\n".join(f"{_title(item)}\n\n{item.doc}" for item in objects)
+def module_documents(objects: list[DocumentedObject], size: int = 6_000) -> Iterator[str]:
+    """A module's documentation as texts of about `size` characters, cut between objects: each
+    object's signature, then its docstring."""
+    pending: list[str] = []
+    for item in objects:
+        text = f"{_title(item)}\n\n{item.doc}"
+        if pending and sum(map(len, pending)) + len(text) > size:
+            yield "\n\n".join(pending)
+            pending = []
+        pending.append(text)
+    if pending:
+        yield "\n\n".join(pending)
 
 
 def summary(doc: str, shortest: int = 20, longest: int = 300) -> str | None:

@@ -47,14 +47,20 @@ class InstalledFile:
     """The folder that `place` is below; the only thing here that differs between machines."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> str:
         """Where the file is."""
-        return Path(self.root) / self.place
+        return f"{self.root}/{self.place}"
 
     @property
     def module(self) -> str:
-        """The dotted name of a module's file: `json.decoder`, `json` for `json/__init__.py`."""
-        return self.place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        """The dotted name of a module's file."""
+        return module_name(self.place)
+
+
+def module_name(place: str) -> str:
+    """The dotted name of a module's file: `json.decoder` for `json/decoder.py`, `json` for
+    `json/__init__.py`."""
+    return place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 @cache
@@ -119,10 +125,10 @@ def _stdlib(root: str) -> Iterator[tuple[str, int]]:
             if name not in _SKIPPED_FOLDERS and not name.startswith(("config-", "_test"))
         ]
         for name in names:
-            path = Path(folder) / name
-            place = path.relative_to(root).as_posix()
+            path = f"{folder}/{name}"
+            place = path[len(root) + 1 :]
             if name.endswith(".py") and not _skipped(place):
-                yield place, path.stat().st_size
+                yield place, os.stat(path).st_size  # noqa: PTH116
 
 
 def _skipped(place: str) -> bool:

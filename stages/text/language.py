@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 UNKNOWN = "und"
-SAMPLE = 1_000  # characters read from each of three places: enough to tell a language
+SAMPLE = 500  # characters read from each of three places: enough to tell a language
 # Written without spaces between words: rules that count words do not apply to them.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "wuu", "yue"})
 

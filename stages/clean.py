@@ -1,0 +1,156 @@
+"""Clean text: sources -> Documents.
+
+Reads files and the documentation of the Python installation, repairs Unicode, tells the language,
+applies length, quality and repetition rules, and drops exact and near copies. What is dropped is
+kept aside with the rule that dropped it and its score; the counts always add up.
+
+    clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PositiveInt
+
+from pipeline.errors import InputError, Problem
+from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.text.settings import Dedup, Rules, Share
+
+if TYPE_CHECKING:
+    from pipeline.context import Context
+    from stages.text.cleaning import Caps
+    from stages.text.ledger import Ledger
+
+CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
+
+
+class CleanParams(Params):
+    """Which text is read, and what it must be like."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
+    """`python:docs`, files, folders or globs of txt, md, rst, jsonl(.gz, .zst) and parquet.
+    Their content decides the artifact, not where they lie."""
+    text_column: str = "text"
+    """The field of jsonl and parquet files that holds the text."""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes to keep; empty keeps all."""
+    language_score: Share = 0.5
+    """The least probability of the language, where `languages` is given."""
+    max_documents: PositiveInt | None = None
+    """Read no more than the first so many documents."""
+    max_characters: PositiveInt | None = None
+    """Read no more than the first so many characters."""
+    rules: Rules = Rules()
+    """Limits of length, quality and repetition."""
+    dedup: Dedup = Dedup()
+    """Which copies are dropped."""
+
+    def externals(self) -> dict[str, str]:
+        """The content of each source."""
+        from stages.text.sources import content_digest
+
+        return {f"sources.{at}": content_digest(name) for at, name in enumerate(self.sources)}
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Languages are codes, sources are named once."""
+        for code in self.languages:
+            if not (code.isascii() and code.isalpha() and code.islower() and len(code) <= 3):
+                yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
+        if len(set(self.sources)) < len(self.sources):
+            yield Problem("sources", "a source is named twice", "name each once")
+
+    def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
+        """Time and disk, where a cap bounds the text."""
+        if self.max_characters is None:
+            return {}
+        seconds = self.max_characters / CHARACTERS_A_SECOND / self.workers.num
+        return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
+
+
+@stage("clean", output="Documents", version=1)
+def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Read, repair, judge and deduplicate text."""
+    from stages.text.cleaning import Caps, judged_rows, take_census
+    from stages.text.ledger import write
+
+    caps = Caps(params.max_documents, params.max_characters)
+    commits = _judge(params, caps, ctx)
+    documents = caps.within(len(commits))
+    if not documents:
+        raise InputError(
+            "the sources hold no documents within the caps",
+            where="sources",
+            remedy="name other sources, or raise max_documents and max_characters",
+        )
+    census = take_census(commits, documents, params.dedup)
+    ctx.check_cancelled()
+    ledger = write(judged_rows(commits), census, out)
+    if not ledger.kept["documents"]:
+        raise InputError(_nothing_left(ledger), where="rules", remedy=_remedy(ledger))
+    _report(ledger, ctx)
+
+
+def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
+    """Judge the sources' files a shard a task, until the caps are reached."""
+    from stages.data.shards import run_shards
+    from stages.text.cleaning import Judge, judge_shard
+    from stages.text.sources import list_files, shards
+
+    cut = shards(list_files(params.sources))
+    judge = Judge(
+        limits=params.rules.limits(),
+        languages=params.languages,
+        language_score=params.language_score,
+        dedup=params.dedup,
+        text_column=params.text_column,
+    )
+    folder = ctx.scratch / "judged"
+    read = 0
+
+    def on_commit(shard: int) -> None:
+        nonlocal read
+        caps.add(shard, folder / f"{shard:06d}")
+        read += sum(file.size for file in cut[shard])
+        ctx.progress(read / 1e6, sum(file.size for files in cut for file in files) / 1e6, "MB")
+
+    return run_shards(
+        judge_shard,
+        [(judge, files) for files in cut],
+        folder,
+        workers=params.workers,
+        ctx=ctx,
+        on_commit=on_commit,
+        enough=caps.reached,
+    )
+
+
+def _report(ledger: Ledger, ctx: Context) -> None:
+    for panel in ledger.panels():
+        ctx.panel(panel)
+    ctx.result(
+        documents_read=ledger.read["documents"],
+        documents=ledger.kept["documents"],
+        characters_read=ledger.read["characters"],
+        characters=ledger.kept["characters"],
+        duplicates=sum(
+            counts["documents"]
+            for rule, counts in ledger.rules.items()
+            if rule.endswith("_duplicate")
+        ),
+    )
+
+
+def _nothing_left(ledger: Ledger) -> str:
+    worst = sorted(ledger.rules.items(), key=lambda item: -item[1]["documents"])[:3]
+    causes = ", ".join(f"{counts['documents']} by {rule}" for rule, counts in worst)
+    return f"nothing is left of {ledger.read['documents']} documents: dropped {causes}"
+
+
+def _remedy(ledger: Ledger) -> str:
+    worst = max(ledger.rules, key=lambda rule: ledger.rules[rule]["documents"])
+    if worst == "language":
+        return "set `languages` to those of the text, or lower `language_score`"
+    return f"loosen the limit of {worst} under `rules`, or name other sources"

@@ -1,0 +1,137 @@
+"""The third pass of cleaning: writes what stays and what goes, and counts both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import panels
+from stages.data import documents
+from stages.text.cleaning import Census
+
+EXAMPLES = 200  # characters of a text that people are shown
+SHOWN_CLUSTERS = 8
+SHOWN_DROPPED = 24
+DOCUMENT_COLUMNS = ("id", "text", "source", "lang", "meta")
+
+
+@dataclass
+class Ledger:
+    """Counts of documents and characters, by what became of them."""
+
+    read: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    lengths: list[int] = field(default_factory=list)
+    clusters: dict[int, list[str]] = field(default_factory=dict)
+    dropped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def enter(self, row: dict[str, Any], rule: str, score: float) -> None:
+        """Count one document: kept if `rule` is empty, else dropped by it."""
+        size = {"documents": 1, "characters": len(row["text"])}
+        self.read.update(size)
+        self.sources[row["source"]].update({"read": 1})
+        self.languages[row["lang"]].update({"read": 1})
+        if rule:
+            self.rules[rule].update(size)
+            if rule not in self.dropped and len(self.dropped) < SHOWN_DROPPED:
+                self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": example(row)}
+            return
+        self.kept.update(size)
+        self.lengths.append(size["characters"])
+        for table in (self.sources[row["source"]], self.languages[row["lang"]]):
+            table.update({"kept": 1, "characters": size["characters"]})
+
+    def stats(self) -> dict[str, Any]:
+        """The counts as `stats.json` holds them."""
+        dropped = {
+            unit: sum(counts[unit] for counts in self.rules.values())
+            for unit in ("documents", "characters")
+        }
+        return {
+            "read": _both(self.read),
+            "kept": _both(self.kept),
+            "dropped": dropped,
+            "by_rule": {rule: _both(counts) for rule, counts in self.rules.items()},
+            "by_source": {name: dict(counts) for name, counts in self.sources.items()},
+            "by_language": {name: dict(counts) for name, counts in self.languages.items()},
+        }
+
+    def panels(self) -> Iterator[panels.Panel]:
+        """What the report shows of the cleaning."""
+        for unit in ("documents", "characters"):
+            losses = sorted(self.rules.items(), key=lambda item: -item[1][unit])
+            steps = [("read", self.read[unit]), *((r, -counts[unit]) for r, counts in losses)]
+            yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
+        yield _table("Sources", "source", self.sources)
+        yield _table("Languages", "language", self.languages)
+        edges = [10 ** (k / 4) for k in range(8, 29)]
+        counts, _ = np.histogram(self.lengths, edges)
+        yield panels.histogram("Characters of a kept document", edges, counts.tolist())
+        if self.clusters:
+            largest = sorted(self.clusters.values(), key=len, reverse=True)[:SHOWN_CLUSTERS]
+            yield panels.samples(
+                "Largest groups of copies",
+                [{"copies": str(len(c)), "stays": c[0], "goes": c[-1]} for c in largest],
+            )
+        if self.dropped:
+            items = [self.dropped[rule] for rule in sorted(self.dropped)]
+            yield panels.samples("The first document that each rule dropped", items)
+
+
+def write(rows: Iterator[dict[str, Any]], census: Census, out: Path) -> Ledger:
+    """Write the documents, kept and dropped, in order, with their counts."""
+    for table in ("documents", "dropped"):
+        shutil.rmtree(out / table, ignore_errors=True)
+    ledger = Ledger()
+    shown = _shown_clusters(census)
+    with documents.documents_writer(out) as kept, documents.dropped_writer(out) as dropped:
+        for number, (row, judged) in enumerate(zip(rows, census.judged.tolist(), strict=False)):
+            standing = int(census.stands_for[number])
+            rule, score = (str(census.copy[number]), 0.0) if judged else (row["rule"], row["score"])
+            if rule and judged:
+                score = float(census.shared_bands[number])
+            if standing in shown:
+                ledger.clusters.setdefault(standing, []).append(example(row))
+            ledger.enter(row, rule, score)
+            document = {name: row[name] for name in DOCUMENT_COLUMNS}
+            if rule:
+                dropped.write({**document, "rule": rule, "score": score})
+            else:
+                kept.write(document)
+    documents.write_stats(out, ledger.stats())
+    return ledger
+
+
+def example(row: dict[str, Any]) -> str:
+    """The beginning of a text with its place."""
+    place = json.loads(row["meta"]).get("place", row["id"])
+    return f"{place}: {' '.join(row['text'][: 2 * EXAMPLES].split())[:EXAMPLES]}"
+
+
+def _shown_clusters(census: Census) -> set[int]:
+    standing, copies = np.unique(census.stands_for[census.judged], return_counts=True)
+    largest = np.argsort(-copies, kind="stable")[:SHOWN_CLUSTERS]
+    return {int(standing[at]) for at in largest if copies[at] > 1}
+
+
+def _both(counts: Counter[str]) -> dict[str, int]:
+    return {unit: counts[unit] for unit in ("documents", "characters")}
+
+
+def _table(title: str, name: str, rows: dict[str, Counter[str]]) -> panels.Panel:
+    ordered = sorted(rows.items(), key=lambda item: (-item[1]["characters"], item[0]))[:40]
+    return panels.table(
+        title,
+        (name, "read", "kept", "characters kept"),
+        [(key, counts["read"], counts["kept"], counts["characters"]) for key, counts in ordered],
+    )

@@ -1,0 +1,162 @@
+"""Files to raw documents, by suffix. A reader is a generator from a file to `RawDocument`s.
+
+A record that cannot be read comes out marked as broken: it is counted and kept aside, and stops
+nothing. A file that cannot be opened or decompressed is the user's to mend: `InputError`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import InputError
+from stages.text.sources import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class RawDocument:
+    """A text as it was found."""
+
+    text: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+    """Why the record could not be read; empty for one that could."""
+
+
+Reader = Callable[[SourceFile, str], Iterator[RawDocument]]
+
+
+def read(file: SourceFile, text_column: str = "text") -> Iterator[RawDocument]:
+    """The documents of a file in order.
+
+    Raises:
+        InputError: the file is missing, unreadable, cut short, or has no such column.
+    """
+    suffix = next(suffix for suffix in _READERS if file.place.lower().endswith(suffix))
+    try:
+        yield from _READERS[suffix](file, text_column)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"cannot read the source: {error}", where=file.path, remedy="mend or leave out the file"
+        ) from error
+
+
+def _whole(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    yield RawDocument(_decode(Path(file.path).read_bytes()))
+
+
+def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    """A module's docstrings as documents of a few pages."""
+    from stages.text.docstrings import documented_objects, module_documents
+    from stages.text.installation import module_name
+
+    objects = documented_objects(
+        Path(file.path).read_bytes(), module_name(file.place.partition("/")[2])
+    )
+    for text in module_documents(objects):
+        yield RawDocument(text)
+
+
+def _metadata(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    """The description of a distribution: what follows its headers."""
+    _, _, body = _decode(Path(file.path).read_bytes()).partition("\n\n")
+    if body.strip():
+        yield RawDocument(body)
+
+
+def _jsonl(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    import orjson
+
+    with _decompressed(Path(file.path)) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                record = orjson.loads(line)
+                text = record[text_column]
+                if not isinstance(text, str):
+                    raise TypeError
+            except orjson.JSONDecodeError:
+                yield RawDocument(_decode(line), {"line": number}, "broken.json")
+            except (KeyError, TypeError):
+                yield RawDocument(_decode(line), {"line": number}, "broken.text_column")
+            else:
+                yield RawDocument(text, {"line": number})
+
+
+def _parquet(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        part = pq.ParquetFile(file.path)
+        if text_column not in part.schema_arrow.names:
+            raise InputError(
+                f"no column {text_column!r}",
+                where=file.path,
+                remedy=f"set text_column to one of {', '.join(part.schema_arrow.names)}",
+            )
+        row = 0
+        for batch in part.iter_batches(1024, columns=[text_column]):
+            for text in batch.column(0).cast(pa.string()).to_pylist():
+                broken = "" if isinstance(text, str) else "broken.text_column"
+                yield RawDocument(text or "", {"row": row}, broken)
+                row += 1
+    except pa.ArrowInvalid as error:
+        raise InputError(f"not a parquet file: {error}", where=file.path) from error
+
+
+_READERS: dict[str, Reader] = {
+    ".txt": _whole,
+    ".md": _whole,
+    ".rst": _whole,
+    ".py": _python,
+    ".dist-info/metadata": _metadata,
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".jsonl.zst": _jsonl,
+    ".parquet": _parquet,
+}
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.GzipFile(path))
+    if path.suffix == ".zst":
+        import zstandard
+
+        raw = path.open("rb")
+        try:
+            stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=True)
+            return _ZstdLines(stream)
+        except BaseException:
+            raw.close()
+            raise
+    return path.open("rb")
+
+
+class _ZstdLines(io.BufferedReader):
+    """Lines of a zstd stream; damage shows as `OSError`, as gzip's does."""
+
+    def __next__(self) -> bytes:
+        import zstandard
+
+        try:
+            return super().__next__()
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8 if it is, else the most likely encoding (ftfy's guess by byte-order mark and bytes)."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        import ftfy
+
+        return str(ftfy.guess_bytes(data)[0])

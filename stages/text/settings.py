@@ -1,0 +1,107 @@
+"""What a pipeline file may say of rules and deduplication; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PositiveInt
+
+from pipeline.stage import Section
+
+if TYPE_CHECKING:
+    from stages.text.rules import Limit
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Rules(Section):
+    """Limits of the rules; null switches a rule off.
+
+    Gopher's values (Rae et al. 2021) but for the lengths, which are ours.
+    """
+
+    min_characters: Annotated[int, Field(ge=0)] | None = 200
+    """Characters of a document, at least."""
+    max_characters: PositiveInt | None = 1_000_000
+    """Characters of a document, at most."""
+    min_words: Annotated[int, Field(ge=0)] | None = 50
+    """Words that are not mere symbols, at least."""
+    max_words: PositiveInt | None = 100_000
+    """Words that are not mere symbols, at most."""
+    min_mean_word_length: Annotated[float, Field(ge=0)] | None = 3.0
+    """Mean characters of a word that is no symbol, at least."""
+    max_mean_word_length: Annotated[float, Field(gt=0)] | None = 10.0
+    """Mean characters of a word that is no symbol, at most."""
+    max_hash_marks: Annotated[float, Field(ge=0)] | None = 0.1
+    """`#` marks a word."""
+    max_ellipses: Annotated[float, Field(ge=0)] | None = 0.1
+    """Ellipses a word."""
+    max_bullet_lines: Share | None = 0.9
+    """Share of lines that begin with a bullet."""
+    max_ellipsis_lines: Share | None = 0.3
+    """Share of lines that end in an ellipsis."""
+    min_alphabetic_words: Share | None = 0.8
+    """Share of words with a letter in them."""
+    min_stop_words: Annotated[int, Field(ge=0, le=8)] | None = 2
+    """How many of the, be, to, of, and, that, have, with an English text holds."""
+    max_duplicate_lines: Share | None = 0.3
+    """Share of lines that repeat an earlier one."""
+    max_duplicate_line_characters: Share | None = 0.2
+    """Share of characters in lines that repeat an earlier one."""
+    max_duplicate_paragraphs: Share | None = 0.3
+    """Share of paragraphs that repeat an earlier one."""
+    max_duplicate_paragraph_characters: Share | None = 0.2
+    """Share of characters in paragraphs that repeat an earlier one."""
+    max_top_ngrams: tuple[float, float, float] | None = (0.20, 0.18, 0.16)
+    """Share of characters in the most frequent 2-, 3- and 4-gram."""
+    max_duplicate_ngrams: tuple[float, float, float, float, float, float] | None = (
+        *(0.15, 0.14, 0.13),
+        *(0.12, 0.11, 0.10),
+    )
+    """Share of characters in repeated 5- to 10-grams."""
+
+    def limits(self) -> dict[str, Limit]:
+        """The limit of each measure of `stages.text.rules`."""
+        from stages.text.rules import DUPLICATE_NGRAMS, TOP_NGRAMS, Limit
+
+        ranges: dict[str, tuple[float | None, float | None]] = {
+            "characters": (self.min_characters, self.max_characters),
+            "words": (self.min_words, self.max_words),
+            "words.mean_length": (self.min_mean_word_length, self.max_mean_word_length),
+            "symbols.hash": (None, self.max_hash_marks),
+            "symbols.ellipsis": (None, self.max_ellipses),
+            "lines.bullet": (None, self.max_bullet_lines),
+            "lines.ellipsis": (None, self.max_ellipsis_lines),
+            "words.alphabetic": (self.min_alphabetic_words, None),
+            "words.stop": (self.min_stop_words, None),
+            "lines.duplicate": (None, self.max_duplicate_lines),
+            "lines.duplicate_characters": (None, self.max_duplicate_line_characters),
+            "paragraphs.duplicate": (None, self.max_duplicate_paragraphs),
+            "paragraphs.duplicate_characters": (None, self.max_duplicate_paragraph_characters),
+        }
+        for n, top in zip(TOP_NGRAMS, self.max_top_ngrams or (), strict=False):
+            ranges[f"ngrams.top_{n}"] = (None, top)
+        for n, share in zip(DUPLICATE_NGRAMS, self.max_duplicate_ngrams or (), strict=False):
+            ranges[f"ngrams.duplicate_{n}"] = (None, share)
+        return {
+            name: Limit(
+                float("-inf") if low is None else low, float("inf") if high is None else high
+            )
+            for name, (low, high) in ranges.items()
+            if (low, high) != (None, None)
+        }
+
+
+class Dedup(Section):
+    """Which copies are dropped. Of equal documents the first stays, of similar ones the longest."""
+
+    exact: bool = True
+    """Drop documents whose text is equal to another's."""
+    near: bool = True
+    """Drop documents that MinHash finds similar to another."""
+    ngram: PositiveInt = 5
+    """Words in a shingle."""
+    bands: PositiveInt = 14
+    """Bands of the signature: more find less similar texts."""
+    rows: PositiveInt = 8
+    """Rows of a band: more find only more similar texts."""

@@ -1,0 +1,143 @@
+"""Where text comes from: a source's name, its files in order, and what identifies their content.
+
+python:docs                    the documentation of the running Python installation
+notes.txt  data/*.jsonl.zst    a file or a glob
+corpus/                        a folder: every file of a known suffix below it
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from pipeline.errors import InputError
+
+PYTHON_DOCS = "python:docs"
+SUFFIXES = (
+    *(".txt", ".md", ".rst", ".parquet"),
+    *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+)
+SHARD_BYTES = 4 << 20  # of source files: a task of seconds, so that a kill costs seconds
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that holds documents."""
+
+    source: str
+    """What tables call its origin; the same wherever the files lie."""
+    place: str
+    """The file's name within the source; ids are made from source, place and position."""
+    path: str
+    """Where it is on this machine."""
+    size: int
+    """Bytes."""
+
+
+def list_files(sources: Sequence[str]) -> list[SourceFile]:
+    """The files of the sources, each source's in a fixed order.
+
+    Raises:
+        InputError: a source does not exist, holds nothing readable, or is of no known type.
+    """
+    return [file for source in sources for file in _files(source)]
+
+
+def content_digest(source: str) -> str:
+    """What identifies the content of a source, wherever it lies.
+
+    Raises:
+        InputError: as `list_files`.
+    """
+    if source == PYTHON_DOCS:
+        from stages.text import installation
+
+        return installation.digest()
+    state = xxhash.xxh3_128()
+    for file in _files(source):
+        state.update(f"{file.source}\0{file.place}\0{_file_digest(file)}\n".encode())
+    return state.hexdigest()
+
+
+def shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
+    """Consecutive files up to `SHARD_BYTES` together; at least one each."""
+    cut: list[list[SourceFile]] = []
+    room = 0
+    for file in files:
+        if not cut or file.size > room:
+            cut.append([])
+            room = SHARD_BYTES
+        cut[-1].append(file)
+        room -= file.size
+    return cut
+
+
+def _files(source: str) -> Iterator[SourceFile]:
+    if source == PYTHON_DOCS:
+        yield from _python_docs()
+        return
+    if ":" in source.split("/", 1)[0]:
+        raise InputError(
+            f"unknown source {source!r}",
+            remedy=f"use {PYTHON_DOCS!r}, a file, a folder or a glob pattern",
+        )
+    root, paths = _local(source)
+    if not paths:
+        raise InputError(
+            f"source {source!r} holds no readable file",
+            where=str(root),
+            remedy=f"known suffixes are {' '.join(SUFFIXES)}",
+        )
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        yield SourceFile(root.name or "/", name, str(path), path.stat().st_size)
+
+
+def _python_docs() -> Iterator[SourceFile]:
+    from stages.text.installation import installed_files
+
+    for file in installed_files():
+        place = f"{file.distribution}/{file.place}"
+        yield SourceFile(PYTHON_DOCS, place, file.path, file.size)
+
+
+def _local(source: str) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files in order."""
+    path = Path(source).expanduser().absolute()
+    if path.is_file():
+        if not _readable(path):
+            raise InputError(
+                f"source {source!r} is of no known type",
+                remedy=f"known suffixes are {' '.join(SUFFIXES)}",
+            )
+        return path.parent, [path]
+    if path.is_dir():
+        return path, sorted(p for p in path.rglob("*") if p.is_file() and _readable(p))
+    if glob.has_magic(source):
+        fixed = next(p for p in path.parents if not glob.has_magic(str(p)))
+        found = fixed.glob(str(path.relative_to(fixed)))
+        return fixed, sorted(p for p in found if p.is_file() and _readable(p))
+    raise InputError(
+        f"source {source!r} does not exist", where=str(path), remedy="check the path in `sources`"
+    )
+
+
+def _readable(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _file_digest(file: SourceFile) -> str:
+    state = xxhash.xxh3_128()
+    try:
+        with Path(file.path).open("rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the source: {error.strerror}", where=file.path, remedy="check its rights"
+        ) from error
+    return state.hexdigest()
