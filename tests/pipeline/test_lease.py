@@ -220,6 +220,7 @@ def test_the_same_epoch_cannot_be_made_twice(
     mine = claim(tmp_path)
     monkeypatch.setattr(mine, "_top", lambda: 0)
     assert not mine.acquire()
+    assert claim(tmp_path).holder()["owner"] == "far"  # type: ignore[index]
 
 
 def test_a_full_disk_leaves_no_claim_behind(
