@@ -1,0 +1,121 @@
+"""`headwater`: one command a line of the design, each loaded only when it is called.
+
+`--help`, `plan`, `list` and `status` must answer at once, so nothing here imports a command's
+module before somebody asks for that command, and no module imports torch, ray or mlflow on top.
+
+Exit codes: 0 done, 1 failed, 2 the input is wrong, 3 a gate refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import click
+
+from launch import failure
+from pipeline.errors import HeadwaterError, UserError, did_you_mean
+
+
+class Entry(NamedTuple):
+    """Where a command lives and what it does."""
+
+    module: str
+    section: str
+    summary: str
+    attribute: str = ""
+
+
+COMMANDS = {
+    "run": Entry("launch.run", "Run", "Run a pipeline here or on a Ray cluster."),
+    "plan": Entry("launch.planning", "Run", "Say what would run and why, and what it costs."),
+    "resume": Entry("launch.run", "Run", "Go on where a run stopped."),
+    "submit": Entry("launch.submit", "Run", "Ship a run to a cluster as one job."),
+    "cancel": Entry("launch.cancel", "Run", "Stop a run at its next safe point."),
+    "list": Entry("launch.look", "Look", "List the runs of a store.", "list_runs"),
+    "status": Entry("launch.look", "Look", "Show where a run stands."),
+    "logs": Entry("launch.logs", "Look", "Print the logs of a run or of one stage."),
+    "show": Entry("launch.lineage", "Look", "Show what a run made, or where an artifact is from."),
+    "diff": Entry("launch.difference", "Look", "Say how two runs or two artifacts differ."),
+    "report": Entry("launch.look", "Look", "Write the HTML page of a run."),
+    "verify": Entry("launch.keep", "Keep", "Check every byte of artifacts."),
+    "gc": Entry("launch.keep", "Keep", "Find (and free) the space that nothing needs."),
+    "promote": Entry("launch.registry", "Models", "Register a model behind gates."),
+    "rollback": Entry("launch.registry", "Models", "Move an alias back to the version before."),
+    "models": Entry("launch.registry", "Models", "List registered models, aliases and history."),
+    "generate": Entry("launch.generate", "Models", "Sample text from a model."),
+    "cluster": Entry("launch.cluster", "Machines", "Start, stop or look at a cluster."),
+    "doctor": Entry("launch.doctor", "Machines", "Check the environment and its security."),
+    "stages": Entry("launch.reference", "Learn", "Describe the stages and their parameters."),
+    "init": Entry("launch.init", "Learn", "Write the files of a new pipeline, stage or cluster."),
+}
+
+
+class Headwater(click.Group):
+    """The group of all commands: lazy to load, one way of failing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the table above."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the one command that is asked for."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(
+            import_module(entry.module), entry.attribute or cmd_name.replace("-", "_")
+        )
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            raise UserError(f"there is no command {name!r}", remedy=did_you_mean(name, COMMANDS))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by section, without loading any."""
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            lines = [(name, e.summary) for name, e in COMMANDS.items() if e.section == section]
+            with formatter.section(section):
+                formatter.write_dl(lines, col_max=12)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Run, and end the process with the exit code of what happened."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, *rest, **extra)
+        except HeadwaterError as error:
+            failure.end(error)
+        except click.ClickException as error:
+            failure.end(UserError(error.format_message(), remedy=failure.usage(error)))
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(130)
+        except BrokenPipeError:
+            failure.close_quietly()
+        except Exception as error:
+            failure.crash(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=Headwater, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headwater", message="headwater %(version)s")
+def cli() -> None:
+    """From a raw corpus to an aligned, registered model on a Ray cluster."""
+
+
+def main() -> NoReturn:
+    """The entry point of the `headwater` command."""
+    cli.main(prog_name="headwater")
+    raise AssertionError("cli.main ends the process")
+
+
+if __name__ == "__main__":
+    main()

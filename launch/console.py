@@ -1,0 +1,179 @@
+"""What people see: tables, figures, colours, and the last lines of an error.
+
+Colours and moving lines are for terminals only, and never with NO_COLOR; a pipe or a log file
+gets the same words as plain lines that are not cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.artifact import readable
+from pipeline.context import escape
+from pipeline.errors import HeadwaterError
+
+PIPED = 200  # columns of a table that no terminal cuts
+
+STYLES = {
+    "finished": "green",
+    "cached": "cyan",
+    "running": "bold yellow",
+    "waiting": "yellow",
+    "pending": "dim",
+    "skipped": "dim",
+    "failed": "bold red",
+    "refused": "bold red",
+    "interrupted": "magenta",
+    "cancelled": "magenta",
+    "run": "yellow",
+    "resume": "magenta",
+    "skip": "dim",
+}
+MARKS = {
+    "finished": "✓",
+    "cached": "✓",
+    "running": "●",
+    "waiting": "◌",
+    "pending": "·",
+    "skipped": "–",
+    "failed": "✗",
+    "refused": "✗",
+    "interrupted": "‖",
+    "cancelled": "‖",
+    "run": "●",
+    "resume": "◐",
+    "skip": "–",
+}
+_RULED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+
+
+def screen(stderr: bool = False) -> Console:
+    """The terminal, the pipe or the file behind standard output."""
+    stream = sys.stderr if stderr else sys.stdout
+    piped = not stream.isatty()
+    width = PIPED if piped and not os.environ.get("COLUMNS") else None
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def say(message: str = "", style: str = "", stderr: bool = False) -> None:
+    """One line of plain text, whatever brackets it holds; long lines are not broken."""
+    screen(stderr).print(Text(message, style=style), soft_wrap=True)
+
+
+def advise(command: str, why: str = "") -> None:
+    """The line to type next, on standard error."""
+    text = Text.assemble(("next: ", "bold"), (command, "cyan"), (f"   {why}" if why else "", "dim"))
+    screen(stderr=True).print(text, soft_wrap=True)
+
+
+def complain(error: HeadwaterError) -> None:
+    """An error as people read it: what, where, what to do."""
+    console = screen(stderr=True)
+    console.print(Text("error: ", style="bold red") + Text(_plain(str(error))), soft_wrap=True)
+    if error.remedy:
+        console.print(
+            Text("next: ", style="bold") + Text(_plain(error.remedy), "cyan"), soft_wrap=True
+        )
+
+
+def _plain(text: str) -> str:
+    return "\n".join(escape(line) for line in text.splitlines())
+
+
+def table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()) -> Table:
+    """An empty table in the house's one look.
+
+    Args:
+        right: columns of numbers.
+        flexible: columns that may fold when the terminal is narrow; the others never do.
+    """
+    made = Table(box=_RULED, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1))
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column not in flexible,
+            overflow="fold" if column in flexible else "ellipsis",
+        )
+    return made
+
+
+def show(made: Table, indent: int = 2) -> None:
+    """Print a table."""
+    from rich.padding import Padding
+
+    screen().print(Padding(made, (0, 0, 0, indent), expand=False))
+
+
+def state(word: str) -> Text:
+    """A state or a verdict with its mark and colour."""
+    return Text(f"{MARKS.get(word, '·')} {word}", style=STYLES.get(word, ""))
+
+
+def print_json(data: Any) -> None:
+    """Data for programs: one JSON value on standard output."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def duration(seconds: float | None) -> str:
+    """Time as people say it: 0.4 s, 12 s, 3m 05s, 2h 10m, 3d 04h."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, smaller, big, small in ((86400, 3600, "d", "h"), (3600, 60, "h", "m")):
+        if whole >= size:
+            return f"{whole // size}{big} {whole % size // smaller:02d}{small}"
+    return f"{whole // 60}m {whole % 60:02d}s" if whole >= 60 else f"{whole} s"
+
+
+def count(number: float | None, digits: int = 3) -> str:
+    """A number with few digits: 12, 4.19 k, 1.2 M, 3.4 T."""
+    if number is None:
+        return ""
+    if not math.isfinite(number):
+        return str(number)
+    if abs(number) < 1000:
+        return f"{number:.{digits}g}" if number != int(number) else str(int(number))
+    power = 1
+    while power < 5 and abs(number) >= 999.5 * 1000**power:
+        power += 1
+    return f"{number / 1000**power:.{digits}g} {' kMGTP'[power]}"
+
+
+def size(number: float | None) -> str:
+    """Bytes as people say them."""
+    return "" if number is None else readable(number)
+
+
+def figure(value: float) -> str:
+    """A metric with four significant digits."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def figures(values: Mapping[str, float], limit: int = 3) -> str:
+    """The first metrics of a stage on one line."""
+    shown = [f"{name} {figure(value)}" for name, value in list(values.items())[:limit]]
+    more = len(values) - limit
+    return "  ".join(shown) + (f"  +{more}" if more > 0 else "")
+
+
+def rows(made: Table, lines: Iterable[Sequence[Any]]) -> Table:
+    """The table with these rows; text stands as it is, brackets and all."""
+    for line in lines:
+        made.add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in line])
+    return made

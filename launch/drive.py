@@ -1,0 +1,159 @@
+"""Carrying a run out from the command line: table, MLflow mirror, report, promotion, last words."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from launch import console
+from launch.failure import working_in
+from launch.options import mlflow_uri, store_flag
+from pipeline.errors import HeadwaterError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.journal import Run, RunStatus
+    from pipeline.runner import Observer
+    from pipeline.store import Store
+
+OURS = "local"  # what `--address` says for a Ray of our own
+
+
+class Reporter:
+    """Writes the HTML page once the journal is complete, before the mirror sends it on."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def start(self) -> None:
+        """Nothing to write yet."""
+
+    def stop(self) -> None:
+        """The run is over, however it ended."""
+        write_report(self.run)
+
+
+def drive(run: Run, address: str | None = None) -> int:
+    """Carry a run out and tell how it ended.
+
+    Args:
+        address: the Ray cluster to join; None or `local` starts one of our own.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        HeadwaterError: the run could not begin, or the engine could not go on.
+    """
+    from launch.live import following
+    from launch.promotion import promote_after
+    from pipeline.runner import execute, exit_code
+    from pipeline.tracking import Mirror
+
+    working_in(run.folder)
+    mirror = Mirror(run.store, run, mlflow_uri())
+    observers: list[Observer] = [Reporter(run), mirror]  # type: ignore[list-item]
+    with following(run):
+        status = execute(
+            run,
+            run.store,
+            address=None if address == OURS else address,
+            observers=observers,
+            on_finished=promote_after,
+        )
+    last_words(run, status)
+    return exit_code(run)
+
+
+def last_words(run: Run, status: RunStatus) -> None:
+    """How it ended, where everything is, and the line to type next."""
+    console.say()
+    console.say(f"{status.pipeline} {status.run}: {status.state}", console.STYLES[status.state])
+    for line in places(run, status):
+        console.say(line)
+    after(run, status)
+
+
+def places(run: Run, status: RunStatus) -> list[str]:
+    """Where the report, MLflow's pages and the registered models are."""
+    from pipeline.tracking import ui_command
+
+    lines = []
+    if (page := run.folder / "report.html").exists():
+        lines.append(f"  report      {page}")
+    command = " ".join(shlex.quote(word) for word in ui_command(run.store, mlflow_uri()))
+    lines.append(f"  MLflow UI   {command}")
+    for entry in status.registered:
+        names = " ".join(f"@{alias}" for alias in entry["aliases"])
+        lines.append(f"  registered  {entry['model']} version {entry['version']} {names}")
+    lines.append(f"  store       {run.store.root}")
+    return lines
+
+
+def after(run: Run, status: RunStatus) -> None:
+    """One line of advice for each end of a run."""
+    flag = store_flag(run.store)
+    resume = f"headwater resume {run.id}{flag}"
+    if status.state == "finished" and status.registered:
+        entry = status.registered[-1]
+        name = f"{entry['model']}@{entry['aliases'][-1]}"
+        console.advise(f'headwater generate {name} "…"{flag}')
+    elif status.state == "finished":
+        console.advise(f"headwater show {run.id}{flag}")
+    elif status.state in ("interrupted", "cancelled"):
+        console.advise(resume, "goes on where it stopped")
+    else:
+        explain(run, status)
+
+
+def explain(run: Run, status: RunStatus) -> None:
+    """What failed, in the words of the journal, and the line to type next."""
+    flag = store_flag(run.store)
+    resume = f"headwater resume {run.id}{flag}"
+    failed = [stage for stage in status.stages if stage.state == "failed"]
+    for event in _last_drive(run):
+        if event["event"] == "stage.failed":
+            console.say(f"error: {event['stage']}: {event.get('error', '')}", "red", stderr=True)
+            if remedy := event.get("remedy"):
+                console.say(f"       {remedy}", stderr=True)
+        elif event["event"] == "gate.refused":
+            console.say(f"refused: {event.get('error', '')}", "red", stderr=True)
+            if remedy := event.get("remedy"):
+                console.say(f"       {remedy}", stderr=True)
+    if failed:
+        console.advise(f"headwater logs {run.id} {failed[0].name}{flag}", f"then {resume}")
+    else:
+        console.advise(f"headwater status {run.id}{flag}", f"then {resume}")
+
+
+def _last_drive(run: Run) -> list[dict[str, object]]:
+    """The events since a driver took the run up last."""
+    events = run.events()
+    starts = [i for i, event in enumerate(events) if event["event"] == "run.started"]
+    return events[starts[-1] :] if starts else events
+
+
+def write_report(run: Run) -> Path | None:
+    """The HTML page; None if it could not be written, which never matters to the run."""
+    from pipeline.report import write
+
+    with suppress(OSError, HeadwaterError):
+        return write(run, run.store)
+    return None
+
+
+def check_resumable(run: Run, store: Store) -> None:
+    """Refuse early what the driver would refuse late.
+
+    Raises:
+        UserError: another driver is at work on the run.
+    """
+    from pipeline.errors import UserError
+
+    if run.driven():
+        raise UserError(
+            f"run {run.id} is at work already",
+            remedy=f"headwater status {run.id} --watch{store_flag(store)}",
+        )

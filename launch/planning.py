@@ -1,0 +1,141 @@
+"""`plan`: what would run and why, before anything does; and the table that `run` begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch import console
+from launch.options import json_option, mlflow_uri, open_store, store_option
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
+    from pipeline.plan import Plan, PlannedStage
+    from pipeline.spec import ModelRef, Spec
+    from pipeline.store import Store
+
+COSTS = {
+    "tokens": ("tokens", console.count),
+    "flops": ("FLOPs", console.count),
+    "memory_bytes": ("memory", console.size),
+    "disk_bytes": ("disk", console.size),
+    "seconds": ("time", console.duration),
+}
+KEYS = ("name", "uses", "verdict", "reason", "kind", "fingerprint", "needs", "estimate", "warnings")
+
+
+def scope_options(command: Any) -> Any:
+    """Which stages are meant: `--from`, `--only`, `--rerun`, `--strict-code`."""
+    for option in (
+        click.option("--strict-code", is_flag=True, help="Run stages whose code changed."),
+        click.option("--rerun", multiple=True, metavar="STAGE", help="Make it again; repeatable."),
+        click.option("--only", metavar="STAGE", help="This stage alone."),
+        click.option("--from", "from_", metavar="STAGE", help="Make this and all after it again."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("config", metavar="CONFIG")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@store_option
+@scope_options
+@json_option
+def plan(
+    config: str,
+    overrides: tuple[str, ...],
+    store_path: str,
+    from_: str | None,
+    only: str | None,
+    rerun: tuple[str, ...],
+    strict_code: bool,
+    as_json: bool,
+) -> None:
+    """Say for each stage whether it is cached, resumes or runs, why, and what it costs.
+
+    Nothing is started and nothing is written.
+    """
+    from pipeline.spec import load
+
+    store = open_store(store_path)
+    made = make_plan(load(config, overrides), store, from_, only, rerun, strict_code)
+    if as_json:
+        console.print_json(described(made, store))
+    else:
+        show_plan(made)
+
+
+def make_plan(
+    spec: Spec,
+    store: Store,
+    from_: str | None = None,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    strict_code: bool = False,
+) -> Plan:
+    """Plan a pipeline against a store.
+
+    Raises:
+        UserError: a stage that is named does not exist, or a source cannot be read.
+    """
+    from pipeline.plan import make
+
+    return make(
+        spec,
+        store,
+        from_=from_,
+        only=only,
+        rerun=rerun,
+        strict_code=strict_code,
+        resolve_model=lambda ref: _registered(store, ref),
+    )
+
+
+def _registered(store: Store, ref: ModelRef) -> Artifact:
+    """What `model:name@alias` stands for now."""
+    from pipeline.registry import Registry
+
+    return Registry(store, mlflow_uri()).resolve(ref.model, ref.alias)
+
+
+def described(made: Plan, store: Store) -> dict[str, Any]:
+    """What `plan --json` prints: a contract."""
+    stages = [{key: stage.get(key) for key in KEYS} for stage in made.to_json()["stages"]]
+    return {"pipeline": made.pipeline, "store": str(store.root), "stages": stages}
+
+
+def show_plan(made: Plan) -> None:
+    """The plan as a table, its warnings, and a sum."""
+    costs = [key for key in COSTS if any(stage.estimate.get(key) for stage in made.stages)]
+    titles = [COSTS[key][0] for key in costs]
+    table = console.table("stage", "verdict", "reason", *titles, right=titles, flexible=["reason"])
+    for stage in made.stages:
+        cells = [COSTS[key][1](stage.estimate.get(key)) for key in costs]
+        if stage.verdict in ("cached", "skip"):
+            cells = [""] * len(costs)
+        table.add_row(stage.name, console.state(stage.verdict), reason_of(stage), *cells)
+    console.say(f"plan of {made.pipeline}", "bold")
+    console.show(table)
+    for stage in made.stages:
+        for warning in stage.warnings:
+            console.say(f"  warning: {stage.name}: {warning}", "yellow")
+    console.say(summary(made), "dim")
+
+
+def reason_of(stage: PlannedStage) -> str:
+    """Why, without the verdict that stands beside it."""
+    return "" if stage.reason == stage.verdict else stage.reason
+
+
+def summary(made: Plan) -> str:
+    """`3 cached, 5 to run`, with the time if the stages could tell."""
+    verdicts = [stage.verdict for stage in made.stages]
+    words = {"cached": "cached", "resume": "to resume", "run": "to run", "skip": "left out"}
+    parts = [f"{verdicts.count(key)} {word}" for key, word in words.items() if key in verdicts]
+    work = [stage for stage in made.stages if stage.verdict in ("run", "resume")]
+    known = [stage.estimate["seconds"] for stage in work if stage.estimate.get("seconds")]
+    time = f", at least {console.duration(sum(known))} of work" if known else ""
+    return ", ".join(parts) + time

@@ -1,0 +1,245 @@
+"""`submit`: a run as one job of a cluster, with everything that matters kept in the store.
+
+The run's folder is made here, then the job is one command on the shipped code:
+
+    python -m launch.cli resume RUN --store STORE --address auto
+
+so the job, a second job after the head was lost, and a person at a terminal all do the same.
+`job.json` in the run's folder says where it went. The job's id is the run's id; what was submitted
+twice exists once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch import console
+from launch.attach import drives, stay
+from launch.options import store_flag, store_option
+from launch.planning import make_plan, show_plan
+from pipeline.artifact import write_atomic
+from pipeline.errors import HeadwaterError
+
+if TYPE_CHECKING:
+    from launch.clusters import Cluster
+    from launch.jobs import Capacity, Jobs
+    from launch.package import Package
+    from pipeline.journal import Run
+    from pipeline.spec import Spec
+
+RECORD = "job.json"
+STOP_WAIT = 120  # seconds between a job's SIGTERM and SIGKILL; Ray's own 3 lose the checkpoint
+
+
+@click.command()
+@click.argument("config", metavar="CONFIG")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--cluster", "name", required=True, metavar="NAME", help="Of configs/clusters.")
+@click.option("--detach", is_flag=True, help="Do not stay to watch.")
+@store_option
+def submit(
+    config: str, overrides: tuple[str, ...], name: str, detach: bool, store_path: str
+) -> None:
+    """Ship the tracked code and a pipeline to a cluster, and watch it run there.
+
+    Ctrl-C detaches, the run goes on; status, logs, cancel and resume work from any shell that
+    sees the store. The same command typed again while it runs comes back to it.
+    """
+    from launch.clusters import load_cluster
+    from pipeline.spec import load
+
+    cluster = load_cluster(name, store_path)
+    spec = load(config, overrides)
+    if run := already(cluster, spec):
+        console.say(f"run {run.id} does this already")
+        before = drives(run) - run.driven()
+    else:
+        preflight(cluster, spec)
+        package = packed(cluster, Path.cwd())
+        run = _create(cluster, spec)
+        send(run, cluster, package)
+        before = 0
+    sys.exit(stay(run, cluster, before, detach))
+
+
+def preflight(cluster: Cluster, spec: Spec) -> None:
+    """Refuse what cannot work before anything exists."""
+    from launch.preflight import check
+
+    capacity, warnings = check(cluster, spec)
+    for warning in warnings:
+        console.say(f"warning: {warning}", "yellow", stderr=True)
+    console.say(f"{cluster.name} answers at {cluster.address}{_offer(capacity)}", "dim")
+
+
+def _offer(capacity: Capacity | None) -> str:
+    if capacity is None:
+        return ""
+    return f": {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs on {capacity.nodes} nodes"
+
+
+def packed(cluster: Cluster, folder: Path) -> Package | None:
+    """The tracked files of the repository around a folder; None if the cluster has the code."""
+    from launch.package import pack, repository
+
+    if cluster.file.code == "installed":
+        return None
+    package = pack(repository(folder))
+    size = console.size(len(package.content))
+    console.say(f"packed {package.files} tracked files, {size}", "dim")
+    return package
+
+
+def _create(cluster: Cluster, spec: Spec) -> Run:
+    from pipeline.journal import Run
+
+    plan = make_plan(spec, cluster.store)
+    show_plan(plan)
+    run = Run.create(cluster.store, spec, plan)
+    _note(run, {"cluster": str(cluster.path.absolute()), "root": str(Path.cwd()), "jobs": []})
+    return run
+
+
+def already(cluster: Cluster, spec: Spec) -> Run | None:
+    """A run of the very same pipeline that is on its way on this cluster."""
+    from pipeline.journal import runs
+
+    for run in reversed(runs(cluster.store)[-50:]):
+        record = _record(run)
+        if not record or record["cluster"] != str(cluster.path.absolute()):
+            continue
+        if run.status().state in ("pending", "running") and run.resolved() == spec.resolved:
+            job = last_job(run, cluster)
+            if job is not None and job["status"] in ("PENDING", "RUNNING"):
+                return run
+    return None
+
+
+def send(run: Run, cluster: Cluster, package: Package | None) -> None:
+    """Make the run a job; a job of it that is on its way is left alone.
+
+    Raises:
+        Failure: the head refused; the run's folder stays, and `resume` tries again.
+    """
+    jobs = cluster.jobs()
+    record = _record(run)
+    name, active = _next_id(run, jobs)
+    if active:
+        return
+    if package and not jobs.has_package(package.name):
+        jobs.upload(package.name, package.content)
+    run.cancel_file.unlink(missing_ok=True)
+    _note(run, {**record, "jobs": [*record["jobs"], name]})
+    try:
+        jobs.submit(name, entrypoint(run, cluster), _runtime(cluster, package), _labels(run))
+    except HeadwaterError as error:
+        error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
+        raise
+
+
+def _next_id(run: Run, jobs: Jobs) -> tuple[str, bool]:
+    """The run's id, `<id>-2` after a job of that id has ended, and so on; whether it is active."""
+    count = 1
+    while True:
+        name = run.id if count == 1 else f"{run.id}-{count}"
+        job = jobs.get(name)
+        if job is None or job["status"] in ("PENDING", "RUNNING"):
+            return name, job is not None
+        count += 1
+
+
+def entrypoint(run: Run, cluster: Cluster) -> str:
+    """What the job executes."""
+    words = [cluster.file.python, "-m", "launch.cli", "resume", run.id]
+    words += ["--store", str(run.store.root), "--address", "auto"]
+    return shlex.join(words)
+
+
+def _runtime(cluster: Cluster, package: Package | None) -> dict[str, Any]:
+    """The job's environment. Secrets are not in it: stages find them where they run, by name."""
+    names = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    if cluster.mlflow:
+        names["MLFLOW_TRACKING_URI"] = cluster.mlflow
+    code = {"working_dir": f"gcs://{package.name}"} if package else {}
+    return {**code, "env_vars": names}
+
+
+def _labels(run: Run) -> dict[str, str]:
+    secrets = ",".join(sorted(run.secrets()))
+    return {"run": run.id, "pipeline": run.status().pipeline, "secrets": secrets}
+
+
+# --- what other commands ask ---------------------------------------------------------------------
+
+
+def submitted_to(run: Run) -> str | None:
+    """The file of the cluster that a run was submitted to; None if it was not."""
+    record = _record(run)
+    return str(record["cluster"]) if record else None
+
+
+def carry_over(run: Run, made: Run) -> None:
+    """What goes on from a submitted run belongs to the same cluster."""
+    if record := _record(run):
+        _note(made, {**record, "jobs": []})
+
+
+def resubmit(run: Run, cluster_file: str) -> int:
+    """Make a run that stopped a new job of its cluster, and watch it.
+
+    Returns:
+        The exit code.
+    """
+    from launch.clusters import load_cluster
+
+    cluster = load_cluster(cluster_file, str(run.store.root))
+    preflight(cluster, run.spec())
+    root, before = Path(_record(run)["root"]), drives(run)
+    send(run, cluster, packed(cluster, root if root.is_dir() else Path.cwd()))
+    return stay(run, cluster, before)
+
+
+def stop_job(run: Run, cluster_file: str, now: bool) -> bool:
+    """Settle a submitted run that has no driver.
+
+    Returns:
+        True if it is cancelled now; False if its job is about to see the cancel file.
+    """
+    from launch.clusters import load_cluster
+    from launch.jobs import Unreachable
+
+    try:
+        cluster = load_cluster(cluster_file, str(run.store.root))
+        job = last_job(run, cluster)
+        active = job is not None and job["status"] in ("PENDING", "RUNNING")
+        if active and not now:
+            return False
+        if active and job is not None:
+            cluster.jobs().stop(job["submission_id"])
+    except Unreachable:
+        pass  # a head that is gone starts nothing
+    run.append("run.finished", state="cancelled")
+    return True
+
+
+def last_job(run: Run, cluster: Cluster) -> dict[str, Any] | None:
+    """What the head knows of a run's newest job; None if it knows nothing."""
+    names = _record(run).get("jobs", [])
+    return cluster.jobs().get(names[-1]) if names else None
+
+
+def _record(run: Run) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run.folder / RECORD).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _note(run: Run, record: dict[str, Any]) -> None:
+    write_atomic(run.folder / RECORD, json.dumps(record) + "\n")
