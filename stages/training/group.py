@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from pipeline.context import Context
     from pipeline.stage import Workers
 
-GRACE = 3.0
-"""Seconds that the other ranks get, after a first failure, to say what they know of it."""
+GRACE, GRACE_KNOWN = 3.0, 0.5
+"""Seconds that the other ranks get to say what they know of a failure: before its cause is known,
+and after."""
 TICK = 0.2
 
 
@@ -77,6 +78,7 @@ class WorkerGroup:
         self._pids: dict[int, tuple[int, str]] = {}
         self._replies: dict[int, Any] = {}
         self._failures: dict[int, HeadwaterError] = {}
+        self._orders = 0
         self._watchdog = Watchdog(self.world, self._limits)
 
     def __enter__(self) -> WorkerGroup:
@@ -168,10 +170,9 @@ class WorkerGroup:
         self._collect()
         here = {host for _, host in self._pids.values()} == {socket.gethostname()}
         address = "127.0.0.1" if here else self._links_host()
-        self._links[0].send(("host", address))
+        self._order("host", address, ranks=[0])
         port = self._collect([0])[0]
-        for index, link in self._links.items():
-            link.send(("join", address, port, self._ctx if index == 0 else None))
+        self._order("join", address, port, self._ctx)
         self._collect()
 
     def _links_host(self) -> str:
@@ -179,10 +180,14 @@ class WorkerGroup:
         with socket.socket(fileno=os.dup(self._links[0].fileno())) as end:
             return str(end.getpeername()[0])
 
-    def _order(self, *order: Any) -> None:
-        for index, link in self._links.items():
+    def _order(self, *order: Any, ranks: Sequence[int] | None = None) -> None:
+        """Send an order; its number marks the answers to it."""
+        self._orders += 1
+        for index in range(self.world) if ranks is None else ranks:
             try:
-                link.send(order)
+                if index not in self._links:
+                    raise OSError
+                self._links[index].send((self._orders, *order))
             except OSError as error:
                 raise WorkerDied(self._death(index)) from error
 
@@ -191,12 +196,12 @@ class WorkerGroup:
         waited = list(range(self.world) if ranks is None else ranks)
         self._replies, self._failures = {}, {}
         self._watchdog = Watchdog(self.world, self._limits)
-        give_up = float("inf")
+        failed = float("inf")
         while len(self._replies) + len(self._failures) < len(waited):
             self._listen(TICK)
             if self._failures:
-                give_up = min(give_up, time.monotonic() + GRACE)
-                if time.monotonic() > give_up or self._told():
+                failed = min(failed, time.monotonic())
+                if time.monotonic() - failed > (GRACE_KNOWN if self._told() else GRACE):
                     break
             elif verdict := self._watchdog.verdict():
                 self._dump()
@@ -221,10 +226,8 @@ class WorkerGroup:
                 continue
             if verb == "beat":
                 self._watchdog.show(index, *rest)
-            elif verb == "done":
-                self._replies[index] = rest[0]
-            else:
-                self._failures[index] = rest[0]
+            elif rest[0] == self._orders:  # else an answer that came too late
+                (self._replies if verb == "done" else self._failures)[index] = rest[1]
 
     def _lose(self, index: int) -> None:
         self._failures[index] = WorkerDied(self._death(index), where=self._ctx.stage)

@@ -88,14 +88,22 @@ class Source:
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A tree of state as JSON values with marks, and the tensors by their path in the tree."""
+    """A tree of state as JSON values with marks, and the tensors by their path in the tree.
+
+    Raises:
+        ValueError: a name in the tree is that of the mark.
+    """
     found: dict[str, Tensor] = {}
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
+            while path in found:  # "a/0" may be a key, and an item of "a"
+                path += "'"
             found[path] = value
             return {_MARK: path}
         if isinstance(value, Mapping):
+            if _MARK in value:
+                raise ValueError(f"state cannot have the name {_MARK!r}")
             return {str(k): walk(v, f"{path}/{k}" if path else str(k)) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [walk(v, f"{path}/{i}") for i, v in enumerate(value)]

@@ -80,12 +80,12 @@ def serve(post: Post, connection: Connection | None = None) -> None:
     threading.Thread(target=link.beat, args=(pulse,), daemon=True).start()
     member = Member(post, pulse)
     while True:
-        verb, *rest = link.orders.get()
+        number, verb, *rest = link.orders.get()
         try:
-            link.send("done", getattr(member, verb)(*rest))
+            link.send("done", number, getattr(member, verb)(*rest))
         except BaseException as error:
             traceback.print_exc()
-            link.send("failed", portable(error, post))
+            link.send("failed", number, portable(error, post))
 
 
 class Member:
@@ -115,7 +115,7 @@ class Member:
         return int(self._store.port)
 
     def join(self, address: str, port: int, ctx: Any) -> None:
-        """Meet the other ranks."""
+        """Meet the other ranks. Only rank 0 reports to the context."""
         from torch._C._distributed_c10d import TCPStore
 
         from stages.training.rank import TIMEOUT, Rank
@@ -127,7 +127,12 @@ class Member:
         if self._store is None:
             self._store = TCPStore(address, port, world, False, TIMEOUT)
         self._rank = Rank.join(
-            index, world, self._store, gpu=self._post.gpu, ctx=ctx, pulse=self._pulse
+            index,
+            world,
+            self._store,
+            gpu=self._post.gpu,
+            ctx=None if index else ctx,
+            pulse=self._pulse,
         )
 
     def call(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:

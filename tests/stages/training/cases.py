@@ -33,7 +33,6 @@ class Toy(SupervisedObjective):
         from stages.models.gpt import GPT, GPTConfig
         from stages.training.order import Shuffled
 
-        self.made = 0
         generator = torch.Generator().manual_seed(7)
         data = []
         for i in range(self.samples + 16):
@@ -67,10 +66,14 @@ class Toy(SupervisedObjective):
             total = total * float("nan")
         return Loss(total)
 
+    stop_at: int = -1
+    """The step at which somebody asks the run to stop."""
     step_now: int = 0
 
     def step(self, engines: Any, step: int) -> Any:
         self.step_now = step
+        if step == self.stop_at and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
         return super().step(engines, step)
 
     def export(self, engines: Any, out: Path) -> None:
@@ -112,5 +115,38 @@ def happen(what: str) -> None:
         time.sleep(3600)
 
 
-def pids(rank: Any) -> int:
+def pid(rank: Any) -> int:
     return os.getpid()
+
+
+def plain_losses(settings: Any, seed: int) -> list[float]:
+    """The losses of a loop in plain PyTorch: no engine, no shards, one process, one batch."""
+    import torch
+
+    from stages.training.order import mix
+    from stages.training.rank import Rank
+    from stages.training.schedule import factor
+
+    torch.manual_seed(mix(seed))
+    objective = Toy()
+    model = objective.setup(Rank(), settings, seed)["model"].module
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=(settings.beta1, settings.beta2))
+    losses = []
+    for step in range(settings.steps):
+        start = step * settings.global_batch
+        batch = objective.collate(
+            [objective.train[start + i] for i in range(settings.global_batch)]
+        )
+        loss = objective.loss(model, batch).total / objective.weight(batch)
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        for group in adam.param_groups:
+            group["lr"] = settings.lr * factor(settings, step)
+        adam.step()
+        losses.append(loss.item())
+    return losses

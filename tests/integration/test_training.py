@@ -1,0 +1,173 @@
+"""The training loop on two processes and on one: the same numbers, whatever the layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Toy, pid, plain_losses
+from conftest import Room
+
+from pipeline.errors import Failure, Interrupted
+from stages.training.checkpoint import Checkpoints
+from stages.training.loop import fit
+from stages.training.rank import Rank
+from stages.training.settings import TrainSection
+
+pytestmark = pytest.mark.integration
+
+LAYOUTS = ["single", "zero-0", "zero-1", "zero-2", "zero-3"]
+STEPS, STOP = 20, 8
+
+
+def settings(layout: str = "zero-1", **fields: object) -> TrainSection:
+    """Micro-batches of unequal weight, a clip that bites, a schedule that moves."""
+    zero = 0 if layout == "single" else int(layout[-1])
+    known = {"steps": STEPS, "global_batch": 16, "lr": 3e-3, "clip": 0.5, "micro_batch": 4}
+    rest = {"checkpoint_every": 0, "warmup": 3, "zero": zero}
+    return TrainSection.model_validate({**known, **rest, **fields})
+
+
+@pytest.fixture(scope="module")
+def rooms(pair: Room, single: Room) -> dict[str, Room]:
+    return {layout: single if layout == "single" else pair for layout in LAYOUTS}
+
+
+def stopped(room: Room, layout: str, name: str) -> None:
+    """Train up to a checkpoint at step `STOP`."""
+    try:
+        with pytest.raises(Interrupted, match=f"stopped at step {STOP} of {STEPS}"):
+            room.group.run(fit, Toy(stop_at=STOP - 1), settings(layout), seed=3, name=name)
+    finally:
+        room.ctx.cancel_file.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def straight(single: Room) -> dict[int, float]:
+    """The losses of an undisturbed training on one process."""
+    single.group.run(fit, Toy(), settings(), seed=3, name="straight")
+    return single.series("straight", "loss")
+
+
+def test_the_loop_trains_as_plain_pytorch_does(straight: dict[int, float]) -> None:
+    assert list(straight.values()) == pytest.approx(plain_losses(settings(), 3), abs=1e-5)
+    assert straight[STEPS] < straight[1] - 0.2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_every_zero_stage_on_two_ranks_trains_as_one_process_does(
+    pair: Room, straight: dict[int, float], layout: str, tmp_path: Path
+) -> None:
+    first, second = pair.group.run(
+        fit, Toy(), settings(layout, eval_every=10), seed=3, name=layout, out=tmp_path
+    )
+    assert first == second
+    losses = pair.series(layout, "loss")
+    assert losses == pytest.approx(straight, abs=1e-4)
+    assert max(abs(losses[step] - straight[step]) for step in straight) < 1e-5
+    assert set(pair.series(layout, "eval_loss")) == {10, 20}
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert weights["wte.weight"].shape == (61, 32)
+    assert (tmp_path / "weights.pt").exists()
+
+
+def test_gradient_norms_are_those_of_the_whole_batch(pair: Room, single: Room) -> None:
+    straight = single.series("straight", "grad_norm")
+    for layout in LAYOUTS[1:]:
+        assert pair.series(layout, "grad_norm") == pytest.approx(straight, rel=1e-4), layout
+
+
+def test_a_checkpoint_of_any_layout_continues_on_any_other(
+    rooms: dict[str, Room], straight: dict[int, float]
+) -> None:
+    for layout in LAYOUTS:
+        stopped(rooms[layout], layout, f"from-{layout}")
+    for then, now in product(LAYOUTS, LAYOUTS):
+        name = f"{then}-to-{now}"
+        source = rooms[then].checkpoints(f"from-{then}")
+        shutil.copytree(source, rooms[now].checkpoints(name))
+        rooms[now].group.run(fit, Toy(), settings(now), seed=3, name=name)
+        rest = {step: loss for step, loss in straight.items() if step > STOP}
+        assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
+
+
+@pytest.mark.parametrize("layout", ["zero-1", "zero-3"])
+def test_the_same_layout_continues_bit_for_bit(pair: Room, layout: str, tmp_path: Path) -> None:
+    """With dropout: the generators too are where they would have been."""
+    made = settings(layout)
+    pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"s{layout}", out=tmp_path / "a")
+    stop = Toy(dropout=0.1, stop_at=STOP)
+    with pytest.raises(Interrupted):
+        pair.group.run(fit, stop, made, seed=5, name=f"r{layout}")
+    pair.ctx.cancel_file.unlink()
+    pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"r{layout}", out=tmp_path / "b")
+    assert pair.series(f"s{layout}", "loss") == pair.series(f"r{layout}", "loss")
+    one = torch.load(tmp_path / "a" / "weights.pt", weights_only=True)
+    other = torch.load(tmp_path / "b" / "weights.pt", weights_only=True)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("layout", ["zero-0", "zero-1", "zero-3"])
+def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
+    pair: Room, layout: str, tmp_path: Path
+) -> None:
+    bad = Toy(poison_step=4, poison_rank=1)
+    results = pair.group.run(
+        fit, bad, settings(layout, steps=8), seed=3, name=f"nan-{layout}", out=tmp_path
+    )
+    assert [result["skipped_steps"] for result in results] == [1.0, 1.0]
+    assert results[0] == results[1]
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+    assert "step 5: the gradient is not finite" in (pair.ctx.attempt_dir / "log.txt").read_text()
+
+
+def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: Room) -> None:
+    bad = Toy(poison_step=9, poison_rank=0, poison_steps=3)
+    made = settings(skip_limit=2, checkpoint_every=5)
+    first, second = pair.group.run(fit, bad, made, seed=3, name="rollback")
+    assert first == second
+    assert first["skipped_steps"] == 3
+    losses = pair.series("rollback", "loss")
+    assert list(losses) == list(range(1, STEPS + 1))
+    log = (pair.ctx.attempt_dir / "log.txt").read_text()
+    assert "back to step 5, leaping over the data up to 12" in log
+
+
+def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
+    bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
+    made = settings(skip_limit=1, checkpoint_every=1)
+    with pytest.raises(Failure, match="not finite for 2 steps") as caught:
+        pair.group.run(fit, bad, made, seed=3, name="hopeless")
+    assert "lower train.lr" in caught.value.remedy
+    found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
+    assert found is not None
+    assert found.step == 2, "nothing was saved while the gradient was bad"
+
+
+def test_checkpoints_hold_their_share_of_each_rank(pair: Room) -> None:
+    found = Checkpoints(pair.checkpoints("from-zero-1"), Rank(), 2).newest()
+    assert found is not None
+    sizes = [f["size"] for f in found.manifest["files"] if f["name"].startswith("rank-")]
+    assert len(sizes) == 2
+    assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_figures_of_a_step(pair: Room) -> None:
+    figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
+    assert figures["lr"] == pytest.approx(3e-3)
+    assert min(figures.values()) > 0
+    assert pair.series("zero-1", "tokens_per_second")[3] > 0
+
+
+def test_ranks_are_processes_of_their_own_and_quiet(pair: Room) -> None:
+    pids = pair.group.run(pid)
+    assert len({*pids, os.getpid()}) == 3
+    for rank in range(2):
+        log = (pair.ctx.attempt_dir / f"rank-{rank}.log").read_text()
+        assert "Warning" not in log
+        assert len(log.splitlines()) < 60, log

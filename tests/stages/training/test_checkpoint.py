@@ -1,0 +1,211 @@
+"""Checkpoints: what was saved comes back, at any number of ranks, or not at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from plain import PlainEngine, same
+
+from pipeline.errors import Failure
+from stages.training import checkpoint as ck
+from stages.training.checkpoint import Checkpoints
+from stages.training.rank import Rank
+
+
+def saved(folder: Path, steps: int = 3, keep: int = 2) -> tuple[Checkpoints, PlainEngine]:
+    """Checkpoints at steps 1..steps of one engine."""
+    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep)
+    assert saves.newest() is None
+    for step in range(1, steps + 1):
+        engine.train(1)
+        saves.save(step, {"model": engine}, {"loop": {"step": step}})  # type: ignore[dict-item]
+        saves.wait()
+    return saves, engine
+
+
+def test_weights_moments_counts_and_extra_state_come_back(tmp_path: Path) -> None:
+    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), keep=2)
+    saves.newest()
+    engine.train(4)
+    extra = {"controller": {"beta": 0.25, "mean": torch.arange(3.0)}, "names": ["a", None]}
+    saves.save(4, {"model": engine}, extra)  # type: ignore[dict-item]
+    found = saves.newest()
+    assert found is not None
+    assert found.step == 4
+    other = PlainEngine(seed=9)
+    back = Checkpoints(tmp_path, Rank(), 2).load(found, {"model": other})  # type: ignore[dict-item]
+    assert same(engine, other)
+    assert repr(back) == repr(extra)
+    engine.train(3, seed=5)
+    other.train(3, seed=5)
+    assert same(engine, other)
+
+
+def test_saving_copies_so_that_training_goes_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, write = threading.Event(), ck.tensors.write
+
+    def slow(*arguments: object) -> object:
+        go.wait()
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ck.tensors, "write", slow)
+    engine, twin, saves = PlainEngine(), PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
+    saves.newest()
+    engine.train(2)
+    twin.train(2)
+    saves.save(2, {"model": engine}, {})  # type: ignore[dict-item]
+    engine.train(2)
+    go.set()
+    found = saves.newest()
+    assert found is not None
+    other = PlainEngine(seed=9)
+    saves.load(found, {"model": other})  # type: ignore[dict-item]
+    assert same(twin, other)
+    assert not same(engine, other)
+
+
+@pytest.mark.parametrize(("then", "now"), [(1, 2), (2, 1), (3, 2), (2, 5)])
+def test_any_number_of_ranks_loads_what_any_number_saved(
+    tmp_path: Path, then: int, now: int
+) -> None:
+    engines = [PlainEngine(rank=Rank(r, then)) for r in range(then)]
+    folder = tmp_path / "000001-step-00000003"
+    facts = {"schema": 1, "step": 3, "extra": {}, "engines": {}}
+    for rank, engine in enumerate(engines):
+        engine.train(3)
+        facts["engines"] = {"m": {"updates": engine.updates, "shapes": engine.shapes}}
+        share = {
+            f"m/{kind}/{f.name}@{f.start}": view
+            for f in engine.fragments()
+            for kind, view in f.views.items()
+        }
+        ck.write_share(folder, rank, share, facts, {})
+    ck.commit(folder, facts, ck.gather_notes(folder, then))
+    numbers = sum(f.count for engine in engines for f in engine.fragments())
+    assert numbers == sum(p.numel() for p in engines[0].module.parameters())
+    for rank in range(now):
+        found = Checkpoints(tmp_path, Rank(), 2).newest()
+        assert found is not None
+        other = PlainEngine(seed=9, rank=Rank(rank, now))
+        Checkpoints(tmp_path, Rank(rank), 2).load(found, {"m": other})  # type: ignore[dict-item]
+        assert same(engines[0], other)
+
+
+def test_the_last_k_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path, steps=5, keep=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "000004-step-00000004",
+        "000005-step-00000005",
+    ]
+
+
+def files_of_newest() -> list[str]:
+    return ["manifest.json", "rank-0.safetensors"]
+
+
+@pytest.mark.parametrize("name", files_of_newest())
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.99])
+def test_a_flipped_bit_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, name: str, place: float
+) -> None:
+    saved(tmp_path)
+    path = sorted(tmp_path.iterdir())[-1] / name
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 4
+    path.write_bytes(data)
+    said: list[str] = []
+    found = Checkpoints(tmp_path, Rank(), 2, said.append).newest()
+    assert found is not None
+    assert found.step == 2
+    assert any(name in line for line in said)
+    assert said[-1] == "falling back from checkpoint 000003-step-00000003 to the one before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", files_of_newest())
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_cut_or_missing_file_falls_back(tmp_path: Path, name: str, how: str) -> None:
+    saved(tmp_path)
+    path = sorted(tmp_path.iterdir())[-1] / name
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    found = Checkpoints(tmp_path, Rank(), 2).newest()
+    assert found is not None
+    assert found.step == 2
+
+
+def test_numbers_go_on_after_what_is_there(tmp_path: Path) -> None:
+    """A save after a resume is newer than all saves before it, whatever its step."""
+    saved(tmp_path, steps=3)
+    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
+    saves.newest()
+    saves.save(1, {"model": engine}, {})  # type: ignore[dict-item]
+    found = saves.newest()
+    assert found is not None
+    assert found.path.name == "000004-step-00000001"
+
+
+def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path) -> None:
+    saves, engine = saved(tmp_path)
+    said: list[str] = []
+    saves = Checkpoints(tmp_path, Rank(), 2, said.append)
+    saves.newest()
+    with torch.no_grad():
+        next(engine.module.parameters())[0, 0] = torch.nan
+    saves.save(4, {"model": engine}, {})  # type: ignore[dict-item]
+    found = saves.newest()
+    assert found is not None
+    assert found.step == 3
+    assert said == [
+        "checkpoint 000004-step-00000004 is not kept: it holds numbers that are not finite"
+    ]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    saves, _ = saved(tmp_path)
+    found = saves.newest()
+    assert found is not None
+    with pytest.raises(Failure, match=r"another model: model differs in 0\.bias, 0\.weight"):
+        saves.load(found, {"model": PlainEngine(width=6)})  # type: ignore[dict-item]
+    with pytest.raises(Failure, match="another model: critic"):
+        saves.load(found, {"critic": PlainEngine()})  # type: ignore[dict-item]
+
+
+def test_numbers_that_are_missing_are_missed(tmp_path: Path) -> None:
+    saves, _ = saved(tmp_path)
+    found = saves.newest()
+    assert found is not None
+    with pytest.raises(Failure, match="20 numbers are missing"):
+        ck.Reader(found).read("model/fp32/0.weight", 10, 30)
+
+
+def test_a_rank_that_never_writes_is_named(tmp_path: Path) -> None:
+    ck.write_share(tmp_path, 0, {"a": torch.ones(2)}, {"step": 1}, {})
+    with pytest.raises(Failure, match="rank-1 did not write a share"):
+        ck.gather_notes(tmp_path, 2, patience=0.05)
+
+
+def test_a_save_that_failed_is_told_at_the_next(tmp_path: Path) -> None:
+    saves, engine = saved(tmp_path / "ok")
+    saves.folder = tmp_path / "file"
+    saves.folder.write_text("in the way")
+    saves.save(4, {"model": engine}, {})  # type: ignore[dict-item]
+    with pytest.raises((Failure, OSError)):
+        saves.save(5, {"model": engine}, {})  # type: ignore[dict-item]
+
+
+def test_the_notes_name_the_share(tmp_path: Path) -> None:
+    saved(tmp_path, steps=1)
+    folder = tmp_path / "000001-step-00000001"
+    note = json.loads((folder / "rank-0.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert note["files"] == manifest["files"]
+    assert manifest["engines"]["model"]["shapes"]["0.weight"] == [5, 4]

@@ -1,0 +1,87 @@
+"""Which samples a step trains on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.training.objective import SupervisedObjective
+from stages.training.order import Shuffled, micro_batches, mix
+from stages.training.rank import Rank
+from stages.training.settings import TrainSection
+
+
+class Plain(SupervisedObjective):
+    """Only data: numbers, whose length is themselves."""
+
+    open = collate = loss = export = lambda self, *_: None  # type: ignore[assignment]
+
+    def length(self, sample: Any) -> int:
+        return int(sample)
+
+
+def dealt(world: int, micro: int | None, ragged: bool, step: int = 3) -> list[list[list[int]]]:
+    """By rank, by micro-batch: the samples of a step."""
+    made = []
+    for index in range(world):
+        objective = Plain()
+        objective.ragged = ragged
+        objective.rank = Rank(index, world)
+        objective.settings = TrainSection(global_batch=24, micro_batch=micro)
+        objective.train = Shuffled(range(100), seed=5)
+        made.append(micro_batches(objective, step))
+    return made
+
+
+@given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 5))
+def test_every_epoch_visits_everything_once(size: int, seed: int, epoch: int) -> None:
+    order = Shuffled(range(size), seed)
+    assert sorted(order[epoch * size + i] for i in range(size)) == list(range(size))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first = [Shuffled(range(50), 0)[i] for i in range(50)]
+    second = [Shuffled(range(50), 0)[50 + i] for i in range(50)]
+    other = [Shuffled(range(50), 1)[i] for i in range(50)]
+    assert first != second
+    assert first != other
+    assert first != list(range(50))
+
+
+def test_the_order_is_frozen() -> None:
+    """A change here would silently change the data of every run that is resumed."""
+    assert [Shuffled(range(10), 42)[i] for i in range(12)] == GOLDEN
+    assert mix(0, 1, 2) == GOLDEN_MIX
+
+
+GOLDEN = [3, 1, 6, 5, 8, 4, 7, 9, 0, 2, 8, 7]
+GOLDEN_MIX = 5458876493991123480
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("world", "micro"), [(1, None), (1, 3), (2, None), (2, 4), (4, 2), (3, 8)])
+def test_a_step_is_the_same_samples_at_any_world_size(
+    world: int, micro: int | None, ragged: bool
+) -> None:
+    order = Shuffled(range(100), seed=5)
+    wanted = sorted(order[i] for i in range(3 * 24, 4 * 24))
+    ranks = dealt(world, micro, ragged)
+    assert sorted(sample for rank in ranks for batch in rank for sample in batch) == wanted
+    assert {len(batch) for rank in ranks for batch in rank} == {micro or 24 // world}
+
+
+def test_ragged_samples_are_dealt_to_be_alike() -> None:
+    ranks = dealt(2, 3, ragged=True)
+    plain = dealt(2, 3, ragged=False)
+
+    def padding(made: list[list[list[int]]]) -> int:
+        return sum(max(b) - s for rank in made for b in rank for s in b)
+
+    def waiting(made: list[list[list[int]]]) -> int:
+        return sum(abs(max(a) - max(b)) for a, b in zip(*made, strict=True))
+
+    assert padding(ranks) < padding(plain) / 3
+    assert waiting(ranks) < waiting(plain) / 3

@@ -1,0 +1,46 @@
+"""What a pipeline file may say of training, and what is refused before anything starts."""
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.stage import Workers
+from stages.training.settings import TrainSection
+
+
+def problems(workers: int = 1, gpus: float = 0, **fields: object) -> list[str]:
+    made = TrainSection.model_validate(fields)
+    return [str(problem) for problem in made.check(Workers(num=workers, gpus=gpus))]
+
+
+def test_a_world_that_does_not_divide_the_batch_is_refused_with_a_remedy() -> None:
+    assert problems(workers=3, global_batch=32) == [
+        "train.global_batch: 32 is not divisible by workers.num (3) (33 is)"
+    ]
+
+
+def test_micro_batches_must_fill_the_share_of_a_rank() -> None:
+    assert problems(workers=2, global_batch=32, micro_batch=5) == [
+        "train.global_batch: 32 is not divisible by workers.num (2) x train.micro_batch (5) (30 is)"
+    ]
+    assert not problems(workers=2, global_batch=32, micro_batch=8)
+
+
+def test_bfloat16_is_for_gpus() -> None:
+    assert "needs a GPU" in problems(dtype="bfloat16")[0]
+    assert not problems(dtype="bfloat16", gpus=1)
+
+
+def test_the_batch_falls_on_ranks_and_passes() -> None:
+    made = TrainSection(global_batch=32, micro_batch=4)
+    assert (made.share(2), made.micro(2)) == (16, 4)
+    assert TrainSection(global_batch=32).micro(2) == 16
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 30), (0, 0), (25, 25), (1, 1)])
+def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
+    assert TrainSection(steps=300, warmup=warmup).warmup_steps == steps
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"warmup \(500\) is longer than steps \(300\)"):
+        TrainSection(steps=300, warmup=500)

@@ -1,0 +1,81 @@
+"""Tensor files and trees of state."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from stages.training import tensors
+
+
+def test_files_are_safetensors_and_hashed_as_written(tmp_path: Path) -> None:
+    written = {
+        "a": torch.randn(3, 5),
+        "b": torch.arange(7),
+        "c": torch.randn(4).bfloat16(),
+        "d": torch.tensor([True, False]),
+        "none": torch.empty(0),
+        "one": torch.tensor(3.5),
+    }
+    facts = tensors.write(tmp_path / "x.safetensors", written)
+    data = (tmp_path / "x.safetensors").read_bytes()
+    assert facts == {
+        "name": "x.safetensors",
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    read = load_file(tmp_path / "x.safetensors")
+    assert read.keys() == written.keys()
+    for name, tensor in written.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+
+
+def test_files_are_read_piecewise(tmp_path: Path) -> None:
+    tensors.write(tmp_path / "x.safetensors", {"a": torch.arange(100).float()})
+    source = tensors.Source(tmp_path / "x.safetensors")
+    assert source.sizes == {"a": 100}
+    assert torch.equal(source.read("a", 40, 43), torch.tensor([40.0, 41.0, 42.0]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_number_is_found(bad: float) -> None:
+    values = torch.randn(1000)
+    assert tensors.finite(values)
+    values[777] = bad
+    assert not tensors.finite(values)
+
+
+def test_what_cannot_be_bad_is_fine() -> None:
+    assert tensors.finite(torch.empty(0))
+    assert tensors.finite(torch.arange(3))
+
+
+names = st.text().filter(lambda name: name != "$tensor")
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.builds(torch.tensor, st.integers(0, 9))
+)
+trees = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(names, inner), max_leaves=12
+)
+
+
+@given(st.dictionaries(names, trees))
+def test_trees_come_back(tree: dict[str, object]) -> None:
+    values, loose = tensors.split(tree)
+    assert repr(tensors.join(values, loose)) == repr(tree)
+
+
+def test_the_mark_is_no_name() -> None:
+    with pytest.raises(ValueError, match=r"\$tensor"):
+        tensors.split({"a": {"$tensor": 1}})
