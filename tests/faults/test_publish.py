@@ -192,13 +192,11 @@ def test_bytes_and_names_are_on_disk_before_the_commit(tmp_path: Path) -> None:
 def test_a_flipped_bit_in_any_file_is_found_before_use(tmp_path: Path, digest: str) -> None:
     store = Store(tmp_path)
     for name in [*list_files(recover(store).path), MANIFEST]:
-        path = recover(store).path / name
-        sound = path.read_bytes()
-        for place in (0, len(sound) // 2, len(sound) - 1):
+        for share in (0.0, 0.5, 1.0):
             made = recover(store)
             path = made.path / name
-            sound = path.read_bytes()
-            flipped = bytearray(sound)
+            flipped = bytearray(path.read_bytes())
+            place = int(share * (len(flipped) - 1))
             flipped[place] ^= 1 << place % 8
             path.write_bytes(flipped)
             with pytest.raises(CorruptArtifact):

@@ -19,7 +19,7 @@ from pipeline.context import Context
 from pipeline.errors import LeaseLost, NotFound, UserError
 from pipeline.journal import Run, RunStatus, derive, new_id, runs
 from pipeline.lease import Lease
-from pipeline.plan import Plan, PlannedStage
+from pipeline.plan import make
 from pipeline.spec import Spec, from_resolved
 from pipeline.store import Store
 
@@ -75,14 +75,10 @@ def spec(toys: Path) -> Spec:
     return from_resolved({"name": "p", "seed": 0, "stages": {"one": {"uses": "toy.count"}}})
 
 
-def make_plan(verdict: str = "run") -> Plan:
-    return Plan("p", [PlannedStage(**planned("one", A, verdict), payload={})])
-
-
 def test_a_run_is_created_with_its_pipeline_and_plan(store: Store, spec: Spec) -> None:
-    made = Run.create(store, spec, make_plan(), origin="before")
+    made = Run.create(store, spec, make(spec, store), origin="before")
     assert made.spec() == spec
-    assert made.plan().stages[0].fingerprint == A
+    assert made.plan() == make(spec, store)
     status = made.status()
     assert (status.state, status.pipeline, status.origin) == ("pending", "p", "before")
     assert states(status) == ["pending"]
@@ -91,22 +87,22 @@ def test_a_run_is_created_with_its_pipeline_and_plan(store: Store, spec: Spec) -
 
 
 def test_creating_an_agreed_run_again_gives_the_same_run(store: Store, spec: Spec) -> None:
-    first = Run.create(store, spec, make_plan(), run_id="nightly")
-    again = Run.create(store, spec, make_plan(), run_id="nightly")
+    first = Run.create(store, spec, make(spec, store), run_id="nightly")
+    again = Run.create(store, spec, make(spec, store), run_id="nightly")
     assert (first.id, again.id) == ("nightly", "nightly")
     assert len(again.events()) == 2
     (again.journal).write_text(again.journal.read_text().split("\n")[0] + "\n")
-    finished = Run.create(store, spec, make_plan(), run_id="nightly")
+    finished = Run.create(store, spec, make(spec, store), run_id="nightly")
     assert [event["event"] for event in finished.events()][-1] == "plan"
     with pytest.raises(UserError):
-        Run.create(store, spec, make_plan(), run_id="../x")
+        Run.create(store, spec, make(spec, store), run_id="../x")
 
 
 def test_runs_of_one_instant_get_different_ids(
     store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.time, "time", lambda: 1_795_226_580.99)
-    ids = [Run.create(store, spec, make_plan()).id for _ in range(3)]
+    ids = [Run.create(store, spec, make(spec, store)).id for _ in range(3)]
     assert ids == sorted(set(ids))
     assert [found.id for found in runs(store)] == ids
 
@@ -430,9 +426,9 @@ def test_stages_nobody_planned_have_no_place_in_the_store(store: Store) -> None:
 
 
 def test_replanning_replaces_the_plan(store: Store, spec: Spec) -> None:
-    run = Run.create(store, spec, make_plan())
-    run.replan(make_plan("cached"))
-    assert run.plan().stages[0].verdict == "cached"
+    run = Run.create(store, spec, make(spec, store))
+    run.replan(make(spec, store, rerun=["one"]))
+    assert run.plan().stages[0].forced
     assert len([e for e in run.events() if e["event"] == "plan"]) == 2
 
 
