@@ -228,8 +228,10 @@ def _alone(work: Path) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + _LET_GO
-        while process_born(pid) == born and time.monotonic() < deadline:
-            time.sleep(0.02)
+        lives = True
+        while lives:
+            time.sleep(0.01)
+            lives = process_born(pid) == born and time.monotonic() < deadline
     me = {"node": node(), "pid": os.getpid(), "born": process_born(os.getpid())}
     write_atomic(mark, json.dumps(me), durable=False)
 

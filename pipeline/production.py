@@ -11,7 +11,7 @@ One thread of the driver carries each stage through, from top to bottom:
 
 from __future__ import annotations
 
-import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pipeline.artifact import Artifact
 from pipeline.attempt import Ending, Job, Outcome, explain
 from pipeline.errors import HeadwaterError, LeaseLost
+from pipeline.plan import resume_point
 from pipeline.stage import Retries, Workers
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ class Pool:
     def take(self, need: Resources, give_up: Callable[[], bool]) -> Iterator[bool]:
         """Hold resources inside the block; False if `give_up()` came first."""
         with self._changed:
-            while not (fits := self._free.holds(need)) and not give_up():
+            while not (lost := give_up()) and not self._free.holds(need):
                 self._changed.wait(POLL)
+            fits = not lost
             if fits:
                 self._free -= need
         try:
@@ -174,16 +176,12 @@ class Production:
 
     def _claim(self, lease: Lease) -> bool:
         """Wait until the stage is ours to make; False if the run is to stop before."""
-        told = False
-        while not lease.acquire(0.0):
-            if self.stop.asked:
-                return False
-            if not told:
-                owner = (lease.holder() or {}).get("owner", "another run")
-                self._note("waiting", reason=f"{owner} is making it")
-                told = True
-            time.sleep(POLL)
-        return True
+        if not lease.acquire(0.0):
+            owner = (lease.holder() or {}).get("owner", "another run")
+            self._note("waiting", reason=f"{owner} is making it")
+        while not lease.held() and not self.stop.asked:
+            lease.acquire(POLL)
+        return lease.held()
 
     def _made_by_another(self) -> bool:
         found = self.run.store.find(self.planned.uses, self.planned.fingerprint)
@@ -192,13 +190,15 @@ class Production:
     def _attempts(self, lease: Lease) -> StageState | None:
         while True:
             attempt = self._next_attempt()
+            if attempt == 1 and self.planned.forced:
+                self._forget()
             self._note("started", attempt=attempt, fingerprint=self.planned.fingerprint)
             outcome = self._attempt(attempt, lease)
             if outcome.ending == "done":
                 return "finished"
             if outcome.ending in _STOPPED and self.stop.asked:
                 return self._interrupt(attempt)
-            if outcome.ending == "corrupt":
+            if outcome.ending == "corrupt" and not self._inputs_are_there():
                 return "pending"
             outcome = _unasked(outcome, lease)
             pause = self._budget.pause(outcome.ending)
@@ -210,6 +210,12 @@ class Production:
                 return self._interrupt(attempt)
             if lease.lost.is_set():
                 return None
+
+    def _inputs_are_there(self) -> bool:
+        """Whether each input is still the artifact that we were given; damage is put aside."""
+        given = [artifact for found in self.inputs.values() for artifact in found]
+        now = [self.run.store.find(artifact.uses, artifact.fingerprint) for artifact in given]
+        return [a.path for a in now if a] == [artifact.path for artifact in given]
 
     def _attempt(self, attempt: int, lease: Lease) -> Outcome:
         """One attempt and, if it went well, the publication."""
@@ -270,6 +276,11 @@ class Production:
         self.run.attempt_dir(self.planned.name, attempt).mkdir(parents=True)
         return attempt
 
+    def _forget(self) -> None:
+        """Unfinished work of the old artifact is no part of the new one."""
+        work = self.run.store.work(self.planned.uses, self.planned.fingerprint)
+        shutil.rmtree(work, ignore_errors=True)
+
     def _retry(self, outcome: Outcome, attempt: int, pause: float) -> None:
         self._note(
             "retry",
@@ -288,17 +299,9 @@ class Production:
         )
 
     def _interrupt(self, attempt: int) -> StageState:
-        self._note("interrupted", attempt=attempt, at=self._resume_point())
-        return "interrupted"
-
-    def _resume_point(self) -> str:
-        """`step 1200/5000`, if the stage said that it goes on from there."""
         work = self.run.store.work(self.planned.uses, self.planned.fingerprint)
-        try:
-            point = json.loads((work / "observed" / "resume.json").read_text())
-        except (OSError, ValueError):
-            return ""
-        return f"step {point['step']}/{point['total']}"
+        self._note("interrupted", attempt=attempt, at=resume_point(work))
+        return "interrupted"
 
     def _note(self, event: str, **fields: object) -> None:
         self.run.append(f"stage.{event}", stage=self.planned.name, **fields)
