@@ -13,7 +13,7 @@ cuts the ring at another offset and visits its windows in another order, both fu
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -64,7 +64,7 @@ def write_shard(
 
 
 def write_index(
-    out: Path, *, vocab_size: int, eos_id: int, splits: dict[str, Sequence[Shard]]
+    out: Path, *, vocab_size: int, eos_id: int, splits: Mapping[str, Sequence[Shard]]
 ) -> None:
     """Write `index.json`, last: it names the shards of each split in order."""
     from pipeline.artifact import write_atomic
