@@ -24,7 +24,8 @@ def check(folder: Path) -> str:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     config = json.loads((folder / "config.json").read_text())
     start = torch.tensor([[config.get("bos_token_id") or 0]])
     architecture = (config.get("architectures") or [""])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,8 +37,14 @@ class Comparison:
     """Edges and counts of the scores, before and after, on the same edges."""
 
 
-def before_and_after(
-    rank: Rank,
+def before_and_after(rank: Rank, *paths: Path, **options: Any) -> Comparison:
+    """`compare_policies` on rank 0 alone; the others give an empty answer."""
+    if not rank.first:
+        return Comparison({})
+    return compare_policies(*paths, **options, device=rank.device)
+
+
+def compare_policies(
     before: Path,
     after: Path,
     reward: Path,
@@ -49,16 +55,16 @@ def before_and_after(
     seed: int = 0,
     count: int = 64,
     shown: int = 6,
+    device: torch.device | str = "cpu",
 ) -> Comparison:
-    """Compare two policies by a reward model, on rank 0 alone; the others give an empty answer.
+    """Compare two policies by a reward model on the first `count` held-out prompts.
 
     The KL is that of the second to the first, in nats of a response.
     """
     tokenizer = Tokenizer(after)
-    device = rank.device
     policies = [load_gpt(path).to(device) for path in (before, after)]
     room = min(policy.config.context for policy in policies) - max_new_tokens
-    asked = read_prompts(prompts, "eval", tokenizer, room)[:count] if rank.first else []
+    asked = read_prompts(prompts, "eval", tokenizer, room)[:count]
     if not asked:
         return Comparison({})
     scorer = load_scorer(reward).to(device)

@@ -77,7 +77,7 @@ class PPOObjective:
     """The policy is fine-tuned to please a reward model without leaving a reference."""
 
     flops_per_token = 0.0
-    facts: Mapping[str, float] = {}  # noqa: RUF012
+    facts: Mapping[str, float] = {}
 
     def __init__(
         self,

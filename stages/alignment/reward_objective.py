@@ -150,7 +150,10 @@ def demonstration(ranking: Ranking) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def mean_score(
-    scorer: Scorer, rows: Sequence[Sequence[int]], device: torch.device | str, batch: int = 64
+    scorer: Scorer,
+    rows: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+    batch: int = 64,
 ) -> float:
     """The mean score of sequences, each read at its last token."""
     total = 0.0

@@ -84,6 +84,7 @@ def label(rank: Rank, targets: Sequence[Target], how: Labelling, folder: Path) -
     """
     from pipeline.artifact import write_atomic
 
+    folder.mkdir(parents=True, exist_ok=True)
     shards = [targets[start : start + SHARD] for start in range(0, len(targets), SHARD)]
     asker: Asker | None = None
     mine = range(rank.index, len(shards), rank.world)

@@ -56,7 +56,9 @@ def preference(i: int, split: str, rng: random.Random) -> Preference:
     responses = [answer(thing, rng), answer(other, rng), " ".join(words)]
     order = rng.sample(range(3), 3)
     prompt = (Message("user", question(thing, rng.randrange(3))),)
-    return Preference(f"{split}-{i}", prompt, tuple(responses[k] for k in order), tuple(order), split)
+    return Preference(
+        f"{split}-{i}", prompt, tuple(responses[k] for k in order), tuple(order), split
+    )
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,0 +1,103 @@
+"""How well a model predicts held-out text: documents as packed, and answers to questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from stages.data.chat import encode_conversation, encode_prompt
+from stages.data.conversations import Conversations
+from stages.data.tokenizer import CONTROLS, EOS, FIRST_BYTE, PAD, Tokenizer
+from stages.data.tokens import TokenStore
+from stages.generation.likelihood import Likelihood, likelihoods
+from stages.models.gpt import GPT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SPACE = "▁"
+
+
+def piece_sizes(tokenizer: Tokenizer) -> torch.Tensor:
+    """Bytes of text that each id stands for; control ids stand for none."""
+    sizes = [len(piece.replace(SPACE, " ").encode()) for piece in tokenizer.pieces]
+    sizes[: len(CONTROLS)] = [0] * len(CONTROLS)
+    sizes[FIRST_BYTE : FIRST_BYTE + 256] = [1] * 256
+    return torch.tensor(sizes)
+
+
+@torch.inference_mode()
+def document_loss(
+    model: GPT,
+    tokens: Path,
+    tokenizer: Tokenizer,
+    *,
+    windows: int = 0,
+    batch: int = 16,
+    device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Loss (nats a token), perplexity and bits per byte on the held-out documents.
+
+    Windows of the context's length, each from an empty memory; all of them if `windows` is 0.
+    """
+    samples = TokenStore(tokens, "eval").samples(model.config.context)
+    count = min(windows or len(samples), len(samples))
+    sizes = piece_sizes(tokenizer)
+    nats, seen, size = 0.0, 0, 0
+    for start in range(0, count, batch):
+        rows = np.stack([samples[i] for i in range(start, min(start + batch, count))])
+        ids_BT = torch.from_numpy(rows).to(device)
+        logits = model(ids_BT[:, :-1]).flatten(0, 1).float()
+        nats += F.cross_entropy(logits, ids_BT[:, 1:].flatten(), reduction="sum").item()
+        seen += ids_BT[:, 1:].numel()
+        size += int(sizes[ids_BT[:, 1:].cpu()].sum())
+        beat()
+    loss = nats / seen
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": nats / math.log(2) / max(size, 1),
+    }
+
+
+def answer_likelihoods(
+    model: GPT,
+    conversations: Path,
+    tokenizer: Tokenizer,
+    *,
+    limit: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[Likelihood]:
+    """Log-likelihood of each held-out answer given its question; those that do not fit the
+    context are left out, the same for every model of that context."""
+    prompts, answers = [], []
+    for conversation in Conversations(conversations, "eval"):
+        whole = encode_conversation(tokenizer, conversation)
+        if len(whole) <= model.config.context and conversation.prompt and conversation.response:
+            prompts.append(encode_prompt(tokenizer, conversation.prompt))
+            answers.append([*tokenizer.encode(conversation.response), EOS])
+    end = limit or len(prompts)
+    return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device)
+
+
+def mean_loss(found: Sequence[Likelihood]) -> float:
+    """Nats a token over all answers."""
+    return -sum(one.log_prob for one in found) / max(1, sum(one.tokens for one in found))
+
+
+def paired_gain(first: Sequence[Likelihood], second: Sequence[Likelihood]) -> tuple[float, float]:
+    """How much less loss a token the second model has, and the standard error of that over
+    conversations (both read the same ones; ratio estimator)."""
+    tokens = np.array([one.tokens for one in first], float)
+    gains = np.array([b.log_prob - a.log_prob for a, b in zip(first, second, strict=True)])
+    mean = gains.sum() / tokens.sum()
+    residual = gains - mean * tokens
+    error = math.sqrt((residual**2).sum()) / tokens.sum()
+    return float(mean), error

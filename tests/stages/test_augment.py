@@ -1,0 +1,213 @@
+"""The augment stage without its processes: targets, shards, the chain of rules, provenance."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.context import Context
+from pipeline.errors import InputError, Interrupted
+from stages.augment import AugmentParams, choose_targets, converse, objects, rules, show
+from stages.data.conversations import Conversation, Conversations, Message, write_conversations
+from stages.generation import filters
+from stages.generation.labelling import (
+    SHARD,
+    Candidate,
+    Labelling,
+    Target,
+    label,
+    read_candidates,
+    shard_file,
+)
+from stages.training.rank import Rank
+
+
+def candidate(text="what does it do?", target="t", **options):
+    values = {"place": 0, "tokens": 5, "finished": True, "log_prob": -1.0} | options
+    return Candidate(target, text=text, **values)
+
+
+def talk(key, answer, split, question=None, **meta):
+    turns = (Message("user", question),) if question else ()
+    return Conversation(key, (*turns, Message("assistant", answer)), split, meta)
+
+
+@pytest.fixture
+def how(world):
+    return Labelling(world / "speaker", world / "policy", 3, 12, 0.8, 0.95, seed=1)
+
+
+@pytest.fixture
+def targets(world):
+    found = choose_targets(world / "conversations", [], [], AugmentParams())
+    assert len(found) > SHARD
+    return found
+
+
+def test_questions_are_a_function_of_seed_and_target(how, targets, tmp_path):
+    label(Rank(), targets, how, tmp_path / "one")
+    for index in range(2):
+        shards = label(Rank(index=index, world=2), targets, how, tmp_path / "two")
+    assert shards == 2
+    one, two = (read_candidates(tmp_path / name, shards) for name in ("one", "two"))
+    assert one == two
+    assert len(one) == 3 * len(targets)
+    assert [c.place for c in one[:4]] == [0, 1, 2, 0]
+    assert [c.target for c in one[::3]] == [target.id for target in targets]
+    assert all(c.gain is not None and c.log_prob < 0 for c in one)
+
+
+def test_a_shard_that_is_done_is_not_made_again(how, targets, tmp_path):
+    label(Rank(), targets, how, tmp_path)
+    last = shard_file(tmp_path, 1).read_text()
+    shard_file(tmp_path, 1).unlink()
+    shard_file(tmp_path, 0).write_text("[]")
+    label(Rank(), targets, how, tmp_path)
+    assert shard_file(tmp_path, 0).read_text() == "[]"
+    assert shard_file(tmp_path, 1).read_text() == last
+
+
+def test_labelling_stops_between_shards(how, targets, tmp_path):
+    ctx = Context.local(tmp_path)
+    ctx.cancel_file.touch()
+    with pytest.raises(Interrupted):
+        label(Rank(ctx=ctx), targets, how, ctx.scratch)
+    assert shard_file(ctx.scratch, 0).exists() and not shard_file(ctx.scratch, 1).exists()
+
+
+def test_the_right_question_helps_more_than_anothers(world, how, targets, tmp_path):
+    """The round trip: what it measures is the forward model's, not the speaker's."""
+    label(Rank(), targets[:SHARD], how, tmp_path)
+    gains = [c.gain for c in read_candidates(tmp_path, 1)]
+    assert min(gains) < 0 < max(gains)
+
+
+def test_without_a_forward_model_there_is_no_round_trip(world, targets, tmp_path):
+    alone = Labelling(world / "speaker", None, 1, 12, 0.8, 0.95, seed=1)
+    label(Rank(), targets[:4], alone, tmp_path)
+    found = read_candidates(tmp_path, 1)
+    assert all(c.gain is None for c in found)
+    assert filters.one_way(0.0)(found) == [False] * 4
+
+
+def test_rules_take_what_they_say():
+    words = [candidate(text) for text in ("why?", "what is it for", "a b a b a b a b", "it " * 50)]
+    assert filters.length(3, 40)(words) == [True, False, False, True]
+    assert filters.repetition(0.2)(words) == [False, False, True, True]
+    assert filters.unfinished([candidate(finished=False), candidate()]) == [True, False]
+    assert filters.known(["What DOES it do?!"])([candidate(), candidate("who?")]) == [True, False]
+    assert filters.one_way(0.1)([candidate(gain=0.1), candidate(gain=0.2)]) == [True, False]
+
+
+def test_a_question_of_two_answers_is_ambiguous():
+    found = [
+        candidate("what is it?", "a"),
+        candidate("What is it", "b"),
+        candidate("who?", "a"),
+        candidate("who?", "a"),
+    ]
+    assert filters.ambiguous(found) == [True, True, False, False]
+
+
+def test_the_unlikely_share_goes():
+    found = [candidate(log_prob=-float(i)) for i in range(10)]
+    assert filters.unlikely(0.2)(found) == [False] * 8 + [True] * 2
+    assert filters.unlikely(0.0)(found) == [False] * 10
+    assert filters.unlikely(0.5)([]) == []
+
+
+def test_one_question_a_target_the_best():
+    found = [
+        candidate(target="a", log_prob=-1),
+        candidate(target="a", log_prob=-0.5),
+        candidate(target="b", gain=0.1, log_prob=-0.1),
+        candidate(target="b", gain=0.9, log_prob=-5),
+    ]
+    assert filters.not_best(found) == [True, False, True, False]
+    assert filters.beyond(2)(found) == [True, True, False, False]
+
+
+def test_every_candidate_gets_one_verdict():
+    found = [
+        candidate("no"),
+        candidate("what is it for", finished=False),
+        candidate("what is it for"),
+    ]
+    counts = filters.apply(
+        [("unfinished", filters.unfinished), ("length", filters.length(3, 9))], found
+    )
+    assert counts == [("unfinished", 1), ("length", 1)]
+    assert [c.verdict for c in found] == ["length", "unfinished", "kept"]
+    assert filters.tally(found) == {"length": 1, "unfinished": 1, "kept": 1}
+
+
+def test_questions_of_the_evaluation_are_never_kept():
+    held_out = [talk("e", "an answer", "eval", "what is the cat for?")]
+    real = [talk(f"r{i}", "text", "train", "and the dog, what of it?") for i in range(4)]
+    found = [candidate("What is the cat for"), candidate("and the dog what of it")]
+    filters.apply(rules(AugmentParams(), real, held_out), found)
+    assert [c.verdict for c in found] == ["held out", "already asked"]
+
+
+def test_targets_of_held_out_objects_are_refused(tmp_path):
+    held_out = [talk("q1", "It reads.", "eval", "what?", object="pathlib.Path")]
+    write_conversations(
+        tmp_path, [*held_out, talk("t1", "It writes.", "unlabelled", object="pathlib.Path")]
+    )
+    with pytest.raises(InputError, match="1 targets are objects of the evaluation split: t1"):
+        choose_targets(tmp_path, held_out, held_out, AugmentParams())
+
+
+def test_answers_that_are_known_are_no_targets(tmp_path):
+    held_out = [talk("q1", "It reads.", "eval", "what?", object="a")]
+    rows = [
+        talk("t1", "it reads", "unlabelled"), talk("t2", "It writes.", "unlabelled"),
+        talk("t3", "It  writes", "unlabelled"), talk("t4", "It ends.", "unlabelled"),
+    ]  # fmt: skip
+    write_conversations(tmp_path, [*held_out, *rows])
+    every = choose_targets(tmp_path, held_out, held_out, AugmentParams())
+    assert [target.id for target in every] == ["t2", "t4"]
+    assert len(choose_targets(tmp_path, held_out, held_out, AugmentParams(max_targets=1))) == 1
+    with pytest.raises(InputError, match="no answer of the split `unlabelled` is new"):
+        choose_targets(tmp_path, [*held_out, *rows], held_out, AugmentParams())
+
+
+def test_a_conversation_says_where_it_comes_from(how):
+    inputs = {"speaker": SimpleNamespace(fingerprint="0123456789abcdef")}
+    chosen = candidate(place=2, gain=0.25, verdict="kept")
+    found = converse(chosen, Target("t", "It reads."), how, inputs)
+    assert found.split == "train" and found.response == "It reads."
+    assert found.prompt[0].content == "what does it do?"
+    assert found.meta == {
+        "synthetic": True, "target": "t", "target_sha256": Target("t", "It reads.").digest,
+        "speaker": "0123456789abcdef", "forward": None, "seed": 1, "candidate": 2,
+        "decoding": {"temperature": 0.8, "top_p": 0.95}, "log_prob": -1.0, "round_trip": 0.25,
+        "verdict": "kept",
+    }  # fmt: skip
+    greedy = converse(candidate(), Target("t", "It reads."), how, inputs)
+    assert greedy.meta["decoding"] == {"temperature": 0.0}
+    assert objects(found) == {"t/question-2"}
+
+
+def test_bounds_that_cross_are_a_problem():
+    params = AugmentParams(filters={"min_words": 9, "max_words": 3})
+    (problem,) = params.check({})
+    assert problem.key == "filters.min_words"
+
+
+def test_the_report_adds_up(tmp_path):
+    ctx = Context.local(tmp_path)
+    found = [candidate("no"), candidate("what is it for", gain=0.5)]
+    counts = filters.apply([("length", filters.length(3, 9))], found)
+    show(ctx, found, counts, {"t": Target("t", "It reads.")})
+    drawn = json.loads((ctx.observed / "panels.json").read_text())
+    assert drawn[0]["steps"] == [["asked", 2], ["length", -1], ["kept", 1]]
+    assert drawn[1]["items"][0]["scores"] == "log p -1.00, round trip +0.50"
+    assert drawn[2]["items"][0]["verdict"] == "length"
+
+
+def test_the_world_is_split_by_object(world):
+    reserved = {key for c in Conversations(world / "conversations", "eval") for key in objects(c)}
+    assert not any(
+        reserved & objects(c) for c in Conversations(world / "conversations", "unlabelled")
+    )

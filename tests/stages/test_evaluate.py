@@ -1,0 +1,97 @@
+"""The evaluate stage without its processes: which tasks, and what each measures."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.context import Context
+from pipeline.errors import InputError
+from pipeline.stage import Inputs
+from stages.data.tokenizer import Tokenizer
+from stages.data.tokens import TokenStore
+from stages.evaluate import EvaluateParams, carry_out, evaluate, tasks
+from stages.generation.likelihood import Likelihood
+from stages.generation.perplexity import document_loss, mean_loss, paired_gain, piece_sizes
+from stages.models.huggingface import load_gpt
+from stages.training.rank import Rank
+
+PARAMS = EvaluateParams(max_new_tokens=10, prompts=8)
+
+
+@pytest.fixture
+def paths(world, scorer):
+    return {
+        "tokens": world / "tokens",
+        "base": world / "speaker",
+        "sft": world / "policy",
+        "augmented": world / "speaker",
+        "policy": world / "speaker",
+        "reward": scorer,
+        "conversations": world / "conversations",
+        "preferences": world / "preferences",
+    }
+
+
+def test_what_can_be_measured_is(paths):
+    assert list(tasks(paths)) == [
+        "documents:base", "documents:sft", "documents:policy", "answers", "preferences", "policy",
+    ]  # fmt: skip
+    assert list(tasks({k: paths[k] for k in ("reward", "preferences")})) == ["preferences"]
+    assert list(tasks({k: paths[k] for k in ("sft", "conversations")})) == ["answers"]
+    assert list(tasks({k: paths[k] for k in ("base", "preferences")})) == []
+
+
+def test_every_task_is_done_by_one_rank(paths):
+    planned = list(tasks(paths))
+    parts = [carry_out(Rank(index=i, world=2), planned, paths, PARAMS) for i in range(2)]
+    assert sorted([*parts[0], *parts[1]]) == sorted(planned)
+    figures = {k: v for part in parts for f in part.values() for k, v in f.figures.items()}
+    assert all(math.isfinite(value) for value in figures.values())
+    assert {"perplexity", "bits_per_byte", "sft_perplexity", "policy_loss", "answer_loss",
+            "answer_loss_augmented", "augmentation_gain", "reward_accuracy", "reward_before",
+            "reward_after", "kl"} <= set(figures)  # fmt: skip
+    assert figures["augmentation_gain"] == pytest.approx(
+        figures["answer_loss"] - figures["answer_loss_augmented"]
+    )
+    # The speaker answers with questions: it must be the worse one here, and measurably so.
+    assert figures["augmentation_gain"] < -5 * figures["augmentation_gain_error"]
+    assert figures["sft_loss"] == pytest.approx(math.log(figures["sft_perplexity"]))
+
+
+def test_the_perplexity_is_that_of_the_windows(world):
+    model, tokenizer = load_gpt(world / "policy"), Tokenizer(world / "policy")
+    found = document_loss(model, world / "tokens", tokenizer, batch=3)
+    samples = TokenStore(world / "tokens", "eval").samples(40)
+    rows = torch.tensor([samples[i].tolist() for i in range(len(samples))])
+    expected = torch.nn.functional.cross_entropy(
+        model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()
+    ).item()
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+    text = "".join(tokenizer.decode(row[1:].tolist()) for row in rows)
+    bits = expected * rows[:, 1:].numel() / math.log(2)
+    assert found["bits_per_byte"] == pytest.approx(bits / len(text.encode()), rel=0.2)
+
+
+def test_ids_stand_for_bytes(world):
+    tokenizer = Tokenizer(world / "tokenizer")
+    sizes = piece_sizes(tokenizer)
+    text = "the cat waits é"
+    ids = tokenizer.encode(text)
+    assert sizes[ids].sum() == len(text.encode()) + 1  # the space that a text is begun with
+    assert sizes[:16].sum() == 0
+
+
+def test_a_paired_gain_has_the_error_of_its_pairs():
+    first = [Likelihood(-10.0, 5), Likelihood(-20.0, 10)]
+    better = [Likelihood(-9.0, 5), Likelihood(-18.0, 10)]
+    gain, error = paired_gain(first, better)
+    assert gain == pytest.approx(0.2) and error == pytest.approx(0)
+    assert mean_loss(first) == 2
+    assert paired_gain(first, [Likelihood(-9.0, 5), Likelihood(-20.0, 10)])[1] > 0.03
+
+
+def test_nothing_to_measure_is_an_error(tmp_path):
+    ctx = Context.local(tmp_path)
+    with pytest.raises(InputError, match="nothing can be measured"):
+        evaluate(EvaluateParams(), Inputs({}), ctx.out, ctx)

@@ -1,0 +1,156 @@
+"""The ppo stage without its processes: parameters, prompts, pages, comparison."""
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from stages.alignment.appraisal import before_and_after
+from stages.alignment.control import AdaptiveKL
+from stages.alignment.ppo_objective import (
+    Pages,
+    PPOObjective,
+    pretraining_windows,
+    read_prompts,
+)
+from stages.data.tokenizer import ASSISTANT, BOS, Tokenizer
+from stages.models.gpt import GPT, GPTConfig
+from stages.models.heads import Scorer
+from stages.models.huggingface import load_gpt, load_scorer, save_scorer
+from stages.ppo import PPOParams
+from stages.training.rank import Rank
+
+
+def made(world, scorer, tokens=True, **options):
+    params = PPOParams(**{"max_new_tokens": 10, "train": {"global_batch": 16}} | options)
+    objective = PPOObjective(
+        world / "policy", scorer, world / "conversations", world / "tokens" if tokens else None,
+        params.settings(),
+    )  # fmt: skip
+    objective.trainables = objective.setup(Rank(), params.train, seed=5)
+    return objective
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "message"),
+    [
+        ({"train": {"global_batch": 60}, "minibatches": 8}, "minibatches", "60 episodes do not"),
+        ({"train": {"global_batch": 12}, "workers": {"num": 4}}, "minibatches", "12 episodes"),
+        ({"train": {"global_batch": 33}, "workers": {"num": 2}}, "train.global_batch", "33 is not"),
+    ],
+)
+def test_what_does_not_add_up_is_a_problem(options, key, message):
+    problems = {problem.key: problem.message for problem in PPOParams(**options).check({})}
+    assert message in problems[key]
+
+
+def test_the_defaults_have_no_problem():
+    assert not list(PPOParams(workers={"num": 2}).check({}))
+
+
+def test_a_response_needs_room_beside_its_prompt():
+    class Upstream:
+        class model:
+            context = 32
+
+    (problem,) = PPOParams(max_new_tokens=32).check({"policy": Upstream})
+    assert "32 leaves no room for a prompt" in problem.message
+
+
+def test_the_ratio_is_held_tighter_in_float32():
+    assert PPOParams().settings().update.ratio_tolerance == 1e-3
+    low = PPOParams(train={"dtype": "bfloat16"}).settings()
+    assert low.update.ratio_tolerance == 0.25
+    assert PPOParams().settings().decoding.exact
+
+
+def test_the_critic_starts_as_the_reward_model_apart_from_it(world, scorer):
+    objective = made(world, scorer)
+    critic = objective.trainables["value"].module
+    for a, b in zip(critic.parameters(), objective.reward.parameters(), strict=True):
+        assert torch.equal(a, b) and a is not b and a.requires_grad and not b.requires_grad
+    policy = objective.trainables["policy"].module
+    assert policy.wte.weight is not objective.reference.wte.weight
+    assert not any(p.requires_grad for p in objective.reference.parameters())
+
+
+def test_prompts_end_where_the_assistant_begins(world):
+    prompts = read_prompts(world / "conversations", "eval", Tokenizer(world / "policy"), 30)
+    assert len(prompts) == 40
+    assert all(ids[0] == BOS and ids[-1] == ASSISTANT for ids in prompts)
+
+
+def test_no_prompt_that_fits_is_an_error(world, scorer):
+    with pytest.raises(InputError, match="none of 200 prompts has at most 1 tokens"):
+        made(world, scorer, max_new_tokens=39)
+
+
+def test_models_of_other_vocabularies_do_not_go_together(world, tmp_path):
+    other = Scorer(GPT(GPTConfig(vocab_size=50, context=40, layers=1, width=16, heads=1)))
+    save_scorer(other, tmp_path, world / "tokenizer")
+    with pytest.raises(InputError, match="the reward model 50"):
+        made(world, tmp_path)
+
+
+def test_pages_are_other_windows_for_every_minibatch(world, scorer):
+    objective = made(world, scorer, ptx={"ratio": 1.0, "length": 12})
+    pages = [Pages(objective, step) for step in range(2)]
+    seen = [tuple(row.tolist()) for p in pages for n in range(8) for row in p.pieces(n)[0]]
+    assert len(seen) == 2 * 8 * 4 and len(set(seen)) == len(seen)
+    piece = pages[0].pieces(0)[0]
+    assert piece.shape == (4, 13)
+    policy = load_gpt(world / "policy")
+    logits = policy(piece[:, :-1]).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, piece[:, 1:].flatten())
+    torch.testing.assert_close(pages[0].loss(policy, piece), expected)
+
+
+def test_ranks_read_their_parts_of_a_page(world, scorer):
+    objective = made(world, scorer, ptx={"ratio": 1.0, "length": 12})
+    whole = Pages(objective, 3).pieces(2)[0]
+    parts = []
+    for index in range(2):
+        objective.rank = Rank(index=index, world=2)
+        parts.append(Pages(objective, 3).pieces(2)[0])
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_windows_are_equally_many_on_every_rank():
+    assert pretraining_windows(64, 4, 0.5, 1) == 8
+    assert pretraining_windows(64, 4, 0.1, 4) == 4
+
+
+def test_without_tokens_or_weight_there_is_no_pretraining_term(world, scorer):
+    assert made(world, scorer, tokens=False).pages is None
+    assert made(world, scorer, ptx={"weight": 0}).pages is None
+
+
+def test_the_state_beyond_weights_comes_back(world, scorer):
+    options = {"kl": {"coefficient": 0.1, "target": 2.0}, "ema": 0.9}
+    first, second = made(world, scorer, **options), made(world, scorer, **options)
+    assert isinstance(first.control, AdaptiveKL)
+    first.control.update(9.0, 5000)
+    first._ema["ln_f.bias"] += 1
+    second.load_state_dict(first.state_dict())
+    assert second.control.beta == first.control.beta != 0.1
+    assert torch.equal(second._ema["ln_f.bias"], first._ema["ln_f.bias"])
+
+
+def test_a_policy_compared_with_itself_has_not_moved(world, scorer):
+    paths = world / "policy", world / "policy", scorer, world / "conversations"
+    seen = before_and_after(Rank(), *paths, max_new_tokens=10, count=12, shown=2)
+    assert seen.figures["reward_before"] == seen.figures["reward_after"]
+    assert seen.figures["kl"] == pytest.approx(0, abs=1e-4)
+    assert seen.figures["reward_gain_error"] == 0
+    assert len(seen.samples) == 2 and set(seen.samples[0]) == {"prompt", "before", "after"}
+    assert seen.histograms[0] == seen.histograms[1]
+    assert sum(seen.histograms[0][1]) == 12
+    assert not before_and_after(Rank(index=1, world=2), *paths, max_new_tokens=10).figures
+
+
+def test_what_is_reported_is_the_scorers_own_score(world, scorer):
+    paths = world / "policy", world / "speaker", scorer, world / "conversations"
+    seen = before_and_after(Rank(), *paths, max_new_tokens=10, count=12, shown=12)
+    assert seen.figures["kl"] > 0.5
+    shown = [float(card["after"].rsplit("[", 1)[1][:-1]) for card in seen.samples]
+    assert sum(shown) / 12 == pytest.approx(seen.figures["reward_after"], abs=0.006)
+    assert load_scorer(scorer).body.config.context == 40

@@ -1,0 +1,122 @@
+"""The reward stage without its processes: parameters, batches, centring, judgement."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForSequenceClassification
+
+from pipeline.context import Context
+from pipeline.errors import InputError
+from stages.alignment.reward_objective import (
+    Appraisal,
+    Ranking,
+    RewardObjective,
+    appraise,
+    collate_rankings,
+    judge,
+    mean_score,
+    read_rankings,
+    scores_of,
+)
+from stages.data.tokenizer import Tokenizer
+from stages.models.huggingface import load_scorer
+from stages.reward import RewardParams, show
+from stages.training.rank import Rank
+
+
+class Bare:
+    """An engine of which only the module is asked for."""
+
+    def __init__(self, module):
+        self.module = module
+
+
+@pytest.fixture
+def objective(world):
+    made = RewardObjective(world / "policy", world / "preferences")
+    torch.manual_seed(0)
+    made.modules = made.setup(Rank(), RewardParams().train, seed=0)
+    return made
+
+
+def test_a_batch_that_does_not_fall_on_the_workers_is_a_problem():
+    params = RewardParams(train={"global_batch": 15}, workers={"num": 2})
+    (problem,) = params.check({})
+    assert problem.key == "train.global_batch" and "15 is not divisible" in problem.message
+    assert not list(RewardParams(train={"global_batch": 16}, workers={"num": 2}).check({}))
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        RewardParams(margin=1)
+
+
+def test_each_response_is_read_once_at_its_end(objective):
+    rankings = [Ranking(((2, 9, 3), (2, 9, 9, 9, 3)), (1, 0)), Ranking(((2, 3),) * 3, (0, 2, 1))]
+    batch = collate_rankings(rankings)
+    assert batch["tokens"].shape == (5, 5)
+    assert batch["tokens"][batch["at"]].tolist() == [3] * 5
+    assert batch["ranks"].tolist() == [[1, 0, -1], [0, 2, 1]]
+    scores = scores_of(objective.modules["model"].module, batch)
+    assert scores.shape == (2, 3) and scores[0, 2] == 0
+    alone = objective.modules["model"].module(torch.tensor([[2, 9, 3]]))[0, -1]
+    torch.testing.assert_close(scores[0, 0], alone)
+
+
+def test_the_loss_counts_prompts(objective):
+    batch = objective.collate([objective.train[i] for i in range(4)])
+    loss = objective.loss(objective.modules["model"].module, batch)
+    assert objective.weight(batch) == 4
+    assert objective.tokens(batch) == batch["tokens"].numel()
+    assert 0 <= loss.sums["accuracy"].item() <= 4
+    assert loss.total.requires_grad and loss.total.item() > 0
+
+
+def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, world, tmp_path):
+    model = objective.modules["model"].module
+    tokens = torch.tensor([[2, 20, 30, 3]])
+    apart = model(tokens)[0, -1] - model(tokens[:, :3])[0, -1]
+    objective.export({"model": Bare(model)}, tmp_path)
+    best = [r.rows[r.ranks.index(0)] for r in objective.rankings]
+    scorer = load_scorer(tmp_path)
+    assert mean_score(scorer, best) == pytest.approx(0, abs=1e-5)
+    found = scorer(tokens)[0, -1] - scorer(tokens[:, :3])[0, -1]
+    torch.testing.assert_close(found, apart, rtol=0, atol=1e-5)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        theirs(tokens).logits[0, 0], scorer(tokens)[0, -1], rtol=0, atol=1e-5
+    )
+    judged = appraise(Rank(), tmp_path, world / "preferences")
+    assert judged.demonstrations == pytest.approx(0, abs=1e-5)
+    assert judged.prompts == 48
+    assert appraise(Rank(index=1, world=2), tmp_path, world / "preferences") is None
+
+
+def test_a_judgement_counts_pairs_by_rank(objective):
+    class Oracle:
+        def __call__(self, tokens_BT, *, at_BT):
+            return tokens_BT[:, 1].float()
+
+    three = Ranking(((2, 9, 3), (2, 7, 3), (2, 8, 3)), (0, 1, 2))
+    equal = Ranking(((2, 5, 3), (2, 5, 3)), (0, 1))
+    rankings = [three, equal]
+    judged = judge(Oracle(), rankings)
+    assert judged.by_ranks == {(0, 1): (0.75, 2), (0, 2): (1.0, 1), (1, 2): (0.0, 1)}
+    assert judged.accuracy == pytest.approx(2.5 / 4)
+    assert judged.margin == pytest.approx((2 + 1 - 1 + 0) / 4)
+    assert judged.by_rank == {0: [9, 5], 1: [7, 5], 2: [8]}
+
+
+def test_rankings_that_fit_no_context_are_an_error(world):
+    tokenizer = Tokenizer(world / "tokenizer")
+    with pytest.raises(InputError, match="none of 160 train preferences fits a context of 5"):
+        read_rankings(world / "preferences", "train", tokenizer, 5)
+
+
+def test_the_report_shows_accuracy_by_ranks(tmp_path):
+    ctx = Context.local(tmp_path)
+    show(Appraisal(0.8, 1.0, 2, {(0, 1): (0.8, 5)}, {0: [1.0, 3.0], 1: [0.0]}, 0.0), ctx)
+    drawn = {
+        panel["title"]: panel for panel in json.loads((ctx.observed / "panels.json").read_text())
+    }
+    assert drawn["Held-out accuracy by ranks"]["rows"] == [["0 over 1", 0.8, 5], ["all", 0.8, 5]]
+    assert drawn["Mean held-out score by rank"]["values"] == {"rank 0": 2.0, "rank 1": 0.0}

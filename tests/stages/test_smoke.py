@@ -1,0 +1,42 @@
+"""A folder that works, and folders that do not."""
+
+import json
+
+import pytest
+import torch
+
+from stages.models.huggingface import load_gpt, save_gpt
+from stages.smoke import check, main
+
+
+def test_folders_that_work(world, scorer, capsys):
+    assert main([str(world / "policy")]) == 0
+    assert capsys.readouterr().out.startswith("GPT2LMHeadModel generates ")
+    assert check(scorer).startswith("GPT2ForSequenceClassification scores ")
+
+
+def test_a_folder_without_a_model(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite(world, tmp_path, capsys):
+    model = load_gpt(world / "policy")
+    torch.nn.init.constant_(model.ln_f.bias, float("nan"))
+    save_gpt(model, tmp_path, world / "tokenizer")
+    assert main([str(tmp_path)]) == 1
+    assert "the output is not finite" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_the_config(world, tmp_path, capsys):
+    save_gpt(load_gpt(world / "policy"), tmp_path, world / "tokenizer")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
+    assert main([str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+def test_it_takes_one_folder(arguments, capsys):
+    assert main(arguments) == 2
+    assert "usage" in capsys.readouterr().err
