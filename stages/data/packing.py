@@ -110,7 +110,8 @@ class Layout:
             yield ids, np.cumsum(lengths[start:stop]).astype(np.uint64)
 
     def _document(self, row: int) -> npt.NDArray[np.generic]:
-        return self._maps[self._source[row]][int(self._starts[row]) : int(self._ends[row])]
+        ids = self._maps[int(self._source[row])]
+        return np.asarray(ids[int(self._starts[row]) : int(self._ends[row])])
 
     @cached_property
     def _maps(self) -> list[npt.NDArray[np.generic]]:
