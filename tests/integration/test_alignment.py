@@ -1,0 +1,141 @@
+"""Reward model, PPO and its resumption through the real processes and engines, on two ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.context import Context
+from pipeline.errors import Interrupted
+from stages.augment import AugmentParams, augment
+from stages.data.conversations import Conversations
+from stages.data.preferences import Preferences
+from stages.models.huggingface import load_gpt
+from stages.ppo import PPOParams, ppo
+from stages.reward import RewardParams, reward
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages" / "alignment"))
+
+pytestmark = pytest.mark.integration
+
+PPO = PPOParams(
+    seed=1,
+    train={"steps": 6, "global_batch": 64, "lr": 1e-3, "warmup": 0, "checkpoint_every": 1},
+    max_new_tokens=10,
+    kl={"coefficient": 0.05, "target": 2.0, "horizon": 500},
+    ema=0.3,
+    workers={"num": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    import toyworld
+
+    return toyworld.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def rewarded(world):
+    import toyworld
+
+    ctx = Context.local(world / "reward")
+    params = RewardParams(train={"steps": 40, "lr": 1e-3}, workers={"num": 2})
+    edges = toyworld.inputs(model=world / "policy", preferences=world / "preferences")
+    reward(params, edges, ctx.out, ctx)
+    return ctx
+
+
+def results(ctx):
+    return json.loads((ctx.observed / "results.json").read_text())
+
+
+def series(ctx, key):
+    lines = [json.loads(line) for line in (ctx.observed / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def hashes(folder):
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def play(world, rewarded, ctx):
+    import toyworld
+
+    edges = toyworld.inputs(
+        policy=world / "policy", reward=rewarded.out, prompts=world / "conversations",
+        tokens=world / "tokens",
+    )  # fmt: skip
+    ppo(PPO, edges, ctx.out, ctx)
+
+
+def test_a_reward_model_learns_what_people_prefer(world, rewarded):
+    found = results(rewarded)
+    assert found["accuracy"] > 0.75
+    assert found["margin"] > 0.5
+    assert found["demonstrations"] == pytest.approx(0, abs=1e-4)
+    assert found["prompts"] == len(Preferences(world / "preferences", "eval"))
+    losses = series(rewarded, "loss")
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tmp_path):
+    whole = Context.local(tmp_path / "whole")
+    play(world, rewarded, whole)
+    found, rewards = results(whole), series(whole, "reward")
+    assert len(rewards) == PPO.train.steps
+    assert found["reward_after"] > found["reward_before"]
+    assert sum(rewards[-2:]) > sum(rewards[:2])
+    assert 0 < found["kl"] < 20
+    assert len(set(series(whole, "beta"))) > 1
+    assert series(whole, "ptx_loss")[-1] < series(whole, "ptx_loss")[0]
+
+    stopped = Context.local(tmp_path / "stopped")
+    stopped.cancel_file.touch()
+    with pytest.raises(Interrupted):
+        play(world, rewarded, stopped)
+    assert not (stopped.out / "config.json").exists()
+    stopped.cancel_file.unlink()
+    play(world, rewarded, stopped)
+    assert series(stopped, "reward") == rewards
+    assert series(stopped, "beta") == series(whole, "beta")
+    assert hashes(stopped.out) == hashes(whole.out)
+
+    tokens = torch.tensor([[2, 5, 300, 301, 6]])
+    theirs = AutoModelForCausalLM.from_pretrained(whole.out)
+    torch.testing.assert_close(
+        theirs(tokens).logits, load_gpt(whole.out)(tokens), rtol=0, atol=1e-5
+    )
+
+
+def test_a_speaker_labels_what_has_no_question(world, tmp_path):
+    import toyworld
+
+    ctx = Context.local(tmp_path)
+    edges = toyworld.inputs(
+        speaker=world / "speaker", targets=world / "conversations", forward=world / "policy"
+    )
+    augment(AugmentParams(max_new_tokens=12, candidates=3), edges, ctx.out, ctx)
+    found, mixed = results(ctx), Conversations(ctx.out)
+    made = [c for c in mixed if c.meta.get("synthetic")]
+    assert len(made) == found["synthetic"] > 0
+    assert len(mixed) == found["real"] + found["synthetic"]
+    assert len(Conversations(ctx.out, "eval")) == len(
+        Conversations(world / "conversations", "eval")
+    )
+    rejected = Conversations(ctx.out / "rejected", None)
+    assert len(made) + len(rejected) == found["candidates"]
+    assert all(c.meta["verdict"] == "kept" for c in made)
+    assert not any(c.meta["verdict"] == "kept" for c in rejected)
+    answers = {c.response for c in Conversations(world / "conversations", "unlabelled")}
+    assert {c.response for c in made} <= answers
