@@ -195,10 +195,11 @@ class Checkpoints:
 
     def _guard(self, folder: Path, *rest: Any) -> None:
         try:
-            write_share(folder, self.rank.index, *rest)
-            if self.rank.first and self._commit(folder, rest[1]):
-                self._committed(rest[1]["step"])
-                prune(self.folder, self.keep)
+            with disk_errors(folder):
+                write_share(folder, self.rank.index, *rest)
+                if self.rank.first and self._commit(folder, rest[1]):
+                    self._committed(rest[1]["step"])
+                    prune(self.folder, self.keep)
         except BaseException as error:
             self._error = error
 

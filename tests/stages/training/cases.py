@@ -115,6 +115,11 @@ def happen(what: str) -> None:
         time.sleep(3600)
 
 
+def happen_to(rank: Any, whom: int, what: str) -> None:
+    if rank.index == whom:
+        happen(what)
+
+
 def pid(rank: Any) -> int:
     return os.getpid()
 

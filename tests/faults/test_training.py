@@ -1,0 +1,230 @@
+"""Faults of training: processes that die or hang, disks that refuse, at every point."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+CASES = Path(__file__).parents[1] / "stages" / "training"
+sys.path.insert(0, str(CASES))
+
+from cases import Faulty, Toy, happen_to, pid  # noqa: E402
+from plain import PlainEngine, same  # noqa: E402
+
+from pipeline.context import Context, read_series  # noqa: E402
+from pipeline.errors import Failure, HeadwaterError, InputError, Stuck, WorkerDied  # noqa: E402
+from pipeline.stage import Workers  # noqa: E402
+from stages.training.checkpoint import Checkpoints  # noqa: E402
+from stages.training.group import WorkerGroup  # noqa: E402
+from stages.training.loop import fit  # noqa: E402
+from stages.training.rank import Rank  # noqa: E402
+from stages.training.settings import TrainSection, Watchdog  # noqa: E402
+
+pytestmark = pytest.mark.faults
+
+OPERATIONS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir")
+
+
+class Refusing:
+    """Counts the file operations of this process, and has the n-th fail: once, or from then on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, forever: bool, error: int) -> None:
+        self.count, self.at, self.forever, self.error = 0, at, forever, error
+        for name in OPERATIONS:
+            patch.setattr(os, name, self.wrap(getattr(os, name)))
+
+    def wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*arguments: Any, **named: Any) -> Any:
+            self.count += 1
+            if self.count == self.at or (self.forever and self.count > self.at > 0):
+                raise OSError(self.error, os.strerror(self.error), str(arguments[0]))
+            return real(*arguments, **named)
+
+        return operation
+
+
+def states(steps: int) -> list[PlainEngine]:
+    """The engine after each number of steps."""
+    made = []
+    for step in range(steps + 1):
+        engine = PlainEngine()
+        for _ in range(step):
+            engine.train(1)
+        made.append(engine)
+    return made
+
+
+def save_two(folder: Path, patch: pytest.MonkeyPatch, at: int, forever: bool, error: int) -> int:
+    """Two good saves, then two while the n-th file operation fails; how many operations."""
+    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep=2)
+    saves.newest()
+    with pytest.MonkeyPatch.context() as patch:
+        refusing = None
+        for step in (1, 2, 3, 4):
+            engine.train(1)
+            if step == 3:
+                refusing = Refusing(patch, at, forever, error)
+            try:
+                extra = {"step": step, "tensor": torch.ones(2)}
+                saves.save(step, {"model": engine}, extra)  # type: ignore[dict-item]
+                saves.wait()
+            except HeadwaterError as told:
+                assert told.remedy
+            except OSError as raw:
+                assert raw.errno == error
+    assert refusing is not None
+    return refusing.count
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "from then on"])
+def test_the_newest_checkpoint_loads_whatever_operation_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forever: bool, error: int
+) -> None:
+    """Fail at the n-th file operation, for all n: what is found is one of the saves, whole."""
+    wanted = states(4)
+    total = save_two(tmp_path / "all", monkeypatch, 0, forever, error)
+    assert total > 20
+    for at in range(1, total + 1):
+        folder = tmp_path / str(at)
+        save_two(folder, monkeypatch, at, forever, error)
+        saves = Checkpoints(folder, Rank(), 2)
+        found = saves.newest()
+        assert found is not None, f"nothing is left after a failure at operation {at}"
+        assert found.step >= 2
+        engine = PlainEngine(seed=9)
+        extra = saves.load(found, {"model": engine})  # type: ignore[dict-item]
+        assert extra["step"] == found.step
+        assert same(engine, wanted[found.step]), at
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
+    saves.newest()
+    Refusing(monkeypatch, 1, True, errno.ENOSPC)
+    saves.save(1, {"model": engine}, {})  # type: ignore[dict-item]
+    with pytest.raises(Failure, match="is full"):
+        saves.wait()
+
+
+def settings(**fields: object) -> TrainSection:
+    known = {"steps": 12, "global_batch": 8, "lr": 3e-3, "checkpoint_every": 4, "zero": 1}
+    return TrainSection.model_validate({**known, **fields})
+
+
+def start(folder: Path, limits: Watchdog | None = None) -> WorkerGroup:
+    return WorkerGroup(Workers(num=2), Context.local(folder), limits, backend="local")
+
+
+def losses(folder: Path, key: str) -> dict[int, float]:
+    points = read_series(folder / "observed" / "metrics.jsonl")
+    return {point["step"]: point[key] for point in points if key in point}
+
+
+def test_a_killed_rank_ends_the_group_and_the_next_attempt_makes_the_same_model(
+    tmp_path: Path,
+) -> None:
+    """SIGKILL of rank 1 between two checkpoints, with dropout on; against an undisturbed run."""
+    faulty = Faulty(dropout=0.1, at=6, whom=1, what="kill", mark=str(tmp_path / "mark"))
+    hit = {"seed": 1, "out": tmp_path / "hit", "name": "hit"}
+    with start(tmp_path) as group:
+        calm = {"seed": 1, "out": tmp_path / "calm", "name": "calm"}
+        group.run(fit, Toy(dropout=0.1), settings(), **calm)
+        begun = time.monotonic()
+        with pytest.raises(WorkerDied, match="rank 1 was killed"):
+            group.run(fit, faulty, settings(), **hit)
+        assert time.monotonic() - begun < 30
+        with pytest.raises(WorkerDied):
+            group.run(pid)
+    assert not ranks_alive(tmp_path)
+    with start(tmp_path) as group:
+        group.run(fit, faulty, settings(), **hit)
+    one, other = (
+        torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("calm", "hit")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path, "calm_loss") == losses(tmp_path, "hit_loss")
+    assert "going on from step 4 of 12" in (tmp_path / "attempt-1" / "log.txt").read_text()
+
+
+def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -> None:
+    faulty = Faulty(at=5, whom=1, what="stop", mark=str(tmp_path / "mark"))
+    with start(tmp_path / "run", Watchdog(factor=3, floor=6)) as group:
+        with pytest.raises(Stuck, match=r"rank 1 made no progress for \d+ s and does not answer"):
+            group.run(fit, faulty, settings(), seed=1)
+        assert time.time() - (tmp_path / "mark").stat().st_mtime < 20
+    stacks = (tmp_path / "run" / "attempt-1" / "stacks-0.txt").read_text()
+    assert "supervised.py" in stacks
+    assert not ranks_alive(tmp_path / "run")
+    stopped = json.loads((tmp_path / "mark").read_text())["pid"]
+    assert not psutil.pid_exists(stopped)
+
+
+def test_an_error_of_one_rank_is_the_error_of_the_group(tmp_path: Path) -> None:
+    faulty = Faulty(at=2, whom=1, what="user", mark=str(tmp_path / "mark"))
+    with start(tmp_path / "run") as group:
+        with pytest.raises(Failure) as bug:
+            group.run(happen_to, 1, "bug")
+        assert str(bug.value) == "rank 1: ZeroDivisionError: a bug"
+        log = Path(bug.value.remedy.removeprefix("see "))
+        assert 'raise ZeroDivisionError("a bug")' in log.read_text()
+        assert len(set(group.run(pid))) == 2, "where all ranks answered, the group goes on"
+        with pytest.raises(InputError, match="the data is wrong") as user:
+            group.run(fit, faulty, settings(), seed=1)
+        assert user.value.remedy == "mend it"
+    assert not ranks_alive(tmp_path)
+
+
+def test_ranks_do_not_outlive_their_owner(tmp_path: Path) -> None:
+    """SIGKILL of the owner while one rank hangs: nothing is left after ten seconds."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(CASES)!r})
+from pathlib import Path
+from cases import Faulty
+from pipeline.context import Context
+from pipeline.stage import Workers
+from stages.training.group import WorkerGroup
+from stages.training.loop import fit
+from stages.training.settings import TrainSection
+ctx = Context.local(Path({str(tmp_path / "run")!r}))
+with WorkerGroup(Workers(num=2), ctx, backend="local") as g:
+    hang = Faulty(at=2, whom=0, what="hang", mark={str(tmp_path / "mark")!r})
+    g.run(fit, hang, TrainSection(steps=5, global_batch=4), seed=1)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "mark").exists():
+        assert time.monotonic() < deadline
+        assert owner.poll() is None
+        time.sleep(0.05)
+    ranks = ranks_alive(tmp_path / "run")
+    assert len(ranks) == 2
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert not alive
+
+
+def ranks_alive(folder: Path) -> list[psutil.Process]:
+    """The processes that still write a rank's log under this folder."""
+    found = []
+    for process in psutil.process_iter(["pid"]):
+        try:
+            if any(str(folder) in file.path for file in process.open_files()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return [process for process in found if process.pid != os.getpid()]
