@@ -98,8 +98,6 @@ class Headwater(click.Group):
             failure.end(UserError(error.format_message(), remedy=failure.usage(error)))
         except (click.Abort, KeyboardInterrupt):
             sys.exit(130)
-        except BrokenPipeError:
-            failure.close_quietly()
         except Exception as error:
             failure.crash(error)
         sys.exit(code if isinstance(code, int) else 0)

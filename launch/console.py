@@ -66,8 +66,8 @@ def screen(stderr: bool = False) -> Console:
 
 
 def say(message: str = "", style: str = "", stderr: bool = False) -> None:
-    """One line of plain text, whatever brackets it holds; long lines are not broken."""
-    screen(stderr).print(Text(message, style=style), soft_wrap=True)
+    """Plain text, whatever brackets and control characters it holds; lines are not broken."""
+    screen(stderr).print(Text(plain(message), style=style), soft_wrap=True)
 
 
 def advise(command: str, why: str = "") -> None:
@@ -79,14 +79,15 @@ def advise(command: str, why: str = "") -> None:
 def complain(error: HeadwaterError) -> None:
     """An error as people read it: what, where, what to do."""
     console = screen(stderr=True)
-    console.print(Text("error: ", style="bold red") + Text(_plain(str(error))), soft_wrap=True)
+    console.print(Text("error: ", style="bold red") + Text(plain(str(error))), soft_wrap=True)
     if error.remedy:
         console.print(
-            Text("next: ", style="bold") + Text(_plain(error.remedy), "cyan"), soft_wrap=True
+            Text("next: ", style="bold") + Text(plain(error.remedy), "cyan"), soft_wrap=True
         )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Text that cannot move the cursor, recolour or reorder what stands around it."""
     return "\n".join(escape(line) for line in text.splitlines())
 
 
@@ -175,5 +176,5 @@ def figures(values: Mapping[str, float], limit: int = 3) -> str:
 def rows(made: Table, lines: Iterable[Sequence[Any]]) -> Table:
     """The table with these rows; text stands as it is, brackets and all."""
     for line in lines:
-        made.add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in line])
+        made.add_row(*[Text(plain(cell)) if isinstance(cell, str) else cell for cell in line])
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,9 @@ def compare_artifacts(name: str, a: Artifact, b: Artifact) -> Line:
 
 
 def _payload(run: Run, stage: str) -> dict[str, Any]:
-    for planned in run.plan().to_json()["stages"]:
-        if planned["name"] == stage:
-            return dict(planned.get("payload") or {})
-    return {}
+    plan = json.loads((run.folder / "plan.json").read_text())
+    found = [dict(planned["payload"]) for planned in plan["stages"] if planned["name"] == stage]
+    return found[0] if found else {}
 
 
 def _changes(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ An error that nobody foresaw prints one line; its traceback goes where the run k
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import traceback
@@ -63,9 +62,3 @@ def _write_traceback(error: Exception) -> Path:
 def working_in(folder: Path) -> None:
     """From now on a crash leaves its traceback in that folder."""
     _WORKPLACES.insert(0, folder)
-
-
-def close_quietly() -> NoReturn:
-    """The reader of our pipe went away (`headwater logs | head`): nobody hears us any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)

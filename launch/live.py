@@ -68,8 +68,13 @@ def amount(progress: Mapping[str, Any]) -> str:
     """`312/600 steps`."""
     if progress.get("done") is None:
         return ""
-    total = f"/{console.count(progress['total'])}" if progress.get("total") else ""
-    return f"{console.count(progress['done'])}{total} {progress.get('unit', '')}".rstrip()
+    total = f"/{_exact(progress['total'])}" if progress.get("total") else ""
+    return f"{_exact(progress['done'])}{total} {progress.get('unit', '')}".rstrip()
+
+
+def _exact(number: float) -> str:
+    """Steps are counted, tokens are measured."""
+    return f"{number:.0f}" if number < 100_000 else console.count(number)
 
 
 def loss_of(progress: Mapping[str, Any]) -> str:
@@ -103,8 +108,9 @@ class Board:
         table = Table.grid(padding=(0, 2, 0, 0))
         for justify in ("left", "left", "left", "left", "right", "right"):
             table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+        table.columns[0].min_width = 2 + max((len(s.name) for s in status.stages), default=0)
         for stage in status.stages:
-            table.add_row(*self._row(stage, 10 if width < NARROW else 24))
+            table.add_row(*self._row(stage, width < NARROW))
         parts: list[Any] = [self._title(status), Padding(table, (0, 0, 0, 2), expand=False)]
         return Group(*parts, *([Text(footer, style="magenta")] if footer else []))
 
@@ -118,34 +124,42 @@ class Board:
             console.state(status.state),
         )
 
-    def _row(self, stage: StageStatus, bar: int) -> list[Any]:
+    def _row(self, stage: StageStatus, narrow: bool) -> list[Any]:
         style = console.STYLES.get(stage.state, "")
         name = Text.assemble((console.MARKS.get(stage.state, "·"), style), " ", stage.name)
         if stage.state != "running":
-            return [name, Text(stage.state, style), *self._settled(stage)]
-        return [name, *self._moving(stage, bar)]
+            return [name, Text(stage.state, style), *self._settled(stage, narrow)]
+        return [name, *self._moving(stage, narrow)]
 
-    def _settled(self, stage: StageStatus) -> list[Any]:
+    def _settled(self, stage: StageStatus, narrow: bool) -> list[Any]:
         """A stage that stands still: what it reached, and what it took."""
         if stage.state in ("cached", "finished"):
             seen, took = console.figures(stage.metrics, 1), console.duration(stage.seconds)
             return [Text(seen, "dim"), "", "", Text(took, "dim")]
-        reason = stage.reason if stage.state in ("waiting", "interrupted") else ""
+        told = stage.state in ("waiting", "interrupted")
+        reason = console.plain(stage.reason) if told else ""
+        if len(reason) > (most := 20 if narrow else 48):
+            reason = reason[: most - 1] + "…"
         return [Text(reason, "dim"), "", "", ""]
 
-    def _moving(self, stage: StageStatus, bar: int) -> list[Any]:
+    def _moving(self, stage: StageStatus, narrow: bool) -> list[Any]:
         progress = stage.progress
         rate = self.pace.rate(stage.name, progress)
         left = self.pace.left(stage.name, progress)
         gauge: Any = Text("starting" if not progress else "running", "yellow")
         if progress.get("total"):
-            gauge = ProgressBar(total=progress["total"], completed=progress["done"], width=bar)
+            gauge = ProgressBar(
+                total=progress["total"], completed=progress["done"], width=8 if narrow else 24
+            )
+        time_left = console.duration(left)
+        if time_left:
+            time_left = f"~{time_left}" if narrow else f"{time_left} left"
         return [
             gauge,
             Text(amount(progress)),
             Text(loss_of(progress), "bold"),
             Text(rate_of(progress, rate), "dim"),
-            Text(console.duration(left) + (" left" if left is not None else "")),
+            Text(time_left),
         ]
 
 
@@ -190,8 +204,10 @@ class PlainLines:
         return "  ".join(part for part in parts if part)
 
 
-def footer_of(run: Run) -> str:
-    """What is going on beside the stages: somebody asked the run to stop."""
+def footer_of(run: Run, status: RunStatus) -> str:
+    """What is going on beside the stages: the run is being stopped, or wound up."""
+    if status.state in ("finished", "failed", "refused"):
+        return "writing the report, sending the rest to MLflow"
     try:
         word = run.cancel_file.read_text()
     except OSError:
@@ -237,7 +253,8 @@ def _redraw(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -
     screen, board = console.screen(), Board()
 
     def picture() -> Group:
-        return board.draw(run.status(), screen.width, footer_of(run) or note())
+        status = run.status()
+        return board.draw(status, screen.width, footer_of(run, status) or note())
 
     with Live(picture(), console=screen, auto_refresh=False, transient=False) as live:
         while not ended(REDRAW):
@@ -250,8 +267,10 @@ def _print_lines(run: Run, ended: Callable[[float], bool], note: Callable[[], st
     over = False
     while not over:
         over = ended(REDRAW)
-        for line in plain.lines(run.status(), time.monotonic()):
+        status = run.status()
+        for line in plain.lines(status, time.monotonic()):
             console.say(f"{time.strftime('%H:%M:%S')}  {line}")
-        if (footer := footer_of(run) or note()) and footer != told:
+        footer = "" if over else footer_of(run, status) or note()
+        if footer and footer != told:
             console.say(f"{time.strftime('%H:%M:%S')}  {footer}")
         told = footer

@@ -43,10 +43,10 @@ def logs(
     reader = LogReader(run, stage, rank, attempt)
     if stage:
         _check_stage(run, stage)
-    shown = _print(reader)
+    shown = False
     while follow and run.status().state not in OVER:
-        time.sleep(LOOK)
         shown = _print(reader) or shown
+        time.sleep(LOOK)
     shown = _print(reader, last=True) or shown
     if not shown:
         raise NotFound(*_nothing(run, stage, rank))
