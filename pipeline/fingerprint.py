@@ -27,6 +27,7 @@ from pipeline.stage import Params, Stage, execution_fields
 
 FORMAT = 1
 DIGITS = 16
+_INFINITE = "is no number that a file can hold"
 SHOWN = 40  # characters of a value in a difference
 
 Payload = dict[str, Any]
@@ -162,7 +163,8 @@ def _plain(value: Any, where: str) -> Any:
         return _text(value, where)
     if kind is float:
         if not math.isfinite(value):
-            raise NotCanonical(f"{where}: {value} equals nothing, not even itself")
+            why = "equals nothing, not even itself" if math.isnan(value) else _INFINITE
+            raise NotCanonical(f"{where}: {value} {why}")
         return value
     if kind in (list, tuple):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]

@@ -75,19 +75,25 @@ def _override(text: str, under: Tree) -> Tree:
 
 def _target(key: str, stages: Mapping[str, Any], place: str) -> KeyPath:
     """Where a dotted key points: a word of the file, or the longest stage name it begins with."""
-    if key in ("name", "seed") or key.startswith("promote."):
-        return tuple(key.split("."))
-    rest = key.removeprefix("stages.")
-    name = max((name for name in stages if rest.startswith(f"{name}.")), key=len, default=None)
-    if name is None:
-        first = rest.partition(".")[0]
-        if first in stages:
-            message, remedy = f"no value of the stage {first!r} is named", f"as in {first}.seed=1"
-        else:
-            message = f"there is no stage {first!r}"
-            remedy = did_you_mean(first, [*stages, *(FILE_KEYS if rest == key else ())])
-        raise SpecError([Problem(key, message, remedy, place)])
-    path = rest[len(name) + 1 :].split(".")
-    if not all(path):
+    if key in ("name", "seed"):
+        return (key,)
+    root: KeyPath = ("promote",)
+    rest = key.removeprefix("promote.")
+    if rest == key:
+        dotted = key.removeprefix("stages.")
+        name = max((n for n in stages if dotted.startswith(f"{n}.")), key=len, default="")
+        if not name:
+            raise SpecError([_no_stage(key, dotted, stages, place)])
+        root, rest = ("stages", name), dotted[len(name) + 1 :]
+    if not all(rest.split(".")):
         raise SpecError([Problem(key, "a part of the key is empty", "as in gpt.train.lr", place)])
-    return ("stages", name, *path)
+    return (*root, *rest.split("."))
+
+
+def _no_stage(key: str, dotted: str, stages: Mapping[str, Any], place: str) -> Problem:
+    first = dotted.partition(".")[0]
+    if first in stages:
+        message, remedy = f"no value of the stage {first!r} is named", f"as in {first}.seed=1"
+        return Problem(key, message, remedy, place)
+    known = stages if "." in dotted else [*stages, "name", "seed"]
+    return Problem(key, f"there is no stage {first!r}", did_you_mean(first, known), place)

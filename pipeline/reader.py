@@ -142,7 +142,7 @@ class _Parser:
 
     def _node(self, event: Any, path: KeyPath) -> Any:
         self._nodes += 1
-        place = self._where(event.start_mark.line + 1)
+        place = self._place(event)
         if self._nodes > MAX_NODES:
             _stop(place, f"more than {MAX_NODES:,} values", "a pipeline file is short")
         if len(path) > MAX_DEPTH:
@@ -170,7 +170,7 @@ class _Parser:
             if key in data:
                 message = f"the key {key!r} stands here a second time"
                 self._refuse((*path, key), event, message, "remove one")
-            self.tree.places[*path, key] = self._where(event.start_mark.line + 1)
+            self.tree.places[*path, key] = self._place(event)
             data[key] = self._node(next(self._events), (*path, key))
         return data
 
@@ -178,7 +178,7 @@ class _Parser:
         data: list[Any] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             here = (*path, len(data))
-            self.tree.places[here] = self._where(event.start_mark.line + 1)
+            self.tree.places[here] = self._place(event)
             data.append(self._node(event, here))
         return data
 
@@ -194,9 +194,12 @@ class _Parser:
         if event.tag:
             self._refuse(path, event, f"YAML tags ({event.tag}) are refused", "remove it")
 
+    def _place(self, event: Any) -> str:
+        return self._where(event.start_mark.line + 1)
+
     def _refuse(self, path: KeyPath, event: Any, message: str, remedy: str = "") -> None:
-        place = self._where(event.start_mark.line + 1)
-        self.tree.problems.append(Problem(name_of(path), message, remedy, place))
+        problem = Problem(name_of(path), message, remedy, self._place(event))
+        self.tree.problems.append(problem)
 
 
 def name_of(path: KeyPath) -> str:

@@ -223,7 +223,9 @@ class _Checker:
         if value is None:
             self.problem(path, "missing", f"say what the {of} is called")
         elif not isinstance(value, str):
-            self.problem(path, f"expected text, got {words.got(value)}", words.remedy("", value))
+            self.problem(
+                path, f"expected text, got {words.got(value)}", words.remedy(["text"], value)
+            )
         elif not NAME.fullmatch(value):
             self.problem(path, f"{value!r} cannot name a {of}", words.NAMES)
         return str(value)
@@ -297,10 +299,12 @@ class _Checker:
             value = section.get(edge)
             if value is None or value == []:
                 if not takes.optional:
-                    self.problem(path, "missing", f"it takes {takes}, as in `{edge}: ${{stage}}`")
+                    self.problem(
+                        path, "missing", f"it takes {_kinds(takes)}, as in `{edge}: ${{stage}}`"
+                    )
                 continue
             if isinstance(value, list) and not takes.many:
-                self.problem(path, "takes one artifact, not a list", f"it takes {takes}")
+                self.problem(path, "takes one artifact, not a list", f"it takes {_kinds(takes)}")
                 continue
             values = value if isinstance(value, list) else [value]
             paths = [(*path, i) for i in range(len(values))] if values is value else [path]
@@ -311,7 +315,9 @@ class _Checker:
         ref = _reference(value)
         if ref is None:
             forms = "${stage}, artifact:<fingerprint> or model:<name>@<alias>"
-            self.problem(path, f"expected {forms}, got {words.got(value)}", f"it takes {takes}")
+            self.problem(
+                path, f"expected {forms}, got {words.got(value)}", f"it takes {_kinds(takes)}"
+            )
         elif isinstance(ref, StageRef):
             self.typed(path, ref, takes)
         return ref
@@ -324,8 +330,10 @@ class _Checker:
         made = self.stages[ref.name].output if ref.name in self.stages else None
         if made and made not in takes.kinds:
             able = [n for n, stage in self.stages.items() if stage.output in takes.kinds]
-            remedy = f"made by: {', '.join(able)}" if able else f"no stage here makes {takes}"
-            return self.problem(path, f"takes {takes}, but {ref} makes {made}", remedy)
+            remedy = (
+                f"made by: {', '.join(able)}" if able else f"no stage here makes {_kinds(takes)}"
+            )
+            return self.problem(path, f"takes {_kinds(takes)}, but {ref} makes {made}", remedy)
         return None
 
     def order(self) -> list[str]:
@@ -398,6 +406,10 @@ def _reference(value: Any) -> Ref | None:
     if match := _MODEL_REF.fullmatch(value):
         return ModelRef(match[1], match[2] or DEFAULT_ALIAS)
     return None
+
+
+def _kinds(takes: Input) -> str:
+    return " or ".join(takes.kinds)
 
 
 def _links(

@@ -105,14 +105,16 @@ def _wrong(path: KeyPath, details: list[ErrorDetails], known: set[str]) -> Wrong
         return Wrong(path, "does not go with the other values here")
     if kind == "extra_forbidden":
         return Wrong(path, "unknown key", did_you_mean(str(path[-1]), known))
+    context = first.get("ctx", {})
+    value = context.get("tag", value)
     expected = list(dict.fromkeys(word for word in map(_expected, details) if word))
     if expected:
         return Wrong(
             path, f"expected {' or '.join(expected)}, got {got(value)}", remedy(expected, value)
         )
-    context = first.get("ctx", {})
     if kind in _LIMITS:
-        return Wrong(path, f"{_LIMITS[kind].format(**context)}, got {got(value)}")
+        actual = context.get("actual_length", value)
+        return Wrong(path, f"{_LIMITS[kind].format(**context)}, got {got(actual)}")
     return Wrong(path, str(context.get("error") or first["msg"]))
 
 

@@ -1,0 +1,80 @@
+"""Orders and reaches of graphs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.graph import Cycle, downstream, order, upstream
+
+DIAMOND = {"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": []}
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> dict[str, list[str]]:
+    """Acyclic: a name needs only names with a smaller number; given in any order."""
+    size = draw(st.integers(0, 8))
+    needs = {
+        str(i): [str(j) for j in range(i) if draw(st.booleans(), label=f"{i}->{j}")]
+        for i in range(size)
+    }
+    return {name: needs[name] for name in draw(st.permutations(list(needs)))}
+
+
+def test_needs_come_first_and_the_file_decides_among_the_ready() -> None:
+    assert order(DIAMOND) == ["a", "c", "b", "d"]
+    assert order({"z": [], "a": [], "m": []}) == ["z", "a", "m"]
+
+
+def test_names_outside_the_graph_are_left_out() -> None:
+    graph = {"a": ["x"], "b": ["a", "x"]}
+    assert order(graph) == ["a", "b"]
+    assert upstream(graph, "b") == {"a"}
+    assert downstream(graph, "a") == {"b"}
+
+
+def test_reach() -> None:
+    assert upstream(DIAMOND, "d") == {"a", "b", "c"}
+    assert upstream(DIAMOND, "a") == set()
+    assert downstream(DIAMOND, "a") == {"b", "c", "d"}
+    assert downstream(DIAMOND, "b") == {"d"}
+
+
+def test_a_cycle_is_named_as_the_work_flows() -> None:
+    with pytest.raises(Cycle, match=r"^b -> c -> d -> b$") as caught:
+        order({"a": [], "z": ["b"], "b": ["a", "d"], "c": ["b"], "d": ["c"]})
+    assert caught.value.ring == ["b", "c", "d", "b"]
+    with pytest.raises(Cycle, match=r"^a -> a$"):
+        order({"a": ["a"]})
+
+
+@given(graphs())
+def test_an_order_respects_every_edge(graph: dict[str, list[str]]) -> None:
+    found = order(graph)
+    assert sorted(found) == sorted(graph)
+    assert all(found.index(need) < found.index(name) for name in graph for need in graph[name])
+
+
+@given(graphs())
+def test_upstream_and_downstream_are_each_others_converse(graph: dict[str, list[str]]) -> None:
+    for a in graph:
+        assert a not in upstream(graph, a)
+        for b in graph:
+            assert (a in upstream(graph, b)) == (b in downstream(graph, a))
+
+
+@given(graphs(), st.data())
+def test_a_ring_is_found_wherever_it_is(graph: dict[str, list[str]], data: st.DataObject) -> None:
+    edges = [(name, need) for name, needs in graph.items() for need in needs]
+    if not edges:
+        return
+    name, need = data.draw(st.sampled_from(edges))
+    graph[need] = [*graph[need], name]
+    with pytest.raises(Cycle) as caught:
+        order(graph)
+    ring = caught.value.ring
+    assert ring[0] == ring[-1]
+    assert all(giver in graph[taker] for giver, taker in pairwise(ring))

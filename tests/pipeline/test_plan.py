@@ -1,0 +1,328 @@
+"""What a run would do, and why, against a real store."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import orchard  # noqa: F401  registers its stages
+import pytest
+
+from pipeline.artifact import Artifact
+from pipeline.context import Context
+from pipeline.errors import NotFound, SpecError
+from pipeline.plan import Plan, PlannedStage, make, source_hash
+from pipeline.spec import ModelRef, Spec, from_resolved
+from pipeline.stage import Stage
+from pipeline.store import Store
+
+STAGES: dict[str, dict[str, Any]] = {
+    "trees": {"uses": "orchard.plant", "rows": 20, "organic": True},
+    "juice": {"uses": "orchard.press", "trees": "${trees}"},
+    "taste": {"uses": "orchard.taste", "juices": ["${juice}"]},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def spec(*overrides: str, **more: dict[str, Any]) -> Spec:
+    data = {"name": "x", "stages": {**STAGES, **more}}
+    return from_resolved(json.loads(json.dumps(data)), overrides)
+
+
+def publish(store: Store, stage: PlannedStage, name: str = "", code: str = "") -> Artifact:
+    """Carry out one stage of a plan as far as the store is concerned."""
+    folder = store.work(stage.uses, stage.fingerprint)
+    context = Context(folder, folder / "log", folder / "cancel", store.root / "cache")
+    (context.out / "data.txt").write_text(f"{name or stage.name} {code}")
+    inputs = {
+        edge: [a for source in sources if (a := store.find(source["uses"], source["fingerprint"]))]
+        for edge, sources in stage.inputs.items()
+    }
+    return store.publish(
+        stage.uses,
+        stage.fingerprint,
+        kind=stage.kind,
+        version=1,
+        payload=stage.payload,
+        inputs=inputs,
+        run={"id": "20260101-0000-able-bear", "stage": name or stage.name, "attempt": 1},
+        seconds=1.0,
+        source_hash=code or stage.source_hash,
+    )
+
+
+def publish_all(store: Store, wanted: Spec) -> dict[str, Artifact]:
+    return {stage.name: publish(store, stage) for stage in make(wanted, store).stages}
+
+
+def sentences(plan: Plan) -> dict[str, str]:
+    return {stage.name: str(stage) for stage in plan.stages}
+
+
+def stage_of(plan: Plan, name: str) -> PlannedStage:
+    return next(stage for stage in plan.stages if stage.name == name)
+
+
+# --- verdicts and reasons ----------------------------------------------------------------------
+
+
+def test_all_is_to_be_made_in_an_empty_store(store: Store) -> None:
+    plan = make(spec(), store)
+    assert sentences(plan) == dict.fromkeys(STAGES, "RUN because never made")
+    assert not store.root.exists()
+    juice = stage_of(plan, "juice")
+    trees = stage_of(plan, "trees")
+    assert (juice.uses, juice.kind, juice.needs) == ("orchard.press", "Juice", ("trees",))
+    source = {"stage": "trees", "uses": "orchard.plant", "fingerprint": trees.fingerprint}
+    assert juice.inputs == {"trees": [source]}
+    assert juice.payload["inputs"] == {"trees": [trees.fingerprint]}
+    assert [stage.estimate for stage in plan.stages] == [{"seconds": 20.0}, {}, {"seconds": 0.5}]
+    assert trees.source_hash == juice.source_hash != ""
+
+
+def test_what_was_made_is_cached(store: Store) -> None:
+    publish_all(store, spec())
+    plan = make(spec("trees.workers.num=4", "trees.tools=3"), store)
+    assert sentences(plan) == dict.fromkeys(STAGES, "cached")
+    assert stage_of(plan, "trees").reason == "made by 20260101-0000-able-bear"
+    assert stage_of(plan, "trees").warnings == ()
+
+
+def test_a_change_is_named_field_by_field_and_spreads(store: Store) -> None:
+    publish_all(store, spec("trees.water=3e-4"))
+    plan = make(spec("trees.water=2e-4"), store)
+    assert sentences(plan) == {
+        "trees": "RUN because water 3e-4 -> 2e-4",
+        "juice": "RUN because upstream trees changed",
+        "taste": "RUN because upstream juice changed",
+    }
+
+
+def test_many_changes_are_counted(store: Store) -> None:
+    publish_all(store, spec())
+    changed = spec("trees.water=2", "trees.label=a", "trees.pairs=4", "trees.seed=8", "name=y")
+    reason = "seed 0 -> 8, water 1.0 -> 2.0, label null -> a and 1 more"
+    assert stage_of(make(changed, store), "trees").reason == reason
+
+
+def test_the_nearest_artifact_explains(store: Store) -> None:
+    """Under the same name first, then in the fewest fields."""
+    far = make(spec("trees.water=2", "trees.rows=30"), store)
+    near = make(spec("trees.water=2"), store)
+    other = make(spec("trees.label=z"), store)
+    publish(store, stage_of(far, "trees"))
+    publish(store, stage_of(near, "trees"))
+    publish(store, stage_of(other, "trees"), name="elsewhere")
+    wanted = spec("trees.water=3")
+    assert stage_of(make(wanted, store), "trees").reason == "water 2.0 -> 3.0"
+
+
+def test_a_stage_resumes_from_where_it_says(store: Store) -> None:
+    plan = make(spec(), store)
+    folder = store.work("orchard.plant", stage_of(plan, "trees").fingerprint)
+    context = Context(folder, folder / "log", folder / "cancel", store.root / "cache")
+    assert stage_of(make(spec(), store), "trees").verdict == "run"
+    context.resume_point(1200, 5000)
+    assert str(stage_of(make(spec(), store), "trees")) == "RESUME at step 1200/5000"
+    context.progress(3, 40, "shards")
+    context.resume_point(3, 40)
+    assert str(stage_of(make(spec(), store), "trees")) == "RESUME at shard 3/40"
+    (context.observed / "resume.json").write_text('{"step": 7}')
+    assert str(stage_of(make(spec(), store), "trees")) == "RESUME at shard 7"
+
+
+@pytest.mark.parametrize("torn", ['{"step": 12', "[]", "{}"])
+def test_a_torn_resume_point_is_none(store: Store, torn: str) -> None:
+    fp = stage_of(make(spec(), store), "trees").fingerprint
+    observed = store.work("orchard.plant", fp) / "observed"
+    observed.mkdir(parents=True)
+    (observed / "resume.json").write_text(torn)
+    assert stage_of(make(spec(), store), "trees").reason == "never made"
+
+
+def test_a_damaged_artifact_is_made_again(store: Store) -> None:
+    made = publish_all(store, spec())
+    (made["juice"].path / "data.txt").unlink()
+    found = stage_of(make(spec(), store), "juice")
+    assert found.verdict == "run"
+    assert found.reason.startswith("artifact is corrupt: ")
+    assert "data.txt" in found.reason
+    assert sentences(make(spec(), store))["taste"] == "cached"
+
+
+# --- made again on demand ----------------------------------------------------------------------
+
+
+def test_rerun_makes_one_stage_again(store: Store) -> None:
+    made = publish_all(store, spec())
+    plan = make(spec(), store, rerun=["juice"])
+    expected = {"trees": "cached", "juice": "RUN because forced by --rerun", "taste": "cached"}
+    assert sentences(plan) == expected
+    assert [stage.forced for stage in plan.stages] == [False, True, False]
+    again = publish(store, stage_of(plan, "juice"), code="other bytes")
+    assert again.path != made["juice"].path
+    assert made["juice"].path.exists()
+    after = make(spec(), store)
+    assert sentences(after) == dict.fromkeys(STAGES, "cached")
+    warning = "juice was made again since, with other bytes"
+    assert stage_of(after, "taste").warnings == (warning,)
+
+
+def test_from_makes_a_stage_and_all_after_it_again(store: Store) -> None:
+    publish_all(store, spec())
+    plan = make(spec(), store, from_="juice", rerun=["taste"])
+    assert sentences(plan) == {
+        "trees": "cached",
+        "juice": "RUN because forced by --from juice",
+        "taste": "RUN because forced by --rerun",
+    }
+
+
+def test_only_takes_one_stage_whose_inputs_are_there(store: Store) -> None:
+    publish(store, stage_of(make(spec(), store), "trees"))
+    plan = make(spec(), store, only="juice")
+    expected = {"trees": "cached", "juice": "RUN because never made", "taste": "skip"}
+    assert sentences(plan) == expected
+    with pytest.raises(SpecError) as caught:
+        make(spec(), store, only="taste")
+    assert str(caught.value) == (
+        "run.yaml: taste: needs juice, which was never made "
+        "(leave out --only, or run --only juice first)"
+    )
+
+
+@pytest.mark.parametrize("scope", [{"only": "juic"}, {"from_": "juic"}, {"rerun": ["juic"]}])
+def test_a_stage_that_is_not_there(store: Store, scope: Any) -> None:
+    with pytest.raises(NotFound) as caught:
+        make(spec(), store, **scope)
+    assert caught.value.message == "the pipeline x has no stage 'juic'"
+    assert caught.value.remedy == "did you mean 'juice'?"
+
+
+# --- code --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Path]:
+    """A stage in a file of its own."""
+    file = tmp_path / "weeds.py"
+    file.write_text(
+        "from pipeline.stage import Params, stage\n"
+        "@stage('weeds', output='Weeds', version=1)\n"
+        "def weeds(params: Params, inputs, out, ctx): ...\n"
+    )
+    found = util.spec_from_file_location("weeds", file)
+    assert found
+    assert found.loader
+    sys.modules["weeds"] = util.module_from_spec(found)
+    found.loader.exec_module(sys.modules["weeds"])
+    yield file
+    del Stage.registry["weeds"], sys.modules["weeds"]
+
+
+def test_changed_code_warns_and_decides_only_on_demand(store: Store, written: Path) -> None:
+    wanted = spec(weeds={"uses": "weeds"})
+    made = publish(store, stage_of(make(wanted, store), "weeds"))
+    assert stage_of(make(wanted, store, strict_code=True), "weeds").verdict == "cached"
+    written.write_text(written.read_text() + "# a comment\n")
+    lax = stage_of(make(wanted, store), "weeds")
+    since = str(made.manifest["code"]["commit"] or made.manifest["created"])[:7]
+    assert lax.verdict == "cached"
+    assert lax.warnings[0].startswith(f"code changed since {since}")
+    strict = stage_of(make(wanted, store, strict_code=True), "weeds")
+    assert str(strict) == f"RUN because {lax.warnings[0]}"
+    assert strict.forced
+
+
+def test_a_stage_without_a_file_has_no_hash(store: Store, written: Path) -> None:
+    stage = Stage.registry["weeds"]
+    assert len(source_hash(stage)) == 64
+    written.unlink()
+    assert source_hash(stage) == ""
+    wanted = spec(weeds={"uses": "weeds"})
+    publish(store, stage_of(make(wanted, store), "weeds"), code="0" * 64)
+    assert stage_of(make(wanted, store, strict_code=True), "weeds").warnings == ()
+
+
+# --- what comes from outside the pipeline ------------------------------------------------------
+
+
+def test_existing_artifacts_and_models_are_inputs(store: Store) -> None:
+    trees = publish(store, stage_of(make(spec(), store), "trees"))
+    alone = {
+        "juice": {
+            "uses": "orchard.press",
+            "trees": f"artifact:{trees.fingerprint[:8]}",
+            "yeast": "model:wild@best",
+        }
+    }
+    wanted = from_resolved({"name": "x", "stages": alone})
+    asked = []
+
+    def resolve(ref: ModelRef) -> Artifact:
+        asked.append(ref)
+        return trees
+
+    juice = make(wanted, store, resolve_model=resolve).stages[0]
+    assert asked == [ModelRef("wild", "best")]
+    facts = {"uses": "orchard.plant", "fingerprint": trees.fingerprint}
+    assert juice.inputs == {
+        "trees": [{"artifact": f"artifact:{trees.fingerprint[:8]}", **facts}],
+        "yeast": [{"artifact": "model:wild@best", **facts}],
+    }
+    assert juice.needs == ()
+    assert juice.payload["inputs"] == {"trees": [trees.fingerprint], "yeast": [trees.fingerprint]}
+    publish(store, juice)
+    assert str(make(wanted, store, resolve_model=resolve).stages[0]) == "cached"
+    other = from_resolved({"name": "x", "stages": alone}, ["juice.yeast=~"])
+    assert str(make(other, store).stages[0]) == "RUN because upstream yeast changed"
+
+
+def test_every_input_that_cannot_be_had_is_named(store: Store, tmp_path: Path) -> None:
+    trees = publish(store, stage_of(make(spec(), store), "trees"))
+    bad = spec(
+        f"trees.source={tmp_path}/none",
+        a={"uses": "orchard.press", "trees": "artifact:ffffff"},
+        b={"uses": "orchard.press", "trees": "model:m@v"},
+        c={"uses": "orchard.taste", "juices": [f"artifact:{trees.fingerprint}"]},
+    )
+    with pytest.raises(SpecError) as caught:
+        make(bad, store)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"run.yaml: trees: cannot read {tmp_path}/none (give a file)",
+        "run.yaml: a.trees: no artifact begins with 'ffffff' "
+        "(`headwater show RUN` lists the artifacts of a run)",
+        "run.yaml: b.trees: model:m@v cannot be looked up here (give its artifact:… instead)",
+        f"run.yaml: c.juices: takes Juice, but artifact:{trees.fingerprint} is Trees",
+    ]
+    with pytest.raises(SpecError, match="cannot read"):
+        make(bad, store, only="juice")
+
+
+def test_a_changed_source_is_named(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "seeds.txt"
+    source.write_text("a")
+    wanted = spec(f"trees.source={source}")
+    publish_all(store, wanted)
+    os.utime(source, (0, 0))
+    assert str(stage_of(make(wanted, store), "trees")) == "cached"
+    source.write_text("b")
+    assert str(stage_of(make(wanted, store), "trees")) == f"RUN because source {source} changed"
+
+
+# --- plan.json ---------------------------------------------------------------------------------
+
+
+def test_a_plan_survives_json(store: Store) -> None:
+    plan = make(spec(), store, rerun=["trees"])
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert isinstance(stage_of(plan, "trees").payload["params"], dict)
