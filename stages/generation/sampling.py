@@ -101,11 +101,7 @@ def log_distribution(logits_BV: Tensor, decoding: Decoding) -> Tensor:
 
     At temperature 0 all mass is on the likeliest token.
     """
-    logits_BV = logits_BV.float()
-    if decoding.banned:
-        logits_BV = logits_BV.index_fill(
-            -1, torch.tensor(decoding.banned, device=logits_BV.device), -torch.inf
-        )
+    logits_BV = _without(logits_BV.float(), decoding.banned)
     if decoding.temperature == 0:
         best_B = logits_BV.argmax(-1, keepdim=True)
         return torch.full_like(logits_BV, -torch.inf).scatter(-1, best_B, 0.0)
@@ -116,6 +112,13 @@ def log_distribution(logits_BV: Tensor, decoding: Decoding) -> Tensor:
     if decoding.top_p < 1:
         logits_BV = _nucleus(logits_BV, decoding.top_p)
     return logits_BV.log_softmax(-1)
+
+
+def _without(logits_BV: Tensor, banned: tuple[int, ...]) -> Tensor:
+    """Logits in which some tokens cannot be drawn."""
+    if not banned:
+        return logits_BV
+    return logits_BV.index_fill(-1, torch.tensor(banned, device=logits_BV.device), -torch.inf)
 
 
 def _nucleus(logits_BV: Tensor, mass: float) -> Tensor:
@@ -181,9 +184,8 @@ def sample(
     padded = not bool(mask_BT.all())
     logits_AV = model(tokens_BT, mask_BT=mask_BT if padded else None, cache=cache, at_BT=last_BT)
     for t in range(T):
-        log_probs_AV = log_distribution(logits_AV, decoding)
-        tokens_A = draw(log_probs_AV, uniforms_BT[alive_A, t])
-        _record(out, alive_A, t, tokens_A, log_probs_AV, eos_id)
+        tokens_A, log_probs_A = choose(logits_AV, decoding, uniforms_BT[alive_A, t])
+        _record(out, alive_A, t, tokens_A, log_probs_A, eos_id)
         running = (~out.finished[alive_A]).nonzero().squeeze(1)
         if t + 1 == T or not len(running):
             break
@@ -194,16 +196,25 @@ def sample(
     return _trimmed(out)
 
 
+def choose(logits_BV: Tensor, decoding: Decoding, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row, and its log-probability under the distribution that it is drawn from."""
+    if decoding.temperature == 0:
+        tokens_B = _without(logits_BV, decoding.banned).argmax(-1)
+        return tokens_B, torch.zeros(tokens_B.shape, device=tokens_B.device)
+    log_probs_BV = log_distribution(logits_BV, decoding)
+    tokens_B = draw(log_probs_BV, uniforms_B)
+    return tokens_B, log_probs_BV.gather(1, tokens_B[:, None]).squeeze(1)
+
+
 def _record(
-    out: Responses, rows_A: Tensor, t: int, tokens_A: Tensor, log_probs_AV: Tensor, eos_id: int
+    out: Responses, rows_A: Tensor, t: int, tokens_A: Tensor, log_probs_A: Tensor, eos_id: int
 ) -> None:
     """Write step `t` of the rows that had not ended before it."""
     open_A = ~out.finished[rows_A]
     rows, tokens = rows_A[open_A], tokens_A[open_A]
-    chosen = log_probs_AV[open_A].gather(1, tokens[:, None]).squeeze(1)
     out.tokens[rows, t] = tokens
     out.mask[rows, t] = True
-    out.log_probs[rows, t] = chosen
+    out.log_probs[rows, t] = log_probs_A[open_A]
     out.finished[rows] = tokens == eos_id
 
 
