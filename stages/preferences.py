@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -30,6 +30,8 @@ OBJECTS_A_SECOND = 600  # found on one busy core
 class PreferencesParams(Params):
     """How many objects there are answers about, and how long an answer may be."""
 
+    sources: tuple[Literal["python:docs"], ...] = ("python:docs",)
+    """Where objects come from: the running Python installation."""
     max_objects: PositiveInt = 8_000
     """Objects in all splits together, at most; the same as in `questions` gives the same ones."""
     min_characters: Annotated[int, Field(ge=1)] = 20

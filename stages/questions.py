@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -33,6 +33,8 @@ OBJECTS_A_SECOND = 600  # found on one busy core
 class QuestionsParams(Params):
     """How many objects are asked about, and how long an answer may be."""
 
+    sources: tuple[Literal["python:docs"], ...] = ("python:docs",)
+    """Where objects come from: the running Python installation."""
     max_objects: PositiveInt = 8_000
     """Objects in all splits together, at most; the standard library's come first."""
     min_characters: Annotated[int, Field(ge=1)] = 20

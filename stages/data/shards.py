@@ -1,8 +1,9 @@
 """Work over shards: one commit file each, so that a kill loses only what was in flight.
 
 The function of a shard reads its work and writes its commit file whole; a shard whose commit
-exists is never run again. On Ray the shards are tasks with a bounded window; without Ray the same
-function runs here. Neither the number of workers nor a kill can change a byte.
+exists is never run again. With several workers on Ray the shards are tasks, as many in flight as
+there are workers; else the same function runs here. Neither the number of workers nor a kill can
+change a byte.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def run_shards(
     leading = _leading(done, 0)
     todo = [index for index in range(len(works)) if index not in done]
     if todo and not enough(leading):
-        running = (_on_ray if _ray_is_up() else _here)(function, works, commits, todo, workers)
+        carry_out = _on_ray if workers.num > 1 and _ray_is_up() else _here
+        running = carry_out(function, works, commits, todo, workers)
         try:
             for index in running:
                 done.add(index)
@@ -107,7 +109,7 @@ def _on_ray(
     todo: Sequence[int],
     workers: Workers,
 ) -> Any:
-    """At most one task more than there are workers is in flight: the next one is always ready."""
+    """Never more tasks in flight than workers: the runner admitted the stage with just those."""
     import ray
 
     task = ray.remote(function).options(
@@ -117,7 +119,7 @@ def _on_ray(
     flying: dict[Any, int] = {}
     try:
         while waiting or flying:
-            while waiting and len(flying) <= workers.num:
+            while waiting and len(flying) < workers.num:
                 index = waiting.pop()
                 flying[task.remote(works[index], commits[index])] = index
             ready, _ = ray.wait(list(flying), num_returns=1)

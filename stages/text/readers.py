@@ -128,28 +128,11 @@ def _decompressed(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(path))
     if path.suffix == ".zst":
-        import zstandard
+        import pyarrow as pa
 
-        raw = path.open("rb")
-        try:
-            stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=True)
-            return _ZstdLines(stream)
-        except BaseException:
-            raw.close()
-            raise
+        # Unlike zstandard's own reader, Arrow's says when the file is cut short.
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
     return path.open("rb")
-
-
-class _ZstdLines(io.BufferedReader):
-    """Lines of a zstd stream; damage shows as `OSError`, as gzip's does."""
-
-    def __next__(self) -> bytes:
-        import zstandard
-
-        try:
-            return super().__next__()
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
 
 
 def _decode(data: bytes) -> str:
@@ -159,4 +142,7 @@ def _decode(data: bytes) -> str:
     except UnicodeDecodeError:
         import ftfy
 
-        return str(ftfy.guess_bytes(data)[0])
+        try:
+            return str(ftfy.guess_bytes(data)[0])
+        except UnicodeDecodeError:
+            return data.decode("utf-8", "replace")

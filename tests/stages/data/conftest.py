@@ -1,0 +1,29 @@
+"""A tokenizer trained once a session on the documentation of this Python's standard library."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.data.tokenizer import Tokenizer
+from stages.data.tokenizer_training import cut_lines, export, train
+from stages.text.docstrings import documented_objects, module_documents
+from stages.text.installation import STDLIB, installed_files
+
+
+@pytest.fixture(scope="session")
+def real_documents():
+    """A few thousand: modules' documents, docstrings and their paragraphs."""
+    texts = []
+    for file in [f for f in installed_files() if f.distribution == STDLIB][:80]:
+        objects = documented_objects(Path(file.path).read_bytes(), file.module)
+        texts += module_documents(objects)
+        texts += [part for item in objects for part in (item.doc, *item.doc.split("\n\n"))]
+    return texts
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory, real_documents):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    lines = (line for text in real_documents[:1500] for line in cut_lines(text))
+    export(train(lines, 2000), folder, max_length=256)
+    return Tokenizer(folder)

@@ -1,0 +1,164 @@
+"""Near-duplicate search against brute force: Jaccard by sets, components by union-find."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.text.dedup import (
+    components,
+    equal_pairs,
+    exact_survivors,
+    near_survivors,
+    survivors,
+)
+from stages.text.minhash import MinHash
+from stages.text.words import Lexicon, fold, ngram_hashes
+
+
+def shingles(text):
+    words = [folded for word in text.split() if (folded := fold(word))]
+    n = min(5, len(words))
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if n else set()
+
+
+def jaccard(a, b):
+    return len(a & b) / len(a | b)
+
+
+def variants(seed, bases=60):
+    """Texts of every similarity: each a base with some of its words replaced."""
+    chance = np.random.default_rng(seed)
+    vocabulary = [f"w{i}x" for i in range(3000)]
+    vocabulary = ["".join(chr(97 + int(d)) for d in word if d.isdigit()) for word in vocabulary]
+    texts = []
+    for _ in range(bases):
+        base = chance.choice(vocabulary, 120)
+        for share in (0.0, 0.01, 0.02, 0.04, 0.08, 0.15):
+            words = np.where(chance.random(120) < share, chance.choice(vocabulary, 120), base)
+            texts.append(" ".join(words))
+    return texts
+
+
+def test_recall_and_precision_are_what_the_formula_promises():
+    texts, minhash, lexicon = variants(0), MinHash(), Lexicon()
+    sets = [shingles(text) for text in texts]
+    bands = np.array([minhash.band_hashes(lexicon.words(text)) for text in texts])
+    groups = [range(start, start + 6) for start in range(0, len(texts), 6)]
+    inside = [pair for group in groups for pair in combinations(group, 2)]
+    similar = np.array([jaccard(sets[a], sets[b]) for a, b in inside])
+    found = np.array([(bands[a] == bands[b]).any() for a, b in inside])
+    expected = np.array([minhash.probability(s) for s in similar])
+    for low, high in ((0.0, 0.4), (0.4, 0.6), (0.6, 0.75), (0.75, 0.9), (0.9, 1.01)):
+        chosen = (similar >= low) & (similar < high)
+        assert chosen.sum() > 30
+        deviation = np.sqrt((expected[chosen] * (1 - expected[chosen])).sum()) / chosen.sum()
+        assert abs(found[chosen].mean() - expected[chosen].mean()) < 4 * deviation + 0.01
+    outside = equal_links(bands) - {pair for pair, hit in zip(inside, found, strict=True) if hit}
+    assert outside == set()  # texts that share nothing never meet
+
+
+def equal_links(bands):
+    links = set()
+    for band in bands.T:
+        left, right = equal_pairs(band)
+        links |= {tuple(sorted(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    return links
+
+
+def test_the_signature_estimates_jaccard():
+    texts, minhash, lexicon = variants(1, 6), MinHash(bands=64, rows=8), Lexicon()
+    words = [lexicon.words(text) for text in texts]
+    signatures = [minhash.signature(minhash.shingles(word)) for word in words]
+    errors = []
+    for a, b in combinations(range(36), 2):
+        true = jaccard(shingles(texts[a]), shingles(texts[b]))
+        errors.append((signatures[a] == signatures[b]).mean() - true)
+    assert abs(np.mean(errors)) < 0.005 and np.std(errors) < 0.02
+
+
+def test_shingles_see_through_case_digits_accents_and_punctuation():
+    minhash, lexicon = MinHash(), Lexicon()
+    one = minhash.band_hashes(lexicon.words("The café, opened in 1998, serves tea; daily."))
+    two = minhash.band_hashes(lexicon.words("the cafe opened in 2021 serves tea daily"))
+    assert (one == two).all()
+    assert minhash.band_hashes(lexicon.words("--- !!! ...")) is None
+    assert minhash.band_hashes(lexicon.words("two words")) is not None
+
+
+def test_large_texts_are_hashed_in_blocks_alike():
+    chance = np.random.default_rng(0)
+    many = np.unique(chance.integers(0, 2**63, 5000).astype(np.uint64))
+    minhash = MinHash()
+    halves = [minhash.signature(many[:2100]), minhash.signature(many[2100:])]
+    assert (minhash.signature(many) == np.minimum(*halves)).all()
+
+
+def test_the_probability_is_the_papers():
+    assert MinHash().probability(0.8) == pytest.approx(0.924, abs=1e-3)
+    assert MinHash().probability(0.5) == pytest.approx(0.0533, abs=1e-3)
+
+
+def union_find(size, links):
+    parent = list(range(size))
+
+    def root(x):
+        while parent[x] != x:
+            x = parent[x]
+        return x
+
+    for a, b in links:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    return [root(x) for x in range(size)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.tuples(
+            st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)))
+        )
+    )
+)
+def test_components_are_those_of_union_find(case):
+    size, links = case
+    left = np.array([a for a, _ in links], np.int64)
+    right = np.array([b for _, b in links], np.int64)
+    assert components(size, left, right).tolist() == union_find(size, links)
+
+
+def test_a_long_chain_is_one_component():
+    order = np.random.default_rng(0).permutation(20_000)
+    assert not components(20_000, order[:-1], order[1:]).any()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30))
+def test_the_survivor_is_the_preferred_then_the_first(rows):
+    groups, preference = np.array(rows).T
+    chosen = survivors(groups, preference)
+    for row, (group, _) in enumerate(rows):
+        members = [i for i, (g, _) in enumerate(rows) if g == group]
+        assert chosen[row] == max(members, key=lambda i: (rows[i][1], -i))
+
+
+@given(st.lists(st.sampled_from([(1, 2), (1, 3), (2, 2), (0, 0)]), max_size=20))
+def test_exact_copies_stand_behind_the_first(hashes):
+    pairs = np.array(hashes, np.uint64).reshape(-1, 2)
+    assert exact_survivors(pairs[:, 0], pairs[:, 1]).tolist() == [hashes.index(h) for h in hashes]
+
+
+def test_near_copies_stand_behind_the_longest():
+    bands = np.array([[1, 9], [2, 8], [1, 8], [5, 5]], np.uint64)
+    assert near_survivors(bands, np.array([10, 30, 20, 5])).tolist() == [1, 1, 1, 3]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 6))
+def test_ngram_hashes_are_equal_where_ngrams_are(letters, n):
+    words = np.array([hash(letter) & (2**63 - 1) for letter in letters], np.uint64)
+    hashes = ngram_hashes(words, n).tolist()
+    ngrams = [tuple(letters[i : i + n]) for i in range(max(0, len(letters) - n + 1))]
+    assert len(hashes) == len(ngrams)
+    assert [[a == b for b in hashes] for a in hashes] == [[a == b for b in ngrams] for a in ngrams]
