@@ -34,7 +34,6 @@ faults: install
 	$(BIN)/pytest -m faults
 
 bench: install
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[bench]"
 	$(BIN)/python -m tests.benchmarks
 
 docs: install
