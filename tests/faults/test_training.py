@@ -16,24 +16,21 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from cases import Faulty, Toy, happen_to, pid
+from plain import PlainEngine, same
 
-CASES = Path(__file__).parents[1] / "stages" / "training"
-sys.path.insert(0, str(CASES))
-
-from cases import Faulty, Toy, happen_to, pid  # noqa: E402
-from plain import PlainEngine, same  # noqa: E402
-
-from pipeline.context import Context, read_series  # noqa: E402
-from pipeline.errors import Failure, HeadwaterError, InputError, Stuck, WorkerDied  # noqa: E402
-from pipeline.stage import Workers  # noqa: E402
-from stages.training.checkpoint import Checkpoints  # noqa: E402
-from stages.training.group import WorkerGroup  # noqa: E402
-from stages.training.loop import fit  # noqa: E402
-from stages.training.rank import Rank  # noqa: E402
-from stages.training.settings import TrainSection, Watchdog  # noqa: E402
+from pipeline.context import Context, read_series
+from pipeline.errors import Failure, HeadwaterError, InputError, Stuck, WorkerDied
+from pipeline.stage import Workers
+from stages.training.checkpoint import Checkpoints
+from stages.training.group import WorkerGroup
+from stages.training.loop import fit
+from stages.training.rank import Rank
+from stages.training.settings import TrainSection, Watchdog
 
 pytestmark = pytest.mark.faults
 
+CASES = Path(__file__).parents[1] / "stages" / "training"
 FSYNC = os.fsync
 OPERATIONS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Toy, pid, plain_losses
-from conftest import Room
+from rooms import Room
 
 from pipeline.errors import Failure, Interrupted
 from stages.training.checkpoint import Checkpoints

@@ -1,0 +1,36 @@
+"""A group of ranks with the context that it reports to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.context import Context, read_series
+from pipeline.stage import Workers
+from stages.training.group import WorkerGroup
+
+
+@dataclass
+class Room:
+    """A running group and the context that it reports to."""
+
+    group: WorkerGroup
+    ctx: Context
+
+    def series(self, name: str, key: str) -> dict[int, float]:
+        """One training's figures by step."""
+        points = read_series(self.ctx.observed / "metrics.jsonl")
+        full = key if name == "train" else f"{name}_{key}"
+        return {point["step"]: point[full] for point in points if full in point}
+
+    def checkpoints(self, name: str) -> Path:
+        """Where a training's checkpoints are."""
+        return self.ctx.scratch / "checkpoints" / name
+
+
+def room(folder: Path, world: int) -> Iterator[Room]:
+    """A group of local processes."""
+    ctx = Context.local(folder)
+    with WorkerGroup(Workers(num=world), ctx, backend="local") as group:
+        yield Room(group, ctx)

@@ -1,0 +1,170 @@
+"""Pretraining: parameters, estimates, figures; then the stage itself, on two processes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.context import Context, read_series
+from pipeline.errors import InputError
+from pipeline.stage import Params
+from stages.data.tokenizer import Tokenizer
+from stages.data.tokens import TokenStore
+from stages.models.huggingface import load_gpt
+from stages.pretrain import Pretraining, PretrainParams, memory_bytes, piece_bytes, pretrain
+from stages.training.rank import Rank
+
+SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
+
+
+class Vocabulary(Params):
+    vocab_size: int = 512
+
+
+class Inputs:
+    """Two edges of a pipeline file."""
+
+    def __init__(self, world: Path) -> None:
+        self.world = world
+
+    def path(self, name: str) -> Path:
+        return self.world / name
+
+    get_path = path
+
+
+def problems(**fields: object) -> list[str]:
+    return [str(p) for p in PretrainParams.model_validate(fields).check({})]
+
+
+def test_a_good_file_has_no_problems() -> None:
+    assert not problems(model=SHAPE, train={"global_batch": 32}, workers={"num": 2})
+
+
+def test_what_cannot_work_is_said_before_anything_starts() -> None:
+    assert problems(model={"width": 130, "heads": 4}) == [
+        "model.width: 130 is not a multiple of 4 heads (128 is)"
+    ]
+    assert problems(train={"global_batch": 32}, workers={"num": 3}) == [
+        "train.global_batch: 32 is not divisible by workers.num (3) (33 is)"
+    ]
+    assert "no preset 'huge' (presets: nano, tiny" in problems(size="huge")[0]
+
+
+def test_presets_give_what_is_left_out() -> None:
+    config = PretrainParams(size="gpt2").config(50257)
+    assert (config.layers, config.width, config.parameters) == (12, 768, 124_439_808)
+    own = PretrainParams.model_validate({"size": "gpt2", "model": {"layers": 3, "context": 64}})
+    assert own.config(500).layers == 3
+    assert own.config(500).width == 768
+    assert (own.config(500).context, own.config(500).vocab_size) == (64, 500)
+
+
+def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
+    params = PretrainParams.model_validate({"size": "gpt2", "train": {"steps": 10}})
+    known = params.estimate({"tokens.tokenizer": Vocabulary()})
+    config = params.config(512)
+    assert known["parameters"] == config.parameters
+    assert known["tokens"] == 10 * 32 * 1024
+    assert known["flops"] == known["tokens"] * config.flops_per_token
+    assert params.estimate({})["parameters"] > known["parameters"]
+
+
+def test_sharding_takes_its_share_off_the_memory() -> None:
+    config = PretrainParams(size="gpt2").config(50257)
+    sizes = []
+    for zero in (0, 1, 2, 3):
+        train = PretrainParams.model_validate({"train": {"zero": zero, "micro_batch": 1}}).train
+        sizes.append(memory_bytes(config, train, 4) / config.parameters)
+    activations = sizes[0] - 16
+    assert sizes[1] - activations == pytest.approx(4 + 4 + 12 / 4)
+    assert sizes[2] - activations == pytest.approx(4 + 4 / 4 + 12 / 4)
+    assert sizes[3] - activations == pytest.approx((4 + 4 + 12) / 4)
+
+
+@pytest.fixture
+def objective(world: Path) -> Pretraining:
+    params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 8}})
+    made = Pretraining(params, world / "tokens", world / "tokenizer")
+    made.setup(Rank(), params.train, 0)
+    return made
+
+
+def test_bytes_of_pieces_are_those_of_the_text(world: Path) -> None:
+    tokenizer = Tokenizer(world / "tokenizer")
+    sizes = piece_bytes(world / "tokenizer", len(tokenizer))
+    for text in ("the owl sleeps", "naïve 語 ✓"):
+        ids = torch.tensor(tokenizer.encode(text))
+        # SentencePiece puts a space before the first word, where the tokenizer says so.
+        assert int(sizes[ids].sum()) - len(text.encode()) in (0, 1)
+    assert int(sizes[:16].sum()) == 0
+
+
+def test_a_tokenizer_of_other_tokens_is_refused(world: Path) -> None:
+    with pytest.raises(InputError, match="the tokens were made with 999"):
+        piece_bytes(world / "tokenizer", 999)
+
+
+def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
+    batch = objective.collate([objective.train[0], objective.train[1]])
+    assert batch["tokens"].shape == batch["targets"].shape == (2, 16)
+    assert torch.equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
+    assert objective.weight(batch) == objective.tokens(batch) == 32
+
+
+def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretraining) -> None:
+    batch = objective.collate([objective.train[0]])
+    even = objective.loss(lambda tokens: torch.zeros(*tokens.shape, 340), batch)
+    assert float(even.total) / 16 == pytest.approx(math.log(340))
+    assert not even.sums
+    with torch.no_grad():
+        counted = objective.loss(lambda tokens: torch.zeros(*tokens.shape, 340), batch)
+    sizes = piece_bytes(objective.tokenizer_folder, objective.config.vocab_size)
+    assert int(counted.sums["bytes"]) == int(sizes[batch["targets"]].sum())
+
+
+@pytest.mark.integration
+def test_the_stage_learns_and_leaves_a_model_that_everybody_loads(
+    world: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ctx = Context.local(tmp_path)
+    params = PretrainParams.model_validate(
+        {
+            "model": SHAPE,
+            "train": {"steps": 60, "global_batch": 16, "lr": 1e-2, "eval_every": 30},
+            "workers": {"num": 2},
+        }
+    )
+    pretrain(params, Inputs(world), ctx.out, ctx)  # type: ignore[arg-type]
+    series = read_series(ctx.observed / "metrics.jsonl")
+    losses = [point["loss"] for point in series if "loss" in point]
+    assert len(losses) == 60
+    assert losses[0] == pytest.approx(math.log(340), abs=0.3)
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(point["mfu"] > 0 for point in series if "loss" in point)
+    results = dict(ctx_results(ctx))
+    assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]))
+    assert 0 < results["bits_per_byte"] < 8
+    assert results["tokens"] == 60 * 16 * 16
+    ours = load_gpt(ctx.out)
+    theirs = AutoModelForCausalLM.from_pretrained(ctx.out).eval()
+    tokens = torch.from_numpy(np.stack(TokenStore(world / "tokens", "eval").samples(16)[:3]))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours(tokens[:, :-1]), theirs(tokens[:, :-1]).logits, rtol=0, atol=1e-5
+        )
+    assert (ctx.out / "README.md").read_text().count("Trained for")
+    assert (ctx.out / "tokenizer.model").exists()
+
+
+def ctx_results(ctx: Context) -> list[tuple[str, float]]:
+    import json
+
+    found: dict[str, float] = json.loads((ctx.observed / "results.json").read_text())
+    return list(found.items())

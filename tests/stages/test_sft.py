@@ -1,0 +1,137 @@
+"""Fine-tuning: what is learned and what is read only; then the stage itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.context import Context, read_series
+from pipeline.errors import InputError
+from pipeline.stage import Params
+from stages.data.conversations import Conversation, Message, write_conversations
+from stages.data.tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
+from stages.models.huggingface import is_chat, load_gpt
+from stages.pretrain import PretrainParams
+from stages.sft import FineTuning, SftParams, sft, swapped
+from stages.training.rank import Rank
+
+
+class Inputs:
+    """The edges of the stage."""
+
+    def __init__(self, model: Path, *conversations: Path) -> None:
+        self.model, self.conversations = model, conversations
+
+    def path(self, name: str) -> Path:
+        return self.model
+
+    def paths(self, name: str) -> list[Path]:
+        return list(self.conversations)
+
+
+def opened(world: Path, **fields: object) -> FineTuning:
+    paths = fields.pop("paths", (world / "conversations",))
+    made = FineTuning(world / "policy", paths, **fields)  # type: ignore[arg-type]
+    params = SftParams()
+    made.modules = made.setup(Rank(), params.train, 0)  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.fixture(scope="module")
+def objective(world: Path) -> FineTuning:
+    return opened(world)
+
+
+def test_a_length_beyond_the_models_context_is_a_problem() -> None:
+    upstream: dict[str, Params] = {
+        "model": PretrainParams.model_validate({"model": {"context": 64}})
+    }
+    found = [str(p) for p in SftParams(max_length=65).check(upstream)]
+    assert found == ["max_length: 65 is longer than the model's context of 64 (set at most 64)"]
+    assert not list(SftParams(max_length=64).check(upstream))
+
+
+def test_only_the_answer_and_its_end_are_learned(objective: FineTuning) -> None:
+    batch = objective.collate([objective.train[0]])
+    tokens, targets = batch["tokens"][0].tolist(), batch["targets"][0].tolist()
+    assert tokens[:2] == [BOS, USER]
+    turn = tokens.index(ASSISTANT)
+    assert set(targets[:turn]) == {-100}
+    assert -100 not in targets[turn:]
+    assert targets[-1] == EOS
+    assert objective.weight(batch) == len(targets) - turn
+
+
+def test_padding_changes_nothing(objective: FineTuning) -> None:
+    """The loss of a batch is the sum of the losses of its rows alone."""
+    model = objective.modules["model"].module.eval()  # type: ignore[attr-defined]
+    samples = sorted((objective.train[i] for i in range(6)), key=len)
+    assert len(samples[0]) < len(samples[-1])
+    with torch.no_grad():
+        together = objective.loss(model, objective.collate(samples)).total
+        alone = [objective.loss(model, objective.collate([s])).total for s in samples]
+    assert float(together) == pytest.approx(float(sum(alone)), rel=1e-5)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_answer(objective: FineTuning) -> None:
+    model = objective.modules["model"].module.eval()  # type: ignore[attr-defined]
+    batch = objective.collate([objective.train[0], objective.train[1]])
+    with torch.no_grad():
+        logits = model(batch["tokens"])
+        wanted = F.cross_entropy(
+            logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=-100, reduction="sum"
+        )
+        found = objective.loss(model, batch).total
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_swapping_asks_for_the_question() -> None:
+    turns = (Message("system", "be brief"), Message("user", "why?"), Message("assistant", "so"))
+    assert swapped(Conversation("a", turns)).messages == (
+        Message("user", "so"),
+        Message("assistant", "why?"),
+    )
+
+
+def test_swapped_training_reads_answers_and_learns_questions(world: Path) -> None:
+    made, tokenizer = opened(world, swap=True), Tokenizer(world / "policy")
+    batch = made.collate([made.train[0]])
+    learned = tokenizer.decode(batch["targets"][0][batch["targets"][0] != -100].tolist())
+    assert "what does the" in learned or "tell me of" in learned or "and the" in learned
+
+
+def test_inputs_are_mixed_and_what_is_too_long_is_counted(world: Path, tmp_path: Path) -> None:
+    long = (Message("user", "?"), Message("assistant", "the owl " * 60))
+    short = (Message("user", "why?"), Message("assistant", "so"))
+    write_conversations(tmp_path, [Conversation("l", long), Conversation("s", short)])
+    made = opened(world, paths=(world / "conversations", tmp_path))
+    assert made.facts == {"conversations": 201.0, "too_long": 1.0}
+
+
+def test_nothing_to_train_on_is_said(world: Path) -> None:
+    with pytest.raises(InputError, match="fits into 8 tokens") as caught:
+        opened(world, max_length=8)
+    assert "raise max_length" in caught.value.remedy
+
+
+@pytest.mark.integration
+def test_the_stage_learns_the_answers(world: Path, tmp_path: Path) -> None:
+    ctx = Context.local(tmp_path)
+    params = SftParams.model_validate(
+        {"train": {"steps": 20, "global_batch": 16, "lr": 1e-3, "micro_batch": 4}}
+    )
+    sft(params, Inputs(world / "policy", world / "conversations"), ctx.out, ctx)  # type: ignore[arg-type]
+    points = [point for point in read_series(ctx.observed / "metrics.jsonl") if "loss" in point]
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert len(points) == 20
+    assert results["conversations"] == 200
+    assert results["eval_loss"] < 2.5
+    assert is_chat(ctx.out)
+    assert load_gpt(ctx.out).config == load_gpt(world / "policy").config
+    panels = json.loads((ctx.observed / "panels.json").read_text())
+    cards = next(panel for panel in panels if panel["title"] == "Before and after")["items"]
+    assert {"prompt", "before", "after", "wanted"} == set(cards[0])
