@@ -35,7 +35,7 @@ from pipeline.errors import (
 )
 from pipeline.gates import Gate, check_known, flat_metrics, refuse
 from pipeline.store import Store
-from pipeline.tracking import connect, is_server, mlflow_errors, sole_writer, tracking_uri
+from pipeline.tracking import connect, is_server, mlflow_errors, prepare, sole_writer, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -254,6 +254,7 @@ class Registry:
         """
         model, log = record["model"], self._log(record["model"])
         with mlflow_errors(self.uri):
+            prepare(self.store, self.uri)
             client = connect(self.uri)
             if append:
                 record = {**record, "to": int(self._register(client, record))}
@@ -314,7 +315,7 @@ class Registry:
             home = known.experiment_id if known else client.create_experiment(EXPERIMENT)
             tags = {f"headwater.{key}": str(record[key]) for key in ("run", "stage", "digest")}
             run_id = client.create_run(home, tags=tags, run_name=record["model"]).info.run_id
-            client.set_terminated(run_id)
+            client.update_run(run_id, status="FINISHED")  # unlike set_terminated, prints nothing
         connect(self.uri, UPLOAD_TIMEOUT).log_artifacts(run_id, str(folder), "model")
         connect(self.uri)  # the time-out is the process's: short again
         return f"runs:/{run_id}/model", run_id

@@ -4,9 +4,8 @@ A pass compares the run's status with what the cursor says was sent, and sends t
 Everything here is safe to do twice: that, and no bookkeeping, is what makes replay exact.
 
     search before create    runs and models carry tags that identify them
-    points                  a key's last sent step is remembered; the database refuses a point
-                            that it has (same key, step, time and value). After a rewind the
-                            remade points are those that were sent already
+    points                  of each key only steps beyond the last one that MLflow has: points
+                            that were made again after a rewind are those that were sent already
     files                   same path, same bytes
 """
 
@@ -31,6 +30,7 @@ from pipeline.tracking import (
     connect,
     is_server,
     mlflow_errors,
+    prepare,
     public,
     read_cursor,
     sole_writer,
@@ -66,6 +66,7 @@ class Replica:
         self.client: MlflowClient
         self._connected = False
         self._read: dict[Path, tuple[int, int]] = {}  # series file -> inode, bytes sent
+        self._met: set[str] = set()  # runs whose last steps this process asked MLflow for
         self.cursor = read_cursor(run)
         if self.cursor.get("uri") != public(uri):
             self._forget()
@@ -74,6 +75,7 @@ class Replica:
         """One pass; what stops it is noted in the cursor, never raised."""
         try:
             with mlflow_errors(self.uri), sole_writer(self.run.store, patience):
+                prepare(self.run.store, self.uri)
                 if not self._connected:
                     self.client = connect(self.uri)
                     self._connected = True
@@ -90,7 +92,7 @@ class Replica:
 
     def _forget(self) -> None:
         self.cursor = {"uri": public(self.uri), "stages": {}}
-        self._read = {}
+        self._read, self._met = {}, set()
 
     def _note(self, **facts: Any) -> None:
         """Remember; written only when something is new."""
@@ -133,6 +135,9 @@ class Replica:
             params = parameters(self.run, stage.name, identity_of(self.run, stage.name))
             self._params(entry["run"], params)
             entry["params"] = True
+        if entry["run"] not in self._met:
+            entry["steps"] = {**entry.get("steps", {}), **self._last_steps(entry["run"])}
+            self._met.add(entry["run"])
         if artifact is None:
             self._series(entry, self.run.store.work(stage.uses, stage.fingerprint) / OBSERVED)
         else:
@@ -157,8 +162,8 @@ class Replica:
         self._text(entry["run"], manifest, "manifest.json")
         self._tag(entry["run"], "headwater.digest", artifact.digest)
         self._tag(entry["run"], "headwater.path", str(artifact.path))
-        if commit := artifact.manifest["code"].get("commit"):
-            self._tag(entry["run"], "mlflow.source.git.commit", commit)
+        commit = artifact.manifest["code"].get("commit") or "unknown"
+        self._tag(entry["run"], "mlflow.source.git.commit", commit)
         self._inputs(entry["run"], artifact)
         if artifact.kind.endswith("Model"):
             self._model(entry["run"], stage.name, artifact, finals)
@@ -262,6 +267,11 @@ class Replica:
         made = self.client.create_run(experiment, start, dict(tags), run_name=name)
         return str(made.info.run_id)
 
+    def _last_steps(self, run_id: str) -> dict[str, int]:
+        """What MLflow has, which is more than the cursor says after a kill between the two."""
+        keys = self.client.get_run(run_id).data.metrics
+        return {k: max(p.step for p in self.client.get_metric_history(run_id, k)) for k in keys}
+
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
@@ -335,7 +345,9 @@ class Replica:
                 experiment, name, run_id, tags, model_type=artifact.kind
             )
         self._points(run_id, finals, model.model_id)
-        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        outputs = self.client.get_run(run_id).outputs.model_outputs
+        if model.model_id not in [output.model_id for output in outputs]:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         self.client.finalize_logged_model(model.model_id, "READY")
 
 

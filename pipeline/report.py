@@ -184,13 +184,10 @@ def _stage(
 ) -> dict[str, Any]:
     """Everything that the page says of one stage."""
     found = store.peek(stage.uses, stage.fingerprint) if stage.path else None
-    observed = (
-        found.path / OBSERVED
-        if found
-        else store.work(stage.uses, stage.fingerprint) / OBSERVED
-        if stage.fingerprint
-        else run.folder
-    )
+    observed = run.folder  # where there are no panels
+    if found or stage.fingerprint:
+        place = found.path if found else store.work(stage.uses, stage.fingerprint)
+        observed = place / OBSERVED
     payload = (found.manifest.get("payload") if found else None) or planned.get("payload") or {}
     verdicts = [
         planned

@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifact import move
 from pipeline.errors import Failure, HeadwaterError
 from pipeline.journal import Run
 from pipeline.store import Store
@@ -74,7 +75,7 @@ def ui_command(store: Store, uri: str | None = None) -> list[str]:
 
 
 def connect(uri: str, timeout: int = TIMEOUT) -> MlflowClient:
-    """A client that gives up soon; imports MLflow (seconds), makes a new database (more)."""
+    """A client that gives up soon. Imports MLflow, which takes seconds."""
     os.environ.update(
         MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
         MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0",
@@ -83,9 +84,35 @@ def connect(uri: str, timeout: int = TIMEOUT) -> MlflowClient:
     )
     from mlflow import MlflowClient
 
+    _hush()
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def prepare(store: Store, uri: str) -> None:
+    """Make the store's own database, if it is to be used and is not there.
+
+    It is made aside and moved into place whole: MLflow's migrations are not one transaction, and
+    a database that a kill left in the middle of them can never be opened again. The caller is
+    the `sole_writer`.
+    """
+    target = store.root / DATABASE
+    if uri != f"sqlite:///{target}" or target.exists():
+        return
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    _hush()
+    aside = target.with_name(f".{DATABASE}.new")
+    aside.unlink(missing_ok=True)
+    (store.root / ARTIFACTS).mkdir(exist_ok=True)
+    made = SqlAlchemyStore(f"sqlite:///{aside}", (store.root / ARTIFACTS).as_uri())
+    made.engine.dispose()
+    move(aside, target)
+
+
+def _hush() -> None:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    return MlflowClient(uri, registry_uri=uri)
 
 
 @contextmanager
@@ -227,7 +254,6 @@ def main(mode: str, root: str, run_id: str) -> int:
     """The child: follows a run until standard input ends, or sends what is missing once."""
     from pipeline.replica import Replica
 
-    os.nice(10)
     run = Run(Store(root), run_id)
     replica = Replica(run, tracking_uri(run.store))
     if mode == "once":
@@ -241,5 +267,6 @@ def main(mode: str, root: str, run_id: str) -> int:
     return 0 if follow(replica.attempt, ended) else 1
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover: in the child, where nothing measures
+    os.nice(10)  # whatever the run needs comes first
     sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline import charts, panels
+
+BAD = '</title><script>x()</script>"\x1b[31m\u202e&amp;'
+
+
+def parsed(drawing: str) -> ElementTree.Element:
+    """A drawing is well-formed XML by itself."""
+    return ElementTree.fromstring(charts.standalone(drawing))
+
+
+def titles(drawing: str) -> list[str]:
+    return [
+        element.text or "" for element in parsed(drawing).iter() if element.tag.endswith("title")
+    ]
+
+
+def widths(drawing: str) -> list[float]:
+    bars = [e for e in parsed(drawing).iter() if "bar" in e.get("class", "")]
+    return [float(bar.get("width", 0)) for bar in bars]
+
+
+SERIES = [{"step": i, "time": i, "loss": 5 / (i + 1), "lr": 1e-3, "name": "nan"} for i in range(30)]
+
+
+def test_a_waterfall_steps_down_from_what_was_read_to_what_is_left() -> None:
+    steps = [("read", 100), ("short", -30), ("made up", 10), ("kept", 80)]
+    drawing = charts.draw(panels.waterfall("x", "documents", steps))
+    read, short, more, kept = widths(drawing)
+    assert short == pytest.approx(0.3 * read, abs=0.2)
+    assert more == pytest.approx(0.1 * read, abs=0.2)
+    assert kept == pytest.approx(0.8 * read, abs=0.2)
+    assert "short: -30 documents (30.0%)" in titles(drawing)
+
+
+def test_a_curve_shows_each_key_and_says_its_values() -> None:
+    drawing = charts.draw(panels.curve("x", ["loss", "lr", "missing"], unit="nats"), SERIES)
+    assert drawing.count("<polyline") == 2
+    assert "missing" not in drawing
+    assert any("step 4" in title and "loss 1" in title for title in titles(drawing))
+
+
+def test_a_curve_of_one_point_is_a_dot() -> None:
+    assert "<circle" in charts.draw(panels.curve("x", ["loss"]), SERIES[:1])
+
+
+def test_a_long_noisy_line_gets_a_smooth_one_and_a_smooth_one_does_not() -> None:
+    noisy = [{"step": i, "loss": 1 + (-1) ** i * 0.1} for i in range(200)]
+    straight = [{"step": i, "loss": i} for i in range(200)]
+    assert charts.draw(panels.curve("x", ["loss"]), noisy).count("<polyline") == 2
+    assert charts.draw(panels.curve("x", ["loss"]), straight).count("<polyline") == 1
+
+
+@pytest.mark.parametrize("values", [(0.5, 600.0), (1.0, 1.0), (3e-5, 4e-5), (1.0, 1e6)])
+def test_a_logarithmic_axis_encloses_its_line(values: tuple[float, float]) -> None:
+    series = [{"step": i, "y": y} for i, y in enumerate(values)]
+    drawing = charts.draw(panels.curve("x", ["y"], log_y=True), series)
+    for line in parsed(drawing).iter("{http://www.w3.org/2000/svg}polyline"):
+        heights = [float(p.split(",")[1]) for p in line.get("points", "").split()]
+        assert all(charts.TOP - 1 <= y <= charts.HEIGHT - charts.BOTTOM + 1 for y in heights)
+
+
+def test_zero_on_a_logarithmic_axis_makes_it_a_linear_one() -> None:
+    series = [{"step": 0, "y": 0.0}, {"step": 1, "y": 5.0}]
+    assert "<polyline" in charts.draw(panels.curve("x", ["y"], log_y=True), series)
+
+
+def test_thinning_keeps_every_spike() -> None:
+    line = [(float(i), 0.0) for i in range(10_000)]
+    line[5003] = (5003.0, 9.0)
+    line[7001] = (7001.0, -9.0)
+    kept = charts.thin(line)
+    assert len(kept) <= 2 * charts.BUCKETS
+    assert (5003.0, 9.0) in kept and (7001.0, -9.0) in kept
+    assert kept == sorted(kept)
+
+
+def test_a_step_that_was_made_again_counts_once() -> None:
+    rows = [{"step": 1, "y": 5}, {"step": 0, "y": 4}, {"step": 1, "y": 6}, {"step": 2, "y": "nan"}]
+    assert charts.line_of(rows, "y") == [(0, 4.0), (1, 6.0)]
+
+
+def test_bars_grow_from_zero_both_ways() -> None:
+    values = {"a": 4, "b": -2.0, "c": math.nan, "d": "text"}
+    drawing = charts.draw({"type": "bars", "title": "x", "values": values, "unit": "nats"})
+    a, b = widths(drawing)
+    assert a == pytest.approx(2 * b, abs=0.2)
+    assert "−2 nats" in drawing
+
+
+def test_a_histogram_has_a_bar_a_bin_and_its_threshold() -> None:
+    panel = panels.histogram("x", [0.0, 0.1, 0.5], [3, 6], threshold=0.2)
+    drawing = charts.draw(panel)
+    assert "0.1 to 0.5: 6" in titles(drawing)
+    assert "threshold 0.2" in drawing
+    assert "threshold" not in charts.draw({**panel, "threshold": 7})
+    assert "threshold" not in charts.draw({**panel, "threshold": None})
+    assert charts.draw(panels.histogram("x", [2, 2], [3]))
+
+
+@pytest.mark.parametrize(
+    "panel",
+    [
+        panels.waterfall("x", "u", []),
+        panels.curve("x", ["loss"]),
+        panels.bars("x", {}),
+        panels.histogram("x", [], []),
+        panels.histogram("x", [1, 2, 3], [1]),
+        panels.table("x", ["a"], []),
+        {"type": "hologram", "title": "x"},
+    ],
+)
+def test_what_holds_nothing_draws_nothing(panel: panels.Panel) -> None:
+    assert charts.draw(panel) == ""
+
+
+@pytest.mark.parametrize(
+    "panel",
+    [
+        panels.waterfall("x", BAD, [(BAD, 3), (BAD, 3)]),
+        panels.curve("x", [BAD], unit=BAD),
+        panels.bars("x", {BAD: 1.0}, unit=BAD),
+    ],
+)
+def test_hostile_text_stays_text(panel: panels.Panel) -> None:
+    drawing = charts.draw(panel, [{"step": 1, BAD: 2.0}])
+    assert drawing
+    parsed(drawing)
+    assert "<script" not in drawing and "\x1b" not in drawing and "\u202e" not in drawing
+
+
+def test_tables_and_samples_are_grids_and_drawings_are_not() -> None:
+    assert charts.grid(panels.table("x", ["a"], [[1]])) == {"columns": ["a"], "data": [[1]]}
+    items = [{"before": "a"}, {"after": "b"}]
+    expected = {"columns": ["before", "after"], "data": [["a", ""], ["", "b"]]}
+    assert charts.grid(panels.samples("x", items)) == expected
+    assert charts.grid(panels.bars("x", {})) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (12345, "12,345"),
+        (123456, "123k"),
+        (3.41e6, "3.41M"),
+        (2e9, "2G"),
+        (5e13, "50T"),
+        (18.4321, "18.43"),
+        (12345.6, "12,346"),
+        (0.03125, "0.03125"),
+        (3e-5, "3e-5"),
+        (-1.5e-7, "-1.5e-7"),
+        (math.inf, "∞"),
+        (-math.inf, "−∞"),
+        (math.nan, "nan"),
+    ],
+)
+def test_figures_read_well(value: float, said: str) -> None:
+    assert charts.number(value) == said
+
+
+def test_ticks_are_round_and_enclose() -> None:
+    assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert charts.ticks(2.61, 8.2)[0] <= 2.61 and charts.ticks(2.61, 8.2)[-1] >= 8.2
+    assert charts.ticks(3, 3)[0] < 3 < charts.ticks(3, 3)[-1]
+    assert charts.ticks(0, 0)[0] < 0 < charts.ticks(0, 0)[-1]
+
+
+def test_damaged_panels_are_none(tmp_path: Path) -> None:
+    assert charts.panels(tmp_path) == []
+    (tmp_path / "panels.json").write_text("[{")
+    assert charts.panels(tmp_path) == []
+    good = panels.bars("x", {"a": 1})
+    (tmp_path / "panels.json").write_text(json.dumps([good, 7, {}]))
+    assert charts.panels(tmp_path) == [good]
+
+
+def test_long_words_are_cut() -> None:
+    assert charts.short("abcdef", 6) == "abcdef"
+    assert charts.short("abcdefg", 6) == "abcde…"

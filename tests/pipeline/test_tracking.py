@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sample_run
+
+from pipeline import tracking
+from pipeline.errors import Failure, NotFound
+from pipeline.store import Store
+from pipeline.tracking import LONGEST_WAIT, Mirror, follow, public, read_cursor, sole_writer
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(tmp_path / "store")
+
+
+def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mirrors started from now on run this shell script instead of Python."""
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def test_the_address_is_as_told_or_from_the_environment_or_in_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tracking.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    assert tracking.tracking_uri(store) == "http://tracker:5000"
+    assert tracking.tracking_uri(store, "sqlite:///x") == "sqlite:///x"
+
+
+def test_the_command_that_opens_it(store: Store) -> None:
+    command = tracking.ui_command(store)
+    assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
+    assert f"sqlite:///{store.root}/mlflow.db" in command
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert tracking.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://***@tracker/x"
+
+
+def test_passwords_in_addresses_are_not_shown() -> None:
+    assert public("cannot reach http://me:pw@host:1/a") == "cannot reach http://***@host:1/a"
+    assert public("sqlite:////a/b@c") == "sqlite:////a/b@c"
+
+
+def test_passes_go_on_until_the_end_and_once_more() -> None:
+    passes: list[str] = []
+
+    def ended(_: float) -> bool:
+        return len(passes) == 3
+
+    assert follow(lambda: not passes.append("pass"), ended)
+    assert len(passes) == 4
+
+
+def test_waits_grow_while_nothing_answers_and_shrink_when_it_does() -> None:
+    waits: list[float] = []
+
+    def ended(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 10
+
+    answers = iter([False] * 7 + [True, False, False])
+    assert not follow(lambda: next(answers), ended)
+    assert waits == [0, 2, 4, 8, 16, 32, LONGEST_WAIT, LONGEST_WAIT, 2, 4]
+
+
+def test_what_mlflow_raises_becomes_one_line_without_passwords() -> None:
+    with pytest.raises(Failure) as caught, tracking.mlflow_errors("http://a:b@c"):
+        raise RuntimeError("refused by http://a:b@c\nlong\ntrace")
+    assert str(caught.value) == "http://***@c: MLflow: refused by http://***@c"
+    with pytest.raises(Failure, match="KeyError"), tracking.mlflow_errors("x"):
+        raise KeyError
+    with pytest.raises(NotFound), tracking.mlflow_errors("x"):
+        raise NotFound("as it is")
+
+
+def test_one_writer_at_a_time(store: Store) -> None:
+    second = sole_writer(store, 0.1)
+    with sole_writer(store, 0), pytest.raises(Failure, match="another process"), second:
+        pytest.fail("two writers")
+    with sole_writer(store, 0), (store.root / ".mlflow.db.lock").open() as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert not os.get_inheritable(lock.fileno())
+
+
+def test_a_mirror_that_cannot_start_is_a_warning(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = sample_run.make(store.root, names=())
+    (run.folder / "mlflow.log").mkdir()
+    mirror = Mirror(store, run)
+    mirror.start()
+    assert "no MLflow mirror" in caplog.text
+    assert not mirror.stop()
+
+
+def test_stop_says_whether_all_was_sent(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sample_run.make(store.root, names=())
+    mirror = Mirror(store, run, "sqlite:///secret-place")
+    child(tmp_path, 'cat; echo "$@"; echo "$MLFLOW_TRACKING_URI"', monkeypatch)
+    mirror.start()
+    assert mirror.stop(20)
+    said = (run.folder / "mlflow.log").read_text().split()
+    assert said == ["-m", "pipeline.tracking", "follow", str(store.root), run.id, mirror.uri]
+    child(tmp_path, "cat; exit 1", monkeypatch)
+    mirror.start()
+    assert not mirror.stop(20)
+
+
+def test_stop_waits_no_longer_than_told(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sample_run.make(store.root, names=())
+    child(tmp_path, "exec sleep 60", monkeypatch)
+    mirror = Mirror(store, run)
+    mirror.start()
+    started = time.monotonic()
+    assert not mirror.stop(0.2)
+    assert time.monotonic() - started < 10
+
+
+def test_a_sync_that_fails_says_why(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    run = sample_run.make(store.root, names=())
+    mirror = Mirror(store, run)
+    child(tmp_path, "exit 0", monkeypatch)
+    mirror.sync()
+    child(tmp_path, 'test "${PYTHONPATH##*:}" = /somewhere && exit 1; exit 0', monkeypatch)
+    with pytest.raises(Failure, match="the mirror died"):
+        mirror.sync()
+    (run.folder / "mlflow.json").write_text(json.dumps({"problem": "MLflow: refused"}))
+    with pytest.raises(Failure, match="MLflow: refused"):
+        mirror.sync()
+    assert mirror.problem == "MLflow: refused"
+
+
+def test_a_damaged_cursor_is_an_empty_one(store: Store) -> None:
+    run = sample_run.make(store.root, names=())
+    assert read_cursor(run) == {}
+    (run.folder / "mlflow.json").write_text("{")
+    assert read_cursor(run) == {}
+    (run.folder / "mlflow.json").write_text('{"parent": "x"}')
+    assert read_cursor(run) == {"parent": "x"}
