@@ -60,7 +60,7 @@ _WORKER_LOST = {
     "TaskPlacementGroupRemoved",
     "ActorPlacementGroupRemoved",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LET_GO = 10.0  # seconds that a killed process is given to vanish
 
 

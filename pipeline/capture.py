@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from pipeline.context import escape, redact
+from pipeline.reaper import MARK
 
 LONGEST = 8192  # bytes of one line of the log; a longer one is folded
 PATIENCE = 5.0  # seconds that the log is waited for at the end
@@ -36,8 +37,8 @@ def captured(log: Path, secrets: Iterable[str] = ()) -> Iterator[None]:
     pump = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        start_new_session=True,  # Ctrl-C in a terminal must not silence the log
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), MARK: ""},
+        start_new_session=True,  # neither Ctrl-C nor the reaper may silence the log
     )
     assert pump.stdin is not None
     try:

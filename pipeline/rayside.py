@@ -1,14 +1,13 @@
 """Everything of the engine that touches Ray: a cluster to join or to start, and attempts on it.
 
-An embedded cluster lives and dies with the driver: its processes are killed by the kernel when
-the driver's main thread ends, whatever ended it, and Ray's workers follow theirs.
+An embedded cluster lives and dies with the driver: the kernel kills Ray's servers when the
+driver's main thread ends, whatever ended it, and a reaper ends all the rest.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import tempfile
 import threading
@@ -24,16 +23,20 @@ from pipeline.artifact import make_folder
 from pipeline.attempt import Job, Outcome, carry_out, explain
 from pipeline.capture import captured
 from pipeline.errors import Failure
+from pipeline.lease import _born as process_born
 from pipeline.production import POLL, Resources
+from pipeline.reaper import MARK, Reaper
 
-STARTS = 3  # a slow machine can miss Ray's own 30 s, which cannot be changed
-_PREFIX = "headwater-"
+STARTS = 4  # a slow machine can miss Ray's own 30 s, which cannot be changed
+NODE_CHECK = 2.0  # seconds between two looks at whether our node is alive
 _LET_GO = 10.0  # seconds for a killed task to be reported as such
 _OBJECTS = 512 * 1024**2  # bytes of shared memory: data goes through the store, not through Ray
 
 
 def run_attempt(job: Job) -> Outcome:
     """What the stage's process does: all that it prints lands in the attempt's log."""
+    # Ctrl-C in a terminal reaches every process of its group; the stage stops by the cancel file.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     make_folder(job.attempt_dir)
     with captured(job.attempt_dir / "log.txt", job.secrets):
         return carry_out(job)
@@ -49,8 +52,8 @@ class RayLauncher:
     def __init__(self, address: str | None = None, resources: Resources | None = None) -> None:
         self._address = address
         self._resources = resources
-        self._ours = False
-        self._folder: Path | None = None
+        self._close: Callable[[], None] = lambda: None
+        self._alive = _our_node_is_alive
         self._task: Any = None
 
     def start(self) -> Resources:
@@ -63,25 +66,34 @@ class RayLauncher:
         import ray
 
         if not ray.is_initialized():
-            self._ours = True
-            with _keeping_signal_handlers():
-                self._join() if self._address else self._embed()
-            # Every death of a worker would be printed to stdout, between lines of JSON.
-            ray._private.worker._worker_logs_enabled = False
+            if self._address:
+                join(self._address)
+                self._close = leave
+            else:
+                embedded = EmbeddedRay(self._resources)
+                self._close, self._alive = embedded.close, embedded.alive
         self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_attempt)
         total = ray.cluster_resources()
         return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
 
     def run(self, job: Job, stop: Callable[[], bool]) -> Outcome:
-        """Carry out one attempt; its process is killed as soon as `stop()` says so."""
+        """Carry out one attempt; its process is killed as soon as `stop()` says so.
+
+        Raises:
+            Failure: Ray itself is gone.
+        """
         import ray
 
         task = self._task.options(name=f"{job.stage}-{job.attempt}").remote(job)
+        look = time.monotonic() + NODE_CHECK
         while not ray.wait([task], timeout=POLL)[0]:
             if stop():
                 ray.cancel(task, force=True, recursive=True)
                 ray.wait([task], timeout=_LET_GO)
                 return Outcome("killed", "it was killed")
+            if time.monotonic() > look:
+                self._require_ray()
+                look = time.monotonic() + NODE_CHECK
         try:
             return ray.get(task)  # type: ignore[no-any-return]
         except Exception as error:
@@ -90,36 +102,35 @@ class RayLauncher:
 
     def close(self) -> None:
         """End what `start` began; a cluster that was there before stays."""
-        if self._ours:
-            import ray
+        self._close()
+        self._close = lambda: None
 
-            with _keeping_signal_handlers(), suppress(Exception):
-                ray.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._ours, self._folder = False, None
-
-    def _join(self) -> None:
-        import ray
-
-        try:
-            ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    def _require_ray(self) -> None:
+        """Tasks of a driver whose own node is dead never end, nor do they fail."""
+        if not self._alive():
             raise Failure(
-                f"the Ray cluster does not answer: {error}",
-                where=str(self._address),
-                remedy="check the address and the token with `headwater cluster status`",
-            ) from error
+                "Ray died under the run",
+                remedy="`headwater resume` goes on; `headwater doctor` checks the machine",
+            )
 
-    def _embed(self) -> None:
+
+class EmbeddedRay:
+    """A Ray of this process alone, without a dashboard, on loopback, with a token.
+
+    Args:
+        resources: what it may hand out; without it the whole machine.
+
+    Raises:
+        Failure: it did not start in several attempts.
+    """
+
+    def __init__(self, resources: Resources | None = None) -> None:
         for attempt in range(1, STARTS + 1):
-            self._folder = fresh_folder()
             try:
-                start_embedded(self._folder, self._resources)
+                self._start(resources)
                 return
             except Exception as error:
                 self.close()
-                self._ours = True
                 if attempt == STARTS:
                     raise Failure(
                         f"Ray did not start in {STARTS} attempts: {error}",
@@ -127,37 +138,90 @@ class RayLauncher:
                     ) from error
                 time.sleep(attempt)
 
+    def alive(self) -> bool:
+        """Whether its servers run."""
+        return all(process_born(pid) == born for pid, born in self._servers)
 
-def start_embedded(folder: Path, resources: Resources | None = None) -> None:
-    """Start a Ray of this process alone.
+    def close(self) -> None:
+        """End all its processes, also those that it forgot, and remove its files."""
+        with suppress(Exception):
+            leave()
+        self._reaper.close()
 
-    Args:
-        folder: an own, short folder: Ray makes sockets in it, whose paths have at most 107 bytes.
-        resources: what it may hand out; without it the whole machine.
-    """
-    os.environ.update(_environment())
+    def _start(self, resources: Resources | None) -> None:
+        folder = _short_folder()
+        self._reaper = Reaper(folder.name, folder)
+        os.environ.update(_environment())
+        os.environ[MARK] = folder.name
+        import ray
+
+        limits = {"num_cpus": resources.cpus, "num_gpus": resources.gpus} if resources else {}
+        try:
+            with _keeping_signal_handlers():
+                ray.init(
+                    address="local",  # a bare init joins whatever cluster a stale file names
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=_OBJECTS,
+                    _temp_dir=str(folder),
+                    **limits,
+                )
+        finally:
+            del os.environ[MARK]  # what else this process starts is not Ray's
+        children = psutil.Process().children()
+        servers = [p.pid for p in children if p.name() in ("raylet", "gcs_server")]
+        self._servers = [(pid, process_born(pid)) for pid in servers]
+        _silence()
+
+
+def _our_node_is_alive() -> bool:
+    """What the cluster says of the machine that this driver is connected to."""
     import ray
 
-    limits = {"num_cpus": resources.cpus, "num_gpus": resources.gpus} if resources else {}
-    ray.init(
-        address="local",  # a bare init joins whatever cluster a stale file names
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=_OBJECTS,
-        _temp_dir=str(folder),
-        **limits,
-    )
+    ours = ray.get_runtime_context().get_node_id()
+    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == ours)
 
 
-def fresh_folder() -> Path:
-    """A private, short folder for one embedded Ray; those of dead processes are removed."""
-    root = Path(tempfile.gettempdir())
-    for old in root.glob(f"{_PREFIX}*"):
-        owner = old.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+def join(address: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        Failure: it does not answer, or refuses.
+    """
+    import ray
+
+    try:
+        with _keeping_signal_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise Failure(
+            f"the Ray cluster does not answer: {error}",
+            where=address,
+            remedy="check the address and the token with `headwater cluster status`",
+        ) from error
+    _silence()
+
+
+def leave() -> None:
+    """Disconnect; an embedded Ray ends."""
+    import ray
+
+    with _keeping_signal_handlers():
+        ray.shutdown()
+
+
+def _silence() -> None:
+    """Ray would print every death of a worker to stdout, between lines of JSON."""
+    import ray
+
+    ray._private.worker._worker_logs_enabled = False
+
+
+def _short_folder() -> Path:
+    """A private folder: Ray makes sockets in it, whose paths have at most 107 bytes."""
+    root = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="headwater-", dir=root if len(root) < 20 else "/tmp"))  # noqa: S108
 
 
 def _environment() -> dict[str, str]:

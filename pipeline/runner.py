@@ -116,7 +116,7 @@ def _plan_again(run: Run) -> Plan:
 def exit_code(run: Run) -> int:
     """What a process that carried out this run ends with."""
     status = run.status()
-    classes = set()
+    classes: set[str | None] = set()
     for event in run.events():
         if event["event"] == "run.started":
             classes.clear()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,32 +37,12 @@ def ray_session() -> Iterator[Any]:
     """
     import ray
 
-    from pipeline.rayside import fresh_folder, start_embedded
+    from pipeline.production import Resources
+    from pipeline.rayside import EmbeddedRay
 
     paths = [str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        folder = _started(fresh_folder, start_embedded)
+        embedded = EmbeddedRay(Resources(2))
     yield ray
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _started(fresh_folder: Any, start: Any) -> Path:
-    """A slow machine misses Ray's own 30 s now and then."""
-    import ray
-
-    from pipeline.production import Resources
-
-    for attempt in (1, 2, 3):
-        folder: Path = fresh_folder()
-        try:
-            start(folder, Resources(2))
-            return folder
-        except Exception:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-            if attempt == 3:
-                raise
-            time.sleep(attempt)
-    raise AssertionError("unreachable")
+    embedded.close()

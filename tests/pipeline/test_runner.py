@@ -8,33 +8,34 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
+from toyruns import (
+    DEADLINE,
+    TWO_AND_SUM,
+    digests,
+    events,
+    held,
+    holds,
+    make,
+    numbers,
+    states,
+    until,
+)
 
-from pipeline import plan as planning
 from pipeline.attempt import Job, Outcome, carry_out
 from pipeline.errors import Failure, GateRefused, HeadwaterError, LeaseLost, UserError
 from pipeline.journal import Run, RunStatus
 from pipeline.lease import Lease
 from pipeline.production import Budget, Pool, Resources
 from pipeline.runner import execute, exit_code
-from pipeline.spec import load
 from pipeline.stage import Retries
 from pipeline.store import Store
 
 pytestmark = pytest.mark.usefixtures("toys")
-
-DEADLINE = 20.0  # seconds until a test gives up on something that must happen
-TWO_AND_SUM = """
-a: {uses: toy.count, value: 1}
-b: {uses: toy.count, value: 2}
-sum: {uses: toy.add, numbers: ["${a}", "${b}"]}
-"""
 
 
 class Threads:
@@ -98,55 +99,9 @@ def hold(tmp_path: Path) -> Iterator[Path]:
     file.unlink(missing_ok=True)
 
 
-def make(store: Store, stages: str, *, promote: str = "", **selection: Any) -> Run:
-    """A run of a pipeline with these stages."""
-    file = store.root.parent / "toy.yaml"
-    indented = "".join(f"  {line}\n" for line in dedent(stages).strip().splitlines())
-    file.write_text(f"name: toy\nseed: 0\nstages:\n{indented}{promote}")
-    spec = load(file)
-    return Run.create(store, spec, planning.make(spec, store, **selection))
-
-
 def go(run: Run, launcher: Threads | None = None, **options: Any) -> RunStatus:
     options.setdefault("backoff", 0.001)
     return execute(run, run.store, launcher=launcher or Threads(), **options)
-
-
-def states(run: Run) -> dict[str, str]:
-    return {stage.name: stage.state for stage in run.status().stages}
-
-
-def events(run: Run, kind: str, stage: str | None = None) -> list[dict[str, Any]]:
-    return [
-        event
-        for event in run.events()
-        if event["event"] == kind and stage in (None, event.get("stage"))
-    ]
-
-
-def numbers(run: Run) -> dict[str, str]:
-    """What each stage made."""
-    return {
-        stage.name: Path(stage.path, "number.txt").read_text().strip()
-        for stage in run.status().stages
-        if stage.path
-    }
-
-
-def digests(run: Run) -> dict[str, str]:
-    found = {s.name: run.store.peek(s.uses, s.fingerprint) for s in run.status().stages}
-    return {name: artifact.digest for name, artifact in found.items() if artifact}
-
-
-def until(happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-
-
-def holds(run: Run, stage: str, attempt: int = 1) -> bool:
-    return run.attempt_dir(stage, attempt).joinpath("holds").exists()
 
 
 class Meanwhile:
@@ -441,10 +396,6 @@ def signals(*moments: Callable[[], bool]) -> threading.Thread:
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
     return thread
-
-
-def held(hold: Path, more: str = "") -> str:
-    return TWO_AND_SUM.replace("value: 1", f"value: 1, hold: {hold}{more}")
 
 
 def test_interrupted_it_stops_at_a_safe_point_and_resumes_to_the_same_bytes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,35 @@ def add(params: Add, inputs: Inputs, out: Path, ctx: Context) -> None:
     ctx.result(total=total)
 
 
+class Fan(Params):
+    """Counts in processes of its own."""
+
+    parts: int = 3
+    """How many there are."""
+    trouble: Annotated[str, EXECUTION] = ""
+    """What happens in the last of them."""
+
+
+@stage("toy.fan", output="Number", version=1)
+def fan(params: Fan, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Sum what tasks that take a CPU each give back."""
+    import ray
+
+    troubles = [""] * (params.parts - 1) + [params.trouble]
+    task = ray.remote(num_cpus=1, max_retries=0)(part)
+    total = sum(ray.get([task.remote(n, trouble) for n, trouble in enumerate(troubles)]))
+    out.joinpath("number.txt").write_text(f"{total}\n")
+
+
+def part(number: int, trouble: str) -> int:
+    """A share of the work of `fan`."""
+    if trouble == "user":
+        raise InputError("a part is odd", where="part", remedy="give an even one")
+    if trouble == "die":
+        os.kill(os.getpid(), 9)
+    return number
+
+
 def trouble(params: Count, out: Path, ctx: Context) -> None:
     """Wait where the test wants it to, and then suffer."""
     ctx.attempt_dir.joinpath("holds").write_text(str(os.getpid()))
@@ -95,6 +125,9 @@ def trouble(params: Count, out: Path, ctx: Context) -> None:
             raise MemoryError
         case "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "number.txt"))
+        case "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+            out.joinpath("number.txt").write_bytes(bytes(8192))
         case "print":
             print("printed \x1b[31mred")
             os.system("echo from a child")

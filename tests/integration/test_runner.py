@@ -1,0 +1,101 @@
+"""Runs on a real Ray: one cluster for the session, one process a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from toyruns import TWO_AND_SUM, digests, events, held, holds, log, make, numbers, process_of, until
+
+from pipeline.attempt import Job
+from pipeline.errors import Failure
+from pipeline.journal import Run, RunStatus
+from pipeline.production import Resources
+from pipeline.rayside import RayLauncher, join
+from pipeline.runner import execute
+from pipeline.stage import find_stage
+from pipeline.store import Store
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("toys", "ray_session")]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def go(run: Run) -> RunStatus:
+    return execute(run, run.store, backoff=0.01)
+
+
+def test_a_pipeline_is_made_and_its_processes_print_to_its_logs(store: Store) -> None:
+    run = make(store, TWO_AND_SUM.replace("value: 1", "value: 1, trouble: print"))
+    assert go(run).state == "finished"
+    assert numbers(run) == {"a": "10", "b": "14", "sum": "24"}
+    said = log(run, "a")
+    assert "printed \\x1b[31mred" in said
+    assert "from a child" in said
+    assert process_of(run, "a") != process_of(run, "b")
+    until(lambda: not psutil.pid_exists(process_of(run, "a")))
+
+
+def test_a_stage_leaves_the_cpus_to_the_processes_that_it_starts(store: Store) -> None:
+    run = make(store, "a: {uses: toy.fan, workers: {num: 2}}")
+    assert go(run).state == "finished"
+    assert numbers(run) == {"a": "3"}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "error", "attempts"),
+    [("user", "user", "part: a part is odd", 1), ("die", "worker", "a process died", 2)],
+)
+def test_errors_out_of_nested_tasks_keep_their_class(
+    store: Store, trouble: str, kind: str, error: str, attempts: int
+) -> None:
+    run = make(store, f"a: {{uses: toy.fan, trouble: {trouble}, retries: {{worker: 1}}}}")
+    assert go(run).state == "failed"
+    failed = events(run, "stage.failed")[0]
+    assert (failed["class"], failed["error"].startswith(error)) == (kind, True)
+    assert len(events(run, "stage.started")) == attempts
+
+
+def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any) -> None:
+    launcher = RayLauncher()
+    assert launcher.start() == Resources(2)
+    hold = tmp_path / "hold"
+    hold.touch()
+    params = find_stage("toy.count").params.model_validate({"hold": str(hold), "deaf": True})
+    job = Job(store.root, "run-1", "a", "toy.count", "0" * 16, params, {}, 1)
+    mark = job.attempt_dir / "holds"
+    assert launcher.run(job, mark.exists).ending == "killed"
+    until(lambda: not psutil.pid_exists(int(mark.read_text())), 10)
+    launcher.close()
+    assert ray_session.is_initialized()
+
+
+def test_two_runs_at_once_make_everything_once(store: Store, tmp_path: Path) -> None:
+    import threading
+
+    hold = tmp_path / "hold"
+    hold.touch()
+    runs = [make(store, held(hold)), make(store, held(hold))]
+    threads = [threading.Thread(target=go, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    until(lambda: any(holds(run, "a") for run in runs))
+    until(lambda: any(events(run, "stage.waiting", "a") for run in runs))
+    hold.unlink()
+    for thread in threads:
+        thread.join()
+    assert [run.status().state for run in runs] == ["finished", "finished"]
+    made = [event["stage"] for run in runs for event in events(run, "stage.finished")]
+    assert sorted(made) == ["a", "b", "sum"]
+    assert digests(runs[0]) == digests(runs[1])
+
+
+def test_a_cluster_that_does_not_answer_is_a_plain_message() -> None:
+    with pytest.raises(Failure, match="the Ray cluster does not answer") as caught:
+        join("not an address")
+    assert "headwater cluster status" in caught.value.remedy
