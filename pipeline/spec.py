@@ -364,14 +364,26 @@ class _Checker:
             return None
         self.unknown_keys(("promote",), data, PROMOTE_KEYS)
         model = self.name(("promote", "model"), data.get("model"), "model")
-        alias = self.name(("promote", "alias"), data.get("alias", DEFAULT_ALIAS), "alias")
+        alias = self.alias(data.get("alias", DEFAULT_ALIAS))
         stage = data.get("stage")
         ref = _reference(stage)
         name = ref.name if isinstance(ref, StageRef) else str(stage)
+        made = self.stages[name].output if name in self.stages else ""
         if name not in self.tree.data.get("stages", ()):
             message = f"there is no stage {name!r}" if stage else "missing"
             self.problem(("promote", "stage"), message, "the stage whose model is promoted")
+        elif made and not made.endswith("Model"):
+            self.problem(("promote", "stage"), f"{name} makes {made}, which is no model")
         return Promotion(model, name, alias, self.gates(data.get("require", [])))
+
+    def alias(self, value: Any) -> str:
+        from pipeline.registry import check_alias
+
+        try:
+            check_alias(str(value))
+        except UserError as error:
+            self.problem(("promote", "alias"), error.message, error.remedy)
+        return str(value)
 
     def gates(self, data: Any) -> tuple[str, ...]:
         path = ("promote", "require")

@@ -8,11 +8,19 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
+from hypothesis import HealthCheck, settings
 from pydantic import Field, field_validator
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
+
+steady = settings(
+    deadline=None,  # a busy machine is no failure
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 class Soil(Section):
@@ -114,3 +122,8 @@ class Taste(Params):
 @stage("orchard.taste", inputs={"juices": "Juice*"}, output="Metrics", version=2)
 def taste(params: Taste, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Taste juices."""
+
+
+@stage("orchard.bottle", inputs={"juice": "Juice"}, output="BottleModel", version=1)
+def bottle(params: Params, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Bottle a juice: the registry takes what is called a model."""

@@ -13,6 +13,7 @@ import orchard
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from orchard import steady
 
 from pipeline.errors import NotCanonical
 from pipeline.fingerprint import canonical, changes, fingerprint, identity, payload, show
@@ -75,6 +76,7 @@ def test_what_has_no_one_form_is_refused(value: Any, message: str) -> None:
     assert caught.value.message == message
 
 
+@steady
 @given(plain)
 def test_equal_bytes_mean_equal_values(value: Any) -> None:
     """JSON reads back what was written, types and last bits of floats included."""
@@ -83,12 +85,14 @@ def test_equal_bytes_mean_equal_values(value: Any) -> None:
     assert canonical(back) == canonical(value)
 
 
+@steady
 @given(st.dictionaries(text, floats, max_size=4), st.data())
 def test_the_order_of_keys_is_nothing(value: dict[str, float], data: st.DataObject) -> None:
     keys = data.draw(st.permutations(list(value)))
     assert canonical({"x": {key: value[key] for key in keys}}) == canonical({"x": value})
 
 
+@steady
 @given(plain, plain)
 @example(1, 1.0)
 @example(1, True)
@@ -124,12 +128,14 @@ def test_identity_holds_defaults_and_no_execution_fields_at_any_depth() -> None:
     assert not {"workers", "retries", "tools"} & set(found)
 
 
+@steady
 @given(st.integers(1, 64), st.integers(0, 9), st.text())
 def test_how_the_work_is_done_changes_no_fingerprint(num: int, tools: int, spade: str) -> None:
     way = {"workers": Workers(num=num), "tools": tools, "soil": orchard.Soil(spade=spade)}
     assert fingerprint(planted(**way)) == fingerprint(planted())
 
 
+@steady
 @given(st.integers(), st.integers(), floats, floats)
 def test_what_is_made_changes_the_fingerprint(a: int, b: int, x: float, y: float) -> None:
     one, other = planted(pairs=2 * a, water=x), planted(pairs=2 * b, water=y)
@@ -215,6 +221,7 @@ def test_values_are_shown_as_people_write_them(value: Any, shown: str) -> None:
     assert show(value) == shown
 
 
+@steady
 @given(floats)
 def test_a_shown_number_is_the_number(value: float) -> None:
     assert float(show(value)) == value

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from orchard import steady
 
 from pipeline.graph import Cycle, downstream, order, upstream
 
@@ -51,6 +52,7 @@ def test_a_cycle_is_named_as_the_work_flows() -> None:
         order({"a": ["a"]})
 
 
+@steady
 @given(graphs())
 def test_an_order_respects_every_edge(graph: dict[str, list[str]]) -> None:
     found = order(graph)
@@ -58,6 +60,7 @@ def test_an_order_respects_every_edge(graph: dict[str, list[str]]) -> None:
     assert all(found.index(need) < found.index(name) for name in graph for need in graph[name])
 
 
+@steady
 @given(graphs())
 def test_upstream_and_downstream_are_each_others_converse(graph: dict[str, list[str]]) -> None:
     for a in graph:
@@ -66,6 +69,7 @@ def test_upstream_and_downstream_are_each_others_converse(graph: dict[str, list[
             assert (a in upstream(graph, b)) == (b in downstream(graph, a))
 
 
+@steady
 @given(graphs(), st.data())
 def test_a_ring_is_found_wherever_it_is(graph: dict[str, list[str]], data: st.DataObject) -> None:
     edges = [(name, need) for name, needs in graph.items() for need in needs]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from orchard import steady
 
 from pipeline import reader
 from pipeline.errors import SpecError
@@ -216,6 +217,7 @@ plain = st.recursive(
 )
 
 
+@steady
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
@@ -226,6 +228,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert set(map(type, found.places.values())) == {str}
 
 
+@steady
 @given(plain)
 def test_plain_data_comes_back(data: Any) -> None:
     """JSON is YAML 1.2; a whole number with an exponent comes back as an integer, equal to it."""
