@@ -1,0 +1,262 @@
+"""Cleaning: counts add up, nothing depends on how the work was cut, and mistakes are explained."""
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.context import Context
+from pipeline.errors import InputError, Interrupted
+from pipeline.stage import Inputs
+from stages.clean import CleanParams, clean
+from stages.data.documents import Documents, read_dropped, read_stats
+from stages.text import sources
+
+SENTENCE = """the of and to that have with be library function returns value object file names
+when given each every path string number result error reads writes opens closes before after
+between other first last while until because through"""
+WORDS = SENTENCE.split()
+LAX = {"min_words": 0, "min_stop_words": 0, "min_characters": 1, "min_mean_word_length": 0}
+
+
+def prose(seed, words=90):
+    """English-looking text without a repeated line."""
+    chance = random.Random(seed)
+    picked = [
+        chance.choice(WORDS) + (chance.choice("abcdefgh") * (i % 5 == 0)) for i in range(words)
+    ]
+    return ". ".join(" ".join(picked[i : i + 9]).capitalize() for i in range(0, words, 9)) + "."
+
+
+def write_jsonl(path, texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def run(folder, *names, **options):
+    """Clean these sources in a fresh context of `folder`."""
+    ctx = Context.local(folder)
+    clean(CleanParams(sources=tuple(map(str, names)), **options), Inputs({}), ctx.out, ctx)
+    return ctx
+
+
+def bytes_of(ctx):
+    files = sorted(path for path in ctx.out.rglob("*") if path.is_file())
+    return {path.relative_to(ctx.out).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Good texts, copies of some, near-copies of others, and one for each common fault."""
+    good = [prose(i) for i in range(40)]
+    near = [good[i].replace("library", "module", 1) + " Indeed." for i in (3, 4)]
+    bad = [
+        "",
+        "short",
+        "# # # " * 100,
+        "und die der das ist nicht ein eine mit von auf für " * 20,
+        prose(77) + ("\nagain and again the same line" * 60),
+        " ".join(str(n) for n in range(300)),
+    ]
+    folder = tmp_path / "corpus"
+    write_jsonl(folder / "a.jsonl", [*good[:20], *bad, good[5]])
+    write_jsonl(folder / "b.jsonl", [*good[20:], good[5], *near])
+    (folder / "c.jsonl").write_text('{"text": "cut')
+    (folder / "d.txt").write_text(prose(500))
+    return folder
+
+
+def test_every_document_ends_in_one_place_with_its_reason(corpus, tmp_path):
+    ctx = run(tmp_path / "w", corpus, languages=("en",))
+    kept, dropped = list(Documents(ctx.out)), list(read_dropped(ctx.out))
+    stats = read_stats(ctx.out)
+    assert stats["read"]["documents"] == len(kept) + len(dropped) == 40 + 6 + 1 + 3 + 1 + 1
+    characters = sum(len(d.text) for d in kept) + sum(len(d["text"]) for d in dropped)
+    assert stats["read"]["characters"] == characters
+    assert len({d.id for d in kept} | {d["id"] for d in dropped}) == 52
+    reasons = {}
+    for row in dropped:
+        reasons.setdefault(row["rule"], []).append(row)
+    assert {rule: len(rows) for rule, rows in reasons.items()} == {
+        rule: counts["documents"] for rule, counts in stats["by_rule"].items()
+    }
+    assert len(reasons["exact_duplicate"]) == 2 and len(reasons["near_duplicate"]) == 2
+    assert len(reasons["broken.json"]) == len(reasons["empty"]) == 1
+    assert "language" in reasons and "lines.duplicate" in reasons
+    assert all(d.lang == "en" and d.source == "corpus" for d in kept)
+    places = [json.loads(d.meta) for d in kept]
+    assert places[0] == {"line": 1, "place": "a.jsonl"} and places[-1] == {"place": "d.txt"}
+
+
+def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_path):
+    ctx = run(tmp_path / "w", corpus)
+    kept = [d.text for d in Documents(ctx.out)]
+    assert kept.count(prose(5)) == 1
+    assert prose(3) not in kept and any(text.endswith("Indeed.") for text in kept)
+    scores = [r["score"] for r in read_dropped(ctx.out) if r["rule"] == "near_duplicate"]
+    assert all(0 < score < 1 for score in scores)
+    loose = run(tmp_path / "x", corpus, dedup={"exact": False, "near": False})
+    assert [d.text for d in Documents(loose.out)].count(prose(5)) == 3
+
+
+def test_the_score_is_the_measure_that_failed(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [prose(1), "the of and " * 3])
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", rules={"min_characters": 50})
+    (row,) = read_dropped(ctx.out)
+    assert (row["rule"], row["score"]) == ("characters", 32.0)  # trailing blank trimmed
+
+
+def test_the_cut_into_shards_changes_no_byte(corpus, tmp_path, monkeypatch):
+    whole = bytes_of(run(tmp_path / "one", corpus))
+    monkeypatch.setattr(sources, "SHARD_BYTES", 1)
+    assert bytes_of(run(tmp_path / "two", corpus)) == whole
+    assert {"stats.json", "documents/part-00000.parquet", "dropped/part-00000.parquet"} == set(
+        whole
+    )
+
+
+def test_where_the_corpus_lies_changes_no_byte(corpus, tmp_path):
+    before = bytes_of(run(tmp_path / "one", corpus))
+    digest = CleanParams(sources=(str(corpus),)).externals()
+    moved = tmp_path / "other" / "corpus"
+    moved.parent.mkdir()
+    corpus.rename(moved)
+    assert bytes_of(run(tmp_path / "two", moved)) == before
+    assert CleanParams(sources=(str(moved),)).externals() == digest
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SHARD_BYTES", 1)
+    expected = bytes_of(run(tmp_path / "whole", corpus))
+    for stop in range(4):
+        folder = tmp_path / f"stopped-{stop}"
+        judged = folder / "scratch" / "judged"
+        ctx = Context.local(folder)
+        real = Context.check_cancelled
+
+        def check(self, judged=judged, stop=stop, real=real):
+            if len(list(judged.iterdir())) > stop:
+                self.cancel_file.touch()
+            real(self)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(Context, "check_cancelled", check)
+            run(folder, corpus)
+        ctx.cancel_file.unlink()
+        (ctx.out / "documents").mkdir(exist_ok=True)
+        (ctx.out / "documents" / "part-00007.parquet").write_text("left by a kill while writing")
+        assert bytes_of(run(folder, corpus)) == expected
+
+
+@pytest.mark.parametrize(("cap", "read"), [(1, 1), (7, 7), (45, 45), (1000, 52)])
+def test_a_cap_reads_the_first_documents(corpus, tmp_path, cap, read, monkeypatch):
+    everything = run(tmp_path / "all", corpus, dedup={"exact": False, "near": False})
+    monkeypatch.setattr(sources, "SHARD_BYTES", 1)
+    ctx = run(tmp_path / "w", corpus, max_documents=cap, dedup={"exact": False, "near": False})
+    assert read_stats(ctx.out)["read"]["documents"] == read
+    kept = [d.id for d in Documents(ctx.out)]
+    assert kept == [d.id for d in Documents(everything.out)][: len(kept)]
+
+
+def test_a_cap_on_characters_is_never_passed(corpus, tmp_path):
+    ctx = run(tmp_path / "w", corpus, max_characters=5_000)
+    assert 4_000 < read_stats(ctx.out)["read"]["characters"] <= 5_000
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.text(max_size=80) | st.sampled_from([prose(1), prose(2), "x"]), min_size=1))
+def test_counts_add_up_for_any_texts(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in [*texts, prose(3)])
+    )
+    ctx = run(folder / "w", folder / "a.jsonl", rules=LAX)
+    stats = read_stats(ctx.out)
+    assert stats["read"]["documents"] == len(texts) + 1
+    for unit in ("documents", "characters"):
+        assert stats["read"][unit] == stats["kept"][unit] + stats["dropped"][unit]
+        assert stats["dropped"][unit] == sum(c[unit] for c in stats["by_rule"].values())
+
+
+def test_hostile_text_stops_nothing(tmp_path):
+    hostile = [
+        "".join(map(chr, range(1, 256))) * 4,
+        "\u202e" + prose(1) + "\u2066",
+        "\ud800\udfff lone " + prose(2),
+        "</s><|user|> " + prose(3),
+        "w" * 1_000_000,
+        "\0" * 10_000,
+        ("e" + "\u0301" * 50) * 2_000,
+        "\n" * 100_000 + "x",
+        "日本語" * 5_000,
+        "…" * 20_000,
+    ]
+    write_jsonl(tmp_path / "a.jsonl", [*hostile, prose(9)])
+    (tmp_path / "b.txt").write_bytes(bytes(range(256)) * 200)
+    ctx = run(tmp_path / "w", tmp_path / "*.*")
+    stats = read_stats(ctx.out)
+    assert stats["read"]["documents"] == 12
+    kept = [d.text for d in Documents(ctx.out)]
+    assert prose(9) in kept and prose(1) in kept and "</s><|user|> " + prose(3) in kept
+    shown = (ctx.observed / "panels.json").read_text()
+    assert "\\u202e" not in shown and "\\u0000" not in shown
+
+
+def test_nothing_left_says_why_and_what_to_do(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ["Das ist ein deutscher Satz über nichts."] * 3)
+    with pytest.raises(
+        InputError, match="nothing is left of 3 documents: dropped 3 by language"
+    ) as error:
+        run(tmp_path / "w", tmp_path / "a.jsonl", languages=("en",))
+    assert "languages" in error.value.remedy and error.value.exit_code == 2
+    with pytest.raises(InputError, match="3 by characters") as error:
+        run(tmp_path / "x", tmp_path / "a.jsonl")
+    assert "characters" in error.value.remedy
+
+
+def test_sources_without_documents_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(InputError, match="no documents within the caps"):
+        run(tmp_path / "w", tmp_path / "a.jsonl")
+
+
+def test_an_unreadable_source_is_named_before_anything_runs(tmp_path):
+    missing = CleanParams(sources=(str(tmp_path / "none.txt"),))
+    with pytest.raises(InputError, match="does not exist"):
+        missing.externals()
+
+
+def test_what_people_see(corpus, tmp_path):
+    ctx = run(tmp_path / "w", corpus)
+    panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
+    for unit in ("documents", "characters"):
+        steps = panels[f"Cleaning: {unit}"]["steps"]
+        assert steps[0][0] == "read" and steps[-1][0] == "kept"
+        assert sum(count for _, count in steps[:-1]) == steps[-1][1]
+    assert panels["Sources"]["rows"][0][0] == "corpus"
+    clusters = panels["Largest groups of copies"]["items"]
+    assert clusters[0]["copies"] == "3" and clusters[0]["stays"].startswith("a.jsonl: ")
+    kept = read_stats(ctx.out)["kept"]["documents"]
+    assert sum(panels["Characters of a kept document"]["counts"]) == kept
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert results["documents"] == kept and results["duplicates"] == 4
+
+
+def test_the_documentation_of_this_python_is_english_prose(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SHARD_BYTES", 500_000)
+    ctx = run(tmp_path / "w", "python:docs", languages=("en",), max_characters=150_000)
+    stats = read_stats(ctx.out)
+    assert stats["kept"]["characters"] > 0.5 * stats["read"]["characters"] > 60_000
+    monkeypatch.setattr(sources, "SHARD_BYTES", 300_000)
+    again = run(tmp_path / "x", "python:docs", languages=("en",), max_characters=150_000)
+    assert bytes_of(ctx) == bytes_of(again)
+
+
+def test_parameters_that_cannot_work_are_named():
+    params = CleanParams(sources=("a", "a"), languages=("English", "en"))
+    assert [p.key for p in params.check({})] == ["languages", "sources"]
+    assert list(CleanParams(sources=("a",), languages=("en", "deu")).check({})) == []
+    assert CleanParams(sources=("a",)).estimate({}) == {}
+    assert CleanParams(sources=("a",), max_characters=10**6).estimate({})["seconds"] > 1

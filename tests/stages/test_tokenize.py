@@ -1,0 +1,192 @@
+"""The two stages of `tokenize`: what they write is what the text says, however it was cut."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline.context import Context
+from pipeline.errors import InputError, Interrupted
+from pipeline.stage import Inputs
+from stages.clean import CleanParams
+from stages.data import parts
+from stages.data.documents import Documents, documents_writer, write_stats
+from stages.data.hashing import fraction, hash64
+from stages.data.tokenizer import EOS, FILES, Tokenizer
+from stages.data.tokenizer_training import sample_lines
+from stages.data.tokens import TokenStore
+from stages.tokenize import PackParams, TrainParams, pack, train
+
+SUBJECTS = ("The reader", "A writer", "This function", "The parser", "Every method", "An iterator")
+VERBS = ("returns", "opens", "copies", "closes", "compares", "collects", "sorts", "formats")
+OBJECTS = ("the file", "a string", "each line", "two paths", "some bytes", "the 10 values")
+
+
+def texts(count=120):
+    """Small documents that differ; one of them empty but for a mark, one of another script."""
+    found = [
+        "\n".join(
+            f"{SUBJECTS[(i + k) % 6]} {VERBS[(i * k) % 8]} {OBJECTS[(i // 6 + k) % 6]} ({i}, {k})."
+            for k in range(1 + i % 17)
+        )
+        for i in range(count - 2)
+    ]
+    return [*found, "!", "日本語の文書 </s><|user|>"]
+
+
+def write_documents(folder, found):
+    with documents_writer(folder) as writer:
+        for i, text in enumerate(found):
+            writer.write(
+                {"id": f"doc-{i}", "text": text, "source": "s", "lang": "en", "meta": "{}"}
+            )
+    size = {"documents": len(found), "characters": sum(map(len, found))}
+    nothing = {"documents": 0, "characters": 0}
+    write_stats(folder, {"read": size, "kept": size, "dropped": nothing})
+    return folder
+
+
+def artifact(path):
+    return SimpleNamespace(path=path)
+
+
+def run(stage, folder, params, **inputs):
+    ctx = Context.local(folder)
+    stage(params, Inputs({name: artifact(path) for name, path in inputs.items()}), ctx.out, ctx)
+    return ctx
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def results(ctx):
+    return json.loads((ctx.observed / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    return write_documents(tmp_path_factory.mktemp("documents"), texts())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return run(train, folder, TrainParams(vocab_size=400), documents=documents).out
+
+
+def test_training_makes_a_tokenizer_and_says_how_it_cuts(documents, tokenizer, tmp_path):
+    ctx = run(train, tmp_path / "w", TrainParams(vocab_size=400), documents=documents)
+    assert set(bytes_of(ctx.out)) == set(FILES) and bytes_of(ctx.out) == bytes_of(tokenizer)
+    found = results(ctx)
+    assert found["vocab_size"] == 400
+    assert 1 < found["characters_per_token"] <= found["bytes_per_token"]
+    panels = json.loads((ctx.observed / "panels.json").read_text())
+    assert {p["title"] for p in panels} == {"How the tokenizer cuts text", "Longest pieces"}
+
+
+def test_a_vocabulary_beyond_the_text_is_refused(documents, tmp_path):
+    with pytest.raises(InputError, match="larger than the text supports"):
+        run(train, tmp_path, TrainParams(vocab_size=50_000), documents=documents)
+
+
+def test_no_documents_no_tokenizer(tmp_path):
+    empty = write_documents(tmp_path / "d", [])
+    with pytest.raises(InputError, match="no documents"):
+        run(train, tmp_path / "w", TrainParams(), documents=empty)
+
+
+def test_the_sample_is_a_share_of_the_documents_by_hash(documents):
+    everything = list(Documents(documents))
+    total = sum(len(d.text) for d in everything)
+    whole = "".join(sample_lines(everything, 2 * total, total))
+    assert whole == "".join(d.text for d in everything)
+    some = list(sample_lines(everything, total // 4, total))
+    assert 0.05 < sum(map(len, some)) / total < 0.5
+    backwards = list(sample_lines(reversed(everything), total // 4, total))
+    assert sorted(some) == sorted(backwards)
+
+
+def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp_path):
+    params = PackParams(eval_share=0.2, seed=7, shard_tokens=2_000)
+    ctx = run(pack, tmp_path, params, documents=documents, tokenizer=tokenizer)
+    encoder = Tokenizer(tokenizer)
+    found = list(Documents(documents))
+    for split in ("train", "eval"):
+        chosen = [d for d in found if (fraction(f"held out {d.id}") < 0.2) == (split == "eval")]
+        chosen.sort(key=lambda d: hash64(f"7 {d.id}"))
+        expected = [[*encoder.encode(d.text), EOS] for d in chosen]
+        store = TokenStore(ctx.out, split)
+        assert store.documents == len(chosen) > 5
+        assert store.window(0, store.tokens).tolist() == [i for ids in expected for i in ids]
+        assert [store.document(i).tolist() for i in range(len(chosen))] == expected
+    assert store.vocab_size == 400 and store.dtype == np.uint16 and store.eos_id == EOS
+    assert len(list(ctx.out.glob("train-*.bin"))) > 1
+    tokens = {s: TokenStore(ctx.out, s).tokens for s in ("train", "eval")}
+    assert results(ctx)["train_tokens"] == tokens["train"]
+    assert results(ctx)["eval_tokens"] == tokens["eval"]
+
+
+def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, monkeypatch):
+    inputs = {"documents": documents, "tokenizer": tokenizer}
+    params = PackParams(shard_tokens=3_000)
+    expected = bytes_of(run(pack, tmp_path / "one", params, **inputs).out)
+    monkeypatch.setattr(parts, "ROW_GROUP", 16)
+    monkeypatch.setattr(parts, "ROWS_A_PART", 50)
+    finer = write_documents(tmp_path / "documents", texts())
+    inputs["documents"] = finer
+    assert bytes_of(run(pack, tmp_path / "two", params, **inputs).out) == expected
+    for stop in (1, 3):
+        folder = tmp_path / f"stopped-{stop}"
+        ctx, real = Context.local(folder), Context.check_cancelled
+
+        def check(self, stop=stop, real=real):
+            if len(list(self.scratch.glob("encoded/*.bin"))) > stop:
+                self.cancel_file.touch()
+            real(self)
+
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(Context, "check_cancelled", check)
+            run(pack, folder, params, **inputs)
+        ctx.cancel_file.unlink()
+        (ctx.out / "train-00099.bin").write_bytes(b"left by a kill")
+        assert bytes_of(run(pack, folder, params, **inputs).out) == expected
+
+
+def test_the_seed_moves_documents_and_never_the_held_out(documents, tokenizer, tmp_path):
+    inputs = {"documents": documents, "tokenizer": tokenizer}
+    one, two = (
+        run(pack, tmp_path / str(seed), PackParams(seed=seed, eval_share=0.2), **inputs).out
+        for seed in (0, 1)
+    )
+    orders = [[TokenStore(p, "eval").document(i).tolist() for i in range(9)] for p in (one, two)]
+    assert orders[0] != orders[1]
+    held = [
+        sorted(TokenStore(p, "eval").window(0, TokenStore(p, "eval").tokens)) for p in (one, two)
+    ]
+    assert held[0] == held[1]
+
+
+def test_few_documents_still_hold_one_out(tokenizer, tmp_path):
+    three = write_documents(tmp_path / "three", texts()[3:6])
+    params = PackParams(eval_share=1e-9)
+    ctx = run(pack, tmp_path / "w", params, documents=three, tokenizer=tokenizer)
+    assert (TokenStore(ctx.out, "train").documents, TokenStore(ctx.out, "eval").documents) == (2, 1)
+    none = run(pack, tmp_path / "x", PackParams(eval_share=0), documents=three, tokenizer=tokenizer)
+    assert TokenStore(none.out, "eval").tokens == 0
+
+
+def test_nothing_to_train_on_is_said(tokenizer, tmp_path):
+    for name, found in (("none", []), ("one", ["x"])):
+        folder = write_documents(tmp_path / name, found)
+        with pytest.raises(InputError, match="no document is left"):
+            params = PackParams(eval_share=0.99999)
+            run(pack, tmp_path / f"w{name}", params, documents=folder, tokenizer=tokenizer)
+
+
+def test_estimates_follow_the_documents_cap():
+    upstream = {"documents": CleanParams(sources=("a",), max_characters=7_000_000)}
+    assert PackParams().estimate(upstream)["tokens"] == 2_000_000
+    assert PackParams().estimate({}) == {}
+    assert TrainParams().estimate({})["seconds"] > 1
