@@ -1,0 +1,142 @@
+"""Data stages on Ray and under SIGKILL: the same bytes as one undisturbed process."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.artifact import write_atomic
+from pipeline.context import Context
+from pipeline.errors import InputError
+from pipeline.stage import Inputs, Workers
+from stages.clean import CleanParams, clean
+from stages.data.shards import run_shards
+from stages.tokenize import PackParams, TrainParams, pack, train
+
+pytestmark = pytest.mark.integration
+
+VOCABULARY = (
+    "the of and to that have with be reader returns opens closed file path string value number "
+    "every object given between before after other result error while until because"
+)
+WORKERS = {"num": 2, "cpus": 0.5}
+
+
+def prose(seed):
+    chance = random.Random(seed)
+    words = [
+        chance.choice(VOCABULARY.split()) + chance.choice("abcde") * (i % 4 == 0) for i in range(80)
+    ]
+    return ". ".join(" ".join(words[i : i + 8]) for i in range(0, 80, 8))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Ten files of which each is a shard: see `clean_params`."""
+    folder = tmp_path_factory.mktemp("data") / "corpus"
+    folder.mkdir()
+    for number in range(10):
+        texts = [prose(seed % 70) for seed in range(number * 10, number * 10 + 10)]
+        padding = json.dumps({"text": "pad " * 600_000}) if number % 3 == 0 else ""
+        lines = [json.dumps({"text": text}) for text in texts]
+        (folder / f"{number}.jsonl").write_text("\n".join([*lines, padding]))
+    return folder
+
+
+def run(stage, folder, params, **inputs):
+    ctx = Context.local(folder)
+    artifacts = {name: SimpleNamespace(path=path) for name, path in inputs.items()}
+    stage(params, Inputs(artifacts), ctx.out, ctx)
+    return ctx
+
+
+def bytes_of(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def cleaned(corpus, tmp_path_factory):
+    """What one process makes without Ray's tasks."""
+    folder = tmp_path_factory.mktemp("cleaned")
+    return run(clean, folder, CleanParams(sources=(str(corpus),))).out
+
+
+def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path):
+    params = CleanParams(sources=(str(corpus),), workers=WORKERS)
+    on_ray = run(clean, tmp_path / "clean", params)
+    assert bytes_of(on_ray.out) == bytes_of(cleaned)
+    tokenizer = run(train, tmp_path / "t", TrainParams(vocab_size=400), documents=cleaned).out
+    stores = [
+        run(
+            pack,
+            tmp_path / f"pack-{number}",
+            PackParams(workers={"num": number, "cpus": 0.5}),
+            documents=cleaned,
+            tokenizer=tokenizer,
+        )
+        for number in (1, 2)
+    ]
+    assert bytes_of(stores[0].out) == bytes_of(stores[1].out)
+
+
+def test_a_workers_user_error_keeps_its_words(ray_session, corpus, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.parquet").write_bytes(b"PAR1")
+    params = CleanParams(sources=(str(tmp_path / "bad"),), workers=WORKERS)
+    with pytest.raises(InputError, match="not a parquet file") as caught:
+        run(clean, tmp_path / "w", params)
+    assert type(caught.value) is InputError and caught.value.where.endswith("a.parquet")
+
+
+def die_once(work, commit):
+    """The first process that gets work 2 is killed on the spot."""
+    mark = commit.with_name("died")
+    if work == 2 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_atomic(commit, str(work), durable=False)
+
+
+def test_a_killed_worker_costs_its_shard_alone(ray_session, tmp_path):
+    ctx = Context.local(tmp_path)
+    works = list(range(5))
+    workers = Workers(num=2, cpus=0.5)
+    commits = run_shards(die_once, works, ctx.scratch / "s", workers=workers, ctx=ctx)
+    assert [int(commit.read_text()) for commit in commits] == works
+    assert (ctx.scratch / "s" / "died").exists()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from pipeline.context import Context
+from pipeline.stage import Inputs
+from stages.clean import CleanParams, clean
+ctx = Context.local(Path(sys.argv[1]))
+clean(CleanParams(sources=(sys.argv[2],)), Inputs({}), ctx.out, ctx)
+"""
+
+
+def test_a_driver_killed_anywhere_goes_on_to_the_same_bytes(corpus, cleaned, tmp_path):
+    """Killed as each next shard commits, then once more while it writes; then left alone."""
+    judged, out = tmp_path / "scratch" / "judged", tmp_path / "out"
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), str(corpus)]
+    seen = 0
+    while not (out / "documents").exists():
+        driver = subprocess.Popen(command)
+        while driver.poll() is None and not (out / "documents").exists():
+            if len(list(judged.glob("0*"))) > seen:
+                break
+            time.sleep(0.002)
+        driver.kill()
+        driver.wait()
+        seen = len(list(judged.glob("0*"))) + 1
+    subprocess.run(command, check=True)
+    assert bytes_of(out) == bytes_of(cleaned)
