@@ -185,6 +185,7 @@ class _Checker:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.problems = tree.problems
+        self.names: list[str] = []
         self.stages: dict[str, Stage] = {}
         self.params: dict[str, Params] = {}
         self.edges: dict[str, dict[str, tuple[Ref, ...]]] = {}
@@ -242,6 +243,7 @@ class _Checker:
             what = f"expected stages, got {words.got(data)}" if data else "there are no stages"
             self.problem(("stages",), what, "for example `clean: {uses: clean}`")
             return {}
+        self.names = list(data)
         found = {}
         for node, section in data.items():
             path = ("stages", node)
@@ -266,8 +268,8 @@ class _Checker:
             stage = self.stages[node] = find_stage(uses)
         except UserError as error:
             return self.problem(path, error.message, error.remedy)
-        own = {key for key in section if key != "uses" and key not in stage.inputs}
-        values = {key: value for key, value in section.items() if key in own}
+        taken = {"uses", *stage.inputs}
+        values = {key: value for key, value in section.items() if key not in taken}
         self.references(("stages", node), values, stage)
         if "seed" in stage.params.model_fields:
             values.setdefault("seed", seed)
@@ -324,8 +326,8 @@ class _Checker:
 
     def typed(self, path: KeyPath, ref: StageRef, takes: Input) -> None:
         """Check that the producer exists and makes what the edge takes."""
-        if ref.name not in self.tree.data["stages"]:
-            remedy = did_you_mean(ref.name, self.tree.data["stages"])
+        if ref.name not in self.names:
+            remedy = did_you_mean(ref.name, self.names)
             return self.problem(path, f"there is no stage {ref.name!r}", remedy)
         made = self.stages[ref.name].output if ref.name in self.stages else None
         if made and made not in takes.kinds:
@@ -369,7 +371,7 @@ class _Checker:
         ref = _reference(stage)
         name = ref.name if isinstance(ref, StageRef) else str(stage)
         made = self.stages[name].output if name in self.stages else ""
-        if name not in self.tree.data.get("stages", ()):
+        if name not in self.names:
             message = f"there is no stage {name!r}" if stage else "missing"
             self.problem(("promote", "stage"), message, "the stage whose model is promoted")
         elif made and not made.endswith("Model"):
@@ -396,10 +398,10 @@ class _Checker:
             except UserError as error:
                 self.problem((*path, i), error.message, error.remedy)
                 continue
-            names = self.tree.data.get("stages", ())
-            if not any(metric.startswith(f"{name}.") for name in names):
+            if not any(metric.startswith(f"{name}.") for name in self.names):
                 stage = metric.partition(".")[0]
-                self.problem((*path, i), f"there is no stage {stage!r}", did_you_mean(stage, names))
+                remedy = did_you_mean(stage, self.names)
+                self.problem((*path, i), f"there is no stage {stage!r}", remedy)
         return tuple(str(text) for text in data)
 
     def node(self, name: str) -> Node:

@@ -219,6 +219,46 @@ def test_any_file_survives_the_round_trip(stages: dict[str, Any], seed: int) -> 
 # --- bad files ---------------------------------------------------------------------------------
 
 
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats(-9, 9)
+    | st.sampled_from(
+        ["p", "orchard.press", "orchard.plant", "${p}", "${q}", "artifact:abcdef", "p.x<3", ""]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["uses", "rows", "trees", "soil", "p"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@steady
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "name": anything,
+            "seed": anything,
+            "stages": anything | st.dictionaries(st.sampled_from("pq"), anything),
+            "promote": anything
+            | st.fixed_dictionaries({"model": anything, "stage": anything, "require": anything}),
+        },
+    ),
+    st.lists(st.sampled_from(["p.rows=3", "seed=", "promote.stage=p", "p.soil=[]", "q.x={"])),
+)
+def test_whatever_stands_in_a_file_is_read_or_refused(data: Any, overrides: list[str]) -> None:
+    """Nothing but a SpecError comes out, and each of its problems says what is wrong."""
+    try:
+        from_resolved(data, overrides)
+    except SpecError as error:
+        assert all(problem.message and problem.where for problem in error.problems)
+
+
 def test_there_are_enough_bad_files() -> None:
     assert len(cases()) >= 90
 
