@@ -1,0 +1,151 @@
+"""Tokens a second of the training loop against a plain DistributedDataParallel loop, two ranks.
+
+    python tests/benchmarks/bench_training.py [STEPS]
+
+GPT of 6 layers, width 384, 6 heads, context 256, vocabulary 8,192 (13.9 M parameters), float32,
+global batch 4, AdamW, clip 1.0; one thread a rank. The peer is the same model under
+DistributedDataParallel in the shortest loop that trains it, without metrics, guards or
+checkpoints. All take turns within the same two processes, a step each; medians over the turns.
+CPU seconds are those of rank 0: they hold on a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.context import Context
+from pipeline.stage import Workers
+from stages.models.gpt import GPT, GPTConfig
+from stages.training.engine import Engine
+from stages.training.group import WorkerGroup
+from stages.training.loop import Fit
+from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.rank import Rank
+from stages.training.settings import TrainSection
+
+CONFIG = GPTConfig(vocab_size=8192, context=256, layers=6, width=384, heads=6)
+BATCH = 4
+
+
+class Windows:
+    """Random tokens, a function of the index."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(0, CONFIG.vocab_size, (CONFIG.context + 1,), generator=generator)
+
+
+@dataclass
+class Language(SupervisedObjective):
+    """Next-token prediction, as in `stages.pretrain`."""
+
+    def open(self, rank: Rank) -> dict[str, Trainable]:
+        self.train = Windows()
+        self.flops_per_token = float(CONFIG.flops_per_token)
+        return {"model": Trainable(GPT(CONFIG))}
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        windows = torch.stack(list(samples))
+        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Loss:
+        logits = model(batch["tokens"]).flatten(0, 1)
+        return Loss(F.cross_entropy(logits, batch["targets"].flatten(), reduction="sum"))
+
+    def export(self, engines: Any, out: Path) -> None:
+        """Nothing is kept."""
+
+
+def plain(rank: Rank) -> Callable[[int], float]:
+    """A step of the shortest loop there is."""
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(GPT(CONFIG))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.95), fused=True)
+    windows, share = Windows(), BATCH // rank.world
+
+    def step(number: int) -> float:
+        first = number * BATCH + rank.index * share
+        batch = torch.stack([windows[first + i] for i in range(share)])
+        logits = model(batch[:, :-1]).flatten(0, 1)
+        loss = F.cross_entropy(logits, batch[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return rank.sum(loss.item()) / rank.world
+
+    return step
+
+
+def ours(rank: Rank, zero: int) -> Callable[[int], float]:
+    """A step of the loop, with all that it does between steps."""
+    settings = TrainSection.model_validate(
+        {"steps": 10**6, "global_batch": BATCH, "zero": zero, "warmup": 0, "weight_decay": 0.01}
+        | {"schedule": "constant", "checkpoint_every": 0}
+    )
+    torch.manual_seed(0)
+    objective = Language()
+    trainables = objective.setup(rank, settings, 0)
+    engines = {name: Engine(name, t, settings, rank) for name, t in trainables.items()}
+    fit = Fit(rank, objective, settings, 0, f"zero{zero}", engines, None)
+
+    def step(number: int) -> float:
+        fit._step()
+        fit._between()
+        return fit._last["loss"]
+
+    return step
+
+
+def contest(rank: Rank, steps: int) -> dict[str, tuple[float, float, float]]:
+    """Tokens a second, CPU seconds a step and the last loss, of each."""
+    runs = {"DistributedDataParallel": plain(rank)}
+    runs |= {f"ours, ZeRO-{zero}": ours(rank, zero) for zero in (0, 1, 2, 3)}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    losses = {}
+    for number in range(steps + 2):
+        for name, run in runs.items():
+            rank.barrier()
+            wall, cpu = time.perf_counter(), time.process_time()
+            losses[name] = run(number)
+            spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            rank.beat()
+    return {
+        name: (
+            BATCH * CONFIG.context / statistics.median(wall for wall, _ in times[2:]),
+            statistics.median(cpu for _, cpu in times[2:]),
+            losses[name],
+        )
+        for name, times in spent.items()
+    }
+
+
+def main(steps: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ctx = Context.local(Path(folder))
+        with WorkerGroup(Workers(num=2), ctx, backend="local") as group:
+            found = group.run(contest, steps)[0]
+    base = found["DistributedDataParallel"]
+    for name, (rate, cpu, loss) in found.items():
+        print(
+            f"{name:26s} {rate:7.0f} tokens/s ({rate / base[0]:5.2f}x)"
+            f"  {cpu * 1e3:6.0f} ms CPU a step ({cpu / base[1]:4.2f}x)  loss {loss:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    # The ranks import what they are to run by its module's name.
+    sys.path.insert(0, str(Path(__file__).parent))
+    import bench_training
+
+    bench_training.main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)
