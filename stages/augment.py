@@ -38,7 +38,9 @@ class Filters(Section):
     """When a question is not kept."""
 
     min_words: Annotated[int, Field(ge=1)] = 3
+    """Words of a question, at least."""
     max_words: Annotated[int, Field(ge=1)] = 40
+    """Words of a question, at most."""
     repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Largest share of word pairs that repeat earlier ones."""
     log_prob_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -55,7 +57,9 @@ class AugmentParams(Params):
     candidates: Annotated[int, Field(ge=1)] = 4
     """Questions a target: one greedy, the others sampled. At most one of them is kept."""
     temperature: Annotated[float, Field(gt=0)] = 0.8
+    """Of the sampled questions."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """The sampled questions are drawn from the likeliest tokens of this probability."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 40
     """Longest question, in tokens."""
     max_targets: Annotated[int, Field(ge=0)] = 0

@@ -45,12 +45,17 @@ class ModelSection(Section):
     """The shape of the model; what is left out comes from the preset `size`."""
 
     family: Literal["gpt2"] = "gpt2"
+    """`gpt2`: LayerNorm, learned positions, GELU, tied head."""
     layers: Annotated[int | None, Field(ge=1)] = None
+    """Blocks."""
     width: Annotated[int | None, Field(ge=1)] = None
+    """Of the residual stream; a multiple of the heads."""
     heads: Annotated[int | None, Field(ge=1)] = None
+    """Attention heads."""
     context: Annotated[int | None, Field(ge=2)] = None
     """Tokens that the model sees at once: the length of its training samples."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the embeddings, the attention weights and both residual branches."""
 
 
 class PretrainParams(Params):
@@ -61,6 +66,7 @@ class PretrainParams(Params):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     seed: int = 0
+    """Of the weights and the order of the samples; the pipeline's, if left out."""
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The model's shape.

@@ -36,6 +36,7 @@ class RewardParams(Params):
     seed: int = 0
     """Of the head's start and the order of the prompts; the pipeline's, if left out."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the embeddings, the attention weights and both residual branches."""
     centre_samples: Annotated[int, Field(ge=1)] = 512
     """Demonstrations whose mean score is made 0."""
     train: RewardTrain = RewardTrain()

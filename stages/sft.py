@@ -46,7 +46,9 @@ class SftParams(Params):
     max_length: Annotated[int | None, Field(ge=8)] = None
     """Longer conversations are left out (and counted); by default the model's context."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the embeddings, the attention weights and both residual branches."""
     seed: int = 0
+    """Of the order of the samples; the pipeline's, if left out."""
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the batch and the lengths."""

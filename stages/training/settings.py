@@ -49,8 +49,11 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled decay of matrices; gains, biases and vectors are spared."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of Adam's average of gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Of Adam's average of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of Adam's second moment."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global norm of the gradient; 0 leaves it as it is."""
     dtype: Dtype = "float32"
@@ -73,6 +76,7 @@ class TrainSection(Section):
     keep: Annotated[int, Field(ge=1), EXECUTION] = 2
     """Checkpoints that are kept."""
     watchdog: Annotated[Watchdog, EXECUTION] = Watchdog()
+    """When a silent group counts as stuck."""
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainSection:

@@ -49,14 +49,14 @@ def test_the_rank_behind_is_blamed_not_its_peers() -> None:
     scene = Scene()
     scene.pass_time(1, 0, 1, counts=(8, 7), step=0.1)
     scene.pass_time(21, 0, 1, counts=(8, 7), step=0.1)
-    assert scene.dog.verdict() == "rank 1 made no progress for 21 s"
+    assert scene.dog.verdict() == "rank 1 made no progress for 22 s"
 
 
 def test_a_rank_that_shows_nothing_is_blamed_first() -> None:
     scene = Scene()
     scene.pass_time(1, 0, 1, counts=(7, 8), step=0.1)
     scene.pass_time(21, 0, counts=(7, 8), step=0.1)
-    assert scene.dog.verdict() == "rank 1 made no progress for 21 s and does not answer"
+    assert scene.dog.verdict() == "rank 1 made no progress for 22 s and does not answer"
 
 
 def test_one_rank_that_works_does_not_hide_one_that_does_not() -> None:
