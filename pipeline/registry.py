@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PATIENCE = 60.0  # seconds to wait for another writer
-UPLOAD_TIMEOUT = 120  # seconds that one request may take, uploads of weights among them
+TIMEOUT = 30  # seconds that one request may take: somebody waits, but not for ever
+UPLOAD_TIMEOUT = 300  # the same where weights are uploaded
 EXPERIMENT = "headwater-models"  # holds uploads of models whose run was not mirrored
 
 Record = dict[str, Any]
@@ -255,7 +256,7 @@ class Registry:
         model, log = record["model"], self._log(record["model"])
         with mlflow_errors(self.uri):
             prepare(self.store, self.uri)
-            client = connect(self.uri)
+            client = connect(self.uri, TIMEOUT)
             if append:
                 record = {**record, "to": int(self._register(client, record))}
                 make_folder(log.parent)
@@ -317,7 +318,7 @@ class Registry:
             run_id = client.create_run(home, tags=tags, run_name=record["model"]).info.run_id
             client.update_run(run_id, status="FINISHED")  # unlike set_terminated, prints nothing
         connect(self.uri, UPLOAD_TIMEOUT).log_artifacts(run_id, str(folder), "model")
-        connect(self.uri)  # the time-out is the process's: short again
+        connect(self.uri, TIMEOUT)  # the time-out is the process's: short again
         return f"runs:/{run_id}/model", run_id
 
 
