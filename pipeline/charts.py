@@ -19,8 +19,8 @@ from pipeline.context import escape
 from pipeline.panels import Panel
 
 WIDTH = 520  # units of a drawing, which scales to its place
-HEIGHT = 216
-LEFT, RIGHT, TOP, BOTTOM = 54, 10, 28, 32  # margins around what is plotted
+HEIGHT = 222
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 28, 38  # margins around what is plotted
 ROW = 27  # height of one bar with its gap
 LABELS = 150  # width left of horizontal bars
 BUCKETS = 280  # a line has at most two points a bucket: its lowest and its highest

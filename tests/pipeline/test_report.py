@@ -98,10 +98,11 @@ def test_promotions_and_refusals_have_their_table(tmp_path: Path) -> None:
     refused = {**gate, "gate": "gpt.loss<3", "threshold": None, "passed": False, "note": "why not"}
     run.append("promoted", model="talker", version=3, alias="champion", stage="gpt", gates=[gate])
     run.append("gate.refused", model="talker", stage="gpt", gates=[refused])
-    run.append("gate.refused", message="no table")
+    run.append("gate.refused", error="1 of 2 gates refused")
     run.append("run.finished", state="finished")
     text = page_of(run)
     assert "gpt is talker v3" in text and "talker v3 @champion" in text
+    assert "1 of 2 gates refused" in text
     assert "talker was refused" in text and "the model was refused" in text
     assert "gpt.loss&lt;3" in text and "why not" in text
 
