@@ -97,7 +97,7 @@ class Headwater(click.Group):
         except click.ClickException as error:
             failure.end(UserError(error.format_message(), remedy=failure.usage(error)))
         except (click.Abort, KeyboardInterrupt):
-            sys.exit(130)
+            failure.stopped()
         except Exception as error:
             failure.crash(error)
         sys.exit(code if isinstance(code, int) else 0)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launch import console
 from launch.options import json_option, store_flag, store_option
-from pipeline.errors import HeadwaterError, UserError
+from pipeline.errors import HeadwaterError, NotFound, UserError
 
+if TYPE_CHECKING:
+    from launch.clusters import Cluster
+
+WIND_DOWN = 60  # seconds
 name_argument = click.argument("name", metavar="[NAME]", default="local")
 
 
@@ -49,7 +54,7 @@ def down(name: str, now: bool, store_path: str) -> None:
 
     found = load_cluster(name, store_path)
     if head.answers(found) and not now:
-        busy = [job["submission_id"] for job in found.jobs().active()]
+        busy = _at_work(found)
         if busy:
             raise UserError(
                 f"{len(busy)} at work on {found.name}: {', '.join(busy)}",
@@ -57,6 +62,27 @@ def down(name: str, now: bool, store_path: str) -> None:
             )
     ended = head.stop(found)
     console.say(f"{found.name} is down" if ended else f"{found.name} was not up")
+
+
+def _at_work(found: Cluster) -> list[str]:
+    """The jobs on a cluster. One whose run is over is given a minute: it is still writing its
+    report and sending the rest to MLflow."""
+    deadline = time.monotonic() + WIND_DOWN
+    while busy := [str(job["submission_id"]) for job in found.jobs().active()]:
+        if time.monotonic() > deadline or not all(_is_over(found, job) for job in busy):
+            break
+        time.sleep(0.5)
+    return busy
+
+
+def _is_over(found: Cluster, run_id: str) -> bool:
+    from launch.look import OVER
+    from pipeline.journal import Run
+
+    try:
+        return Run.find(found.store, run_id).status().state in OVER
+    except NotFound:
+        return False
 
 
 @cluster.command(name="status")

@@ -20,8 +20,9 @@ from rich.text import Text
 
 from pipeline.artifact import readable
 from pipeline.context import escape
-from pipeline.errors import HeadwaterError
+from pipeline.errors import HeadwaterError, SpecError
 
+NARROW = 100  # columns under which tables leave out what matters least
 PIPED = 200  # columns of a table that no terminal cuts
 
 STYLES = {
@@ -39,6 +40,18 @@ STYLES = {
     "resume": "magenta",
     "skip": "dim",
 }
+PROMINENT = (
+    "reward_accuracy",
+    "accuracy",
+    "reward_gain",
+    "perplexity",
+    "kept_share",
+    "documents",
+    "train_tokens",
+    "pairs",
+    "conversations",
+    "loss",
+)
 MARKS = {
     "finished": "✓",
     "cached": "✓",
@@ -80,10 +93,16 @@ def complain(error: HeadwaterError) -> None:
     """An error as people read it: what, where, what to do."""
     console = screen(stderr=True)
     console.print(Text("error: ", style="bold red") + Text(plain(str(error))), soft_wrap=True)
-    if error.remedy:
-        console.print(
-            Text("next: ", style="bold") + Text(plain(error.remedy), "cyan"), soft_wrap=True
-        )
+    if remedy := error.remedy or _mend(error):
+        console.print(Text("next: ", style="bold") + Text(plain(remedy), "cyan"), soft_wrap=True)
+
+
+def _mend(error: HeadwaterError) -> str:
+    """A pipeline file's problems carry their own remedies."""
+    found = len(error.problems) if isinstance(error, SpecError) else 0
+    return f"mend {'it' if found == 1 else f'these {found}'}, then type the same again" * bool(
+        found
+    )
 
 
 def plain(text: str) -> str:
@@ -98,7 +117,8 @@ def table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()
         right: columns of numbers.
         flexible: columns that may fold when the terminal is narrow; the others never do.
     """
-    made = Table(box=_RULED, show_edge=False, pad_edge=False, header_style="dim", padding=(0, 1))
+    made = Table(box=_RULED, show_edge=False, pad_edge=False, header_style="dim")
+    made.padding = (0, 1, 0, 0)
     for column in columns:
         made.add_column(
             column,
@@ -166,9 +186,16 @@ def figure(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
 
 
+def short(value: float) -> str:
+    """A metric where there is little room."""
+    return count(value) if abs(value) >= 1e5 else figure(value)
+
+
 def figures(values: Mapping[str, float], limit: int = 3) -> str:
-    """The first metrics of a stage on one line."""
-    shown = [f"{name} {figure(value)}" for name, value in list(values.items())[:limit]]
+    """A stage's metrics on one line, those that people ask for first."""
+    names = [name for name in PROMINENT if name in values]
+    names += [name for name in values if name not in names]
+    shown = [f"{name} {short(values[name])}" for name in names[:limit]]
     more = len(values) - limit
     return "  ".join(shown) + (f"  +{more}" if more > 0 else "")
 

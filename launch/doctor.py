@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,7 @@ PACKAGES = {"torch": "2.13", "deepspeed": "0.19", "ray": "2.54", "mlflow": "3.7"
 """The least versions: older Ray and MLflow have holes that are known."""
 
 Level = Literal["ok", "warn", "fail"]
+_VERSION = re.compile(rb"\d+\.\d+")  # what MLflow answers
 LEVELS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 
 
@@ -244,9 +246,11 @@ def _answers_without_token(where: str) -> bool:
     for path in ("/api/version", "/version"):
         with (
             suppress(OSError, http.client.HTTPException),
-            opener.open(f"http://127.0.0.1:{port}{path}", timeout=1.0),
+            opener.open(f"http://127.0.0.1:{port}{path}", timeout=1.0) as answer,
         ):
-            return True
+            said = answer.read(1000)
+            if b"ray_version" in said or _VERSION.match(said):
+                return True
     return False
 
 

@@ -55,14 +55,18 @@ def drive(run: Run, address: str | None = None) -> int:
     working_in(run.folder)
     mirror = Mirror(run.store, run, mlflow_uri())
     observers: list[Observer] = [Reporter(run), mirror]  # type: ignore[list-item]
-    with following(run):
-        status = execute(
-            run,
-            run.store,
-            address=None if address == OURS else address,
-            observers=observers,
-            on_finished=promote_after,
-        )
+    try:
+        with following(run):
+            status = execute(
+                run,
+                run.store,
+                address=None if address == OURS else address,
+                observers=observers,
+                on_finished=promote_after,
+            )
+    except HeadwaterError as error:
+        error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
+        raise
     last_words(run, status)
     return exit_code(run)
 

@@ -62,3 +62,11 @@ def _write_traceback(error: Exception) -> Path:
 def working_in(folder: Path) -> None:
     """From now on a crash leaves its traceback in that folder."""
     _WORKPLACES.insert(0, folder)
+
+
+def stopped() -> NoReturn:
+    """Ctrl-C where nothing had begun that could be resumed."""
+    from launch.console import say
+
+    say("stopped", stderr=True)
+    sys.exit(130)

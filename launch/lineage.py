@@ -89,7 +89,8 @@ def _show_run(run: Run, data: dict[str, Any]) -> None:
         console.state(status.state),
     )
     titles = ("stage", "kind", "state", "fingerprint", "size", "took", "figures")
-    table = console.table(*titles, right=["size", "took"], flexible=["figures"])
+    wide = console.screen().width >= console.NARROW
+    table = console.table(*titles[: 7 if wide else 6], right=["size", "took"], flexible=["figures"])
     for entry in data["stages"]:
         table.add_row(
             entry["name"],
@@ -98,7 +99,7 @@ def _show_run(run: Run, data: dict[str, Any]) -> None:
             entry["fingerprint"],
             console.size(entry.get("bytes")),
             console.duration(entry["seconds"]),
-            Text(console.figures(entry["metrics"])),
+            *([Text(console.figures(entry["metrics"], 2))] if wide else []),
         )
     console.show(table)
     if status.origin:

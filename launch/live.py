@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 REDRAW = 0.5  # seconds
 LINES_EVERY = 5.0  # seconds between two plain lines of one running stage
-NARROW = 100  # columns under which bars get short
 _UNITS = {"tokens": "tok", "samples": "smp", "documents": "doc", "sequences": "seq"}
 
 
@@ -110,7 +109,7 @@ class Board:
             table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
         table.columns[0].min_width = 2 + max((len(s.name) for s in status.stages), default=0)
         for stage in status.stages:
-            table.add_row(*self._row(stage, width < NARROW))
+            table.add_row(*self._row(stage, width < console.NARROW))
         parts: list[Any] = [self._title(status), Padding(table, (0, 0, 0, 2), expand=False)]
         return Group(*parts, *([Text(footer, style="magenta")] if footer else []))
 

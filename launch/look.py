@@ -129,6 +129,7 @@ def _draw(run: Run) -> None:
 def _footnotes(run: Run, status: RunStatus) -> None:
     """What the table has no room for: why it waits or failed, and what comes next."""
     from launch.drive import explain
+    from launch.submit import submitted_to
 
     if status.origin:
         console.say(f"goes on from {status.origin}", "dim")
@@ -138,6 +139,8 @@ def _footnotes(run: Run, status: RunStatus) -> None:
         explain(run, status)
     elif status.state in ("interrupted", "cancelled"):
         console.advise(f"headwater resume {run.id}{store_flag(run.store)}")
+    elif status.state == "pending" and (cluster := submitted_to(run)):
+        console.advise(f"headwater cluster status {cluster}", "says whether its job is on its way")
 
 
 @click.command()

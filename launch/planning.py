@@ -23,6 +23,7 @@ COSTS = {
     "disk_bytes": ("disk", console.size),
     "seconds": ("time", console.duration),
 }
+MINOR = ("flops", "disk_bytes")  # what a narrow terminal does without
 KEYS = ("name", "uses", "verdict", "reason", "kind", "fingerprint", "needs", "estimate", "warnings")
 
 
@@ -110,6 +111,8 @@ def described(made: Plan, store: Store) -> dict[str, Any]:
 def show_plan(made: Plan) -> None:
     """The plan as a table, its warnings, and a sum."""
     costs = [key for key in COSTS if any(stage.estimate.get(key) for stage in made.stages)]
+    if console.screen().width < console.NARROW:
+        costs = [key for key in costs if key not in MINOR]
     titles = [COSTS[key][0] for key in costs]
     table = console.table("stage", "verdict", "reason", *titles, right=titles, flexible=["reason"])
     for stage in made.stages:

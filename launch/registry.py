@@ -125,9 +125,9 @@ def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _versions(lines: list[dict[str, Any]]) -> Any:
-    table = console.table(
-        "model", "version", "aliases", "from", "fingerprint", "since", right=["version"]
-    )
+    wide = console.screen().width >= console.NARROW
+    titles = ["model", "version", "aliases", "from", *["fingerprint"] * wide, "since"]
+    table = console.table(*titles, right=["version"], flexible=["aliases", "from"])
     return console.rows(
         table,
         (
@@ -136,8 +136,8 @@ def _versions(lines: list[dict[str, Any]]) -> Any:
                 str(line["version"]),
                 " ".join(f"@{alias}" for alias in line["aliases"]),
                 f"{line['run']}:{line['stage']}",
-                line["fingerprint"],
-                line["time"][:16].replace("T", " "),
+                *[line["fingerprint"]] * wide,
+                _when(line, wide),
             )
             for line in lines
         ),
@@ -145,21 +145,27 @@ def _versions(lines: list[dict[str, Any]]) -> Any:
 
 
 def _history(lines: list[dict[str, Any]]) -> Any:
-    titles = ("time", "who", "what", "alias", "from", "to", "run", "gates")
-    table = console.table(*titles, right=["from", "to"], flexible=["gates"])
+    wide = console.screen().width >= console.NARROW
+    titles = ["time", *["who"] * wide, "what", "alias", "from", "to", "run", *["gates"] * wide]
+    table = console.table(*titles, right=["from", "to"], flexible=["gates", "alias", "run"])
     return console.rows(
         table,
         (
             (
-                line["time"][:16].replace("T", " "),
-                line["user"],
+                _when(line, wide),
+                *[line["user"]] * wide,
                 line["action"],
                 f"{line['model']}@{line['alias']}",
                 "" if line["from"] is None else str(line["from"]),
                 str(line["to"]),
                 f"{line['run']}:{line['stage']}",
-                "  ".join(gate["gate"] for gate in line.get("gates", [])),
+                *["  ".join(gate["gate"] for gate in line.get("gates", []))] * wide,
             )
             for line in lines
         ),
     )
+
+
+def _when(line: dict[str, Any], wide: bool) -> str:
+    """UTC, to the minute or to the day."""
+    return str(line["time"])[: 16 if wide else 10].replace("T", " ")

@@ -76,6 +76,8 @@ def resume(
     from launch.drive import check_resumable
     from launch.submit import resubmit, submitted_to
 
+    if "=" in name:
+        name, overrides = "latest", (name, *overrides)
     run = find_run(store_path, name)
     check_resumable(run, run.store)
     run = branch(run, overrides, from_)
@@ -111,7 +113,10 @@ def branch(run: Run, overrides: tuple[str, ...], from_: str | None = None) -> Ru
 
 def _go(run: Run, address: str | None) -> None:
     from launch.drive import drive
+    from launch.look import OVER
 
+    if run.status().state in OVER:  # who asked it to stop does not ask any more
+        run.cancel_file.unlink(missing_ok=True)
     console.say(f"run {run.id}   store {run.store.root}")
     console.say(f"from another shell: headwater status --watch{store_flag(run.store)}", "dim")
     console.say()

@@ -1,0 +1,132 @@
+"""`run` and `resume` from a shell: exit codes, Ctrl-C, what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import sample_run
+
+ROOT = Path(__file__).parents[2]
+TOYS = ROOT / "tests" / "pipeline" / "toys"
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+class Shell:
+    """A user's terminal in an empty folder, with a package of stages installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+        paths = os.pathsep.join([str(ROOT), str(TOYS)])
+        self.environment = known | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        self.environment.pop("HEADWATER_STORE", None)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, *words: str, code: int = 0) -> tuple[str, str]:
+        process = self.start(*words)
+        out, err = process.communicate()
+        assert process.returncode == code, out + err
+        assert "Traceback" not in out + err or words[0] == "logs"
+        return out, err
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.call(*words, "--json")[0])
+
+    def file(self, stages: dict[str, Any], **more: Any) -> str:
+        (self.folder / "toy.yaml").write_text(json.dumps({"name": "toy", "stages": stages, **more}))
+        return "toy.yaml"
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return Shell(tmp_path_factory.mktemp("shell"))
+
+
+def stages(hold: Path) -> dict[str, Any]:
+    return {
+        "one": {"uses": "toy.count"},
+        "slow": {"uses": "toy.count", "value": 10, "steps": 6, "hold": str(hold)},
+        "sum": {"uses": "toy.add", "numbers": ["${one}", "${slow}"]},
+    }
+
+
+def test_interrupted_resumed_and_changed(shell: Shell) -> None:
+    """One life of a run: begun, stopped by Ctrl-C, continued, and continued otherwise."""
+    hold = shell.folder / "hold"
+    hold.touch()
+    process = shell.start("run", shell.file(stages(hold)))
+    middle = "headwater-store/runs/*/stages/slow/attempt-1/holds"
+    deadline = time.monotonic() + 240
+    while not list(shell.folder.glob(middle)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    run = shell.json("status")["run"]
+    assert "stopping at the next safe point" in out
+    assert f"toy {run}: interrupted" in out
+    assert f"next: headwater resume {run}" in err
+    assert "◐ resume   step 3/6" in shell.call("plan", "toy.yaml")[0]
+
+    hold.unlink()
+    out, err = shell.call("resume", run)
+    assert f"toy {run}: finished" in out
+    assert (shell.folder / "headwater-store" / "runs" / run / "report.html").is_file()
+    command = re.search(r"MLflow UI   (.+)", out)
+    assert command
+    assert "mlflow server --backend-store-uri sqlite:///" in command[1]
+    status = shell.json("status")
+    assert [stage["attempts"] for stage in status["stages"]] == [1, 2, 1]
+    assert status["stages"][2]["metrics"] == {"total": 6 + sum(range(10, 16))}
+
+    out, _ = shell.call("resume", run, "slow.value=20")
+    made = shell.json("status")
+    assert made["run"] != run
+    assert f"changed, so this is a new run: {made['run']}, from {run}" in out
+    assert [stage["state"] for stage in made["stages"]] == ["cached", "finished", "finished"]
+    assert f"goes on from {run}" in shell.call("status")[0]
+    changes = {line["stage"]: line["changes"] for line in shell.json("diff", run, made["run"])}
+    assert changes["slow"] == ["value 10 -> 20"]
+    assert "artifacts are sound" in shell.call("verify", "--all")[0]
+
+
+def test_a_stage_that_fails(shell: Shell) -> None:
+    config = shell.file({"bad": {"uses": "toy.count", "value": 7, "trouble": "raise"}})
+    out, err = shell.call("run", config, code=1)
+    run = shell.json("status")["run"]
+    assert f"toy {run}: failed" in out
+    assert "error: bad: toy.py:" in err
+    assert "ValueError: seven is" in err
+    assert f"next: headwater logs {run} bad" in err
+    assert "not a number" in shell.call("logs", run, "bad")[0]
+
+
+def test_a_model_that_does_not_load_is_not_promoted(shell: Shell) -> None:
+    """The artifact is whole and says that it is a model; only trying it tells that it is none."""
+    sample_run.make(shell.folder / "other", steps=30)
+    words = ("latest:sft", "--model", "m", "--store", "other")
+    _, err = shell.call("promote", *words, "--require", "evaluate.perplexity<1", code=3)
+    assert "the model cannot be used" in err
+    assert not (shell.folder / "other" / "registry").exists()
