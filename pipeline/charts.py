@@ -51,6 +51,7 @@ STYLE = """
 .f4{fill:var(--c4)} .f5{fill:var(--c5)} .fbad{fill:var(--bad)} .fgood{fill:var(--good)}
 """
 COLOURS = 6
+WIDE = 100  # bins that span more than this are drawn over a logarithmic axis
 
 
 def panels(observed: Path) -> list[Panel]:
@@ -173,6 +174,7 @@ class _Axes:
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], log: bool) -> None:
         self.log = log and min(ys) > 0
+        self.log_x = False
         self.low_x, self.high_x = min(xs), max(max(xs), min(xs) + 1)
         if self.log:
             self.marks = _decades(min(ys), max(ys))
@@ -184,7 +186,10 @@ class _Axes:
         return math.log10(y) if self.log else y
 
     def x(self, value: float) -> float:
-        part = (value - self.low_x) / (self.high_x - self.low_x)
+        low, high = self.low_x, self.high_x
+        if self.log_x:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        part = (value - low) / (high - low)
         return LEFT + part * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
@@ -196,7 +201,8 @@ class _Axes:
         for mark in self.marks:
             body.append(_line(LEFT, self.y(mark), WIDTH - RIGHT, self.y(mark), "rule"))
             body.append(text(LEFT - 7, self.y(mark) + 4, number(mark), "end"))
-        for mark in ticks(self.low_x, self.high_x, 6):
+        x_ends = self.low_x, self.high_x
+        for mark in _decades(*x_ends) if self.log_x else ticks(*x_ends, 6):
             if self.low_x <= mark <= self.high_x:
                 body.append(text(self.x(mark), HEIGHT - BOTTOM + 17, number(mark), "mid"))
         return body
@@ -358,6 +364,7 @@ def _histogram(edges: Sequence[float], counts: Sequence[int], threshold: float |
     axes = _Axes(edges, [0, *counts], log=False)
     axes.high_x = max(edges)  # bins are not steps: they may be narrower than 1
     axes.high_x = axes.high_x if axes.high_x > axes.low_x else axes.low_x + 1
+    axes.log_x = 0 < WIDE * axes.low_x < axes.high_x
     body = axes.grid()
     for (low, high), count in zip(pairwise(edges), counts, strict=True):
         x, y = axes.x(low), axes.y(count)

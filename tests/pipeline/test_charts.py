@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -94,6 +95,13 @@ def test_bars_grow_from_zero_both_ways() -> None:
     a, b = widths(drawing)
     assert a == pytest.approx(2 * b, abs=0.2)
     assert "−2 nats" in drawing
+
+
+def test_bins_that_grow_geometrically_are_equally_wide() -> None:
+    drawn = charts.draw(panels.histogram("x", [1.0, 10.0, 100.0, 1000.0], [3, 6, 2]))
+    widths = re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)"', drawn)
+    assert len(widths) == 3
+    assert len(set(widths)) == 1
 
 
 def test_a_histogram_has_a_bar_a_bin_and_its_threshold() -> None:
