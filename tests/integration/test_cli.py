@@ -88,7 +88,7 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     assert "stopping at the next safe point" in out
     assert f"toy {run}: interrupted" in out
     assert f"next: headwater resume {run}" in err
-    assert "◐ resume   step 3/6" in shell.call("plan", "toy.yaml")[0]
+    assert re.search(r"◐ resume +step 3/6", shell.call("plan", "toy.yaml")[0])
 
     hold.unlink()
     out, err = shell.call("resume", run)
