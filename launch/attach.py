@@ -90,7 +90,7 @@ class Watcher:
         self.sleep(seconds)
         if drives(self.run) > self.before:
             self.note = ""
-            if self.run.status().state in OVER:
+            if self.run.status().state in OVER and not self.run.driven():
                 return True
         if time.monotonic() - self._asked >= ASK:
             self._asked = time.monotonic()
@@ -101,7 +101,7 @@ class Watcher:
         return False
 
     def _ask(self) -> None:
-        from launch.jobs import Unreachable
+        from launch.jobs import ACTIVE, Unreachable
         from launch.submit import last_job
 
         try:
@@ -112,7 +112,7 @@ class Watcher:
             return
         if self._silent_since:
             self.note, self._silent_since = "", None
-        over = self._job is None or self._job["status"] not in ("PENDING", "RUNNING")
+        over = self._job is None or self._job["status"] not in ACTIVE
         if over and self._ended_at is None:
             self._ended_at = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.runner import Observer
     from pipeline.store import Store
 
+_WORDS = {"stage.failed": "error", "run.finished": "error", "gate.refused": "refused"}
+WIND_UP = 60.0  # seconds that a report and MLflow may take after a run's last event
 OURS = "local"  # what `--address` says for a Ray of our own
 
 
@@ -118,12 +121,10 @@ def explain(run: Run, status: RunStatus) -> None:
     resume = f"headwater resume {run.id}{flag}"
     failed = [stage for stage in status.stages if stage.state == "failed"]
     for event in _last_drive(run):
-        if event["event"] == "stage.failed":
-            console.say(f"error: {event['stage']}: {event.get('error', '')}", "red", stderr=True)
-            if remedy := event.get("remedy"):
-                console.say(f"       {remedy}", stderr=True)
-        elif event["event"] == "gate.refused":
-            console.say(f"refused: {event.get('error', '')}", "red", stderr=True)
+        if event["event"] in _WORDS and event.get("error"):
+            stage = f"{event['stage']}: " if "stage" in event else ""
+            said = f"{_WORDS[str(event['event'])]}: {stage}{event['error']}"
+            console.say(said, "red", stderr=True)
             if remedy := event.get("remedy"):
                 console.say(f"       {remedy}", stderr=True)
     if failed:
@@ -149,13 +150,17 @@ def write_report(run: Run) -> Path | None:
 
 
 def check_resumable(run: Run, store: Store) -> None:
-    """Refuse early what the driver would refuse late.
+    """Refuse early what the driver would refuse late; a driver that winds up is waited for.
 
     Raises:
         UserError: another driver is at work on the run.
     """
+    from launch.look import OVER
     from pipeline.errors import UserError
 
+    deadline = time.monotonic() + WIND_UP
+    while run.driven() and run.status().state in OVER and time.monotonic() < deadline:
+        time.sleep(0.2)
     if run.driven():
         raise UserError(
             f"run {run.id} is at work already",

@@ -2,7 +2,8 @@
 
 Everything of it lives in two places: `<store>/clusters/<name>/` (token, head.json, head.log) and
 a short private folder for Ray's sockets. `ray stop` is never called: it ends every Ray of the
-machine. Ray's processes share the session of the one that we start, also after it was killed.
+machine. Ray's processes share the session of the one that we start, also after it was killed;
+what jobs start is in sessions of its own, and known by a mark in its environment.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ DRAIN = 20.0  # seconds for Ray to end by itself
 OBJECTS = 256 * 1024**2  # bytes: data goes through the store, not through Ray
 RECORD = "head.json"
 LOG = "head.log"
+MARK = "HEADWATER_HEAD"
 
 
 def start(cluster: Cluster) -> bool:
@@ -189,7 +191,7 @@ def _command(cluster: Cluster, temp: Path) -> list[str]:
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    return [*ray, "start", "--head", "--block", "--disable-usage-stats", *words]
+    return [*ray, "start", "--head", "--block", "--log-color=false", *words]
 
 
 def _environment(token: Path, temp: Path) -> dict[str, str]:
@@ -200,6 +202,8 @@ def _environment(token: Path, temp: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_TMPDIR": str(temp),
+        MARK: str(temp),
+        "SPT_NOENV": "1",  # else Ray writes the titles of its processes over the mark
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to make every server bind loopback
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -229,19 +233,23 @@ def _record(cluster: Cluster) -> dict[str, Any]:
 
 
 def _processes(record: dict[str, Any]) -> list[Any]:
-    """Every living process of the head's session that was born with or after the head.
+    """Every living process of the head: of its session, or marked with its folder (jobs).
 
     A session's number is not given to anybody else while one of its processes lives.
     """
     import psutil
 
     found = []
+    mark = f"{MARK}={record['temp']}".encode()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            ours = os.getsid(process.pid) == record["pid"]
             born = process.create_time()
-            same = born == record["born"] if process.pid == record["pid"] else born > record["born"]
-            if ours and same and process.status() != psutil.STATUS_ZOMBIE:
+            head = process.pid == record["pid"] and born == record["born"]
+            child = born > record["born"] and (
+                os.getsid(process.pid) == record["pid"]
+                or mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            )
+            if (head or child) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

@@ -253,7 +253,7 @@ def _redraw(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -
 
     def picture() -> Group:
         status = run.status()
-        return board.draw(status, screen.width, footer_of(run, status) or note())
+        return board.draw(status, screen.width, note() or footer_of(run, status))
 
     with Live(picture(), console=screen, auto_refresh=False, transient=False) as live:
         while not ended(REDRAW):
@@ -269,7 +269,7 @@ def _print_lines(run: Run, ended: Callable[[float], bool], note: Callable[[], st
         status = run.status()
         for line in plain.lines(status, time.monotonic()):
             console.say(f"{time.strftime('%H:%M:%S')}  {line}")
-        footer = "" if over else footer_of(run, status) or note()
+        footer = "" if over else note() or footer_of(run, status)
         if footer and footer != told:
             console.say(f"{time.strftime('%H:%M:%S')}  {footer}")
         told = footer

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ import click
 
 from launch import console
 from launch.attach import drives, stay
+from launch.drive import WIND_UP
+from launch.jobs import ACTIVE
+from launch.look import OVER
 from launch.options import store_flag, store_option
 from launch.planning import make_plan, show_plan
 from pipeline.artifact import write_atomic
@@ -116,7 +120,7 @@ def already(cluster: Cluster, spec: Spec) -> Run | None:
             continue
         if run.status().state in ("pending", "running") and run.resolved() == spec.resolved:
             job = last_job(run, cluster)
-            if job is not None and job["status"] in ("PENDING", "RUNNING"):
+            if job is not None and job["status"] in ACTIVE:
                 return run
     return None
 
@@ -148,10 +152,21 @@ def _next_id(run: Run, jobs: Jobs) -> tuple[str, bool]:
     count = 1
     while True:
         name = run.id if count == 1 else f"{run.id}-{count}"
-        job = jobs.get(name)
-        if job is None or job["status"] in ("PENDING", "RUNNING"):
+        job = _settled(run, jobs, name)
+        if job is None or job["status"] in ACTIVE:
             return name, job is not None
         count += 1
+
+
+def _settled(run: Run, jobs: Jobs, name: str) -> dict[str, Any] | None:
+    """A job; one whose run is over already, and that only winds up, is waited for."""
+    deadline = time.monotonic() + WIND_UP
+    while True:
+        job = jobs.get(name)
+        winding = job is not None and job["status"] in ACTIVE and run.status().state in OVER
+        if not winding or time.monotonic() > deadline:
+            return job
+        time.sleep(0.2)
 
 
 def entrypoint(run: Run, cluster: Cluster) -> str:
@@ -217,7 +232,7 @@ def stop_job(run: Run, cluster_file: str, now: bool) -> bool:
     try:
         cluster = load_cluster(cluster_file, str(run.store.root))
         job = last_job(run, cluster)
-        active = job is not None and job["status"] in ("PENDING", "RUNNING")
+        active = job is not None and job["status"] in ACTIVE
         if active and not now:
             return False
         if active and job is not None:

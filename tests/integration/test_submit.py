@@ -318,10 +318,11 @@ def test_a_head_that_is_killed_and_started_again(site: Site) -> None:
     site.call("submit", config, "--cluster", "here", "--detach")
     await_hold(site)
     os.kill(site.head["pid"], signal.SIGKILL)
-    until(lambda: site.status()["state"] == "interrupted", "the loss", 90)
-    run = Run.find(site.store).id
-    assert f"headwater resume {run}" in site.call("status").stderr
+    assert "not up" in site.call("cluster", "status", "here", code=1).stdout
     assert "here is up at" in site.call("cluster", "up", "here").stdout
+    run = Run.find(site.store).id
+    assert site.status()["state"] == "interrupted"
+    assert f"headwater resume {run}" in site.call("status").stderr
     hold.unlink()
     site.call("resume", run)
     assert site.status()["state"] == "finished"
