@@ -12,6 +12,7 @@ all: its class of error is raised here, and the runner starts the attempt again.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -24,6 +25,7 @@ from dataclasses import asdict
 from multiprocessing import AuthenticationError
 from multiprocessing import connection as mp
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -112,7 +114,7 @@ class WorkerGroup:
         """End the ranks. Nothing of them is left afterwards."""
         for link in self._links.values():
             with suppress(OSError):
-                link.send(("leave",))
+                link.send("leave")
         self._processes.kill()
         for pid, host in self._pids.values():
             if host == socket.gethostname():
@@ -139,6 +141,7 @@ class WorkerGroup:
                         gpu,
                         str(self._ctx.attempt_dir),
                         facts,
+                        tuple(str(Path(path).absolute()) for path in sys.path),
                     )
                     for index in range(self.world)
                 ]
@@ -187,7 +190,8 @@ class WorkerGroup:
             try:
                 if index not in self._links:
                     raise OSError
-                self._links[index].send((self._orders, *order))
+                self._links[index].send(self._orders)
+                self._links[index].send(order)
             except OSError as error:
                 raise WorkerDied(self._death(index)) from error
 
@@ -266,7 +270,7 @@ class WorkerGroup:
                 if host == socket.gethostname():
                     os.kill(pid, signal.SIGUSR1)
                 else:
-                    self._links[index].send(("dump",))
+                    self._links[index].send("dump")
         time.sleep(1.0)
 
 
@@ -408,10 +412,10 @@ class RankActor:
 
 
 def _reason(error: BaseException) -> str:
-    """The telling line of Ray's many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "exit type" in line or "memory" in line.lower()]
-    return (telling or lines or [type(error).__name__])[0]
+    """What is telling in Ray's many lines."""
+    text = " ".join(str(error).split())
+    detail = re.search(r"Worker exit type: \w+ Worker exit detail: (.*?)(?: Some common|$)", text)
+    return detail[1] if detail else text[:200] or type(error).__name__
 
 
 def _processes(backend: str | None, workers: Workers, ctx: Context, patience: float) -> Processes:

@@ -46,6 +46,8 @@ class Post:
     gpu: bool
     logs: str
     environment: Mapping[str, str]
+    paths: tuple[str, ...] = ()
+    """Where the owner imports from: what it sends must be found here too."""
 
 
 def environment(cpus: float, gpu: bool, cache: Path) -> dict[str, str]:
@@ -72,7 +74,8 @@ def serve(post: Post, connection: Connection | None = None) -> None:
     """Be a rank until the owner closes the connection."""
     log = _redirect(Path(post.logs), post.index)
     os.environ.update(post.environment)
-    link = Link(connection or dial(post))
+    sys.path += [path for path in post.paths if path not in sys.path]
+    link = Link(connection or dial(post), post)
     from stages.training.rank import Pulse
 
     pulse = Pulse()
@@ -175,8 +178,9 @@ def die_with_parent() -> None:
 class Link:
     """The connection to the owner, used by three threads."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, post: Post) -> None:
         self._connection = connection
+        self._post = post
         self._lock = threading.Lock()
         self.orders: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
 
@@ -191,15 +195,22 @@ class Link:
     def listen(self, dump: Any) -> None:
         """Take orders until the owner is gone, then end the process, whatever it is doing."""
         with suppress(EOFError, OSError):
-            while True:
-                order = self._connection.recv()
-                if order[0] == "leave":
-                    break
-                if order[0] == "dump":
+            while (verb := self._connection.recv()) != "leave":
+                if verb == "dump":
                     dump()
                 else:
-                    self.orders.put(order)
+                    self._take(verb)
         os._exit(0)
+
+    def _take(self, number: int) -> None:
+        """Receive the order of that number; it may name what cannot be imported here."""
+        try:
+            self.orders.put((number, *self._connection.recv()))
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            self.send("failed", number, portable(error, self._post))
 
     def beat(self, pulse: Any) -> None:
         """Show the pulse, some times a second."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cases import Toy, pid, plain_losses
+from cases import Faulty, Toy, pid, plain_losses
 from rooms import Room
 
-from pipeline.errors import Failure, Interrupted
+from pipeline.context import Context
+from pipeline.errors import Failure, Interrupted, WorkerDied
+from pipeline.stage import Workers
 from stages.training.checkpoint import Checkpoints
+from stages.training.group import WorkerGroup
 from stages.training.loop import fit
 from stages.training.rank import Rank
 from stages.training.settings import TrainSection
@@ -171,3 +176,37 @@ def test_ranks_are_processes_of_their_own_and_quiet(pair: Room) -> None:
         log = (pair.ctx.attempt_dir / f"rank-{rank}.log").read_text()
         assert "Warning" not in log
         assert len(log.splitlines()) < 60, log
+
+
+def test_ranks_as_ray_actors_train_alike_and_give_their_room_back(
+    ray_session: Any, tmp_path: Path, straight: dict[int, float]
+) -> None:
+    """On Ray: the same losses; a killed actor is a `WorkerDied`; its room is free again."""
+    ctx = Context.local(tmp_path)
+    mark = tmp_path / "mark"
+    kill = Faulty(at=6, whom=1, what="kill", mark=str(mark))
+    died = pytest.raises(WorkerDied, match="rank 1 died")
+    with WorkerGroup(Workers(num=2), ctx) as group, died:
+        group.run(fit, kill, settings(checkpoint_every=3), seed=3)
+    assert mark.exists()
+    with WorkerGroup(Workers(num=2), ctx) as group:
+        group.run(fit, kill, settings(checkpoint_every=3), seed=3)
+    assert Room(group, ctx).series("train", "loss") == pytest.approx(straight, abs=1e-5)
+    deadline = time.monotonic() + 30
+    while ray_session.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray_session.available_resources()["CPU"] == 2
+
+
+def test_what_a_rank_cannot_import_is_said_at_once(pair: Room) -> None:
+    """An order that cannot be unpickled there must not look like a rank that hangs."""
+    with pytest.raises(Failure, match="rank 0: ZeroDivisionError"):
+        pair.group.run(pid, Unreadable())
+    assert len(pair.group.run(pid)) == 2
+
+
+class Unreadable:
+    """Raises wherever it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return divmod, (1, 0)
