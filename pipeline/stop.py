@@ -37,7 +37,7 @@ class Stop:
         """Whether to stop at the next safe point."""
         if self._signals and not self.reason:
             self._ask(INTERRUPTED, self._grace)
-            with suppress(HeadwaterError, OSError):  # a full disk: stages are killed after the grace
+            with suppress(HeadwaterError, OSError):  # disk full: killed after the grace
                 write_atomic(self._file, "interrupt\n")
         if word := self._word():
             reason = CANCELLED if "cancel" in word else INTERRUPTED
