@@ -63,27 +63,54 @@ def test_the_loop_trains_as_plain_pytorch_does(straight: dict[int, float]) -> No
     assert straight[STEPS] < straight[1] - 0.2
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.fixture(scope="module")
+def trained(pair: Room, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same training at every ZeRO stage on two ranks: the folder of each model."""
+    folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS[1:]}
+    for layout, folder in folders.items():
+        made = settings(layout, eval_every=10)
+        first, second = pair.group.run(fit, Toy(), made, seed=3, name=layout, out=folder)
+        assert first == second
+    return folders
+
+
 def test_every_zero_stage_on_two_ranks_trains_as_one_process_does(
-    pair: Room, straight: dict[int, float], layout: str, tmp_path: Path
+    pair: Room, trained: dict[str, Path], straight: dict[int, float]
 ) -> None:
-    first, second = pair.group.run(
-        fit, Toy(), settings(layout, eval_every=10), seed=3, name=layout, out=tmp_path
-    )
-    assert first == second
-    losses = pair.series(layout, "loss")
-    assert losses == pytest.approx(straight, abs=1e-4)
-    assert max(abs(losses[step] - straight[step]) for step in straight) < 1e-5
-    assert set(pair.series(layout, "eval_loss")) == {10, 20}
-    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
-    assert weights["wte.weight"].shape == (61, 32)
-    assert (tmp_path / "weights.pt").exists()
+    whole = None
+    for layout, folder in trained.items():
+        losses = pair.series(layout, "loss")
+        assert losses == pytest.approx(straight, abs=1e-5), layout
+        assert set(pair.series(layout, "eval_loss")) == {10, 20}
+        weights = torch.load(folder / "weights.pt", weights_only=True)
+        whole = whole or weights
+        assert weights["wte.weight"].shape == (61, 32)
+        for name, value in weights.items():
+            torch.testing.assert_close(value, whole[name], rtol=0, atol=1e-4)
 
 
-def test_gradient_norms_are_those_of_the_whole_batch(pair: Room, single: Room) -> None:
-    straight = single.series("straight", "grad_norm")
-    for layout in LAYOUTS[1:]:
-        assert pair.series(layout, "grad_norm") == pytest.approx(straight, rel=1e-4), layout
+def test_gradient_norms_are_those_of_the_whole_batch(
+    pair: Room, single: Room, trained: dict[str, Path], straight: dict[int, float]
+) -> None:
+    wanted = single.series("straight", "grad_norm")
+    for layout in trained:
+        assert pair.series(layout, "grad_norm") == pytest.approx(wanted, rel=1e-4), layout
+
+
+def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
+    figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
+    assert figures["lr"] == pytest.approx(3e-3)
+    assert min(figures.values()) > 0
+    assert pair.series("zero-1", "tokens_per_second")[3] > 0
+
+
+def test_checkpoints_hold_a_like_share_of_each_rank(pair: Room, trained: dict[str, Path]) -> None:
+    for layout in trained:
+        found = Checkpoints(pair.checkpoints(layout), Rank(), 2).newest()
+        assert found is not None
+        sizes = [f["size"] for f in found.manifest["files"] if f["name"].startswith("rank-")]
+        assert len(sizes) == 2
+        assert max(sizes) < 1.1 * min(sizes), layout
 
 
 def test_a_checkpoint_of_any_layout_continues_on_any_other(
@@ -152,21 +179,6 @@ def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
     assert found is not None
     assert found.step == 2, "nothing was saved while the gradient was bad"
-
-
-def test_checkpoints_hold_their_share_of_each_rank(pair: Room) -> None:
-    found = Checkpoints(pair.checkpoints("from-zero-1"), Rank(), 2).newest()
-    assert found is not None
-    sizes = [f["size"] for f in found.manifest["files"] if f["name"].startswith("rank-")]
-    assert len(sizes) == 2
-    assert max(sizes) < 1.1 * min(sizes)
-
-
-def test_figures_of_a_step(pair: Room) -> None:
-    figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
-    assert figures["lr"] == pytest.approx(3e-3)
-    assert min(figures.values()) > 0
-    assert pair.series("zero-1", "tokens_per_second")[3] > 0
 
 
 def test_ranks_are_processes_of_their_own_and_quiet(pair: Room) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.training.objective import SupervisedObjective
@@ -36,6 +36,7 @@ def dealt(world: int, micro: int | None, ragged: bool, step: int = 3) -> list[li
     return made
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 5))
 def test_every_epoch_visits_everything_once(size: int, seed: int, epoch: int) -> None:
     order = Shuffled(range(size), seed)

@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from stages.training.schedule import factor
@@ -44,6 +45,7 @@ def test_wsd_is_stable_until_its_decay() -> None:
     assert rates[80:101] == pytest.approx([0.1 + 0.9 * (20 - k) / 20 for k in range(21)])
 
 
+@hypothesis_settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(["constant", "linear", "cosine", "wsd"]),
     st.integers(1, 500),
