@@ -231,7 +231,10 @@ def _environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "OMP_NUM_THREADS": "1",
+        "SPT_NOENV": "1",  # else a process's title is written over its mark in /proc
     }
+    if "RAY_AUTH_TOKEN_PATH" in os.environ:  # the token of the cluster that this process is part of
+        del wanted["RAY_AUTH_TOKEN"]
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 

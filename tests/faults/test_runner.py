@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ execute(run, run.store, resources=Resources(2), backoff=0.01)
 print(sorted({"torch", "mlflow", "transformers"} & set(sys.modules)))
 sys.exit(exit_code(run))
 """
-START = 120.0  # seconds for an embedded Ray on a busy machine
+START = 240.0  # seconds for an embedded Ray on a busy machine
 
 
 @pytest.fixture
@@ -101,7 +102,10 @@ class Driver:
         return self.process.returncode
 
     def nobody_is_left(self, seconds: float = 10.0) -> None:
-        until(lambda: not [p for p in self.family if alive(p)], seconds)
+        deadline = time.monotonic() + seconds
+        while left := [p for p in self.family if alive(p)]:
+            assert time.monotonic() < deadline, [(p, p.cmdline()) for p in left]
+            time.sleep(0.05)
 
 
 def alive(process: psutil.Process) -> bool:
@@ -152,6 +156,43 @@ def test_a_full_disk_is_named_and_the_store_stays_valid(
     assert [store.verify(artifact) for artifact in store.artifacts()] == [[]]
     assert go(run).state == "finished"
     assert digests(run) == undisturbed
+
+
+@pytest.fixture
+def spot_machine(ray_session: Any, toys: Path) -> Iterator[psutil.Process]:
+    """The raylet of a second machine of the session's cluster, with the resource `spot`."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
+    address = ray_session.get_runtime_context().gcs_address
+    machine = subprocess.Popen(
+        [*command, f"--address={address}", '--resources={"spot": 1}'],
+        env={**os.environ, "PYTHONPATH": str(toys)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until(lambda: "spot" in ray_session.cluster_resources(), START)
+    family = psutil.Process(machine.pid).children(recursive=True)
+    yield next(process for process in family if process.name() == "raylet")
+    for process in [p for p in family if alive(p)]:
+        process.kill()
+    machine.kill()
+    machine.wait()
+
+
+def test_a_machine_that_is_taken_away_costs_no_retry(
+    store: Store, spot_machine: psutil.Process
+) -> None:
+    run = make(store, "a: {uses: toy.fan, spot: true, retries: {worker: 0}}")
+
+    def take_away() -> None:
+        until(lambda: holds(run, "a"))
+        spot_machine.kill()
+
+    taker = threading.Thread(target=take_away)
+    taker.start()
+    assert go(run).state == "finished"
+    taker.join()
+    retry = events(run, "stage.retry")[0]
+    assert (retry["class"], retry["error"]) == ("preempted", "the machine it ran on was lost")
 
 
 def test_a_killed_driver_leaves_nobody_and_is_resumed_to_the_same_bytes(

@@ -186,8 +186,7 @@ def test_ranks_are_processes_of_their_own_and_quiet(pair: Room) -> None:
     assert len({*pids, os.getpid()}) == 3
     for rank in range(2):
         log = (pair.ctx.attempt_dir / f"rank-{rank}.log").read_text()
-        assert "Warning" not in log
-        assert len(log.splitlines()) < 60, log
+        assert not [w for w in ("Warning", "[INFO]", "[WARNING]") if w in log]
 
 
 def test_ranks_as_ray_actors_train_alike_and_give_their_room_back(

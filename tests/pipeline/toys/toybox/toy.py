@@ -75,6 +75,8 @@ class Fan(Params):
     """How many there are."""
     trouble: Annotated[str, EXECUTION] = ""
     """What happens in the last of them."""
+    spot: Annotated[bool, EXECUTION] = False
+    """Whether the first attempt's parts run, and stay, on a machine with the resource `spot`."""
 
 
 @stage("toy.fan", output="Number", version=1)
@@ -84,6 +86,9 @@ def fan(params: Fan, inputs: Inputs, out: Path, ctx: Context) -> None:
 
     troubles = [""] * (params.parts - 1) + [params.trouble]
     task = ray.remote(num_cpus=1, max_retries=0)(part)
+    if params.spot and ctx.attempt == 1:
+        mark = str(ctx.attempt_dir / "holds")
+        ray.get(ray.remote(num_cpus=0, max_retries=0, resources={"spot": 1})(stay).remote(mark))
     total = sum(ray.get([task.remote(n, trouble) for n, trouble in enumerate(troubles)]))
     out.joinpath("number.txt").write_text(f"{total}\n")
 
@@ -95,6 +100,12 @@ def part(number: int, trouble: str) -> int:
     if trouble == "die":
         os.kill(os.getpid(), 9)
     return number
+
+
+def stay(mark: str) -> None:
+    """Work that ends only with its machine."""
+    Path(mark).write_text(str(os.getpid()))
+    time.sleep(600)
 
 
 def trouble(params: Count, out: Path, ctx: Context) -> None:
