@@ -62,7 +62,8 @@ class RayLauncher:
         Raises:
             Failure: the cluster cannot be reached or does not start.
         """
-        os.environ.update(_environment())
+        if self._address is None:
+            os.environ.update(_environment())  # before Ray is imported, which reads some of it
         import ray
 
         if not ray.is_initialized():
@@ -129,8 +130,10 @@ class EmbeddedRay:
             try:
                 self._start(resources)
                 return
-            except Exception as error:
+            except BaseException as error:
                 self.close()
+                if not isinstance(error, Exception):  # Ctrl-C
+                    raise
                 if attempt == STARTS:
                     raise Failure(
                         f"Ray did not start in {STARTS} attempts: {error}",
@@ -155,7 +158,9 @@ class EmbeddedRay:
         os.environ[MARK] = folder.name
         import ray
 
-        limits = {"num_cpus": resources.cpus, "num_gpus": resources.gpus} if resources else {}
+        limits = (
+            {"num_cpus": int(resources.cpus), "num_gpus": int(resources.gpus)} if resources else {}
+        )
         try:
             with _keeping_signal_handlers():
                 ray.init(
@@ -179,8 +184,10 @@ def _our_node_is_alive() -> bool:
     """What the cluster says of the machine that this driver is connected to."""
     import ray
 
-    ours = ray.get_runtime_context().get_node_id()
-    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == ours)
+    with suppress(Exception):  # a cluster that does not answer
+        ours = ray.get_runtime_context().get_node_id()
+        return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == ours)
+    return False
 
 
 def join(address: str) -> None:

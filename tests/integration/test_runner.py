@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +79,10 @@ def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any
     assert ray_session.is_initialized()
 
 
-def test_two_runs_at_once_make_everything_once(store: Store, tmp_path: Path) -> None:
-    import threading
-
+def test_two_runs_at_once_make_everything_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.rayside.NODE_CHECK", 0.0)
     hold = tmp_path / "hold"
     hold.touch()
     runs = [make(store, held(hold)), make(store, held(hold))]
@@ -99,3 +104,20 @@ def test_a_cluster_that_does_not_answer_is_a_plain_message() -> None:
     with pytest.raises(Failure, match="the Ray cluster does not answer") as caught:
         join("not an address")
     assert "headwater cluster status" in caught.value.remedy
+
+
+def test_a_ray_that_does_not_start_is_a_plain_message_and_leaves_nothing() -> None:
+    program = (
+        "import tempfile, sys\nfrom pipeline import rayside\n"
+        "from pipeline.errors import Failure\nfrom pipeline.production import Resources\n"
+        "tempfile.tempdir = sys.argv[1]\nrayside.STARTS = 2\n"
+        "try:\n    rayside.EmbeddedRay(Resources(-1))\n"
+        "except Failure as failure:\n    print(failure.message, failure.remedy)\n"
+    )
+    short = Path(tempfile.mkdtemp(dir="/tmp", prefix="hw"))
+    command = [sys.executable, "-c", program, str(short)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("Ray did not start in 2 attempts: ")
+    assert "headwater doctor" in said
+    assert list(short.iterdir()) == []
+    short.rmdir()
