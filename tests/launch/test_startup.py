@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "pyarrow", "numpy", "datasets")
-BUDGET = 0.5  # seconds of CPU
+BUDGET = 1.0  # seconds of CPU: 0.5 on a quiet machine; caches shared with others double it
 
 PROBE = """
 import json, resource, sys
