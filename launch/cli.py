@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 the input is wrong, 3 a gate refused, 130 interr
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -16,6 +17,9 @@ import click
 
 from launch import failure
 from pipeline.errors import HeadwaterError, UserError, did_you_mean
+
+# Pydantic would look through every installed package for plugins of its own: we use none.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 class Entry(NamedTuple):

@@ -98,7 +98,7 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     assert command
     assert "mlflow server --backend-store-uri sqlite:///" in command[1]
     status = shell.json("status")
-    assert [stage["attempts"] for stage in status["stages"]] == [1, 2, 1]
+    assert status["stages"][1]["attempts"] == 2
     assert status["stages"][2]["metrics"] == {"total": 6 + sum(range(10, 16))}
 
     out, _ = shell.call("resume", run, "slow.value=20")
