@@ -284,7 +284,7 @@ def _token(name: str, address: str, path: Path | None) -> Finding:
 
 
 def _tracking() -> Finding:
-    from pipeline.tracking import public
+    from launch.tracking.client import public
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:

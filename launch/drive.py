@@ -52,8 +52,9 @@ def drive(run: Run, address: str | None = None) -> int:
     """
     from launch.live import following
     from launch.promotion import promote_after
+    from launch.rayside import RayLauncher
+    from launch.tracking.mirror import Mirror
     from pipeline.runner import execute, exit_code
-    from pipeline.tracking import Mirror
 
     working_in(run.folder)
     mirror = Mirror(run.store, run, mlflow_uri())
@@ -63,7 +64,7 @@ def drive(run: Run, address: str | None = None) -> int:
             status = execute(
                 run,
                 run.store,
-                address=None if address == OURS else address,
+                RayLauncher(None if address == OURS else address),
                 observers=observers,
                 on_finished=promote_after,
             )
@@ -85,7 +86,7 @@ def last_words(run: Run, status: RunStatus) -> None:
 
 def places(run: Run, status: RunStatus) -> list[str]:
     """Where the report, MLflow's pages and the registered models are."""
-    from pipeline.tracking import ui_command
+    from launch.tracking.client import ui_command
 
     lines = []
     if (page := run.folder / "report.html").exists():
@@ -142,7 +143,7 @@ def _last_drive(run: Run) -> list[dict[str, object]]:
 
 def write_report(run: Run) -> Path | None:
     """The HTML page; None if it could not be written, which never matters to the run."""
-    from pipeline.report import write
+    from launch.report.page import write
 
     with suppress(OSError, HeadwaterError):
         return write(run, run.store)

@@ -66,8 +66,8 @@ def find_model(name: str, store: Store) -> Path:
 
 def _artifact(name: str, store: Store) -> Artifact:
     from launch.promotion import artifact_of, model_stage, split_target
+    from launch.tracking.registry import Registry
     from pipeline.journal import Run
-    from pipeline.registry import Registry
 
     if "@" in name:
         model, _, alias = name.partition("@")

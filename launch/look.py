@@ -148,7 +148,7 @@ def _footnotes(run: Run, status: RunStatus) -> None:
 @store_option
 def report(name: str, store_path: str) -> None:
     """Write the run's HTML page (one file, no network) and say where it is."""
-    from pipeline.report import write
+    from launch.report.page import write
 
     run = find_run(store_path, name)
     page = write(run, run.store)

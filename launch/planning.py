@@ -97,7 +97,7 @@ def make_plan(
 
 def _registered(store: Store, ref: ModelRef) -> Artifact:
     """What `model:name@alias` stands for now."""
-    from pipeline.registry import Registry
+    from launch.tracking.registry import Registry
 
     return Registry(store, mlflow_uri()).resolve(ref.model, ref.alias)
 

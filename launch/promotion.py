@@ -65,7 +65,7 @@ def promote_run(
     Returns:
         The registry's record.
     """
-    from pipeline.registry import Registry
+    from launch.tracking.registry import Registry
 
     status = run.status()
     record = Registry(run.store, mlflow_uri()).promote(

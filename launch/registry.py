@@ -71,7 +71,7 @@ def _show_gates(record: dict[str, Any]) -> None:
 @json_option
 def rollback(model: str, alias: str, to: str | None, store_path: str, as_json: bool) -> None:
     """Give an alias back to the version that had it before."""
-    from pipeline.registry import Registry
+    from launch.tracking.registry import Registry
 
     record = Registry(open_store(store_path), mlflow_uri()).rollback(model, alias, to)
     if as_json:
@@ -90,7 +90,7 @@ def rollback(model: str, alias: str, to: str | None, store_path: str, as_json: b
 @json_option
 def models(model: str | None, history: bool, store_path: str, as_json: bool) -> None:
     """List registered models: versions, aliases, where they come from; or their history."""
-    from pipeline.registry import Registry
+    from launch.tracking.registry import Registry
 
     registry = Registry(open_store(store_path), mlflow_uri())
     names = [model] if model else [entry["model"] for entry in registry.models()]

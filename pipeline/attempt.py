@@ -40,8 +40,7 @@ from pipeline.errors import (
     UserError,
     WorkerDied,
 )
-from pipeline.lease import _born as process_born
-from pipeline.lease import node
+from pipeline.lease import node, process_born
 from pipeline.stage import Inputs, Params, find_stage
 from pipeline.store import Store
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from pipeline.context import escape, redact
-from pipeline.reaper import MARK
 
+MARK = "HEADWATER_DRIVER"
+"""The environment variable that says which driver a process belongs to, for those that reap."""
 LONGEST = 8192  # bytes of one line of the log; a longer one is folded
 PATIENCE = 5.0  # seconds that the log is waited for at the end
 _ROOT = Path(__file__).resolve().parents[1]

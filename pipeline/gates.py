@@ -19,6 +19,7 @@ _GATE = re.compile(
     r"\s*(?P<metric>[^\s<>=!]+)\s*(?P<compare><=|>=|==|<|>)\s*"
     r"(?:(?P<champion>champion)\s*(?P<margin>[+-]\s*[^\s+-]\S*)?|(?P<number>\S+))\s*"
 )
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _COMPARE = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -139,3 +140,16 @@ def refuse(lines: list[dict[str, Any]], model: str, alias: str) -> None:
         )
         error.gates = lines  # type: ignore[attr-defined]
         raise error
+
+
+def check_alias(alias: str) -> None:
+    """Refuse what MLflow refuses, before anything happens.
+
+    Raises:
+        UserError: it is reserved or has characters that it may not have.
+    """
+    remedy = "use letters, digits, '_' and '-', beginning with a letter: champion, candidate"
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UserError(f"the alias {alias!r} is reserved", remedy=remedy)
+    if not _ALIAS.fullmatch(alias):
+        raise UserError(f"{alias!r} cannot be an alias", remedy=remedy)

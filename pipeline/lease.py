@@ -171,7 +171,7 @@ class Lease:
             "host": platform.node(),
             "node": node(),
             "pid": os.getpid(),
-            "born": _born(os.getpid()),
+            "born": process_born(os.getpid()),
         }
 
     def _file(self, epoch: int, suffix: str) -> Path:
@@ -259,10 +259,10 @@ def _is_dead(holder: Holder) -> bool:
     """Whether the holder's process is known to be gone: only ever true on its own machine."""
     if not holder.get("node") or holder["node"] != node():
         return False
-    return bool(_born(holder["pid"]) != holder["born"])
+    return bool(process_born(holder["pid"]) != holder["born"])
 
 
-def _born(pid: int) -> str:
+def process_born(pid: int) -> str:
     """When a process began, in ticks since the machine's start; empty if it is gone.
 
     A pid alone is not enough: it is given to another process one day.

@@ -1,10 +1,10 @@
 """Carries out a run: every stage whose inputs exist is made, independent ones side by side.
 
 The driver is stateless: all it knows is the plan, the journal and the store, so that typing the
-same command again goes on where it stopped. It never imports the stages' heavy libraries, and
-starts Ray only when there is something to make.
+same command again goes on where it stopped. It never imports the stages' heavy libraries;
+where attempts run is the launcher's affair, which starts only when there is something to make.
 
-    status = execute(run, store)            # SIGINT or SIGTERM once: stop at the next safe point;
+    status = execute(run, store, launcher)  # SIGINT or SIGTERM once: stop at the next safe point;
     sys.exit(exit_code(run))                # twice: now
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.artifact import Artifact
@@ -49,10 +49,8 @@ class Observer(Protocol):
 def execute(
     run: Run,
     store: Store,
+    launcher: Launcher,
     *,
-    address: str | None = None,
-    resources: Resources | None = None,
-    launcher: Launcher | None = None,
     observers: Sequence[Observer] = (),
     on_finished: Callable[[Run], None] | None = None,
     grace: float = GRACE,
@@ -61,9 +59,7 @@ def execute(
     """Carry out a run, or go on with one that stopped.
 
     Args:
-        address: the Ray cluster to join; without it one is started here and ended afterwards.
-        resources: what an embedded cluster may use; without it the whole machine.
-        launcher: where attempts run; without it on Ray.
+        launcher: where attempts run; it is closed at the end.
         observers: started after `run.started` and stopped after the run's last event.
         on_finished: called once all stages are made (promotion). `GateRefused` makes the run
             `refused`, any other error makes it `failed`.
@@ -82,8 +78,8 @@ def execute(
             if again:
                 run.cancel_file.unlink(missing_ok=True)
                 run.replan(_plan_again(run))
-            with _launcher(launcher, address, resources) as started:
-                execution = Execution(run, run.plan(), started, stop, backoff)
+            with closing(launcher):
+                execution = Execution(run, run.plan(), launcher, stop, backoff)
                 _finish(run, execution, on_finished)
     finally:
         run.close()
@@ -324,20 +320,6 @@ class Execution:
         if "failed" in states:
             return "failed"
         return self.stop.reason if states & {"pending", "interrupted"} else "finished"
-
-
-@contextmanager
-def _launcher(
-    given: Launcher | None, address: str | None, resources: Resources | None
-) -> Iterator[Launcher]:
-    if given is None:
-        from pipeline.rayside import RayLauncher
-
-        given = RayLauncher(address, resources)
-    try:
-        yield given
-    finally:
-        given.close()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from pipeline import graph, layers, words
 from pipeline.artifact import NAME
 from pipeline.errors import Problem, SpecError, UserError, did_you_mean
-from pipeline.gates import Gate
+from pipeline.gates import Gate, check_alias
 from pipeline.layers import FILE_KEYS
 from pipeline.reader import KeyPath, Tree, name_of
 from pipeline.stage import SECRET, Input, Params, Stage, find_stage
@@ -379,8 +379,6 @@ class _Checker:
         return Promotion(model, name, alias, self.gates(data.get("require", [])))
 
     def alias(self, value: Any) -> str:
-        from pipeline.registry import check_alias
-
         try:
             check_alias(str(value))
         except UserError as error:

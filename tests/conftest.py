@@ -37,8 +37,8 @@ def ray_session() -> Iterator[Any]:
     """
     import ray
 
+    from launch.rayside import EmbeddedRay
     from pipeline.production import Resources
-    from pipeline.rayside import EmbeddedRay
 
     paths = [str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:

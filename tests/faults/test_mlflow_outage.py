@@ -15,9 +15,10 @@ import psutil
 import pytest
 import sample_run
 
+from launch.tracking.client import connect, tracking_uri
+from launch.tracking.mirror import Mirror, read_cursor
 from pipeline.errors import Failure
 from pipeline.journal import Run
-from pipeline.tracking import Mirror, connect, read_cursor, tracking_uri
 
 pytestmark = [pytest.mark.faults, pytest.mark.integration]
 

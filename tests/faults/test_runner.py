@@ -27,6 +27,7 @@ from toyruns import (
     until,
 )
 
+from launch.rayside import RayLauncher
 from pipeline.journal import Run, RunStatus
 from pipeline.runner import execute, exit_code
 from pipeline.store import Store
@@ -35,12 +36,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("toys")]
 
 PROGRAM = """
 import sys
+from launch.rayside import RayLauncher
 from pipeline.journal import Run
 from pipeline.production import Resources
 from pipeline.runner import execute, exit_code
 from pipeline.store import Store
 run = Run.find(Store(sys.argv[1]), sys.argv[2])
-execute(run, run.store, resources=Resources(2), backoff=0.01)
+execute(run, run.store, RayLauncher(resources=Resources(2)), backoff=0.01)
 print(sorted({"torch", "mlflow", "transformers"} & set(sys.modules)))
 sys.exit(exit_code(run))
 """
@@ -68,7 +70,7 @@ def undisturbed(tmp_path: Path, ray_session: Any) -> dict[str, str]:
 
 
 def go(run: Run) -> RunStatus:
-    return execute(run, run.store, backoff=0.01)
+    return execute(run, run.store, RayLauncher(), backoff=0.01)
 
 
 class Driver:

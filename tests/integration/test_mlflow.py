@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 import sample_run
 
-from pipeline import registry, report, tracking
+from launch.report import page as report
+from launch.tracking import client as way
+from launch.tracking import mirror, registry
+from launch.tracking.client import connect
+from launch.tracking.mirror import Mirror, read_cursor
+from launch.tracking.registry import Registry
+from launch.tracking.replica import BATCH, Replica
 from pipeline.artifact import Artifact
 from pipeline.errors import CorruptArtifact, Failure, GateRefused, NotFound
 from pipeline.journal import Run
-from pipeline.registry import Registry
-from pipeline.replica import BATCH, Replica
 from pipeline.store import Store
-from pipeline.tracking import Mirror, connect, read_cursor
 
 pytestmark = pytest.mark.integration
 
@@ -110,17 +113,17 @@ def artifacts(client: Any, run_id: str, folder: str | None = None) -> list[str]:
 def test_the_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / ".mlflow.db.new").write_bytes(b"what a kill left")
-    tracking.prepare(store, "sqlite:///elsewhere.db")
+    way.prepare(store, "sqlite:///elsewhere.db")
     assert not (tmp_path / "mlflow.db").exists()
-    tracking.prepare(store, tracking.tracking_uri(store))
-    tracking.prepare(store, tracking.tracking_uri(store))
-    default = connect(tracking.tracking_uri(store)).get_experiment("0")
+    way.prepare(store, way.tracking_uri(store))
+    way.prepare(store, way.tracking_uri(store))
+    default = connect(way.tracking_uri(store)).get_experiment("0")
     assert default.artifact_location == f"{(tmp_path / 'mlartifacts').as_uri()}/0"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_pipeline_is_one_run_with_a_nested_run_a_stage(mirrored: Run) -> None:
-    client = connect(tracking.tracking_uri(mirrored.store))
+    client = connect(way.tracking_uri(mirrored.store))
     runs = runs_of(client, mirrored)
     assert set(runs) == {"", *NAMES}
     parent = runs.pop("")
@@ -137,11 +140,11 @@ def test_a_pipeline_is_one_run_with_a_nested_run_a_stage(mirrored: Run) -> None:
 
 
 def test_a_resumed_stage_goes_on_in_the_same_run_and_no_point_is_doubled(mirrored: Run) -> None:
-    assert_exact(connect(tracking.tracking_uri(mirrored.store)), mirrored)
+    assert_exact(connect(way.tracking_uri(mirrored.store)), mirrored)
 
 
 def test_parameters_inputs_plots_tables_and_the_model(mirrored: Run, tmp_path: Path) -> None:
-    client = connect(tracking.tracking_uri(mirrored.store))
+    client = connect(way.tracking_uri(mirrored.store))
     runs = runs_of(client, mirrored)
     gpt, clean = runs["gpt"], runs["clean"]
     assert gpt.data.params["train.lr"] == "0.001"
@@ -171,8 +174,8 @@ def test_parameters_inputs_plots_tables_and_the_model(mirrored: Run, tmp_path: P
 def test_sending_again_or_anew_doubles_nothing(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = tracking.tracking_uri(mirrored.store)
-    assert tracking.main("once", str(mirrored.store.root), mirrored.id) == 0
+    uri = way.tracking_uri(mirrored.store)
+    assert mirror.main("once", str(mirrored.store.root), mirrored.id) == 0
     (mirrored.folder / "mlflow.json").unlink()  # all that is known of what was sent
     replica = Replica(mirrored, uri)
     assert replica.attempt(), replica.cursor["problem"]
@@ -189,11 +192,11 @@ def test_the_child_follows_until_its_input_ends(
     os.close(writer)
     with os.fdopen(reader) as ended:
         monkeypatch.setattr(sys, "stdin", ended)
-        assert tracking.main("follow", str(mirrored.store.root), mirrored.id) == 0
+        assert mirror.main("follow", str(mirrored.store.root), mirrored.id) == 0
 
 
 def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
-    store, uri = mirrored.store, tracking.tracking_uri(mirrored.store)
+    store, uri = mirrored.store, way.tracking_uri(mirrored.store)
     run = Run(store, "20261121-0300-warm-otter")
     run.folder.mkdir()
     (run.folder / "run.yaml").write_text("{name: quickstart, stages: {sft: {uses: sft}}}")
@@ -237,8 +240,8 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
 def test_a_pass_that_finds_another_writer_waits_for_the_next(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replica = Replica(mirrored, tracking.tracking_uri(mirrored.store))
-    with tracking.sole_writer(mirrored.store, 0):
+    replica = Replica(mirrored, way.tracking_uri(mirrored.store))
+    with way.sole_writer(mirrored.store, 0):
         assert not replica.attempt(patience=0)
         assert not replica.attempt(patience=0)
     assert read_cursor(mirrored)["problem"] == "another process is writing to MLflow"
@@ -253,7 +256,7 @@ def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path
     run.append("plan", stages=[sample_run._planned("gpt")])
     context = sample_run.begin(run, "gpt")
     sample_run.write_series(context, "gpt", 20)
-    uri = tracking.tracking_uri(run.store)
+    uri = way.tracking_uri(run.store)
     assert Replica(run, uri).attempt()
     cursor = read_cursor(run)
     for entry in cursor["stages"].values():
@@ -284,7 +287,7 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (run.folder / "run.yaml").write_text(resolved)
     (run.folder / "report.html").write_text("<p>hunter2-hunter2</p>")
     run = Run(run.store, run.id)
-    uri = tracking.tracking_uri(run.store)
+    uri = way.tracking_uri(run.store)
     replica = Replica(run, uri)
     assert replica.attempt(), replica.cursor["problem"]
     params = runs_of(connect(uri), run)["clean"].data.params
@@ -296,7 +299,7 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_emptied_database_is_filled_again(mirrored: Run, tmp_path: Path) -> None:
-    uri = tracking.tracking_uri(mirrored.store)
+    uri = way.tracking_uri(mirrored.store)
     replica = Replica(mirrored, uri)
     replica._note(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
     assert not replica.attempt()
@@ -435,7 +438,7 @@ def free_port() -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A tracking server that does not see the store."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = tracking.ui_command(Store(folder), f"sqlite:///{folder}/server.db")
+    command = way.ui_command(Store(folder), f"sqlite:///{folder}/server.db")
     command[command.index("--default-artifact-root") :] = [
         *("--artifacts-destination", str(folder / "files")),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),

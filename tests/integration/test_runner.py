@@ -13,11 +13,11 @@ import psutil
 import pytest
 from toyruns import TWO_AND_SUM, digests, events, held, holds, log, make, numbers, process_of, until
 
+from launch.rayside import RayLauncher, join
 from pipeline.attempt import Job
 from pipeline.errors import Failure
 from pipeline.journal import Run, RunStatus
 from pipeline.production import Resources
-from pipeline.rayside import RayLauncher, join
 from pipeline.runner import execute
 from pipeline.stage import find_stage
 from pipeline.store import Store
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def go(run: Run) -> RunStatus:
-    return execute(run, run.store, backoff=0.01)
+    return execute(run, run.store, RayLauncher(), backoff=0.01)
 
 
 def test_a_pipeline_is_made_and_its_processes_print_to_its_logs(store: Store) -> None:
@@ -82,7 +82,7 @@ def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any
 def test_two_runs_at_once_make_everything_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.rayside.NODE_CHECK", 0.0)
+    monkeypatch.setattr("launch.rayside.NODE_CHECK", 0.0)
     hold = tmp_path / "hold"
     hold.touch()
     runs = [make(store, held(hold)), make(store, held(hold))]

@@ -22,8 +22,7 @@ from pipeline.errors import (
     Stuck,
     WorkerDied,
 )
-from pipeline.lease import _born as process_born
-from pipeline.lease import node
+from pipeline.lease import node, process_born
 from pipeline.stage import find_stage
 from pipeline.store import Store
 

@@ -133,7 +133,7 @@ def test_a_holder_that_died_here_is_replaced_at_once(tmp_path: Path) -> None:
     assert waiter.acquire()
     child.join()
     assert child.exitcode == 9
-    assert module._born(child.pid or 0) == ""
+    assert module.process_born(child.pid or 0) == ""
     waiter.release()
 
 

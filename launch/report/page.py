@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import charts, diagram
+from launch.report import charts, diagram
 from pipeline.artifact import OBSERVED, Artifact, readable, write_atomic
 from pipeline.context import read_series, redact
 from pipeline.journal import Event, Run, RunStatus, StageStatus
@@ -126,7 +126,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(number=_number, duration=diagram.duration)
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text())
+    return environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
 
 
 def _number(value: Any) -> str:

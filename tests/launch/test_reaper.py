@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from toyruns import until
 
-from pipeline.lease import _born as process_born
-from pipeline.reaper import MARK, Reaper, reap
+from launch.reaper import Reaper, reap
+from pipeline.capture import MARK
+from pipeline.lease import process_born
 
 SLEEPER = [sys.executable, "-S", "-c", "print(flush=True); input()"]
 
@@ -53,7 +54,7 @@ def test_it_does_not_wait_for_ever(
     tmp_path: Path, children: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = start(children, "ours")
-    monkeypatch.setattr("pipeline.reaper.PATIENCE", 0.0)
+    monkeypatch.setattr("launch.reaper.PATIENCE", 0.0)
     reap("ours", tmp_path / "scratch")
     assert ours.poll() is None
 
@@ -62,7 +63,7 @@ def test_a_process_that_goes_by_itself_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([[2**22 + 1], []])
-    monkeypatch.setattr("pipeline.reaper._marked", lambda mark: next(found))
+    monkeypatch.setattr("launch.reaper._marked", lambda mark: next(found))
     reap("ours", tmp_path / "scratch")
     assert next(found, None) is None
 
@@ -81,7 +82,7 @@ def test_a_killed_driver_is_noticed(
 ) -> None:
     ours = start(children, "ours")
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.reaper import Reaper\n"
+        "import os, sys\nfrom pathlib import Path\nfrom launch.reaper import Reaper\n"
         "Reaper('ours', Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "scratch")], check=False)

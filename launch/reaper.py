@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-MARK = "HEADWATER_DRIVER"
+from pipeline.capture import MARK
+
 PATIENCE = 8.0  # seconds in which everybody must be gone
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,7 @@ class Reaper:
     def __init__(self, mark: str, folder: Path) -> None:
         """Watch over processes that have `MARK=mark` in their environment, and a folder."""
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-m", "pipeline.reaper", mark, str(folder)],
+            [sys.executable, "-S", "-m", "launch.reaper", mark, str(folder)],
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
             start_new_session=True,  # Ctrl-C in a terminal is not for it

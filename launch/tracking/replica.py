@@ -19,22 +19,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import charts
-from pipeline.artifact import OBSERVED, Artifact, write_atomic
-from pipeline.context import read_series, redact
-from pipeline.journal import Run, RunStatus, StageStatus
-from pipeline.report import parameters
-from pipeline.tracking import (
+from launch.report import charts
+from launch.report.page import parameters
+from launch.tracking.client import (
     ARTIFACTS,
-    CURSOR,
     connect,
     is_server,
     mlflow_errors,
     prepare,
     public,
-    read_cursor,
     sole_writer,
 )
+from launch.tracking.mirror import CURSOR, read_cursor
+from pipeline.artifact import OBSERVED, Artifact, write_atomic
+from pipeline.context import read_series, redact
+from pipeline.journal import Run, RunStatus, StageStatus
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

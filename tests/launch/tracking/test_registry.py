@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import sample_run
 
-from pipeline import registry
+from launch.tracking import registry
+from launch.tracking.registry import Registry
 from pipeline.artifact import Artifact
 from pipeline.errors import (
     CorruptArtifact,
@@ -21,7 +22,6 @@ from pipeline.errors import (
     NotFound,
     UserError,
 )
-from pipeline.registry import Registry
 from pipeline.store import Store
 
 FIGURES = {"evaluate": {"perplexity": 18.4}, "reward": {"accuracy": 0.81}}
@@ -175,7 +175,7 @@ def test_reading_needs_the_log_alone(store: Store, model: Artifact) -> None:
     script = (
         "import sys, json\n"
         "from pipeline.store import Store\n"
-        "from pipeline.registry import Registry\n"
+        "from launch.tracking.registry import Registry\n"
         "r = Registry(Store(sys.argv[1]))\n"
         "print(json.dumps([r.models(), r.history('talker'), str(r.resolve('talker').path)]))\n"
         "assert not {'mlflow', 'torch', 'ray'} & set(sys.modules)"

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import sample_run
 
-from pipeline import tracking
+from launch.tracking import client
+from launch.tracking.client import public, sole_writer
+from launch.tracking.mirror import LONGEST_WAIT, Mirror, follow, read_cursor
 from pipeline.errors import Failure, NotFound
 from pipeline.store import Store
-from pipeline.tracking import LONGEST_WAIT, Mirror, follow, public, read_cursor, sole_writer
 
 
 @pytest.fixture
@@ -33,18 +34,18 @@ def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_address_is_as_told_or_from_the_environment_or_in_the_store(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
+    assert client.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert tracking.tracking_uri(store) == "http://tracker:5000"
-    assert tracking.tracking_uri(store, "sqlite:///x") == "sqlite:///x"
+    assert client.tracking_uri(store) == "http://tracker:5000"
+    assert client.tracking_uri(store, "sqlite:///x") == "sqlite:///x"
 
 
 def test_the_command_that_opens_it(store: Store) -> None:
-    command = tracking.ui_command(store)
+    command = client.ui_command(store)
     assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert f"sqlite:///{store.root}/mlflow.db" in command
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert tracking.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://***@tracker/x"
+    assert client.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://***@tracker/x"
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
@@ -75,12 +76,12 @@ def test_waits_grow_while_nothing_answers_and_shrink_when_it_does() -> None:
 
 
 def test_what_mlflow_raises_becomes_one_line_without_passwords() -> None:
-    with pytest.raises(Failure) as caught, tracking.mlflow_errors("http://a:b@c"):
+    with pytest.raises(Failure) as caught, client.mlflow_errors("http://a:b@c"):
         raise RuntimeError("refused by http://a:b@c\nlong\ntrace")
     assert str(caught.value) == "http://***@c: MLflow: refused by http://***@c"
-    with pytest.raises(Failure, match="KeyError"), tracking.mlflow_errors("x"):
+    with pytest.raises(Failure, match="KeyError"), client.mlflow_errors("x"):
         raise KeyError
-    with pytest.raises(NotFound), tracking.mlflow_errors("x"):
+    with pytest.raises(NotFound), client.mlflow_errors("x"):
         raise NotFound("as it is")
 
 
@@ -114,7 +115,7 @@ def test_stop_says_whether_all_was_sent(
     mirror.start()
     assert mirror.stop(20)
     said = (run.folder / "mlflow.log").read_text().split()
-    assert said == ["-m", "pipeline.tracking", "follow", str(store.root), run.id, mirror.uri]
+    assert said == ["-m", "launch.tracking.mirror", "follow", str(store.root), run.id, mirror.uri]
     child(tmp_path, "cat; exit 1", monkeypatch)
     mirror.start()
     assert not mirror.stop(20)

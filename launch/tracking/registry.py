@@ -16,13 +16,20 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.tracking.client import (
+    connect,
+    is_server,
+    mlflow_errors,
+    prepare,
+    sole_writer,
+    tracking_uri,
+)
 from pipeline.artifact import Artifact, append_line, check_name, make_folder
 from pipeline.errors import (
     CorruptArtifact,
@@ -33,9 +40,8 @@ from pipeline.errors import (
     UserError,
     did_you_mean,
 )
-from pipeline.gates import Gate, check_known, flat_metrics, refuse
+from pipeline.gates import Gate, check_alias, check_known, flat_metrics, refuse
 from pipeline.store import Store
-from pipeline.tracking import connect, is_server, mlflow_errors, prepare, sole_writer, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,8 +54,6 @@ EXPERIMENT = "headwater-models"  # holds uploads of models whose run was not mir
 Record = dict[str, Any]
 Smoke = Callable[[Path], object]
 """Loads the model in a folder and uses it once; raises if that fails."""
-
-_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
 class Registry:
@@ -325,19 +329,6 @@ class Registry:
 def current(records: Sequence[Record]) -> dict[str, Record]:
     """The newest record of each alias."""
     return {record["alias"]: record for record in records}
-
-
-def check_alias(alias: str) -> None:
-    """Refuse what MLflow refuses, before anything happens.
-
-    Raises:
-        UserError: it is reserved or has characters that it may not have.
-    """
-    remedy = "use letters, digits, '_' and '-', beginning with a letter: champion, candidate"
-    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
-        raise UserError(f"the alias {alias!r} is reserved", remedy=remedy)
-    if not _ALIAS.fullmatch(alias):
-        raise UserError(f"{alias!r} cannot be an alias", remedy=remedy)
 
 
 def _check_model(artifact: Artifact) -> None:

@@ -19,13 +19,13 @@ from typing import Any
 
 import psutil
 
+from launch.reaper import Reaper
 from pipeline.artifact import make_folder
 from pipeline.attempt import Job, Outcome, carry_out, explain
-from pipeline.capture import captured
+from pipeline.capture import MARK, captured
 from pipeline.errors import Failure
-from pipeline.lease import _born as process_born
+from pipeline.lease import process_born
 from pipeline.production import POLL, Resources
-from pipeline.reaper import MARK, Reaper
 
 STARTS = 4  # a slow machine can miss Ray's own 30 s, which cannot be changed
 NODE_CHECK = 2.0  # seconds between two looks at whether our node is alive

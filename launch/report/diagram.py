@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipeline.charts import safe, short, text
+from launch.report.charts import safe, short, text
 
 NODE, TALL = 188.0, 48.0  # a stage's box
 BEND = 16.0  # room of an edge that passes a layer

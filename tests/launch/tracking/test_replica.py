@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sample_run
 
-from pipeline import replica
+from launch.tracking import replica
 
 
 def test_points_are_the_numbers_of_a_line() -> None:

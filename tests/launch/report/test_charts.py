@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline import charts, panels
+from launch.report import charts
+from pipeline import panels
 
 BAD = '</title><script>x()</script>"\x1b[31m\u202e&amp;'
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import charts, diagram
-from pipeline.diagram import NODE, Box
+from launch.report import charts, diagram
+from launch.report.diagram import NODE, Box
 
 
 def boxes(names: list[str]) -> list[Box]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sample_run
 
-from pipeline import panels, report
+from launch.report import page as report
+from pipeline import panels
 from pipeline.journal import Run
 
 SMALL = ("clean", "tokenizer", "tokens", "gpt")

@@ -1,0 +1,1 @@
+"""A run as one HTML page: its graph, its timings, what every stage showed."""

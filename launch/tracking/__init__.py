@@ -1,0 +1,1 @@
+"""What MLflow is told of runs and models; the truth stays in the store."""
