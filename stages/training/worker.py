@@ -19,8 +19,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
@@ -144,8 +144,8 @@ class Member:
 
 
 def quiet() -> None:
-    """Import DeepSpeed without its builds and its chatter."""
-    with warnings.catch_warnings():
+    """Import DeepSpeed without its builds, its chatter, and MLflow (2 s) for its autotuner."""
+    with warnings.catch_warnings(), _absent("mlflow"):
         warnings.simplefilter("ignore")
         import deepspeed
     # A killed build of this operator would leave a lock that hangs every later run; and where a
@@ -153,6 +153,19 @@ def quiet() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Torch renames collectives that DeepSpeed still calls by their old names, at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Let a module seem not to be installed, unless it is imported already."""
+    missing = name not in sys.modules
+    if missing:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules[name]
 
 
 def portable(error: BaseException, post: Post) -> HeadwaterError:

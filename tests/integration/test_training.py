@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -214,6 +215,16 @@ def test_what_a_rank_cannot_import_is_said_at_once(pair: Room) -> None:
     with pytest.raises(Failure, match="rank 0: ZeroDivisionError"):
         pair.group.run(pid, Unreadable())
     assert len(pair.group.run(pid)) == 2
+
+
+def test_a_rank_loads_nothing_that_it_does_not_use(single: Room) -> None:
+    """Torch's compiler and MLflow cost each rank of each stage seconds before its first step."""
+    single.group.run(fit, Toy(), settings(steps=1, warmup=0), seed=0, name="light")
+    assert single.group.run(loaded, ["torch._dynamo", "mlflow"]) == [[]]
+
+
+def loaded(rank: Rank, names: list[str]) -> list[str]:
+    return [name for name in names if name in sys.modules]
 
 
 class Unreadable:
