@@ -725,6 +725,31 @@ def test_a_promotion_that_fails_fails_the_run(store: Store, error: Exception, co
     assert exit_code(run) == code
 
 
+@pytest.mark.parametrize("wish", ["Ctrl-C", "cancel"])
+def test_a_promotion_is_broken_off_and_done_again(store: Store, wish: str) -> None:
+    begun = threading.Event()
+
+    def promote(run: Run) -> None:
+        begun.set()
+        threading.Event().wait(DEADLINE)
+        pytest.fail("the promotion went on")
+
+    run = make(store, "a: {uses: toy.count}")
+    if wish == "cancel":
+        thread = threading.Thread(
+            target=lambda: (begun.wait(), run.cancel_file.write_text("cancel\n"))
+        )
+        thread.start()
+    else:
+        thread = signals(begun.is_set)
+    status = go(run, on_finished=promote)
+    thread.join()
+    assert status.state == ("cancelled" if wish == "cancel" else "interrupted")
+    assert exit_code(run) == 130
+    assert states(run) == {"a": "finished"}
+    assert go(run, on_finished=lambda run: None).state == "finished"
+
+
 def test_a_driver_that_lost_its_run_ends_its_stages(store: Store, hold: Path) -> None:
     run, launcher = make(store, held(hold)), Threads()
     meanwhile = Meanwhile(run, launcher)
