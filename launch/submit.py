@@ -181,6 +181,8 @@ def _runtime(cluster: Cluster, package: Package | None) -> dict[str, Any]:
     names = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     if cluster.mlflow:
         names["MLFLOW_TRACKING_URI"] = cluster.mlflow
+    if package and package.commit:
+        names["HEADWATER_COMMIT"] = package.commit  # what is shipped is no checkout
     code = {"working_dir": f"gcs://{package.name}"} if package else {}
     return {**code, "env_vars": names}
 

@@ -103,6 +103,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made.cluster("here", f"address: {made.address}\n{token}resources: {{cpus: 2}}\n")
     git(root, "init", "-q")
     git(root, "add", ".")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
     (root / "untracked.txt").write_text("stays here\n")
     yield made
     made.call("cluster", "down", "here", "--now")
@@ -261,6 +262,9 @@ def test_submit_ships_tracked_code_and_stays_until_the_end(site: Site) -> None:
     assert job is not None
     assert job["status"] == "SUCCEEDED"
     assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+    head = subprocess.check_output(["git", "-C", str(site.root), "rev-parse", "HEAD"], text=True)
+    shown = json.loads(site.call("show", "latest:one", "--json").stdout)
+    assert shown["code"] == {**shown["code"], "commit": head.strip(), "dirty": False}
     shipped = Path(site.head["temp"]).glob("session_*/runtime_resources/working_dir_files/*/")
     names = {path.name for folder in shipped for path in folder.iterdir()}
     assert "toybox" in names
