@@ -28,7 +28,7 @@ from launch.look import OVER
 from launch.options import store_flag, store_option
 from launch.planning import make_plan, show_plan
 from pipeline.artifact import write_atomic
-from pipeline.errors import HeadwaterError
+from pipeline.errors import HeadwaterError, Interrupted
 
 if TYPE_CHECKING:
     from launch.clusters import Cluster
@@ -130,21 +130,35 @@ def send(run: Run, cluster: Cluster, package: Package | None) -> None:
 
     Raises:
         Failure: the head refused; the run's folder stays, and `resume` tries again.
+        Interrupted: somebody cancelled it meanwhile.
     """
     jobs = cluster.jobs()
     record = _record(run)
     name, active = _next_id(run, jobs)
     if active:
         return
+    if run.status().state in OVER:
+        run.cancel_file.unlink(missing_ok=True)
+        run.append("run.resubmitted")  # from here on whoever cancels it means this job
     if package and not jobs.has_package(package.name):
         jobs.upload(package.name, package.content)
-    run.cancel_file.unlink(missing_ok=True)
+    if run.cancel_file.exists():
+        raise _cancelled(run)
     _note(run, {**record, "jobs": [*record["jobs"], name]})
     try:
         jobs.submit(name, entrypoint(run, cluster), _runtime(cluster, package), _labels(run))
     except HeadwaterError as error:
         error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
         raise
+
+
+def _cancelled(run: Run) -> Interrupted:
+    if run.status().state not in OVER:
+        run.append("run.finished", state="cancelled")
+    return Interrupted(
+        f"run {run.id} was cancelled before its job was sent",
+        remedy=f"headwater resume {run.id}{store_flag(run.store)}",
+    )
 
 
 def _next_id(run: Run, jobs: Jobs) -> tuple[str, bool]:
@@ -222,27 +236,30 @@ def resubmit(run: Run, cluster_file: str) -> int:
     return stay(run, cluster, before)
 
 
-def stop_job(run: Run, cluster_file: str, now: bool) -> bool:
-    """Settle a submitted run that has no driver.
+def job_is_gone(run: Run, cluster_file: str, now: bool) -> bool | None:
+    """Whether no job will take a submitted run up; None while the head knows of none.
 
-    Returns:
-        True if it is cancelled now; False if its job is about to see the cancel file.
+    Args:
+        now: end a job that is on its way.
+
+    Raises:
+        Failure: the head does not answer; its job may still begin.
     """
     from launch.clusters import load_cluster
     from launch.jobs import Unreachable
 
+    cluster = load_cluster(cluster_file, str(run.store.root))
     try:
-        cluster = load_cluster(cluster_file, str(run.store.root))
         job = last_job(run, cluster)
-        active = job is not None and job["status"] in ACTIVE
-        if active and not now:
-            return False
-        if active and job is not None:
+        if job is None:
+            return None
+        if job["status"] in ACTIVE and now:
             cluster.jobs().stop(job["submission_id"])
-    except Unreachable:
-        pass  # a head that is gone starts nothing
-    run.append("run.finished", state="cancelled")
-    return True
+    except Unreachable as error:
+        again = f"headwater cancel {run.id}{store_flag(run.store)}"
+        error.remedy = f"{again}   (when the head is back; a job that begins before stops at once)"
+        raise
+    return now or job["status"] not in ACTIVE
 
 
 def last_job(run: Run, cluster: Cluster) -> dict[str, Any] | None:

@@ -240,7 +240,9 @@ class Run:
     def open(self, **facts: Any) -> None:
         """Become the run's driver: take its lease and journal `run.started`.
 
-        If another machine's driver seems to be gone, its lease is watched until it expires.
+        A cancel file from before the run was over is removed; one that was written since somebody
+        asked for the run (anew) stands. If another machine's driver seems to be gone, its lease is
+        watched until it expires.
 
         Raises:
             UserError: another driver is at work on this run.
@@ -254,6 +256,8 @@ class Run:
                 f"on {holder.get('host', 'another machine')}",
                 remedy=f"`headwater status {self.id} --watch` shows it",
             )
+        if derive(self.id, self.events()).state != "pending":
+            self.cancel_file.unlink(missing_ok=True)
         self._lease = lease
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)
 
@@ -384,6 +388,7 @@ def _run_event(status: RunStatus, event: Event) -> RunStatus:
     known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
     state = {
         "run.created": status.state,
+        "run.resubmitted": "pending",
         "run.started": "running",
         "run.interrupted": "interrupted",
         "run.finished": event.get("state", "finished"),

@@ -77,7 +77,6 @@ def execute(
     try:
         with _watched(run, observers), stop.on_signals():
             if again:
-                run.cancel_file.unlink(missing_ok=True)
                 run.replan(_plan_again(run))
             with closing(launcher):
                 execution = Execution(run, run.plan(), launcher, stop, backoff)

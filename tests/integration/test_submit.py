@@ -54,6 +54,16 @@ class Site:
         assert "Traceback" not in done.stdout + done.stderr
         return done
 
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*HEADWATER, *words],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     @property
     def environment(self) -> dict[str, str]:
         known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
@@ -284,6 +294,10 @@ def test_detach_come_back_cancel_and_resume(site: Site) -> None:
     cancelled = site.call("cancel", run)
     assert f"run {run}: cancelled" in cancelled.stdout
     assert site.stage("slow")["state"] == "interrupted"
+    begun_again = site.start("resume", run)
+    until(lambda: Run.find(site.store).status().state == "pending", "the second job")
+    assert f"run {run}: cancelled" in site.call("cancel", run).stdout
+    assert begun_again.wait(60) == 130
     hold.unlink()
     resumed = site.call("resume", run)
     assert f"slow {run}: finished" in resumed.stdout
@@ -291,20 +305,14 @@ def test_detach_come_back_cancel_and_resume(site: Site) -> None:
     assert json.loads((Run.find(site.store).folder / "job.json").read_text())["jobs"] == [
         run,
         f"{run}-2",
+        f"{run}-3",
     ]
     assert site.stage("slow")["metrics"] == {"total": sum(range(100, 106))}
 
 
 def test_control_c_detaches(site: Site) -> None:
     config, hold = held(site, "left", 200)
-    process = subprocess.Popen(
-        [*HEADWATER, "submit", config, "--cluster", "here"],
-        cwd=site.root,
-        env=site.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = site.start("submit", config, "--cluster", "here")
     until(lambda: Run.find(site.store).status().pipeline == "left", "the submission")
     await_hold(site)
     process.send_signal(signal.SIGINT)

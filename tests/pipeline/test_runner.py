@@ -463,6 +463,18 @@ def test_a_run_that_was_cancelled_before_it_began_makes_nothing(store: Store) ->
     assert launcher.starts == 0
 
 
+def test_only_a_cancel_from_before_the_run_was_over_is_forgotten(store: Store) -> None:
+    run, launcher = make(store, TWO_AND_SUM), Threads()
+    run.cancel_file.write_text("cancel\n")
+    assert go(run).state == "cancelled"
+    run.append("run.resubmitted")
+    assert run.status().state == "pending"
+    run.cancel_file.write_text("cancel\n")
+    assert go(run, launcher).state == "cancelled"
+    assert launcher.starts == 0
+    assert go(run).state == "finished"
+
+
 def test_a_worker_that_dies_while_stopping_is_no_failure(store: Store, hold: Path) -> None:
     run = make(store, f"a: {{uses: toy.count, hold: {hold}, retries: {{worker: 0}}}}")
     launcher = scripted("worker")
