@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -86,13 +85,12 @@ def last_words(run: Run, status: RunStatus) -> None:
 
 def places(run: Run, status: RunStatus) -> list[str]:
     """Where the report, MLflow's pages and the registered models are."""
-    from launch.tracking.client import ui_command
+    from launch.tracking.client import ui_line
 
     lines = []
     if (page := run.folder / "report.html").exists():
         lines.append(f"  report      {page}")
-    command = " ".join(shlex.quote(word) for word in ui_command(run.store, mlflow_uri()))
-    lines.append(f"  MLflow UI   {command}")
+    lines.append(f"  MLflow UI   {ui_line(run.store, mlflow_uri())}")
     for entry in status.registered:
         names = " ".join(f"@{alias}" for alias in entry["aliases"])
         lines.append(f"  registered  {entry['model']} version {entry['version']} {names}")

@@ -122,16 +122,19 @@ def mlflow(uri: str | None) -> None:
         UserError: the address holds a password.
         Failure: it does not answer.
     """
+    from launch.tracking.client import holds_password, public
+
+    if uri and holds_password(uri):
+        raise UserError(
+            "MLflow's address holds a password, which would be shown on the cluster",
+            where=public(uri),
+            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's "
+            "address: MLFLOW_TRACKING_URI) on the cluster, not here",
+        )
     parts = urlsplit(uri or "")
     if parts.scheme not in ("http", "https"):
         return
     where = f"{parts.scheme}://{parts.hostname}:{parts.port or ''}".rstrip(":")
-    if parts.username or parts.password:
-        raise UserError(
-            "MLflow's address holds a password, which would be shown on the cluster",
-            where=where,
-            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster",
-        )
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=TIMEOUT):  # noqa: S310
             return

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -83,7 +84,7 @@ class Replica:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 self._forget()  # another database than the one that it was sent to
             if str(error) != self.cursor.get("problem"):
-                traceback.print_exc()
+                sys.stderr.write(public(traceback.format_exc()))
             self._note(problem=str(error))
             return False
         self._note(problem="")

@@ -67,6 +67,7 @@ def test_somebody_silent_there() -> None:
 def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
     preflight.mlflow(None)
     preflight.mlflow("sqlite:///x.db")
+    preflight.mlflow("postgresql://me@postgres/mlflow")
     preflight.mlflow(server)
     with pytest.raises(Failure, match="MLflow does not answer: it answers 500"):
         preflight.mlflow(f"{server}/ill")
@@ -74,9 +75,17 @@ def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
         preflight.mlflow(closed)
 
 
-def test_a_password_in_the_address_is_not_sent_and_not_shown() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter2@mlflow:5000",
+        "postgresql+psycopg://me:hunter2@postgres/mlflow",
+        "postgresql://postgres/mlflow?user=me&password=hunter2",
+    ],
+)
+def test_a_password_in_the_address_is_not_sent_and_not_shown(address: str) -> None:
     with pytest.raises(UserError, match="holds a password") as refused:
-        preflight.mlflow("http://me:hunter2@mlflow:5000")
+        preflight.mlflow(address)
     assert "hunter2" not in str(refused.value) + refused.value.remedy
 
 
