@@ -75,11 +75,17 @@ def drive(run: Run, address: str | None = None) -> int:
 
 
 def last_words(run: Run, status: RunStatus) -> None:
-    """How it ended, where everything is, and the line to type next."""
+    """How it ended, where everything is, what MLflow lacks, and the line to type next."""
+    from launch.tracking.mirror import lacking
+
     console.say()
     console.say(f"{status.pipeline} {status.run}: {status.state}", console.STYLES[status.state])
     for line in places(run, status):
         console.say(line)
+    if why := lacking(run):
+        line = f"headwater report {run.id} --sync{store_flag(run.store)}"
+        said = f"warning: MLflow has not all of this run: {why}; {line} sends the rest"
+        console.say(said, "yellow", stderr=True)
     after(run, status)
 
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from launch.cli import cli
 from launch.clusters import Cluster, load_cluster
+from launch.drive import last_words
 from launch.submit import send
 from pipeline.errors import Failure, Interrupted
 from pipeline.journal import Run
@@ -197,6 +198,19 @@ def test_report(run: Run, call: Call) -> None:
     page = Path(call("report").stdout.strip())
     assert page == run.folder / "report.html"
     assert run.id in page.read_text()
+
+
+def test_what_mlflow_lacks_is_said_at_the_end(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    last_words(run, run.status())
+    line = f"headwater report {run.id} --sync --store {run.store.root} sends the rest"
+    assert f"there was not time enough to send it; {line}" in capsys.readouterr().err
+    seq = run.events()[-1]["seq"]
+    (run.folder / "mlflow.json").write_text(json.dumps({"seq": seq - 1, "problem": "MLflow: no"}))
+    last_words(run, run.status())
+    assert f"MLflow has not all of this run: MLflow: no; {line}" in capsys.readouterr().err
+    (run.folder / "mlflow.json").write_text(json.dumps({"seq": seq, "problem": ""}))
+    last_words(run, run.status())
+    assert "MLflow" not in capsys.readouterr().err
 
 
 # --- logs ----------------------------------------------------------------------------------------
