@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from launch.clusters import Cluster
     from launch.jobs import Capacity, Jobs
     from launch.package import Package
+    from launch.preflight import Answers
     from pipeline.journal import Run
+    from pipeline.plan import Plan
     from pipeline.spec import Spec
 
 RECORD = "job.json"
@@ -56,36 +58,45 @@ def submit(
     sees the store. The same command typed again while it runs comes back to it.
     """
     from launch.clusters import load_cluster
+    from launch.preflight import ask, resources
     from pipeline.spec import load
 
     cluster = load_cluster(name, store_path)
     spec = load(config, overrides)
-    if run := already(cluster, spec):
+    answers = ask(cluster)
+    if answers.reachable and (run := already(cluster, spec)):
         console.say(f"run {run.id} does this already")
         before = drives(run) - run.driven()
     else:
-        preflight(cluster, spec)
+        capacity = welcome(answers, cluster, spec)
+        plan = make_plan(spec, cluster.store)
+        if capacity:
+            resources(spec, plan, cluster.store, capacity)
+        show_plan(plan)
         package = packed(cluster, Path.cwd())
-        run = _create(cluster, spec)
+        run = _create(cluster, spec, plan)
         send(run, cluster, package)
         before = 0
     sys.exit(stay(run, cluster, before, detach))
 
 
-def preflight(cluster: Cluster, spec: Spec) -> None:
-    """Refuse what cannot work before anything exists."""
-    from launch.preflight import check
+def welcome(answers: Answers, cluster: Cluster, spec: Spec) -> Capacity | None:
+    """Say what the cluster has.
 
-    capacity, warnings = check(cluster, spec)
+    Raises:
+        Checks: what is in the way, before anything exists.
+    """
+    capacity, warnings = answers.accept(promotes=spec.promote is not None)
     for warning in warnings:
         console.say(f"warning: {warning}", "yellow", stderr=True)
     console.say(f"{cluster.name} answers at {cluster.address}{_offer(capacity)}", "dim")
+    return capacity
 
 
 def _offer(capacity: Capacity | None) -> str:
     if capacity is None:
         return ""
-    return f": {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs on {capacity.nodes} nodes"
+    return f": {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs on {len(capacity.nodes)} nodes"
 
 
 def packed(cluster: Cluster, folder: Path) -> Package | None:
@@ -100,11 +111,9 @@ def packed(cluster: Cluster, folder: Path) -> Package | None:
     return package
 
 
-def _create(cluster: Cluster, spec: Spec) -> Run:
+def _create(cluster: Cluster, spec: Spec, plan: Plan) -> Run:
     from pipeline.journal import Run
 
-    plan = make_plan(spec, cluster.store)
-    show_plan(plan)
     run = Run.create(cluster.store, spec, plan)
     _note(run, {"cluster": str(cluster.path.absolute()), "root": str(Path.cwd()), "jobs": []})
     return run
@@ -228,9 +237,12 @@ def resubmit(run: Run, cluster_file: str) -> int:
         The exit code.
     """
     from launch.clusters import load_cluster
+    from launch.preflight import ask, resources
 
     cluster = load_cluster(cluster_file, str(run.store.root))
-    preflight(cluster, run.spec())
+    spec = run.spec()
+    if capacity := welcome(ask(cluster), cluster, spec):
+        resources(spec, run.plan(), run.store, capacity)
     root, before = Path(_record(run)["root"]), drives(run)
     send(run, cluster, packed(cluster, root if root.is_dir() else Path.cwd()))
     return stay(run, cluster, before)

@@ -199,11 +199,9 @@ def test_the_three_refusals_of_a_head_are_told_apart(site: Site) -> None:
 
 
 def refused(site: Site, cluster: str, config: str, code: int) -> str:
-    """What is said, in under five seconds, and without a run or a job."""
+    """What is said without a run or a job."""
     before = [run.name for run in site.store.root.glob("runs/*")]
-    begun = time.monotonic()
     done = site.call("submit", config, "--cluster", cluster, code=code)
-    assert time.monotonic() - begun < 10.0  # five for the checks, the rest for a busy machine
     assert [run.name for run in site.store.root.glob("runs/*")] == before
     return done.stderr
 
