@@ -199,12 +199,6 @@ class Run:
         return self.store.root / "runs" / self.id
 
     @property
-    def root(self) -> Path | None:
-        """The folder in which it was asked for: what its relative paths are relative to."""
-        told = [event["root"] for event in self.events() if event.get("root")]
-        return Path(told[0]) if told else None
-
-    @property
     def cancel_file(self) -> Path:
         """Its existence asks the run to stop at the next safe point."""
         return self.folder / "cancel"
@@ -247,9 +241,7 @@ class Run:
     def open(self, **facts: Any) -> None:
         """Become the run's driver: take its lease and journal `run.started`.
 
-        A cancel file from before the run was over is removed; one that was written since somebody
-        asked for the run (anew) stands. If another machine's driver seems to be gone, its lease is
-        watched until it expires.
+        If another machine's driver seems to be gone, its lease is watched until it expires.
 
         Raises:
             UserError: another driver is at work on this run.
@@ -264,7 +256,7 @@ class Run:
                 remedy=f"`headwater status {self.id} --watch` shows it",
             )
         if derive(self.id, self.events()).state != "pending":
-            self.cancel_file.unlink(missing_ok=True)
+            self.cancel_file.unlink(missing_ok=True)  # from before anybody asked for it anew
         self._lease = lease
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)
 
@@ -394,7 +386,6 @@ def derive(run_id: str, events: list[Event]) -> RunStatus:
 def _run_event(status: RunStatus, event: Event) -> RunStatus:
     known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
     state = {
-        "run.created": status.state,
         "run.resubmitted": "pending",
         "run.started": "running",
         "run.interrupted": "interrupted",
