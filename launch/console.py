@@ -7,7 +7,6 @@ gets the same words as plain lines that are not cut off.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifact import readable
+from launch.wording import number
 from pipeline.context import escape
 from pipeline.errors import HeadwaterError, SpecError
 
@@ -149,53 +148,11 @@ def print_json(data: Any) -> None:
 # --- figures -----------------------------------------------------------------------------------
 
 
-def duration(seconds: float | None) -> str:
-    """Time as people say it: 0.4 s, 12 s, 3m 05s, 2h 10m, 3d 04h."""
-    if seconds is None or not math.isfinite(seconds):
-        return ""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, smaller, big, small in ((86400, 3600, "d", "h"), (3600, 60, "h", "m")):
-        if whole >= size:
-            return f"{whole // size}{big} {whole % size // smaller:02d}{small}"
-    return f"{whole // 60}m {whole % 60:02d}s" if whole >= 60 else f"{whole} s"
-
-
-def count(number: float | None, digits: int = 3) -> str:
-    """A number with few digits: 12, 4.19 k, 1.2 M, 3.4 T."""
-    if number is None:
-        return ""
-    if not math.isfinite(number):
-        return str(number)
-    if abs(number) < 1000:
-        return f"{number:.{digits}g}" if number != int(number) else str(int(number))
-    power = 1
-    while power < 5 and abs(number) >= 999.5 * 1000**power:
-        power += 1
-    return f"{number / 1000**power:.{digits}g} {' kMGTP'[power]}"
-
-
-def size(number: float | None) -> str:
-    """Bytes as people say them."""
-    return "" if number is None else readable(number)
-
-
-def figure(value: float) -> str:
-    """A metric with four significant digits."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
-
-
-def short(value: float) -> str:
-    """A metric where there is little room."""
-    return count(value) if abs(value) >= 1e5 else figure(value)
-
-
 def figures(values: Mapping[str, float], limit: int = 3) -> str:
     """A stage's metrics on one line, those that people ask for first."""
     names = [name for name in PROMINENT if name in values]
     names += [name for name in values if name not in names]
-    shown = [f"{name} {short(values[name])}" for name in names[:limit]]
+    shown = [f"{name} {number(values[name])}" for name in names[:limit]]
     more = len(values) - limit
     return "  ".join(shown) + (f"  +{more}" if more > 0 else "")
 

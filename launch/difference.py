@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch import console
+from launch import console, wording
 from launch.options import json_option, open_store, store_option
 from pipeline.errors import UserError
 
@@ -101,7 +101,7 @@ def _show(lines: list[Line]) -> None:
         table = console.table("figure", "A", "B", "B - A", right=["A", "B", "B - A"])
         for name, (a, b) in line["metrics"].items():
             both = a is not None and b is not None
-            cells = ["" if value is None else console.figure(value) for value in (a, b)]
+            cells = ["" if value is None else wording.figure(value) for value in (a, b)]
             table.add_row(name, *cells, f"{b - a:+.4g}" if both else "")
         if line["metrics"]:
             console.show(table)

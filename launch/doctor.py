@@ -22,7 +22,7 @@ from typing import Literal
 import click
 from rich.text import Text
 
-from launch import console
+from launch import console, wording
 from launch.options import json_option, open_store, store_option
 from pipeline.errors import HeadwaterError
 
@@ -140,7 +140,7 @@ def _disk(root: Path) -> Finding:
     free = shutil.disk_usage(place).free
     remedy = "" if free >= DISK else "headwater gc says what can go"
     level: Level = "ok" if free >= DISK else "warn"
-    return Finding("disk", level, f"{console.size(free)} free at {place}", remedy)
+    return Finding("disk", level, f"{wording.size(free)} free at {place}", remedy)
 
 
 def _writable(what: str, folder: Path) -> Finding:
@@ -169,7 +169,7 @@ def _shared_memory() -> Iterator[Finding]:
     free = shutil.disk_usage("/dev/shm").free  # noqa: S108
     level: Level = "ok" if free >= SHARED else "warn"
     remedy = "" if free >= SHARED else "a container wants --shm-size=2gb"
-    yield Finding("shared memory", level, f"{console.size(free)} free", remedy)
+    yield Finding("shared memory", level, f"{wording.size(free)} free", remedy)
 
 
 def _locks() -> Finding:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch import console
+from launch import console, wording
 from launch.options import json_option, open_store, store_flag, store_option
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _show_verified(lines: list[dict[str, Any]], bad: list[dict[str, Any]]) -> No
     files, size = sum(line["files"] for line in lines), sum(line["bytes"] for line in lines)
     sound = len(lines) - len(bad)
     console.say(
-        f"{sound} of {len(lines)} artifacts are sound: {files} files, {console.size(size)}",
+        f"{sound} of {len(lines)} artifacts are sound: {files} files, {wording.size(size)}",
         "red" if bad else "green",
     )
 
@@ -129,12 +129,12 @@ def gc(keep: int, delete: bool, store_path: str, as_json: bool) -> None:
         relative = ((Path(line["path"]).relative_to(store.root), line) for line in lines)
         console.show(
             console.rows(
-                table, ((str(p), console.size(line["bytes"]), line["why"]) for p, line in relative)
+                table, ((str(p), wording.size(line["bytes"]), line["why"]) for p, line in relative)
             )
         )
     verb = "freed" if delete else "would free"
     console.say(
-        f"{verb} {console.size(found.size)} in {len(lines)} folders; {found.kept} artifacts stay"
+        f"{verb} {wording.size(found.size)} in {len(lines)} folders; {found.kept} artifacts stay"
     )
     if lines and not delete:
         console.advise(f"headwater gc --keep {keep} --delete{store_flag(store)}")

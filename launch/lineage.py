@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 from rich.tree import Tree
 
-from launch import console
+from launch import console, wording
 from launch.look import registered
 from launch.options import json_option, open_store, store_option
 from pipeline.errors import NotFound
@@ -97,8 +97,8 @@ def _show_run(run: Run, data: dict[str, Any]) -> None:
             entry["kind"],
             console.state(entry["state"]),
             entry["fingerprint"],
-            console.size(entry.get("bytes")),
-            console.duration(entry["seconds"]),
+            wording.size(entry.get("bytes")),
+            wording.duration(entry["seconds"]),
             *([Text(console.figures(entry["metrics"], 2))] if wide else []),
         )
     console.show(table)
@@ -135,19 +135,19 @@ def _show_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> No
         ("fingerprint", artifact.fingerprint),
         ("digest", artifact.digest),
         ("made by", f"{manifest['run'].get('stage')} of {manifest['run'].get('id')}"),
-        ("created", f"{manifest['created']} in {console.duration(manifest['seconds'])}"),
+        ("created", f"{manifest['created']} in {wording.duration(manifest['seconds'])}"),
         (
             "code",
             f"version {manifest['version']}, commit {(code.get('commit') or 'none')[:12]}{dirty}",
         ),
-        ("files", f"{len(manifest['files'])}, {console.size(artifact.size)}"),
+        ("files", f"{len(manifest['files'])}, {wording.size(artifact.size)}"),
         ("folder", str(artifact.path)),
     ]
     console.say(f"{artifact.uses}/{artifact.fingerprint}", "bold")
     for name, value in facts:
         console.screen().print(Text(f"  {name:<12}", "dim") + Text(value), soft_wrap=True)
     for name, number in artifact.metrics.items():
-        console.screen().print(Text(f"  {name:<24}", "dim") + Text(console.figure(number)))
+        console.screen().print(Text(f"  {name:<24}", "dim") + Text(wording.figure(number)))
     console.screen().print(lineage(store, artifact))
     for reader in data["read_by"]:
         console.say(f"  read by {reader['uses']}/{reader['fingerprint']}", "dim")

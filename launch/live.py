@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch import console
+from launch import console, wording
 from pipeline.errors import HeadwaterError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def amount(progress: Mapping[str, Any]) -> str:
 
 def _exact(number: float) -> str:
     """Steps are counted, tokens are measured."""
-    return f"{number:.0f}" if number < 100_000 else console.count(number)
+    return f"{number:.0f}" if number < 100_000 else wording.number(number)
 
 
 def loss_of(progress: Mapping[str, Any]) -> str:
@@ -89,11 +89,11 @@ def rate_of(progress: Mapping[str, Any], rate: float | None) -> str:
     for name, value in progress.items():
         if name.endswith("_per_second") and isinstance(value, int | float):
             unit = name.removesuffix("_per_second")
-            return f"{console.count(value)} {_UNITS.get(unit, unit)}/s"
+            return f"{wording.number(value)} {_UNITS.get(unit, unit)}/s"
     if rate is None:
         return ""
     unit = str(progress.get("unit", ""))
-    return f"{console.count(rate)} {_UNITS.get(unit, unit)}/s"
+    return f"{wording.number(rate)} {_UNITS.get(unit, unit)}/s"
 
 
 class Board:
@@ -133,7 +133,7 @@ class Board:
     def _settled(self, stage: StageStatus, narrow: bool) -> list[Any]:
         """A stage that stands still: what it reached, and what it took."""
         if stage.state in ("cached", "finished"):
-            seen, took = console.figures(stage.metrics, 1), console.duration(stage.seconds)
+            seen, took = console.figures(stage.metrics, 1), wording.duration(stage.seconds)
             return [Text(seen, "dim"), "", "", Text(took, "dim")]
         told = stage.state in ("waiting", "interrupted")
         reason = console.plain(stage.reason) if told else ""
@@ -150,7 +150,7 @@ class Board:
             gauge = ProgressBar(
                 total=progress["total"], completed=progress["done"], width=8 if narrow else 24
             )
-        time_left = console.duration(left)
+        time_left = wording.duration(left)
         if time_left:
             time_left = f"~{time_left}" if narrow else f"{time_left} left"
         return [
@@ -186,7 +186,7 @@ class PlainLines:
                     yield f"{stage.name:<{wide}}  {text}"
 
     def _settled(self, stage: StageStatus) -> str:
-        took = console.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
+        took = wording.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
         figures = console.figures(stage.metrics) if stage.state == "finished" else ""
         reason = stage.reason if stage.state in ("waiting", "failed", "interrupted") else ""
         return "  ".join(part for part in (f"{stage.state:<11}", took, figures, reason) if part)
@@ -198,7 +198,7 @@ class PlainLines:
             f"{amount(progress):<18}",
             loss_of(progress),
             rate_of(progress, self.pace.rate(stage.name, progress)),
-            f"{console.duration(left)} left" if left is not None else "",
+            f"{wording.duration(left)} left" if left is not None else "",
         )
         return "  ".join(part for part in parts if part)
 

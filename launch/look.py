@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch import console
+from launch import console, wording
 from launch.options import (
     find_run,
     json_option,
@@ -58,14 +57,10 @@ def _line(run: Run) -> dict[str, Any]:
         "done": sum(stage.state in ("cached", "finished") for stage in status.stages),
         "stages": len(status.stages),
         "started": times[0] if times else "",
-        "seconds": _between(times[0], times[-1]) if times else None,
+        "seconds": wording.seconds(times[-1]) - wording.seconds(times[0]) if times else None,
         "origin": status.origin,
         "registered": status.registered,
     }
-
-
-def _between(start: str, end: str) -> float:
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 def _list_table(lines: list[dict[str, Any]]) -> Any:
@@ -80,7 +75,7 @@ def _list_table(lines: list[dict[str, Any]]) -> Any:
             line["pipeline"],
             console.state(line["state"]),
             f"{line['done']}/{line['stages']}",
-            console.duration(line["seconds"]),
+            wording.duration(line["seconds"]),
         ]
         cells += [registered(line["registered"])] * models + [line["origin"]] * origin
         table.add_row(*cells)

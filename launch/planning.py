@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch import console
+from launch import console, wording
 from launch.options import json_option, mlflow_uri, open_store, store_option
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 COSTS = {
-    "tokens": ("tokens", console.count),
-    "flops": ("FLOPs", console.count),
-    "memory_bytes": ("memory", console.size),
-    "disk_bytes": ("disk", console.size),
-    "seconds": ("time", console.duration),
+    "tokens": ("tokens", wording.number),
+    "flops": ("FLOPs", wording.number),
+    "memory_bytes": ("memory", wording.size),
+    "disk_bytes": ("disk", wording.size),
+    "seconds": ("time", wording.duration),
 }
 MINOR = ("flops", "disk_bytes")  # what a narrow terminal does without
 KEYS = ("name", "uses", "verdict", "reason", "kind", "fingerprint", "needs", "estimate", "warnings")
@@ -140,5 +140,5 @@ def summary(made: Plan) -> str:
     parts = [f"{verdicts.count(key)} {word}" for key, word in words.items() if key in verdicts]
     work = [stage for stage in made.stages if stage.verdict in ("run", "resume")]
     known = [stage.estimate["seconds"] for stage in work if stage.estimate.get("seconds")]
-    time = f", at least {console.duration(sum(known))} of work" if known else ""
+    time = f", at least {wording.duration(sum(known))} of work" if known else ""
     return ", ".join(parts) + time

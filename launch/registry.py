@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from launch import console
+from launch import console, wording
 from launch.options import find_run, json_option, mlflow_uri, open_store, store_option
 
 model_option = click.option("--model", required=True, metavar="NAME", help="The registered name.")
@@ -55,10 +55,10 @@ def promote(
 def _show_gates(record: dict[str, Any]) -> None:
     table = console.table("gate", "value", "threshold", "", right=["value", "threshold"])
     for line in record["gates"]:
-        bound = "" if line["threshold"] is None else console.figure(line["threshold"])
+        bound = "" if line["threshold"] is None else wording.figure(line["threshold"])
         mark = ("✓ passed", "green") if line["passed"] else ("✗ refused", "red")
         note = f"  {line['note']}" if line.get("note") else ""
-        table.add_row(line["gate"], console.figure(line["value"]), bound, f"{mark[0]}{note}")
+        table.add_row(line["gate"], wording.figure(line["value"]), bound, f"{mark[0]}{note}")
     if record["gates"]:
         console.show(table)
 
@@ -168,4 +168,4 @@ def _history(lines: list[dict[str, Any]]) -> Any:
 
 def _when(line: dict[str, Any], wide: bool) -> str:
     """UTC, to the minute or to the day."""
-    return str(line["time"])[: 16 if wide else 10].replace("T", " ")
+    return wording.minute(line["time"])[: None if wide else 10]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch import console
+from launch import console, wording
 from launch.attach import drives, stay
 from launch.drive import WIND_UP
 from launch.jobs import ACTIVE
@@ -106,7 +106,7 @@ def packed(cluster: Cluster, folder: Path) -> Package | None:
     if cluster.file.code == "installed":
         return None
     package = pack(repository(folder))
-    size = console.size(len(package.content))
+    size = wording.size(len(package.content))
     console.say(f"packed {package.files} tracked files, {size}", "dim")
     return package
 

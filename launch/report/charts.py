@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from launch.wording import number
 from pipeline.context import escape
 from pipeline.panels import Panel
 
@@ -100,22 +101,6 @@ def standalone(drawing: str) -> str:
     head, _, rest = drawing.partition(">")
     paper = '<rect width="100%" height="100%" style="fill:var(--card)"/>'
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{STYLE}</style>{paper}{rest}'
-
-
-def number(value: float) -> str:
-    """A figure as people read it: 0.0312, 12.5, 1,234, 3.41M, 3e-5."""
-    if not math.isfinite(value):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "nan")
-    size = abs(value)
-    if value == int(value) and size < 1e5:
-        return f"{int(value):,}"
-    for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):
-        if size >= unit:
-            return f"{value / (1e3 if suffix == 'k' else unit):.3g}{suffix}"
-    if size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if size >= 1e4 else f"{value:.4g}"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from launch.report.charts import safe, short, text
+from launch.wording import duration
 
 NODE, TALL = 188.0, 48.0  # a stage's box
 BEND = 16.0  # room of an edge that passes a layer
@@ -255,19 +256,3 @@ def _marks(seconds: float) -> list[float]:
     while seconds / step > 8:
         step *= 2
     return [i * step for i in range(int(seconds / step) + 1)]
-
-
-def duration(seconds: float | None) -> str:
-    """0.4 s, 12 s, 3 min 5 s, 2 h 10 min; empty for None."""
-    if seconds is None:
-        return ""
-    if seconds < 10:
-        return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch import wording
 from launch.report import charts, diagram
-from pipeline.artifact import OBSERVED, Artifact, readable, write_atomic
+from pipeline.artifact import OBSERVED, Artifact, write_atomic
 from pipeline.context import read_series, redact
 from pipeline.journal import Event, Run, RunStatus, StageStatus
 from pipeline.store import Store
@@ -89,7 +89,7 @@ def spans_of(events: Iterable[Event], stage: str) -> list[diagram.Span]:
     spans: list[diagram.Span] = []
     began, now = None, 0.0
     for event in events:
-        now = seconds(event["time"])
+        now = wording.seconds(event["time"])
         if event.get("stage") != stage:
             continue
         match event["event"]:
@@ -102,11 +102,6 @@ def spans_of(events: Iterable[Event], stage: str) -> list[diagram.Span]:
                 spans.append((now if began is None else began, now, state))
                 began = None
     return spans if began is None else [*spans, (began, now, "running")]
-
-
-def seconds(stamp: str) -> float:
-    """An ISO 8601 instant as seconds since 1970."""
-    return datetime.fromisoformat(stamp).timestamp()
 
 
 @cache
@@ -125,7 +120,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, duration=diagram.duration)
+    environment.filters.update(number=_number, duration=wording.duration)
     return environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
 
 
@@ -133,7 +128,7 @@ def _number(value: Any) -> str:
     """A table's cell: numbers as people read them, text as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return charts.number(value)
+    return wording.number(value)
 
 
 def _plan(run: Run) -> dict[str, Any]:
@@ -147,8 +142,8 @@ def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:
     """The lines under the title."""
     if events:
         first, last = events[0]["time"], events[-1]["time"]
-        yield "started", f"{first[:10]} {first[11:16]} UTC"
-        yield "took", diagram.duration(seconds(last) - seconds(first))
+        yield "started", f"{wording.minute(first)} UTC"
+        yield "took", wording.duration(wording.seconds(last) - wording.seconds(first))
     made = sum(stage.state == "finished" for stage in status.stages)
     cached = sum(stage.state == "cached" for stage in status.stages)
     yield "stages", f"{made} made, {cached} cached, {len(status.stages)} in all"
@@ -169,13 +164,13 @@ def _figures(status: RunStatus, needs: Mapping[str, Iterable[str]]) -> list[tupl
 
 
 def _box(stage: StageStatus) -> diagram.Box:
-    took = diagram.duration(stage.seconds)
+    took = wording.duration(stage.seconds)
     detail = {"finished": took, "cached": "cached", "running": "running"}.get(
         stage.state, stage.state
     )
     detail = f"{stage.kind} · {detail}" if stage.kind and detail else stage.kind or detail
     said = [f"{stage.name} ({stage.uses}): {stage.state}", stage.reason]
-    said += [f"{key} {charts.number(value)}" for key, value in stage.metrics.items()]
+    said += [f"{key} {wording.number(value)}" for key, value in stage.metrics.items()]
     return diagram.Box(stage.name, detail, stage.state, "\n".join(filter(None, said)))
 
 
@@ -234,7 +229,7 @@ def _artifact(artifact: Artifact, store: Store) -> dict[str, Any]:
         "name": f"{artifact.uses}/{artifact.fingerprint}",
         "digest": artifact.digest,
         "path": str(artifact.path.relative_to(store.root)),
-        "size": readable(sum(file["size"] for file in files)),
+        "size": wording.size(sum(file["size"] for file in files)),
         "files": len(files),
         "inputs": [
             (edge, f"{used['uses']}/{used['fingerprint']}", used["digest"])

@@ -21,7 +21,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from launch.tracking.client import (
     sole_writer,
 )
 from launch.tracking.mirror import CURSOR, read_cursor
+from launch.wording import seconds
 from pipeline.artifact import OBSERVED, Artifact, write_atomic
 from pipeline.context import read_series, redact
 from pipeline.journal import Run, RunStatus, StageStatus
@@ -373,7 +373,7 @@ def clock(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
 
 def milliseconds(stamp: str) -> int:
     """An ISO 8601 instant as ms since 1970."""
-    return round(datetime.fromisoformat(stamp).timestamp() * 1000)
+    return round(seconds(stamp) * 1000)
 
 
 def same(value: float, sent: float | None) -> bool:

@@ -1,53 +1,9 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from launch import console
 from pipeline.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, ""),
-        (math.inf, ""),
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.4, "59 s"),
-        (59.6, "1m 00s"),
-        (185, "3m 05s"),
-        (3600, "1h 00m"),
-        (7800, "2h 10m"),
-        (3 * 86400 + 4 * 3600, "3d 04h"),
-    ],
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    assert console.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (None, ""),
-        (0, "0"),
-        (12.0, "12"),
-        (999, "999"),
-        (0.1234, "0.123"),
-        (1000, "1 k"),
-        (4190, "4.19 k"),
-        (999_499, "999 k"),
-        (999_999, "1 M"),
-        (-1_234_567, "-1.23 M"),
-        (3.4e12, "3.4 T"),
-        (2e18, "2e+03 P"),
-        (math.nan, "nan"),
-    ],
-)
-def test_counts(number: float | None, text: str) -> None:
-    assert console.count(number) == text
 
 
 def test_figures_are_cut_with_a_count_of_the_rest() -> None:

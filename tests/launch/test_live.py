@@ -49,7 +49,7 @@ def test_the_board_fits_and_its_columns_are_aligned(width: int) -> None:
     assert {line[19] for line in lines[1:]} & {" "} == set()
     assert "312/600 steps" in lines[2]
     assert "loss 5.213" in lines[2]
-    assert lines[2].endswith("4.1 k tok/s")
+    assert lines[2].endswith("4,100 tok/s")
 
 
 def test_a_narrow_board_keeps_the_names() -> None:

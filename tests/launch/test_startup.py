@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "pyarrow", "numpy", "datasets")
 BUDGET = 0.5  # seconds of CPU
-TRIES = 5  # the machine may be busy: the least is the command's own cost
+TRIES = 10  # the machine may be busy: the least is the command's own cost
 
 PROBE = """
 import json, resource, sys

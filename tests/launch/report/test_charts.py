@@ -154,30 +154,6 @@ def test_tables_and_samples_are_grids_and_drawings_are_not() -> None:
     assert charts.grid(panels.bars("x", {})) is None
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (0, "0"),
-        (7, "7"),
-        (12345, "12,345"),
-        (123456, "123k"),
-        (3.41e6, "3.41M"),
-        (2e9, "2G"),
-        (5e13, "50T"),
-        (18.4321, "18.43"),
-        (12345.6, "12,346"),
-        (0.03125, "0.03125"),
-        (3e-5, "3e-5"),
-        (-1.5e-7, "-1.5e-7"),
-        (math.inf, "∞"),
-        (-math.inf, "−∞"),
-        (math.nan, "nan"),
-    ],
-)
-def test_figures_read_well(value: float, said: str) -> None:
-    assert charts.number(value) == said
-
-
 def test_ticks_are_round_and_enclose() -> None:
     assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert charts.ticks(2.61, 8.2)[0] <= 2.61 and charts.ticks(2.61, 8.2)[-1] >= 8.2

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sample_run
 
+from launch import wording
 from launch.report import page as report
 from pipeline import panels
 from pipeline.journal import Run
@@ -159,7 +160,7 @@ def test_spans_of_attempts() -> None:
     def event(second: int, what: str, stage: str | None = "a") -> dict[str, Any]:
         return {"time": f"2026-11-21T00:00:{second:02d}.000Z", "event": what, "stage": stage}
 
-    start = report.seconds("2026-11-21T00:00:00Z")
+    start = wording.seconds("2026-11-21T00:00:00Z")
     events = [
         event(1, "stage.started"),
         event(2, "stage.waiting"),
