@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stop import Stop
+from pipeline.stop import CANCELLED, LOOK, Stop
 
 
 @pytest.fixture
@@ -132,6 +132,34 @@ def test_a_start_is_broken_off_at_once(file: Path) -> None:
             pytest.fail("the start went on")
         assert stop.asked
         assert not stop.now
+
+
+def test_a_start_is_broken_off_by_another_shell(file: Path) -> None:
+    stop = Stop(file, 9)
+    other = threading.Timer(3 * LOOK, file.write_text, ["cancel\n"])
+    other.start()
+    with stop.on_signals():
+        with stop.interruptible():
+            threading.Event().wait(30)
+            pytest.fail("the start went on")
+        assert stop.asked
+    assert stop.reason == CANCELLED
+    other.join()
+
+
+def test_a_start_in_another_thread_goes_on(file: Path) -> None:
+    stop = Stop(file, 9)
+    file.write_text("cancel\n")
+    went_on: list[bool] = []
+
+    def body() -> None:
+        with stop.interruptible():
+            went_on.append(True)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert went_on
 
 
 def test_a_start_that_turns_the_signal_into_an_exit_is_no_exit(file: Path) -> None:
