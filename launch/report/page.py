@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.console import prominent
 from launch.report import charts, diagram
 from pipeline.artifact import OBSERVED, Artifact, readable, write_atomic
 from pipeline.context import read_series, redact
@@ -164,7 +165,7 @@ def _figures(status: RunStatus, needs: Mapping[str, Iterable[str]]) -> list[tupl
     """What the last stages found: those that no other stage needs."""
     needed = {need for found in needs.values() for need in found}
     last = [stage for stage in status.stages if stage.name not in needed]
-    found = [(f"{s.name} · {key}", value) for s in last for key, value in s.metrics.items()]
+    found = [(f"{s.name} · {key}", s.metrics[key]) for s in last for key in prominent(s.metrics)]
     return found[:FIGURES]
 
 
