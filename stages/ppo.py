@@ -46,7 +46,7 @@ class PPOTrain(TrainSection):
     """Peak learning rate of the policy."""
     schedule: Schedule = "constant"
     """Shape of the learning rate after the warm-up."""
-    warmup: Annotated[float, Field(ge=0)] = 5
+    warmup: Annotated[float, Field(ge=0)] = 0.1
     """Linear warm-up: a share of the steps if below 1, else a number of steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices."""
