@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CorruptArtifact, InputError
+from stages.data.hashing import fold64
 
 KIND = "Tokens"
 VERSION = 1
@@ -30,8 +31,6 @@ SPLITS = ("train", "eval")
 Ids = npt.NDArray[np.int64]
 
 _ROUNDS = 6  # of the Feistel network: indistinguishable from random order for our purpose
-_MIX = np.uint64(0x9E3779B97F4A7C15).item()
-_MASK = (1 << 64) - 1
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -209,8 +208,8 @@ class Samples(Sequence[Ids]):
         """Where sample `index` of an epoch begins in the ring of tokens."""
         if self.seed is None:
             return index * self.length
-        offset = _hash(self.seed, epoch, -1) % self.length
-        place = permute(index, len(self), key=_hash(self.seed, epoch, -2))
+        offset = fold64(self.seed, epoch, -1) % self.length
+        place = permute(index, len(self), key=fold64(self.seed, epoch, -2))
         return (offset + place * self.length) % self.store.tokens
 
 
@@ -225,18 +224,7 @@ def permute(index: int, size: int, key: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for turn in range(_ROUNDS):
-            left, right = right, left ^ (_hash(key, turn, right) & mask)
+            left, right = right, left ^ (fold64(key, turn, right) & mask)
         index = (left << half) | right
         if index < size:
             return index
-
-
-def _hash(*values: int) -> int:
-    """splitmix64 folded over integers."""
-    state = 0
-    for value in values:
-        state = (state ^ (value & _MASK)) + _MIX & _MASK
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
-    return state
