@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +182,6 @@ def merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]
 
 def _takes_left(piece: str, right: str) -> bool:
     return piece.startswith(right)
-
-
-Encode = Callable[[str], list[int]]
 
 
 def agreement(tokenizer: Tokenizer, out: Path, texts: Iterable[str]) -> None:
