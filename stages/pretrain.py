@@ -25,7 +25,7 @@ from pydantic import Field
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import Inputs, Params, Section, stage
+from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
 from stages.models.config import GPTConfig
 from stages.models.presets import PRESETS, preset
 from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
@@ -56,6 +56,8 @@ class ModelSection(Section):
     """Tokens that the model sees at once: the length of its training samples."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the embeddings, the attention weights and both residual branches."""
+    recompute: Annotated[bool, EXECUTION] = False
+    """Compute each block again in the backward pass: a third more work for far less memory."""
 
 
 class PretrainParams(Params):
@@ -110,13 +112,17 @@ class PretrainParams(Params):
             "parameters": config.parameters,
             "tokens": tokens,
             "flops": flops,
-            "memory_bytes": memory_bytes(config, self.train, self.workers.num),
+            "memory_bytes": memory_bytes(
+                config, self.train, self.workers.num, recompute=self.model.recompute
+            ),
             "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.keep),
             "seconds": flops / _speed(self),
         }
 
 
-def memory_bytes(config: GPTConfig, train: TrainSection, world: int) -> float:
+def memory_bytes(
+    config: GPTConfig, train: TrainSection, world: int, *, recompute: bool = False
+) -> float:
     """Bytes on one device: weights, gradients, Adam's state (Rajbhandari et al. 2020, section 5)
     and the activations of one micro-batch, logits and their gradient among them."""
     low = 2 if train.dtype == "bfloat16" else 4
@@ -124,8 +130,9 @@ def memory_bytes(config: GPTConfig, train: TrainSection, world: int) -> float:
     masters = 12 if low == 2 or train.zero else 8
     state = config.parameters * (low / share[2] + low / share[1] + masters / share[0])
     positions = train.micro(world) * config.context
-    block = config.layers * (16 * config.width + 2 * config.heads)
-    return state + positions * (low * block + 8 * config.vocab_size)
+    block = 16 * config.width + 2 * config.heads
+    kept = block + config.layers * config.width if recompute else config.layers * block
+    return state + positions * (low * kept + 8 * config.vocab_size)
 
 
 @stage(
@@ -182,7 +189,9 @@ class Pretraining(SupervisedObjective):
         self.held_out = TokenStore(self.tokens_path, "eval").samples(self.config.context)
         self.flops_per_token = float(self.config.flops_per_token)
         self._bytes = piece_bytes(self.tokenizer_folder, self.config.vocab_size).to(rank.device)
-        return {"model": Trainable(GPT(self.config))}
+        model = GPT(self.config)
+        model.recompute = self.params.model.recompute
+        return {"model": Trainable(model)}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids -> inputs and targets (B, T)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
+from pipeline.fingerprint import identity
 from pipeline.stage import Params
 from stages.data.tokenizer import Tokenizer
 from stages.data.tokens import TokenStore
@@ -84,6 +86,19 @@ def test_sharding_takes_its_share_off_the_memory() -> None:
     assert sizes[1] - activations == pytest.approx(4 + 4 + 12 / 4)
     assert sizes[2] - activations == pytest.approx(4 + 4 / 4 + 12 / 4)
     assert sizes[3] - activations == pytest.approx((4 + 4 + 12) / 4)
+
+
+def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path) -> None:
+    plain, thrifty = (
+        PretrainParams.model_validate({"size": "gpt2", "model": {"recompute": asked}})
+        for asked in (False, True)
+    )
+    assert identity(plain) == identity(thrifty)
+    assert thrifty.estimate({})["memory_bytes"] < 0.6 * plain.estimate({})["memory_bytes"]
+    params = PretrainParams.model_validate({"model": {**SHAPE, "recompute": True}})
+    made = Pretraining(params, world / "tokens", world / "tokenizer")
+    module: Any = made.setup(Rank(), params.train, 0)["model"].module
+    assert module.recompute
 
 
 @pytest.fixture
