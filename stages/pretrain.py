@@ -33,6 +33,7 @@ from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.data.tokenizer import Tokenizer
     from stages.training.engine import Engine
     from stages.training.rank import Rank
 
@@ -181,17 +182,36 @@ class Pretraining(SupervisedObjective):
         return self.tokenizer_path or self.tokens_path
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Map the tokens and draw the initial weights."""
+        """Map the tokens and draw the initial weights.
+
+        Raises:
+            InputError: the tokenizer is not the one that made the tokens.
+        """
+        import torch
+
         from stages.data.tokens import TokenStore
         from stages.models.gpt import GPT
 
         self.train = TokenStore(self.tokens_path).samples(self.config.context, self.seed)
         self.held_out = TokenStore(self.tokens_path, "eval").samples(self.config.context)
         self.flops_per_token = float(self.config.flops_per_token)
-        self._bytes = piece_bytes(self.tokenizer_folder, self.config.vocab_size).to(rank.device)
+        self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
         model = GPT(self.config)
         model.recompute = self.params.model.recompute
         return {"model": Trainable(model)}
+
+    def _tokenizer(self) -> Tokenizer:
+        from stages.data.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(self.tokenizer_folder)
+        if len(tokenizer) != self.config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {len(tokenizer)} ids, the tokens were made with "
+                f"{self.config.vocab_size}",
+                where=str(self.tokenizer_folder),
+                remedy="name the tokenizer that the tokens were packed with",
+            )
+        return tokenizer
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids -> inputs and targets (B, T)."""
@@ -230,31 +250,6 @@ class Pretraining(SupervisedObjective):
 
         model: Any = engines["model"].module
         save_gpt(model, out, self.tokenizer_folder, card=_card(self))
-
-
-def piece_bytes(folder: Path, vocab_size: int) -> Any:
-    """How many bytes of text each id stands for; control ids stand for none.
-
-    Raises:
-        InputError: the tokenizer is not the one that made the tokens.
-    """
-    import torch
-
-    from stages.data.tokenizer import CONTROLS, FIRST_BYTE, Tokenizer
-
-    tokenizer = Tokenizer(folder)
-    if len(tokenizer) != vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} ids, the tokens were made with {vocab_size}",
-            where=str(folder),
-            remedy="name the tokenizer that the tokens were packed with",
-        )
-    first_piece = FIRST_BYTE + 256
-    sizes = [
-        0 if i < len(CONTROLS) else 1 if i < first_piece else len(piece.replace("▁", " ").encode())
-        for i, piece in enumerate(tokenizer.pieces)
-    ]
-    return torch.tensor(sizes)
 
 
 def continuations(

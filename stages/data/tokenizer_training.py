@@ -19,10 +19,9 @@ from pipeline.errors import Failure, InputError
 from stages.data.chat import TEMPLATE
 from stages.data.documents import Document
 from stages.data.hashing import fraction, hash64
-from stages.data.tokenizer import CONTROLS, FIRST_BYTE, UNK, Tokenizer, well_formed
+from stages.data.tokenizer import CONTROLS, FIRST_BYTE, SPACE, UNK, Tokenizer, well_formed
 
 LINE = 2_000  # characters a training line at most: longer ones are cut where a line ends
-SPACE = "\u2581"
 _TOO_LARGE = re.compile(r"value <= (\d+)")
 
 

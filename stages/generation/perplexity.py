@@ -13,23 +13,13 @@ from torch.nn import functional as F
 
 from stages.data.chat import encode_conversation, encode_prompt
 from stages.data.conversations import Conversations
-from stages.data.tokenizer import CONTROLS, EOS, FIRST_BYTE, PAD, Tokenizer
+from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import TokenStore
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.models.gpt import GPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SPACE = "▁"
-
-
-def piece_sizes(tokenizer: Tokenizer) -> torch.Tensor:
-    """Bytes of text that each id stands for; control ids stand for none."""
-    sizes = [len(piece.replace(SPACE, " ").encode()) for piece in tokenizer.pieces]
-    sizes[: len(CONTROLS)] = [0] * len(CONTROLS)
-    sizes[FIRST_BYTE : FIRST_BYTE + 256] = [1] * 256
-    return torch.tensor(sizes)
 
 
 @torch.inference_mode()
@@ -49,7 +39,7 @@ def document_loss(
     """
     samples = TokenStore(tokens, "eval").samples(model.config.context)
     count = min(windows or len(samples), len(samples))
-    sizes = piece_sizes(tokenizer)
+    sizes = torch.tensor(tokenizer.byte_counts)
     nats, seen, size = 0.0, 0, 0
     for start in range(0, count, batch):
         rows = np.stack([samples[i] for i in range(start, min(start + batch, count))])

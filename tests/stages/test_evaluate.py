@@ -12,7 +12,7 @@ from stages.data.tokenizer import Tokenizer
 from stages.data.tokens import TokenStore
 from stages.evaluate import EvaluateParams, carry_out, evaluate, tasks
 from stages.generation.likelihood import Likelihood
-from stages.generation.perplexity import document_loss, mean_loss, paired_gain, piece_sizes
+from stages.generation.perplexity import document_loss, mean_loss, paired_gain
 from stages.models.huggingface import load_gpt
 from stages.training.rank import Rank
 
@@ -71,15 +71,6 @@ def test_the_perplexity_is_that_of_the_windows(world):
     text = "".join(tokenizer.decode(row[1:].tolist()) for row in rows)
     bits = expected * rows[:, 1:].numel() / math.log(2)
     assert found["bits_per_byte"] == pytest.approx(bits / len(text.encode()), rel=0.2)
-
-
-def test_ids_stand_for_bytes(world):
-    tokenizer = Tokenizer(world / "tokenizer")
-    sizes = piece_sizes(tokenizer)
-    text = "the cat waits é"
-    ids = tokenizer.encode(text)
-    assert sizes[ids].sum() == len(text.encode()) + 1  # the space that a text is begun with
-    assert sizes[:16].sum() == 0
 
 
 def test_a_paired_gain_has_the_error_of_its_pairs():

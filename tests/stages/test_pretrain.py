@@ -15,9 +15,9 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import identity
 from pipeline.stage import Params
 from stages.data.tokenizer import Tokenizer
-from stages.data.tokens import TokenStore
+from stages.data.tokens import TokenStore, write_index, write_shard
 from stages.models.huggingface import load_gpt
-from stages.pretrain import Pretraining, PretrainParams, memory_bytes, piece_bytes, pretrain
+from stages.pretrain import Pretraining, PretrainParams, memory_bytes, pretrain
 from stages.training.rank import Rank
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
@@ -109,19 +109,15 @@ def objective(world: Path) -> Pretraining:
     return made
 
 
-def test_bytes_of_pieces_are_those_of_the_text(world: Path) -> None:
-    tokenizer = Tokenizer(world / "tokenizer")
-    sizes = piece_bytes(world / "tokenizer", len(tokenizer))
-    for text in ("the owl sleeps", "naïve 語 ✓"):
-        ids = torch.tensor(tokenizer.encode(text))
-        # SentencePiece puts a space before the first word, where the tokenizer says so.
-        assert int(sizes[ids].sum()) - len(text.encode()) in (0, 1)
-    assert int(sizes[:16].sum()) == 0
-
-
-def test_a_tokenizer_of_other_tokens_is_refused(world: Path) -> None:
-    with pytest.raises(InputError, match="the tokens were made with 999"):
-        piece_bytes(world / "tokenizer", 999)
+def test_a_tokenizer_of_other_tokens_is_refused(world: Path, tmp_path: Path) -> None:
+    params = PretrainParams.model_validate({"model": SHAPE})
+    ids = np.arange(900, dtype="<u2")
+    shard = write_shard(tmp_path, "train-00000", ids, np.array([900], np.uint64))
+    splits = {"train": [shard], "eval": [shard]}
+    write_index(tmp_path, vocab_size=999, eos_id=3, splits=splits)
+    made = Pretraining(params, tmp_path, world / "tokenizer")
+    with pytest.raises(InputError, match="340 ids, the tokens were made with 999"):
+        made.setup(Rank(), params.train, 0)
 
 
 def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
@@ -138,7 +134,7 @@ def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretr
     assert not even.sums
     with torch.no_grad():
         counted = objective.loss(lambda tokens: torch.zeros(*tokens.shape, 340), batch)
-    sizes = piece_bytes(objective.tokenizer_folder, objective.config.vocab_size)
+    sizes = torch.tensor(Tokenizer(objective.tokenizer_folder).byte_counts)
     assert int(counted.sums["bytes"]) == int(sizes[batch["targets"]].sum())
 
 
