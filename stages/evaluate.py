@@ -1,4 +1,4 @@
-"""evaluate: what the models of a pipeline are worth, on what none of them has seen.
+"""evaluate: what the models of a pipeline are worth, on what their training held out.
 
     evaluate:
       uses: evaluate
@@ -11,7 +11,10 @@
       preferences: ${preferences}       # accuracy of the reward model
       conversations: ${questions}
 
-Every input may be left out; what can be measured with those that are there is measured. Figures
+Every input may be left out; what can be measured with those that are there is measured. What is
+held out of one stage may still stand in another's corpus: `python:docs` leaves out the objects that
+`questions` and `preferences` hold out (3 % of their sentences remain, said by other text); other
+corpora are for their owners to keep apart. Figures
 (gates name them as `evaluate.<figure>`):
   perplexity, bits_per_byte             of `base` on held-out documents; sft_…, policy_… too
   answer_loss, answer_loss_augmented    nats a token of held-out answers: sft, augmented
