@@ -23,13 +23,13 @@ from pipeline.errors import InputError
 from stages.alignment.advantage import kl_estimates
 from stages.alignment.control import AdaptiveKL, FixedKL
 from stages.alignment.experience import Experience, targets
-from stages.alignment.losses import TokenModel
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with, widened
 from stages.alignment.update import Share, UpdateSettings, update
 from stages.data.chat import encode_prompt
 from stages.data.conversations import Conversations
 from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import Samples, TokenStore
+from stages.generation.likelihood import TokenModel
 from stages.generation.sampling import Decoding
 from stages.models.gpt import GPT
 from stages.models.huggingface import load_gpt, load_scorer, save_gpt

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipeline.errors import Failure
 from stages.alignment.experience import Experience, Targets
-from stages.alignment.losses import TokenModel, action_log_probs, policy_loss, value_loss
+from stages.alignment.losses import policy_loss, value_loss
+from stages.generation.likelihood import TokenModel, next_log_probs
 
 
 class Learner(Protocol):
@@ -145,7 +146,7 @@ class _Turn:
         old, old_values = e.log_probs[mask], e.values[mask]
         advantages = self.targets.advantages[part][:, :length][mask]
         returns = self.targets.returns[part][:, :length][mask]
-        log_probs = action_log_probs(self.policy, e.tokens, e.at, c.temperature)
+        log_probs = next_log_probs(self.policy, e.tokens, e.at, c.temperature)
         surrogate = policy_loss(log_probs, old, advantages, c.clip).sum() / count
         self.policy.backward(surrogate, last=last and not more)
         values = self.critic(e.tokens, at_BT=e.at).float()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pipeline.errors import InputError
 from stages.data.chat import encode_conversation, encode_prompt
 from stages.data.conversations import Conversations
 from stages.data.tokenizer import EOS, PAD, Tokenizer
@@ -66,25 +67,44 @@ def answer_likelihoods(
     device: torch.device | str = "cpu",
 ) -> list[Likelihood]:
     """Log-likelihood of each held-out answer given its question; those that do not fit the
-    context are left out, the same for every model of that context."""
+    context are left out, the same for every model of that context.
+
+    Raises:
+        InputError: none is left.
+    """
     prompts, answers = [], []
     for conversation in Conversations(conversations, "eval"):
         whole = encode_conversation(tokenizer, conversation)
-        if len(whole) <= model.config.context and conversation.prompt and conversation.response:
+        if len(whole) <= model.config.context + 1 and conversation.prompt and conversation.response:
             prompts.append(encode_prompt(tokenizer, conversation.prompt))
             answers.append([*tokenizer.encode(conversation.response), EOS])
+    if not prompts:
+        raise InputError(
+            f"no held-out answer fits a context of {model.config.context} tokens",
+            where=str(conversations),
+            remedy="hold conversations out (split `eval`), or evaluate without `conversations`",
+        )
     end = limit or len(prompts)
     return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device)
 
 
 def mean_loss(found: Sequence[Likelihood]) -> float:
-    """Nats a token over all answers."""
-    return -sum(one.log_prob for one in found) / max(1, sum(one.tokens for one in found))
+    """Nats a token over all answers, of which there is at least one."""
+    return -sum(one.log_prob for one in found) / sum(one.tokens for one in found)
 
 
 def paired_gain(first: Sequence[Likelihood], second: Sequence[Likelihood]) -> tuple[float, float]:
     """How much less loss a token the second model has, and the standard error of that over
-    conversations (both read the same ones; ratio estimator)."""
+    conversations (ratio estimator).
+
+    Raises:
+        InputError: the models did not read the same answers.
+    """
+    if [one.tokens for one in first] != [one.tokens for one in second]:
+        raise InputError(
+            "the two models do not read the same answers: their contexts or tokenizers differ",
+            remedy="compare models that were trained from the same one",
+        )
     tokens = np.array([one.tokens for one in first], float)
     gains = np.array([b.log_prob - a.log_prob for a, b in zip(first, second, strict=True)])
     mean = gains.sum() / tokens.sum()
