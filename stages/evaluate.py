@@ -20,6 +20,7 @@ corpora are for their owners to keep apart. Figures
   answer_loss, answer_loss_augmented    nats a token of held-out answers: sft, augmented
   augmentation_gain (…_error)           the difference, positive if the synthetic questions helped
   reward_accuracy, reward_margin        on held-out preferences
+  reward_demonstrations                 mean score of their best responses, made 0 on trained ones
   reward_before, reward_after, kl       on held-out prompts: sft, policy
 """
 
@@ -199,7 +200,11 @@ def preferences(rank: Rank, paths: Mapping[str, Path], params: EvaluateParams) -
     judged = judge(scorer, rankings[:limit], rank.device)
     rows = {f"{a} over {b}": right for (a, b), (right, _) in judged.by_ranks.items()}
     return Findings(
-        {"reward_accuracy": judged.accuracy, "reward_margin": judged.margin},
+        {
+            "reward_accuracy": judged.accuracy,
+            "reward_margin": judged.margin,
+            "reward_demonstrations": judged.demonstrations,
+        },
         [panels.bars("Reward model: accuracy by ranks", rows)],
     )
 
