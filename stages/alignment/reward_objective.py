@@ -17,6 +17,7 @@ from stages.data.chat import encode_response
 from stages.data.preferences import Preference, Preferences
 from stages.data.tokenizer import PAD, Tokenizer
 from stages.generation.likelihood import pad_right
+from stages.generation.pause import Pause
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_gpt, load_scorer, save_scorer
 from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
@@ -202,7 +203,7 @@ def appraise(rank: Rank, folder: Path, preferences: Path) -> Appraisal | None:
         return None
     scorer, tokenizer = load_scorer(folder).to(rank.device), Tokenizer(folder)
     held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context)
-    return judge(scorer, held_out, rank.device)
+    return judge(scorer, held_out, rank.device, beat=Pause(rank))
 
 
 @torch.inference_mode()
@@ -211,8 +212,10 @@ def judge(
     rankings: Sequence[Ranking],
     device: torch.device | str = "cpu",
     batch: int = 16,
+    beat: Callable[[], None] = lambda: None,
 ) -> Appraisal:
-    """Compare a reward model's scores with the ranks that people gave."""
+    """Compare a reward model's scores with the ranks that people gave; `beat` is called after each
+    batch."""
     pairs: dict[tuple[int, int], list[float]] = defaultdict(list)
     by_rank: dict[int, list[float]] = defaultdict(list)
     best = []
@@ -225,6 +228,7 @@ def judge(
             for place, score in zip(ranking.ranks, scores, strict=False):
                 by_rank[place].append(score)
             best.append(scores[ranking.best])
+        beat()
     every = [difference for found in pairs.values() for difference in found]
     return Appraisal(
         accuracy=_right(every),

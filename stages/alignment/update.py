@@ -97,15 +97,16 @@ def update(
     *,
     share: Share = Share(),
     pretraining: Pretraining | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Run all epochs and return their mean figures.
+    """Run all epochs and return their mean figures; `beat` is called after each backward pass.
 
     Raises:
         Failure: the first minibatch's ratio is not 1: rollouts and training disagree about the
             policy's probabilities, and anything learnt from them would be wrong.
     """
     figures = Figures(share)
-    turn = _Turn(policy, critic, experience, targets, settings, figures)
+    turn = _Turn(policy, critic, experience, targets, settings, figures, beat)
     number = 0
     for _ in range(settings.epochs):
         for places in minibatches(len(experience), settings.minibatches, rng):
@@ -128,6 +129,7 @@ class _Turn:
     targets: Targets
     settings: UpdateSettings
     figures: Figures
+    beat: Callable[[], None]
 
     def learn(self, places: list[int], share: Share, *, check: bool, more: bool) -> None:
         """Add the gradients of PPO over a minibatch; `more` will follow for the policy."""
@@ -138,6 +140,7 @@ class _Turn:
             ratio_N = self._losses(part, count, last=last, more=more)
             if check:
                 _assert_on_policy(ratio_N, self.settings.ratio_tolerance)
+            self.beat()
 
     def _losses(self, part: list[int], count: int, *, last: bool, more: bool) -> Tensor:
         """Both losses of some episodes, over a minibatch of `count` tokens; their ratios_N."""
@@ -166,6 +169,7 @@ class _Turn:
             loss = pretraining.loss(self.policy, piece)
             self.policy.backward(self.settings.ptx * loss, last=place + 1 == len(pieces))
             self.figures.add("ptx_loss", loss.detach())
+            self.beat()
 
 
 def _pieces(places: list[int], size: int | None) -> Iterator[list[int]]:

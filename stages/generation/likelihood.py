@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -48,11 +48,13 @@ def likelihoods(
     pad_id: int,
     batch: int = 32,
     device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
     """log p(continuation | prefix) of each pair, in the order given.
 
     The logits are made only where a continuation's token is predicted, and the last token is
-    predicted but not read: a pair may be one token longer than the model's context.
+    predicted but not read: a pair may be one token longer than the model's context. `beat` is
+    called after each batch.
     """
     rows = [[*prefix, *rest] for prefix, rest in zip(prefixes, continuations, strict=True)]
     found: dict[int, Likelihood] = {}
@@ -68,6 +70,7 @@ def likelihoods(
             place: Likelihood(total, count)
             for place, total, count in zip(places, sums, counts, strict=True)
         }
+        beat()
     return [found[place] for place in range(len(rows))]
 
 

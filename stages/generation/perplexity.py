@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +17,6 @@ from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import TokenStore
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.models.gpt import GPT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @torch.inference_mode()
@@ -65,6 +61,7 @@ def answer_likelihoods(
     *,
     limit: int = 0,
     device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
     """Log-likelihood of each held-out answer given its question; those that do not fit the
     context are left out, the same for every model of that context.
@@ -85,7 +82,7 @@ def answer_likelihoods(
             remedy="hold conversations out (split `eval`), or evaluate without `conversations`",
         )
     end = limit or len(prompts)
-    return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device)
+    return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device, beat=beat)
 
 
 def mean_loss(found: Sequence[Likelihood]) -> float:

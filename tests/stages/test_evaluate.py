@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from pipeline.context import Context
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.data.chat import encode_conversation
 from stages.data.conversations import Conversation, Message, write_conversations
 from stages.data.tokenizer import Tokenizer
 from stages.data.tokens import TokenStore
-from stages.evaluate import EvaluateParams, carry_out, evaluate, tasks
+from stages.evaluate import TASKS, Bench, EvaluateParams, carry_out, evaluate, tasks
 from stages.generation.likelihood import Likelihood
+from stages.generation.pause import Pause
 from stages.generation.perplexity import (
     answer_likelihoods,
     document_loss,
@@ -120,6 +121,19 @@ def test_what_can_be_trained_on_can_be_evaluated(world, tmp_path):
     ids = torch.tensor(encode_conversation(tokenizer, rows[0]).ids)
     expected = model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None])
     assert longest.log_prob == pytest.approx(expected[-longest.tokens :].sum().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("task", ["documents:sft", "answers", "preferences", "policy"])
+def test_every_measurement_stops_between_batches(paths, task, tmp_path):
+    """A rank without a context too, which has the file: rank 0 may have done its share."""
+    ctx = Context.local(tmp_path)
+    ctx.cancel_file.touch()
+    bench = Bench(paths, PARAMS, torch.device("cpu"), Pause(Rank(), ctx.cancel_file))
+    kind, _, model = task.partition(":")
+    with pytest.raises(Interrupted):
+        TASKS[kind](bench, *([model] if model else []))
+    with pytest.raises(Interrupted):
+        carry_out(Rank(), [task], paths, PARAMS, ctx.cancel_file)
 
 
 def test_nothing_to_measure_is_an_error(tmp_path):
