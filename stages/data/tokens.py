@@ -13,10 +13,10 @@ cuts the ring at another offset and visits its windows in another order, both fu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,11 +165,11 @@ class TokenStore:
         return np.memmap(path, self.dtype, "r") if size else np.empty(0, self.dtype)
 
 
-class Samples(Sequence[Ids]):
+class Samples:
     """Samples of T inputs and their targets: sample i is T + 1 int64 ids.
 
-    `len()` is the samples of one epoch; an index beyond it goes on into the next epochs. Without
-    a seed every epoch is the first one in stored order: what evaluation wants.
+    `len()`, and going through them, is one epoch. With a seed an index beyond it goes on into the
+    next epochs, for ever; without one there is one epoch, in stored order: what evaluation wants.
 
     Raises:
         InputError: the split is shorter than one sample.
@@ -190,14 +190,13 @@ class Samples(Sequence[Ids]):
         ring = self.store.tokens if self.seed is not None else self.store.tokens - 1
         return ring // self.length
 
-    @overload
-    def __getitem__(self, index: int) -> Ids: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Ids]: ...
-    def __getitem__(self, index: int | slice) -> Ids | list[Ids]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[Ids]:
+        return (self.sample(i) for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Ids:
         epoch, i = divmod(index, len(self))
+        if epoch and (epoch < 0 or self.seed is None):
+            raise IndexError(index)
         return self.sample(i, epoch)
 
     def sample(self, index: int, epoch: int = 0) -> Ids:

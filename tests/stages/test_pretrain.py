@@ -165,7 +165,7 @@ def test_the_stage_learns_and_leaves_a_model_that_everybody_loads(
     assert results["tokens"] == 60 * 16 * 16
     ours = load_gpt(ctx.out)
     theirs = AutoModelForCausalLM.from_pretrained(ctx.out).eval()
-    tokens = torch.from_numpy(np.stack(TokenStore(world / "tokens", "eval").samples(16)[:3]))
+    tokens = torch.from_numpy(np.stack(list(TokenStore(world / "tokens", "eval").samples(16))[:3]))
     with torch.no_grad():
         torch.testing.assert_close(
             ours(tokens[:, :-1]), theirs(tokens[:, :-1]).logits, rtol=0, atol=1e-5
