@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +134,98 @@ def averages(rank: Rank, world: Path, zero: int) -> tuple[float, float]:
 
 def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in other)
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A place of one iteration at which a process is killed, once."""
+
+    place: str
+    """`rollouts`: they are made, nothing is learnt. `epoch`: of a minibatch the policy is updated
+    and the critic is not. `pretraining`: PPO's gradient is there, that of the pages is not."""
+    iteration: int
+    minibatch: int = 0
+    rank: int = 0
+    owner: bool = False
+    """Whether the ranks' owner is killed, rather than the rank."""
+
+
+class Trapped(PPOObjective):
+    """PPO that is killed at places."""
+
+    traps: Sequence[Trap] = ()
+    marks: Path = Path()
+    """A folder of files that say what has happened already."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        self.iteration, self.minibatch = step, 0
+        return super().step({**engines, "value": Late(engines["value"], self)}, step)
+
+    def reach(self, place: str) -> None:
+        here = (place, self.iteration, self.minibatch, self.rank.index)
+        for trap in self.traps:
+            mark = self.marks / f"{trap.place}-{trap.iteration}"
+            there = (trap.place, trap.iteration, trap.minibatch, trap.rank)
+            if here == there and not mark.exists():
+                mark.touch()
+                os.kill(os.getppid() if trap.owner else os.getpid(), signal.SIGKILL)
+                time.sleep(60)  # a rank outlives its owner for a moment
+
+    def _collect(self, *arguments: Any) -> Any:
+        batch = super()._collect(*arguments)
+        self.reach("rollouts")
+        return batch
+
+    def _pretraining(self, step: int) -> Any:
+        return TrappedPages(self, step)
+
+
+class TrappedPages(Pages):
+    """Asked for after PPO's gradient and before their own."""
+
+    def __init__(self, objective: Trapped, step: int) -> None:
+        super().__init__(objective, step)
+        self.objective = objective
+
+    def pieces(self, number: int) -> Any:
+        self.objective.minibatch = number
+        self.objective.reach("pretraining")
+        return super().pieces(number)
+
+
+class Late:
+    """The critic's engine, whose update comes after the policy's."""
+
+    def __init__(self, engine: Any, objective: Trapped) -> None:
+        self._engine, self._objective = engine, objective
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._engine(*inputs, **named)
+
+    def step(self) -> Any:
+        self._objective.reach("epoch")
+        return self._engine.step()
+
+
+KILLED = PPOParams.model_validate(
+    {
+        "seed": 1, "max_new_tokens": 8, "ema": 0.3,
+        "train": {"steps": 5, "global_batch": 16, "lr": 1e-3},
+        "kl": {"coefficient": 0.05, "target": 2.0, "horizon": 500},
+    }
+)  # fmt: skip
+TRAPS = (
+    Trap("rollouts", iteration=1, rank=1),
+    Trap("epoch", iteration=2, minibatch=2, owner=True),
+    Trap("pretraining", iteration=3, minibatch=5),
+)
+
+
+def killed(world: Path, marks: Path) -> Trapped:
+    objective = made(KILLED, world, Trapped)
+    assert isinstance(objective, Trapped)
+    objective.traps, objective.marks = TRAPS, marks
+    return objective
