@@ -64,6 +64,12 @@ def encode_shard(work: Encoding, commit: Path) -> None:
     write_atomic(commit, buffer.getvalue(), durable=False)
 
 
+def tokens_in(commit: Path) -> int:
+    """How many ids a committed row group has."""
+    ends = np.load(commit)["end"]
+    return int(ends[-1]) if len(ends) else 0
+
+
 def _ids_file(commit: Path) -> Path:
     return commit.with_name(f"{commit.name}.bin")
 

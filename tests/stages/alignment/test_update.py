@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from stages.alignment.experience import Experience, mark, shaped_scores, spread, targets
-from stages.alignment.losses import action_log_probs
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.alignment.update import Share, UpdateSettings, minibatches, update
+from stages.generation.likelihood import next_log_probs
 from stages.generation.sampling import Decoding
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
@@ -122,7 +122,7 @@ def test_some_rows_are_the_same_rows(models, batch):
     assert len(few) == 3 and few.tokens.shape == few.at.shape
     assert few.mask.shape[1] == int(batch.mask[places].sum(1).max())
     torch.testing.assert_close(
-        action_log_probs(models[0], few.tokens, few.at), few.log_probs[few.mask], rtol=0, atol=2e-5
+        next_log_probs(models[0], few.tokens, few.at), few.log_probs[few.mask], rtol=0, atol=2e-5
     )
 
 
@@ -209,7 +209,7 @@ def test_the_first_gradient_is_that_of_policy_gradient(models, batch):
     policy = run(models, batch, minibatches=1)[0]
     model = copy.deepcopy(models[0])
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
-    (-(action_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
+    (-(next_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
     assert_equal(policy.gradients[0], [p.grad for p in model.parameters()], atol=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_steps_raise_what_was_good(models, batch):
     policy, _, _ = run(models, batch, minibatches=1, lr=0.05)
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
     before = batch.log_probs[batch.mask]
-    after = action_log_probs(policy.model, batch.tokens, batch.at).detach()
+    after = next_log_probs(policy.model, batch.tokens, batch.at).detach()
     assert ((after - before) * advantages).sum() > 0
 
 

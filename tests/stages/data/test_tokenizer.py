@@ -107,6 +107,13 @@ def test_decoding_agrees(tokenizer, auto, real_documents):
         assert auto.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids) == text
 
 
+def test_ids_stand_for_the_bytes_of_the_text(tokenizer, real_documents):
+    counts = tokenizer.byte_counts
+    assert len(counts) == len(tokenizer) and not any(counts[:FIRST_BYTE])
+    for text in (*real_documents[:20], "naïve 語 ✓", "\0\n \t"):
+        assert sum(counts[i] for i in tokenizer.encode(text)) == len(text.encode())
+
+
 def test_it_travels_between_processes(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode("def f(): pass") == tokenizer.encode("def f(): pass")
@@ -187,7 +194,7 @@ def test_the_mask_is_the_answers_and_their_ends(tokenizer):
     encoded = encode_conversation(tokenizer, TURNS)
     learned = encoded.ids[encoded.mask].tolist()
     assert learned == [*tokenizer.encode("Counts. <|user|>"), EOS, *tokenizer.encode("Text."), EOS]
-    assert len(encoded.truncated(7)) == 7 and not encoded.mask[encoded.ids == ASSISTANT].any()
+    assert not encoded.mask[encoded.ids == ASSISTANT].any()
 
 
 def test_a_prompt_is_the_beginning_of_its_conversation(tokenizer):
