@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity import assert_transformers_agree
 from rooms import Room
-from transformers import AutoModelForCausalLM
 
 from pipeline.context import Context
 from pipeline.errors import Interrupted
@@ -90,6 +90,7 @@ def test_a_reward_model_learns_what_people_prefer(world, rewarded):
     assert found["prompts"] == len(Preferences(world / "preferences", "eval"))
     losses = series(rewarded, "loss")
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert_transformers_agree(rewarded.out)
 
 
 def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tmp_path):
@@ -114,11 +115,7 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
     assert series(stopped, "beta") == series(whole, "beta")
     assert hashes(stopped.out) == hashes(whole.out)
 
-    tokens = torch.tensor([[2, 5, 300, 301, 6]])
-    theirs = AutoModelForCausalLM.from_pretrained(whole.out)
-    torch.testing.assert_close(
-        theirs(tokens).logits, load_gpt(whole.out)(tokens), rtol=0, atol=1e-5
-    )
+    assert_transformers_agree(whole.out)
 
 
 @pytest.fixture(scope="module")
