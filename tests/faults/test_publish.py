@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memory import Folders, folders_in_memory
 
 from pipeline.artifact import MANIFEST, Artifact, append_line, list_files, publish, write_atomic
 from pipeline.context import Context
@@ -28,6 +29,17 @@ pytestmark = pytest.mark.faults
 OPERATIONS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "truncate")
 FP = "f" * 16
 fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def tmp_path_factory() -> Iterator[Folders]:
+    with folders_in_memory() as folders:
+        yield folders
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: Folders) -> Path:
+    return tmp_path_factory.mktemp("faults")
 
 
 class Died(BaseException):
@@ -95,7 +107,7 @@ def recover(store: Store) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+def digest(tmp_path_factory: Folders) -> str:
     """Of an undisturbed run."""
     return recover(Store(tmp_path_factory.mktemp("undisturbed"))).digest
 
