@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from launch.clusters import Cluster
 from launch.jobs import Capacity, Jobs, Unreachable, WrongToken, is_loopback
-from pipeline.artifact import make_folder, write_atomic
+from pipeline.disk import make_folder, write_atomic
 from pipeline.errors import Failure, UserError
 
 STARTS = 3  # a slow machine can miss Ray's own 30 s

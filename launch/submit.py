@@ -27,7 +27,7 @@ from launch.jobs import ACTIVE
 from launch.look import OVER
 from launch.options import store_flag, store_option
 from launch.planning import make_plan, show_plan
-from pipeline.artifact import write_atomic
+from pipeline.disk import write_atomic
 from pipeline.errors import HeadwaterError
 
 if TYPE_CHECKING:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.report import charts, diagram
-from pipeline.artifact import OBSERVED, Artifact, readable, write_atomic
+from pipeline.artifact import OBSERVED, Artifact
 from pipeline.context import read_series, redact
-from pipeline.journal import Event, Run, RunStatus, StageStatus
+from pipeline.disk import readable, write_atomic
+from pipeline.journal import Run
+from pipeline.status import Event, RunStatus, StageStatus
 from pipeline.store import Store
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from launch.tracking.client import (
     sole_writer,
     tracking_uri,
 )
-from pipeline.artifact import Artifact, append_line, check_name, make_folder
+from pipeline.artifact import Artifact, check_name
+from pipeline.disk import append_line, make_folder
 from pipeline.errors import (
     CorruptArtifact,
     Failure,

@@ -82,7 +82,7 @@ def label(rank: Rank, targets: Sequence[Target], how: Labelling, folder: Path) -
     Returns:
         How many shards there are.
     """
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
     shards = [targets[start : start + SHARD] for start in range(0, len(targets), SHARD)]
