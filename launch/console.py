@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifact import readable
 from pipeline.context import escape
+from pipeline.disk import readable
 from pipeline.errors import HeadwaterError, SpecError
 
 NARROW = 100  # columns under which tables leave out what matters least

@@ -13,7 +13,8 @@ from launch.options import find_run, json_option, open_store, store_flag, store_
 from pipeline.errors import Failure
 
 if TYPE_CHECKING:
-    from pipeline.journal import Run, RunStatus
+    from pipeline.journal import Run
+    from pipeline.status import RunStatus
 
 NEWEST = 20
 OVER = ("finished", "failed", "refused", "interrupted", "cancelled")

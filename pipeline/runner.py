@@ -24,9 +24,10 @@ from pipeline.stop import CANCELLED, INTERRUPTED, Stop
 from pipeline.store import Store
 
 if TYPE_CHECKING:
-    from pipeline.journal import Run, RunStatus
+    from pipeline.journal import Run
     from pipeline.plan import Plan, PlannedStage
     from pipeline.spec import ModelRef
+    from pipeline.status import RunStatus
 
 GRACE = 25.0  # seconds from the wish to stop until stages are killed; 30 are promised
 BACKOFF = 1.0  # seconds before the first retry; doubled for each further one
@@ -194,7 +195,7 @@ class Execution:
     def _first_state(self, stage: PlannedStage) -> StageState:
         if stage.verdict == "skip":
             return "skipped"
-        found = self.store.find(stage.uses, stage.fingerprint)
+        found = self.store.take(stage.uses, stage.fingerprint)
         if found and not stage.forced:
             self.run.append("stage.cached", stage=stage.name, fingerprint=stage.fingerprint)
             return "cached"
@@ -290,7 +291,7 @@ class Execution:
         """The artifacts on each edge; None if one is gone and its stage was called again."""
         found: dict[str, tuple[Artifact, ...]] = {}
         for edge, sources in stage.inputs.items():
-            artifacts = [self.store.find(s["uses"], s["fingerprint"]) for s in sources]
+            artifacts = [self.store.take(s["uses"], s["fingerprint"]) for s in sources]
             for source, artifact in zip(sources, artifacts, strict=True):
                 if artifact is None:
                     self._remake(stage, source["fingerprint"])

@@ -89,7 +89,7 @@ class Findings:
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure perplexity, reward accuracy, reward and KL, and the gain by augmentation."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
     from stages.training.group import WorkerGroup
 
     paths = {name: inputs.path(name) for name in inputs}

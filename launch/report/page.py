@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from launch.console import prominent
 from launch.report import charts, diagram
-from pipeline.artifact import OBSERVED, Artifact, readable, write_atomic
+from pipeline.artifact import OBSERVED, Artifact
 from pipeline.context import read_series, redact
-from pipeline.journal import Event, Run, RunStatus, StageStatus
+from pipeline.disk import read_json, readable, write_atomic
+from pipeline.journal import Run
+from pipeline.status import Event, RunStatus, StageStatus
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def render(run: Run, store: Store) -> str:
     from markupsafe import Markup
 
     status, events = run.status(), run.events()
-    plan = {stage["name"]: stage for stage in _plan(run).get("stages", [])}
+    described: dict[str, Any] = read_json(run.folder / "plan.json", {})
+    plan = {stage["name"]: stage for stage in described.get("stages", [])}
     stages = [
         _stage(run, store, stage, plan.get(stage.name, {}), events) for stage in status.stages
     ]
@@ -135,13 +138,6 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return charts.number(value)
-
-
-def _plan(run: Run) -> dict[str, Any]:
-    try:
-        return dict(json.loads((run.folder / "plan.json").read_text()))
-    except (OSError, ValueError):
-        return {}
 
 
 def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:

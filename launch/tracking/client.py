@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipeline.artifact import move
+from pipeline.disk import move
 from pipeline.errors import Failure, HeadwaterError
 from pipeline.store import Store
 

@@ -56,7 +56,7 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
     Raises:
         CorruptArtifact: kept and dropped do not add up to read.
     """
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     for unit in ("documents", "characters"):
         read, kept, dropped = (stats[state][unit] for state in ("read", "kept", "dropped"))

@@ -108,7 +108,7 @@ def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
 
 def export(model: bytes, out: Path, max_length: int | None = None) -> None:
     """Write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     write_atomic(out / "tokenizer.model", model)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -53,7 +53,7 @@ def write_shard(
     """Write one shard: its tokens (already of the store's dtype) and where its documents end."""
     import io
 
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     write_atomic(out / f"{name}.bin", tokens.tobytes())
     index = io.BytesIO()
@@ -66,7 +66,7 @@ def write_index(
     out: Path, *, vocab_size: int, eos_id: int, splits: Mapping[str, Sequence[Shard]]
 ) -> None:
     """Write `index.json`, last: it names the shards of each split in order."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     index = {
         "schema": VERSION,

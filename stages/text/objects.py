@@ -94,7 +94,7 @@ class Reading:
 
 def read_facts(work: Reading, commit: Path) -> None:
     """Read the facts of a shard's modules and commit them as JSON."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     facts = [fact for file in work.files for fact in _facts(file, work.shortest, work.longest)]
     write_atomic(commit, json.dumps([asdict(fact) for fact in facts]), durable=False)

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.artifact import disk_errors, hash_file, make_folder, write_atomic
+from pipeline.artifact import hash_file
+from pipeline.disk import disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from stages.training import tensors
 from stages.training.shards import KINDS, Fragment

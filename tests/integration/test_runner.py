@@ -16,10 +16,11 @@ from toyruns import TWO_AND_SUM, digests, events, held, holds, log, make, number
 from launch.rayside import RayLauncher, join
 from pipeline.attempt import Job
 from pipeline.errors import Failure
-from pipeline.journal import Run, RunStatus
+from pipeline.journal import Run
 from pipeline.production import Resources
 from pipeline.runner import execute
 from pipeline.stage import find_stage
+from pipeline.status import RunStatus
 from pipeline.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("toys", "ray_session")]
@@ -108,7 +109,7 @@ def test_a_cluster_that_does_not_answer_is_a_plain_message() -> None:
 
 def test_a_ray_that_does_not_start_is_a_plain_message_and_leaves_nothing() -> None:
     program = (
-        "import tempfile, sys\nfrom pipeline import rayside\n"
+        "import tempfile, sys\nfrom launch import rayside\n"
         "from pipeline.errors import Failure\nfrom pipeline.production import Resources\n"
         "tempfile.tempdir = sys.argv[1]\nrayside.STARTS = 2\n"
         "try:\n    rayside.EmbeddedRay(Resources(-1))\n"

@@ -110,3 +110,10 @@ def test_what_can_never_be_placed_is_refused(tmp_path: Path) -> None:
         f"{file}:6: fast.workers: asks for 2 GPUs, the cluster has 1 "
         "(lower fast.workers.num or name a larger cluster)",
     ]
+
+
+def test_each_thing_in_the_way_keeps_its_remedy() -> None:
+    found = [UserError("a", remedy="do this"), Failure("b", remedy="do that"), Failure("c")]
+    together = preflight.Checks([*found, Failure("d", remedy="do this")])
+    assert together.remedy == "do this; do that"
+    assert (str(together), together.exit_code) == ("a\nb\nc\nd", 2)

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from faulty import out_of_descriptors
 
 from pipeline.stop import Stop
 
@@ -38,6 +39,14 @@ def test_one_signal_asks_and_tells_the_stages(file: Path, number: signal.Signals
     assert not stop.now
     assert stop.reason == "interrupted"
     assert file.read_text() == "interrupt\n"
+
+
+def test_a_file_that_cannot_be_read_says_nothing(file: Path) -> None:
+    stop = Stop(file, 9)
+    file.write_text("cancel\n")
+    with out_of_descriptors():
+        assert not stop.asked
+    assert stop.asked
 
 
 def test_two_signals_mean_now(file: Path) -> None:
