@@ -135,7 +135,7 @@ class Watcher:
         status = self.run.status()
         if status.state not in ("finished", "pending"):
             _keep_log(self.run, self.cluster)
-        if drives(self.run) <= self.before:
+        if drives(self.run) <= self.before and status.state != "cancelled":
             raise self._never_began()
         last_words(self.run, status)
         return exit_code(self.run)

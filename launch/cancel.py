@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.journal import Run
 
 PATIENCE = 60.0  # seconds: stages are killed 25 s after they were asked
+TAKEN_UP = 5.0  # seconds for whoever is about to begin the run, or to send its job
 LOOK = 0.2
 
 
@@ -43,14 +44,24 @@ def cancel(name: str, now: bool, store_path: str) -> None:
 
 
 def _never_begins(run: Run, now: bool) -> bool:
-    """Take back the job of a run that no driver has taken up; True if that settled it."""
-    from launch.submit import stop_job, submitted_to
+    """Settle a run that no driver has taken up; False if one does, who then sees the cancel file.
+
+    Raises:
+        Failure: its head does not answer, so nobody knows.
+    """
+    from launch.submit import job_is_gone, submitted_to
 
     cluster = submitted_to(run)
-    if cluster is None:
-        run.append("run.finished", state="cancelled")
-        return True
-    return bool(stop_job(run, cluster, now))
+    gone, deadline = None, time.monotonic() + TAKEN_UP
+    while gone is None and time.monotonic() < deadline:
+        if run.driven() or run.status().state in OVER:
+            return False
+        gone = job_is_gone(run, cluster, now) if cluster else None
+        time.sleep(LOOK)
+    if gone is False:
+        return False
+    run.append("run.finished", state="cancelled")
+    return True
 
 
 def _await_end(run: Run) -> None:

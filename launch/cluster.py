@@ -125,7 +125,7 @@ def look_at(found: Any) -> dict[str, Any]:
         data["ray"] = jobs.version()["ray_version"]
         if capacity := jobs.capacity():
             data["resources"] = {
-                "nodes": capacity.nodes,
+                "nodes": len(capacity.nodes),
                 "cpus": capacity.cpus,
                 "gpus": capacity.gpus,
             }

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launch.jobs import Jobs, WrongToken
+from launch.tracking.client import holds_password
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
 from pipeline.reader import Tree, read
 from pipeline.store import Store
@@ -215,5 +216,5 @@ def _odd(file: ClusterFile) -> Iterator[tuple[str, str, str]]:
         yield "address", "holds a password", "use token_path or token_env"
     if file.token_path and file.token_env:
         yield "token_env", "the token is named twice", "keep token_path or token_env"
-    if urlsplit(file.mlflow).password:
+    if holds_password(file.mlflow):
         yield "mlflow", "holds a password", "set MLFLOW_TRACKING_PASSWORD on the cluster"

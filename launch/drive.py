@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -77,23 +76,28 @@ def drive(run: Run, address: str | None = None) -> int:
 
 
 def last_words(run: Run, status: RunStatus) -> None:
-    """How it ended, where everything is, and the line to type next."""
+    """How it ended, where everything is, what MLflow lacks, and the line to type next."""
+    from launch.tracking.mirror import lacking
+
     console.say()
     console.say(f"{status.pipeline} {status.run}: {status.state}", console.STYLES[status.state])
     for line in places(run, status):
         console.say(line)
+    if why := lacking(run):
+        line = f"headwater report {run.id} --sync{store_flag(run.store)}"
+        said = f"warning: MLflow has not all of this run: {why}; {line} sends the rest"
+        console.say(said, "yellow", stderr=True)
     after(run, status)
 
 
 def places(run: Run, status: RunStatus) -> list[str]:
     """Where the report, MLflow's pages and the registered models are."""
-    from launch.tracking.client import ui_command
+    from launch.tracking.client import ui_line
 
     lines = []
     if (page := run.folder / "report.html").exists():
         lines.append(f"  report      {page}")
-    command = " ".join(shlex.quote(word) for word in ui_command(run.store, mlflow_uri()))
-    lines.append(f"  MLflow UI   {command}")
+    lines.append(f"  MLflow UI   {ui_line(run.store, mlflow_uri())}")
     for entry in status.registered:
         names = " ".join(f"@{alias}" for alias in entry["aliases"])
         lines.append(f"  registered  {entry['model']} version {entry['version']} {names}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -35,12 +36,27 @@ class WrongToken(UserError):
 class Capacity:
     """What a cluster has."""
 
-    nodes: int
-    cpus: float
-    gpus: float
-    largest_cpus: float
-    """Of the node that has the most."""
-    largest_gpus: float
+    nodes: tuple[tuple[float, float], ...]
+    """CPUs and GPUs of each."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes together."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes together."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """How many processes that each want so much of one node fit at once."""
+        return sum(min(_times(cpus, c), _times(gpus, g)) for c, g in self.nodes)
+
+
+def _times(each: float, there: float) -> int:
+    """How often `each` fits."""
+    return int(there / each + 1e-9) if each else sys.maxsize
 
 
 class Jobs:
@@ -69,10 +85,8 @@ class Jobs:
         answer = self._ask("GET", "/api/v0/nodes?detail=true&limit=10000")
         nodes = [n for n in answer["data"]["result"]["result"] if n["state"] == "ALIVE"]
         have = [node.get("resources_total") or {} for node in nodes]
-        if not have:
-            return None
-        cpus, gpus = ([each.get(key, 0.0) for each in have] for key in ("CPU", "GPU"))
-        return Capacity(len(have), sum(cpus), sum(gpus), max(cpus), max(gpus))
+        found = tuple((each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in have)
+        return Capacity(found) if found else None
 
     def has_package(self, name: str) -> bool:
         """Whether a package of that (content-addressed) name was uploaded before."""

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch import console
-from launch.options import find_run, json_option, open_store, store_flag, store_option
+from launch.options import (
+    find_run,
+    json_option,
+    mlflow_uri,
+    open_store,
+    store_flag,
+    store_option,
+)
 from pipeline.errors import Failure
 
 if TYPE_CHECKING:
@@ -146,8 +153,9 @@ def _footnotes(run: Run, status: RunStatus) -> None:
 
 @click.command()
 @click.argument("name", metavar="RUN", default="latest")
+@click.option("--sync", is_flag=True, help="Also send MLflow what it has not.")
 @store_option
-def report(name: str, store_path: str) -> None:
+def report(name: str, sync: bool, store_path: str) -> None:
     """Write the run's HTML page (one file, no network) and say where it is."""
     from launch.report.page import write
 
@@ -156,3 +164,8 @@ def report(name: str, store_path: str) -> None:
     if not page.is_file():
         raise Failure("the report was not written", where=str(page))
     console.say(str(page))
+    if sync:
+        from launch.tracking.mirror import Mirror, address_of
+
+        Mirror(run.store, run, mlflow_uri() or address_of(run)).sync()
+        console.say("MLflow has all of it", "green")

@@ -30,6 +30,7 @@ def smoke(folder: Path) -> None:
             text=True,
             timeout=SMOKE_SECONDS,
             check=False,
+            start_new_session=True,  # Ctrl-C in a terminal is for us: a model is not refused for it
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"it gave no answer within {SMOKE_SECONDS} s") from None

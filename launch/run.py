@@ -113,10 +113,7 @@ def branch(run: Run, overrides: tuple[str, ...], from_: str | None = None) -> Ru
 
 def _go(run: Run, address: str | None) -> None:
     from launch.drive import drive
-    from launch.look import OVER
 
-    if run.status().state in OVER:  # who asked it to stop does not ask any more
-        run.cancel_file.unlink(missing_ok=True)
     console.say(f"run {run.id}   store {run.store.root}")
     console.say(f"from another shell: headwater status --watch{store_flag(run.store)}", "dim")
     console.say()

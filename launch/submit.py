@@ -28,13 +28,15 @@ from launch.look import OVER
 from launch.options import store_flag, store_option
 from launch.planning import make_plan, show_plan
 from pipeline.disk import read_json, write_atomic
-from pipeline.errors import HeadwaterError
+from pipeline.errors import HeadwaterError, Interrupted
 
 if TYPE_CHECKING:
     from launch.clusters import Cluster
     from launch.jobs import Capacity, Jobs
     from launch.package import Package
+    from launch.preflight import Answers
     from pipeline.journal import Run
+    from pipeline.plan import Plan
     from pipeline.spec import Spec
 
 RECORD = "job.json"
@@ -56,36 +58,45 @@ def submit(
     sees the store. The same command typed again while it runs comes back to it.
     """
     from launch.clusters import load_cluster
+    from launch.preflight import ask, resources
     from pipeline.spec import load
 
     cluster = load_cluster(name, store_path)
     spec = load(config, overrides)
-    if run := already(cluster, spec):
+    answers = ask(cluster)
+    if answers.reachable and (run := already(cluster, spec)):
         console.say(f"run {run.id} does this already")
         before = drives(run) - run.driven()
     else:
-        preflight(cluster, spec)
+        capacity = welcome(answers, cluster, spec)
+        plan = make_plan(spec, cluster.store)
+        if capacity:
+            resources(spec, plan, cluster.store, capacity)
+        show_plan(plan)
         package = packed(cluster, Path.cwd())
-        run = _create(cluster, spec)
+        run = _create(cluster, spec, plan)
         send(run, cluster, package)
         before = 0
     sys.exit(stay(run, cluster, before, detach))
 
 
-def preflight(cluster: Cluster, spec: Spec) -> None:
-    """Refuse what cannot work before anything exists."""
-    from launch.preflight import check
+def welcome(answers: Answers, cluster: Cluster, spec: Spec) -> Capacity | None:
+    """Say what the cluster has.
 
-    capacity, warnings = check(cluster, spec)
+    Raises:
+        Checks: what is in the way, before anything exists.
+    """
+    capacity, warnings = answers.accept(promotes=spec.promote is not None)
     for warning in warnings:
         console.say(f"warning: {warning}", "yellow", stderr=True)
     console.say(f"{cluster.name} answers at {cluster.address}{_offer(capacity)}", "dim")
+    return capacity
 
 
 def _offer(capacity: Capacity | None) -> str:
     if capacity is None:
         return ""
-    return f": {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs on {capacity.nodes} nodes"
+    return f": {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs on {len(capacity.nodes)} nodes"
 
 
 def packed(cluster: Cluster, folder: Path) -> Package | None:
@@ -100,11 +111,9 @@ def packed(cluster: Cluster, folder: Path) -> Package | None:
     return package
 
 
-def _create(cluster: Cluster, spec: Spec) -> Run:
+def _create(cluster: Cluster, spec: Spec, plan: Plan) -> Run:
     from pipeline.journal import Run
 
-    plan = make_plan(spec, cluster.store)
-    show_plan(plan)
     run = Run.create(cluster.store, spec, plan)
     _note(run, {"cluster": str(cluster.path.absolute()), "root": str(Path.cwd()), "jobs": []})
     return run
@@ -130,21 +139,35 @@ def send(run: Run, cluster: Cluster, package: Package | None) -> None:
 
     Raises:
         Failure: the head refused; the run's folder stays, and `resume` tries again.
+        Interrupted: somebody cancelled it meanwhile.
     """
     jobs = cluster.jobs()
     record = _record(run)
     name, active = _next_id(run, jobs)
     if active:
         return
+    if run.status().state in OVER:
+        run.cancel_file.unlink(missing_ok=True)
+        run.append("run.resubmitted")  # from here on whoever cancels it means this job
     if package and not jobs.has_package(package.name):
         jobs.upload(package.name, package.content)
-    run.cancel_file.unlink(missing_ok=True)
+    if run.cancel_file.exists():
+        raise _cancelled(run)
     _note(run, {**record, "jobs": [*record["jobs"], name]})
     try:
         jobs.submit(name, entrypoint(run, cluster), _runtime(cluster, package), _labels(run))
     except HeadwaterError as error:
         error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
         raise
+
+
+def _cancelled(run: Run) -> Interrupted:
+    if run.status().state not in OVER:
+        run.append("run.finished", state="cancelled")
+    return Interrupted(
+        f"run {run.id} was cancelled before its job was sent",
+        remedy=f"headwater resume {run.id}{store_flag(run.store)}",
+    )
 
 
 def _next_id(run: Run, jobs: Jobs) -> tuple[str, bool]:
@@ -181,6 +204,8 @@ def _runtime(cluster: Cluster, package: Package | None) -> dict[str, Any]:
     names = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     if cluster.mlflow:
         names["MLFLOW_TRACKING_URI"] = cluster.mlflow
+    if package and package.commit:
+        names["HEADWATER_COMMIT"] = package.commit  # what is shipped is no checkout
     code = {"working_dir": f"gcs://{package.name}"} if package else {}
     return {**code, "env_vars": names}
 
@@ -212,35 +237,41 @@ def resubmit(run: Run, cluster_file: str) -> int:
         The exit code.
     """
     from launch.clusters import load_cluster
+    from launch.preflight import ask, resources
 
     cluster = load_cluster(cluster_file, str(run.store.root))
-    preflight(cluster, run.spec())
+    spec = run.spec()
+    if capacity := welcome(ask(cluster), cluster, spec):
+        resources(spec, run.plan(), run.store, capacity)
     root, before = Path(_record(run)["root"]), drives(run)
     send(run, cluster, packed(cluster, root if root.is_dir() else Path.cwd()))
     return stay(run, cluster, before)
 
 
-def stop_job(run: Run, cluster_file: str, now: bool) -> bool:
-    """Settle a submitted run that has no driver.
+def job_is_gone(run: Run, cluster_file: str, now: bool) -> bool | None:
+    """Whether no job will take a submitted run up; None while the head knows of none.
 
-    Returns:
-        True if it is cancelled now; False if its job is about to see the cancel file.
+    Args:
+        now: end a job that is on its way.
+
+    Raises:
+        Failure: the head does not answer; its job may still begin.
     """
     from launch.clusters import load_cluster
     from launch.jobs import Unreachable
 
+    cluster = load_cluster(cluster_file, str(run.store.root))
     try:
-        cluster = load_cluster(cluster_file, str(run.store.root))
         job = last_job(run, cluster)
-        active = job is not None and job["status"] in ACTIVE
-        if active and not now:
-            return False
-        if active and job is not None:
+        if job is None:
+            return None
+        if job["status"] in ACTIVE and now:
             cluster.jobs().stop(job["submission_id"])
-    except Unreachable:
-        pass  # a head that is gone starts nothing
-    run.append("run.finished", state="cancelled")
-    return True
+    except Unreachable as error:
+        again = f"headwater cancel {run.id}{store_flag(run.store)}"
+        error.remedy = f"{again}   (when the head is back; a job that begins before stops at once)"
+        raise
+    return now or job["status"] not in ACTIVE
 
 
 def last_job(run: Run, cluster: Cluster) -> dict[str, Any] | None:

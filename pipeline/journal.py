@@ -204,7 +204,9 @@ class Run:
     def open(self, **facts: Any) -> None:
         """Become the run's driver: take its lease and journal `run.started`.
 
-        If another machine's driver seems to be gone, its lease is watched until it expires.
+        A cancel file from before the run was over is removed; one that was written since somebody
+        asked for the run (anew) stands. If another machine's driver seems to be gone, its lease is
+        watched until it expires.
 
         Raises:
             UserError: another driver is at work on this run.
@@ -218,6 +220,8 @@ class Run:
                 f"on {holder.get('host', 'another machine')}",
                 remedy=f"`headwater status {self.id} --watch` shows it",
             )
+        if derive(self.id, self.events()).state != "pending":
+            self.cancel_file.unlink(missing_ok=True)
         self._lease = lease
         self._close_attempts()
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)

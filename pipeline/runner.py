@@ -63,7 +63,8 @@ def execute(
         launcher: where attempts run; it is closed at the end.
         observers: started after `run.started` and stopped after the run's last event.
         on_finished: called once all stages are made (promotion). `GateRefused` makes the run
-            `refused`, any other error makes it `failed`.
+            `refused`, any other error makes it `failed`. The wish to stop raises
+            `KeyboardInterrupt` in it, wherever it is: what it does must bear a kill.
         grace: seconds that stages get to stop when asked.
         backoff: seconds before the first retry.
 
@@ -77,7 +78,6 @@ def execute(
     try:
         with _watched(run, observers), stop.on_signals():
             if again:
-                run.cancel_file.unlink(missing_ok=True)
                 run.replan(_plan_again(run))
             with closing(launcher):
                 execution = Execution(run, run.plan(), launcher, stop, backoff)
@@ -129,7 +129,7 @@ def _finish(run: Run, execution: Execution, on_finished: Callable[[Run], None] |
     try:
         state = execution.drive()
         if state == "finished" and on_finished:
-            on_finished(run)
+            state = _conclude(run, execution.stop, on_finished)
     except GateRefused as refused:
         run.append("gate.refused", error=str(refused), remedy=refused.remedy)
         state = "refused"
@@ -145,6 +145,15 @@ def _finish(run: Run, execution: Execution, on_finished: Callable[[Run], None] |
         run.append("run.interrupted")
     else:
         run.append("run.finished", state=state)
+
+
+def _conclude(run: Run, stop: Stop, on_finished: Callable[[Run], None]) -> str:
+    """The last step. A wish to stop breaks it off at once, and a resume does it again."""
+    done = False
+    with stop.interruptible():
+        on_finished(run)
+        done = True
+    return "finished" if done or not stop.asked else stop.reason
 
 
 class Execution:

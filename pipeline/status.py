@@ -99,6 +99,7 @@ def _run_event(status: RunStatus, event: Event) -> RunStatus:
     known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
     state = {
         "run.created": status.state,
+        "run.resubmitted": "pending",
         "run.started": "running",
         "run.interrupted": "interrupted",
         "run.finished": event.get("state", "finished"),

@@ -18,6 +18,7 @@ from pipeline.disk import write_atomic
 from pipeline.errors import HeadwaterError
 
 CANCELLED, INTERRUPTED = "cancelled", "interrupted"
+LOOK = 0.1  # seconds between two looks at the cancel file while a long call goes on
 
 
 class Stop:
@@ -74,14 +75,31 @@ class Stop:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A long call, with nothing at work yet, that a signal breaks off."""
+        """A long call, with no stage at work, that the wish to stop breaks off (in any thread but
+        the main one it goes on)."""
+        over = threading.Event()
+        watcher = threading.Thread(
+            target=self._break_off, args=(threading.get_ident(), over), daemon=True
+        )
         self._interruptible = True
+        if threading.current_thread() is threading.main_thread():
+            watcher.start()
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
             self._signals = max(self._signals, 1)
         finally:
             self._interruptible = False
+            over.set()
+            if watcher.is_alive():
+                watcher.join()
+
+    def _break_off(self, thread: int, over: threading.Event) -> None:
+        """Turn a cancel file that appears into a signal, which reaches also a call that waits."""
+        while not over.wait(LOOK):
+            if self._word() and self.asked:
+                signal.pthread_kill(thread, signal.SIGINT)
+                return
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         """Handlers may run at any instruction: this one takes no lock and touches no file."""

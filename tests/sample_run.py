@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -222,10 +223,11 @@ def results_of(name: str) -> dict[str, float]:
     }.get(name, {"loss": 2.9 + len(name) / 10})
 
 
-def write_series(context: Context, name: str, steps: int, start: int = 0) -> None:
-    for step, values in points(name, steps) if steps else ():
-        if step >= start:
-            context.metrics(step, values)
+def write_series(
+    context: Context, name: str, steps: int, start: int = 0, stop: int | None = None
+) -> None:
+    for step, values in itertools.islice(points(name, steps), start, stop) if steps else ():
+        context.metrics(step, values)
 
 
 def points(name: str, steps: int) -> Iterator[tuple[int, dict[str, float]]]:

@@ -59,6 +59,15 @@ def test_the_image_holds_the_torch_of_the_constraints() -> None:
     assert pinned in DOCKERFILE
 
 
+def test_the_image_knows_its_commit() -> None:
+    """Manifests name it, and the image is no checkout."""
+    final = instructions()[[word for word, _ in instructions()].index("USER") :]
+    earlier = instructions()[: -len(final)]
+    assert ("ARG", "COMMIT=") in earlier
+    assert ("ENV", "HEADWATER_COMMIT=${COMMIT}") in earlier
+    assert COMPOSE["x-headwater"]["build"]["args"] == {"COMMIT": "${COMMIT:-}"}
+
+
 def test_copied_files_exist_and_are_not_ignored() -> None:
     allowed = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"

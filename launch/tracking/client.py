@@ -6,11 +6,13 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pipeline.disk import move
 from pipeline.errors import Failure, HeadwaterError
@@ -24,6 +26,11 @@ TIMEOUT = 5  # seconds that one request may take; it is tried twice
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 
+_VARIABLE = '"$MLFLOW_TRACKING_URI"'
+_PASSWORD = re.compile(r"://[^:/\s@]*:\S*@")  # a database's may hold slashes
+_USER = re.compile(r"://[^:/\s@]*(?::\S*)?@")
+_QUERY = re.compile(r"([?&](?:password|passwd|sslpassword|token|secret)=)[^&\s]+", re.IGNORECASE)
+
 
 def tracking_uri(store: Store, uri: str | None = None) -> str:
     """Where MLflow is: as told, or MLFLOW_TRACKING_URI, or a database inside the store."""
@@ -35,16 +42,31 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://", "databricks"))
 
 
-def public(uri: str) -> str:
-    """The address without the user and the password that it may hold."""
-    return re.sub(r"://[^/\s@]+@", "://***@", uri)
+def public(text: str) -> str:
+    """Text without the users and passwords that the addresses in it may hold."""
+    return _QUERY.sub(r"\1***", _USER.sub("://***@", text))
+
+
+def holds_password(uri: str) -> bool:
+    """Whether whoever reads the address could log in."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        return bool(parts.username or parts.password)
+    return bool(_PASSWORD.search(uri) or _QUERY.search(uri))
+
+
+def ui_line(store: Store, uri: str | None = None) -> str:
+    """`ui_command` for a shell in which MLFLOW_TRACKING_URI is what it is here; safe to print."""
+    where = tracking_uri(store, uri)
+    line = shlex.join(ui_command(store, uri))
+    return line if where == public(where) else line.replace(shlex.quote(where), _VARIABLE)
 
 
 def ui_command(store: Store, uri: str | None = None) -> list[str]:
     """The command that shows it all in a browser, on this machine only."""
     where = tracking_uri(store, uri)
     if is_server(where):
-        return ["python", "-m", "webbrowser", public(where)]
+        return ["python", "-m", "webbrowser", _USER.sub("://", where)]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", where]
     root = (store.root / ARTIFACTS).as_uri()
     return [*command, "--default-artifact-root", root, "--host", "127.0.0.1", "--workers", "1"]

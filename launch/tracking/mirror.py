@@ -12,7 +12,7 @@ block on it:
 `runs/<id>/mlflow.json` remembers what was sent. Each thing sent can be sent again without
 being doubled (runs and models are looked up by tag, points carry their own time, files
 overwrite), so a kill at any instant, an outage of any length, or another server costs nothing
-but time: the next pass, or `sync` much later, sends what is missing.
+but time: the next pass, or `sync` much later, sends what is missing (`lacking` says whether).
 """
 
 from __future__ import annotations
@@ -111,6 +111,21 @@ class Mirror:
                 env={**os.environ, **private},
                 start_new_session=True,  # Ctrl-C is for the driver, which then stops it
             )
+
+
+def lacking(run: Run) -> str:
+    """Why MLflow has not all of a run; empty if it has."""
+    cursor, events = read_cursor(run), run.events()
+    if not events or cursor.get("seq") == events[-1]["seq"]:
+        return ""
+    return str(cursor.get("problem") or "there was not time enough to send it")
+
+
+def address_of(run: Run) -> str | None:
+    """Where a run is mirrored to already; None if nowhere, or if its password is not known."""
+    cursor = read_cursor(run)
+    known = str(cursor.get("uri", ""))
+    return known if cursor.get("parent") and "***" not in known else None
 
 
 def read_cursor(run: Run) -> dict[str, Any]:

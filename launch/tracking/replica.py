@@ -4,15 +4,21 @@ A pass compares the run's status with what the cursor says was sent, and sends t
 Everything here is safe to do twice: that, and no bookkeeping, is what makes replay exact.
 
     search before create    runs and models carry tags that identify them
-    points                  of each key only steps beyond the last one that MLflow has: points
-                            that were made again after a rewind are those that were sent already
+    points                  what MLflow has of a key at a step is sent again only if the value is
+                            another one
     files                   same path, same bytes
+
+MLflow forgets no point. Where a stage went back to a checkpoint and came to other values (after a
+NaN), it shows both: those that were given up, and those of the later time, which are the ones that
+the report shows alone.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -57,6 +63,9 @@ UNTOUCHED = ("pending", "waiting", "skipped")
 Point = tuple[str, float, int, int]
 """key, value, time (ms), step."""
 
+Sent = dict[str, dict[int, float]]
+"""The value of each key at each step."""
+
 
 class Replica:
     """One run's likeness in one MLflow; lives in the mirror's process."""
@@ -67,7 +76,7 @@ class Replica:
         self.client: MlflowClient
         self._connected = False
         self._read: dict[Path, tuple[int, int]] = {}  # series file -> inode, bytes sent
-        self._met: set[str] = set()  # runs whose last steps this process asked MLflow for
+        self._known: dict[Path, Sent] = {}  # of series files that were read from their beginning
         self.cursor = read_cursor(run)
         if self.cursor.get("uri") != public(uri):
             self._forget()
@@ -85,7 +94,7 @@ class Replica:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 self._forget()  # another database than the one that it was sent to
             if str(error) != self.cursor.get("problem"):
-                traceback.print_exc()
+                sys.stderr.write(public(traceback.format_exc()))
             self._note(problem=str(error))
             return False
         self._note(problem="")
@@ -93,7 +102,7 @@ class Replica:
 
     def _forget(self) -> None:
         self.cursor = {"uri": public(self.uri), "stages": {}}
-        self._read, self._met = {}, set()
+        self._read, self._known = {}, {}
 
     def _note(self, **facts: Any) -> None:
         """Remember; written only when something is new."""
@@ -120,6 +129,7 @@ class Replica:
             if stage.fingerprint and (stage.attempts or stage.state not in UNTOUCHED):
                 self._stage(stage, times.get(stage.name, times[""]))
         self._summary(parent, status, times[""][1])
+        self._note(seq=events[-1]["seq"])
 
     def _stage(self, stage: StageStatus, span: tuple[int, int]) -> None:
         """Bring one stage's nested run up to date."""
@@ -136,9 +146,6 @@ class Replica:
             params = parameters(self.run, stage.name, identity_of(self.run, stage.name))
             self._params(entry["run"], params)
             entry["params"] = True
-        if entry["run"] not in self._met:
-            entry["steps"] = {**entry.get("steps", {}), **self._last_steps(entry["run"])}
-            self._met.add(entry["run"])
         if artifact is None:
             self._series(entry, self.run.store.work(stage.uses, stage.fingerprint) / OBSERVED)
         else:
@@ -197,31 +204,30 @@ class Replica:
         }
 
     def _series(self, entry: dict[str, Any], folder: Path) -> None:
-        """The points beyond each key's last sent step, in whole lines, oldest first."""
+        """The points that MLflow has not, in whole lines, oldest first."""
         path = folder / "metrics.jsonl"
         if not path.exists():
             return
         info = path.stat()
-        inode, done = self._read.get(path, (info.st_ino, 0))
+        inode, done = self._read.pop(path, (0, 0))
         if inode != info.st_ino or info.st_size < done:
-            done = 0  # the stage went back to a checkpoint and wrote the file anew
+            done = 0  # new to us, or the stage went back to a checkpoint and wrote the file anew
+            self._known[path] = self._sent(entry["run"])
         with path.open("rb") as file:
             file.seek(done)
             fresh = file.read()
         fresh = fresh[: fresh.rfind(b"\n") + 1]
-        steps: dict[str, int] = entry.setdefault("steps", {})
-        points = [
-            point
-            for line in fresh.splitlines()
-            for point in points_of(line)
-            if point[3] > steps.get(point[0], -1)
-        ]
+        known = self._known[path]
+        read = [point for line in fresh.splitlines() for point in points_of(line)]
+        points = [p for p in read if not same(p[1], known.get(p[0], {}).get(p[3]))]
         for start in range(0, len(points), BATCH):
             batch = points[start : start + BATCH]
             self._points(entry["run"], batch)
-            steps.update({key: step for key, _, _, step in batch})
+            entry["step"] = batch[-1][3]
             self._note()
         self._read[path] = (info.st_ino, done + len(fresh))
+        if read and read[-1][3] >= max((max(steps) for steps in known.values()), default=0):
+            known.clear()  # from here on all is new
 
     def _pictures(self, run_id: str, artifact: Artifact) -> None:
         """The stage's panels: charts as SVG, tables and samples as MLflow tables."""
@@ -268,10 +274,14 @@ class Replica:
         made = self.client.create_run(experiment, start, dict(tags), run_name=name)
         return str(made.info.run_id)
 
-    def _last_steps(self, run_id: str) -> dict[str, int]:
-        """What MLflow has, which is more than the cursor says after a kill between the two."""
-        keys = self.client.get_run(run_id).data.metrics
-        return {k: max(p.step for p in self.client.get_metric_history(run_id, k)) for k in keys}
+    def _sent(self, run_id: str) -> Sent:
+        """The newest value that MLflow has of each key at each step."""
+        found: Sent = {}
+        for key in self.client.get_run(run_id).data.metrics:
+            history = self.client.get_metric_history(run_id, key)
+            history.sort(key=lambda point: point.timestamp)
+            found[key] = {point.step: point.value for point in history}
+        return found
 
     def _params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -366,6 +376,14 @@ def clock(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
 def milliseconds(stamp: str) -> int:
     """An ISO 8601 instant as ms since 1970."""
     return round(datetime.fromisoformat(stamp).timestamp() * 1000)
+
+
+def same(value: float, sent: float | None) -> bool:
+    """Whether MLflow has that value; of infinities it keeps the largest number."""
+    if sent is None or math.isnan(value):
+        return sent is not None and math.isnan(sent)
+    largest = sys.float_info.max
+    return min(max(value, -largest), largest) == sent
 
 
 def metric_key(name: str) -> str:

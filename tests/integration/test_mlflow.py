@@ -20,7 +20,7 @@ from launch.report import page as report
 from launch.tracking import client as way
 from launch.tracking import mirror, registry
 from launch.tracking.client import connect
-from launch.tracking.mirror import Mirror, read_cursor
+from launch.tracking.mirror import Mirror, lacking, read_cursor
 from launch.tracking.registry import Registry
 from launch.tracking.replica import BATCH, Replica
 from pipeline.artifact import Artifact
@@ -60,8 +60,8 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     mirror.start()
     assert time.monotonic() - before < 5  # the driver waits for nothing
     context = sample_run.begin(run, "gpt")
-    sample_run.write_series(context, "gpt", 500)
-    wait_for(run, lambda cursor: steps_of(cursor, "gpt").get("loss") == 499)
+    sample_run.write_series(context, "gpt", STEPS, stop=500)
+    wait_for(run, lambda cursor: step_of(cursor, "gpt") == 499)
     run.append("stage.interrupted", stage="gpt", at=400)
     run.append("run.interrupted")
     run.append("run.started", pid=2, host="calm")
@@ -82,9 +82,9 @@ def wait_for(run: Run, reached: Any, seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-def steps_of(cursor: dict[str, Any], stage: str) -> dict[str, int]:
+def step_of(cursor: dict[str, Any], stage: str) -> int:
     found = [e for key, e in cursor.get("stages", {}).items() if key.startswith(f"{stage}/")]
-    return dict(found[0].get("steps", {})) if found else {}
+    return int(found[0].get("step", -1)) if found else -1
 
 
 def runs_of(client: Any, run: Run) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def test_sending_again_or_anew_doubles_nothing(
     client = connect(uri)
     assert_exact(client, mirrored)
     assert len(client.search_logged_models([replica.cursor["experiment"]])) == 1
-    assert steps_of(read_cursor(mirrored), "gpt")["loss"] == STEPS - 1
+    assert lacking(mirrored) == ""
 
 
 def test_the_child_follows_until_its_input_ends(
@@ -255,13 +255,10 @@ def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path
     (run.folder / "plan.json").write_text(json.dumps({"stages": [sample_run._planned("gpt")]}))
     run.append("plan", stages=[sample_run._planned("gpt")])
     context = sample_run.begin(run, "gpt")
-    sample_run.write_series(context, "gpt", 20)
+    sample_run.write_series(context, "gpt", 30, stop=20)
     uri = way.tracking_uri(run.store)
     assert Replica(run, uri).attempt()
-    cursor = read_cursor(run)
-    for entry in cursor["stages"].values():
-        entry["steps"] = dict.fromkeys(entry["steps"], 9)
-    (run.folder / "mlflow.json").write_text(json.dumps(cursor))
+    (run.folder / "mlflow.json").unlink()
     context.rewind(9)
     time.sleep(0.002)  # the points that are made again have another time
     sample_run.write_series(context, "gpt", 30, start=10)
@@ -275,6 +272,40 @@ def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path
     sample_run.commit(run, "gpt")
     assert replica.attempt()
     assert_exact(connect(uri), run, steps=30)
+
+
+def test_points_that_came_out_otherwise_after_a_rewind_are_the_newest(tmp_path: Path) -> None:
+    """As after a NaN: the report shows the new course, so MLflow must have it too."""
+    run = sample_run.make(tmp_path / "store", names=(), finish=False)
+    (run.folder / "plan.json").write_text(json.dumps({"stages": [sample_run._planned("gpt")]}))
+    run.append("plan", stages=[sample_run._planned("gpt")])
+    context = sample_run.begin(run, "gpt")
+    replica = Replica(run, way.tracking_uri(run.store))
+
+    def write(steps: range, offset: float) -> None:
+        for step in steps:
+            context.metrics(step, {"loss": step + offset, "bad": float("nan")})
+
+    def history(key: str) -> list[tuple[int, float]]:
+        found = client.get_metric_history(runs_of(client, run)["gpt"].info.run_id, key)
+        found.sort(key=lambda point: point.timestamp)
+        return [(point.step, point.value) for point in found]
+
+    write(range(20), 0.0)
+    assert replica.attempt()
+    context.rewind(9)
+    time.sleep(0.002)
+    write(range(10, 15), 0.5)
+    assert replica.attempt()
+    write(range(15, 25), 0.5)
+    assert replica.attempt()
+    client = connect(way.tracking_uri(run.store))
+    course = [(step, step + (0.5 if step > 9 else 0.0)) for step in range(25)]
+    assert sorted(dict(history("loss")).items()) == course
+    assert len(history("loss")) == 20 + 15
+    assert Replica(run, replica.uri).attempt()
+    assert len(history("loss")) == 20 + 15
+    assert len(history("bad")) == 25
 
 
 def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

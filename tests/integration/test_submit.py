@@ -54,6 +54,16 @@ class Site:
         assert "Traceback" not in done.stdout + done.stderr
         return done
 
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*HEADWATER, *words],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     @property
     def environment(self) -> dict[str, str]:
         known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
@@ -103,6 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made.cluster("here", f"address: {made.address}\n{token}resources: {{cpus: 2}}\n")
     git(root, "init", "-q")
     git(root, "add", ".")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
     (root / "untracked.txt").write_text("stays here\n")
     yield made
     made.call("cluster", "down", "here", "--now")
@@ -188,11 +199,9 @@ def test_the_three_refusals_of_a_head_are_told_apart(site: Site) -> None:
 
 
 def refused(site: Site, cluster: str, config: str, code: int) -> str:
-    """What is said, in under five seconds, and without a run or a job."""
+    """What is said without a run or a job."""
     before = [run.name for run in site.store.root.glob("runs/*")]
-    begun = time.monotonic()
     done = site.call("submit", config, "--cluster", cluster, code=code)
-    assert time.monotonic() - begun < 10.0  # five for the checks, the rest for a busy machine
     assert [run.name for run in site.store.root.glob("runs/*")] == before
     return done.stderr
 
@@ -261,6 +270,9 @@ def test_submit_ships_tracked_code_and_stays_until_the_end(site: Site) -> None:
     assert job is not None
     assert job["status"] == "SUCCEEDED"
     assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+    head = subprocess.check_output(["git", "-C", str(site.root), "rev-parse", "HEAD"], text=True)
+    shown = json.loads(site.call("show", "latest:one", "--json").stdout)
+    assert shown["code"] == {**shown["code"], "commit": head.strip(), "dirty": False}
     shipped = Path(site.head["temp"]).glob("session_*/runtime_resources/working_dir_files/*/")
     names = {path.name for folder in shipped for path in folder.iterdir()}
     assert "toybox" in names
@@ -280,6 +292,10 @@ def test_detach_come_back_cancel_and_resume(site: Site) -> None:
     cancelled = site.call("cancel", run)
     assert f"run {run}: cancelled" in cancelled.stdout
     assert site.stage("slow")["state"] == "interrupted"
+    begun_again = site.start("resume", run)
+    until(lambda: Run.find(site.store).status().state == "pending", "the second job")
+    assert f"run {run}: cancelled" in site.call("cancel", run).stdout
+    assert begun_again.wait(60) == 130
     hold.unlink()
     resumed = site.call("resume", run)
     assert f"slow {run}: finished" in resumed.stdout
@@ -287,20 +303,14 @@ def test_detach_come_back_cancel_and_resume(site: Site) -> None:
     assert json.loads((Run.find(site.store).folder / "job.json").read_text())["jobs"] == [
         run,
         f"{run}-2",
+        f"{run}-3",
     ]
     assert site.stage("slow")["metrics"] == {"total": sum(range(100, 106))}
 
 
 def test_control_c_detaches(site: Site) -> None:
     config, hold = held(site, "left", 200)
-    process = subprocess.Popen(
-        [*HEADWATER, "submit", config, "--cluster", "here"],
-        cwd=site.root,
-        env=site.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = site.start("submit", config, "--cluster", "here")
     until(lambda: Run.find(site.store).status().pipeline == "left", "the submission")
     await_hold(site)
     process.send_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ OPTIONS = {
     "logs": "RUN [STAGE] --rank --attempt --follow -f --store",
     "show": "RUN|ARTIFACT --store --json",
     "diff": "A B --store --json",
-    "report": "RUN --store",
+    "report": "RUN --sync --store",
     "verify": "[RUN|ARTIFACT] --all --store --json",
     "gc": "--keep --delete --store --json",
     "promote": "RUN[:STAGE] --model --alias --require --dry-run --store --json",

@@ -44,6 +44,47 @@ def test_only_tracked_files_travel_and_as_they_stand(root: Path) -> None:
     assert found["mystages/a.py"] == b"changed since\n"
 
 
+def test_a_link_travels_as_the_tracked_files_that_it_leads_to(root: Path) -> None:
+    (root / "again.sh").symlink_to("run.sh")
+    (root / "same").symlink_to("mystages")
+    (root / "dangling").symlink_to("nowhere")
+    git(root, "add", "again.sh", "same", "dangling")
+    found = names(package.pack(root))
+    assert found["again.sh"] == b"run.sh\n"
+    assert found["same/a.py"] == b"changed since\n"
+    assert "dangling" not in found
+
+
+@pytest.mark.parametrize("to", ["untracked file", "outside", "outside folder", "replaced folder"])
+def test_a_link_to_what_is_not_tracked_is_refused(
+    root: Path, to: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Else a link that somebody committed carries secrets of this machine away."""
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "a.py").write_text("secret\n")
+    if to == "replaced folder":
+        (root / "mystages/a.py").unlink()
+        (root / "mystages").rmdir()
+        (root / "mystages").symlink_to(outside)
+    else:
+        targets = {"untracked file": Path("secret.env"), "outside": outside / "a.py"}
+        (root / "link").symlink_to(targets.get(to, outside))
+        git(root, "add", "link")
+    with pytest.raises(UserError, match="which git does not track"):
+        package.pack(root)
+
+
+def test_the_commit_is_named(root: Path) -> None:
+    assert package.pack(root).commit == ""
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    git(root, *author, "commit", "-qm", "first")
+    head = (root / ".git/refs/heads").glob("*")
+    commit = next(head).read_text().strip()
+    assert package.pack(root).commit == f"{commit}+dirty"
+    git(root, "checkout", "--", ".")
+    assert package.pack(root).commit == commit
+
+
 def test_the_name_is_the_content(root: Path) -> None:
     first = package.pack(root)
     os.utime(root / "run.sh", (1, 1))

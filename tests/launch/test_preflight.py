@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from launch import preflight
+from launch.clusters import load_cluster
 from launch.jobs import Capacity, Jobs, Unreachable
 from pipeline import spec
 from pipeline.errors import Failure, SpecError, UserError
+from pipeline.plan import make
+from pipeline.store import Store
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -67,16 +72,31 @@ def test_somebody_silent_there() -> None:
 def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
     preflight.mlflow(None)
     preflight.mlflow("sqlite:///x.db")
+    preflight.mlflow("postgresql://me@postgres/mlflow")
     preflight.mlflow(server)
     with pytest.raises(Failure, match="MLflow does not answer: it answers 500"):
         preflight.mlflow(f"{server}/ill")
     with pytest.raises(Failure, match="connection refused"):
         preflight.mlflow(closed)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        hangs_up = threading.Thread(target=lambda: other.accept()[0].sendall(b"SSH-2.0\r\n"))
+        hangs_up.start()
+        with pytest.raises(Failure, match="MLflow does not answer: ssh"):
+            preflight.mlflow(f"http://127.0.0.1:{other.getsockname()[1]}")
+        hangs_up.join()
 
 
-def test_a_password_in_the_address_is_not_sent_and_not_shown() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter2@mlflow:5000",
+        "postgresql+psycopg://me:hunter2@postgres/mlflow",
+        "postgresql://postgres/mlflow?user=me&password=hunter2",
+    ],
+)
+def test_a_password_in_the_address_is_not_sent_and_not_shown(address: str) -> None:
     with pytest.raises(UserError, match="holds a password") as refused:
-        preflight.mlflow("http://me:hunter2@mlflow:5000")
+        preflight.mlflow(address)
     assert "hunter2" not in str(refused.value) + refused.value.remedy
 
 
@@ -88,28 +108,110 @@ def test_the_store_is_tried(tmp_path: Path) -> None:
         preflight.store(tmp_path / "file" / "store")
 
 
+@pytest.fixture
+def dribbling() -> Iterator[str]:
+    """A server that is never silent for long, and never done."""
+    ended = threading.Event()
+
+    class Dribble(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                while not ended.wait(0.02):
+                    self.wfile.write(b"H")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Dribble)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    ended.set()
+    http.shutdown()
+    http.server_close()
+
+
+def test_nothing_is_waited_for_longer_than_the_deadline(
+    dribbling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head and an MLflow that drip, and a store whose file system hangs: here, on a pipe."""
+    monkeypatch.setattr(preflight, "DEADLINE", 0.2)
+    (tmp_path / "far.yaml").write_text(f"address: {dribbling}\nmlflow: {dribbling}\n")
+    store = tmp_path / "store"
+    store.mkdir()
+    os.mkfifo(store / f".probe-{os.getpid()}")
+    answers = preflight.ask(load_cluster(str(tmp_path / "far.yaml"), str(store)))
+    assert not answers.reachable
+    with pytest.raises(preflight.Checks) as refused:
+        answers.accept(promotes=True)
+    assert str(refused.value).splitlines() == [
+        f"the head at {dribbling} gave no answer within 0.2 s",
+        f"the store at {store} gave no answer within 0.2 s",
+        f"MLflow at {dribbling} gave no answer within 0.2 s",
+    ]
+
+
+def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) -> list[str]:
+    file = tmp_path / "toy.yaml"
+    file.write_text(f"name: toy\nstages:\n{stages}")
+    asked, store = spec.load(file), Store(tmp_path / "store")
+    try:
+        preflight.resources(asked, make(asked, store), store, Capacity(nodes))
+    except SpecError as refused:
+        return [str(problem).removeprefix(f"{file}:") for problem in refused.problems]
+    return []
+
+
 @pytest.mark.usefixtures("toys")
 def test_what_can_never_be_placed_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "toy.yaml"
-    file.write_text(
-        "name: toy\n"
-        "stages:\n"
-        "  fits: {uses: toy.count, workers: {num: 8, cpus: 1}}\n"
-        "  much: {uses: toy.count, workers: {num: 9}}\n"
-        "  broad: {uses: toy.count, workers: {cpus: 5}}\n"
-        "  fast: {uses: toy.count, workers: {num: 2, gpus: 1}}\n"
-    )
-    capacity = Capacity(nodes=2, cpus=8, gpus=1, largest_cpus=4, largest_gpus=1)
-    with pytest.raises(SpecError) as refused:
-        preflight.resources(spec.load(file), capacity)
-    assert [str(problem) for problem in refused.value.problems] == [
-        f"{file}:4: much.workers: asks for 9 CPUs, the cluster has 8 "
+    stages = """\
+  fits: {uses: toy.count, workers: {num: 8, cpus: 1}}
+  much: {uses: toy.count, workers: {num: 9}}
+  broad: {uses: toy.count, workers: {cpus: 5}}
+  fast: {uses: toy.count, workers: {num: 2, gpus: 1}}
+  cut: {uses: toy.count, workers: {num: 3, cpus: 2}}
+  apart: {uses: toy.count, workers: {cpus: 4, gpus: 1}}
+"""
+    assert refused_resources(tmp_path, stages, (3.0, 1.0), (5.0, 0.0)) == [
+        "4: much.workers: asks for 9 CPUs, the cluster has 8 "
         "(lower much.workers.num or name a larger cluster)",
-        f"{file}:5: broad.workers: asks for 5 CPUs a process, the largest node has 4 "
-        "(lower broad.workers.cpus)",
-        f"{file}:6: fast.workers: asks for 2 GPUs, the cluster has 1 "
+        "6: fast.workers: asks for 2 GPUs, the cluster has 1 "
         "(lower fast.workers.num or name a larger cluster)",
+        "8: apart.workers: asks for 1 times 4 CPUs and 1 GPUs of one node, there is room for 0 "
+        "(lower apart.workers.num or what each asks for, or name a larger cluster)",
     ]
+    assert refused_resources(tmp_path, stages.splitlines()[4] + "\n", (3.0, 0.0), (3.0, 0.0)) == [
+        "3: cut.workers: asks for 3 times 2 CPUs of one node, there is room for 2 "
+        "(lower cut.workers.num or what each asks for, or name a larger cluster)"
+    ]
+    assert refused_resources(tmp_path, stages.splitlines()[0] + "\n", (8.0, 0.0)) == []
+
+
+@pytest.mark.usefixtures("toys")
+def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
+    """The runner asks for nothing for it either."""
+    stages = "  wide: {uses: toy.count, workers: {num: 64}}\n"
+    assert refused_resources(tmp_path, stages, (2.0, 0.0))
+    store = Store(tmp_path / "store")
+    made = spec.load(tmp_path / "toy.yaml")
+    stage = make(made, store).stages[0]
+    out = store.work(stage.uses, stage.fingerprint) / "out"
+    out.mkdir(parents=True)
+    (out / "number.txt").write_text("1")
+    with store.lease(stage.uses, stage.fingerprint, "test") as lease:
+        assert lease.acquire()
+        store.publish(
+            stage.uses,
+            stage.fingerprint,
+            kind=stage.kind,
+            version=1,
+            payload=stage.payload,
+            inputs={},
+            run={},
+            seconds=0.0,
+            lease=lease,
+            source_hash=stage.source_hash,
+        )
+    assert refused_resources(tmp_path, stages, (2.0, 0.0)) == []
 
 
 def test_each_thing_in_the_way_keeps_its_remedy() -> None:

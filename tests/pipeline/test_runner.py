@@ -473,6 +473,18 @@ def test_a_run_that_was_cancelled_before_it_began_makes_nothing(store: Store) ->
     assert launcher.starts == 0
 
 
+def test_only_a_cancel_from_before_the_run_was_over_is_forgotten(store: Store) -> None:
+    run, launcher = make(store, TWO_AND_SUM), Threads()
+    run.cancel_file.write_text("cancel\n")
+    assert go(run).state == "cancelled"
+    run.append("run.resubmitted")
+    assert run.status().state == "pending"
+    run.cancel_file.write_text("cancel\n")
+    assert go(run, launcher).state == "cancelled"
+    assert launcher.starts == 0
+    assert go(run).state == "finished"
+
+
 def test_a_worker_that_dies_while_stopping_is_no_failure(store: Store, hold: Path) -> None:
     run = make(store, f"a: {{uses: toy.count, hold: {hold}, retries: {{worker: 0}}}}")
     launcher = scripted("worker")
@@ -757,6 +769,31 @@ def test_a_promotion_that_fails_fails_the_run(store: Store, error: Exception, co
         go(run, on_finished=fail)
     assert run.status().state == "failed"
     assert exit_code(run) == code
+
+
+@pytest.mark.parametrize("wish", ["Ctrl-C", "cancel"])
+def test_a_promotion_is_broken_off_and_done_again(store: Store, wish: str) -> None:
+    begun = threading.Event()
+
+    def promote(run: Run) -> None:
+        begun.set()
+        threading.Event().wait(DEADLINE)
+        pytest.fail("the promotion went on")
+
+    run = make(store, "a: {uses: toy.count}")
+    if wish == "cancel":
+        thread = threading.Thread(
+            target=lambda: (begun.wait(), run.cancel_file.write_text("cancel\n"))
+        )
+        thread.start()
+    else:
+        thread = signals(begun.is_set)
+    status = go(run, on_finished=promote)
+    thread.join()
+    assert status.state == ("cancelled" if wish == "cancel" else "interrupted")
+    assert exit_code(run) == 130
+    assert states(run) == {"a": "finished"}
+    assert go(run, on_finished=lambda run: None).state == "finished"
 
 
 def test_a_driver_that_lost_its_run_ends_its_stages(store: Store, hold: Path) -> None:

@@ -45,12 +45,23 @@ def test_the_command_that_opens_it(store: Store) -> None:
     assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert f"sqlite:///{store.root}/mlflow.db" in command
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert client.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://***@tracker/x"
+    assert client.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://tracker/x"
+    assert client.ui_line(store).startswith(f"{sys.executable} -m mlflow server --backend")
+
+
+@pytest.mark.parametrize("secret", ["me:p/w@host", "me:p@w@host", "host/db?password=pw&user=me"])
+def test_the_line_that_opens_it_shows_no_password(store: Store, secret: str) -> None:
+    line = client.ui_line(store, f"postgresql://{secret}")
+    assert '--backend-store-uri "$MLFLOW_TRACKING_URI" --default' in line
+    assert "pw" not in line
+    assert "p/w" not in line
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
     assert public("cannot reach http://me:pw@host:1/a") == "cannot reach http://***@host:1/a"
     assert public("sqlite:////a/b@c") == "sqlite:////a/b@c"
+    assert public("postgresql://me:p/w@host/db?a=1") == "postgresql://***@host/db?a=1"
+    assert public("mysql://h/db?user=me&password=pw&b=2") == "mysql://h/db?user=me&password=***&b=2"
 
 
 def test_passes_go_on_until_the_end_and_once_more() -> None:

@@ -32,6 +32,21 @@ def test_a_value_that_is_no_number_is_left_out() -> None:
     assert list(replica.points_of(b'{"step": 1, "time": 1, "a": null, "b": [1]}')) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "sent", "is_same"),
+    [
+        (1.5, 1.5, True),
+        (1.5, 1.25, False),
+        (1.5, None, False),
+        (math.nan, math.nan, True),
+        (math.nan, 1.0, False),
+        (math.inf, 1.7976931348623157e308, True),
+    ],
+)
+def test_values_that_mlflow_has(value: float, sent: float | None, is_same: bool) -> None:
+    assert replica.same(value, sent) is is_same
+
+
 def test_names_are_made_fit() -> None:
     assert replica.metric_key("/eval loss: µ%/x.y-z") == "eval loss_ __/x.y-z"
 
