@@ -186,6 +186,7 @@ class Production:
         return lease.held()
 
     def _made_by_another(self) -> bool:
+        """Whether there is nothing left to make; what is damaged, and ours now, is put aside."""
         found = self.run.store.take(self.planned.uses, self.planned.fingerprint)
         return found is not None and (self.stale is None or found.path != self.stale.path)
 
@@ -214,9 +215,9 @@ class Production:
                 return None
 
     def _inputs_are_there(self) -> bool:
-        """Whether each input is still the artifact that we were given; damage is put aside."""
+        """Whether each input is still the artifact that we were given."""
         given = [artifact for found in self.inputs.values() for artifact in found]
-        now = [self.run.store.take(artifact.uses, artifact.fingerprint) for artifact in given]
+        now = [self.run.store.find(artifact.uses, artifact.fingerprint) for artifact in given]
         return [a.path for a in now if a] == [artifact.path for artifact in given]
 
     def _attempt(self, attempt: int, lease: Lease) -> Outcome:

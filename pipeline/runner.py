@@ -204,7 +204,7 @@ class Execution:
     def _first_state(self, stage: PlannedStage) -> StageState:
         if stage.verdict == "skip":
             return "skipped"
-        found = self.store.take(stage.uses, stage.fingerprint)
+        found = self.store.find(stage.uses, stage.fingerprint)
         if found and not stage.forced:
             self.run.append("stage.cached", stage=stage.name, fingerprint=stage.fingerprint)
             return "cached"
@@ -300,7 +300,7 @@ class Execution:
         """The artifacts on each edge; None if one is gone and its stage was called again."""
         found: dict[str, tuple[Artifact, ...]] = {}
         for edge, sources in stage.inputs.items():
-            artifacts = [self.store.take(s["uses"], s["fingerprint"]) for s in sources]
+            artifacts = [self.store.find(s["uses"], s["fingerprint"]) for s in sources]
             for source, artifact in zip(sources, artifacts, strict=True):
                 if artifact is None:
                     self._remake(stage, source["fingerprint"])

@@ -69,7 +69,7 @@ class Store:
         return next((found for _, found in looks if isinstance(found, Artifact)), None)
 
     def take(self, uses: str, fp: str) -> Artifact | None:
-        """As `find`, for who makes what is not there: what is damaged is put aside on the way."""
+        """As `find`, for who holds the lease: what is damaged is put aside, to be made again."""
         for folder, found in self._looks(uses, fp):
             if isinstance(found, Artifact):
                 return found

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from toyruns import until
+
 MEMORY = Path("/dev/shm")
 ENOUGH = 256 * 1024**2  # bytes: a container may have less, and then the disk must do
 
@@ -25,5 +27,14 @@ class Folders:
 @contextmanager
 def folders_in_memory() -> Iterator[Folders]:
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH
-    with tempfile.TemporaryDirectory(prefix="headwater-", dir=MEMORY if roomy else None) as root:
-        yield Folders(Path(root).resolve())
+    root = Path(tempfile.mkdtemp(prefix="headwater-", dir=MEMORY if roomy else None)).resolve()
+    try:
+        yield Folders(root)
+    finally:
+        until(lambda: _removed(root))
+
+
+def _removed(root: Path) -> bool:
+    """False while a thread that a test let go still writes there."""
+    shutil.rmtree(root, ignore_errors=True)
+    return not root.exists()

@@ -161,6 +161,7 @@ def test_a_folder_that_cannot_be_listed_is_not_published_as_empty(
 
     def scandir(path: str) -> object:
         if str(path).endswith("deep"):
+            monkeypatch.setattr(os, "scandir", true)
             raise OSError(errno.EIO, "Input/output error", str(path))
         return true(path)
 
