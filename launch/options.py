@@ -55,8 +55,10 @@ def find_run(store_path: str, name: str) -> Run:
 
 def store_flag(store: Store) -> str:
     """` --store DIR`, unless a new shell here would find the store without it."""
+    from launch.home import typed_in
+
     usual = os.environ.get("HEADWATER_STORE", DEFAULT_STORE)
-    same = Path(usual).expanduser().absolute() == store.root
+    same = typed_in() / Path(usual).expanduser() == store.root
     return "" if same else f" --store {_quoted(store.root)}"
 
 

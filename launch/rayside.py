@@ -33,8 +33,15 @@ _LET_GO = 10.0  # seconds for a killed task to be reported as such
 _OBJECTS = 512 * 1024**2  # bytes of shared memory: data goes through the store, not through Ray
 
 
-def run_attempt(job: Job) -> Outcome:
-    """What the stage's process does: all that it prints lands in the attempt's log."""
+def run_attempt(job: Job, folder: Path) -> Outcome:
+    """What the stage's process does: all that it prints lands in the attempt's log.
+
+    Args:
+        folder: where the driver works, which relative paths are relative to; a machine that has
+            no such folder stays where Ray put the process.
+    """
+    if folder.is_dir():
+        os.chdir(folder)
     # Ctrl-C in a terminal reaches every process of its group; the stage stops by the cancel file.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     make_folder(job.attempt_dir)
@@ -85,7 +92,7 @@ class RayLauncher:
         """
         import ray
 
-        task = self._task.options(name=f"{job.stage}-{job.attempt}").remote(job)
+        task = self._task.options(name=f"{job.stage}-{job.attempt}").remote(job, Path.cwd())
         look = time.monotonic() + NODE_CHECK
         while not ray.wait([task], timeout=POLL)[0]:
             if stop():

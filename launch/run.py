@@ -68,19 +68,25 @@ def resume(
     store_path: str,
     address: str | None,
 ) -> None:
-    """Go on where a run stopped, with what its folder in the store says.
+    """Go on where a run stopped, with what its folder in the store says, from any folder.
 
     With KEY=VALUE or --from it is a new run that names this one as its origin. A run that was
     submitted goes on on its cluster; --address local brings it here.
     """
     from launch.drive import check_resumable
-    from launch.submit import resubmit, submitted_to
+    from launch.home import at_home
 
     if "=" in name:
         name, overrides = "latest", (name, *overrides)
     run = find_run(store_path, name)
     check_resumable(run, run.store)
-    run = branch(run, overrides, from_)
+    with at_home(run):
+        _go_on(branch(run, overrides, from_), address)
+
+
+def _go_on(run: Run, address: str | None) -> None:
+    from launch.submit import resubmit, submitted_to
+
     cluster = submitted_to(run)
     if cluster and address is None:
         sys.exit(resubmit(run, cluster))

@@ -93,7 +93,8 @@ class Run:
         run = cls._draw(store)
         resolved = yaml.safe_dump(_plain(spec.resolved), sort_keys=False, allow_unicode=True)
         write_atomic(run.folder / "run.yaml", resolved)
-        run.append("run.created", pipeline=spec.name, store=str(store.root), origin=origin)
+        facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
+        run.append("run.created", **facts, origin=origin)
         run.replan(plan)
         return run
 
@@ -142,6 +143,12 @@ class Run:
     def folder(self) -> Path:
         """Where everything about the run lies."""
         return self.store.root / "runs" / self.id
+
+    @property
+    def root(self) -> Path | None:
+        """The folder in which it was asked for: what its relative paths are relative to."""
+        told = [event["root"] for event in self.events() if event.get("root")]
+        return Path(told[0]) if told else None
 
     @property
     def cancel_file(self) -> Path:

@@ -32,18 +32,18 @@ class Shell:
         self.environment = known | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         self.environment.pop("HEADWATER_STORE", None)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, folder: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "launch.cli", *words],
-            cwd=self.folder,
+            cwd=folder or self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def call(self, *words: str, code: int = 0) -> tuple[str, str]:
-        process = self.start(*words)
+    def call(self, *words: str, code: int = 0, folder: Path | None = None) -> tuple[str, str]:
+        process = self.start(*words, folder=folder)
         out, err = process.communicate()
         assert process.returncode == code, out + err
         assert "Traceback" not in out + err or words[0] == "logs"
@@ -67,6 +67,7 @@ def stages(hold: Path) -> dict[str, Any]:
         "one": {"uses": "toy.count"},
         "slow": {"uses": "toy.count", "value": 10, "steps": 6, "hold": str(hold)},
         "sum": {"uses": "toy.add", "numbers": ["${one}", "${slow}"]},
+        "late": {"uses": "toy.read", "source": "data/number.txt", "after": "${slow}"},
     }
 
 
@@ -74,6 +75,8 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     """One life of a run: begun, stopped by Ctrl-C, continued, and continued otherwise."""
     hold = shell.folder / "hold"
     hold.touch()
+    (shell.folder / "data").mkdir()
+    (shell.folder / "data" / "number.txt").write_text("7")
     process = shell.start("run", shell.file(stages(hold)))
     middle = "headwater-store/runs/*/stages/slow/attempt-1/holds"
     deadline = time.monotonic() + 240
@@ -90,9 +93,16 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     assert f"next: headwater resume {run}" in err
     assert re.search(r"◐ resume +step 3/6", shell.call("plan", "toy.yaml")[0])
 
+    assert shell.json("status")["stages"][3]["state"] == "pending"
+
     hold.unlink()
-    out, err = shell.call("resume", run)
+    store = shell.folder / "headwater-store"
+    elsewhere = shell.folder / "elsewhere"
+    elsewhere.mkdir()
+    out, err = shell.call("resume", run, "--store", str(store), folder=elsewhere)
     assert f"toy {run}: finished" in out
+    assert f"next: headwater show {run} --store {store}" in err
+    assert shell.json("status")["stages"][3]["metrics"] == {"total": 7}
     assert (shell.folder / "headwater-store" / "runs" / run / "report.html").is_file()
     command = re.search(r"MLflow UI   (.+)", out)
     assert command
@@ -105,7 +115,12 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     made = shell.json("status")
     assert made["run"] != run
     assert f"changed, so this is a new run: {made['run']}, from {run}" in out
-    assert [stage["state"] for stage in made["stages"]] == ["cached", "finished", "finished"]
+    assert [stage["state"] for stage in made["stages"]] == [
+        "cached",
+        "finished",
+        "finished",
+        "finished",
+    ]
     assert f"goes on from {run}" in shell.call("status")[0]
     changes = {line["stage"]: line["changes"] for line in shell.json("diff", run, made["run"])}
     assert changes["slow"] == ["value 10 -> 20"]

@@ -254,12 +254,16 @@ def test_what_the_cluster_does_not_have(site: Site) -> None:
 
 
 def test_submit_ships_tracked_code_and_stays_until_the_end(site: Site) -> None:
-    stages = {"one": COUNT, "two": {"uses": "toy.add", "numbers": ["${one}"]}}
+    (site.root / "number.txt").write_text("7")  # data that git does not track
+    read = {"uses": "toy.read", "source": "number.txt"}
+    add = {"uses": "toy.add", "numbers": ["${one}", "${read}"]}
+    stages = {"one": COUNT, "read": read, "two": add}
     done = site.call("submit", pipeline(site, "small", stages), "--cluster", "here")
     status = site.status()
     assert status["state"] == "finished"
     assert f"small {status['run']}: finished" in done.stdout
     assert re.search(r"two +finished", done.stdout)
+    assert site.stage("two")["metrics"] == {"total": sum(range(6)) + 7}
     run = Run.find(site.store)
     record = json.loads((run.folder / "job.json").read_text())
     assert record["jobs"] == [run.id]

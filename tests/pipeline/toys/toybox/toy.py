@@ -7,6 +7,7 @@ fingerprints, so that their artifacts can be compared.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import sys
@@ -64,6 +65,27 @@ def add(params: Add, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Add numbers, and a base if there is one."""
     folders = inputs.paths("numbers") + inputs.paths("base")
     total = sum(int(folder.joinpath("number.txt").read_text()) for folder in folders)
+    out.joinpath("number.txt").write_text(f"{total}\n")
+    ctx.result(total=total)
+
+
+class Read(Params):
+    """Reads a number from outside the store."""
+
+    source: str
+    """The file that it stands in."""
+
+    def externals(self) -> dict[str, str]:
+        try:
+            return {self.source: hashlib.sha256(Path(self.source).read_bytes()).hexdigest()}
+        except OSError:
+            raise InputError(f"cannot read {self.source}", remedy="give a file") from None
+
+
+@stage("toy.read", inputs={"after": "Number?"}, output="Number", version=1)
+def read(params: Read, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Take a number over."""
+    total = int(Path(params.source).read_text())
     out.joinpath("number.txt").write_text(f"{total}\n")
     ctx.result(total=total)
 
