@@ -140,6 +140,7 @@ class Member:
 
     def call(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """`function(rank, *arguments, **named)`."""
+        self._pulse.start()
         return function(self._rank, *arguments, **named)
 
 
@@ -216,7 +217,7 @@ class Link:
         """Show the pulse, some times a second."""
         pause = threading.Event()
         while not pause.wait(BEAT):
-            self.send("beat", pulse.count, pulse.step_seconds)
+            self.send("beat", pulse.count, pulse.waits, pulse.step_seconds)
 
 
 def dial(post: Post) -> Connection:

@@ -26,7 +26,7 @@ from stages.training.checkpoint import Checkpoints
 from stages.training.group import WorkerGroup
 from stages.training.loop import fit
 from stages.training.rank import Rank
-from stages.training.settings import TrainSection, Watchdog
+from stages.training.settings import Limits, TrainSection
 
 pytestmark = pytest.mark.faults
 
@@ -124,7 +124,7 @@ def settings(**fields: object) -> TrainSection:
     return TrainSection.model_validate({**known, **fields})
 
 
-def start(folder: Path, limits: Watchdog | None = None) -> WorkerGroup:
+def start(folder: Path, limits: Limits | None = None) -> WorkerGroup:
     return WorkerGroup(Workers(num=2), Context.local(folder), limits, backend="local")
 
 
@@ -161,7 +161,7 @@ def test_a_killed_rank_ends_the_group_and_the_next_attempt_makes_the_same_model(
 
 def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -> None:
     faulty = Faulty(at=5, whom=1, what="stop", mark=str(tmp_path / "mark"))
-    with start(tmp_path / "run", Watchdog(factor=3, floor=6)) as group:
+    with start(tmp_path / "run", Limits(factor=3, floor=6)) as group:
         with pytest.raises(Stuck, match=r"rank 1 made no progress for \d+ s and does not answer"):
             group.run(fit, faulty, settings(), seed=1)
         assert time.time() - (tmp_path / "mark").stat().st_mtime < 20

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Faulty, Toy, pid, plain_losses
+from cases import Faulty, Toy, late, pid, plain_losses
 from rooms import Room
 
 from pipeline.context import Context
@@ -21,7 +21,7 @@ from stages.training.checkpoint import Checkpoints
 from stages.training.group import WorkerGroup
 from stages.training.loop import fit
 from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.settings import Limits, TrainSection
 
 pytestmark = pytest.mark.integration
 
@@ -179,6 +179,15 @@ def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
     assert found is not None
     assert found.step == 2, "nothing was saved while the gradient was bad"
+
+
+def test_ranks_that_wait_or_are_done_are_not_stuck(pair: Room) -> None:
+    """One works alone for longer than a silent rank is allowed: before a barrier, then after."""
+    usual, pair.group.limits = pair.group.limits, Limits(start=4)
+    try:
+        assert len(set(pair.group.run(late, 1, 5.5))) == 2
+    finally:
+        pair.group.limits = usual
 
 
 def test_ranks_are_processes_of_their_own_and_quiet(pair: Room) -> None:

@@ -120,6 +120,18 @@ def happen_to(rank: Any, whom: int, what: str) -> None:
         happen(what)
 
 
+def late(rank: Any, whom: int, seconds: float) -> int:
+    """One rank works for long, by itself; the others wait at a barrier, then have nothing to do."""
+    for wait in (rank.barrier, None):
+        until = time.monotonic() + seconds
+        while rank.index == whom and time.monotonic() < until:
+            time.sleep(0.1)
+            rank.beat()
+        if wait:
+            wait()
+    return os.getpid()
+
+
 def pid(rank: Any) -> int:
     return os.getpid()
 
