@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import json
+import logging
 import os
 import queue
 import signal
@@ -152,6 +153,8 @@ def quiet() -> None:
     # A killed build of this operator would leave a lock that hangs every later run; and where a
     # compiler is missing it fails. gloo alone is as fast for what we send.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It warns of every step that it skips; so does the loop, in the stage's log.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     # Torch renames collectives that DeepSpeed still calls by their old names, at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 

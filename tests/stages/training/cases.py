@@ -13,7 +13,9 @@ from typing import Any
 
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 
-VOCABULARY, CONTEXT = 61, 16
+VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
+"""Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
+ranks, and odd, so that two ranks share it with padding."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Toy(SupervisedObjective):
             data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
         self.train = Shuffled(data[16:], self.seed)
         self.held_out = data[:16]
-        shape = GPTConfig(VOCABULARY, CONTEXT, layers=2, width=32, heads=2, dropout=self.dropout)
+        shape = GPTConfig(VOCABULARY, CONTEXT, layers=1, width=WIDTH, heads=1, dropout=self.dropout)
         return {"model": Trainable(GPT(shape))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
@@ -81,6 +83,20 @@ class Toy(SupervisedObjective):
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class Gathering(Toy):
+    """Has a look at the whole weights before each step, as a sampler or an average would."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        engine = engines["model"]
+        apart = [p for p in engine.module.parameters() if not p.numel()]
+        with engine.whole() as whole:
+            shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
+            assert shapes == engine.shapes
+            assert all(float(p.detach().abs().sum()) > 0 for p in whole.parameters() if p.ndim > 1)
+        return {**super().step(engines, step), "apart": float(len(apart))}
 
 
 @dataclass
