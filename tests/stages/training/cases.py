@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Sequence
@@ -183,3 +184,30 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         adam.step()
         losses.append(loss.item())
     return losses
+
+
+def little_world(folder: Path) -> Path:
+    """A language model that was never trained, and rankings in its words."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "alignment"))
+    import torch
+    import toyworld
+
+    from stages.data.preferences import write_preferences
+    from stages.data.tokenizer import Tokenizer
+    from stages.models.gpt import GPT, GPTConfig
+    from stages.models.huggingface import save_gpt
+
+    toyworld.write_tokenizer(folder / "tokenizer")
+    rng = random.Random(2)
+    sizes = {"train": 40, "eval": 12}
+    write_preferences(
+        folder / "preferences",
+        [toyworld.preference(i, split, rng) for split, n in sizes.items() for i in range(n)],
+    )
+    torch.manual_seed(0)
+    size = len(Tokenizer(folder / "tokenizer"))
+    model = GPT(GPTConfig(size, toyworld.CONTEXT, layers=1, width=WIDTH, heads=1))
+    save_gpt(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
+    return folder
