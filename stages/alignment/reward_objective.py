@@ -18,6 +18,7 @@ from stages.data.preferences import Preference, Preferences
 from stages.data.tokenizer import PAD, Tokenizer
 from stages.generation.likelihood import pad_right
 from stages.generation.pause import Pause
+from stages.models.gpt import GPT
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_gpt, load_scorer, save_scorer
 from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
@@ -142,13 +143,21 @@ class RewardObjective(SupervisedObjective):
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Centre the scores on the demonstrations (the best responses), then write the folder.
 
-        Ouyang et al. 2022, appendix C.2: the mean score of demonstrations is 0 before RL.
+        Ouyang et al. 2022, appendix C.2: the mean score of demonstrations is 0 before RL. They
+        are scored by a copy: a forward pass of the trained module may gather its weights, which
+        takes all ranks, and this is one.
         """
-        scorer: Any = engines["model"].module
-        scorer.float().eval()
+        scorer = copied(engines["model"].module).to(self.rank.device).eval()
         best = [demonstration(ranking) for ranking in self.rankings[: self.centre_samples]]
-        scorer.shift(-mean_score(scorer, best, self.rank.device))
+        scorer.shift(-mean_score(scorer, best, self.rank.device, beat=self.rank.beat))
         save_scorer(scorer, out, self.model, card=_CARD)
+
+
+def copied(trained: Any) -> Scorer:
+    """A scorer of the same weights in float32 that nobody else has a hand on."""
+    scorer = Scorer(GPT(trained.body.config))
+    scorer.load_state_dict(trained.state_dict())
+    return scorer
 
 
 _CARD = """# Reward model
@@ -168,8 +177,10 @@ def mean_score(
     rows: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
     batch: int = 64,
+    beat: Callable[[], None] = lambda: None,
 ) -> float:
-    """The mean score of sequences, each read at its last token."""
+    """The mean score of sequences, each read at its last token. `beat` is called after each
+    batch."""
     total = 0.0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -177,6 +188,7 @@ def mean_score(
         last_B = torch.tensor([len(row) - 1 for row in part], device=device)
         scores_BT = scorer(tokens_BT)
         total += scores_BT.gather(1, last_B[:, None]).double().sum().item()
+        beat()
     return total / len(rows)
 
 

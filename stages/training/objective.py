@@ -104,7 +104,8 @@ class Objective(Protocol):
         `step` says which data to use: it counts from 0, and leaps over data after a rollback.
         The learning rate is set, and torch's generators are seeded from (seed, step, rank), so
         that a step is a function of the weights and `step` alone. Call `engine.step()` for each
-        update; call `rank.beat()` now and then in a long step, or the watchdog takes it as stuck.
+        update; it and `engine.backward()` tell the watchdog that all is well. What else takes
+        long calls `rank.beat()` now and then.
         """
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:

@@ -18,7 +18,7 @@ Schedule = Literal["constant", "linear", "cosine", "wsd"]
 Dtype = Literal["float32", "bfloat16"]
 
 
-class Watchdog(Section):
+class Limits(Section):
     """When a silent group counts as stuck: after `factor` median steps, but not before `floor`."""
 
     factor: Annotated[float, Field(gt=1)] = 20
@@ -75,7 +75,7 @@ class TrainSection(Section):
     """Steps between checkpoints; 0 saves only when interrupted and at the end."""
     keep: Annotated[int, Field(ge=1), EXECUTION] = 2
     """Checkpoints that are kept."""
-    watchdog: Annotated[Watchdog, EXECUTION] = Watchdog()
+    watchdog: Annotated[Limits, EXECUTION] = Limits()
     """When a silent group counts as stuck."""
 
     @model_validator(mode="after")

@@ -37,7 +37,6 @@ def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Met
         loss = objective.loss(engine, on(batch, rank.device))
         engine.backward(loss.total / units[0], last=last)
         sums.add({"loss": loss.total, **loss.sums})
-        rank.beat()
     engine.step()
     weight, tokens = units.tolist()
     if not weight:

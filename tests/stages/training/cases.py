@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from typing import Any
 
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 
-VOCABULARY, CONTEXT = 61, 16
+VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
+"""Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
+ranks, and odd, so that two ranks share it with padding."""
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Toy(SupervisedObjective):
             data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
         self.train = Shuffled(data[16:], self.seed)
         self.held_out = data[:16]
-        shape = GPTConfig(VOCABULARY, CONTEXT, layers=2, width=32, heads=2, dropout=self.dropout)
+        shape = GPTConfig(VOCABULARY, CONTEXT, layers=1, width=WIDTH, heads=1, dropout=self.dropout)
         return {"model": Trainable(GPT(shape))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
@@ -84,6 +87,20 @@ class Toy(SupervisedObjective):
 
 
 @dataclass
+class Gathering(Toy):
+    """Has a look at the whole weights before each step, as a sampler or an average would."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        engine = engines["model"]
+        apart = [p for p in engine.module.parameters() if not p.numel()]
+        with engine.whole() as whole:
+            shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
+            assert shapes == engine.shapes
+            assert all(float(p.detach().abs().sum()) > 0 for p in whole.parameters() if p.ndim > 1)
+        return {**super().step(engines, step), "apart": float(len(apart))}
+
+
+@dataclass
 class Faulty(Toy):
     """Something happens to a rank at a step: it is killed, stopped, or raises."""
 
@@ -118,6 +135,18 @@ def happen(what: str) -> None:
 def happen_to(rank: Any, whom: int, what: str) -> None:
     if rank.index == whom:
         happen(what)
+
+
+def late(rank: Any, whom: int, seconds: float) -> int:
+    """One rank works for long, by itself; the others wait at a barrier, then have nothing to do."""
+    for wait in (rank.barrier, None):
+        until = time.monotonic() + seconds
+        while rank.index == whom and time.monotonic() < until:
+            time.sleep(0.1)
+            rank.beat()
+        if wait:
+            wait()
+    return os.getpid()
 
 
 def pid(rank: Any) -> int:
@@ -155,3 +184,30 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         adam.step()
         losses.append(loss.item())
     return losses
+
+
+def little_world(folder: Path) -> Path:
+    """A language model that was never trained, and rankings in its words."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "alignment"))
+    import torch
+    import toyworld
+
+    from stages.data.preferences import write_preferences
+    from stages.data.tokenizer import Tokenizer
+    from stages.models.gpt import GPT, GPTConfig
+    from stages.models.huggingface import save_gpt
+
+    toyworld.write_tokenizer(folder / "tokenizer")
+    rng = random.Random(2)
+    sizes = {"train": 40, "eval": 12}
+    write_preferences(
+        folder / "preferences",
+        [toyworld.preference(i, split, rng) for split, n in sizes.items() for i in range(n)],
+    )
+    torch.manual_seed(0)
+    size = len(Tokenizer(folder / "tokenizer"))
+    model = GPT(GPTConfig(size, toyworld.CONTEXT, layers=1, width=WIDTH, heads=1))
+    save_gpt(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
+    return folder
