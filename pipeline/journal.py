@@ -133,10 +133,10 @@ class Run:
             try:
                 with disk_errors(run.folder):
                     run.folder.mkdir()
+                    sync(run.folder.parent)
             except FileExistsError:
                 instant += 1 / len(_NOUNS)
             else:
-                sync(run.folder.parent)
                 return run
 
     @property

@@ -202,6 +202,7 @@ class Production:
             if outcome.ending in _STOPPED and self.stop.asked:
                 return self._interrupt(attempt)
             if outcome.ending == "corrupt" and not self._inputs_are_there():
+                self._note("waiting", reason="a damaged input is to be made again")
                 return "pending"
             outcome = _unasked(outcome, lease)
             pause = self._budget.pause(outcome.ending)

@@ -135,7 +135,7 @@ def _stage_event(stage: StageStatus, event: Event) -> StageStatus:
         case "cached":
             return replace(stage, state="cached")
         case "waiting":
-            return replace(stage, state="waiting", reason=event.get("reason", ""))
+            return replace(_ended(stage, event), state="waiting", reason=event.get("reason", ""))
         case "started":
             attempt = int(event.get("attempt", stage.attempts + 1))
             attempts, began = max(stage.attempts, attempt), event.get("time", "")

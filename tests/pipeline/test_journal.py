@@ -428,11 +428,14 @@ def test_seconds_are_those_of_all_attempts_and_run_on(
     assert seconds(1015) == 10
     note(1020, "started", attempt=2)
     assert seconds(1021) == 11
-    note(1025, "interrupted", attempt=2)
+    note(1024, "waiting", reason="a damaged input")
+    assert seconds(1050) == 14
+    note(1060, "started", attempt=3)
+    note(1061, "interrupted", attempt=3)
     run.append("plan", stages=[planned("one", A, "resume")])
     assert seconds(1100) == 15
-    note(1100, "started", attempt=3)
-    note(1104, "finished", attempt=3, seconds=3.5)
+    note(1100, "started", attempt=4)
+    note(1104, "finished", attempt=4, seconds=3.5)
     assert seconds(2000) == 18.5
     run.append("plan", stages=[planned("one", B)])
     assert seconds(2000) is None
