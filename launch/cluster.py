@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch import console
+from launch.jobs import run_of
 from launch.options import json_option, store_flag, store_option
 from pipeline.errors import HeadwaterError, NotFound, UserError
 
@@ -56,20 +57,21 @@ def down(name: str, now: bool, store_path: str) -> None:
     if head.answers(found) and not now:
         busy = _at_work(found)
         if busy:
+            line = f"headwater cancel {busy[0]}{store_flag(found.store)}"
             raise UserError(
                 f"{len(busy)} at work on {found.name}: {', '.join(busy)}",
-                remedy=f"headwater cancel {busy[0]}, wait for it, or --now",
+                remedy=f"{line}, wait for it, or --now",
             )
     ended = head.stop(found)
     console.say(f"{found.name} is down" if ended else f"{found.name} was not up")
 
 
 def _at_work(found: Cluster) -> list[str]:
-    """The jobs on a cluster. One whose run is over is given a minute: it is still writing its
+    """The runs on a cluster. One that is over is given a minute: its job is still writing the
     report and sending the rest to MLflow."""
     deadline = time.monotonic() + WIND_DOWN
-    while busy := [str(job["submission_id"]) for job in found.jobs().active()]:
-        if time.monotonic() > deadline or not all(_is_over(found, job) for job in busy):
+    while busy := [run_of(job) for job in found.jobs().active()]:
+        if time.monotonic() > deadline or not all(_is_over(found, run) for run in busy):
             break
         time.sleep(0.5)
     return busy

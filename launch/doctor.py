@@ -238,15 +238,18 @@ def _loopback(ip: str) -> bool:
 
 
 def _answers_without_token(where: str) -> bool:
+    """Asked at the very address on which it listens: it may listen on no other."""
     import http.client
     import urllib.request
 
-    port = where.rpartition(":")[2]
+    ip, _, port = where.rpartition(":")
+    ip = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)  # noqa: S104
+    host = f"[{ip}]" if ":" in ip else ip
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for path in ("/api/version", "/version"):
         with (
             suppress(OSError, http.client.HTTPException),
-            opener.open(f"http://127.0.0.1:{port}{path}", timeout=1.0) as answer,
+            opener.open(f"http://{host}:{port}{path}", timeout=1.0) as answer,
         ):
             said = answer.read(1000)
             if b"ray_version" in said or _VERSION.match(said):

@@ -183,6 +183,11 @@ class Jobs:
         return Failure(f"the head refused ({error.code}): {said}", where=self.address)
 
 
+def run_of(job: Mapping[str, Any]) -> str:
+    """The run that a job carries out; another's job has none, and goes by its own name."""
+    return str((job.get("metadata") or {}).get("run") or job["submission_id"])
+
+
 class _NoSuchThing(Failure):
     """404."""
 

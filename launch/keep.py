@@ -36,8 +36,19 @@ def verify(target: str, everything: bool, store_path: str, as_json: bool) -> Non
         _show_verified(lines, bad)
     if bad:
         if not as_json:
-            console.advise(f"headwater resume{store_flag(store)}", "makes it again")
+            for run in dict.fromkeys(_remaker(store, line["fingerprint"]) for line in bad):
+                console.advise(f"headwater resume {run}{store_flag(store)}", "makes it again")
         sys.exit(1)
+
+
+def _remaker(store: Store, fingerprint: str) -> str:
+    """The newest run that needs an artifact, whose manifest may be lost."""
+    from pipeline.journal import runs
+
+    for run in reversed(runs(store)):
+        if any(stage.fingerprint == fingerprint for stage in run.status().stages):
+            return run.id
+    return "RUN"
 
 
 def _folders(store: Store, target: str) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from launch.options import (
     store_flag,
     store_option,
 )
-from pipeline.errors import Failure
+from pipeline.errors import Failure, UserError
 
 if TYPE_CHECKING:
     from pipeline.journal import Run
@@ -103,6 +103,8 @@ def registered(entries: list[dict[str, Any]]) -> str:
 @json_option
 def status(name: str, watch: bool, store_path: str, as_json: bool) -> None:
     """Show where a run stands: each stage with its state, progress and figures."""
+    if watch and as_json:
+        raise UserError("--watch shows a table, --json prints once", remedy="name one of the two")
     run = find_run(store_path, name)
     if as_json:
         console.print_json(run.status().to_json())

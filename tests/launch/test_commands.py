@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from launch.cli import cli
-from launch.clusters import Cluster, load_cluster
 from launch.drive import last_words
-from launch.submit import send
-from pipeline.errors import Failure, Interrupted
 from pipeline.journal import Run
 from pipeline.store import Store
 from tests import sample_run
@@ -103,6 +98,10 @@ def test_watching_a_run_that_is_over_shows_it_once(run: Run, call: Call) -> None
     lines = call("status", "--watch").stdout.splitlines()
     assert len(lines) == 10
     assert lines[0].split()[1:3] == ["clean", "finished"]
+
+
+def test_what_watches_prints_no_json(run: Run, call: Call) -> None:
+    assert "name one of the two" in call("status", "--watch", "--json", code=2).stderr
 
 
 def test_list(run: Run, call: Call) -> None:
@@ -262,7 +261,7 @@ def test_verify_finds_a_flipped_bit_and_puts_it_aside(run: Run, call: Call) -> N
     done = call("verify", "--all", code=1)
     assert "data.bin: its bytes changed" in done.stdout
     assert "9 of 10 artifacts are sound" in done.stdout
-    assert "next: headwater resume" in done.stderr
+    assert f"next: headwater resume {run.id} --store" in done.stderr
     assert not folder.exists()
     assert "9 of 9 artifacts are sound" in call("verify", "--all").stdout
 
@@ -283,72 +282,7 @@ def test_gc_touches_nothing_unless_told(run: Run, store: Store, call: Call) -> N
     assert list(store.folders()) == []
 
 
-# --- cancel, generate, promote: what is refused --------------------------------------------------
-
-
-def test_cancel_before_anything_began(
-    store: Store, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = sample_run.make(store.root, names=())
-    run.journal.write_text("".join(run.journal.read_text().splitlines(keepends=True)[:2]))
-    monkeypatch.setattr("launch.cancel.TAKEN_UP", 0.1)
-    assert "had not begun" in call("cancel").stdout
-    assert told(call("status", "--json"))["state"] == "cancelled"
-    assert "is over already: cancelled" in call("cancel").stdout
-
-
-def submitted(store: Store, address: str) -> tuple[Run, Cluster]:
-    """A run that was interrupted on a cluster."""
-    run = sample_run.make(store.root, names=("clean",), finish=False)
-    file = store.root / "far.yaml"
-    file.write_text(f"address: {address}\n")
-    record = {"cluster": str(file), "root": "", "jobs": [run.id]}
-    (run.folder / "job.json").write_text(json.dumps(record))
-    return run, load_cluster(str(file), str(store.root))
-
-
-def test_a_head_that_does_not_answer_may_still_begin_the_job(store: Store, call: Call) -> None:
-    run, _ = submitted(store, "http://127.0.0.1:9")
-    run.append("run.resubmitted")
-    done = call("cancel", code=1)
-    assert "no Ray head answers" in done.stderr
-    assert f"headwater cancel {run.id}" in done.stderr
-    assert told(call("status", "--json"))["state"] == "pending"
-    assert run.cancel_file.exists()  # its job stops at once
-
-
-def test_what_was_cancelled_meanwhile_is_not_sent(store: Store, empty_head: str) -> None:
-    run, cluster = submitted(store, empty_head)
-    run.append("run.resubmitted")
-    run.cancel_file.write_text("cancel\n")
-    with pytest.raises(Interrupted, match="cancelled before its job was sent"):
-        send(run, cluster, None)
-    assert run.status().state == "cancelled"
-    with pytest.raises(Failure):  # asked for anew, it is sent: this head takes no jobs
-        send(run, cluster, None)
-    assert run.status().state == "pending"
-    assert not run.cancel_file.exists()
-
-
-@pytest.fixture
-def empty_head() -> Iterator[str]:
-    """Answers every question that it knows nothing of that name."""
-
-    class Empty(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(404)
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+# --- generate, promote: what is refused --------------------------------------------------
 
 
 @pytest.mark.parametrize(

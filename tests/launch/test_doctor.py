@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,32 @@ def test_a_listener_beyond_loopback_is_seen(
         found = doctor._ray_listeners()
         assert any(where.endswith(f":{open_.getsockname()[1]}") for where in found)
         assert not any(where.endswith(f":{private.getsockname()[1]}") for where in found)
+
+
+@pytest.mark.parametrize(
+    ("bound", "seen"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "0.0.0.0"), ("127.0.0.1", "::")]
+)
+def test_a_server_is_asked_where_it_listens(bound: str, seen: str) -> None:
+    """A head on one interface alone answers on no other, loopback included."""
+
+    class Head(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.60.0"}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((bound, 0), Head) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        answers = doctor._answers_without_token(f"{seen}:{port}")
+        server.shutdown()
+        thread.join()
+    assert answers is (seen != "::")
+    assert not doctor._answers_without_token(f"{seen}:{port}")
 
 
 @pytest.mark.parametrize(
