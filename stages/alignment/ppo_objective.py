@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from stages.training.settings import TrainSection
     from stages.training.shards import Fragment
 
-GRACE = 15.0
-"""Seconds that an iteration gets to come to its end when the run is to stop."""
-
 
 @dataclass(frozen=True)
 class PPOSettings:
@@ -83,6 +80,8 @@ class PPOObjective:
 
     flops_per_token = 0.0
     facts: Mapping[str, float] = {}
+    grace = 15.0
+    """Seconds that an iteration gets to come to its end when the run is to stop."""
 
     def __init__(
         self,
@@ -147,7 +146,7 @@ class PPOObjective:
             Interrupted: the run is to stop, and the end of the iteration is too far; on rank 0
                 alone. The iteration is lost: weights that are half updated are no state to save.
         """
-        pause, count = Pause(self.rank, grace=GRACE), self.train.global_batch
+        pause, count = Pause(self.rank, grace=self.grace), self.train.global_batch
         episodes = range(step * count, (step + 1) * count)
         batch = self._collect(engines, self.prompts, episodes, mix(self.seed, 4), pause)
         beta = self.control.beta
@@ -185,11 +184,13 @@ class PPOObjective:
         count = min(wanted, len(self.held_out)) // world * world
         if not count:
             return {}
-        batch = self._collect(engines, self.held_out, range(count), mix(self.seed, 6), self._gauge)
+        batch = self._collect(
+            engines, self.held_out, range(count), mix(self.seed, 6), self._stop_together
+        )
         return {f"eval_{name}": value for name, value in summarise(batch).items()}
 
-    def _gauge(self) -> None:
-        """Between two batches of an evaluation, of which all ranks have equally many."""
+    def _stop_together(self) -> None:
+        """Between two batches, of which all ranks have equally many: go on, or stop on all."""
         self.rank.beat()
         if self.rank.any(self.rank.ctx is not None and self.rank.ctx.cancelled):
             raise Interrupted("stopped while evaluating")

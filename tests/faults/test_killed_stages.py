@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.context import Context, read_series
-from pipeline.errors import WorkerDied
+from pipeline.errors import Interrupted, WorkerDied
 from pipeline.stage import Workers
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_gpt, save_scorer
@@ -90,6 +90,7 @@ def test_ppo_killed_at_every_sort_of_place_ends_in_the_same_bytes(world, tmp_pat
     assert driver.returncode == -9
     with group(tmp_path) as ranks, pytest.raises(WorkerDied, match="rank 0 was killed"):
         ranks.run(fit, objective, train, **hit)
+    stop_within_an_iteration(tmp_path, objective, train, hit)
     with group(tmp_path) as ranks:
         ranks.run(fit, objective, train, **hit)
     assert {f"{trap.place}-{trap.iteration}" for trap in ppocases.TRAPS} <= {
@@ -99,6 +100,18 @@ def test_ppo_killed_at_every_sort_of_place_ends_in_the_same_bytes(world, tmp_pat
     assert (
         rewards(tmp_path, "hit") == rewards(tmp_path, "calm") and len(rewards(tmp_path, "hit")) == 5
     )
+
+
+def stop_within_an_iteration(folder, objective, train, hit):
+    """Rank 0 stops alone, in the middle of an iteration that would take long; its peer, which
+    waits for it, is ended."""
+    patient, objective.grace = objective.grace, 0.0
+    with group(folder) as ranks:
+        Context.local(folder).cancel_file.touch()
+        with pytest.raises(Interrupted, match="stopped on request"):
+            ranks.run(fit, objective, train, **hit)
+    Context.local(folder).cancel_file.unlink()
+    objective.grace = patient
 
 
 SFT_DRIVER = """

@@ -5,7 +5,6 @@ import torch
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
-from stages.alignment import ppo_objective
 from stages.alignment.appraisal import before_and_after
 from stages.alignment.control import AdaptiveKL
 from stages.alignment.ppo_objective import (
@@ -168,10 +167,10 @@ def engines(objective):
 
 
 @pytest.mark.parametrize("grace", [0.0, 60.0])
-def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, monkeypatch, grace):
-    monkeypatch.setattr(ppo_objective, "GRACE", grace)
+def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, grace):
     objective, ctx = made(world, scorer, rollout_batch=4), Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
+    objective.grace = grace
     ctx.cancel_file.touch()
     if grace:
         objective.step(learners, 0)
@@ -182,11 +181,11 @@ def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, monk
     assert learners["policy"].updates == 0 and objective.rank.pulse.count == 1
 
 
-def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(ppo_objective, "GRACE", 0.0)
+def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path):
     objective = made(world, scorer, train={"global_batch": 16, "micro_batch": 1})
     ctx = Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
+    objective.grace = 0.0
     backward = learners["value"].backward
 
     def asked(*arguments, **named):
