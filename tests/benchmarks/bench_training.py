@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_training.py [STEPS]
 
-GPT of 6 layers, width 384, 6 heads, context 256, vocabulary 8,192 (13.9 M parameters), float32,
-global batch 4, AdamW, clip 1.0; one thread a rank. The peer is the same model under
+The quickstart's GPT (4 layers, width 128, context 128, vocabulary 4,096, global batch 32) and a
+larger one (6 layers, width 384, context 256, vocabulary 8,192: 13.9 M parameters, global batch 4);
+float32, AdamW, clip 1.0; one thread a rank. The peer is the same model under
 DistributedDataParallel in the shortest loop that trains it, without metrics, guards or
 checkpoints. All take turns within the same two processes, a step each; medians over the turns.
 CPU seconds are those of rank 0: they hold on a machine that others use too.
@@ -139,10 +140,10 @@ def one_step(rank: Rank, number: int) -> float:
     return _steps[0](number)
 
 
-def contest(rank: Rank, steps: int) -> dict[str, tuple[float, float, float]]:
+def contest(rank: Rank, work: Work, steps: int) -> dict[str, tuple[float, float, float]]:
     """Tokens a second, CPU seconds a step and the last loss, of each."""
-    runs = {"DistributedDataParallel": plain(rank, LARGE)}
-    runs |= {f"ours, ZeRO-{zero}": ours(rank, zero, LARGE) for zero in (0, 1, 2, 3)}
+    runs = {"DistributedDataParallel": plain(rank, work)}
+    runs |= {f"ours, ZeRO-{zero}": ours(rank, zero, work) for zero in (0, 1, 2, 3)}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     losses = {}
     for number in range(steps + 2):
@@ -154,7 +155,7 @@ def contest(rank: Rank, steps: int) -> dict[str, tuple[float, float, float]]:
             rank.beat()
     return {
         name: (
-            LARGE.batch * LARGE.config.context / statistics.median(wall for wall, _ in times[2:]),
+            work.batch * work.config.context / statistics.median(wall for wall, _ in times[2:]),
             statistics.median(cpu for _, cpu in times[2:]),
             losses[name],
         )
@@ -166,7 +167,12 @@ def main(steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ctx = Context.local(Path(folder))
         with WorkerGroup(Workers(num=2), ctx, backend="local") as group:
-            found = group.run(contest, steps)[0]
+            for work in (QUICKSTART, LARGE):
+                show(work, group.run(contest, work, steps)[0])
+
+
+def show(work: Work, found: dict[str, tuple[float, float, float]]) -> None:
+    print(f"width {work.config.width}, {work.config.layers} layers, global batch {work.batch}")
     base = found["DistributedDataParallel"]
     for name, (rate, cpu, loss) in found.items():
         print(
