@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from launch.clusters import Cluster
 from launch.jobs import Capacity, Jobs, Unreachable, WrongToken, is_loopback
+from launch.rayside import PATIENT
 from pipeline.disk import make_folder, read_json, write_atomic
 from pipeline.errors import Failure, UserError
 from pipeline.lease import process_born
@@ -208,6 +209,7 @@ def _environment(token: Path, temp: Path) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to make every server bind loopback
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **PATIENT,
         "OMP_NUM_THREADS": "1",
     }
 

@@ -30,6 +30,12 @@ from pipeline.production import POLL, Resources
 STARTS = 4  # a slow machine can miss Ray's own 30 s, which cannot be changed
 NODE_CHECK = 2.0  # seconds between two looks at whether our node is alive
 _LET_GO = 10.0  # seconds for a killed task to be reported as such
+PATIENT = {
+    # A machine that stood still for a while (paused, or out of breath) has lost no node: a raylet
+    # that does not answer is given time; one that is dead refuses the call and is noticed at once.
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+}
 _OBJECTS = 512 * 1024**2  # bytes of shared memory: data goes through the store, not through Ray
 
 
@@ -244,6 +250,7 @@ def _environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray wants to write one under $HOME
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **PATIENT,
         "OMP_NUM_THREADS": "1",
         "SPT_NOENV": "1",  # else a process's title is written over its mark in /proc
     }

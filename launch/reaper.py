@@ -3,7 +3,8 @@
 It holds one end of a pipe whose other end only the driver has, so that it notices every way in
 which a driver can go, SIGKILL included. Then it ends all processes that were started with the
 driver's mark in their environment (Ray's agents would stay for a minute, a stage that does not
-listen for ever) and removes the driver's scratch folder.
+listen for ever) and removes the driver's scratch folder. That a driver went without a word (it was
+killed, or Ray ended it on the spot because the raylet died inside a call) nobody else could say.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from pipeline.capture import MARK
 
 PATIENCE = 8.0  # seconds in which everybody must be gone
+GOODBYE = b"goodbye"
+LOST = "error: the driver ended without a word; next: headwater resume\n"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,7 +42,9 @@ class Reaper:
     def close(self) -> None:
         """Have everybody ended now, and wait until they are."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(GOODBYE)
+            self._process.stdin.close()
         self._process.wait(2 * PATIENCE)
 
 
@@ -65,5 +70,6 @@ def _marked(mark: str) -> Iterator[int]:
 
 
 if __name__ == "__main__":  # pragma: no cover - runs in a process of its own
-    sys.stdin.buffer.read()
+    if not sys.stdin.buffer.read():
+        sys.stderr.write(LOST)
     reap(sys.argv[1], Path(sys.argv[2]))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from toyruns import TWO_AND_SUM, digests, events, held, holds, log, make, numbers, process_of, until
 
-from launch.rayside import RayLauncher, join
+from launch.rayside import PATIENT, RayLauncher, join
 from pipeline.attempt import Job
 from pipeline.errors import Failure
 from pipeline.journal import Run
@@ -44,6 +44,16 @@ def test_a_pipeline_is_made_and_its_processes_print_to_its_logs(store: Store) ->
     assert "from a child" in said
     assert process_of(run, "a") != process_of(run, "b")
     until(lambda: not psutil.pid_exists(process_of(run, "a")))
+
+
+def test_an_embedded_ray_is_patient_with_a_machine_that_stood_still() -> None:
+    """Ray ignores settings that it does not know: its servers must have them, and know them."""
+    servers = [p for p in psutil.Process().children() if p.name() in ("raylet", "gcs_server")]
+    assert len(servers) == 2
+    for server in servers:
+        assert PATIENT.items() <= server.environ().items()
+        program = Path(server.exe()).read_bytes()
+        assert all(name.encode() in program for name in PATIENT)
 
 
 def test_a_stage_leaves_the_cpus_to_the_processes_that_it_starts(store: Store) -> None:

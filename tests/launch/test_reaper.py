@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toyruns import until
 
-from launch.reaper import Reaper, reap
+from launch.reaper import LOST, Reaper, reap
 from pipeline.capture import MARK
 from pipeline.lease import process_born
 
@@ -69,12 +69,15 @@ def test_a_process_that_goes_by_itself_is_no_error(
 
 
 def test_a_driver_ends_its_processes_when_it_closes(
-    tmp_path: Path, children: list[subprocess.Popen[bytes]]
+    tmp_path: Path,
+    children: list[subprocess.Popen[bytes]],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     reaper = Reaper("ours", tmp_path / "scratch")
     ours = start(children, "ours")
     reaper.close()
     assert ours.wait(5) == -signal.SIGKILL
+    assert capfd.readouterr().err == ""
 
 
 def test_a_killed_driver_is_noticed(
@@ -85,5 +88,7 @@ def test_a_killed_driver_is_noticed(
         "import os, sys\nfrom pathlib import Path\nfrom launch.reaper import Reaper\n"
         "Reaper('ours', Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "scratch")], check=False)
+    command = [sys.executable, "-c", program, str(tmp_path / "scratch")]
+    ended = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     until(lambda: not process_born(ours.pid), 10)
+    assert ended.stderr == LOST
