@@ -86,6 +86,11 @@ class Rank:
         """Whether this is rank 0, which reports and commits."""
         return self.index == 0
 
+    @property
+    def stage(self) -> str:
+        """The stage's name, where it is known."""
+        return self.ctx.stage if self.ctx else ""
+
     def beat(self) -> None:
         """Tell the watchdog that something was done."""
         self.pulse.count += 1
@@ -137,3 +142,7 @@ class Rank:
                 self.wait()
                 time.sleep(PAUSE)
             met.wait()
+
+    def stopping(self) -> bool:
+        """Whether somebody asked the run to stop: all ranks learn it at the same point."""
+        return self.any(self.ctx is not None and self.ctx.cancelled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -161,6 +162,46 @@ def test_a_killed_rank_ends_the_group_and_the_next_attempt_makes_the_same_model(
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert losses(tmp_path, "calm_loss") == losses(tmp_path, "hit_loss")
     assert "going on from step 4 of 12" in (tmp_path / "attempt-1" / "log.txt").read_text()
+
+
+LAYOUTS = ["single", "zero-0", "zero-1", "zero-2", "zero-3"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
+    tmp_path: Path, layout: str
+) -> None:
+    """SIGKILL of a random rank, twice, milliseconds into a random step: while it computes, talks
+    to its peer or writes a checkpoint. Series, weights, moments and position are the same."""
+    seed = int(os.environ.get("HEADWATER_TEST_SEED", time.time_ns() % 2**32))
+    print(f"HEADWATER_TEST_SEED={seed}")
+    dice, world = random.Random(f"{seed} {layout}"), 1 if layout == "single" else 2
+    made = settings(zero=0 if layout == "single" else int(layout[-1]), checkpoint_every=2)
+    kills = [
+        Faulty(
+            dropout=0.1,
+            at=at,
+            whom=dice.randrange(world),
+            what="kill",
+            delay=dice.uniform(0, 0.04),
+            mark=str(tmp_path / f"killed-at-{at}"),
+        )
+        for at in sorted(dice.sample(range(1, 11), 2))
+    ]
+    for objective in kills:
+        with room(tmp_path, world) as hit, pytest.raises(WorkerDied):
+            hit.group.run(fit, objective, made, seed=1, name="hit")
+    with room(tmp_path, world) as both:
+        for name in ("hit", "calm"):
+            both.group.run(fit, Toy(dropout=0.1), made, seed=1, name=name)
+    assert losses(tmp_path, "hit_loss") == losses(tmp_path, "calm_loss")
+    assert len(losses(tmp_path, "hit_loss")) == 12
+    hit_last, calm_last = (
+        Checkpoints(both.checkpoints(name), Rank(), 2).newest() for name in ("hit", "calm")
+    )
+    assert hit_last is not None
+    assert calm_last is not None
+    assert hit_last.manifest == calm_last.manifest
 
 
 def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Faulty, Gathering, Toy, late, pid, plain_losses
+from cases import Faulty, Gathering, Infinite, Toy, Two, late, pid, plain_losses
 from rooms import Room
 
 from pipeline.context import Context
@@ -138,22 +138,6 @@ def test_zero_3_keeps_weights_apart_and_gives_them_whole_when_asked(
     assert min(apart.values()) >= 5, "the embedding and the four matrices of a layer"
 
 
-@pytest.mark.parametrize("layout", ["zero-1", "zero-3"])
-def test_the_same_layout_continues_bit_for_bit(pair: Room, layout: str, tmp_path: Path) -> None:
-    """With dropout: the generators too are where they would have been."""
-    made = settings(layout)
-    pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"s{layout}", out=tmp_path / "a")
-    stop = Toy(dropout=0.1, stop_at=STOP)
-    with pytest.raises(Interrupted):
-        pair.group.run(fit, stop, made, seed=5, name=f"r{layout}")
-    pair.ctx.cancel_file.unlink()
-    pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"r{layout}", out=tmp_path / "b")
-    assert pair.series(f"s{layout}", "loss") == pair.series(f"r{layout}", "loss")
-    one = torch.load(tmp_path / "a" / "weights.pt", weights_only=True)
-    other = torch.load(tmp_path / "b" / "weights.pt", weights_only=True)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
     pair: Room, layout: str, tmp_path: Path
@@ -169,18 +153,6 @@ def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
     assert "step 5: the gradient is not finite" in (pair.ctx.attempt_dir / "log.txt").read_text()
 
 
-def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: Room) -> None:
-    bad = Toy(poison_step=9, poison_rank=0, poison_steps=3)
-    made = settings(skip_limit=2, checkpoint_every=5)
-    first, second = pair.group.run(fit, bad, made, seed=3, name="rollback")
-    assert first == second
-    assert first["skipped_steps"] == 3
-    losses = pair.series("rollback", "loss")
-    assert list(losses) == list(range(1, STEPS + 1))
-    log = (pair.ctx.attempt_dir / "log.txt").read_text()
-    assert "back to step 5, leaping over the data up to 12" in log
-
-
 def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
     made = settings(skip_limit=1, checkpoint_every=1)
@@ -190,6 +162,23 @@ def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
     assert found is not None
     assert found.step == 2, "nothing was saved while the gradient was bad"
+
+
+def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: Room) -> None:
+    made = settings("single", steps=6)
+    (found,) = single.group.run(fit, Infinite(at=3), made, seed=3, name="infinite")
+    log = (single.ctx.attempt_dir / "log.txt").read_text()
+    assert "infinite_step 4: the loss is not finite, though the gradient is" in log
+    assert found["skipped_steps"] == 0
+    with pytest.raises(Failure, match="not finite for 1 steps, up to step 4"):
+        single.group.run(fit, Infinite(at=3), settings("single", skip_limit=0), seed=3, name="inf2")
+
+
+def test_the_learning_rate_that_is_shown_is_that_of_the_first_engine(single: Room) -> None:
+    single.group.run(fit, Two(), settings("single", steps=4), seed=3, name="two")
+    rates = single.series("two", "lr")
+    assert rates[3] == pytest.approx(3e-3)
+    assert set(single.series("two", "grad_norm_aid")) == set(rates)
 
 
 def test_ranks_that_wait_or_are_done_are_not_stuck(pair: Room) -> None:

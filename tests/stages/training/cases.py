@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class Toy(SupervisedObjective):
 
     stop_at: int = -1
     """The step at which somebody asks the run to stop."""
+    stop_in: int = -1
+    """The step whose evaluation somebody asks to stop, at its first batch."""
     step_now: int = 0
 
     def step(self, engines: Any, step: int) -> Any:
@@ -78,6 +81,11 @@ class Toy(SupervisedObjective):
         if step == self.stop_at and self.rank.ctx:
             self.rank.ctx.cancel_file.touch()
         return super().step(engines, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        if step == self.stop_in and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
+        return super().evaluate(engines, step)
 
     def export(self, engines: Any, out: Path) -> None:
         import torch
@@ -101,6 +109,45 @@ class Gathering(Toy):
 
 
 @dataclass
+class Deaf(Toy):
+    """Its evaluation does not look whether it is to stop."""
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return {"eval_loss": 1.0}
+
+
+@dataclass
+class Infinite(Toy):
+    """At one step the loss is infinite, though every gradient is well."""
+
+    at: int = 3
+
+    def step(self, engines: Any, step: int) -> Any:
+        found = super().step(engines, step)
+        return {**found, "loss": float("inf")} if step == self.at else found
+
+
+@dataclass
+class Two(Toy):
+    """Trains a second module, which comes first in the alphabet, at five times the rate."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from torch import nn
+
+        return {**super().open(rank), "aid": Trainable(nn.Linear(3, 1), lr=5)}
+
+    def step(self, engines: Any, step: int) -> Any:
+        import torch
+
+        engines["aid"].backward(engines["aid"](torch.ones(2, 3)).sum())
+        engines["aid"].step()
+        return super().step({"model": engines["model"]}, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return super().evaluate({"model": engines["model"]}, step)
+
+
+@dataclass
 class Faulty(Toy):
     """Something happens to a rank at a step: it is killed, stopped, or raises."""
 
@@ -109,12 +156,24 @@ class Faulty(Toy):
     what: str = "kill"
     mark: str = ""
     """A file that says that it happened already: it happens once."""
+    delay: float = 0.0
+    """Seconds after the step began; the training goes on meanwhile, but not past its end."""
+    bomb: threading.Timer | None = None
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
             Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
-            happen(self.what)
+            if self.delay:
+                self.bomb = threading.Timer(self.delay, happen, [self.what])
+                self.bomb.start()
+            else:
+                happen(self.what)
         return super().step(engines, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        if self.bomb:
+            self.bomb.join()
+        return super().evaluate(engines, step)
 
 
 def happen(what: str) -> None:
