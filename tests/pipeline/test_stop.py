@@ -143,6 +143,16 @@ def test_a_start_is_broken_off_at_once(file: Path) -> None:
         assert not stop.now
 
 
+def test_a_long_call_that_nobody_breaks_off_goes_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stop.LOOK", 0.001)
+    stop = Stop(file, 9)
+    with stop.interruptible():
+        threading.Event().wait(0.1)
+    assert not stop.asked
+
+
 def test_a_start_that_turns_the_signal_into_an_exit_is_no_exit(file: Path) -> None:
     stop = Stop(file, 9)
     with stop.interruptible():
