@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pipeline.artifact import hash_file
-from pipeline.disk import disk_errors, make_folder, write_atomic
+from pipeline.disk import ABSENT, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from stages.training import tensors
 from stages.training.shards import KINDS, Fragment
@@ -308,13 +308,18 @@ def remove(path: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds; a manifest that cannot be read lists itself as damaged."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        if manifest.pop("seal") == _seal(manifest):
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+    """What a checkpoint holds; a manifest that is spoilt or gone lists itself as damaged.
+
+    Raises:
+        Failure: the disk does not let it be read, which says nothing of what it holds.
+    """
+    with disk_errors(folder / MANIFEST, to="read"):
+        try:
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            if manifest.pop("seal") == _seal(manifest):
+                return manifest
+        except (*ABSENT, ValueError, KeyError, TypeError, AttributeError):
+            pass
     return {"files": [{"name": MANIFEST, "size": -1, "sha256": ""}], "step": -1}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -263,3 +264,20 @@ def test_the_notes_name_the_share(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert note["files"] == manifest["files"]
     assert manifest["engines"]["model"]["shapes"]["0.weight"] == [5, 4]
+
+
+def test_a_manifest_that_the_disk_does_not_give_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, _ = saved(tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*"))
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        with pytest.raises(Failure, match="cannot read: Input/output error"):
+            saves.newest()
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert saves.newest() is not None
