@@ -39,8 +39,8 @@ def typed_in() -> Path:
 
 
 def _home_of(run: Run, here: Path) -> Path:
-    home = run.root
-    if home is None or not home.is_dir():
+    home = next((Path(event["root"]) for event in run.events() if event.get("root")), here)
+    if not home.is_dir():
         return here
     shipped = here.name.startswith(_SHIPPED)
     return here if shipped and not any(_only_there(run.resolved(), home)) else home

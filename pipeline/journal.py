@@ -145,12 +145,6 @@ class Run:
         return self.store.root / "runs" / self.id
 
     @property
-    def root(self) -> Path | None:
-        """The folder in which it was asked for: what its relative paths are relative to."""
-        told = [event["root"] for event in self.events() if event.get("root")]
-        return Path(told[0]) if told else None
-
-    @property
     def cancel_file(self) -> Path:
         """Its existence asks the run to stop at the next safe point."""
         return self.folder / "cancel"
@@ -211,9 +205,7 @@ class Run:
     def open(self, **facts: Any) -> None:
         """Become the run's driver: take its lease and journal `run.started`.
 
-        A cancel file from before the run was over is removed; one that was written since somebody
-        asked for the run (anew) stands. If another machine's driver seems to be gone, its lease is
-        watched until it expires.
+        If another machine's driver seems to be gone, its lease is watched until it expires.
 
         Raises:
             UserError: another driver is at work on this run.
@@ -228,7 +220,7 @@ class Run:
                 remedy=f"`headwater status {self.id} --watch` shows it",
             )
         if derive(self.id, self.events()).state != "pending":
-            self.cancel_file.unlink(missing_ok=True)
+            self.cancel_file.unlink(missing_ok=True)  # from before anybody asked for it anew
         self._lease = lease
         self._close_attempts()
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)

@@ -98,7 +98,6 @@ def derive(run_id: str, events: list[Event]) -> RunStatus:
 def _run_event(status: RunStatus, event: Event) -> RunStatus:
     known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
     state = {
-        "run.created": status.state,
         "run.resubmitted": "pending",
         "run.started": "running",
         "run.interrupted": "interrupted",

@@ -108,6 +108,19 @@ def test_our_services_are_locked_down(name: str) -> None:
     assert service["environment"]["RAY_AUTH_MODE"] == "token"
 
 
+def test_what_is_compiled_can_be_loaded() -> None:
+    """A tmpfs is mounted noexec unless it says otherwise."""
+    extensions = re.search(r"TORCH_EXTENSIONS_DIR=(\S+)", DOCKERFILE)
+    assert extensions
+    mounts = dict((entry + ":").split(":", 1) for entry in COMPOSE["x-headwater"]["tmpfs"])
+    around = [place for place in mounts if extensions[1].startswith(f"{place}/")]
+    assert [mounts[place].strip(":").split(",") for place in around] == [["exec"]]
+
+
+def test_workers_do_not_count_the_cores_of_the_machine_each_for_itself() -> None:
+    assert "--num-cpus=${WORKER_CPUS:-2}" in SERVICES["worker"]["command"]
+
+
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
     secrets = re.findall(r"\$\{(\w*(?:TOKEN|PASSWORD|SECRET|ACCESS)\w*)(:\?[^}]*)?\}", text)

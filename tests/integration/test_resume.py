@@ -13,7 +13,7 @@ from rooms import Room, room
 
 from pipeline.context import read_series
 from pipeline.errors import Interrupted
-from stages.alignment.reward_objective import RewardObjective, appraise
+from stages.alignment.reward_objective import RewardObjective, demonstration, mean_score
 from stages.models.huggingface import load_scorer
 from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.loop import fit
@@ -149,12 +149,12 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
         pair.group.run(fit, objective, made, seed=5, out=out, name=name)
     weights = [(tmp_path / f / "model.safetensors").read_bytes() for f in ("out", "again")]
     assert weights[0] == weights[1]
-    judged = appraise(Rank(), tmp_path / "out", world / "preferences", centred_on=20)
-    assert judged is not None
-    assert judged.demonstrations == pytest.approx(0, abs=1e-5)
+    objective.setup(Rank(), made, 5)
+    scorer = load_scorer(tmp_path / "out")
+    best = [demonstration(ranking) for ranking in objective.rankings[:20]]
+    assert mean_score(scorer, best, torch.device("cpu")) == pytest.approx(0, abs=1e-5)
     found = Checkpoints(pair.checkpoints(name), Rank(), 9).newest()
     assert found is not None
-    scorer = load_scorer(tmp_path / "out")
     for weight in ("body.wte.weight", "score.weight", "body.h.0.mlp.c_fc.weight"):
         exported = scorer.get_parameter(weight).detach()
         trained = Reader(found).read(f"model/fp32/{weight}", 0, exported.numel())

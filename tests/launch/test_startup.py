@@ -12,15 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "pyarrow", "numpy", "datasets")
-BUDGET = 1.0  # seconds of CPU: 0.5 on a quiet machine; caches shared with others double it
+BUDGET = 0.5  # seconds of CPU
+TRIES = 5  # the machine may be busy: the least is the command's own cost
 
 PROBE = """
 import json, resource, sys
 heavy_names = sys.argv.pop(1).split(",")
-from launch.cli import cli
-sys.stdout = open(sys.argv[1], "w")
+from launch.cli import main
+sys.stdout = open(sys.argv.pop(1), "w")
 try:
-    cli.main(sys.argv[2:], prog_name="headwater")
+    main()
 except SystemExit as end:
     code = end.code or 0
 used = resource.getrusage(resource.RUSAGE_SELF)
@@ -31,10 +32,9 @@ sys.stderr.write(json.dumps({"code": code, "cpu": cpu, "heavy": heavy}))
 
 
 def probe(arguments: list[str], tmp_path: Path) -> dict[str, object]:
-    toys = ROOT / "tests" / "pipeline" / "toys"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(toys)])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     best: dict[str, object] = {}
-    for _ in range(3):  # the machine may be busy: the least of three is the command's own cost
+    for _ in range(TRIES):
         done = subprocess.run(
             [sys.executable, "-c", PROBE, ",".join(HEAVY), str(tmp_path / "shown"), *arguments],
             env=environment,
@@ -80,10 +80,8 @@ def test_looking_is_cheap(arguments: list[str], store: Path, tmp_path: Path) -> 
     assert float(str(found["cpu"])) < BUDGET
 
 
-def test_planning_is_cheap(store: Path, tmp_path: Path) -> None:
-    stages = {f"s{i}": {"uses": "toy.count", "value": i} for i in range(12)}
-    file = tmp_path / "wide.yaml"
-    file.write_text(json.dumps({"name": "wide", "stages": stages}))
-    found = probe(["plan", str(file), "--store", str(store)], tmp_path)
+def test_planning_is_cheap(tmp_path: Path) -> None:
+    file = ROOT / "configs" / "quickstart.yaml"
+    found = probe(["plan", str(file), "--store", str(tmp_path / "new")], tmp_path)
     assert found == {"code": 0, "cpu": found["cpu"], "heavy": []}
     assert float(str(found["cpu"])) < BUDGET

@@ -1,0 +1,37 @@
+"""What the documentation shows is what the program takes and prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from launch.cli import cli
+from pipeline.spec import load
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PIPELINES = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+def test_there_are_examples() -> None:
+    assert PIPELINES
+
+
+@pytest.mark.parametrize("text", PIPELINES)
+def test_every_pipeline_that_is_shown_is_accepted(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "shown.yaml"
+    file.write_text(text)
+    assert load(file).nodes
+
+
+def test_the_reference_of_the_stages_is_fresh() -> None:
+    """`make docs` writes it."""
+    done = CliRunner().invoke(cli, ["stages", "--markdown"])
+    assert done.stdout == (ROOT / "docs" / "stages.md").read_text()
