@@ -4,15 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit integration faults bench docs clean
+FITS := import sys; sys.exit(sys.version_info[:2] != (3, 11))
+
+.PHONY: install venv demo test lint unit integration faults bench docs clean
 
 install: $(STAMP)
 
 $(STAMP): constraints.txt pyproject.toml
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@$(MAKE) --no-print-directory venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0" -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
+
+# An environment that an interruption left half made, or of another Python, is made anew.
+venv:
+	@$(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null || for python in $(PYTHON) python3 none; do \
+	    if [ $$python = none ]; then \
+	        echo "Headwater runs on Python 3.11, and neither $(PYTHON) nor python3 is one:" >&2; \
+	        echo "  make install PYTHON=/path/to/python3.11" >&2; \
+	        exit 1; \
+	    elif $$python -c '$(FITS)' 2>/dev/null; then \
+	        exec $$python -m venv --clear $(VENV); \
+	    fi; \
+	done
 
 demo: install
 	$(BIN)/headwater run configs/quickstart.yaml

@@ -85,7 +85,7 @@ class Findings:
         "preferences": "Preferences?",
     },
     output="Metrics",
-    version=2,
+    version=3,
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure perplexity, reward accuracy, reward and KL, and the gain by augmentation."""

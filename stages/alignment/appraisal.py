@@ -90,7 +90,7 @@ def _play(
     beat: Callable[[], None],
 ) -> Experience:
     """The reward model stands in for the critic, whose values nobody asks for here."""
-    cast = Cast(policy, reference, scorer, score_with(scorer))
+    cast = Cast(policy, reference, scorer, score_with(scorer, EOS))
     return collect(cast, prompts, range(len(prompts)), settings, beat)
 
 

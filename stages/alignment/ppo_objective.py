@@ -213,7 +213,7 @@ class PPOObjective:
         for engine in engines.values():
             engine.eval()
         with self._sampler(engines["policy"]) as policy:
-            cast = Cast(policy, self.reference, _critic(engines), score_with(self.reward))
+            cast = Cast(policy, self.reference, _critic(engines), score_with(self.reward, EOS))
             batch = collect(cast, [prompts[i] for i in mine], mine, settings, beat)
         for engine in engines.values():
             engine.train()

@@ -99,12 +99,16 @@ def _measure(
     )
 
 
-def score_with(scorer: TokenModel) -> Score:
-    """Scores of a reward model: its output at the last token."""
+def score_with(scorer: TokenModel, eos_id: int) -> Score:
+    """Scores of a reward model: its output at the end token, the only one that it was trained at.
+
+    A response that was cut off is scored as if it had ended there, instead of with its last token.
+    What a reward model says elsewhere means nothing, and a policy finds out: it never ends.
+    """
 
     def score(tokens_BT: Tensor, last_B: Tensor) -> Tensor:
         at_BT = F.one_hot(last_B, tokens_BT.shape[1]).bool()
-        return scorer(tokens_BT, at_BT=at_BT)
+        return scorer(tokens_BT.masked_fill(at_BT, eos_id), at_BT=at_BT)
 
     return score
 

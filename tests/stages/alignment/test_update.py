@@ -65,7 +65,10 @@ def play(models, prompts=PROMPTS, *, decoding=None, **options):
     policy, reference, critic, reward = models
     settings = RolloutSettings(decoding or Decoding(10), EOS, PAD, **options)
     return collect(
-        Cast(policy, reference, critic, score_with(reward)), prompts, range(len(prompts)), settings
+        Cast(policy, reference, critic, score_with(reward, EOS)),
+        prompts,
+        range(len(prompts)),
+        settings,
     )
 
 
@@ -98,7 +101,8 @@ def test_a_rollout_is_measured_as_by_plain_forward_passes(models, batch):
             torch.testing.assert_close(found[row, :length], expected, rtol=0, atol=2e-5)
         expected = critic(ids[None])[0, places]
         torch.testing.assert_close(batch.values[row, :length], expected, rtol=0, atol=2e-5)
-        torch.testing.assert_close(batch.scores[row], reward(ids[None])[0, -1], rtol=0, atol=2e-5)
+        ended = torch.cat([ids[:-1], torch.tensor([EOS])])
+        torch.testing.assert_close(batch.scores[row], reward(ended[None])[0, -1], rtol=0, atol=2e-5)
 
 
 def test_how_rollouts_are_batched_changes_nothing(models, batch):
@@ -106,6 +110,14 @@ def test_how_rollouts_are_batched_changes_nothing(models, batch):
     assert torch.equal(small.tokens, batch.tokens)
     torch.testing.assert_close(small.log_probs, batch.log_probs, rtol=0, atol=2e-5)
     torch.testing.assert_close(small.scores, batch.scores, rtol=0, atol=2e-5)
+
+
+def test_a_response_that_was_cut_off_is_scored_as_if_it_had_ended(models, batch):
+    """Else a policy learns never to end, at tokens where the reward model was never trained."""
+    tokens, last = torch.tensor([[2, 5, 6, 7, 0], [2, 5, 6, EOS, 0]]), torch.tensor([3, 3])
+    cut, ended = score_with(models[3], EOS)(tokens, last)
+    assert cut == ended != models[3](tokens)[0, 3]
+    assert not batch.finished.all()
 
 
 def test_responses_that_do_not_end_may_cost(batch):
