@@ -75,6 +75,7 @@ def test_the_quickstart_keeps_its_promises(store: Path) -> None:
     assert evaluation["reward_accuracy"] > 0.75
     assert evaluation["reward_after"] > evaluation["reward_before"]
     assert 0 < evaluation["kl"] < 10
+    assert evaluation["finished_after"] > 0.8
     assert evaluation["reward_after"] == pytest.approx(
         stages["ppo"]["metrics"]["reward_after"], abs=1e-3
     )
