@@ -19,7 +19,7 @@ from launch.tracking.mirror import Mirror, lacking, read_cursor
 from pipeline.errors import Failure
 from pipeline.journal import Run
 
-pytestmark = [pytest.mark.faults, pytest.mark.integration]
+pytestmark = pytest.mark.faults
 
 STEPS = 2500  # five keys: more than ten batches
 POINTS = dict(sample_run.points("gpt", STEPS))
