@@ -22,7 +22,7 @@ import pytest
 from pipeline.journal import Run
 from pipeline.store import Store
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(30 * 60)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(30 * 60)]
 
 CONFIG = Path(__file__).with_name("river.yaml")
 HEADWATER = Path(sys.executable).parent / "headwater"
