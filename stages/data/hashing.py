@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
+
+if TYPE_CHECKING:  # a plan reads names by the thousand, and no arrays
+    import numpy as np
+    import numpy.typing as npt
+
+    Words = npt.NDArray[np.uint64]
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2**64 over the golden ratio: the step of splitmix64 (Steele, Lea, Flood 2014)."""
 _MASK = (1 << 64) - 1
-
-Words = npt.NDArray[np.uint64]
 
 
 def hash64(text: str) -> int:

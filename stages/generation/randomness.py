@@ -7,11 +7,15 @@ resume. The hash is splitmix64, folded over its three keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.data.hashing import GOLDEN, Words, mix64
+from stages.data.hashing import GOLDEN, mix64
+
+if TYPE_CHECKING:
+    from stages.data.hashing import Words
 
 
 def uniforms(seed: int, samples: Sequence[int], steps: int) -> npt.NDArray[np.float64]:
