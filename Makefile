@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 FITS := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
-.PHONY: install venv demo test lint unit integration faults bench docs clean
+.PHONY: install venv demo test lint unit integration faults long bench docs clean
 
 install: $(STAMP)
 
@@ -39,13 +39,17 @@ lint: install
 	$(BIN)/mypy
 
 unit: install
-	$(BIN)/pytest -m "not integration and not faults and not readme" --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -m "not integration and not faults and not readme and not long" --cov --cov-report=term-missing:skip-covered
 
 integration: install
 	$(BIN)/pytest -m "integration or readme"
 
 faults: install
 	$(BIN)/pytest -m faults
+
+# Kills every stage of the quickstart in small; too long for each change.
+long: install
+	$(BIN)/pytest -m long
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

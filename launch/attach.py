@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch import console
 from launch.options import store_flag
-from pipeline.artifact import write_atomic
+from pipeline.disk import write_atomic
 from pipeline.errors import Failure, HeadwaterError, UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import click
 from launch import console
 from launch.look import OVER
 from launch.options import find_run, store_flag, store_option
-from pipeline.artifact import write_atomic
+from pipeline.disk import write_atomic
 from pipeline.errors import Failure
 
 if TYPE_CHECKING:

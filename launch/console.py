@@ -43,7 +43,10 @@ PROMINENT = (
     "reward_accuracy",
     "accuracy",
     "reward_gain",
+    "kl",
     "perplexity",
+    "bits_per_byte",
+    "augmentation_gain",
     "kept_share",
     "documents",
     "train_tokens",
@@ -148,11 +151,15 @@ def print_json(data: Any) -> None:
 # --- figures -----------------------------------------------------------------------------------
 
 
-def figures(values: Mapping[str, float], limit: int = 3) -> str:
-    """A stage's metrics on one line, those that people ask for first."""
+def prominent(values: Mapping[str, float]) -> list[str]:
+    """The metrics' names, those that people ask for first."""
     names = [name for name in PROMINENT if name in values]
-    names += [name for name in values if name not in names]
-    shown = [f"{name} {number(values[name])}" for name in names[:limit]]
+    return names + [name for name in values if name not in names]
+
+
+def figures(values: Mapping[str, float], limit: int = 3) -> str:
+    """A stage's metrics on one line."""
+    shown = [f"{name} {number(values[name])}" for name in prominent(values)[:limit]]
     more = len(values) - limit
     return "  ".join(shown) + (f"  +{more}" if more > 0 else "")
 

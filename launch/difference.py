@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ def compare_runs(a: Run, b: Run) -> list[Line]:
             only = a if name in first else b
             lines.append({"stage": name, "changes": [f"only in {only.id}"], "metrics": {}})
             continue
-        payloads = [_payload(run, name) for run in (a, b)]
+        payloads = [run.payload(name) for run in (a, b)]
         changes = _changes(*payloads) if all(payloads) else []
         metrics = _moved(first[name].metrics, second[name].metrics)
         lines.append({"stage": name, "changes": changes, "metrics": metrics})
@@ -70,12 +69,6 @@ def compare_artifacts(name: str, a: Artifact, b: Artifact) -> Line:
     if not changes and a.digest != b.digest:
         changes.append("the same fingerprint, other bytes")
     return {"stage": name, "changes": changes, "metrics": _moved(a.metrics, b.metrics)}
-
-
-def _payload(run: Run, stage: str) -> dict[str, Any]:
-    plan = json.loads((run.folder / "plan.json").read_text())
-    found = [dict(planned["payload"]) for planned in plan["stages"] if planned["name"] == stage]
-    return found[0] if found else {}
 
 
 def _changes(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ from pipeline.errors import HeadwaterError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.journal import Run, RunStatus
+    from pipeline.journal import Run
     from pipeline.runner import Observer
+    from pipeline.status import RunStatus
     from pipeline.store import Store
 
 _WORDS = {"stage.failed": "error", "run.finished": "error", "gate.refused": "refused"}

@@ -27,8 +27,9 @@ from urllib.parse import urlsplit
 from launch.clusters import Cluster
 from launch.jobs import Capacity, Jobs, Unreachable, WrongToken, is_loopback
 from launch.rayside import PATIENT
-from pipeline.artifact import make_folder, write_atomic
+from pipeline.disk import make_folder, read_json, write_atomic
 from pipeline.errors import Failure, UserError
+from pipeline.lease import process_born
 
 STARTS = 3  # a slow machine can miss Ray's own 30 s
 PATIENCE = 90.0  # seconds for one start
@@ -168,7 +169,7 @@ def _spawn(cluster: Cluster, token: Path) -> None:
             env=_environment(token, temp),
             start_new_session=True,
         )
-    record = {"pid": process.pid, "born": _born(process.pid), "temp": str(temp)}
+    record = {"pid": process.pid, "born": process_born(process.pid), "temp": str(temp)}
     write_atomic(cluster.state / RECORD, json.dumps(record) + "\n")
 
 
@@ -228,10 +229,7 @@ def _await(cluster: Cluster) -> Capacity | None:
 
 
 def _record(cluster: Cluster) -> dict[str, Any]:
-    try:
-        return dict(json.loads((cluster.state / RECORD).read_text()))
-    except (OSError, ValueError):
-        return {}
+    return read_json(cluster.state / RECORD, {})
 
 
 def _processes(record: dict[str, Any]) -> list[Any]:
@@ -245,13 +243,13 @@ def _processes(record: dict[str, Any]) -> list[Any]:
     mark = f"{MARK}={record['temp']}".encode()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            born = process.create_time()
-            head = process.pid == record["pid"] and born == record["born"]
-            child = born > record["born"] and (
+            born = process_born(process.pid)
+            head = born != "" and (process.pid, born) == (record["pid"], record["born"])
+            child = int(born or 0) > int(record["born"] or 0) and (
                 os.getsid(process.pid) == record["pid"]
                 or mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
             )
-            if (head or child) and process.status() != psutil.STATUS_ZOMBIE:
+            if head or child:
                 found.append(process)
     return found
 
@@ -260,12 +258,6 @@ def _gone(processes: list[Any], seconds: float) -> None:
     import psutil
 
     psutil.wait_procs(processes, timeout=seconds)
-
-
-def _born(number: int) -> float:
-    import psutil
-
-    return float(psutil.Process(number).create_time())
 
 
 def _free_port() -> int:

@@ -25,7 +25,8 @@ from launch import console, wording
 from pipeline.errors import HeadwaterError
 
 if TYPE_CHECKING:
-    from pipeline.journal import Run, RunStatus, StageStatus
+    from pipeline.journal import Run
+    from pipeline.status import RunStatus, StageStatus
 
 REDRAW = 0.5  # seconds
 LINES_EVERY = 5.0  # seconds between two plain lines of one running stage

@@ -19,7 +19,8 @@ from launch.options import (
 from pipeline.errors import Failure, UserError
 
 if TYPE_CHECKING:
-    from pipeline.journal import Run, RunStatus
+    from pipeline.journal import Run
+    from pipeline.status import RunStatus
 
 NEWEST = 20
 OVER = ("finished", "failed", "refused", "interrupted", "cancelled")

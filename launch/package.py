@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifact import readable
+from pipeline.disk import readable
 from pipeline.errors import UserError
 
 LIMIT = 90 * 1024**2  # bytes: the head's own limit is 100 MiB, with a message that helps nobody

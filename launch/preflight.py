@@ -38,7 +38,7 @@ class Checks(HeadwaterError):
     def __init__(self, found: list[HeadwaterError]) -> None:
         super().__init__(
             "\n".join(str(error) for error in found),
-            remedy=next((error.remedy for error in found if error.remedy), ""),
+            remedy="; ".join(dict.fromkeys(error.remedy for error in found if error.remedy)),
         )
         self.exit_code = max(error.exit_code for error in found)
 

@@ -42,13 +42,14 @@ def smoke(folder: Path) -> None:
 
 
 def promote_after(run: Run) -> None:
-    """What the pipeline file promotes at its end, if it does.
+    """What the pipeline file promotes at its end, if it does and the run has that stage.
 
     Raises:
         GateRefused: a gate said no.
         Failure: MLflow did not answer.
     """
-    if wanted := run.spec().promote:
+    left_out = {stage.name for stage in run.status().stages if stage.state == "skipped"}
+    if (wanted := run.spec().promote) and wanted.stage not in left_out:
         promote_run(run, wanted.stage, wanted.model, wanted.alias, wanted.require)
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 
 from launch.reaper import Reaper
-from pipeline.artifact import make_folder
 from pipeline.attempt import Job, Outcome, carry_out, explain
 from pipeline.capture import MARK, captured
+from pipeline.disk import make_folder
 from pipeline.errors import Failure
 from pipeline.lease import process_born
 from pipeline.production import POLL, Resources

@@ -124,7 +124,10 @@ def _default(value: Any) -> str:
         return _default(value.model_dump())
     if value is None:
         return "none"
-    return show(value) if not isinstance(value, str) else f'"{value}"'
+    if isinstance(value, str):
+        return f'"{value}"'
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e6
+    return str(int(value)) if whole else show(value)
 
 
 def type_name(annotation: Any) -> str:

@@ -27,7 +27,7 @@ from launch.jobs import ACTIVE
 from launch.look import OVER
 from launch.options import store_flag, store_option
 from launch.planning import make_plan, show_plan
-from pipeline.artifact import write_atomic
+from pipeline.disk import read_json, write_atomic
 from pipeline.errors import HeadwaterError, Interrupted
 
 if TYPE_CHECKING:
@@ -281,10 +281,7 @@ def last_job(run: Run, cluster: Cluster) -> dict[str, Any] | None:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    try:
-        return dict(json.loads((run.folder / RECORD).read_text()))
-    except (OSError, ValueError):
-        return {}
+    return read_json(run.folder / RECORD, {})
 
 
 def _note(run: Run, record: dict[str, Any]) -> None:

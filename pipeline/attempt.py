@@ -9,6 +9,7 @@ in a class that decides whether it is tried again.
     error        the stage's own code raised: `retries.error` times
     worker       a process died, got stuck or ran out of memory: `retries.worker` times
     preempted    the machine was taken away: tried again for ever
+    crowded      others use the cluster: tried again for ever
     corrupt      an input's bytes changed: it is made again first
     interrupted  it stopped on request
     killed       the driver ended it
@@ -16,7 +17,6 @@ in a class that decides whether it is tried again.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -28,14 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifact import Artifact, disk_full, write_atomic
+from pipeline.artifact import Artifact
 from pipeline.context import Context
+from pipeline.disk import FULL, disk_full, read_json, write_atomic
 from pipeline.errors import (
     CorruptArtifact,
     Failure,
     HeadwaterError,
     Interrupted,
     LeaseLost,
+    NoRoom,
     Stuck,
     UserError,
     WorkerDied,
@@ -44,7 +46,9 @@ from pipeline.lease import node, process_born
 from pipeline.stage import Inputs, Params, find_stage
 from pipeline.store import Store
 
-Ending = Literal["done", "user", "error", "worker", "preempted", "corrupt", "interrupted", "killed"]
+Ending = Literal[
+    "done", "user", "error", "worker", "preempted", "crowded", "corrupt", "interrupted", "killed"
+]
 
 # Ray's exceptions by name, so that nothing here imports Ray.
 _NODE_LOST = {"NodeDiedError", "LocalRayletDiedError"}
@@ -59,7 +63,6 @@ _WORKER_LOST = {
     "TaskPlacementGroupRemoved",
     "ActorPlacementGroupRemoved",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LET_GO = 10.0  # seconds that a killed process is given to vanish
 
 
@@ -120,7 +123,7 @@ def explain(error: BaseException, place: Path, more: str = "") -> Outcome:
         more: the remedy, where the error brings none.
     """
     error = _unwrap(error)
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         error = disk_full(Path(error.filename or place))
     if isinstance(error, HeadwaterError):
         return Outcome(_class_of(error), str(error), error.remedy or more)
@@ -138,13 +141,16 @@ def explain(error: BaseException, place: Path, more: str = "") -> Outcome:
 
 
 def _class_of(error: HeadwaterError) -> Ending:
-    if isinstance(error, UserError):
-        return "user"
-    if isinstance(error, Interrupted):
-        return "interrupted"
-    if isinstance(error, CorruptArtifact):
-        return "corrupt"
-    return "worker" if isinstance(error, WorkerDied | Stuck | LeaseLost) else "error"
+    classes: dict[type[HeadwaterError], Ending] = {
+        UserError: "user",
+        Interrupted: "interrupted",
+        CorruptArtifact: "corrupt",
+        NoRoom: "crowded",
+        WorkerDied: "worker",
+        Stuck: "worker",
+        LeaseLost: "worker",
+    }
+    return next((end for kind, end in classes.items() if isinstance(error, kind)), "error")
 
 
 def _unwrap(error: BaseException) -> BaseException:
@@ -200,7 +206,7 @@ def _open_inputs(job: Job) -> Inputs:
     declared = find_stage(job.uses).inputs
     opened: dict[str, Artifact | tuple[Artifact, ...]] = {}
     for name, folders in job.inputs.items():
-        found = tuple(store.checked(Artifact.open(folder)) for folder in folders)
+        found = tuple(store.checked(Artifact.open(folder), job.run) for folder in folders)
         opened[name] = found if declared[name].many else found[0]
     return Inputs(opened)
 
@@ -237,8 +243,8 @@ def _alone(work: Path) -> None:
 
 def _orphans(mark: Path) -> Iterator[tuple[int, str]]:
     """The marked process, if it is on this machine, alive and not this one."""
-    with suppress(OSError, ValueError, KeyError):
-        before: dict[str, Any] = json.loads(mark.read_text())
+    before: dict[str, Any] = read_json(mark, {})
+    with suppress(ValueError, KeyError):
         pid, born = int(before["pid"]), str(before["born"])
         here = before["node"] == node() != "" and pid != os.getpid()
         if here and born and process_born(pid) == born:

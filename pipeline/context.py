@@ -20,11 +20,12 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import whole_lines, write_atomic
+from pipeline.disk import disk_errors, read_json, read_lines, whole_lines, write_atomic
 from pipeline.errors import Interrupted
 from pipeline.panels import Panel
 
@@ -55,9 +56,10 @@ class Context:
 
     def __post_init__(self) -> None:
         for folder in (self.out, self.scratch, self.observed, self.attempt_dir, self.cache):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._results.update(_read(self.observed / "results.json", {}))
-        self._panels += _read(self.observed / "panels.json", [])
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        self._results.update(read_json(self.observed / "results.json", {}))
+        self._panels += read_json(self.observed / "panels.json", [])
 
     @classmethod
     def local(cls, folder: Path) -> Context:
@@ -82,8 +84,10 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked the run to stop."""
-        return self.cancel_file.exists()
+        """Whether somebody asked the run to stop, as far as the disk says."""
+        with suppress(OSError):  # asked again at the next safe point
+            return self.cancel_file.exists()
+        return False
 
     def check_cancelled(self) -> None:
         """Stop here if asked to.
@@ -151,14 +155,10 @@ class Context:
 
 def read_series(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a series file; a torn last line (a kill) is left out."""
-    if not path.exists():
-        return []
     lines = []
-    for line in path.read_text().splitlines():
-        try:
+    for line in read_lines(path):
+        with suppress(ValueError):
             lines.append(json.loads(line))
-        except ValueError:
-            continue
     return lines
 
 
@@ -194,8 +194,3 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 def _note(path: Path, text: str) -> None:
     """Readers see the old text or the new; not durable, for it is re-made."""
     write_atomic(path, text, durable=False)
-
-
-def _read(path: Path, default: Any) -> Any:
-    """What an attempt before this one, which was killed, had said already."""
-    return json.loads(path.read_text()) if path.exists() else default

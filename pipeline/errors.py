@@ -11,6 +11,7 @@
     │   ├── CorruptArtifact  1    bytes on disk are not those that were published
     │   ├── LeaseLost        1    another run took over; ours must not commit
     │   ├── WorkerDied       1    a process of a stage's group vanished (retried)
+    │   ├── NoRoom           1    the cluster has no room at the moment (retried for ever)
     │   └── Stuck            1    no progress for too long (retried)
     ├── GateRefused          3    a promotion gate said no
     └── Interrupted        130    stopped on request; `resume` goes on
@@ -88,6 +89,10 @@ class LeaseLost(Failure):
 
 class WorkerDied(Failure):
     """A process of a stage's group vanished."""
+
+
+class NoRoom(Failure):
+    """The cluster has no room for a stage's processes at the moment: others use it."""
 
 
 class Stuck(Failure):

@@ -19,23 +19,40 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.artifact import append_line, check_name, make_folder, whole_lines, write_atomic
+from pipeline.artifact import check_name
 from pipeline.context import redact, secret_names
-from pipeline.errors import NotFound, UserError
+from pipeline.disk import (
+    append_line,
+    disk_errors,
+    make_folder,
+    read_json,
+    read_lines,
+    sync,
+    write_atomic,
+)
+from pipeline.errors import Failure, NotFound, UserError
+from pipeline.status import (
+    Event,
+    RunStatus,
+    StageStatus,
+    derive,
+    interrupted,
+    last_seen,
+    so_far,
+    stamp,
+)
 from pipeline.store import Store
 
 if TYPE_CHECKING:
     from pipeline.lease import Lease
     from pipeline.plan import Plan
     from pipeline.spec import Spec
-
-Event = dict[str, Any]
 
 # Both lists are sorted, so that ids sort by the second and the 64th of a second they stand for.
 _WORDS = """
@@ -50,69 +67,6 @@ koala lark lion llama loon lynx mink mole moose mouse newt orca otter owl panda 
 puffin quail raven robin salmon seal shrew swan trout wolf
 """
 _ADJECTIVES, _NOUNS = (half.split() for half in _WORDS.split("|"))
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """Where one stage of a run stands."""
-
-    name: str
-    uses: str
-    state: str = "pending"
-    """pending, cached, waiting, running, finished, failed, interrupted or skipped."""
-    reason: str = ""
-    kind: str = ""
-    fingerprint: str = ""
-    path: str = ""
-    """The artifact's folder, once there is one."""
-    attempts: int = 0
-    seconds: float | None = None
-    """What the work took; so far, while it is running."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    progress: Mapping[str, Any] = field(default_factory=dict)
-    """The newest {done, total, unit, …} of a stage that is not finished; not part of the JSON."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The stage's entry of `status --json`."""
-        return {
-            "name": self.name,
-            "uses": self.uses,
-            "state": self.state,
-            "reason": self.reason,
-            "kind": self.kind,
-            "fingerprint": self.fingerprint,
-            "path": self.path,
-            "attempts": self.attempts,
-            "seconds": self.seconds,
-            "metrics": dict(self.metrics),
-        }
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """Where a run stands."""
-
-    run: str
-    pipeline: str = ""
-    state: str = "pending"
-    """pending, running, finished, failed, interrupted, cancelled or refused."""
-    store: str = ""
-    stages: list[StageStatus] = field(default_factory=list)
-    registered: list[dict[str, Any]] = field(default_factory=list)
-    """{model, version, aliases} of what this run promoted."""
-    origin: str = ""
-    """The run that this one goes on from with another configuration; not part of the JSON."""
-
-    def to_json(self) -> dict[str, Any]:
-        """What `status --json` prints: a contract."""
-        return {
-            "run": self.run,
-            "pipeline": self.pipeline,
-            "state": self.state,
-            "store": self.store,
-            "stages": [stage.to_json() for stage in self.stages],
-            "registered": self.registered,
-        }
 
 
 class Run:
@@ -130,28 +84,18 @@ class Run:
         return f"Run({self.id!r})"
 
     @classmethod
-    def create(
-        cls,
-        store: Store,
-        spec: Spec,
-        plan: Plan,
-        origin: str | None = None,
-        run_id: str | None = None,
-    ) -> Run:
-        """Make a run's folder, pending. Asked twice for one `run_id`, it gives the same run.
+    def create(cls, store: Store, spec: Spec, plan: Plan, origin: str | None = None) -> Run:
+        """Make a new run's folder, pending.
 
         Args:
             origin: the run that this one goes on from with a changed configuration.
-            run_id: a name that was agreed on before; without it a new one is drawn.
         """
-        run = cls(store, run_id) if run_id else cls._draw(store)
-        make_folder(run.folder)
-        if not any(event["event"] == "plan" for event in run.events()):
-            resolved = yaml.safe_dump(_plain(spec.resolved), sort_keys=False, allow_unicode=True)
-            write_atomic(run.folder / "run.yaml", resolved)
-            facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
-            run.append("run.created", **facts, origin=origin)
-            run.replan(plan)
+        run = cls._draw(store)
+        resolved = yaml.safe_dump(_plain(spec.resolved), sort_keys=False, allow_unicode=True)
+        write_atomic(run.folder / "run.yaml", resolved)
+        facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
+        run.append("run.created", **facts, origin=origin)
+        run.replan(plan)
         return run
 
     @classmethod
@@ -187,7 +131,9 @@ class Run:
         while True:
             run = cls(store, new_id(instant))
             try:
-                run.folder.mkdir()
+                with disk_errors(run.folder):
+                    run.folder.mkdir()
+                    sync(run.folder.parent)
             except FileExistsError:
                 instant += 1 / len(_NOUNS)
             else:
@@ -223,10 +169,28 @@ class Run:
         return from_resolved(self.resolved())
 
     def plan(self) -> Plan:
-        """The newest plan."""
+        """The newest plan.
+
+        Raises:
+            Failure: there is none: whoever created the run was stopped before it was complete.
+        """
         from pipeline.plan import Plan
 
-        return Plan.from_json(json.loads((self.folder / "plan.json").read_text()))
+        if plan := self._plan():
+            return Plan.from_json(plan)
+        raise Failure(
+            f"run {self.id} has no plan",
+            where=str(self.folder),
+            remedy="it was stopped while it was created: start it again",
+        )
+
+    def payload(self, stage: str) -> dict[str, Any]:
+        """What identifies a stage's work by the newest plan; empty if it knows no such stage."""
+        stages = self._plan().get("stages", ())
+        return next((dict(s.get("payload") or {}) for s in stages if s["name"] == stage), {})
+
+    def _plan(self) -> dict[str, Any]:
+        return read_json(self.folder / "plan.json", {})
 
     def replan(self, plan: Plan) -> None:
         """Replace the plan: a resumed run finds other things cached than it did at first."""
@@ -258,7 +222,17 @@ class Run:
         if derive(self.id, self.events()).state != "pending":
             self.cancel_file.unlink(missing_ok=True)  # from before anybody asked for it anew
         self._lease = lease
+        self._close_attempts()
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)
+
+    def _close_attempts(self) -> None:
+        """Journal the end of what a driver that died had at work: when it was seen last."""
+        for stage in interrupted(derive(self.id, self.events())).stages:
+            if stage.began:
+                seen = stamp(last_seen(self._fill(stage)))
+                self.append(
+                    "stage.interrupted", stage=stage.name, attempt=stage.attempts, time=seen
+                )
 
     def close(self) -> None:
         """Stop being the driver; journal `run.finished` or `run.interrupted` before."""
@@ -275,13 +249,17 @@ class Run:
             LeaseLost: this was the driver, and another one took over.
             Failure: the disk is full.
         """
+        line: Event = {}
+
+        def render() -> str:
+            raw = {"seq": self._seq() + 1, "time": stamp(time.time()), "event": event, **fields}
+            line.update(_redacted(_plain(raw), self.secrets()))
+            return json.dumps(line, ensure_ascii=False)
+
         with self._lock:
             if self._lease:
                 self._lease.check()
-            raw = {"seq": self._seq() + 1, "time": _now(), "event": event, **fields}
-            line: Event = _redacted(_plain(raw), self.secrets())
-            size = append_line(self.journal, json.dumps(line, ensure_ascii=False))
-            self._tail = (size, line["seq"])
+            self._tail = (append_line(self.journal, render), line["seq"])
         return line
 
     def secrets(self) -> frozenset[str]:
@@ -297,8 +275,6 @@ class Run:
     def _seq(self) -> int:
         """The number of the last event; reads the journal only if another wrote to it."""
         size, seq = self._tail
-        if not self.journal.exists():
-            return 0
         if self.journal.stat().st_size == size:
             return seq
         return max((event["seq"] for event in self.events()), default=0)
@@ -307,11 +283,7 @@ class Run:
 
     def events(self) -> list[Event]:
         """Everything that happened, in order; a torn or damaged line is left out."""
-        try:
-            whole = self.journal.read_bytes()[: whole_lines(self.journal)]
-        except FileNotFoundError:
-            return []
-        return [event for line in whole.splitlines() if (event := _event(line))]
+        return [event for line in read_lines(self.journal) if (event := _event(line))]
 
     def driven(self) -> bool:
         """Whether a driver is at work on it, as far as can be seen from here."""
@@ -321,7 +293,7 @@ class Run:
         """Where the run stands, derived from its journal and the store."""
         status = derive(self.id, self.events())
         if status.state == "running" and not self.driven():
-            status = _interrupted(status)
+            status = interrupted(status)
         stages = [self._fill(stage) for stage in status.stages]
         return replace(status, stages=stages, store=status.store or str(self.store.root))
 
@@ -339,11 +311,8 @@ class Run:
                 metrics=stage.metrics or artifact.metrics,
                 seconds=artifact.manifest["seconds"] if stage.seconds is None else stage.seconds,
             )
-        progress = self.store.work(stage.uses, stage.fingerprint) / "observed" / "progress.json"
-        try:
-            return replace(stage, progress=json.loads(progress.read_text()))
-        except (OSError, ValueError):
-            return stage
+        work = self.store.work(stage.uses, stage.fingerprint)
+        return so_far(replace(stage, progress=read_json(work / "observed" / "progress.json", {})))
 
 
 def runs(store: Store) -> list[Run]:
@@ -364,103 +333,6 @@ def new_id(instant: float) -> str:
     return f"{time.strftime('%Y%m%d-%H%M', utc)}-{_ADJECTIVES[utc.tm_sec]}-{_NOUNS[tick]}"
 
 
-def derive(run_id: str, events: list[Event]) -> RunStatus:
-    """What a journal says of a run. Pure: it looks neither at the store nor at processes."""
-    status = RunStatus(run_id)
-    stages: dict[str, StageStatus] = {}
-    for event in events:
-        what = event["event"]
-        if what == "plan":
-            stages = _planned(event, stages)
-        elif what.startswith("stage."):
-            name = event["stage"]
-            stages[name] = _stage_event(stages.get(name, StageStatus(name, "")), event)
-        elif what == "promoted":
-            status = replace(status, registered=_registered(status.registered, event))
-        elif what.startswith("run."):
-            status = _run_event(status, event)
-    status = replace(status, stages=list(stages.values()))
-    return status if status.state in ("pending", "running") else _stopped(status)
-
-
-def _run_event(status: RunStatus, event: Event) -> RunStatus:
-    known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
-    state = {
-        "run.resubmitted": "pending",
-        "run.started": "running",
-        "run.interrupted": "interrupted",
-        "run.finished": event.get("state", "finished"),
-    }
-    return replace(status, state=state.get(event["event"], status.state), **known)
-
-
-def _planned(event: Event, before: Mapping[str, StageStatus]) -> dict[str, StageStatus]:
-    """The stages of a plan; attempts are counted over all plans of the run."""
-    stages = {}
-    for planned in event["stages"]:
-        name, uses = planned["name"], planned.get("uses", "")
-        old = before.get(name, StageStatus(name, uses))
-        same = planned.get("fingerprint", "") == old.fingerprint
-        kept = old if same and planned.get("verdict") == "cached" else StageStatus(name, uses)
-        stages[name] = replace(
-            kept,
-            state="skipped" if planned.get("verdict") == "skip" else "pending",
-            reason=planned.get("reason", ""),
-            kind=planned.get("kind", ""),
-            fingerprint=planned.get("fingerprint", ""),
-            attempts=old.attempts,
-        )
-    return stages
-
-
-def _stage_event(stage: StageStatus, event: Event) -> StageStatus:
-    what = event["event"].removeprefix("stage.")
-    if fingerprint := event.get("fingerprint"):
-        stage = replace(stage, fingerprint=fingerprint)
-    match what:
-        case "cached":
-            return replace(stage, state="cached")
-        case "waiting":
-            return replace(stage, state="waiting", reason=event.get("reason", ""))
-        case "started":
-            attempt = int(event.get("attempt", stage.attempts + 1))
-            return replace(stage, state="running", attempts=max(stage.attempts, attempt))
-        case "retry":
-            return replace(stage, state="waiting", reason=event.get("error", ""))
-        case "finished":
-            metrics = event.get("metrics") or {}
-            return replace(stage, state="finished", seconds=event.get("seconds"), metrics=metrics)
-        case "skipped":
-            return replace(stage, state="skipped", reason=event.get("reason", ""))
-        case "failed":
-            return replace(stage, state="failed", reason=event.get("error", ""))
-        case "interrupted":
-            at = event.get("at")
-            return replace(stage, state="interrupted", reason=f"at {at}" if at else stage.reason)
-    return stage
-
-
-def _registered(before: list[dict[str, Any]], event: Event) -> list[dict[str, Any]]:
-    """One entry a model version, with every alias that the run gave it."""
-    key = {"model": event["model"], "version": event["version"]}
-    old = [entry for entry in before if entry.items() >= key.items()]
-    aliases = [*old[0]["aliases"], event["alias"]] if old else [event["alias"]]
-    rest = [entry for entry in before if entry not in old]
-    return [*rest, {**key, "aliases": sorted(set(aliases))}]
-
-
-def _stopped(status: RunStatus) -> RunStatus:
-    """No stage is at work in a run that is over."""
-    after = {"running": "interrupted", "waiting": "pending"}
-    stages = [replace(stage, state=after.get(stage.state, stage.state)) for stage in status.stages]
-    return replace(status, stages=stages)
-
-
-def _interrupted(status: RunStatus) -> RunStatus:
-    """The driver is gone without a word."""
-    return _stopped(replace(status, state="interrupted"))
-
-
 def _event(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
@@ -468,13 +340,6 @@ def _event(line: bytes) -> Event | None:
         return None
     whole = isinstance(event, dict) and isinstance(event.get("seq"), int) and "event" in event
     return event if whole else None
-
-
-def _now() -> str:
-    """UTC in ISO 8601, to the millisecond."""
-    seconds = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{stamp}.{int(seconds % 1 * 1000):03d}Z"
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,8 @@ A lease is a folder with one small file an epoch. Whoever creates the file of th
 it only grows. The holder adds one to a counter every few seconds. A waiter takes over when the
 holder released, when its process is dead on this very machine, or when the waiter itself has
 watched the counter stand still for `expiry` seconds of its own monotonic clock: no two clocks
-are ever compared. A holder that was only slow finds a newer epoch and must not commit.
+are ever compared. A holder that was only slow finds a newer epoch and must not commit. A disk
+that cannot be read for a while says nothing: it neither takes a lease away nor gives one.
 
     <store>/leases/<uses>/<fp>/00000007.json       who holds epoch 7
     <store>/leases/<uses>/<fp>/00000007.beat       the counter
@@ -25,8 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.artifact import disk_errors
-from pipeline.errors import LeaseLost
+from pipeline.disk import disk_errors
+from pipeline.errors import Failure, LeaseLost
 
 HEARTBEAT = 2.0  # seconds between two steps of the counter
 EXPIRY = 30.0  # seconds without a step after which a waiter takes over
@@ -66,20 +67,23 @@ class Lease:
         return True
 
     def held(self) -> bool:
-        """Whether it is still ours; looks at the disk."""
+        """Whether it is still ours; looks at the disk.
+
+        Raises:
+            Failure: the disk cannot be read, so nobody knows.
+        """
         if not self.epoch or self.lost.is_set():
             return False
-        top = self._top()
-        ours = top == self.epoch and self._read(top).get("nonce") == self._nonce
-        if not ours:
+        if not self._is_ours(self.epoch):
             self.lost.set()
-        return ours
+        return not self.lost.is_set()
 
     def check(self) -> None:
         """Pass only while the lease is ours.
 
         Raises:
             LeaseLost: it was never acquired, was released, or another run took over.
+            Failure: the disk cannot be read, so nobody knows.
         """
         if not self.held():
             holder = self.holder() or {}
@@ -92,28 +96,30 @@ class Lease:
     def release(self) -> None:
         """Let others have it; does nothing if it is not held."""
         self._stop.set()
-        if self.held():
-            with suppress(OSError):
+        with suppress(OSError, Failure):
+            if self.held():
                 self._create(self._file(self.epoch, "released"), b"")
         self.epoch = 0
 
     def holder(self) -> Holder | None:
         """Who holds it: {owner, host, pid, …}; None if nobody does."""
-        top = self._top()
-        return None if not top or self._file(top, "released").exists() else self._read(top)
+        with disk_errors(self.folder, to="read"):
+            top = self._top()
+            return None if not top or self._file(top, "released").exists() else self._read(top)
 
     def alive(self) -> bool:
         """Whether the holder seems to be at work, judged at one look: for display only.
 
         The age of its last heartbeat is measured by the file system's own clock.
         """
-        top = self._top()
-        holder = self.holder()
-        if holder is None or _is_dead(holder):
-            return False
-        if holder.get("node") and holder["node"] == node():
-            return True
-        return self._age(self._file(top, "beat")) < self.expiry
+        with disk_errors(self.folder, to="read"):
+            top = self._top()
+            holder = self.holder()
+            if holder is None or _is_dead(holder):
+                return False
+            if holder.get("node") and holder["node"] == node():
+                return True
+            return self._age(self._file(top, "beat")) < self.expiry
 
     def __enter__(self) -> Self:
         return self
@@ -123,20 +129,19 @@ class Lease:
 
     def _try(self) -> bool:
         """One attempt: take the next epoch if the newest one is free."""
-        top = self._top()
-        if top and not self._is_free(top):
-            return False
         try:
             with disk_errors(self.folder):
+                top = self._top()
+                if top and not self._is_free(top):
+                    return False
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._create(self._file(top + 1, "json"), json.dumps(self._identity()).encode())
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # another was quicker, or removed the folder
+            return False
+        if not self._is_ours(top + 1):  # a listing can miss a file that appears while it is made
             return False
         self.epoch = top + 1
         self.lost.clear()
-        if not self.held():  # a listing can miss a file that appears while it is made
-            self.epoch = 0
-            return False
         self._forget_before(self.epoch)
         self._stop = threading.Event()
         beat = threading.Thread(target=self._beats, args=(self._stop, self.epoch), daemon=True)
@@ -145,22 +150,29 @@ class Lease:
 
     def _is_free(self, epoch: int) -> bool:
         """Whether the holder of that epoch is gone, as far as this process can know."""
-        if self._file(epoch, "released").exists():
-            return True
-        holder = self._read(epoch)
-        if _is_dead(holder):
-            return True
-        seen = (epoch, holder.get("nonce"), self._counter(epoch))
+        try:
+            holder, counter = self._read(epoch), self._counter(epoch)
+            if self._file(epoch, "released").exists() or _is_dead(holder):
+                return True
+        except OSError:
+            self._seen = (None, time.monotonic())  # what was not seen did not stand still
+            return False
+        seen = (epoch, holder.get("nonce"), counter)
         if seen != self._seen[0]:
             self._seen = (seen, time.monotonic())
         return time.monotonic() - self._seen[1] >= self.expiry
 
+    def _is_ours(self, epoch: int) -> bool:
+        with disk_errors(self.folder, to="read"):
+            return self._top() == epoch and self._read(epoch).get("nonce") == self._nonce
+
     def _beats(self, stop: threading.Event, epoch: int) -> None:
         """Step the counter until released or lost; a disk that refuses is a missed beat."""
         count = 0
-        while not stop.is_set() and self.held():
-            with suppress(OSError):
-                self._beat(epoch, count)
+        while not stop.is_set() and not self.lost.is_set():
+            with suppress(OSError, Failure):
+                if self.held():
+                    self._beat(epoch, count)
             count += 1
             stop.wait(self.heartbeat)
 
@@ -203,7 +215,7 @@ class Lease:
     def _counter(self, epoch: int) -> str:
         try:
             return self._file(epoch, "beat").read_text()
-        except OSError:
+        except FileNotFoundError:
             return ""
 
     def _top(self) -> int:
@@ -218,13 +230,14 @@ class Lease:
         """An epoch's holder; empty while its file is being written or was removed."""
         try:
             return dict(json.loads(self._file(epoch, "json").read_text()))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return {}
 
     def _forget_before(self, epoch: int) -> None:
-        for path in self.folder.iterdir():
-            if path.stem.isdigit() and int(path.stem) < epoch:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.stem.isdigit() and int(path.stem) < epoch:
+                    path.unlink(missing_ok=True)
 
     def _age(self, path: Path) -> float:
         """Seconds since a file was written, both times given by the same file system."""
@@ -266,9 +279,12 @@ def process_born(pid: int) -> str:
     """When a process began, in ticks since the machine's start; empty if it is gone.
 
     A pid alone is not enough: it is given to another process one day.
+
+    Raises:
+        OSError: the system does not say (too many open files).
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if fields[0] in "ZX" else fields[19]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 from pipeline import graph
 from pipeline.artifact import Artifact
+from pipeline.disk import read_json
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
 from pipeline.fingerprint import changes, fingerprint, payload
 from pipeline.spec import ArtifactRef, ModelRef, Node, Ref, Spec, StageRef
@@ -100,7 +100,7 @@ def make(
     strict_code: bool = False,
     resolve_model: Resolve | None = None,
 ) -> Plan:
-    """Plan a pipeline against a store. Damaged artifacts that are met are put aside.
+    """Plan a pipeline against a store; touches nothing in it.
 
     Args:
         spec: the pipeline.
@@ -114,6 +114,7 @@ def make(
     Raises:
         NotFound: a stage that is named is not in the pipeline.
         SpecError: with every input that cannot be had.
+        Failure: the disk does not let the store be read.
     """
     forced = _forced(spec, from_, rerun)
     _known(spec, [only] if only else [])
@@ -243,7 +244,7 @@ class _Planner:
             return "cached", f"made by {found.manifest['run'].get('id', 'hand')}", False
         if point := resume_point(self.store.work(node.uses, fp)):
             return "resume", point, False
-        if damage := self.store.quarantined(node.uses, fp):
+        if damage := self.store.damage(node.uses, fp):
             return "run", f"artifact is corrupt: {damage}", False
         return "run", self._difference(node, wanted), False
 
@@ -334,18 +335,10 @@ class _Planner:
 
 def resume_point(work: Path) -> str:
     """`step 1200/5000` (or the unit that the stage counts in), if unfinished work says so."""
-    point = _read(work / "observed" / "resume.json")
+    point: dict[str, Any] = read_json(work / "observed" / "resume.json", {})
     if "step" not in point:
         return ""
-    unit = str(_read(work / "observed" / "progress.json").get("unit") or "step")
+    progress: dict[str, Any] = read_json(work / "observed" / "progress.json", {})
+    unit = str(progress.get("unit") or "step")
     total = f"/{point['total']}" if point.get("total") else ""
     return f"{unit.removesuffix('s')} {point['step']}{total}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A small file that a kill may have spoilt: what cannot be read is not there."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pipeline.artifact import Artifact
 from pipeline.attempt import Ending, Job, Outcome, explain
+from pipeline.disk import disk_errors
 from pipeline.errors import HeadwaterError, LeaseLost
 from pipeline.plan import resume_point
 from pipeline.stage import Retries, Workers
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 POLL = 0.1  # seconds between two looks of whoever waits
 SLOWEST = 60.0  # seconds: the longest pause before a retry
 
-_STOPPED = ("interrupted", "killed", "worker", "preempted")  # how attempts end in a stopping run
+_UNCOUNTED = ("preempted", "crowded")  # ends that a later attempt may not meet: no retry is used
+_STOPPED = ("interrupted", "killed", "worker", *_UNCOUNTED)  # how attempts end in a stopping run
 
 StageState = Literal["pending", "cached", "running", "finished", "failed", "interrupted", "skipped"]
 
@@ -127,7 +129,7 @@ class Budget:
 
     def pause(self, ending: Ending) -> float | None:
         """Seconds to wait before the next attempt, growing; None: give up."""
-        if ending != "preempted":
+        if ending not in _UNCOUNTED:
             if self._left.get(ending, 0) <= 0:
                 return None
             self._left[ending] -= 1
@@ -184,7 +186,8 @@ class Production:
         return lease.held()
 
     def _made_by_another(self) -> bool:
-        found = self.run.store.find(self.planned.uses, self.planned.fingerprint)
+        """Whether there is nothing left to make; what is damaged, and ours now, is put aside."""
+        found = self.run.store.take(self.planned.uses, self.planned.fingerprint)
         return found is not None and (self.stale is None or found.path != self.stale.path)
 
     def _attempts(self, lease: Lease) -> StageState | None:
@@ -199,6 +202,7 @@ class Production:
             if outcome.ending in _STOPPED and self.stop.asked:
                 return self._interrupt(attempt)
             if outcome.ending == "corrupt" and not self._inputs_are_there():
+                self._note("waiting", reason="a damaged input is to be made again")
                 return "pending"
             outcome = _unasked(outcome, lease)
             pause = self._budget.pause(outcome.ending)
@@ -212,7 +216,7 @@ class Production:
                 return None
 
     def _inputs_are_there(self) -> bool:
-        """Whether each input is still the artifact that we were given; damage is put aside."""
+        """Whether each input is still the artifact that we were given."""
         given = [artifact for found in self.inputs.values() for artifact in found]
         now = [self.run.store.find(artifact.uses, artifact.fingerprint) for artifact in given]
         return [a.path for a in now if a] == [artifact.path for artifact in given]
@@ -271,9 +275,10 @@ class Production:
     def _next_attempt(self) -> int:
         """Attempts are counted over the whole life of the run, restarts of its driver included."""
         attempt = 1
-        while self.run.attempt_dir(self.planned.name, attempt).exists():
-            attempt += 1
-        self.run.attempt_dir(self.planned.name, attempt).mkdir(parents=True)
+        with disk_errors(self.run.folder):
+            while self.run.attempt_dir(self.planned.name, attempt).exists():
+                attempt += 1
+            self.run.attempt_dir(self.planned.name, attempt).mkdir(parents=True)
         return attempt
 
     def _forget(self) -> None:

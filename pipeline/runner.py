@@ -24,9 +24,10 @@ from pipeline.stop import CANCELLED, INTERRUPTED, Stop
 from pipeline.store import Store
 
 if TYPE_CHECKING:
-    from pipeline.journal import Run, RunStatus
+    from pipeline.journal import Run
     from pipeline.plan import Plan, PlannedStage
     from pipeline.spec import ModelRef
+    from pipeline.status import RunStatus
 
 GRACE = 25.0  # seconds from the wish to stop until stages are killed; 30 are promised
 BACKOFF = 1.0  # seconds before the first retry; doubled for each further one

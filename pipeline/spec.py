@@ -267,7 +267,7 @@ class _Checker:
         try:
             stage = self.stages[node] = find_stage(uses)
         except UserError as error:
-            return self.problem(path, error.message, error.remedy)
+            return self.problem(path, str(error), error.remedy)
         taken = {"uses", *stage.inputs}
         values = {key: value for key, value in section.items() if key not in taken}
         self.references(("stages", node), values, stage)

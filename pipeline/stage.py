@@ -21,11 +21,13 @@ import inspect
 import os
 import pkgutil
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path, PurePath
+from types import ModuleType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -294,23 +296,41 @@ def find_stage(uses: str) -> Stage:
     raise NotFound(f"unknown stage {uses!r}", remedy=did_you_mean(uses, known))
 
 
-def _import(module: str) -> None:
+def _import(module: str) -> ModuleType | None:
     """Import a module that may be absent; whatever is wrong inside it is the user's to mend."""
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name not in (module, module.rpartition(".")[0]):
-            raise UserError(
-                f"the stage module {module} needs {error.name!r}, which is not installed",
-                remedy=f"pip install {error.name}",
-            ) from error
+        if error.name in (module, module.rpartition(".")[0]):
+            return None
+        raise UserError(
+            f"the stage module {module} needs {error.name!r}, which is not installed",
+            remedy=f"pip install {error.name}",
+        ) from error
+    except Exception as error:
+        said = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0]
+        raise UserError(
+            f"the stage module {module} cannot be imported: {type(error).__name__}: {said}",
+            where=_place(error, module),
+            remedy="mend that line",
+        ) from error
+
+
+def _place(error: Exception, module: str) -> str:
+    """`file.py:line` of the module's own last line that led to an error."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename.endswith(module.replace(".", os.sep) + ".py")]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def all_stages() -> Iterable[Stage]:
     """Every stage of every package, sorted by name."""
     for package in stage_packages():
-        root = importlib.import_module(package)
-        for info in pkgutil.iter_modules(root.__path__):
+        root = _import(package)
+        for info in pkgutil.iter_modules(root.__path__ if root else ()):
             if not info.ispkg:
                 _import(f"{package}.{info.name}")
     return [Stage.registry[uses] for uses in sorted(Stage.registry)]

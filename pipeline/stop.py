@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from pipeline.artifact import write_atomic
+from pipeline.disk import write_atomic
 from pipeline.errors import HeadwaterError
 
 CANCELLED, INTERRUPTED = "cancelled", "interrupted"
@@ -111,7 +111,7 @@ class Stop:
         """What the cancel file says; empty if there is none."""
         try:
             return self._file.read_text() or INTERRUPTED
-        except FileNotFoundError:
+        except OSError:  # there is none, or the disk refuses: asked again in a moment
             return ""
 
     def _ask(self, reason: str, grace: float) -> None:

@@ -11,60 +11,31 @@ Of several generations of a fingerprint the newest sound one is read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import (
-    OBSERVED,
-    Artifact,
-    check_name,
-    code_version,
+from pipeline.artifact import OBSERVED, Artifact, check_name, publish
+from pipeline.disk import (
+    children,
     disk_errors,
-    environment,
+    grandchildren,
     make_folder,
     move,
-    publish,
+    read_json,
     write_atomic,
 )
 from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
-from pipeline.lease import Lease
-
-ROLLBACKS = 5  # promotions of each alias that gc keeps, so that a rollback finds its model
-
-Fingerprint = tuple[str, str]  # uses, fp
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """Something that nothing kept can reach."""
-
-    path: Path
-    size: int
-    """Bytes on disk."""
-    why: str
-
-
-@dataclass
-class GcReport:
-    """What `gc` found: removed if it was not dry."""
-
-    dry: bool
-    garbage: list[Garbage] = field(default_factory=list)
-    kept: int = 0
-    """Artifacts that stay."""
-
-    @property
-    def size(self) -> int:
-        """Bytes that go."""
-        return sum(item.size for item in self.garbage)
+from pipeline.garbage import GcReport, collect
+from pipeline.lease import Lease, node
+from pipeline.provenance import code_version, environment
 
 
 class Store:
@@ -77,8 +48,9 @@ class Store:
                 remedy="give a folder that all machines of the cluster mount",
             )
         self.root = Path(os.path.abspath(Path(root).expanduser()))  # noqa: PTH100
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"the store {root} is a file", remedy="give a folder")
+        with disk_errors(self.root, to="read"):
+            if self.root.exists() and not self.root.is_dir():
+                raise UserError(f"the store {root} is a file", remedy="give a folder")
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -86,40 +58,70 @@ class Store:
     # --- reading -------------------------------------------------------------------------------
 
     def find(self, uses: str, fp: str) -> Artifact | None:
-        """The newest sound artifact of a fingerprint, or None.
+        """The newest sound artifact of a fingerprint, or None; touches nothing.
 
-        Every file is looked at (presence, size); a damaged artifact is quarantined on the way.
+        Every file is looked at (presence, size); what is damaged is passed over.
+
+        Raises:
+            Failure: the disk does not let it be read, which says nothing of the artifact.
         """
-        for folder in self._generations(uses, fp):
+        looks = self._looks(uses, fp)
+        return next((found for _, found in looks if isinstance(found, Artifact)), None)
+
+    def take(self, uses: str, fp: str) -> Artifact | None:
+        """As `find`, for who holds the lease: what is damaged is put aside, to be made again."""
+        for folder, found in self._looks(uses, fp):
+            if isinstance(found, Artifact):
+                return found
+            self.quarantine(folder, found)
+        return None
+
+    def damage(self, uses: str, fp: str) -> str:
+        """What is wrong with the newest artifact, put aside or not; empty if nothing is."""
+        for _, found in self._looks(uses, fp):
+            return found if isinstance(found, str) else ""
+        notes: list[dict[str, Any]] = [
+            read_json(path, {})
+            for path in children(self.root / "quarantine" / uses)
+            if path.name.startswith(fp) and path.suffix == ".json"
+        ]
+        newest = max(notes, key=lambda note: note.get("time", 0.0), default={})
+        return str(newest.get("reason", ""))
+
+    def _looks(self, uses: str, fp: str) -> Iterator[tuple[Path, Artifact | str]]:
+        """Each generation's folder, the newest first, with the artifact or what is wrong."""
+        for folder in self.generations(uses, fp):
             try:
                 artifact = Artifact.open(folder)
-                if (artifact.uses, artifact.fingerprint) != (uses, fp):
-                    raise CorruptArtifact(f"holds {artifact.uses}/{artifact.fingerprint}")
             except CorruptArtifact as error:
-                self.quarantine(folder, error.message)
-            else:
-                return artifact
-        return None
+                yield folder, error.message
+                continue
+            held = (artifact.uses, artifact.fingerprint)
+            yield folder, artifact if held == (uses, fp) else f"holds {held[0]}/{held[1]}"
 
     def peek(self, uses: str, fp: str, digest: str = "") -> Artifact | None:
         """The newest readable artifact (of that digest, if one is given); touches nothing."""
-        for folder in self._generations(uses, fp):
+        for folder in self.generations(uses, fp):
             with suppress(CorruptArtifact):
                 artifact = Artifact.read(folder)
                 if digest in ("", artifact.digest):
                     return artifact
         return None
 
-    def checked(self, artifact: Artifact) -> Artifact:
+    def checked(self, artifact: Artifact, run: str = "") -> Artifact:
         """The artifact, once its bytes were hashed on this machine. Call it before each use.
 
-        What was hashed before and not touched since is not read again.
+        What was hashed before, for this run or (without one) since the machine's start, and was
+        not touched since is not read again. Who wrote it does not count as a reader: bits can
+        flip on the way to the disk and on it.
 
         Raises:
             CorruptArtifact: bytes changed; it was quarantined, and a new run remakes it.
+            Failure: the disk does not let it be read, which says nothing of the artifact.
         """
-        with suppress(Failure, OSError):
-            if self._verified(artifact).exists():
+        mark = self._mark(artifact, run)
+        with suppress(OSError):
+            if mark and mark.exists():
                 return artifact
         if problems := self.verify(artifact):
             self.quarantine(artifact, "; ".join(problems))
@@ -128,18 +130,32 @@ class Store:
                 where=f"{artifact.uses}/{artifact.fingerprint}",
                 remedy="it was put aside; `headwater resume` makes it again",
             )
+        if mark:
+            with suppress(Failure, OSError):
+                make_folder(mark.parent)
+                mark.touch()
         return artifact
 
+    def _mark(self, artifact: Artifact, run: str) -> Path | None:
+        """The file that says: a reader hashed these very files here; None if they look odd."""
+        reader = f"{platform.node()}\0{node()}\0{run}\0"
+        try:
+            seen = hashlib.sha256((reader + artifact.stamp()).encode()).hexdigest()
+        except (Failure, OSError):
+            return None
+        return self.root / "cache" / "verified" / seen
+
     def verify(self, artifact: Artifact | Path) -> list[str]:
-        """Every difference from what was published; reads all bytes. Empty if it is sound."""
+        """Every difference from what was published; reads all bytes. Empty if it is sound.
+
+        Raises:
+            Failure: the disk does not let it be read, which says nothing of the artifact.
+        """
         try:
             found = Artifact.read(artifact if isinstance(artifact, Path) else artifact.path)
         except CorruptArtifact as error:
             return [error.message]
-        problems = found.verify()
-        if not problems:
-            self._remember(found)
-        return problems
+        return found.verify()
 
     def by_fingerprint(self, prefix: str) -> Artifact:
         """The artifact whose fingerprint, or `uses/fingerprint`, begins like that.
@@ -162,6 +178,11 @@ class Store:
                 return Artifact.open(exact[0])
             if found := self.find(uses, fp):
                 return found
+            raise NotFound(
+                f"{uses}/{fp} is damaged: {self.damage(uses, fp)}",
+                where=str(self.root),
+                remedy="the pipeline that made it makes it again",
+            )
         raise NotFound(
             f"no artifact begins with {prefix!r}",
             where=str(self.root),
@@ -176,7 +197,13 @@ class Store:
 
     def folders(self) -> Iterator[Path]:
         """Every artifact's folder, readable or not (for `verify --all`)."""
-        yield from _grandchildren(self.root / "artifacts")
+        yield from grandchildren(self.root / "artifacts")
+
+    def generations(self, uses: str, fp: str) -> list[Path]:
+        """The folders of a fingerprint, the newest first."""
+        first = self._place("artifacts", uses, fp)
+        found = [path for path in children(first.parent) if _generation(path, fp)]
+        return sorted(found, key=lambda path: -_generation(path, fp))
 
     def work(self, uses: str, fp: str) -> Path:
         """Where a stage works until its artifact is published; may not exist yet."""
@@ -225,7 +252,7 @@ class Store:
             "fingerprint": fp,
             "payload": payload,
             "inputs": {name: self._references(found) for name, found in inputs.items()},
-            "metrics": _results(out / OBSERVED / "results.json"),
+            "metrics": read_json(out / OBSERVED / "results.json", {}),
             "code": {**code_version(), "source_hash": source_hash},
             "environment": environment(),
             "run": dict(run),
@@ -237,7 +264,6 @@ class Store:
             artifact = publish(out, self._next_generation(uses, fp), facts, check=check)
         except FileExistsError:
             raise LeaseLost("another run published it first", where=f"{uses}/{fp}") from None
-        self._remember(artifact)
         shutil.rmtree(work, ignore_errors=True)
         return artifact
 
@@ -251,99 +277,26 @@ class Store:
                 with suppress(FileNotFoundError):  # another run was quicker
                     move(source, target)
                     note = {"reason": why, "path": _label(source), "time": time.time()}
-                    write_atomic(target.with_suffix(".json"), json.dumps(note))
+                    write_atomic(aside / f"{target.name}.json", json.dumps(note))
                 return
 
-    def quarantined(self, uses: str, fp: str) -> str:
-        """Why the last damaged artifact of a fingerprint was put aside; empty if none was."""
-        notes = (self.root / "quarantine" / uses).glob(f"{fp}*.json")
-        found = sorted((json.loads(note.read_text()) for note in notes), key=lambda n: n["time"])
-        return str(found[-1]["reason"]) if found else ""
-
-    # --- collecting ----------------------------------------------------------------------------
-
     def gc(self, keep: int = 10, dry: bool = True) -> GcReport:
-        """Find (and remove, unless `dry`) what nothing can reach any more.
-
-        Kept are the artifacts and unfinished work of the last `keep` runs and of runs at work,
-        of each alias's promotions, and everything that those were made from.
+        """Find (and remove, unless `dry`) what nothing can reach any more; see `garbage`.
 
         Raises:
-            Failure: a plan or a promotion log cannot be read, so nothing is safe to remove.
+            Failure: a plan, a promotion log or an artifact cannot be read, so nothing is safe to
+                remove.
         """
-        report = GcReport(dry)
-        wanted = self._reachable(keep)
-        for folder in self.folders():
-            if (folder.parent.name, folder.name[:16]) in wanted:
-                report.kept += 1
-            else:
-                report.garbage.append(_garbage(folder, "no kept run or alias reaches it"))
-        for folder in _grandchildren(self.root / "work"):
-            name = (folder.parent.name, folder.name)
-            leased = self.lease(*name, owner="gc").alive()
-            if not leased and (name not in wanted or self.peek(*name)):
-                report.garbage.append(_garbage(folder, "unfinished work of no kept run"))
-        for folder in _grandchildren(self.root / "quarantine"):
-            if folder.is_dir():
-                report.garbage.append(_garbage(folder, "damaged"))
-        for folder in _children(self.root / "tmp"):
-            report.garbage.append(_garbage(folder, "being deleted when something stopped"))
-        if not dry:
-            for item in report.garbage:
-                self._discard(item.path)
-        return report
-
-    def _reachable(self, keep: int) -> set[Fingerprint]:
-        """What the kept runs and aliases name, and all that those were made from."""
-        runs = _children(self.root / "runs")
-        kept = runs[len(runs) - keep :] if keep < len(runs) else runs
-        alive = [run for run in runs if self.lease("run", run.name, owner="gc").alive()]
-        wanted: set[Fingerprint] = set()
-        for run in {*kept, *alive}:
-            wanted.update(_named(_read_json(run / "plan.json", {})))
-        for log in (self.root / "registry").glob("*/promotions.jsonl"):
-            wanted.update(self._promoted(log))
-        frontier = list(wanted)
-        while frontier:
-            for folder in self._generations(*frontier.pop()):
-                with suppress(CorruptArtifact):
-                    new = set(_named(Artifact.read(folder).manifest["inputs"])) - wanted
-                    wanted |= new
-                    frontier += new
-        return wanted
-
-    def _promoted(self, log: Path) -> Iterator[Fingerprint]:
-        """The artifacts that each alias of a model pointed to last."""
-        lines = [_parse(line, log) for line in log.read_text().splitlines()]
-        for alias in {line.get("alias") for line in lines}:
-            promotions = [line for line in lines if line.get("alias") == alias]
-            for line in promotions[-ROLLBACKS:]:
-                fp = str(line.get("fingerprint"))
-                yield from ((f.parent.name, fp) for f in self.folders() if f.name[:16] == fp)
-
-    def _discard(self, folder: Path) -> None:
-        """Delete a folder so that no half of it is ever found under its name."""
-        trash = self.root / "tmp" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
-        with suppress(FileNotFoundError):
-            if folder.parent != trash.parent:
-                move(folder, trash)
-                folder = trash
-        shutil.rmtree(folder, ignore_errors=True)
+        return collect(self, keep, dry)
 
     # --- places --------------------------------------------------------------------------------
 
     def _place(self, area: str, uses: str, fp: str) -> Path:
         return self.root / area / check_name(uses, "a stage") / check_name(fp, "an artifact")
 
-    def _generations(self, uses: str, fp: str) -> list[Path]:
-        """The folders of a fingerprint, the newest first."""
-        first = self._place("artifacts", uses, fp)
-        found = [path for path in _children(first.parent) if _generation(path, fp)]
-        return sorted(found, key=lambda path: -_generation(path, fp))
-
     def _next_generation(self, uses: str, fp: str) -> Path:
         first = self._place("artifacts", uses, fp)
-        newest = max((_generation(path, fp) for path in _children(first.parent)), default=0)
+        newest = max((_generation(path, fp) for path in children(first.parent)), default=0)
         return first if not newest else first.with_name(f"{fp}.{newest + 1}")
 
     def _references(self, found: Artifact | Sequence[Artifact]) -> list[dict[str, str]]:
@@ -358,58 +311,20 @@ class Store:
             for artifact in ([found] if isinstance(found, Artifact) else found)
         ]
 
-    def _verified(self, artifact: Artifact) -> Path:
-        """The mark that says: these very files were hashed on this machine."""
-        return self.root / "cache" / "verified" / platform.node() / artifact.stamp()
-
-    def _remember(self, artifact: Artifact) -> None:
-        with suppress(Failure, OSError):
-            mark = self._verified(artifact)
-            make_folder(mark.parent)
-            mark.touch()
-
 
 def _gather(work: Path) -> None:
     """Copy what was observed beside the data: a copy, so that a kill here loses nothing."""
     source, target = work / OBSERVED, work / "out" / OBSERVED
-    if not work.joinpath("out").is_dir() or not any(work.joinpath("out").iterdir()):
+    if not children(work / "out"):
         raise Failure("the stage wrote nothing", where=str(work / "out"))
-    if not source.is_dir():
-        return
     with disk_errors(target):
+        if not source.is_dir():
+            return
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(exist_ok=True)
-        for path in _children(source):
+        for path in children(source):
             if path.is_file():
                 write_atomic(target / path.name, path.read_bytes(), durable=False)
-
-
-def _results(path: Path) -> dict[str, Any]:
-    return dict(_read_json(path, {}))
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    return _parse(path.read_text(), path) if path.exists() else default
-
-
-def _parse(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise Failure(
-            "unreadable", where=str(path), remedy="restore it or move it away; nothing was removed"
-        ) from None
-
-
-def _named(value: Any) -> Iterator[Fingerprint]:
-    """Every (uses, fingerprint) that a JSON value holds, at any depth."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("uses"), str) and isinstance(value.get("fingerprint"), str):
-            yield value["uses"], value["fingerprint"]
-        value = list(value.values())
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        for item in value:
-            yield from _named(item)
 
 
 def _generation(folder: Path, fp: str) -> int:
@@ -422,23 +337,3 @@ def _generation(folder: Path, fp: str) -> int:
 
 def _label(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _grandchildren(folder: Path) -> Iterator[Path]:
-    return (path for child in _children(folder) for path in _children(child))
-
-
-def _garbage(folder: Path, why: str) -> Garbage:
-    size = sum(
-        (Path(parent) / name).lstat().st_size
-        for parent, _, names in os.walk(folder)
-        for name in names
-    )
-    return Garbage(folder, size, why)

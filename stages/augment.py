@@ -93,7 +93,7 @@ class AugmentParams(Params):
         "forward": "Model?",
     },
     output="Conversations",
-    version=1,
+    version=2,
 )
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Label answers with generated questions, keep the good ones, mix them with the real."""
@@ -110,7 +110,7 @@ def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> N
         params.max_new_tokens, params.temperature, params.top_p, params.seed,
     )  # fmt: skip
     with WorkerGroup(params.workers, ctx) as group:
-        shards = group.run(label, targets, how, ctx.scratch)[0]
+        shards = group.run(label, targets, how, ctx.scratch, ctx.cancel_file)[0]
     candidates = read_candidates(ctx.scratch, shards)
     counts = apply(rules(params, real, held_out), candidates)
     texts = {target.id: target for target in targets}

@@ -31,8 +31,8 @@ class CleanParams(Params):
     """Which text is read, and what it must be like."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
-    """`python:docs`, files, folders or globs of txt, md, rst, jsonl(.gz, .zst) and parquet.
-    Their content decides the artifact, not where they lie."""
+    """`python:docs` (less the objects that evaluation asks about), files, folders or globs of txt,
+    md, rst, jsonl(.gz, .zst) and parquet. Content decides the artifact, not where it lies."""
     text_column: str = "text"
     """The field of jsonl and parquet files that holds the text."""
     languages: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class CleanParams(Params):
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
-@stage("clean", output="Documents", version=1)
+@stage("clean", output="Documents", version=2)
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
     from stages.text.cleaning import Caps, judged_rows, take_census

@@ -1,4 +1,4 @@
-"""evaluate: what the models of a pipeline are worth, on what none of them has seen.
+"""evaluate: what the models of a pipeline are worth, on what their training held out.
 
     evaluate:
       uses: evaluate
@@ -11,19 +11,23 @@
       preferences: ${preferences}       # accuracy of the reward model
       conversations: ${questions}
 
-Every input may be left out; what can be measured with those that are there is measured. Figures
+Every input may be left out; what can be measured with those that are there is measured. What is
+held out of one stage may still stand in another's corpus: `python:docs` leaves out the objects that
+`questions` and `preferences` hold out (3 % of their sentences remain, said by other text); other
+corpora are for their owners to keep apart. Figures
 (gates name them as `evaluate.<figure>`):
   perplexity, bits_per_byte             of `base` on held-out documents; sft_…, policy_… too
   answer_loss, answer_loss_augmented    nats a token of held-out answers: sft, augmented
   augmentation_gain (…_error)           the difference, positive if the synthetic questions helped
   reward_accuracy, reward_margin        on held-out preferences
+  reward_demonstrations                 mean score of their best responses, made 0 on trained ones
   reward_before, reward_after, kl       on held-out prompts: sft, policy
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +40,8 @@ from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
 
 if TYPE_CHECKING:
+    import torch
+
     from stages.training.rank import Rank
 
 
@@ -53,7 +59,7 @@ class EvaluateParams(Params):
     prompts: Annotated[int, Field(ge=1)] = 64
     """Held-out prompts that the policies answer."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Longest response."""
+    """Longest response; what the policy was trained with, or its reward and KL are of others."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the responses."""
 
@@ -79,11 +85,11 @@ class Findings:
         "preferences": "Preferences?",
     },
     output="Metrics",
-    version=1,
+    version=3,
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure perplexity, reward accuracy, reward and KL, and the gain by augmentation."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
     from stages.training.group import WorkerGroup
 
     paths = {name: inputs.path(name) for name in inputs}
@@ -96,7 +102,7 @@ def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) ->
             "`headwater stages evaluate`",
         )
     with WorkerGroup(params.workers, ctx) as group:
-        parts = group.run(carry_out, planned, paths, params)
+        parts = group.run(carry_out, planned, paths, params, ctx.cancel_file)
     found = {task: findings for part in parts for task, findings in part.items()}
     figures = {k: v for task in planned for k, v in found[task].figures.items()}
     for task in planned:
@@ -120,40 +126,60 @@ def tasks(paths: Mapping[str, Path]) -> Iterator[str]:
         yield "policy"
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What a task works with."""
+
+    paths: Mapping[str, Path]
+    params: EvaluateParams
+    device: torch.device
+    beat: Callable[[], None]
+    """Called between batches."""
+
+
 def carry_out(
-    rank: Rank, planned: list[str], paths: Mapping[str, Path], params: EvaluateParams
+    rank: Rank,
+    planned: list[str],
+    paths: Mapping[str, Path],
+    params: EvaluateParams,
+    cancel_file: Path | None = None,
 ) -> dict[str, Findings]:
-    """This rank's share of the tasks."""
+    """This rank's share of the tasks.
+
+    Raises:
+        Interrupted: somebody asked the run to stop.
+    """
+    from stages.generation.pause import Pause
+
     found = {}
+    bench = Bench(paths, params, rank.device, Pause(rank, cancel_file))
     for done, task in enumerate(planned):
         if done % rank.world == rank.index:
             kind, _, model = task.partition(":")
-            found[task] = TASKS[kind](rank, paths, params, *([model] if model else []))
-        rank.beat()
+            found[task] = TASKS[kind](bench, *([model] if model else []))
+        bench.beat()
         if rank.ctx:
-            rank.ctx.check_cancelled()
             rank.ctx.progress(done + 1, len(planned), "measure")
     return found
 
 
-def documents(
-    rank: Rank, paths: Mapping[str, Path], params: EvaluateParams, model: str
-) -> Findings:
+def documents(bench: Bench, model: str) -> Findings:
     """Perplexity and bits per byte of one model on held-out documents."""
     from stages.data.tokenizer import Tokenizer
     from stages.generation.perplexity import document_loss
     from stages.models.huggingface import load_gpt
 
-    loaded, tokenizer = load_gpt(paths[model]).to(rank.device), Tokenizer(paths[model])
+    folder = bench.paths[model]
+    loaded, tokenizer = load_gpt(folder).to(bench.device), Tokenizer(folder)
     found = document_loss(
-        loaded, paths["tokens"], tokenizer, windows=params.windows, device=rank.device,
-        beat=rank.beat,
+        loaded, bench.paths["tokens"], tokenizer, windows=bench.params.windows,
+        device=bench.device, beat=bench.beat,
     )  # fmt: skip
     prefix = "" if model == "base" else f"{model}_"
     return Findings({f"{prefix}{name}": value for name, value in found.items()})
 
 
-def answers(rank: Rank, paths: Mapping[str, Path], params: EvaluateParams) -> Findings:
+def answers(bench: Bench) -> Findings:
     """Held-out answers under the model of the real questions, and of those with synthetic ones."""
     import math
 
@@ -164,11 +190,11 @@ def answers(rank: Rank, paths: Mapping[str, Path], params: EvaluateParams) -> Fi
     figures: dict[str, float] = {}
     likely = {}
     for name, suffix in (("sft", ""), ("augmented", "_augmented")):
-        if name in paths:
-            model, tokenizer = load_gpt(paths[name]).to(rank.device), Tokenizer(paths[name])
+        if folder := bench.paths.get(name):
+            model, tokenizer = load_gpt(folder).to(bench.device), Tokenizer(folder)
             likely[name] = answer_likelihoods(
-                model, paths["conversations"], tokenizer,
-                limit=params.conversations_limit, device=rank.device,
+                model, bench.paths["conversations"], tokenizer,
+                limit=bench.params.conversations_limit, device=bench.device, beat=bench.beat,
             )  # fmt: skip
             loss = mean_loss(likely[name])
             figures[f"answer_loss{suffix}"] = loss
@@ -182,33 +208,38 @@ def answers(rank: Rank, paths: Mapping[str, Path], params: EvaluateParams) -> Fi
     return Findings(figures, [panels.bars(title, losses, unit="nats a token")])
 
 
-def preferences(rank: Rank, paths: Mapping[str, Path], params: EvaluateParams) -> Findings:
+def preferences(bench: Bench) -> Findings:
     """Accuracy and margin of the reward model on held-out rankings."""
     from stages.alignment.reward_objective import judge, read_rankings
     from stages.data.tokenizer import Tokenizer
     from stages.models.huggingface import load_scorer
 
-    scorer, tokenizer = load_scorer(paths["reward"]).to(rank.device), Tokenizer(paths["reward"])
-    rankings = read_rankings(
-        paths["preferences"], "eval", tokenizer, scorer.body.config.context
-    )  # fmt: skip
-    limit = params.preferences_limit or len(rankings)
-    judged = judge(scorer, rankings[:limit], rank.device)
+    folder = bench.paths["reward"]
+    scorer, tokenizer = load_scorer(folder).to(bench.device), Tokenizer(folder)
+    context = scorer.body.config.context
+    rankings = read_rankings(bench.paths["preferences"], "eval", tokenizer, context)
+    limit = bench.params.preferences_limit or len(rankings)
+    judged = judge(scorer, rankings[:limit], bench.device, beat=bench.beat)
     rows = {f"{a} over {b}": right for (a, b), (right, _) in judged.by_ranks.items()}
     return Findings(
-        {"reward_accuracy": judged.accuracy, "reward_margin": judged.margin},
+        {
+            "reward_accuracy": judged.accuracy,
+            "reward_margin": judged.margin,
+            "reward_demonstrations": judged.demonstrations,
+        },
         [panels.bars("Reward model: accuracy by ranks", rows)],
     )
 
 
-def policy(rank: Rank, paths: Mapping[str, Path], params: EvaluateParams) -> Findings:
+def policy(bench: Bench) -> Findings:
     """Reward before and after PPO, and how far it went, on held-out prompts."""
     from stages.alignment.appraisal import compare_policies
 
+    params = bench.params
     seen = compare_policies(
-        paths["sft"], paths["policy"], paths["reward"], paths["conversations"],
+        *(bench.paths[name] for name in ("sft", "policy", "reward", "conversations")),
         max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed,
-        count=params.prompts, device=rank.device,
+        count=params.prompts, device=bench.device, beat=bench.beat,
     )  # fmt: skip
     return Findings(seen.figures, [panels.samples("The policy before and after", seen.samples)])
 

@@ -46,12 +46,14 @@ class PPOTrain(TrainSection):
     """Peak learning rate of the policy."""
     schedule: Schedule = "constant"
     """Shape of the learning rate after the warm-up."""
-    warmup: Annotated[float, Field(ge=0)] = 5
+    warmup: Annotated[float, Field(ge=0)] = 0.1
     """Linear warm-up: a share of the steps if below 1, else a number of steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices."""
-    checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 10
-    """Iterations between checkpoints."""
+    eval_samples: Annotated[int, Field(ge=0)] = 64
+    """Held-out prompts on which reward and KL are measured; 0 takes all."""
+    checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 1
+    """Iterations between checkpoints: an iteration is long, and may be stopped in its middle."""
 
 
 class KLSection(Section):
@@ -106,8 +108,6 @@ class PPOParams(Params):
     """The critic's learning rate over the policy's."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Average of the policy's weights that is exported; 0 exports the last weights."""
-    eval_prompts: Annotated[int, Field(ge=0)] = 64
-    """Held-out prompts on which reward and KL are measured before and after."""
     ratio_tolerance: Annotated[float | None, Field(gt=0)] = None
     """How far from 1 the first ratio may be; left out: 0.001 in float32, 0.25 in bfloat16."""
     rollout_batch: Annotated[int, Field(ge=1), EXECUTION] = 64
@@ -160,7 +160,6 @@ class PPOParams(Params):
             ema=self.ema,
             ptx_ratio=self.ptx.ratio,
             ptx_length=self.ptx.length,
-            eval_prompts=self.eval_prompts,
             rollout_batch=self.rollout_batch,
         )
 
@@ -174,7 +173,7 @@ class PPOParams(Params):
         "tokens": "Tokens?",
     },
     output="Model",
-    version=1,
+    version=3,
 )
 def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Improve a policy by reinforcement learning on a reward model's scores (PPO-ptx)."""
@@ -192,7 +191,7 @@ def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         seen = group.run(
             before_and_after, paths["policy"], out, paths["reward"], paths["prompts"],
             max_new_tokens=params.max_new_tokens, temperature=params.temperature,
-            seed=params.seed, count=params.eval_prompts, shown=SHOWN,
+            seed=params.seed, count=params.train.eval_samples, shown=SHOWN,
         )[0]  # fmt: skip
     ctx.result(**seen.figures, tokens=final["tokens"])
     ctx.panel(panels.samples("Before and after", seen.samples))

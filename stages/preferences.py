@@ -10,65 +10,27 @@ are split as `questions` splits them, and every answer comes from the prompt's o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field, PositiveInt
+from typing import TYPE_CHECKING
 
 from pipeline import panels
-from pipeline.errors import InputError, Problem
-from pipeline.stage import Inputs, Params, stage
+from pipeline.errors import InputError
+from pipeline.stage import Inputs, stage
+from stages.text.settings import ObjectsParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.data.preferences import Preference
 
-OBJECTS_A_SECOND = 600  # found on one busy core
 
-
-class PreferencesParams(Params):
-    """How many objects there are answers about, and how long an answer may be."""
-
-    sources: tuple[Literal["python:docs"], ...] = ("python:docs",)
-    """Where objects come from: the running Python installation."""
-    max_objects: PositiveInt = 8_000
-    """Objects in all splits together, at most; the same as in `questions` gives the same ones."""
-    min_characters: Annotated[int, Field(ge=1)] = 20
-    """Characters of an answer, at least."""
-    max_characters: PositiveInt = 300
-    """Characters of an answer, at most."""
-
-    def externals(self) -> dict[str, str]:
-        """The documentation of the installation."""
-        from stages.text.sources import PYTHON_DOCS, content_digest
-
-        return {PYTHON_DOCS: content_digest(PYTHON_DOCS)}
-
-    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """The lengths are in order."""
-        if self.min_characters > self.max_characters:
-            yield Problem("min_characters", "more than max_characters", "swap them")
-
-    def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """Reading takes the time."""
-        return {"seconds": 2 + self.max_objects / OBJECTS_A_SECOND / self.workers.num}
-
-
-@stage("preferences", output="Preferences", version=1)
-def preferences(params: PreferencesParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+@stage("preferences", output="Preferences", version=2)
+def preferences(params: ObjectsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build K-wise preferences from the docstrings of the Python installation."""
     from stages.data.preferences import write_preferences
     from stages.text.contrasts import contrasts
     from stages.text.objects import collect_facts
 
-    facts = collect_facts(
-        ctx,
-        params.workers,
-        most=params.max_objects,
-        shortest=params.min_characters,
-        longest=params.max_characters,
-    )
+    facts = collect_facts(params, ctx)
     found = list(contrasts(facts))
     if not found:
         raise InputError(

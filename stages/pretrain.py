@@ -25,7 +25,7 @@ from pydantic import Field
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import Inputs, Params, Section, stage
+from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
 from stages.models.config import GPTConfig
 from stages.models.presets import PRESETS, preset
 from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
@@ -33,6 +33,7 @@ from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.data.tokenizer import Tokenizer
     from stages.training.engine import Engine
     from stages.training.rank import Rank
 
@@ -56,6 +57,8 @@ class ModelSection(Section):
     """Tokens that the model sees at once: the length of its training samples."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the embeddings, the attention weights and both residual branches."""
+    recompute: Annotated[bool, EXECUTION] = False
+    """Compute each block again in the backward pass: a third more work for far less memory."""
 
 
 class PretrainParams(Params):
@@ -110,13 +113,17 @@ class PretrainParams(Params):
             "parameters": config.parameters,
             "tokens": tokens,
             "flops": flops,
-            "memory_bytes": memory_bytes(config, self.train, self.workers.num),
+            "memory_bytes": memory_bytes(
+                config, self.train, self.workers.num, recompute=self.model.recompute
+            ),
             "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.keep),
             "seconds": flops / _speed(self),
         }
 
 
-def memory_bytes(config: GPTConfig, train: TrainSection, world: int) -> float:
+def memory_bytes(
+    config: GPTConfig, train: TrainSection, world: int, *, recompute: bool = False
+) -> float:
     """Bytes on one device: weights, gradients, Adam's state (Rajbhandari et al. 2020, section 5)
     and the activations of one micro-batch, logits and their gradient among them."""
     low = 2 if train.dtype == "bfloat16" else 4
@@ -124,8 +131,9 @@ def memory_bytes(config: GPTConfig, train: TrainSection, world: int) -> float:
     masters = 12 if low == 2 or train.zero else 8
     state = config.parameters * (low / share[2] + low / share[1] + masters / share[0])
     positions = train.micro(world) * config.context
-    block = config.layers * (16 * config.width + 2 * config.heads)
-    return state + positions * (low * block + 8 * config.vocab_size)
+    block = 16 * config.width + 2 * config.heads
+    kept = block + config.layers * config.width if recompute else config.layers * block
+    return state + positions * (low * kept + 8 * config.vocab_size)
 
 
 @stage(
@@ -174,15 +182,36 @@ class Pretraining(SupervisedObjective):
         return self.tokenizer_path or self.tokens_path
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Map the tokens and draw the initial weights."""
+        """Map the tokens and draw the initial weights.
+
+        Raises:
+            InputError: the tokenizer is not the one that made the tokens.
+        """
+        import torch
+
         from stages.data.tokens import TokenStore
         from stages.models.gpt import GPT
 
         self.train = TokenStore(self.tokens_path).samples(self.config.context, self.seed)
         self.held_out = TokenStore(self.tokens_path, "eval").samples(self.config.context)
         self.flops_per_token = float(self.config.flops_per_token)
-        self._bytes = piece_bytes(self.tokenizer_folder, self.config.vocab_size).to(rank.device)
-        return {"model": Trainable(GPT(self.config))}
+        self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
+        model = GPT(self.config)
+        model.recompute = self.params.model.recompute
+        return {"model": Trainable(model)}
+
+    def _tokenizer(self) -> Tokenizer:
+        from stages.data.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(self.tokenizer_folder)
+        if len(tokenizer) != self.config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {len(tokenizer)} ids, the tokens were made with "
+                f"{self.config.vocab_size}",
+                where=str(self.tokenizer_folder),
+                remedy="name the tokenizer that the tokens were packed with",
+            )
+        return tokenizer
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids -> inputs and targets (B, T)."""
@@ -221,31 +250,6 @@ class Pretraining(SupervisedObjective):
 
         model: Any = engines["model"].module
         save_gpt(model, out, self.tokenizer_folder, card=_card(self))
-
-
-def piece_bytes(folder: Path, vocab_size: int) -> Any:
-    """How many bytes of text each id stands for; control ids stand for none.
-
-    Raises:
-        InputError: the tokenizer is not the one that made the tokens.
-    """
-    import torch
-
-    from stages.data.tokenizer import CONTROLS, FIRST_BYTE, Tokenizer
-
-    tokenizer = Tokenizer(folder)
-    if len(tokenizer) != vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} ids, the tokens were made with {vocab_size}",
-            where=str(folder),
-            remedy="name the tokenizer that the tokens were packed with",
-        )
-    first_piece = FIRST_BYTE + 256
-    sizes = [
-        0 if i < len(CONTROLS) else 1 if i < first_piece else len(piece.replace("▁", " ").encode())
-        for i, piece in enumerate(tokenizer.pieces)
-    ]
-    return torch.tensor(sizes)
 
 
 def continuations(

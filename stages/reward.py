@@ -38,7 +38,7 @@ class RewardParams(Params):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the embeddings, the attention weights and both residual branches."""
     centre_samples: Annotated[int, Field(ge=1)] = 512
-    """Demonstrations whose mean score is made 0."""
+    """Best responses, a sample of those trained on, whose mean score is made 0."""
     train: RewardTrain = RewardTrain()
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
@@ -50,7 +50,7 @@ class RewardParams(Params):
     "reward",
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
-    version=1,
+    version=2,
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a reward model on K-wise rankings: all pairs of a prompt as one batch element."""
@@ -63,9 +63,7 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
     )
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
-        judged = group.run(
-            appraise, out, inputs.path("preferences"), centred_on=params.centre_samples
-        )[0]
+        judged = group.run(appraise, out, inputs.path("preferences"))[0]
     ctx.result(
         loss=final["loss"],
         accuracy=judged.accuracy,

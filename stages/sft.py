@@ -37,10 +37,23 @@ IGNORED = -100
 SHOWN = 6
 
 
+class SftTrain(TrainSection):
+    """A few passes over conversations; weights stay near those of the language model undecayed."""
+
+    steps: Annotated[int, Field(ge=1)] = 200
+    """Optimizer steps."""
+    global_batch: Annotated[int, Field(ge=1)] = 16
+    """Conversations of one optimizer step, over all ranks and micro-batches."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay of matrices."""
+
+
 class SftParams(Params):
     """See the module."""
 
-    train: TrainSection = TrainSection(steps=200, global_batch=16, lr=3e-4, weight_decay=0.0)
+    train: SftTrain = SftTrain()
     swap: bool = False
     """Learn the question from the answer."""
     max_length: Annotated[int | None, Field(ge=8)] = None

@@ -116,7 +116,7 @@ def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
 
 def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
-    from stages.data.packing import encode_shard, encodings
+    from stages.data.packing import encode_shard, encodings, tokens_in
     from stages.data.shards import run_shards
 
     works = encodings(inputs.path("documents"), inputs.path("tokenizer"), params.seed)
@@ -125,7 +125,7 @@ def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
 
     def on_commit(shard: int) -> None:
         nonlocal tokens, done
-        tokens += (folder / f"{shard:06d}.bin").stat().st_size // 2
+        tokens += tokens_in(folder / f"{shard:06d}")
         done += 1
         rate = tokens / max(1e-3, time.monotonic() - started)
         ctx.progress(done, len(works), "shards", tokens_per_second=rate)

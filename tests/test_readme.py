@@ -11,11 +11,15 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from parity import assert_transformers_agree
+
+from pipeline.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,9 +74,28 @@ def test_the_quickstart_keeps_its_promises(store: Path) -> None:
     evaluation = stages["evaluate"]["metrics"]
     assert evaluation["reward_accuracy"] > 0.75
     assert evaluation["reward_after"] > evaluation["reward_before"]
+    assert 0 < evaluation["kl"] < 10
+    assert evaluation["finished_after"] > 0.8
+    assert evaluation["reward_after"] == pytest.approx(
+        stages["ppo"]["metrics"]["reward_after"], abs=1e-3
+    )
+    assert stages["augment"]["metrics"]["synthetic"] > 0
+    gain = evaluation["answer_loss"] - evaluation["answer_loss_augmented"]
+    assert evaluation["augmentation_gain"] == pytest.approx(gain)
+    assert 0 < evaluation["augmentation_gain_error"] < 0.1
     series = Path(stages["gpt"]["path"]) / "observed" / "metrics.jsonl"
     losses = [point["loss"] for point in map(json.loads, series.open()) if "loss" in point]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+def test_every_model_of_the_quickstart_loads_in_transformers(store: Path) -> None:
+    found = [Artifact.read(path.parent) for path in (store / "artifacts").glob("*/*/manifest.json")]
+    models = [made for made in found if made.kind.endswith("Model")]
+    for made in models:
+        assert_transformers_agree(made.path)
+    made_by = Counter(made.uses for made in models)
+    assert {"pretrain", "sft", "reward", "ppo"} <= set(made_by)
+    assert made_by["sft"] >= 3, "the assistant, the speaker, and the one with synthetic questions"
 
 
 def test_the_stage_of_the_readme_works(store: Path, tmp_path: Path) -> None:

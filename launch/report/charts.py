@@ -8,7 +8,6 @@ the sheet, for readers that show one drawing alone.
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -17,6 +16,7 @@ from typing import Any
 
 from launch.wording import number
 from pipeline.context import escape
+from pipeline.disk import read_json
 from pipeline.panels import Panel
 
 WIDTH = 520  # units of a drawing, which scales to its place
@@ -57,10 +57,7 @@ WIDE = 100  # bins that span more than this are drawn over a logarithmic axis
 
 def panels(observed: Path) -> list[Panel]:
     """The panels that a stage left; none if the file is missing or damaged."""
-    try:
-        found = json.loads((observed / "panels.json").read_text())
-    except (OSError, ValueError):
-        return []
+    found: list[Panel] = read_json(observed / "panels.json", [])
     return [panel for panel in found if isinstance(panel, dict) and "title" in panel]
 
 

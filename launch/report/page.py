@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import wording
+from launch.console import prominent
 from launch.report import charts, diagram
-from pipeline.artifact import OBSERVED, Artifact, write_atomic
+from pipeline.artifact import OBSERVED, Artifact
 from pipeline.context import read_series, redact
-from pipeline.journal import Event, Run, RunStatus, StageStatus
+from pipeline.disk import read_json, write_atomic
+from pipeline.journal import Run
+from pipeline.status import Event, RunStatus, StageStatus
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ def render(run: Run, store: Store) -> str:
     from markupsafe import Markup
 
     status, events = run.status(), run.events()
-    plan = {stage["name"]: stage for stage in _plan(run).get("stages", [])}
+    described: dict[str, Any] = read_json(run.folder / "plan.json", {})
+    plan = {stage["name"]: stage for stage in described.get("stages", [])}
     stages = [
         _stage(run, store, stage, plan.get(stage.name, {}), events) for stage in status.stages
     ]
@@ -131,13 +135,6 @@ def _number(value: Any) -> str:
     return wording.number(value)
 
 
-def _plan(run: Run) -> dict[str, Any]:
-    try:
-        return dict(json.loads((run.folder / "plan.json").read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
 def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:
     """The lines under the title."""
     if events:
@@ -159,7 +156,7 @@ def _figures(status: RunStatus, needs: Mapping[str, Iterable[str]]) -> list[tupl
     """What the last stages found: those that no other stage needs."""
     needed = {need for found in needs.values() for need in found}
     last = [stage for stage in status.stages if stage.name not in needed]
-    found = [(f"{s.name} · {key}", value) for s in last for key, value in s.metrics.items()]
+    found = [(f"{s.name} · {key}", s.metrics[key]) for s in last for key in prominent(s.metrics)]
     return found[:FIGURES]
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.artifact import move
+from pipeline.disk import move
 from pipeline.errors import Failure, HeadwaterError
 from pipeline.store import Store
 

@@ -30,7 +30,8 @@ from launch.tracking.client import (
     sole_writer,
     tracking_uri,
 )
-from pipeline.artifact import Artifact, append_line, check_name, make_folder
+from pipeline.artifact import Artifact, check_name
+from pipeline.disk import append_line, make_folder, read_lines
 from pipeline.errors import (
     CorruptArtifact,
     Failure,
@@ -207,11 +208,8 @@ class Registry:
         return self.store.root / "registry" / check_name(model, "a model") / "promotions.jsonl"
 
     def _read(self, log: Path) -> list[Record]:
-        if not log.exists():
-            return []
-        lines = log.read_bytes().split(b"\n")
         try:
-            return [json.loads(line) for line in lines[:-1]]  # after the last \n: torn, or nothing
+            return [json.loads(line) for line in read_lines(log)]
         except ValueError:
             remedy = "restore the file from a backup; artifacts and runs are not affected"
             raise Failure("the promotion log is damaged", where=str(log), remedy=remedy) from None

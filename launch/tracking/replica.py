@@ -37,9 +37,11 @@ from launch.tracking.client import (
 )
 from launch.tracking.mirror import CURSOR, read_cursor
 from launch.wording import seconds
-from pipeline.artifact import OBSERVED, Artifact, write_atomic
+from pipeline.artifact import OBSERVED, Artifact
 from pipeline.context import read_series, redact
-from pipeline.journal import Run, RunStatus, StageStatus
+from pipeline.disk import write_atomic
+from pipeline.journal import Run
+from pipeline.status import RunStatus, StageStatus
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -405,9 +407,7 @@ def points_of(line: bytes) -> Iterator[Point]:
 
 def identity_of(run: Run, stage: str) -> dict[str, Any]:
     """The parameters that identify a stage's work, as its plan says."""
-    plan = json.loads((run.folder / "plan.json").read_text())
-    payloads = [s.get("payload") or {} for s in plan.get("stages", []) if s["name"] == stage]
-    return dict(payloads[0].get("params", {})) if payloads else {}
+    return dict(run.payload(stage).get("params", {}))
 
 
 def externals(declared: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

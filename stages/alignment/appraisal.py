@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from stages.alignment.experience import Experience
 from stages.alignment.ppo_objective import read_prompts, summarise
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.data.tokenizer import EOS, PAD, Tokenizer
+from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding
 from stages.models.gpt import GPT
 from stages.models.heads import Scorer
@@ -41,7 +42,7 @@ def before_and_after(rank: Rank, *paths: Path, **options: Any) -> Comparison:
     """`compare_policies` on rank 0 alone; the others give an empty answer."""
     if not rank.first:
         return Comparison({})
-    return compare_policies(*paths, **options, device=rank.device)
+    return compare_policies(*paths, **options, device=rank.device, beat=Pause(rank))
 
 
 def compare_policies(
@@ -56,22 +57,25 @@ def compare_policies(
     count: int = 64,
     shown: int = 6,
     device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Compare two policies by a reward model on the first `count` held-out prompts.
+    """Compare two policies by a reward model on the first `count` held-out prompts (0: on all).
 
-    The KL is that of the second to the first, in nats of a response.
+    The KL is that of the second to the first, in nats of a response. `beat` is called after each
+    batch of responses.
     """
     tokenizer = Tokenizer(after)
     policies = [load_gpt(path).to(device) for path in (before, after)]
     room = min(policy.config.context for policy in policies) - max_new_tokens
-    asked = read_prompts(prompts, "eval", tokenizer, room)[:count]
+    asked = read_prompts(prompts, "eval", tokenizer, room)
+    asked = asked[: count or len(asked)]
     if not asked:
         return Comparison({})
     scorer = load_scorer(reward).to(device)
     settings = RolloutSettings(
         Decoding(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
     )
-    old, new = (_play(policy, policies[0], scorer, asked, settings) for policy in policies)
+    old, new = (_play(policy, policies[0], scorer, asked, settings, beat) for policy in policies)
     return Comparison(
         figures(old, new), side_by_side(tokenizer, asked, old, new, shown), histograms(old, new)
     )
@@ -83,10 +87,11 @@ def _play(
     scorer: Scorer,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
+    beat: Callable[[], None],
 ) -> Experience:
     """The reward model stands in for the critic, whose values nobody asks for here."""
-    cast = Cast(policy, reference, scorer, score_with(scorer))
-    return collect(cast, prompts, range(len(prompts)), settings)
+    cast = Cast(policy, reference, scorer, score_with(scorer, EOS))
+    return collect(cast, prompts, range(len(prompts)), settings, beat)
 
 
 def figures(old: Experience, new: Experience) -> dict[str, float]:

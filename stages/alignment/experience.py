@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from stages.alignment.advantage import gae, kl_estimates, last_token, token_rewards, whiten
+from stages.alignment.advantage import gae, kl_estimates, token_rewards, whiten
 
 
 @dataclass
@@ -110,20 +110,3 @@ def targets(
     rewards = token_rewards(scores_B, e.log_probs, e.reference, e.mask, beta)
     advantages = gae(rewards, e.values, e.mask, gamma=gamma, lam=lam)
     return Targets(whiten(advantages, e.mask), torch.where(e.mask, advantages + e.values, 0.0))
-
-
-def total_rewards(experience: Experience, beta: float) -> Tensor:
-    """(B) score minus beta KL: what the optimum of RLHF maximises in expectation."""
-    return experience.scores - beta * experience.kl()
-
-
-__all__ = [
-    "Experience",
-    "Targets",
-    "last_token",
-    "mark",
-    "shaped_scores",
-    "spread",
-    "targets",
-    "total_rewards",
-]

@@ -2,29 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-
-
-class TokenModel(Protocol):
-    """A model that is read at marked positions: logits_NV of a policy, values_N of a critic."""
-
-    def __call__(self, tokens_BT: Tensor, *, at_BT: Tensor) -> Tensor:
-        """One row a marked position, in row-major order."""
-
-
-def action_log_probs(
-    model: TokenModel, tokens_BT: Tensor, at_BT: Tensor, temperature: float = 1.0
-) -> Tensor:
-    """Log-probability_N of the token after each marked position under softmax(logits / T).
-
-    This is the distribution that rollouts are drawn from, temperature included.
-    """
-    log_probs_NV = (model(tokens_BT, at_BT=at_BT).float() / temperature).log_softmax(-1)
-    next_N = tokens_BT.roll(-1, 1)[at_BT]
-    return log_probs_NV.gather(1, next_N[:, None]).squeeze(1)
 
 
 def policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: float = 0.2) -> Tensor:

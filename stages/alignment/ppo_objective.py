@@ -8,7 +8,8 @@ weights, moments and coefficient is the whole state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,17 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Interrupted
 from stages.alignment.advantage import kl_estimates
 from stages.alignment.control import AdaptiveKL, FixedKL
 from stages.alignment.experience import Experience, targets
-from stages.alignment.losses import TokenModel
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with, widened
 from stages.alignment.update import Share, UpdateSettings, update
 from stages.data.chat import encode_prompt
 from stages.data.conversations import Conversations
 from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import Samples, TokenStore
+from stages.generation.likelihood import TokenModel
+from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding
 from stages.models.gpt import GPT
 from stages.models.huggingface import load_gpt, load_scorer, save_gpt
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from stages.training.engine import Engine
     from stages.training.rank import Rank
     from stages.training.settings import TrainSection
+    from stages.training.shards import Fragment
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ class PPOSettings:
     ema: float
     ptx_ratio: float
     ptx_length: int | None
-    eval_prompts: int
     rollout_batch: int
 
     @property
@@ -78,6 +80,8 @@ class PPOObjective:
 
     flops_per_token = 0.0
     facts: Mapping[str, float] = {}
+    grace = 15.0
+    """Seconds that an iteration gets to come to its end when the run is to stop."""
 
     def __init__(
         self,
@@ -126,6 +130,9 @@ class PPOObjective:
             "value": Trainable(critic, lr=self.settings.critic_lr),
         }
 
+    def _pretraining(self, step: int) -> Pages | None:
+        return Pages(self, step) if self.pages else None
+
     def _pages(self, context: int) -> Samples | None:
         if self.tokens_path is None or not self.settings.update.ptx:
             return None
@@ -133,10 +140,15 @@ class PPOObjective:
         return TokenStore(self.tokens_path).samples(min(length, context), mix(self.seed, 3))
 
     def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """One iteration."""
-        count = self.train.global_batch
+        """One iteration.
+
+        Raises:
+            Interrupted: the run is to stop, and the end of the iteration is too far; on rank 0
+                alone. The iteration is lost: weights that are half updated are no state to save.
+        """
+        pause, count = Pause(self.rank, grace=self.grace), self.train.global_batch
         episodes = range(step * count, (step + 1) * count)
-        batch = self._collect(engines, self.prompts, episodes, mix(self.seed, 4))
+        batch = self._collect(engines, self.prompts, episodes, mix(self.seed, 4), pause)
         beta = self.control.beta
         goal = targets(
             batch,
@@ -153,7 +165,8 @@ class PPOObjective:
             self.settings.update,
             np.random.default_rng(mix(self.seed, 5, step)),
             share=Share(self.rank.index, self.rank.world, self.rank.total),
-            pretraining=Pages(self, step) if self.pages else None,
+            pretraining=self._pretraining(step),
+            beat=pause,
         )
         summary = summarise(batch)
         self.control.update(summary["kl"], count)
@@ -161,16 +174,34 @@ class PPOObjective:
         return {**summary, **figures, "beta": beta, "tokens": float(batch.at.numel())}
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Reward and KL on held-out prompts, drawn with the same random numbers every time."""
+        """Reward and KL on held-out prompts, drawn with the same random numbers every time.
+
+        Raises:
+            Interrupted: the run is to stop; on every rank after the same batch.
+        """
         world = self.rank.world
-        count = min(self.settings.eval_prompts, len(self.held_out)) // world * world
+        wanted = self.train.eval_samples or len(self.held_out)
+        count = min(wanted, len(self.held_out)) // world * world
         if not count:
             return {}
-        batch = self._collect(engines, self.held_out, range(count), mix(self.seed, 6))
+        batch = self._collect(
+            engines, self.held_out, range(count), mix(self.seed, 6), self._stop_together
+        )
         return {f"eval_{name}": value for name, value in summarise(batch).items()}
 
+    def _stop_together(self) -> None:
+        """Between two batches, of which all ranks have equally many: go on, or stop on all."""
+        self.rank.beat()
+        if self.rank.any(self.rank.ctx is not None and self.rank.ctx.cancelled):
+            raise Interrupted("stopped while evaluating")
+
     def _collect(
-        self, engines: Mapping[str, Engine], prompts: Any, episodes: Sequence[int], seed: int
+        self,
+        engines: Mapping[str, Engine],
+        prompts: Any,
+        episodes: Sequence[int],
+        seed: int,
+        beat: Callable[[], None],
     ) -> Experience:
         """Roll out this rank's share of the episodes, then give every rank all of them."""
         share = len(episodes) // self.rank.world
@@ -182,8 +213,8 @@ class PPOObjective:
         for engine in engines.values():
             engine.eval()
         with self._sampler(engines["policy"]) as policy:
-            cast = Cast(policy, self.reference, _critic(engines), score_with(self.reward))
-            batch = collect(cast, [prompts[i] for i in mine], mine, settings, self.rank.beat)
+            cast = Cast(policy, self.reference, _critic(engines), score_with(self.reward, EOS))
+            batch = collect(cast, [prompts[i] for i in mine], mine, settings, beat)
         for engine in engines.values():
             engine.train()
         return self._gather(batch, len(episodes))
@@ -218,13 +249,18 @@ class PPOObjective:
         yield self._spare
 
     def _average(self, engine: Engine) -> None:
-        """Move the average of the policy's weights, if one is kept."""
+        """Move the average of the policy's weights, if one is kept. It follows the float32 weights
+        of the optimizer: what they move in a step is lost in a module of half precision."""
         if not self._ema:
             return
-        with engine.whole() as whole, torch.no_grad():
-            for name, parameter in whole.named_parameters():
-                old = self._ema[name]
-                old.lerp_(parameter.to(old), 1 - self.settings.ema)
+        held: dict[str, list[Fragment]] = defaultdict(list)
+        for fragment in engine.fragments():
+            held[fragment.name].append(fragment)
+        for name, old in self._ema.items():
+            whole = torch.zeros(old.numel(), device=self.rank.device)
+            for part in held[name]:
+                whole[part.start : part.start + part.count] = part.views["fp32"]
+            old.lerp_(self.rank.total(whole).view(old.shape).to(old), 1 - self.settings.ema)
 
     def state_dict(self) -> State:
         """The KL coefficient and the average of the weights."""

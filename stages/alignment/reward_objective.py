@@ -17,9 +17,11 @@ from stages.data.chat import encode_response
 from stages.data.preferences import Preference, Preferences
 from stages.data.tokenizer import PAD, Tokenizer
 from stages.generation.likelihood import pad_right
+from stages.generation.pause import Pause
+from stages.models.gpt import GPT
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_gpt, load_scorer, save_scorer
-from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
 from stages.training.order import Shuffled, mix
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ class Ranking:
 
     def __len__(self) -> int:
         return max(len(row) for row in self.rows)
+
+    @property
+    def best(self) -> int:
+        """Which response people put first."""
+        return self.ranks.index(min(self.ranks))
 
 
 def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) -> list[Ranking]:
@@ -94,8 +101,10 @@ class RewardObjective(SupervisedObjective):
         """Read the rankings; put a fresh score head on the language model."""
         body = load_gpt(self.model, dropout=self.dropout)
         tokenizer, context = Tokenizer(self.model), body.config.context
-        self.rankings = read_rankings(self.preferences, "train", tokenizer, context)
-        self.train = Shuffled(self.rankings, mix(self.seed, 1))
+        rankings = read_rankings(self.preferences, "train", tokenizer, context)
+        self.train = Shuffled(rankings, mix(self.seed, 1))
+        # In the order of the first epoch, so that the first of them are a sample of all.
+        self.rankings = [self.train[i] for i in range(len(rankings))]
         self.held_out = read_rankings(self.preferences, "eval", tokenizer, context)
         self.flops_per_token = float(body.config.flops_per_token)
         return {"model": Trainable(Scorer(body))}
@@ -125,16 +134,30 @@ class RewardObjective(SupervisedObjective):
             },
         )
 
+    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """Loss, accuracy and margin. A ranking has no perplexity: no text is predicted."""
+        found = dict(super().evaluate(engines, step))
+        found.pop("eval_perplexity", None)
+        return found
+
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Centre the scores on the demonstrations (the best responses), then write the folder.
 
-        Ouyang et al. 2022, appendix C.2: the mean score of demonstrations is 0 before RL.
+        Ouyang et al. 2022, appendix C.2: the mean score of demonstrations is 0 before RL. They
+        are scored by a copy: a forward pass of the trained module may gather its weights, which
+        takes all ranks, and this is one.
         """
-        scorer: Any = engines["model"].module
-        scorer.float().eval()
+        scorer = copied(engines["model"].module).to(self.rank.device).eval()
         best = [demonstration(ranking) for ranking in self.rankings[: self.centre_samples]]
-        scorer.shift(-mean_score(scorer, best, self.rank.device))
+        scorer.shift(-mean_score(scorer, best, self.rank.device, beat=self.rank.beat))
         save_scorer(scorer, out, self.model, card=_CARD)
+
+
+def copied(trained: Any) -> Scorer:
+    """A scorer of the same weights in float32 that nobody else has a hand on."""
+    scorer = Scorer(GPT(trained.body.config))
+    scorer.load_state_dict(trained.state_dict())
+    return scorer
 
 
 _CARD = """# Reward model
@@ -145,7 +168,7 @@ loss, centred so that demonstrations score 0 on average."""
 
 def demonstration(ranking: Ranking) -> tuple[int, ...]:
     """The best response of a ranking."""
-    return ranking.rows[ranking.ranks.index(min(ranking.ranks))]
+    return ranking.rows[ranking.best]
 
 
 @torch.inference_mode()
@@ -154,8 +177,10 @@ def mean_score(
     rows: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
     batch: int = 64,
+    beat: Callable[[], None] = lambda: None,
 ) -> float:
-    """The mean score of sequences, each read at its last token."""
+    """The mean score of sequences, each read at its last token. `beat` is called after each
+    batch."""
     total = 0.0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -163,6 +188,7 @@ def mean_score(
         last_B = torch.tensor([len(row) - 1 for row in part], device=device)
         scores_BT = scorer(tokens_BT)
         total += scores_BT.gather(1, last_B[:, None]).double().sum().item()
+        beat()
     return total / len(rows)
 
 
@@ -180,25 +206,16 @@ class Appraisal:
     by_rank: dict[int, list[float]]
     """rank -> scores of the responses that people put there."""
     demonstrations: float
-    """Mean score of the best responses of the training split: 0 but for rounding."""
+    """Mean score of the best responses: near 0 if the centring holds for unseen ones too."""
 
 
-def appraise(
-    rank: Rank, folder: Path, preferences: Path, *, samples: int = 0, centred_on: int = 512
-) -> Appraisal | None:
+def appraise(rank: Rank, folder: Path, preferences: Path) -> Appraisal | None:
     """Judge a reward model folder; on rank 0 alone, the others give None."""
     if not rank.first:
         return None
-    scorer, tokenizer = load_scorer(folder), Tokenizer(folder)
-    scorer.to(rank.device)
-    context = scorer.body.config.context
-    held_out = read_rankings(preferences, "eval", tokenizer, context)
-    best = [
-        demonstration(ranking)
-        for ranking in read_rankings(preferences, "train", tokenizer, context)[:centred_on]
-    ]
-    mean = mean_score(scorer, best, rank.device)
-    return judge(scorer, held_out[: samples or len(held_out)], rank.device, mean)
+    scorer, tokenizer = load_scorer(folder).to(rank.device), Tokenizer(folder)
+    held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context)
+    return judge(scorer, held_out, rank.device, beat=Pause(rank))
 
 
 @torch.inference_mode()
@@ -206,12 +223,14 @@ def judge(
     scorer: Scorer,
     rankings: Sequence[Ranking],
     device: torch.device | str = "cpu",
-    demonstrations: float = 0.0,
     batch: int = 16,
+    beat: Callable[[], None] = lambda: None,
 ) -> Appraisal:
-    """Compare a reward model's scores with the ranks that people gave."""
+    """Compare a reward model's scores with the ranks that people gave; `beat` is called after each
+    batch."""
     pairs: dict[tuple[int, int], list[float]] = defaultdict(list)
     by_rank: dict[int, list[float]] = defaultdict(list)
+    best = []
     for start in range(0, len(rankings), batch):
         part = rankings[start : start + batch]
         on_device = {key: value.to(device) for key, value in collate_rankings(part).items()}
@@ -220,6 +239,8 @@ def judge(
                 pairs[ranks].append(difference)
             for place, score in zip(ranking.ranks, scores, strict=False):
                 by_rank[place].append(score)
+            best.append(scores[ranking.best])
+        beat()
     every = [difference for found in pairs.values() for difference in found]
     return Appraisal(
         accuracy=_right(every),
@@ -227,7 +248,7 @@ def judge(
         prompts=len(rankings),
         by_ranks={key: (_right(found), len(found)) for key, found in sorted(pairs.items())},
         by_rank=dict(sorted(by_rank.items())),
-        demonstrations=demonstrations,
+        demonstrations=sum(best) / len(best),
     )
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.alignment.experience import Experience, mark, spread
-from stages.alignment.losses import TokenModel, action_log_probs
-from stages.generation.likelihood import pad_right
+from stages.generation.likelihood import TokenModel, next_log_probs, pad_right
 from stages.generation.sampling import Decoding, Model, Responses, batches, sample
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +85,7 @@ def _measure(
     tokens_BT = pad_right(rows, settings.pad_id, settings.device)
     mask_BR = drawn.mask.clone()  # what inference mode made cannot be saved for a backward pass
     at_BT = mark([len(prompt) for prompt in prompts], mask_BR, tokens_BT.shape[1])
-    reference_N = action_log_probs(cast.reference, tokens_BT, at_BT, settings.decoding.temperature)
+    reference_N = next_log_probs(cast.reference, tokens_BT, at_BT, settings.decoding.temperature)
     last_B = torch.tensor([len(row) - 1 for row in rows], device=tokens_BT.device)
     return Experience(
         tokens=tokens_BT,
@@ -100,12 +99,16 @@ def _measure(
     )
 
 
-def score_with(scorer: TokenModel) -> Score:
-    """Scores of a reward model: its output at the last token."""
+def score_with(scorer: TokenModel, eos_id: int) -> Score:
+    """Scores of a reward model: its output at the end token, the only one that it was trained at.
+
+    A response that was cut off is scored as if it had ended there, instead of with its last token.
+    What a reward model says elsewhere means nothing, and a policy finds out: it never ends.
+    """
 
     def score(tokens_BT: Tensor, last_B: Tensor) -> Tensor:
         at_BT = F.one_hot(last_B, tokens_BT.shape[1]).bool()
-        return scorer(tokens_BT, at_BT=at_BT)
+        return scorer(tokens_BT.masked_fill(at_BT, eos_id), at_BT=at_BT)
 
     return score
 

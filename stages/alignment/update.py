@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipeline.errors import Failure
 from stages.alignment.experience import Experience, Targets
-from stages.alignment.losses import TokenModel, action_log_probs, policy_loss, value_loss
+from stages.alignment.losses import policy_loss, value_loss
+from stages.generation.likelihood import TokenModel, next_log_probs
 
 
 class Learner(Protocol):
@@ -96,15 +97,16 @@ def update(
     *,
     share: Share = Share(),
     pretraining: Pretraining | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Run all epochs and return their mean figures.
+    """Run all epochs and return their mean figures; `beat` is called after each backward pass.
 
     Raises:
         Failure: the first minibatch's ratio is not 1: rollouts and training disagree about the
             policy's probabilities, and anything learnt from them would be wrong.
     """
     figures = Figures(share)
-    turn = _Turn(policy, critic, experience, targets, settings, figures)
+    turn = _Turn(policy, critic, experience, targets, settings, figures, beat)
     number = 0
     for _ in range(settings.epochs):
         for places in minibatches(len(experience), settings.minibatches, rng):
@@ -127,6 +129,7 @@ class _Turn:
     targets: Targets
     settings: UpdateSettings
     figures: Figures
+    beat: Callable[[], None]
 
     def learn(self, places: list[int], share: Share, *, check: bool, more: bool) -> None:
         """Add the gradients of PPO over a minibatch; `more` will follow for the policy."""
@@ -137,6 +140,7 @@ class _Turn:
             ratio_N = self._losses(part, count, last=last, more=more)
             if check:
                 _assert_on_policy(ratio_N, self.settings.ratio_tolerance)
+            self.beat()
 
     def _losses(self, part: list[int], count: int, *, last: bool, more: bool) -> Tensor:
         """Both losses of some episodes, over a minibatch of `count` tokens; their ratios_N."""
@@ -145,7 +149,7 @@ class _Turn:
         old, old_values = e.log_probs[mask], e.values[mask]
         advantages = self.targets.advantages[part][:, :length][mask]
         returns = self.targets.returns[part][:, :length][mask]
-        log_probs = action_log_probs(self.policy, e.tokens, e.at, c.temperature)
+        log_probs = next_log_probs(self.policy, e.tokens, e.at, c.temperature)
         surrogate = policy_loss(log_probs, old, advantages, c.clip).sum() / count
         self.policy.backward(surrogate, last=last and not more)
         values = self.critic(e.tokens, at_BT=e.at).float()
@@ -165,6 +169,7 @@ class _Turn:
             loss = pretraining.loss(self.policy, piece)
             self.policy.backward(self.settings.ptx * loss, last=place + 1 == len(pieces))
             self.figures.add("ptx_loss", loss.detach())
+            self.beat()
 
 
 def _pieces(places: list[int], size: int | None) -> Iterator[list[int]]:

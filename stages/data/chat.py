@@ -48,10 +48,6 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def truncated(self, length: int) -> Encoded:
-        """The first `length` ids."""
-        return Encoded(self.ids[:length], self.mask[:length])
-
 
 def encode_conversation(tokenizer: Encoder, messages: Iterable[Message] | Conversation) -> Encoded:
     """A whole conversation with its loss mask."""

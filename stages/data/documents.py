@@ -56,7 +56,7 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
     Raises:
         CorruptArtifact: kept and dropped do not add up to read.
     """
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     for unit in ("documents", "characters"):
         read, kept, dropped = (stats[state][unit] for state in ("read", "kept", "dropped"))
@@ -105,9 +105,3 @@ class Documents:
         if not len(self):
             raise InputError("no documents", where=str(self.path), remedy="see its dropped/ folder")
         return self
-
-
-def read_dropped(path: Path) -> Iterator[dict[str, Any]]:
-    """The dropped documents of an artifact with their rule and score, in order."""
-    for batch in parts.read_batches(Path(path) / "dropped", KIND, VERSION):
-        yield from batch.to_pylist()

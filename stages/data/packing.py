@@ -45,7 +45,7 @@ def encodings(documents: Path, tokenizer: Path, seed: int) -> list[Encoding]:
 
 def encode_shard(work: Encoding, commit: Path) -> None:
     """Encode a row group: ids to `<commit>.bin`, one record a document to the commit file."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     tokenizer = Tokenizer(work.tokenizer)
     table = pq.ParquetFile(work.part).read_row_group(work.row_group, columns=["id", "text"])
@@ -62,6 +62,12 @@ def encode_shard(work: Encoding, commit: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, index)
     write_atomic(commit, buffer.getvalue(), durable=False)
+
+
+def tokens_in(commit: Path) -> int:
+    """How many ids a committed row group has."""
+    ends = np.load(commit)["end"]
+    return int(ends[-1]) if len(ends) else 0
 
 
 def _ids_file(commit: Path) -> Path:

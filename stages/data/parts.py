@@ -75,7 +75,7 @@ class PartWriter:
             self.close()
 
     def _flush(self) -> None:
-        from pipeline.artifact import write_atomic
+        from pipeline.disk import write_atomic
 
         data = encode(self._pending, self.schema)
         write_atomic(self.folder / f"part-{self.parts:05d}.parquet", data)

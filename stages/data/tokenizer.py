@@ -24,6 +24,8 @@ CONTROLS = (
     *(f"<|reserved_{k}|>" for k in range(RESERVED)),
 )
 FIRST_BYTE = len(CONTROLS)
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
 ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
@@ -78,6 +80,13 @@ class Tokenizer:
     def pieces(self) -> list[str]:
         """Every piece by id."""
         return [self.piece(i) for i in range(len(self))]
+
+    @cached_property
+    def byte_counts(self) -> list[int]:
+        """How many bytes of text each id stands for; control ids stand for none."""
+        counts = [len(piece.replace(SPACE, " ").encode()) for piece in self.pieces]
+        first_piece = FIRST_BYTE + 256
+        return [0] * FIRST_BYTE + [1] * 256 + counts[first_piece:]
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_model": self._model}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from pipeline.errors import Failure, InputError
 from stages.data.chat import TEMPLATE
 from stages.data.documents import Document
 from stages.data.hashing import fraction, hash64
-from stages.data.tokenizer import CONTROLS, FIRST_BYTE, UNK, Tokenizer, well_formed
+from stages.data.tokenizer import CONTROLS, FIRST_BYTE, SPACE, UNK, Tokenizer, well_formed
 
 LINE = 2_000  # characters a training line at most: longer ones are cut where a line ends
-SPACE = "\u2581"
 _TOO_LARGE = re.compile(r"value <= (\d+)")
 
 
@@ -109,7 +108,7 @@ def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
 
 def export(model: bytes, out: Path, max_length: int | None = None) -> None:
     """Write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     write_atomic(out / "tokenizer.model", model)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -182,9 +181,6 @@ def merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]
 
 def _takes_left(piece: str, right: str) -> bool:
     return piece.startswith(right)
-
-
-Encode = Callable[[str], list[int]]
 
 
 def agreement(tokenizer: Tokenizer, out: Path, texts: Iterable[str]) -> None:

@@ -13,15 +13,16 @@ cuts the ring at another offset and visits its windows in another order, both fu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CorruptArtifact, InputError
+from stages.data.hashing import fold64
 
 KIND = "Tokens"
 VERSION = 1
@@ -30,8 +31,6 @@ SPLITS = ("train", "eval")
 Ids = npt.NDArray[np.int64]
 
 _ROUNDS = 6  # of the Feistel network: indistinguishable from random order for our purpose
-_MIX = np.uint64(0x9E3779B97F4A7C15).item()
-_MASK = (1 << 64) - 1
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -54,7 +53,7 @@ def write_shard(
     """Write one shard: its tokens (already of the store's dtype) and where its documents end."""
     import io
 
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     write_atomic(out / f"{name}.bin", tokens.tobytes())
     index = io.BytesIO()
@@ -67,7 +66,7 @@ def write_index(
     out: Path, *, vocab_size: int, eos_id: int, splits: Mapping[str, Sequence[Shard]]
 ) -> None:
     """Write `index.json`, last: it names the shards of each split in order."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     index = {
         "schema": VERSION,
@@ -166,11 +165,11 @@ class TokenStore:
         return np.memmap(path, self.dtype, "r") if size else np.empty(0, self.dtype)
 
 
-class Samples(Sequence[Ids]):
+class Samples:
     """Samples of T inputs and their targets: sample i is T + 1 int64 ids.
 
-    `len()` is the samples of one epoch; an index beyond it goes on into the next epochs. Without
-    a seed every epoch is the first one in stored order: what evaluation wants.
+    `len()`, and going through them, is one epoch. With a seed an index beyond it goes on into the
+    next epochs, for ever; without one there is one epoch, in stored order: what evaluation wants.
 
     Raises:
         InputError: the split is shorter than one sample.
@@ -191,14 +190,13 @@ class Samples(Sequence[Ids]):
         ring = self.store.tokens if self.seed is not None else self.store.tokens - 1
         return ring // self.length
 
-    @overload
-    def __getitem__(self, index: int) -> Ids: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Ids]: ...
-    def __getitem__(self, index: int | slice) -> Ids | list[Ids]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[Ids]:
+        return (self.sample(i) for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Ids:
         epoch, i = divmod(index, len(self))
+        if epoch and (epoch < 0 or self.seed is None):
+            raise IndexError(index)
         return self.sample(i, epoch)
 
     def sample(self, index: int, epoch: int = 0) -> Ids:
@@ -209,8 +207,8 @@ class Samples(Sequence[Ids]):
         """Where sample `index` of an epoch begins in the ring of tokens."""
         if self.seed is None:
             return index * self.length
-        offset = _hash(self.seed, epoch, -1) % self.length
-        place = permute(index, len(self), key=_hash(self.seed, epoch, -2))
+        offset = fold64(self.seed, epoch, -1) % self.length
+        place = permute(index, len(self), key=fold64(self.seed, epoch, -2))
         return (offset + place * self.length) % self.store.tokens
 
 
@@ -225,18 +223,7 @@ def permute(index: int, size: int, key: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for turn in range(_ROUNDS):
-            left, right = right, left ^ (_hash(key, turn, right) & mask)
+            left, right = right, left ^ (fold64(key, turn, right) & mask)
         index = (left << half) | right
         if index < size:
             return index
-
-
-def _hash(*values: int) -> int:
-    """splitmix64 folded over integers."""
-    state = 0
-    for value in values:
-        state = (state ^ (value & _MASK)) + _MIX & _MASK
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
-    return state

@@ -7,7 +7,6 @@ they would drop it; the first rule that does is the verdict.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from stages.generation.labelling import Candidate
@@ -122,8 +121,3 @@ def beyond(most: int) -> Rule:
 
 def _merit(candidate: Candidate) -> tuple[float, float]:
     return (candidate.gain if candidate.gain is not None else 0.0, candidate.log_prob)
-
-
-def tally(candidates: Iterable[Candidate]) -> Counter[str]:
-    """How many candidates got each verdict."""
-    return Counter(candidate.verdict for candidate in candidates)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import InputError
 from stages.data.chat import encode_prompt
 from stages.data.conversations import Message
 from stages.data.tokenizer import EOS, PAD, UNK, Tokenizer
 from stages.generation.likelihood import Likelihood, likelihoods
+from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding, sample
 from stages.models.gpt import GPT
 from stages.models.huggingface import load_gpt
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from stages.training.rank import Rank
 
 SHARD = 32  # targets: a few seconds of work, and one file
+FRAME = 4  # tokens: <s> <|user|> … <|assistant|> around one of text
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Candidate:
     """Per token, under the speaker at temperature 1, whatever it was drawn with."""
     gain: float | None = None
     """Nats per token of the answer that the forward model gains by this question over another
-    target's."""
+    target's; None where there is no forward model, or no other target."""
     verdict: str = ""
     """The rule that dropped it, or "kept"."""
 
@@ -76,30 +79,49 @@ class Labelling:
         return Decoding(self.max_new_tokens, self.temperature, top_p=self.top_p, banned=(UNK,))
 
 
-def label(rank: Rank, targets: Sequence[Target], how: Labelling, folder: Path) -> int:
+def label(
+    rank: Rank,
+    targets: Sequence[Target],
+    how: Labelling,
+    folder: Path,
+    cancel_file: Path | None = None,
+) -> int:
     """Ask for every target; one file of candidates a shard, those that are there are kept.
 
     Returns:
         How many shards there are.
+
+    Raises:
+        Interrupted: somebody asked the run to stop; the shards that are done stay.
     """
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [targets[start : start + SHARD] for start in range(0, len(targets), SHARD)]
+    shards = cut(targets)
+    pause = Pause(rank, cancel_file)
     asker: Asker | None = None
     mine = range(rank.index, len(shards), rank.world)
     for done, number in enumerate(mine):
         path = shard_file(folder, number)
         if not path.exists():
-            asker = asker or Asker(how, rank.device)
+            asker = asker or Asker(how, rank.device, pause)
             found = asker.ask(shards[number], first=number * SHARD)
             write_atomic(path, json.dumps([asdict(candidate) for candidate in found]))
-        rank.beat()
+        pause()
         if rank.ctx:
-            rank.ctx.check_cancelled()
-            rank.ctx.progress((done + 1) * SHARD * rank.world, len(targets), "target")
+            labelled = min(len(targets), (done + 1) * SHARD * rank.world)
+            rank.ctx.progress(labelled, len(targets), "target")
             rank.ctx.resume_point(done + 1, len(mine))
     return len(shards)
+
+
+def cut(targets: Sequence[Target]) -> list[Sequence[Target]]:
+    """Targets in shards, none of which is one target among others: its question could be weighed
+    against no other's."""
+    starts = list(range(0, len(targets), SHARD))
+    if len(targets) % SHARD == 1 and len(starts) > 1:
+        starts.pop()
+    return [targets[a:b] for a, b in zip(starts, [*starts[1:], len(targets)], strict=True)]
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -119,15 +141,24 @@ def read_candidates(folder: Path, shards: int) -> list[Candidate]:
 class Asker:
     """The speaker, and the forward model that tries to answer."""
 
-    def __init__(self, how: Labelling, device: torch.device) -> None:
-        self.how, self.device = how, device
+    def __init__(
+        self, how: Labelling, device: torch.device, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        self.how, self.device, self.beat = how, device, beat
         self.speaker, self.tokenizer = load_gpt(how.speaker).to(device), Tokenizer(how.speaker)
         self.forward = load_gpt(how.forward).to(device) if how.forward else None
+        self.room = self.speaker.config.context - how.max_new_tokens
+        if self.room < FRAME:
+            raise InputError(
+                f"questions of {how.max_new_tokens} tokens leave no room for an answer in a "
+                f"context of {self.speaker.config.context}",
+                where=str(how.speaker),
+                remedy="lower max_new_tokens",
+            )
 
     def ask(self, targets: Sequence[Target], first: int) -> list[Candidate]:
         """Candidates for some targets, the first of which is number `first` of all."""
-        room = self.speaker.config.context - self.how.max_new_tokens
-        prompts = [self._prompt(target.text)[-room:] for target in targets]
+        prompts = [self._prompt(target.text, self.room) for target in targets]
         found = []
         for place in range(self.how.candidates):
             drawn = sample(
@@ -141,6 +172,7 @@ class Asker:
                 device=self.device,
             )
             said = [drawn.ids(row, eos=True) for row in range(len(targets))]
+            self.beat()
             measured = self._likelihoods(self.speaker, prompts, said)
             found.append([
                 Candidate(
@@ -157,10 +189,13 @@ class Asker:
     def _round_trip(
         self, forward: GPT, targets: Sequence[Target], candidates: Sequence[Candidate]
     ) -> None:
-        """How much each question helps to find its answer, against that of another target."""
-        half = len(candidates) // 2
+        """How much each question helps to find its answer, against that of another target; nothing
+        is known of a lone one."""
+        if len(candidates) < 2:
+            return
+        half, room = len(candidates) // 2, forward.config.context // 2
         answers = [[*self.tokenizer.encode(target.text), EOS] for target in targets]
-        own = [self._prompt(candidate.text) for candidate in candidates]
+        own = [self._prompt(candidate.text, room) for candidate in candidates]
         others = [*own[half:], *own[:half]]
         likely, baseline = (self._fitted(forward, asked, answers) for asked in (own, others))
         for candidate, a, b in zip(candidates, likely, baseline, strict=True):
@@ -170,13 +205,16 @@ class Asker:
         self, model: GPT, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     ) -> list[Likelihood]:
         """Likelihoods of answers, cut to what fits the context after the prompt."""
-        context = model.config.context
-        prompts = [prompt[: context // 2] for prompt in prompts]
-        cut = [answer[: context - len(p)] for p, answer in zip(prompts, answers, strict=True)]
-        return self._likelihoods(model, prompts, cut)
+        room = model.config.context + 1
+        fitted = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
+        return self._likelihoods(model, prompts, fitted)
 
     def _likelihoods(self, model: GPT, prompts: Any, continuations: Any) -> list[Likelihood]:
-        return likelihoods(model, prompts, continuations, pad_id=PAD, device=self.device)
+        return likelihoods(
+            model, prompts, continuations, pad_id=PAD, device=self.device, beat=self.beat
+        )
 
-    def _prompt(self, text: str) -> list[int]:
-        return encode_prompt(self.tokenizer, [Message("user", text)])
+    def _prompt(self, text: str, room: int) -> list[int]:
+        """The prompt of a text. If it is longer than `room`, the text is cut, not its frame."""
+        ids = encode_prompt(self.tokenizer, [Message("user", text)])
+        return ids if len(ids) <= room else [*ids[: room - 1], ids[-1]]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from stages.generation.sampling import Model, batches
+from stages.generation.sampling import batches
+
+
+class TokenModel(Protocol):
+    """A model that is read at marked positions: logits_NV of a policy, values_N of a critic."""
+
+    def __call__(self, tokens_BT: Tensor, *, at_BT: Tensor) -> Tensor:
+        """One row a marked position, in row-major order."""
 
 
 class Likelihood(NamedTuple):
@@ -34,17 +41,20 @@ def pad_right(
 
 @torch.inference_mode()
 def likelihoods(
-    model: Model,
+    model: TokenModel,
     prefixes: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     *,
     pad_id: int,
     batch: int = 32,
     device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
     """log p(continuation | prefix) of each pair, in the order given.
 
-    The logits are made only where a continuation's token is predicted.
+    The logits are made only where a continuation's token is predicted, and the last token is
+    predicted but not read: a pair may be one token longer than the model's context. `beat` is
+    called after each batch.
     """
     rows = [[*prefix, *rest] for prefix, rest in zip(prefixes, continuations, strict=True)]
     found: dict[int, Likelihood] = {}
@@ -54,17 +64,21 @@ def likelihoods(
         for row, place in enumerate(places):
             at_BT[row, len(prefixes[place]) - 1 : len(rows[place]) - 1] = True
         counts = [len(continuations[place]) for place in places]
-        log_probs = torch.split(_next_log_probs(model, tokens_BT, at_BT), counts)
+        log_probs = torch.split(next_log_probs(model, tokens_BT, at_BT).double(), counts)
         sums = [part.sum().item() for part in log_probs]
         found |= {
             place: Likelihood(total, count)
             for place, total, count in zip(places, sums, counts, strict=True)
         }
+        beat()
     return [found[place] for place in range(len(rows))]
 
 
-def _next_log_probs(model: Model, tokens_BT: Tensor, at_BT: Tensor) -> Tensor:
-    """Log-probability_N of the token after each marked position, in row-major order."""
-    log_probs_NV = model(tokens_BT, at_BT=at_BT).float().log_softmax(-1)
-    next_N = tokens_BT.roll(-1, 1)[at_BT]
-    return log_probs_NV.gather(1, next_N[:, None]).squeeze(1).double()
+def next_log_probs(
+    model: TokenModel, tokens_BT: Tensor, at_BT: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability_N of the token after each marked position under softmax(logits / T), in
+    row-major order: what sampling without a cut draws from. The last column is never marked."""
+    inputs_BT, at_BT, targets_BT = tokens_BT[:, :-1], at_BT[:, :-1], tokens_BT[:, 1:]
+    log_probs_NV = (model(inputs_BT, at_BT=at_BT).float() / temperature).log_softmax(-1)
+    return log_probs_NV.gather(1, targets_BT[at_BT][:, None]).squeeze(1)

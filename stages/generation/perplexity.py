@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pipeline.errors import InputError
 from stages.data.chat import encode_conversation, encode_prompt
 from stages.data.conversations import Conversations
-from stages.data.tokenizer import CONTROLS, EOS, FIRST_BYTE, PAD, Tokenizer
+from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import TokenStore
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.models.gpt import GPT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-SPACE = "▁"
-
-
-def piece_sizes(tokenizer: Tokenizer) -> torch.Tensor:
-    """Bytes of text that each id stands for; control ids stand for none."""
-    sizes = [len(piece.replace(SPACE, " ").encode()) for piece in tokenizer.pieces]
-    sizes[: len(CONTROLS)] = [0] * len(CONTROLS)
-    sizes[FIRST_BYTE : FIRST_BYTE + 256] = [1] * 256
-    return torch.tensor(sizes)
 
 
 @torch.inference_mode()
@@ -49,7 +36,7 @@ def document_loss(
     """
     samples = TokenStore(tokens, "eval").samples(model.config.context)
     count = min(windows or len(samples), len(samples))
-    sizes = piece_sizes(tokenizer)
+    sizes = torch.tensor(tokenizer.byte_counts)
     nats, seen, size = 0.0, 0, 0
     for start in range(0, count, batch):
         rows = np.stack([samples[i] for i in range(start, min(start + batch, count))])
@@ -74,27 +61,47 @@ def answer_likelihoods(
     *,
     limit: int = 0,
     device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
     """Log-likelihood of each held-out answer given its question; those that do not fit the
-    context are left out, the same for every model of that context."""
+    context are left out, the same for every model of that context.
+
+    Raises:
+        InputError: none is left.
+    """
     prompts, answers = [], []
     for conversation in Conversations(conversations, "eval"):
         whole = encode_conversation(tokenizer, conversation)
-        if len(whole) <= model.config.context and conversation.prompt and conversation.response:
+        if len(whole) <= model.config.context + 1 and conversation.prompt and conversation.response:
             prompts.append(encode_prompt(tokenizer, conversation.prompt))
             answers.append([*tokenizer.encode(conversation.response), EOS])
+    if not prompts:
+        raise InputError(
+            f"no held-out answer fits a context of {model.config.context} tokens",
+            where=str(conversations),
+            remedy="hold conversations out (split `eval`), or evaluate without `conversations`",
+        )
     end = limit or len(prompts)
-    return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device)
+    return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device, beat=beat)
 
 
 def mean_loss(found: Sequence[Likelihood]) -> float:
-    """Nats a token over all answers."""
-    return -sum(one.log_prob for one in found) / max(1, sum(one.tokens for one in found))
+    """Nats a token over all answers, of which there is at least one."""
+    return -sum(one.log_prob for one in found) / sum(one.tokens for one in found)
 
 
 def paired_gain(first: Sequence[Likelihood], second: Sequence[Likelihood]) -> tuple[float, float]:
     """How much less loss a token the second model has, and the standard error of that over
-    conversations (both read the same ones; ratio estimator)."""
+    conversations (ratio estimator).
+
+    Raises:
+        InputError: the models did not read the same answers.
+    """
+    if [one.tokens for one in first] != [one.tokens for one in second]:
+        raise InputError(
+            "the two models do not read the same answers: their contexts or tokenizers differ",
+            remedy="compare models that were trained from the same one",
+        )
     tokens = np.array([one.tokens for one in first], float)
     gains = np.array([b.log_prob - a.log_prob for a, b in zip(first, second, strict=True)])
     mean = gains.sum() / tokens.sum()

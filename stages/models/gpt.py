@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.models.config import GPTConfig
 
-__all__ = ["GPT", "Cache", "GPTConfig", "segment_positions"]
+__all__ = ["GPT", "Cache", "GPTConfig"]
 
 INIT_STD = 0.02
 
@@ -75,14 +75,7 @@ class Cache:
         """Which keys the newest `steps` tokens see, as bool (B, 1, T, S); None if all."""
         if steps == 1 and not self.padded:
             return None
-        device = self.valid_BS.device
-        query_T = torch.arange(self.length - steps, self.length, device=device)
-        key_S = torch.arange(self.length, device=device)
-        own_TS = query_T[:, None] == key_S
-        past_TS = query_T[:, None] >= key_S
-        # A padding token sees itself: a row of nothing would make the softmax NaN.
-        seen_BTS = (past_TS & self.valid_BS[:, None, : self.length]) | own_TS
-        return seen_BTS[:, None]
+        return visible(self.valid_BS[:, : self.length], steps)
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values and return all of them (B, H, S, D)."""
@@ -92,13 +85,16 @@ class Cache:
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
 
-def segment_positions(segments_BT: Tensor) -> Tensor:
-    """Position of each token within its run of equal segment numbers: positions_BT."""
-    index_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
-    changed_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    changed_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    starts_BT = torch.where(changed_BT, index_T, 0).cummax(1).values
-    return index_T - starts_BT
+def visible(valid_BS: Tensor, steps: int) -> Tensor:
+    """Which keys the last `steps` of S tokens see, as bool (B, 1, T, S): the real ones up to
+    themselves."""
+    S = valid_BS.shape[1]
+    key_S = torch.arange(S, device=valid_BS.device)
+    query_T = key_S[S - steps :]
+    own_TS = query_T[:, None] == key_S
+    past_TS = query_T[:, None] >= key_S
+    # A padding token sees itself: a row of nothing would make the softmax NaN.
+    return ((past_TS & valid_BS[:, None]) | own_TS)[:, None]
 
 
 class Attention(nn.Module):
@@ -198,7 +194,6 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         *,
         mask_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
         cache: Cache | None = None,
         at_BT: Tensor | None = None,
     ) -> Tensor:
@@ -208,8 +203,6 @@ class GPT(nn.Module):
             tokens_BT: token ids.
             mask_BT: True where a token is real. Needed for padding on the left; padding on the
                 right needs none, for nothing real ever looks to its right.
-            segments_BT: numbers of packed documents: attention stays within a run of equal
-                numbers, and positions start at 0 in each.
             cache: what was read before; filled in place.
             at_BT: True where logits are wanted (row-major order), so that the head, the dearest
                 layer of a small model, runs nowhere else.
@@ -217,7 +210,7 @@ class GPT(nn.Module):
         Raises:
             ValueError: a sequence is longer than the context.
         """
-        x_BTC = self.hidden(tokens_BT, mask_BT=mask_BT, segments_BT=segments_BT, cache=cache)
+        x_BTC = self.hidden(tokens_BT, mask_BT=mask_BT, cache=cache)
         return self.head(x_BTC if at_BT is None else x_BTC[at_BT])
 
     def head(self, x_C: Tensor) -> Tensor:
@@ -229,11 +222,10 @@ class GPT(nn.Module):
         tokens_BT: Tensor,
         *,
         mask_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Final hidden states_BTC, after the last LayerNorm. Arguments as in `forward`."""
-        positions_BT, mask = self._attention(tokens_BT, mask_BT, segments_BT, cache)
+        positions_BT, mask = self._attention(tokens_BT, mask_BT, cache)
         x_BTC = self.drop(self.wte(tokens_BT) + self.wpe(positions_BT))
         for block in self.h:
             if self.recompute and torch.is_grad_enabled():
@@ -247,11 +239,7 @@ class GPT(nn.Module):
         return Cache(self.config, batch, capacity, self.wte.weight.detach())
 
     def _attention(
-        self,
-        tokens_BT: Tensor,
-        mask_BT: Tensor | None,
-        segments_BT: Tensor | None,
-        cache: Cache | None,
+        self, tokens_BT: Tensor, mask_BT: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, Tensor | None]:
         """Positions and the bool mask of who sees whom (None: plainly causal)."""
         B, T = tokens_BT.shape
@@ -260,10 +248,6 @@ class GPT(nn.Module):
             return positions_BT, cache.mask(T)
         if self.config.context < T:
             raise ValueError(f"{T} tokens do not fit a context of {self.config.context}")
-        if mask_BT is not None:
-            # Padding is a segment of its own, which sees itself and is seen by nothing real.
-            segments_BT = mask_BT.long()
-        if segments_BT is None:
+        if mask_BT is None:
             return torch.arange(T, device=tokens_BT.device)[None], None
-        same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        return segment_positions(segments_BT), same_BTT.tril()[:, None]
+        return (mask_BT.cumsum(1) - 1).clamp(min=0), visible(mask_BT.bool(), T)

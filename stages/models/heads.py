@@ -24,16 +24,9 @@ class Scorer(nn.Module):
         self.score = nn.Linear(body.config.width, 1, bias=False)
         nn.init.normal_(self.score.weight, std=(body.config.width + 1) ** -0.5)
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        *,
-        mask_BT: Tensor | None = None,
-        segments_BT: Tensor | None = None,
-        at_BT: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens_BT: Tensor, *, at_BT: Tensor | None = None) -> Tensor:
         """Scores_BT of every prefix, or scores_N at the positions that `at_BT` marks."""
-        x_BTC = self.body.hidden(tokens_BT, mask_BT=mask_BT, segments_BT=segments_BT)
+        x_BTC = self.body.hidden(tokens_BT)
         scores = self.score(x_BTC if at_BT is None else x_BTC[at_BT])
         return cast(Tensor, scores.squeeze(-1))
 

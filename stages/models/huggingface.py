@@ -130,13 +130,6 @@ def load_scorer(folder: Path, *, dropout: float = 0.0) -> Scorer:
     return model.eval()
 
 
-def scorer_from_gpt(model: GPT) -> Scorer:
-    """A scorer on a copy of a language model's body, its head freshly drawn."""
-    body = GPT(model.config)
-    body.load_state_dict(model.state_dict())
-    return Scorer(body)
-
-
 def special_ids(folder: Path) -> SpecialIds:
     """The ids of pad, bos and eos that a model folder's config names."""
     config = _read_config(folder)

@@ -117,7 +117,7 @@ class Judge:
 
 def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
     """Judge the documents of a shard's files and commit them as one table."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     judge, files = work
     rows = [

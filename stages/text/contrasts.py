@@ -5,7 +5,8 @@
     2  the summary of an unrelated object (of another top-level module)
     3  the words of the own summary in a wrong order
 
-All come from objects of the same split. An object without siblings has three answers.
+All come from objects of the same split, and the number is the rank that is stored: an object
+without siblings has three answers, of ranks 0, 2 and 3.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ def contrasts(facts: Sequence[Fact]) -> Iterator[Preference]:
                 yield _preference(fact, answers, split)
 
 
-def _answers(fact: Fact, siblings: Sequence[Fact], members: Sequence[Fact]) -> Iterator[str]:
-    """The answers from best to worst."""
-    yield fact.summary
+def _answers(
+    fact: Fact, siblings: Sequence[Fact], members: Sequence[Fact]
+) -> Iterator[tuple[int, str]]:
+    """Ranks and answers, from best to worst."""
+    yield 0, fact.summary
     others = [sibling for sibling in siblings if sibling.name != fact.name]
     if others and fact.parent:
-        yield pick(others, f"sibling {fact.name}").summary
+        yield 1, pick(others, f"sibling {fact.name}").summary
     for attempt in range(_TRIES):
         unrelated = pick(members, f"unrelated {attempt} {fact.name}")
         if unrelated.top != fact.top:
-            yield unrelated.summary
+            yield 2, unrelated.summary
             break
-    yield shuffled(fact.summary, fact.name)
+    yield 3, shuffled(fact.summary, fact.name)
 
 
 def shuffled(sentence: str, key: str) -> str:
@@ -57,13 +60,13 @@ def shuffled(sentence: str, key: str) -> str:
     return " ".join(words[at] for at in order)
 
 
-def _preference(fact: Fact, answers: list[str], split: str) -> Preference:
+def _preference(fact: Fact, answers: list[tuple[int, str]], split: str) -> Preference:
     """Answers are stored in an order that says nothing of their ranks."""
-    order = sorted(range(len(answers)), key=lambda rank: hash64(f"place {rank} {fact.name}"))
+    stored = sorted(answers, key=lambda answer: hash64(f"place {answer[0]} {fact.name}"))
     return Preference(
         id=fact.name,
         prompt=fact.question,
-        responses=tuple(answers[rank] for rank in order),
-        ranks=tuple(order),
+        responses=tuple(text for _, text in stored),
+        ranks=tuple(rank for rank, _ in stored),
         split=split,
     )

@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from stages.text.words import Hashes, Words, mix, ngram_hashes
+from stages.data.hashing import GOLDEN, mix64
+from stages.text.words import Hashes, Words, ngram_hashes
 
 _BLOCK = 1_024  # shingles: a block of 112 hashes of each stays in the second-level cache
 
@@ -30,7 +31,7 @@ class MinHash:
     def _permutations(self) -> tuple[Hashes, Hashes]:
         """Multiply-shift hashing (Dietzfelbinger 1997): odd factors and offsets, from a counter."""
         counter = np.arange(1, 2 * self.bands * self.rows + 1, dtype=np.uint64)
-        constants = mix(counter * np.uint64(0x9E3779B97F4A7C15))
+        constants = mix64(counter * np.uint64(GOLDEN))
         half = self.bands * self.rows
         return constants[:half] | np.uint64(1), constants[half:]
 

@@ -1,8 +1,9 @@
 """Documented objects of the Python installation as questions and answers with fixed splits.
 
-Every public object with a fit summary belongs to one split by the hash of its dotted name. The
-shares are constants on purpose: stages that build questions and stages that build preferences
-must agree on them, or what one evaluates on would be what the other trained on.
+Every public object with a fit summary belongs to one split by the hash of that sentence, so that
+what is held out is held out wherever it is said of an object. The shares are constants on purpose:
+stages that build questions, stages that build preferences and the reader of `python:docs` must
+agree on them, or what one evaluates on would be what the other trained on.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from pathlib import Path
 
 from pipeline.context import Context
 from pipeline.errors import InputError
-from pipeline.stage import Workers
 from stages.data.conversations import Message
 from stages.data.hashing import fraction, hash64
 from stages.data.shards import run_shards
 from stages.text import sources
-from stages.text.docstrings import documented_objects, summary
+from stages.text.docstrings import MAX_SOURCE, documented_objects, summary
 from stages.text.installation import module_name
 from stages.text.repair import repair
+from stages.text.settings import ObjectsParams
 
 EVAL_SHARE = 0.1
 UNLABELLED_SHARE = 0.3
@@ -58,17 +59,28 @@ class Fact:
 
     @property
     def split(self) -> str:
-        """`train`, `eval` or `unlabelled`, by the hash of the name alone."""
-        place = fraction(f"object {self.name}")
-        if place < EVAL_SHARE:
-            return "eval"
-        return "unlabelled" if place >= 1 - UNLABELLED_SHARE else "train"
+        """`train`, `eval` or `unlabelled`: see `split_of`."""
+        return split_of(self.summary)
 
     @property
     def question(self) -> tuple[Message, ...]:
         """The prompt about it, in one of a few wordings chosen by its name."""
         template = TEMPLATES[hash64(f"template {self.name}") % len(TEMPLATES)]
         return (Message("user", template.format(self.name)),)
+
+
+def split_of(sentence: str) -> str:
+    """`train`, `eval` or `unlabelled`, by the hash of the sentence in lower case."""
+    place = fraction(f"summary {sentence.lower()}")
+    if place < EVAL_SHARE:
+        return "eval"
+    return "unlabelled" if place >= 1 - UNLABELLED_SHARE else "train"
+
+
+def held_out(doc: str) -> bool:
+    """Whether an object of that docstring is in the `eval` split, however long its summary is."""
+    sentence = summary(repair(doc), shortest=1, longest=MAX_SOURCE)
+    return sentence is not None and split_of(sentence) == "eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +94,22 @@ class Reading:
 
 def read_facts(work: Reading, commit: Path) -> None:
     """Read the facts of a shard's modules and commit them as JSON."""
-    from pipeline.artifact import write_atomic
+    from pipeline.disk import write_atomic
 
     facts = [fact for file in work.files for fact in _facts(file, work.shortest, work.longest)]
     write_atomic(commit, json.dumps([asdict(fact) for fact in facts]), durable=False)
 
 
-def collect_facts(
-    ctx: Context, workers: Workers, *, most: int, shortest: int, longest: int
-) -> list[Fact]:
-    """The first `most` facts of the installation whose names and summaries are unique.
+def collect_facts(params: ObjectsParams, ctx: Context) -> list[Fact]:
+    """The first facts of the installation whose names and summaries are unique.
 
     Raises:
         InputError: the installation documents nothing.
         Interrupted: the run was cancelled.
     """
+    most, lengths = params.max_objects, (params.min_characters, params.max_characters)
     files = [f for f in sources.list_files([sources.PYTHON_DOCS]) if f.place.endswith(".py")]
-    works = [Reading(tuple(cut), shortest, longest) for cut in sources.shards(files)]
+    works = [Reading(tuple(cut), *lengths) for cut in sources.shards(files)]
     folder = ctx.scratch / "facts"
     gathered = _Gathered(folder)
 
@@ -107,7 +118,7 @@ def collect_facts(
         ctx.progress(min(len(gathered.facts), most), most, "objects")
         return len(gathered.facts) >= most
 
-    commits = run_shards(read_facts, works, folder, workers=workers, ctx=ctx, enough=enough)
+    commits = run_shards(read_facts, works, folder, workers=params.workers, ctx=ctx, enough=enough)
     gathered.take(len(commits))
     if not gathered.facts:
         raise InputError(

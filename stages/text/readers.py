@@ -51,14 +51,16 @@ def _whole(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
 
 
 def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
-    """A module's docstrings as documents of a few pages."""
+    """A module's docstrings as documents of a few pages; those of the objects that evaluation asks
+    about are left out."""
     from stages.text.docstrings import documented_objects, module_documents
     from stages.text.installation import module_name
+    from stages.text.objects import held_out
 
     objects = documented_objects(
         Path(file.path).read_bytes(), module_name(file.place.partition("/")[2])
     )
-    for text in module_documents(objects):
+    for text in module_documents([item for item in objects if not held_out(item.doc)]):
         yield RawDocument(text)
 
 

@@ -1,17 +1,21 @@
-"""What a pipeline file may say of rules and deduplication; imports nothing heavy."""
+"""What a pipeline file may say of rules, of deduplication and of documented objects; imports
+nothing heavy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.stage import Section
+from pipeline.errors import Problem
+from pipeline.stage import Params, Section
 
 if TYPE_CHECKING:
     from stages.text.rules import Limit
 
 Share = Annotated[float, Field(ge=0, le=1)]
+OBJECTS_A_SECOND = 600  # found on one busy core
 
 
 class Rules(Section):
@@ -105,3 +109,32 @@ class Dedup(Section):
     """Bands of the signature: more find less similar texts."""
     rows: PositiveInt = 8
     """Rows of a band: more find only more similar texts."""
+
+
+class ObjectsParams(Params):
+    """Which documented objects there are questions or preferences about. Stages that are told the
+    same find the same objects, in the same splits."""
+
+    sources: tuple[Literal["python:docs"], ...] = ("python:docs",)
+    """Where objects come from: the running Python installation."""
+    max_objects: PositiveInt = 8_000
+    """Objects in all splits together, at most; the standard library's come first."""
+    min_characters: Annotated[int, Field(ge=1)] = 20
+    """Characters of an answer, at least."""
+    max_characters: PositiveInt = 300
+    """Characters of an answer, at most."""
+
+    def externals(self) -> dict[str, str]:
+        """The documentation of the installation."""
+        from stages.text.sources import PYTHON_DOCS, content_digest
+
+        return {PYTHON_DOCS: content_digest(PYTHON_DOCS)}
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """The lengths are in order."""
+        if self.min_characters > self.max_characters:
+            yield Problem("min_characters", "more than max_characters", "swap them")
+
+    def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
+        """Reading takes the time."""
+        return {"seconds": 2 + self.max_objects / OBJECTS_A_SECOND / self.workers.num}

@@ -1,6 +1,7 @@
 """Where text comes from: a source's name, its files in order, and what identifies their content.
 
-python:docs                    the documentation of the running Python installation
+python:docs                    the documentation of the running Python installation, less the
+                               objects that `questions` and `preferences` hold out
 notes.txt  data/*.jsonl.zst    a file or a glob
 corpus/                        a folder: every file of a known suffix below it
 """

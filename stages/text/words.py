@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stages.data.hashing import hash64
+from stages.data.hashing import GOLDEN, hash64, mix64
 
 Hashes = npt.NDArray[np.uint64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
@@ -127,12 +127,5 @@ def ngram_hashes(words: Hashes, n: int) -> Hashes:
     count = max(0, len(words) - n + 1)
     hashes = np.zeros(count, np.uint64)
     for k in range(n if count else 0):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + words[k : k + count]
-    return mix(hashes)
-
-
-def mix(hashes: Hashes) -> Hashes:
-    """splitmix64's finisher: every bit of the input reaches every bit of the output."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+        hashes = hashes * np.uint64(GOLDEN) + words[k : k + count]
+    return mix64(hashes)

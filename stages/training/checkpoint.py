@@ -9,7 +9,8 @@
 Each rank writes its own share in the background, from a copy in host memory, so that training
 goes on. There is no collective in it: rank 0 waits for the other ranks' notes to appear, then
 writes the manifest. A save with a number that is not finite is never committed. The newest folder
-whose hashes hold is the one to resume from; a damaged one is passed over, and said so.
+whose hashes hold is the one to resume from; a damaged one is passed over, and said so. An anchor
+is one that training may go back to: it does not depend on when somebody stopped the run.
 
 Torch's generators need no place here: the loop seeds them from (seed, step, rank).
 """
@@ -29,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.artifact import disk_errors, hash_file, make_folder, write_atomic
+from pipeline.artifact import hash_file
+from pipeline.disk import ABSENT, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from stages.training import tensors
 from stages.training.shards import KINDS, Fragment
@@ -43,7 +45,10 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 EXTRA = "extra.safetensors"
 PATIENCE = 900.0
-"""Seconds that rank 0 waits for the other ranks' shares."""
+"""Seconds that rank 0 waits for the other ranks' shares, and every rank for its disk; after that
+the watchdog may find it stuck."""
+TICK = 0.1
+"""Seconds between two signs of life while waiting for a save."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ class Saved:
         return int(self.manifest["step"])
 
     @property
-    def serial(self) -> int:
-        """The save's number."""
-        return int(self.path.name.split("-")[0])
+    def anchor(self) -> bool:
+        """Whether training may go back to it."""
+        return bool(self.manifest.get("anchor", False))
 
     def problems(self, share: int = 0, of: int = 1) -> list[str]:
         """What differs from what was written, looking at every `of`-th file from `share` on."""
@@ -95,8 +100,8 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._host: dict[str, Tensor] = {}
 
-    def newest(self) -> Saved | None:
-        """The newest checkpoint whose bytes are those that were written.
+    def newest(self, *, anchor: bool = False) -> Saved | None:
+        """The newest checkpoint (or anchor) whose bytes are those that were written.
 
         The ranks share the hashing. What is damaged or was never committed is removed.
         """
@@ -105,6 +110,8 @@ class Checkpoints:
         self._serial = 1 + max((int(name.split("-")[0]) for name in names), default=0)
         for name in reversed(names):
             saved = Saved(self.folder / name, read_manifest(self.folder / name))
+            if anchor and not saved.anchor:
+                continue
             found = self.rank.gather(saved.problems(self.rank.index, self.rank.world))
             bad = [problem for problems in found for problem in problems]
             if not bad:
@@ -117,13 +124,16 @@ class Checkpoints:
                 remove(saved.path)
         return None
 
-    def save(self, step: int, engines: Mapping[str, Engine], extra: State) -> None:
+    def save(
+        self, step: int, engines: Mapping[str, Engine], extra: State, *, anchor: bool = False
+    ) -> None:
         """Copy to host memory, and write in the background.
 
         Args:
             step: steps that are done.
             engines: what is trained.
             extra: more state, alike on all ranks (rank 0's is written).
+            anchor: training may go back to it.
 
         Raises:
             Failure: an earlier save could not be written.
@@ -136,6 +146,7 @@ class Checkpoints:
         facts = {
             "schema": SCHEMA,
             "step": step,
+            "anchor": anchor,
             "layout": {"world": self.rank.world, "zero": {n: e.zero for n, e in engines.items()}},
             "engines": {
                 name: {"updates": engine.updates, "shapes": engine.shapes}
@@ -150,17 +161,27 @@ class Checkpoints:
         self._job.start()
 
     def wait(self) -> None:
-        """Until the save in progress is committed.
+        """Until the save in progress is committed. All ranks call it, and leave it together.
 
         Raises:
             Failure: it could not be written.
         """
-        if self._job is not None:
-            self._job.join()
-            self._job = None
+        if self._job is None:
+            return
+        self._watch(self._job)
+        self._job = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        self.rank.barrier()
+
+    def _watch(self, job: threading.Thread) -> None:
+        """Wait for a thread, and tell the watchdog so, within reason."""
+        deadline = time.monotonic() + PATIENCE
+        while job.is_alive() and time.monotonic() < deadline:
+            job.join(TICK)
+            self.rank.wait()
+        job.join()
 
     def load(self, saved: Saved, engines: Mapping[str, Engine]) -> State:
         """Fill the engines and return the extra state.
@@ -267,10 +288,12 @@ def commit(folder: Path, facts: Mapping[str, Any], notes: Sequence[Mapping[str, 
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` committed checkpoints."""
+    """Remove all but the newest `keep` committed checkpoints and the newest anchor."""
     committed = sorted(path for path in folder.iterdir() if (path / MANIFEST).exists())
+    anchors = [path for path in committed if Saved(path, read_manifest(path)).anchor]
     for path in committed[:-keep]:
-        remove(path)
+        if path not in anchors[-1:]:
+            remove(path)
 
 
 def remove(path: Path) -> None:
@@ -285,13 +308,18 @@ def remove(path: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds; a manifest that cannot be read lists itself as damaged."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        if manifest.pop("seal") == _seal(manifest):
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+    """What a checkpoint holds; a manifest that is spoilt or gone lists itself as damaged.
+
+    Raises:
+        Failure: the disk does not let it be read, which says nothing of what it holds.
+    """
+    with disk_errors(folder / MANIFEST, to="read"):
+        try:
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            if manifest.pop("seal") == _seal(manifest):
+                return manifest
+        except (*ABSENT, ValueError, KeyError, TypeError, AttributeError):
+            pass
     return {"files": [{"name": MANIFEST, "size": -1, "sha256": ""}], "step": -1}
 
 

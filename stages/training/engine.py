@@ -96,11 +96,13 @@ class Engine:
         self._deepspeed.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks; the product makes it the sum.
         self._deepspeed.backward(loss * self.rank.world if self.rank.world > 1 else loss)
+        self.rank.beat()
 
     def step(self) -> Step:
         """Clip and update; skipped on all ranks if the gradient is not finite anywhere."""
         made = self._step_plain() if self.zero == 0 else self._step_zero()
         self.history.append(made)
+        self.rank.beat()
         return made
 
     def _step_plain(self) -> Step:

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import AuthenticationError
 from multiprocessing import connection as mp
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,8 +26,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import HeadwaterError, Interrupted, Stuck, UserError, WorkerDied
+from stages.training.admission import admit
 from stages.training.places import processes
-from stages.training.settings import Watchdog as Limits
+from stages.training.settings import Limits
 from stages.training.watchdog import Watchdog
 from stages.training.worker import Post, environment
 
@@ -55,15 +55,16 @@ class WorkerGroup:
     ) -> None:
         self.workers = workers
         self.world = workers.num
+        self.limits = limits or Limits()
+        """When a silent rank counts as stuck; may be set anew before a call that is special."""
         self._ctx = ctx
-        self._limits = limits or Limits()
-        self._processes = processes(backend, workers, ctx, self._limits.start)
+        self._processes = processes(backend, workers, ctx, self.limits.start)
         self._links: dict[int, Connection] = {}
         self._pids: dict[int, tuple[int, str]] = {}
         self._replies: dict[int, Any] = {}
         self._failures: dict[int, HeadwaterError] = {}
         self._orders = 0
-        self._watchdog = Watchdog(self.world, self._limits)
+        self._watchdog = Watchdog((), self.limits)
 
     def __enter__(self) -> WorkerGroup:
         try:
@@ -128,26 +129,11 @@ class WorkerGroup:
                     for index in range(self.world)
                 ]
             )
-            self._admit(server, bytes.fromhex(key))
+            patience = self.limits.start
+            found = admit(server, bytes.fromhex(key), self.world, patience, self._check_alive)
+        self._links = {index: admitted.link for index, admitted in found.items()}
+        self._pids = {index: (admitted.pid, admitted.host) for index, admitted in found.items()}
         self._meet()
-
-    def _admit(self, server: socket.socket, key: bytes) -> None:
-        """Take the ranks' connections; who does not know the key is sent away."""
-        server.settimeout(TICK)
-        deadline = time.monotonic() + self._limits.start
-        while len(self._links) < self.world:
-            try:
-                link = Connection(server.accept()[0].detach())
-            except TimeoutError:
-                self._check_alive()
-                if time.monotonic() > deadline:
-                    raise WorkerDied("the ranks did not start in time") from None
-                continue
-            with suppress(AuthenticationError, EOFError, OSError):
-                mp.deliver_challenge(link, key)
-                mp.answer_challenge(link, key)
-                index, pid, host = link.recv()
-                self._links[index], self._pids[index] = link, (pid, host)
 
     def _meet(self) -> None:
         """Imports side by side, then the process group."""
@@ -178,10 +164,10 @@ class WorkerGroup:
                 raise WorkerDied(self._death(index)) from error
 
     def _collect(self, ranks: Sequence[int] | None = None) -> list[Any]:
-        """Wait for an answer of each rank, watching over all of them."""
+        """Wait for an answer of each rank, watching over those that still owe it."""
         waited = list(range(self.world) if ranks is None else ranks)
         self._replies, self._failures = {}, {}
-        self._watchdog = Watchdog(self.world, self._limits)
+        self._watchdog = Watchdog(waited, self.limits)
         failed = float("inf")
         while len(self._replies) + len(self._failures) < len(waited):
             self._listen(TICK)
@@ -214,6 +200,7 @@ class WorkerGroup:
                 self._watchdog.show(index, *rest)
             elif rest[0] == self._orders:  # else an answer that came too late
                 (self._replies if verb == "done" else self._failures)[index] = rest[1]
+                self._watchdog.release(index)
 
     def _lose(self, index: int) -> None:
         self._failures[index] = WorkerDied(self._death(index), where=self._ctx.stage)

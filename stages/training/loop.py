@@ -1,15 +1,17 @@
 """The one training loop.
 
     setup ─ resume ─┬─ step: rate, seed, objective.step, guard ─┬─ final evaluation ─ export
-                    └────── evaluate, save, stop if asked ──────┘
+                    └────── stop if asked, save, evaluate ──────┘
 
 A step is a function of the weights and its number: the generators are seeded from (seed, step,
 rank) and the data is a function of the step. So a run that was killed and resumed makes the same
 numbers as one that was not; on the same layout, bit for bit.
 
-Guard: a step whose gradient is not finite is skipped, on all ranks alike. After `skip_limit` in a
-row the loop goes back to the newest checkpoint and past the data that broke it (Chowdhery et al.
-2022, section 5.1), at most `rollbacks` times; then it gives up.
+Guard: an update whose gradient is not finite is skipped, on all ranks alike. After `skip_limit`
+bad steps in a row the loop goes back to the newest anchor and past the data that broke it
+(Chowdhery et al. 2022, section 5.1), at most `rollbacks` times; then it gives up. Anchors are the
+checkpoints that fell due by the step while all was well: those that an interrupt left are none,
+so that a run which was stopped goes back as far as one which was not.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -33,6 +35,7 @@ from stages.training.order import mix
 from stages.training.schedule import factor
 
 if TYPE_CHECKING:
+    from pipeline.context import Context
     from stages.training.objective import Metrics, Objective
     from stages.training.rank import Rank
     from stages.training.settings import TrainSection
@@ -48,6 +51,9 @@ class Position:
     """Steps' worth of data that rollbacks leapt over."""
     tokens: float = 0.0
     skipped: int = 0
+    """Steps of which an update was skipped."""
+    bad: int = 0
+    """Steps in a row, up to this one, that went wrong."""
     rollbacks: int = 0
 
 
@@ -114,23 +120,26 @@ class Fit:
         )
         self.position = Position()
         self.meter = Meter(rank, getattr(torch, settings.dtype), objective.flops_per_token)
-        self._bad = 0
         self._last: dict[str, float] = {}
         self._begun = time.monotonic()
         self._first = 0
-        self._reported = -1
+        self._reported = self._evaluated = -1
+        self._known: dict[int, dict[str, float]] = {}
 
     def run(self, out: Path | None) -> dict[str, float]:
         """Resume, train, evaluate, export."""
         self._resume()
         self._first = self.position.step
         while self.position.step < self.settings.steps:
+            if self._due(self.settings.eval_every):
+                self._evaluate()
             self._step()
-            if self._bad > self.settings.skip_limit:
+            if self.position.bad > self.settings.skip_limit:
                 self._roll_back()
-                continue
-            self._between()
+            else:
+                self._between()
         self.rank.pulse.step_seconds = 0.0  # what follows takes as long as it takes
+        self._save(wait=False)
         final = {**self._last, **self._evaluate()}
         self._save(wait=True)
         if out is not None:
@@ -153,16 +162,20 @@ class Fit:
         self._guard(found)
         self.rank.beat()
         self.rank.pulse.step_seconds = self.meter.median
-        self._report({**found, "lr": rates[min(rates)], **self._norms(), **speed})
+        self._report({**found, "lr": next(iter(rates.values())), **self._norms(), **speed})
 
     def _guard(self, found: Mapping[str, float]) -> None:
-        """Count steps that were skipped. Norms and losses are alike on all ranks, so is this."""
-        steps = [made for engine in self.engines.values() for made in engine.history]
-        good = all(made.applied for made in steps) and math.isfinite(found.get("loss", 0.0))
-        self._bad = 0 if good else self._bad + 1
-        self.position.skipped += not good
-        if not good:
-            self._say(f"step {self.position.step}: the gradient is not finite; step skipped")
+        """Count what went wrong. Norms and losses are alike on all ranks, so is this."""
+        position = self.position
+        made = [step.applied for engine in self.engines.values() for step in engine.history]
+        skipped, finite = made.count(False), math.isfinite(found.get("loss", 0.0))
+        position.bad = 0 if finite and not skipped else position.bad + 1
+        position.skipped += skipped > 0
+        if skipped:
+            what = "step" if skipped == len(made) else f"{skipped} of {len(made)} updates"
+            self._say(f"step {position.step}: the gradient is not finite; {what} skipped")
+        elif not finite:
+            self._say(f"step {position.step}: the loss is not finite, though the gradient is")
 
     def _norms(self) -> dict[str, float]:
         """The gradient's norm of each engine: the largest, if it made several updates."""
@@ -176,40 +189,64 @@ class Fit:
             return {"grad_norm": norms.popitem()[1]}
         return {f"grad_norm_{key}": norm for key, norm in norms.items()}
 
+    def _due(self, every: int) -> bool:
+        """Whether this step is one of every `every`-th; never at 0."""
+        return bool(every and self.position.step and self.position.step % every == 0)
+
     def _between(self) -> None:
-        """What may follow a step."""
-        step, settings = self.position.step, self.settings
-        if settings.eval_every and step % settings.eval_every == 0 and step < settings.steps:
-            self._evaluate()
-        asked = self.rank.any(self.rank.ctx is not None and self.rank.ctx.cancelled)
-        if asked and step < settings.steps:
-            self._save(wait=True)
-            raise Interrupted(
-                f"stopped at step {step} of {settings.steps}",
-                where=self.rank.ctx.stage if self.rank.ctx else "",
-                remedy="`headwater resume` goes on from here",
-            )
-        # While steps are being skipped, the state is not one to come back to.
-        if settings.checkpoint_every and step % settings.checkpoint_every == 0 and not self._bad:
+        """What may follow a step: a stop first, for somebody waits for it."""
+        if self.rank.stopping() and self.position.step < self.settings.steps:
+            self._stop()
+        # While steps go wrong, the state is not one to come back to.
+        if self._due(self.settings.checkpoint_every) and not self.position.bad:
             self._save(wait=False)
 
+    def _stop(self) -> NoReturn:
+        """Save and go.
+
+        Raises:
+            Interrupted: always.
+        """
+        self._save(wait=True)
+        raise Interrupted(
+            f"stopped at step {self.position.step} of {self.settings.steps}",
+            where=self.rank.stage,
+            remedy="`headwater resume` goes on from here",
+        )
+
     def _evaluate(self) -> dict[str, float]:
-        figures = dict(self.objective.evaluate(self.engines, self.position.step))
-        if figures and self.rank.ctx and self.position.step >= self._reported:
-            self.rank.ctx.metrics(self.position.step, self._named(figures))
+        """Figures on held-out data; those of a step that the series has already are not made
+        again."""
+        step = self.position.step
+        if step in self._known:
+            return self._known[step]
+        try:
+            figures = dict(self.objective.evaluate(self.engines, step))
+        except Interrupted:
+            self._stop()
+        if figures and self.rank.ctx and step > self._evaluated:
+            self.rank.ctx.metrics(step, self._named(figures))
             shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            self._say(f"step {self.position.step}: {shown}")
+            self._say(f"step {step}: {shown}")
         return figures
 
     def _save(self, *, wait: bool) -> None:
         if self.saves is None:
             return
-        extra = {"loop": asdict(self.position), "objective": self.objective.state_dict()}
-        if self.saves.saved_step != self.position.step:
-            self.saves.save(self.position.step, self.engines, {**extra, "last": self._last})
+        position = self.position
+        if self.saves.saved_step != position.step:
+            self.saves.save(
+                position.step,
+                self.engines,
+                {
+                    "loop": asdict(position),
+                    "objective": self.objective.state_dict(),
+                    "last": self._last,
+                },
+                anchor=self._due(self.settings.checkpoint_every) and not position.bad,
+            )
         if wait:
             self.saves.wait()
-            self.rank.barrier()
 
     def _committed(self, step: int) -> None:
         if self.rank.ctx:
@@ -223,15 +260,27 @@ class Fit:
         self._rewind()
 
     def _rewind(self) -> None:
-        """Have every step once in the series. Where several trainings share it, what is there
-        stays: the steps that are made again make the same numbers."""
-        ctx = self.rank.ctx
-        if ctx and not self.prefix:
-            ctx.rewind(self.position.step)
-        elif ctx:
-            points = read_series(ctx.observed / "metrics.jsonl")
-            mine = [p["step"] for p in points if any(key.startswith(self.prefix) for key in p)]
-            self._reported = max(mine, default=-1)
+        """Have every step once in the series, and learn what it holds. Where several trainings
+        share it, what is there stays: the steps that are made again make the same numbers."""
+        ctx, step, known = self.rank.ctx, self.position.step, {}
+        if ctx:
+            if not self.prefix:
+                ctx.rewind(step)
+            points = self._points(ctx)
+            tested = [(at, point) for at, point in points if _tested(point)]
+            self._reported = max((at for at, _ in points), default=-1)
+            self._evaluated = max((at for at, _ in tested), default=-1)
+            known = {at: _tested(point) for at, point in tested if at == step}
+        self._known = self.rank.share(known)
+
+    def _points(self, ctx: Context) -> list[tuple[int, dict[str, float]]]:
+        """What the series holds of this training: steps, and figures by their own names."""
+        cut = len(self.prefix)
+        return [
+            (point["step"], mine)
+            for point in read_series(ctx.observed / "metrics.jsonl")
+            if (mine := {key[cut:]: v for key, v in point.items() if key.startswith(self.prefix)})
+        ]
 
     def _take_up(self, saved: Saved) -> None:
         assert self.saves is not None
@@ -241,25 +290,26 @@ class Fit:
         self.objective.load_state_dict(extra["objective"])
 
     def _roll_back(self) -> None:
-        """Go back to the newest checkpoint and on to data beyond the bad.
+        """Go back to the newest anchor and on to data beyond the bad.
 
         Raises:
             Failure: there is none, or it was done often enough.
         """
         now = self.position
         saved = None
+        self.rank.pulse.step_seconds = 0.0  # reading may take longer than a step
         if now.rollbacks < self.settings.rollbacks and self.saves:
-            saved = self.saves.newest()
+            saved = self.saves.newest(anchor=True)
         if saved is None:
             raise Failure(
-                f"the gradient was not finite for {self._bad} steps, up to step {now.step}",
-                where=self.rank.ctx.stage if self.rank.ctx else "",
+                f"the gradient was not finite for {now.bad} steps, up to step {now.step}",
+                where=self.rank.stage,
                 remedy="lower train.lr, lengthen train.warmup, or look at the data",
             )
         self._take_up(saved)
         self.position.offset = now.step + now.offset - self.position.step
         self.position.rollbacks = now.rollbacks + 1
-        self.position.skipped, self._bad = now.skipped, 0
+        self.position.skipped = now.skipped
         self._say(f"back to step {self.position.step}, leaping over the data up to {now.step}")
         self._rewind()
 
@@ -289,3 +339,8 @@ class Fit:
     def _say(self, message: str) -> None:
         if self.rank.ctx:
             self.rank.ctx.log(f"{self.prefix}{message}" if self.prefix else message)
+
+
+def _tested(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation among those of a point of the series."""
+    return {key: float(value) for key, value in figures.items() if key.startswith("eval_")}

@@ -95,7 +95,8 @@ class Objective(Protocol):
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         """Open data and build the modules, alike on every rank; on the CPU, in float32.
 
-        Frozen modules stay with the objective, which moves them to `rank.device` itself.
+        The first is the main one, whose learning rate is reported. Frozen modules stay with the
+        objective, which moves them to `rank.device` itself.
         """
 
     def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
@@ -104,11 +105,17 @@ class Objective(Protocol):
         `step` says which data to use: it counts from 0, and leaps over data after a rollback.
         The learning rate is set, and torch's generators are seeded from (seed, step, rank), so
         that a step is a function of the weights and `step` alone. Call `engine.step()` for each
-        update; call `rank.beat()` now and then in a long step, or the watchdog takes it as stuck.
+        update; it and `engine.backward()` tell the watchdog that all is well. What else takes
+        long calls `rank.beat()` now and then.
         """
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Figures on held-out data, the same on every rank; may be empty."""
+        """Figures on held-out data, the same on every rank; may be empty. Names begin with
+        `eval_`.
+
+        Raises:
+            Interrupted: the run is to stop (see `rank.stopping`): the loop saves and stops.
+        """
 
     def state_dict(self) -> State:
         """State beyond weights and moments: controllers, averages, cursors. Alike on all ranks."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.errors import Failure
+from pipeline.errors import NoRoom
 from stages.training.worker import Post
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class RayProcesses:
         """Place and start the actors.
 
         Raises:
-            Failure: the cluster had no room for long.
+            NoRoom: others used the cluster for long.
         """
         import ray
         from ray.util import placement_group
@@ -108,7 +108,7 @@ class RayProcesses:
         bundle = {kind: amount for kind, amount in need.items() if amount}
         self._group = placement_group([bundle] * len(posts), strategy="PACK", name=self._name)
         if not self._group.wait(self._patience):
-            raise Failure(
+            raise NoRoom(
                 f"no room for {len(posts)} workers of {bundle} within {self._patience:.0f} s",
                 remedy="wait for other runs to end, or ask for fewer workers",
             )

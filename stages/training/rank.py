@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,15 +18,24 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)
 """Of a collective. The group's watchdog ends a hang long before; this is the second net."""
+PAUSE = 0.002
+"""Seconds between two looks at whether all ranks have come to a barrier."""
 
 
 @dataclass
 class Pulse:
-    """What a rank shows the watchdog: a counter that grows, and how long a step takes."""
+    """What a rank shows the watchdog: counters that grow, and how long a step takes."""
 
     count: int = 0
+    """What was done; all ranks of a training count alike, so the least shows who is behind."""
+    waits: int = 0
+    """Signs of life while waiting for the others or for a disk."""
     step_seconds: float = 0.0
     """Median of recent steps; 0 while there are none (starting, exporting)."""
+
+    def start(self) -> None:
+        """Something new begins."""
+        self.count, self.waits, self.step_seconds = 0, 0, 0.0
 
 
 @dataclass
@@ -76,9 +86,18 @@ class Rank:
         """Whether this is rank 0, which reports and commits."""
         return self.index == 0
 
+    @property
+    def stage(self) -> str:
+        """The stage's name, where it is known."""
+        return self.ctx.stage if self.ctx else ""
+
     def beat(self) -> None:
         """Tell the watchdog that something was done."""
         self.pulse.count += 1
+
+    def wait(self) -> None:
+        """Tell the watchdog that this rank is well, and waits for something else."""
+        self.pulse.waits += 1
 
     def total(self, values: Iterable[float] | Tensor) -> Tensor:
         """The element-wise sum over ranks as float64 on the device: nothing waits for it."""
@@ -115,6 +134,15 @@ class Rank:
         return values
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks. Those that are here already say so to the watchdog, however long
+        the others take."""
         if self.world > 1:
-            dist.barrier()
+            met = dist.barrier(async_op=True)
+            while not met.is_completed():
+                self.wait()
+                time.sleep(PAUSE)
+            met.wait()
+
+    def stopping(self) -> bool:
+        """Whether somebody asked the run to stop: all ranks learn it at the same point."""
+        return self.any(self.ctx is not None and self.ctx.cancelled)

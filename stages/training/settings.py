@@ -18,7 +18,7 @@ Schedule = Literal["constant", "linear", "cosine", "wsd"]
 Dtype = Literal["float32", "bfloat16"]
 
 
-class Watchdog(Section):
+class Limits(Section):
     """When a silent group counts as stuck: after `factor` median steps, but not before `floor`."""
 
     factor: Annotated[float, Field(gt=1)] = 20
@@ -30,7 +30,13 @@ class Watchdog(Section):
 
 
 class TrainSection(Section):
-    """How a model is trained. Fields marked EXECUTION change the speed, not the result."""
+    """How a model is trained. Fields marked EXECUTION change the speed, not the result, but for
+
+    - the order of sums: another layout agrees within rounding, the same one bit for bit;
+    - dropout: masks are drawn on each rank for each forward pass, so that another number of
+      workers or another micro-batch draws others, no worse and no better;
+    - what is done after gradients that are not finite: see `checkpoint_every`.
+    """
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimizer steps (PPO: iterations)."""
@@ -65,17 +71,20 @@ class TrainSection(Section):
     skip_limit: Annotated[int, Field(ge=0)] = 5
     """Steps in a row that are skipped for a gradient that is not finite, before rolling back."""
     rollbacks: Annotated[int, Field(ge=0)] = 1
-    """Times that training goes back to its last checkpoint, and past the data that broke it."""
+    """Times that training goes back to the last checkpoint that was due, and past the data that
+    broke it."""
 
     micro_batch: Annotated[int | None, Field(ge=1), EXECUTION] = None
-    """Samples of one forward pass on one rank; left out: the rank's whole share."""
+    """Samples of one forward pass on one rank; left out: the rank's whole share. With dropout,
+    other passes draw other masks."""
     zero: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
     """ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
-    """Steps between checkpoints; 0 saves only when interrupted and at the end."""
+    """Steps between checkpoints; 0 saves only when interrupted and at the end, and leaves nothing
+    to go back to after gradients that are not finite."""
     keep: Annotated[int, Field(ge=1), EXECUTION] = 2
-    """Checkpoints that are kept."""
-    watchdog: Annotated[Watchdog, EXECUTION] = Watchdog()
+    """Checkpoints that are kept, besides the one to go back to."""
+    watchdog: Annotated[Limits, EXECUTION] = Limits()
     """When a silent group counts as stuck."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Interrupted
 from stages.training.order import micro_batches
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Met
         loss = objective.loss(engine, on(batch, rank.device))
         engine.backward(loss.total / units[0], last=last)
         sums.add({"loss": loss.total, **loss.sums})
-        rank.beat()
     engine.step()
     weight, tokens = units.tolist()
     if not weight:
@@ -46,7 +45,11 @@ def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Met
 
 
 def evaluate(objective: SupervisedObjective, engine: Engine) -> dict[str, float]:
-    """Means over the first held-out samples, each read by one rank: `eval_loss`, `eval_…`."""
+    """Means over the first held-out samples, each read by one rank: `eval_loss`, `eval_…`.
+
+    Raises:
+        Interrupted: the run is to stop.
+    """
     rank, sums, weight = objective.rank, Sums(objective.rank), 0.0
     engine.eval()
     with torch.no_grad():
@@ -55,6 +58,8 @@ def evaluate(objective: SupervisedObjective, engine: Engine) -> dict[str, float]
             sums.add({"loss": loss.total * real, **{k: v * real for k, v in loss.sums.items()}})
             weight += objective.weight(batch) * real
             rank.beat()
+            if rank.stopping():
+                raise Interrupted("stopped while evaluating", where=rank.stage)
     engine.train()
     means = sums.means(rank.sum(weight))
     found = {f"eval_{name}": value for name, value in means.items()}

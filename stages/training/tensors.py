@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.artifact import disk_errors
+from pipeline.disk import disk_errors
 
 _NAMES = {
     torch.float64: "F64",

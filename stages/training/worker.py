@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import json
+import logging
 import os
 import queue
 import signal
@@ -140,6 +141,7 @@ class Member:
 
     def call(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """`function(rank, *arguments, **named)`."""
+        self._pulse.start()
         return function(self._rank, *arguments, **named)
 
 
@@ -151,6 +153,8 @@ def quiet() -> None:
     # A killed build of this operator would leave a lock that hangs every later run; and where a
     # compiler is missing it fails. gloo alone is as fast for what we send.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It warns of every step that it skips; so does the loop, in the stage's log.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     # Torch renames collectives that DeepSpeed still calls by their old names, at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
@@ -229,7 +233,7 @@ class Link:
         """Show the pulse, some times a second."""
         pause = threading.Event()
         while not pause.wait(BEAT):
-            self.send("beat", pulse.count, pulse.step_seconds)
+            self.send("beat", pulse.count, pulse.waits, pulse.step_seconds)
 
 
 def dial(post: Post) -> Connection:

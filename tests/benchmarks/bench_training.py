@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_training.py [STEPS]
 
-GPT of 6 layers, width 384, 6 heads, context 256, vocabulary 8,192 (13.9 M parameters), float32,
-global batch 4, AdamW, clip 1.0; one thread a rank. The peer is the same model under
+The quickstart's GPT (4 layers, width 128, context 128, vocabulary 4,096, global batch 32) and a
+larger one (6 layers, width 384, context 256, vocabulary 8,192: 13.9 M parameters, global batch 4);
+float32, AdamW, clip 1.0; one thread a rank. The peer is the same model under
 DistributedDataParallel in the shortest loop that trains it, without metrics, guards or
 checkpoints. All take turns within the same two processes, a step each; medians over the turns.
 CPU seconds are those of rank 0: they hold on a machine that others use too.
@@ -33,26 +34,42 @@ from stages.training.objective import Batch, Loss, SupervisedObjective, Trainabl
 from stages.training.rank import Rank
 from stages.training.settings import TrainSection
 
-CONFIG = GPTConfig(vocab_size=8192, context=256, layers=6, width=384, heads=6)
-BATCH = 4
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained, and the samples of a step."""
+
+    config: GPTConfig
+    batch: int
+
+
+LARGE = Work(GPTConfig(vocab_size=8192, context=256, layers=6, width=384, heads=6), 4)
+QUICKSTART = Work(GPTConfig(vocab_size=4096, context=128, layers=4, width=128, heads=4), 32)
 
 
 class Windows:
     """Random tokens, a function of the index."""
 
+    def __init__(self, config: GPTConfig) -> None:
+        self.config = config
+
     def __getitem__(self, index: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(index)
-        return torch.randint(0, CONFIG.vocab_size, (CONFIG.context + 1,), generator=generator)
+        return torch.randint(
+            0, self.config.vocab_size, (self.config.context + 1,), generator=generator
+        )
 
 
 @dataclass
 class Language(SupervisedObjective):
     """Next-token prediction, as in `stages.pretrain`."""
 
+    config: GPTConfig
+
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        self.train = Windows()
-        self.flops_per_token = float(CONFIG.flops_per_token)
-        return {"model": Trainable(GPT(CONFIG))}
+        self.train = Windows(self.config)
+        self.flops_per_token = float(self.config.flops_per_token)
+        return {"model": Trainable(GPT(self.config))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         windows = torch.stack(list(samples))
@@ -66,15 +83,15 @@ class Language(SupervisedObjective):
         """Nothing is kept."""
 
 
-def plain(rank: Rank) -> Callable[[int], float]:
+def plain(rank: Rank, work: Work) -> Callable[[int], float]:
     """A step of the shortest loop there is."""
     torch.manual_seed(0)
-    model = torch.nn.parallel.DistributedDataParallel(GPT(CONFIG))
+    model = torch.nn.parallel.DistributedDataParallel(GPT(work.config))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.95), fused=True)
-    windows, share = Windows(), BATCH // rank.world
+    windows, share = Windows(work.config), work.batch // rank.world
 
     def step(number: int) -> float:
-        first = number * BATCH + rank.index * share
+        first = number * work.batch + rank.index * share
         batch = torch.stack([windows[first + i] for i in range(share)])
         logits = model(batch[:, :-1]).flatten(0, 1)
         loss = F.cross_entropy(logits, batch[:, 1:].flatten())
@@ -87,14 +104,20 @@ def plain(rank: Rank) -> Callable[[int], float]:
     return step
 
 
-def ours(rank: Rank, zero: int) -> Callable[[int], float]:
+def ours(rank: Rank, zero: int, work: Work) -> Callable[[int], float]:
     """A step of the loop, with all that it does between steps."""
     settings = TrainSection.model_validate(
-        {"steps": 10**6, "global_batch": BATCH, "zero": zero, "warmup": 0, "weight_decay": 0.01}
+        {
+            "steps": 10**6,
+            "global_batch": work.batch,
+            "zero": zero,
+            "warmup": 0,
+            "weight_decay": 0.01,
+        }
         | {"schedule": "constant", "checkpoint_every": 0}
     )
     torch.manual_seed(0)
-    objective = Language()
+    objective = Language(work.config)
     trainables = objective.setup(rank, settings, 0)
     engines = {name: Engine(name, t, settings, rank) for name, t in trainables.items()}
     fit = Fit(rank, objective, settings, 0, f"zero{zero}", engines, None)
@@ -107,10 +130,20 @@ def ours(rank: Rank, zero: int) -> Callable[[int], float]:
     return step
 
 
-def contest(rank: Rank, steps: int) -> dict[str, tuple[float, float, float]]:
+_steps: list[Callable[[int], float]] = []
+
+
+def one_step(rank: Rank, number: int) -> float:
+    """A step of the loop on the quickstart's model, which stays between calls; its loss."""
+    if not _steps:
+        _steps.append(ours(rank, 1, QUICKSTART))
+    return _steps[0](number)
+
+
+def contest(rank: Rank, work: Work, steps: int) -> dict[str, tuple[float, float, float]]:
     """Tokens a second, CPU seconds a step and the last loss, of each."""
-    runs = {"DistributedDataParallel": plain(rank)}
-    runs |= {f"ours, ZeRO-{zero}": ours(rank, zero) for zero in (0, 1, 2, 3)}
+    runs = {"DistributedDataParallel": plain(rank, work)}
+    runs |= {f"ours, ZeRO-{zero}": ours(rank, zero, work) for zero in (0, 1, 2, 3)}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     losses = {}
     for number in range(steps + 2):
@@ -122,7 +155,7 @@ def contest(rank: Rank, steps: int) -> dict[str, tuple[float, float, float]]:
             rank.beat()
     return {
         name: (
-            BATCH * CONFIG.context / statistics.median(wall for wall, _ in times[2:]),
+            work.batch * work.config.context / statistics.median(wall for wall, _ in times[2:]),
             statistics.median(cpu for _, cpu in times[2:]),
             losses[name],
         )
@@ -134,7 +167,12 @@ def main(steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ctx = Context.local(Path(folder))
         with WorkerGroup(Workers(num=2), ctx, backend="local") as group:
-            found = group.run(contest, steps)[0]
+            for work in (QUICKSTART, LARGE):
+                show(work, group.run(contest, work, steps)[0])
+
+
+def show(work: Work, found: dict[str, tuple[float, float, float]]) -> None:
+    print(f"width {work.config.width}, {work.config.layers} layers, global batch {work.batch}")
     base = found["DistributedDataParallel"]
     for name, (rate, cpu, loss) in found.items():
         print(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import psutil
 import pytest
 import sample_run
 from click.testing import CliRunner
+from outages import broken, refused, silent
 
 from launch.cli import cli
 from launch.tracking.client import connect, tracking_uri
@@ -22,7 +19,7 @@ from launch.tracking.mirror import Mirror, lacking, read_cursor
 from pipeline.errors import Failure
 from pipeline.journal import Run
 
-pytestmark = [pytest.mark.faults, pytest.mark.integration]
+pytestmark = pytest.mark.faults
 
 STEPS = 2500  # five keys: more than ten batches
 POINTS = dict(sample_run.points("gpt", STEPS))
@@ -32,60 +29,6 @@ POINTS = dict(sample_run.points("gpt", STEPS))
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return sample_run.make(tmp_path / "store", names=("gpt",), steps=STEPS)
-
-
-@contextmanager
-def refused() -> Iterator[tuple[int, Callable[[], bool]]]:
-    """A port at which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield port, lambda: True
-
-
-@contextmanager
-def silent() -> Iterator[tuple[int, Callable[[], bool]]]:
-    """Takes the call and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        calls: list[socket.socket] = []
-
-        def listen() -> None:
-            while True:
-                try:
-                    calls.append(server.accept()[0])
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=listen)
-        thread.start()
-        yield server.getsockname()[1], lambda: bool(calls)
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for call in calls:
-            call.close()
-
-
-@contextmanager
-def broken() -> Iterator[tuple[int, Callable[[], bool]]]:
-    """Answers everything with 500."""
-    calls: list[str] = []
-
-    class Broken(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            calls.append(self.path)
-            self.send_error(500)
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1], lambda: bool(calls)
-        server.shutdown()
-        thread.join()
 
 
 def assert_exact(run: Run) -> None:

@@ -7,57 +7,60 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import multiprocessing
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from faulty import READS, WRITES, Operation, fault_at
+from memory import Folders, folders_in_memory
+from toyruns import until
 
-from pipeline.artifact import MANIFEST, Artifact, append_line, list_files, publish, write_atomic
+from pipeline.artifact import MANIFEST, Artifact, list_files, publish
 from pipeline.context import Context
+from pipeline.disk import append_line, write_atomic
 from pipeline.errors import CorruptArtifact, Failure
 from pipeline.journal import Run
 from pipeline.store import Store
 
 pytestmark = pytest.mark.faults
 
-OPERATIONS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "truncate")
 FP = "f" * 16
 fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def tmp_path_factory() -> Iterator[Folders]:
+    with folders_in_memory() as folders:
+        yield folders
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: Folders) -> Path:
+    return tmp_path_factory.mktemp("faults")
 
 
 class Died(BaseException):
     """Not an OSError: nothing may handle it, as nothing handles a power cut."""
 
 
-@contextmanager
-def fault_at(nth: int, fail: Callable[[], None]) -> Iterator[list[str]]:
-    """Call `fail` instead of the n-th file operation; lists what was done."""
-    done: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in OPERATIONS:
-            patch.setattr(os, name, _counted(getattr(os, name), name, done, nth, fail))
-        yield done
-
-
-def _counted(
-    true: Callable[..., Any], name: str, done: list[str], nth: int, fail: Callable[[], None]
-) -> Callable[..., Any]:
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        done.append(f"{name} {args[0]}")
-        if len(done) == nth:
-            fail()
-        return true(*args, **kwargs)
-
-    return counted
-
-
 def full() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def broken() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def stale() -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def refused() -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def cut() -> None:
@@ -87,7 +90,7 @@ def commit(store: Store) -> Artifact:
 
 def recover(store: Store) -> Artifact:
     """What the next run does: take what was published, or make it again."""
-    found = store.find("toy", FP)
+    found = store.take("toy", FP)
     if found is None:
         work(store)
         found = commit(store)
@@ -95,7 +98,7 @@ def recover(store: Store) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+def digest(tmp_path_factory: Folders) -> str:
     """Of an undisturbed run."""
     return recover(Store(tmp_path_factory.mktemp("undisturbed"))).digest
 
@@ -110,15 +113,17 @@ def is_sound(store: Store, digest: str) -> None:
     assert not list(store.root.glob("work/*/*"))
 
 
-@pytest.mark.parametrize("fail", [full, cut])
+@pytest.mark.parametrize(
+    ("fail", "operations"), [(full, WRITES), (cut, WRITES), (broken, READS), (cut, READS)]
+)
 def test_the_nth_operation_fails_for_all_n(
-    tmp_path: Path, digest: str, fail: Callable[[], None]
+    tmp_path: Path, digest: str, fail: Callable[[], None], operations: list[Operation]
 ) -> None:
     for nth in itertools.count(1):
         store = Store(tmp_path / str(nth))
         work(store)
         error: BaseException | None = None
-        with fault_at(nth, fail) as done:
+        with fault_at(nth, fail, operations) as done:
             try:
                 commit(store)
             except (Failure, Died) as caught:
@@ -198,10 +203,12 @@ def test_a_flipped_bit_in_any_file_is_found_before_use(tmp_path: Path, digest: s
             flipped = bytearray(path.read_bytes())
             place = int(share * (len(flipped) - 1))
             flipped[place] ^= 1 << place % 8
+            times = path.stat()
             path.write_bytes(flipped)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # disks leave no trace
             with pytest.raises(CorruptArtifact):
-                store.checked(made)
-            assert name in store.quarantined("toy", FP)
+                store.checked(made, run="the next")
+            assert name in store.damage("toy", FP)
             assert recover(store).digest == digest
 
 
@@ -210,8 +217,78 @@ def test_a_cut_file_is_found_at_opening(tmp_path: Path, digest: str) -> None:
     for name in list_files(recover(store).path):
         path = recover(store).path / name
         os.truncate(path, path.stat().st_size - 1)
-        assert store.find("toy", FP) is None
+        assert store.take("toy", FP) is None
         assert recover(store).digest == digest
+
+
+def shelf(root: Path) -> Store:
+    """A store in which nothing is garbage: each thing is kept for another reason."""
+    store = Store(root)
+    root.mkdir()
+    origin = made(store, "origin")
+    made(store, "planned", origin)
+    made(store, "promoted")
+    run = root / "runs" / "20260101-0000-able-bear"
+    run.mkdir(parents=True)
+    stage = {"uses": "planned", "fingerprint": FP}
+    (run / "plan.json").write_text(json.dumps({"stages": [stage]}))
+    log = root / "registry" / "model" / "promotions.jsonl"
+    log.parent.mkdir(parents=True)
+    append_line(log, json.dumps({"alias": "champion", "fingerprint": "promoted"}))
+    store.work("leased", FP).joinpath("out").mkdir(parents=True)
+    return store
+
+
+def made(store: Store, uses: str, *inputs: Artifact) -> Artifact:
+    out = store.work(uses, uses if uses == "promoted" else FP) / "out"
+    out.mkdir(parents=True)
+    (out / "data").write_text(uses)
+    return store.publish(
+        uses,
+        out.parent.name,
+        kind="Toy",
+        version=1,
+        payload={},
+        inputs={"from": inputs},
+        run={"id": "r"},
+        seconds=1,
+    )
+
+
+def use(store: Store) -> None:
+    for artifact in store.artifacts():
+        found = store.take(artifact.uses, artifact.fingerprint)
+        assert found
+        store.checked(found, run="r")
+
+
+@pytest.mark.parametrize("fail", [broken, stale, refused])
+@pytest.mark.parametrize("look", [use, lambda store: store.gc(dry=False)], ids=["use", "gc"])
+def test_a_disk_that_cannot_be_read_loses_nothing(
+    tmp_path: Path, fail: Callable[[], None], look: Callable[[Store], object]
+) -> None:
+    store = shelf(tmp_path / "store")
+    with store.lease("leased", FP, owner="somebody") as lease:
+        assert lease.acquire()
+        lease._stop.set()  # its heartbeat's operations are not those that are counted
+        until((lease.folder / "00000001.beat").exists)
+        sound = {artifact.path: artifact.digest for artifact in store.artifacts()}
+        assert len(sound) == 3
+        for nth in itertools.count(1):
+            failed = False
+            with fault_at(nth, fail, READS) as done:
+                try:
+                    look(store)
+                except Failure as failure:
+                    failed = True
+                    assert failure.remedy
+            assert {a.path: a.digest for a in store.artifacts()} == sound, done[-1]
+            assert store.work("leased", FP).exists(), done[-1]
+            assert not (store.root / "quarantine").exists(), done[-1]
+            if len(done) < nth:
+                assert not failed
+                assert nth > 30
+                return
 
 
 def test_of_two_writers_exactly_one_publishes(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from toyruns import (
 )
 
 from launch.rayside import RayLauncher
-from pipeline.journal import Run, RunStatus
+from pipeline.journal import Run
 from pipeline.runner import execute, exit_code
+from pipeline.status import RunStatus
 from pipeline.store import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("toys")]

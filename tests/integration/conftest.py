@@ -11,10 +11,12 @@ from rooms import Room, room
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     """Two ranks."""
-    yield from room(tmp_path_factory.mktemp("pair"), 2)
+    with room(tmp_path_factory.mktemp("pair"), 2) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     """One rank."""
-    yield from room(tmp_path_factory.mktemp("single"), 1)
+    with room(tmp_path_factory.mktemp("single"), 1) as made:
+        yield made

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from forked import Forked
 
 from pipeline.context import Context, read_series
 from pipeline.stage import Workers
 from stages.training.group import WorkerGroup
+from stages.training.settings import Limits
 
 
 @dataclass
@@ -29,8 +33,11 @@ class Room:
         return self.ctx.scratch / "checkpoints" / name
 
 
-def room(folder: Path, world: int) -> Iterator[Room]:
-    """A group of local processes."""
+@contextmanager
+def room(folder: Path, world: int, limits: Limits | None = None) -> Iterator[Room]:
+    """A group of forked ranks."""
     ctx = Context.local(folder)
-    with WorkerGroup(Workers(num=world), ctx, backend="local") as group:
+    group = WorkerGroup(Workers(num=world), ctx, limits, backend="local")
+    group._processes = Forked()
+    with group:
         yield Room(group, ctx)

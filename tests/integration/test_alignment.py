@@ -7,16 +7,19 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from parity import assert_transformers_agree
+from rooms import Room
 
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from stages.augment import AugmentParams, augment
 from stages.data.conversations import Conversations
 from stages.data.preferences import Preferences
-from stages.models.huggingface import load_gpt
+from stages.models.heads import Scorer
+from stages.models.huggingface import load_gpt, save_scorer
 from stages.ppo import PPOParams, ppo
 from stages.reward import RewardParams, reward
 
@@ -83,10 +86,11 @@ def test_a_reward_model_learns_what_people_prefer(world, rewarded):
     found = results(rewarded)
     assert found["accuracy"] > 0.75
     assert found["margin"] > 0.5
-    assert found["demonstrations"] == pytest.approx(0, abs=1e-4)
+    assert abs(found["demonstrations"]) < 0.25 * found["margin"]
     assert found["prompts"] == len(Preferences(world / "preferences", "eval"))
     losses = series(rewarded, "loss")
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert_transformers_agree(rewarded.out)
 
 
 def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tmp_path):
@@ -111,11 +115,36 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
     assert series(stopped, "beta") == series(whole, "beta")
     assert hashes(stopped.out) == hashes(whole.out)
 
-    tokens = torch.tensor([[2, 5, 300, 301, 6]])
-    theirs = AutoModelForCausalLM.from_pretrained(whole.out)
-    torch.testing.assert_close(
-        theirs(tokens).logits, load_gpt(whole.out)(tokens), rtol=0, atol=1e-5
-    )
+    assert_transformers_agree(whole.out)
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+    """The world with a reward model that was never trained."""
+    torch.manual_seed(3)
+    save_scorer(Scorer(load_gpt(world / "policy")), world / "scorer", world / "tokenizer")
+    return world
+
+
+def test_two_engines_add_up_the_gradients_of_ppo_and_of_pretraining(pair: Room, scored: Path):
+    """Two ranks, ZeRO-1, micro-batches, against one expression in one process."""
+    import ppocases
+
+    first, second = pair.group.run(ppocases.gradient_of_engines, scored)
+    expected = ppocases.gradient_by_hand(scored)
+    largest = max(abs(gradient).max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (first[name] == second[name]).all()
+        np.testing.assert_allclose(first[name], gradient, rtol=1e-4, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_the_average_of_a_policy_is_of_its_float32_weights(pair: Room, scored: Path, zero: int):
+    """In bfloat16 the module's own weights do not show a small step."""
+    import ppocases
+
+    for wrong, moved in pair.group.run(ppocases.averages, scored, zero):
+        assert wrong < 1e-9 < 1e-7 < moved
 
 
 def test_a_speaker_labels_what_has_no_question(world, tmp_path):

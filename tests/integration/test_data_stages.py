@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.artifact import write_atomic
 from pipeline.context import Context
+from pipeline.disk import write_atomic
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Workers
 from stages.clean import CleanParams, clean

@@ -16,10 +16,11 @@ from toyruns import TWO_AND_SUM, digests, events, held, holds, log, make, number
 from launch.rayside import PATIENT, RayLauncher, join
 from pipeline.attempt import Job
 from pipeline.errors import Failure
-from pipeline.journal import Run, RunStatus
+from pipeline.journal import Run
 from pipeline.production import Resources
 from pipeline.runner import execute
 from pipeline.stage import find_stage
+from pipeline.status import RunStatus
 from pipeline.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("toys", "ray_session")]

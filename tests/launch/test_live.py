@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from launch.live import Board, Pace, PlainLines, amount
-from pipeline.journal import RunStatus, StageStatus
+from pipeline.status import RunStatus, StageStatus
 
 
 def progress(done: float, at: float, **more: Any) -> dict[str, Any]:

@@ -212,3 +212,10 @@ def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
             source_hash=stage.source_hash,
         )
     assert refused_resources(tmp_path, stages, (2.0, 0.0)) == []
+
+
+def test_each_thing_in_the_way_keeps_its_remedy() -> None:
+    found = [UserError("a", remedy="do this"), Failure("b", remedy="do that"), Failure("c")]
+    together = preflight.Checks([*found, Failure("d", remedy="do this")])
+    assert together.remedy == "do this; do that"
+    assert (str(together), together.exit_code) == ("a\nb\nc\nd", 2)

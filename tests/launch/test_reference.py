@@ -31,18 +31,20 @@ class Wide(Params):
     """The network."""
     lr: float = 3e-4
     """Step size."""
+    longest: float = 10.0
+    """A whole number."""
     block: Annotated[int, EXECUTION] = 8
     """Documents at once."""
 
 
 def test_parameters_are_read_from_the_source() -> None:
     found = {p.name: p for p in parameters(Wide)}
-    assert list(found)[:5] == ["sources", "model.layers", "model.size", "lr", "block"]
+    assert list(found)[:5] == ["sources", "model.layers", "model.size", "lr", "longest"]
     assert found["sources"].default == "required"
     assert found["sources"].type == "list of text"
     assert found["model.layers"].meaning == "How deep it is."
     assert found["model.size"].type == "tiny or small or none"
-    assert found["lr"].default == "3e-4"
+    assert (found["lr"].default, found["longest"].default) == ("3e-4", "10")
     assert (found["lr"].role, found["block"].role) == ("identity", "execution")
     assert found["workers.num"].role == "execution"
     assert found["workers.num"].meaning == "Processes (ranks) of the stage."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from faulty import out_of_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,18 +16,11 @@ from pipeline import artifact as module
 from pipeline.artifact import (
     MANIFEST,
     Artifact,
-    append_line,
     check_name,
-    code_version,
     digest_of,
-    environment,
     hash_file,
     list_files,
-    move,
     publish,
-    readable,
-    whole_lines,
-    write_atomic,
 )
 from pipeline.errors import CorruptArtifact, Failure, UserError
 
@@ -141,6 +135,55 @@ def test_verify_sees_bytes_strangers_and_links(made: Artifact) -> None:
     assert "a.txt: missing" in made.verify()
 
 
+def test_what_cannot_be_read_is_not_damaged(
+    made: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for look in (lambda: Artifact.read(made.path), made.verify):
+        with out_of_descriptors(), pytest.raises(Failure, match="cannot read: Too many") as caught:
+            look()
+        assert not isinstance(caught.value, CorruptArtifact)
+
+    def stale(path: Path, **_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(os, "lstat", stale)
+    for look in (made.check_sizes, made.verify):
+        with pytest.raises(Failure, match="cannot read: Stale file handle") as caught:
+            look()
+        assert caught.value.where == str(made.path / "a.txt")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_published_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = stage(tmp_path / "staged", {"a": b"1", "deep/b": b"2"})
+    true = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("deep"):
+            monkeypatch.setattr(os, "scandir", true)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return true(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(Failure, match="Input/output error"):
+        publish(staged, tmp_path / "target", FACTS)
+    assert not (tmp_path / "target").exists()
+
+
+def test_what_is_put_aside_while_it_is_read_is_missing(
+    made: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(path: Path) -> str:
+        path.unlink()
+        return hash_file(path)
+
+    monkeypatch.setattr(module, "hash_file", vanish)
+    assert made.verify()[0] == "a.txt: missing"
+    shutil.rmtree(made.path)
+    assert made.verify()[0] == "a.txt: missing"
+
+
 def test_a_forged_manifest_cannot_leave_its_folder(made: Artifact) -> None:
     for path in ("../../etc/passwd", "/etc/passwd", "a/../../b", "a\0b"):
         reseal(made, files=[{"path": path, "size": 1, "sha256": "0" * 64}])
@@ -204,78 +247,6 @@ def test_any_folder_comes_back_and_any_flip_is_found(
         assert made.stamp() != before
 
 
-# --- files and folders -------------------------------------------------------------------------
-
-
-def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_atomic(path, "ä")
-    write_atomic(path, b"\xff", durable=False)
-    assert path.read_bytes() == b"\xff"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_append_line_cuts_off_a_torn_line(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert append_line(log, "one") == 4
-    with log.open("ab") as file:
-        file.write(b"tor" * 40000)  # longer than one look back
-    assert append_line(log, "two") == 8
-    assert log.read_text() == "one\ntwo\n"
-
-
-@given(content=st.binary(max_size=200))
-def test_whole_lines_are_those_that_end(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("lines") / "log"
-    assert whole_lines(path) == 0
-    path.write_bytes(content)
-    assert whole_lines(path) == content.rfind(b"\n") + 1
-
-
-def test_move_tells_a_taken_place_from_other_trouble(tmp_path: Path) -> None:
-    source = stage(tmp_path / "source", {"a": b"1"})
-    taken = stage(tmp_path / "taken", {"a": b"1"})
-    for place in (taken, taken / "a"):
-        with pytest.raises(FileExistsError):
-            move(source, place)
-    with pytest.raises(FileNotFoundError):
-        move(tmp_path / "nothing", tmp_path / "there")
-
-
-def test_a_full_disk_is_named_with_what_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    path = tmp_path / "x"
-    path.write_text("old\n")
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(Failure, match=r"the disk at / ?.* is full: 2.0 KiB needed, .* free") as e:
-        write_atomic(path, b"x" * 2048)
-    assert "headwater gc" in e.value.remedy
-    with pytest.raises(Failure, match="is full"):
-        append_line(path, "new")
-    assert path.read_text() == "old\n"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_disk_that_refuses_is_a_failure_with_its_cause(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(Failure, match="Not a directory"):
-        write_atomic(tmp_path / "file" / "x", "y")
-    with pytest.raises(Failure) as caught, module.disk_errors(tmp_path):
-        raise OSError("odd")
-    assert caught.value.where == str(tmp_path)
-    assert "needed" not in module.disk_full(tmp_path / "gone" / "x").message
-
-
-def test_sizes_are_said_in_words() -> None:
-    assert [readable(n) for n in (5, 1536, 3 << 40)] == ["5 B", "1.5 KiB", "3.0 TiB"]
-
-
 @pytest.mark.parametrize("name", ["..", ".a", "A", "a/b", "", "a" * 65, "a\n", "ä", "a\0"])
 def test_names_that_could_leave_a_folder_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="cannot name a stage"):
@@ -284,48 +255,3 @@ def test_names_that_could_leave_a_folder_are_refused(name: str) -> None:
 
 def test_good_names_pass() -> None:
     assert check_name("tokenize.pack_2-x", "a stage") == "tokenize.pack_2-x"
-
-
-# --- where it came from ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh_code() -> object:
-    code_version.cache_clear()
-    yield
-    code_version.cache_clear()
-
-
-def test_the_commit_comes_from_git(fresh_code: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HEADWATER_COMMIT", raising=False)
-    answers = {"rev-parse": "abc", "status": " M x"}
-    monkeypatch.setattr(module, "_git", lambda command, *_: answers[command])
-    assert code_version() == {"commit": "abc", "dirty": True}
-
-
-def test_without_git_there_is_no_commit(
-    fresh_code: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("HEADWATER_COMMIT", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert code_version() == {"commit": None, "dirty": False}
-
-
-def test_git_answers_in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    git = module._git("--version")
-    assert git is None or git.startswith("git version")
-
-
-@pytest.mark.parametrize(("shipped", "dirty"), [("abc", False), ("abc+dirty", True)])
-def test_shipped_code_names_its_commit(
-    fresh_code: None, monkeypatch: pytest.MonkeyPatch, shipped: str, dirty: bool
-) -> None:
-    monkeypatch.setenv("HEADWATER_COMMIT", shipped)
-    assert code_version() == {"commit": "abc", "dirty": dirty}
-
-
-def test_the_environment_lists_what_is_installed() -> None:
-    known = environment()
-    assert known["python"].startswith("3.")
-    assert "numpy" in known["packages"]
-    assert json.dumps(known)

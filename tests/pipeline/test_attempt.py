@@ -19,6 +19,7 @@ from pipeline.errors import (
     InputError,
     Interrupted,
     LeaseLost,
+    NoRoom,
     Stuck,
     WorkerDied,
 )
@@ -139,7 +140,7 @@ def test_a_flipped_bit_is_found_before_use(tmp_path: Path) -> None:
     assert outcome.ending == "corrupt"
     assert "its bytes changed" in outcome.error
     assert not artifact.path.exists()
-    assert Store(tmp_path).quarantined("toy.count", "1" * 16)
+    assert Store(tmp_path).damage("toy.count", "1" * 16)
 
 
 # --- one process a stage -----------------------------------------------------------------------
@@ -204,6 +205,7 @@ def outcome_of(error: BaseException) -> Outcome:
         (CorruptArtifact("x"), "corrupt"),
         (WorkerDied("x"), "worker"),
         (Stuck("x"), "worker"),
+        (NoRoom("x"), "crowded"),
         (LeaseLost("x"), "worker"),
         (Failure("x"), "error"),
         (MemoryError(), "worker"),

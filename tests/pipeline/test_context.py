@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import panels
 from pipeline.context import Context, escape, read_series, redact, secret_names
-from pipeline.errors import Interrupted
+from pipeline.errors import Failure, Interrupted
 
 
 @pytest.fixture
@@ -70,6 +70,31 @@ def test_results_and_panels_survive_a_kill(context: Context, tmp_path: Path) -> 
     listed = read(context, "panels.json")
     assert isinstance(listed, list)
     assert [(panel["title"], panel["values"]["a"]) for panel in listed] == [("c", 1), ("b", 2)]
+
+
+def test_what_a_power_cut_spoilt_is_begun_anew(context: Context, tmp_path: Path) -> None:
+    for name in ("results.json", "panels.json"):
+        (context.observed / name).write_bytes(b"\0" * 9)
+    again = Context.local(tmp_path)
+    again.result(loss=1)
+    again.panel(panels.bars("c", {"a": 1}))
+    assert read(context, "results.json") == {"loss": 1.0}
+    assert len(read(context, "panels.json")) == 1  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(Failure, match="cannot write"):
+        Context.local(tmp_path / "out")
+
+
+def test_a_wish_that_cannot_be_read_is_asked_for_again(context: Context) -> None:
+    sound = context.cancel_file
+    context.cancel_file = sound.with_name("x" * 300)  # longer than a name may be
+    assert not context.cancelled
+    context.cancel_file = sound
+    sound.touch()
+    assert context.cancelled
 
 
 def test_a_resume_point_is_there_for_the_plan(context: Context) -> None:

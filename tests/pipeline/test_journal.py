@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import journal as module
+from pipeline import status as status_module
 from pipeline.context import Context
-from pipeline.errors import LeaseLost, NotFound, UserError
-from pipeline.journal import Run, RunStatus, derive, new_id, runs
+from pipeline.errors import Failure, LeaseLost, NotFound, UserError
+from pipeline.journal import Run, new_id, runs
 from pipeline.lease import Lease
 from pipeline.plan import make
 from pipeline.spec import Spec, from_resolved
+from pipeline.status import RunStatus, derive
 from pipeline.store import Store
 
 fork = multiprocessing.get_context("fork")
@@ -86,16 +90,37 @@ def test_a_run_is_created_with_its_pipeline_and_plan(store: Store, spec: Spec) -
     assert repr(made) == f"Run({made.id!r})"
 
 
-def test_creating_an_agreed_run_again_gives_the_same_run(store: Store, spec: Spec) -> None:
-    first = Run.create(store, spec, make(spec, store), run_id="nightly")
-    again = Run.create(store, spec, make(spec, store), run_id="nightly")
-    assert (first.id, again.id) == ("nightly", "nightly")
-    assert len(again.events()) == 2
-    (again.journal).write_text(again.journal.read_text().split("\n")[0] + "\n")
-    finished = Run.create(store, spec, make(spec, store), run_id="nightly")
-    assert [event["event"] for event in finished.events()][-1] == "plan"
-    with pytest.raises(UserError):
-        Run.create(store, spec, make(spec, store), run_id="../x")
+def test_a_store_that_cannot_be_written_is_named(toys: Path, spec: Spec) -> None:
+    store = Store("/sys/no-store-here")
+    with pytest.raises(Failure, match="cannot write: ") as caught:
+        Run.create(store, spec, make(spec, store))
+    assert caught.value.exit_code == 1
+    assert "permissions" in caught.value.remedy
+
+
+def test_a_disk_that_is_full_when_a_run_is_created_is_named(
+    store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make(spec, store)
+    (store.root / "runs").mkdir(parents=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(Failure, match="is full"):
+        Run.create(store, spec, plan)
+
+
+def test_a_run_whose_creation_was_cut_off_has_no_plan(store: Store, spec: Spec) -> None:
+    run = Run.create(store, spec, make(spec, store))
+    assert run.payload("one") == run.plan().stages[0].payload
+    assert run.payload("other") == {}
+    (run.folder / "plan.json").unlink()
+    with pytest.raises(Failure, match="has no plan") as caught:
+        run.plan()
+    assert "start it again" in caught.value.remedy
+    assert run.payload("one") == {}
 
 
 def test_runs_of_one_instant_get_different_ids(
@@ -147,6 +172,23 @@ def test_events_are_numbered_over_processes(run: Run, store: Store) -> None:
     other.append("note", message="b")
     assert run.append("note", message="c")["seq"] == 5
     assert [event["seq"] for event in run.events()] == [1, 2, 3, 4, 5]
+
+
+def test_processes_that_write_at_once_give_each_event_its_number(run: Run, store: Store) -> None:
+    together = fork.Barrier(4)
+
+    def write() -> None:
+        mine = Run(store, run.id)
+        together.wait()
+        for _ in range(25):
+            mine.append("note", message="x" * 100)
+
+    writers = [fork.Process(target=write) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [event["seq"] for event in run.events()] == list(range(1, 103))
 
 
 def test_threads_do_not_mix_their_lines(run: Run) -> None:
@@ -202,6 +244,7 @@ def test_a_torn_journal_keeps_its_whole_lines_and_goes_on(
     whole = run.journal.read_bytes() if written else b""
     torn = whole[: max(0, len(whole) - cut)]
     run.journal.write_bytes(torn + garbage.replace(b"\n", b" "))
+    run = Run(run.store, "r")  # whoever tore it is gone
     kept = run.events()
     assert kept == written[: torn.count(b"\n")]
     added = run.append("note", message="again")
@@ -353,6 +396,79 @@ def test_a_stage_at_work_shows_its_progress(run: Run, store: Store) -> None:
     assert run.status().stages[0].progress["done"] == 1
     (context.observed / "progress.json").write_text("{")
     assert run.status().stages[0].progress == {}
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, *instants: float) -> None:
+    """What the time is, whenever somebody asks; the last one stays."""
+    left = list(instants)
+    told = SimpleNamespace(
+        **{name: getattr(time, name) for name in ("gmtime", "strftime", "monotonic", "sleep")},
+        time=lambda: left.pop(0) if len(left) > 1 else left[0],
+    )
+    monkeypatch.setattr(module, "time", told)
+    monkeypatch.setattr(status_module, "time", told)
+
+
+def test_seconds_are_those_of_all_attempts_and_run_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(now: float) -> float | None:
+        clock(monkeypatch, now)
+        return run.status().stages[0].seconds
+
+    def note(now: float, what: str, **fields: Any) -> None:
+        clock(monkeypatch, now)
+        run.append(f"stage.{what}", stage="one", **fields)
+
+    run.open()
+    assert seconds(1000) is None
+    note(1000, "started", attempt=1, fingerprint=A)
+    assert seconds(1007.5) == 7.5
+    note(1010, "retry", attempt=1, error="died")
+    assert seconds(1015) == 10
+    note(1020, "started", attempt=2)
+    assert seconds(1021) == 11
+    note(1024, "waiting", reason="a damaged input")
+    assert seconds(1050) == 14
+    note(1060, "started", attempt=3)
+    note(1061, "interrupted", attempt=3)
+    run.append("plan", stages=[planned("one", A, "resume")])
+    assert seconds(1100) == 15
+    note(1100, "started", attempt=4)
+    note(1104, "finished", attempt=4, seconds=3.5)
+    assert seconds(2000) == 18.5
+    run.append("plan", stages=[planned("one", B)])
+    assert seconds(2000) is None
+    run.close()
+
+
+def test_the_time_of_a_driver_that_died_is_counted_as_far_as_it_was_seen(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drive() -> None:
+        clock(monkeypatch, 1000)
+        run.open()
+        run.append("stage.started", stage="one", attempt=1, fingerprint=A)
+        run.append("stage.started", stage="two", attempt=1, fingerprint=B)
+        os._exit(9)
+
+    driver = fork.Process(target=drive)
+    driver.start()
+    driver.join()
+    observed = store.work("toy.count", A) / "observed"
+    observed.mkdir(parents=True)
+    (observed / "progress.json").write_text('{"done": 3, "time": 1060.25}')
+    clock(monkeypatch, 5000)
+    took = [(stage.state, stage.seconds) for stage in run.status().stages]
+    assert took == [("interrupted", 60.25), ("interrupted", 0.0)]
+    run.open()
+    ended = [event for event in run.events() if event["event"] == "stage.interrupted"]
+    assert [(event["stage"], event["time"]) for event in ended] == [
+        ("one", "1970-01-01T00:17:40.250Z"),
+        ("two", "1970-01-01T00:16:40.000Z"),
+    ]
+    assert [stage.seconds for stage in run.status().stages] == [60.25, 0.0]
+    run.close()
 
 
 def event(what: str, **fields: Any) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import errno
 import json
 import multiprocessing
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faulty import out_of_descriptors
 
 from pipeline import lease as module
 from pipeline.errors import Failure, LeaseLost
@@ -257,14 +259,67 @@ def test_where_the_system_tells_no_boot_no_pid_is_believed(
     assert module._is_dead({"node": "", "pid": 1, "born": "x"}) is False
 
 
-def test_no_descriptor_reaches_a_child(tmp_path: Path) -> None:
-    mine = claim(tmp_path)
+def test_a_disk_that_cannot_be_read_for_a_while_is_a_missed_beat(tmp_path: Path) -> None:
+    held = claim(tmp_path)
+    assert held.acquire()
+    wait_for(lambda: held._counter(1) != "")
+    with out_of_descriptors():
+        for question in (held.held, held.check, held.holder, held.alive):
+            with pytest.raises(Failure, match="cannot read: Too many open files"):
+                question()
+        time.sleep(0.1)  # several beats
+    beaten = held._counter(1)
+    assert not held.lost.is_set()
+    assert held.held()
+    wait_for(lambda: held._counter(1) > beaten)
+    held.release()
+
+
+def test_a_holder_that_cannot_be_seen_is_not_taken_for_one_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(tmp_path)
+    waiter = claim(tmp_path, expiry=0.1)
+
+    def broken(epoch: int) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(waiter, "_counter", broken)
+        assert not waiter.acquire(0.3)
+    assert not waiter.acquire()  # the watch begins anew
+    assert waiter.acquire(20)
+    waiter.release()
+
+
+def test_no_process_is_taken_for_dead_because_nobody_could_look() -> None:
+    assert module.process_born(os.getpid())
+    with out_of_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        module.process_born(os.getpid())
+
+
+def test_a_folder_that_is_removed_at_this_very_moment_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = claim(tmp_path / "l")
+    create = mine._create
+
+    def too_late(path: Path, content: bytes) -> None:
+        path.parent.rmdir()
+        monkeypatch.setattr(mine, "_create", create)
+        create(path, content)
+
+    monkeypatch.setattr(mine, "_create", too_late)
+    assert not mine.acquire()
     assert mine.acquire()
-    targets = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            targets.append(str(descriptor.readlink()))
-        except OSError:
-            continue
-    assert not [target for target in targets if target.startswith(str(tmp_path))]
+    mine.release()
+
+
+def test_no_descriptor_reaches_a_child(tmp_path: Path) -> None:
+    mine = claim(tmp_path, heartbeat=0.001)
+    assert mine.acquire()
+    command = ["ls", "-l", "/proc/self/fd"]
+    for _ in range(5):
+        listed = subprocess.run(command, close_fds=False, capture_output=True, text=True)
+        assert str(tmp_path) not in listed.stdout
     mine.release()

@@ -12,10 +12,11 @@ from typing import Any
 
 import orchard  # noqa: F401  registers its stages
 import pytest
+from faulty import out_of_descriptors
 
 from pipeline.artifact import Artifact
 from pipeline.context import Context
-from pipeline.errors import NotFound, SpecError
+from pipeline.errors import Failure, NotFound, SpecError
 from pipeline.plan import Plan, PlannedStage, make, source_hash
 from pipeline.spec import ModelRef, Spec, from_resolved
 from pipeline.stage import Stage
@@ -156,7 +157,26 @@ def test_a_damaged_artifact_is_made_again(store: Store) -> None:
     assert found.verdict == "run"
     assert found.reason.startswith("artifact is corrupt: ")
     assert "data.txt" in found.reason
+    assert made["juice"].path.exists()
     assert sentences(make(spec(), store))["taste"] == "cached"
+
+
+def test_a_plan_of_a_store_that_cannot_be_read_says_so(store: Store) -> None:
+    publish_all(store, spec())
+    wanted = spec()
+    make(wanted, store)  # what is imported late is there
+    with out_of_descriptors(), pytest.raises(Failure, match="cannot read"):
+        make(wanted, store)
+    assert set(sentences(make(wanted, store)).values()) == {"cached"}
+
+
+def test_what_was_damaged_before_the_garbage_was_collected_is_forgotten(store: Store) -> None:
+    made = publish_all(store, spec())
+    (made["juice"].path / "data.txt").unlink()
+    store.take("orchard.press", made["juice"].fingerprint)
+    assert "corrupt" in stage_of(make(spec(), store), "juice").reason
+    store.gc(dry=False)
+    assert stage_of(make(spec(), store), "juice").reason == "never made"
 
 
 # --- made again on demand ----------------------------------------------------------------------

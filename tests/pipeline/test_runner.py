@@ -28,11 +28,12 @@ from toyruns import (
 
 from pipeline.attempt import Job, Outcome, carry_out
 from pipeline.errors import Failure, GateRefused, HeadwaterError, LeaseLost, UserError
-from pipeline.journal import Run, RunStatus
+from pipeline.journal import Run
 from pipeline.lease import Lease
 from pipeline.production import Budget, Pool, Resources
 from pipeline.runner import execute, exit_code
 from pipeline.stage import Retries
+from pipeline.status import RunStatus
 from pipeline.store import Store
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -318,6 +319,7 @@ def scripted(*endings: str) -> Threads:
         (["error"], "{error: 1}", "finished", 2, 0),
         (["user"], "{worker: 9, error: 9}", "failed", 1, 2),
         (["preempted"] * 7, "{worker: 0}", "finished", 8, 0),
+        (["crowded"] * 7, "{worker: 0}", "finished", 8, 0),
         (["interrupted"], "{}", "finished", 2, 0),
         (["killed"], "{worker: 0}", "failed", 1, 1),
         (["corrupt"], "{error: 9}", "failed", 1, 1),
@@ -368,6 +370,14 @@ def test_two_kinds_of_failures_are_not_the_users_fault(store: Store) -> None:
                        "b: {uses: toy.count, value: 2, trouble: raise}")  # fmt: skip
     go(both)
     assert exit_code(both) == 1
+
+
+def test_an_attempt_that_finds_no_place_for_its_log_fails_the_run_in_words(store: Store) -> None:
+    run = make(store, "a: {uses: toy.count}")
+    (run.folder / "stages").write_text("in the way")
+    with pytest.raises(Failure, match="cannot write: Not a directory") as caught:
+        go(run)
+    assert "check the disk" in caught.value.remedy
 
 
 def test_output_that_cannot_be_published_fails_the_stage(store: Store) -> None:
@@ -500,6 +510,15 @@ def test_a_stage_that_waits_for_resources_can_be_interrupted(store: Store, hold:
     assert sorted(states(run).values()) == ["interrupted", "pending"]
 
 
+def test_a_stage_without_room_can_be_interrupted(store: Store) -> None:
+    run = make(store, "a: {uses: toy.count, retries: {worker: 0}}")
+    launcher = scripted("crowded")
+    launcher.before = lambda job: run.cancel_file.write_text("cancel\n") and None
+    assert go(run, launcher).state == "cancelled"
+    assert states(run) == {"a": "interrupted"}
+    assert events(run, "stage.retry") == []
+
+
 def test_a_start_can_be_interrupted(store: Store) -> None:
     class Slow(Threads):
         def start(self) -> Resources:
@@ -613,10 +632,12 @@ def test_a_lease_lost_before_the_commit_commits_nothing(store: Store) -> None:
 
 
 def flip(artifact_path: Path) -> None:
+    """As a disk does it: nothing but the bytes tells."""
     file = artifact_path / "number.txt"
-    raw = bytearray(file.read_bytes())
+    times, raw = file.stat(), bytearray(file.read_bytes())
     raw[0] ^= 1
     file.write_bytes(bytes(raw))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def made(store: Store, run: Run, stage: str) -> Path:
@@ -624,6 +645,21 @@ def made(store: Store, run: Run, stage: str) -> Path:
     artifact = store.peek(planned.uses, planned.fingerprint)
     assert artifact
     return artifact.path
+
+
+def test_what_was_planned_as_damaged_is_put_aside_and_made_again(store: Store) -> None:
+    first = make(store, TWO_AND_SUM)
+    go(first)
+    path = made(store, first, "a")
+    (path / "number.txt").unlink()
+    run = make(store, TWO_AND_SUM)
+    assert run.plan().stages[0].reason == "artifact is corrupt: number.txt: missing"
+    assert path.exists()
+    launcher = Threads()
+    assert go(run, launcher).state == "finished"
+    assert launcher.jobs == [("a", 1)]
+    assert list((store.root / "quarantine" / "toy.count").glob(f"{path.name}-1/*"))
+    assert digests(run) == digests(first)
 
 
 def test_a_damaged_input_is_made_again_and_then_used(store: Store) -> None:
@@ -635,6 +671,7 @@ def test_a_damaged_input_is_made_again_and_then_used(store: Store) -> None:
     run, launcher = make(store, TWO_AND_SUM), Threads()
     assert go(run, launcher).state == "finished"
     assert launcher.jobs == [("sum", 1), ("a", 1), ("sum", 2)]
+    assert "damaged input" in events(run, "stage.waiting", "sum")[0]["reason"]
     assert digests(run) == before
     assert states(run) == {"a": "finished", "b": "cached", "sum": "finished"}
 

@@ -205,6 +205,45 @@ def test_a_stage_whose_module_lacks_a_package(package: Path) -> None:
     assert caught.value.remedy == "pip install no_such_package"
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("\ndef pears(:\n", 2, "SyntaxError: invalid syntax"),
+        ("from pathlib import Pears\n", 1, "ImportError: cannot import name 'Pears' from 'pathl"),
+        ("x = 1\nimport json\njson.loads('')\n", 3, "JSONDecodeError: Expecting value"),
+    ],
+)
+def test_a_stage_module_with_a_mistake_names_its_line(
+    package: Path, text: str, line: int, said: str
+) -> None:
+    file = package / "pears.py"
+    file.write_text(text)
+    for find in (lambda: find_stage("pears"), all_stages):
+        with pytest.raises(UserError) as caught:
+            find()
+        assert caught.value.exit_code == 2
+        assert caught.value.where == f"{file}:{line}"
+        assert caught.value.message.startswith(
+            f"the stage module grove.pears cannot be imported: {said}"
+        )
+
+
+def test_a_mistake_in_the_package_itself_is_named_too(package: Path) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "grove"]:
+        del sys.modules[name]
+    (package / "__init__.py").write_text("\nraise ValueError('no grove')\n")
+    with pytest.raises(UserError) as caught:
+        find_stage("pears")
+    assert caught.value.where == f"{package / '__init__.py'}:2"
+
+
+def test_a_package_that_is_gone_offers_nothing(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stage.stage_packages", lambda: ("stages", "cleared"))
+    assert "clean" in [stage.uses for stage in all_stages()]
+
+
 # --- calling -----------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from faulty import out_of_descriptors
 
 from pipeline.stop import CANCELLED, LOOK, Stop
 
@@ -38,6 +39,14 @@ def test_one_signal_asks_and_tells_the_stages(file: Path, number: signal.Signals
     assert not stop.now
     assert stop.reason == "interrupted"
     assert file.read_text() == "interrupt\n"
+
+
+def test_a_file_that_cannot_be_read_says_nothing(file: Path) -> None:
+    stop = Stop(file, 9)
+    file.write_text("cancel\n")
+    with out_of_descriptors():
+        assert not stop.asked
+    assert stop.asked
 
 
 def test_two_signals_mean_now(file: Path) -> None:
@@ -160,6 +169,16 @@ def test_a_start_in_another_thread_goes_on(file: Path) -> None:
     thread.start()
     thread.join()
     assert went_on
+
+
+def test_a_long_call_that_nobody_breaks_off_goes_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stop.LOOK", 0.001)
+    stop = Stop(file, 9)
+    with stop.interruptible():
+        threading.Event().wait(0.1)
+    assert not stop.asked
 
 
 def test_a_start_that_turns_the_signal_into_an_exit_is_no_exit(file: Path) -> None:

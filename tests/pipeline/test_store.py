@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import out_of_descriptors
 
+from pipeline import garbage
 from pipeline import store as module
 from pipeline.artifact import MANIFEST, Artifact
 from pipeline.context import Context
 from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
+from pipeline.garbage import ROLLBACKS
 from pipeline.store import Store
 
 A, B, C, D = ("a" * 16, "b" * 16, "c" * 16, "d" * 16)
@@ -151,17 +155,54 @@ def test_who_comes_second_has_lost(store: Store, monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_file_is_found_at_opening_and_put_aside(store: Store) -> None:
     made = publish(store, "clean", A)
-    assert store.quarantined("clean", A) == ""
+    assert store.damage("clean", A) == ""
     (made.path / "data.txt").unlink()
-    assert store.find("clean", A) is None
+    assert store.take("clean", A) is None
     assert not made.path.exists()
-    assert store.quarantined("clean", A) == "data.txt: missing"
+    assert store.damage("clean", A) == "data.txt: missing"
     again = publish(store, "clean", A)
     (again.path / MANIFEST).write_text("{}")
     assert store.peek("clean", A) is None
-    assert store.find("clean", A) is None
-    assert "manifest.json" in store.quarantined("clean", A)
+    assert store.take("clean", A) is None
+    assert "manifest.json" in store.damage("clean", A)
     assert len(list((store.root / "quarantine" / "clean").glob("*.json"))) == 2
+
+
+def test_who_only_looks_moves_nothing(store: Store) -> None:
+    made = publish(store, "clean", A)
+    (made.path / "data.txt").unlink()
+    assert store.find("clean", A) is None
+    assert store.damage("clean", A) == "data.txt: missing"
+    assert made.path.exists()
+    assert not (store.root / "quarantine").exists()
+    with pytest.raises(NotFound, match=rf"clean/{A} is damaged: data.txt: missing"):
+        store.by_fingerprint(A)
+    assert made.path.exists()
+
+
+def test_a_disk_that_refuses_for_a_while_costs_nothing(store: Store) -> None:
+    made = publish(store, "clean", A)
+    looks = (
+        lambda: store.take("clean", A),
+        lambda: store.peek("clean", A),
+        lambda: store.checked(made),
+        lambda: store.gc(dry=False),
+        lambda: store.by_fingerprint(A),
+    )
+    for look in looks:
+        with out_of_descriptors(), pytest.raises(Failure, match="Too many open files"):
+            look()
+    assert store.find("clean", A) == made
+    assert store.verify(made) == []
+
+
+def test_each_generation_that_was_put_aside_keeps_its_reason(store: Store) -> None:
+    publish(store, "clean", A)
+    for reason in ("second", "third"):
+        store.quarantine(publish(store, "clean", A).path, reason)
+        publish(store, "clean", A)
+    notes = (store.root / "quarantine" / "clean").glob("*.json")
+    assert sorted(json.loads(note.read_text())["reason"] for note in notes) == ["second", "third"]
 
 
 def test_an_older_generation_stands_in_for_a_damaged_one(store: Store) -> None:
@@ -175,24 +216,54 @@ def test_an_older_generation_stands_in_for_a_damaged_one(store: Store) -> None:
 def test_an_artifact_under_another_name_is_not_believed(store: Store) -> None:
     made = publish(store, "clean", A)
     made.path.rename(made.path.with_name(B))
-    assert store.find("clean", B) is None
-    assert store.quarantined("clean", B) == f"holds clean/{A}"
+    assert store.take("clean", B) is None
+    assert store.damage("clean", B) == f"holds clean/{A}"
 
 
-def test_bytes_are_hashed_once_on_a_machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_hashed_once_for_a_run_on_a_machine(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = publish(store, "clean", A)
     hashed: list[str] = []
     monkeypatch.setattr(Artifact, "verify", lambda self: hashed.append(self.digest) or [])
-    assert store.checked(made) is made
-    assert hashed == []
+
+    def times_of(*uses: str) -> int:
+        hashed.clear()
+        for run in uses:
+            assert store.checked(made, run) is made
+        return len(hashed)
+
+    assert times_of("one", "one") == 1
+    assert times_of("one", "two", "", "") == 2
     os.utime(made.path / "data.txt", (1, 1))
-    assert store.checked(made) is made
-    assert len(hashed) == 1
-    assert store.checked(made) is made
-    assert len(hashed) == 1
+    assert times_of("one", "one") == 1
     monkeypatch.setattr(module.platform, "node", lambda: "another")
-    store.checked(made)
-    assert len(hashed) == 2
+    assert times_of("one") == 1
+    monkeypatch.setattr(module, "node", lambda: "another start of it")
+    assert times_of("one", "") == 2
+
+
+def test_what_changes_while_somebody_looks_is_hashed_each_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish(store, "clean", A)
+
+    def vanish(self: Artifact) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifact, "stamp", vanish)
+        assert store.checked(made) is made
+    assert not (store.root / "cache" / "verified").exists()
+
+
+def test_a_bit_that_flipped_without_a_trace_is_found_by_the_next_reader(store: Store) -> None:
+    made = publish(store, "clean", A)
+    times = (made.path / "data.txt").stat()
+    damage(made)
+    os.utime(made.path / "data.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(CorruptArtifact, match=r"data.txt: its bytes changed"):
+        store.checked(made, "the run that made it")
 
 
 def test_a_flipped_bit_is_found_before_use(store: Store) -> None:
@@ -227,7 +298,7 @@ def test_two_readers_may_put_the_same_damage_aside(store: Store) -> None:
     made = publish(store, "clean", A)
     store.quarantine(made, "first")
     store.quarantine(made, "second")
-    assert store.quarantined("clean", A) == "first"
+    assert store.damage("clean", A) == "first"
 
 
 # --- looking up --------------------------------------------------------------------------------
@@ -250,7 +321,7 @@ def test_artifacts_are_found_by_the_beginning_of_their_fingerprint(store: Store)
     (other.path / MANIFEST).unlink()
     assert len(list(store.artifacts())) == 2
     assert len(list(store.folders())) == 3
-    with pytest.raises(NotFound, match="no artifact begins with"):
+    with pytest.raises(NotFound, match="is damaged: manifest"):
         store.by_fingerprint("ab")
 
 
@@ -310,27 +381,31 @@ def test_gc_keeps_what_runs_aliases_and_lineage_reach(store: Store) -> None:
     plan(store, RUNS[0], ("pack", C))
     plan(store, RUNS[1], ("pack", B))
     promote(store, D)
+    (store.root / "runs" / "20260104-0000-able-bear").mkdir()  # is being created, has no plan yet
     size = sum(path.stat().st_size for path in lonely.path.rglob("*") if path.is_file())
-    report = store.gc(keep=1)
+    report = store.gc(keep=2)
     assert [item.path for item in report.garbage] == [lonely.path]
     assert (report.dry, report.kept, report.size) == (True, 3, size)
     assert lonely.path.exists()
-    store.gc(keep=1, dry=False)
+    store.gc(keep=2, dry=False)
     assert not lonely.path.exists()
     assert not list((store.root / "tmp").iterdir())
     assert {artifact.uses for artifact in store.artifacts()} == {"clean", "pack", "train"}
-    assert store.gc(keep=2).garbage == []
+    assert store.gc(keep=3).garbage == []
 
 
 def test_gc_keeps_only_the_last_promotions_of_each_alias(store: Store) -> None:
-    prints = [f"{k:016x}" for k in range(module.ROLLBACKS + 1)]
+    prints = [f"{k:016x}" for k in range(ROLLBACKS + 1)]
     for fp in prints:
         publish(store, "train", fp)
     log = promote(store, *prints)
     assert [item.path.name for item in store.gc().garbage] == prints[:1]
     promote(store, prints[0], alias="canary")
     assert store.gc().garbage == []
-    log.write_text("{torn\n")
+    with log.open("a") as file:
+        file.write('{"alias": "champ')  # a kill: the last line is torn, and is not counted
+    assert store.gc().garbage == []
+    log.write_text("{spoilt\n")
     with pytest.raises(Failure, match="unreadable"):
         store.gc(dry=False)
     assert len(list(store.artifacts())) == len(prints)
@@ -374,8 +449,36 @@ def test_gc_clears_quarantine_and_what_it_left_itself(store: Store) -> None:
         "being deleted when something stopped",
     ]
     assert not trash.exists()
-    assert store.quarantined("clean", A) == "bits"
+    assert not list((store.root / "quarantine").rglob("*.json"))
+    assert store.damage("clean", A) == ""
     assert store.gc().garbage == []
+
+
+def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
+    kept, gone, held = (publish(store, uses, A) for uses in ("kept", "gone", "held"))
+    plan(store, RUNS[0], ("kept", A))
+    for artifact in (kept, gone, held):
+        store.checked(artifact)
+    store.quarantine(publish(store, "kept", A), "bits")
+    (store.root / "quarantine" / "kept" / "stray").write_text("")
+    leases = [store.lease(uses, A, "run") for uses in ("kept", "gone", "held")]
+    with leases[2]:
+        assert all(lease.acquire() for lease in leases)
+        for lease in leases[:2]:
+            lease.release()
+        store.gc()
+        assert all(lease.folder.exists() for lease in leases)
+        store.gc(dry=False)
+        assert [lease.folder.exists() for lease in leases] == [True, False, True]
+        left = [path.name for path in (store.root / "quarantine" / "kept").iterdir()]
+        assert left == ["stray"]
+        assert leases[2].held()
+    assert not (store.root / "cache" / "verified").exists()
+    assert store.checked(kept) is kept
+
+
+def test_gc_counts_what_another_deletes_as_nothing(store: Store, tmp_path: Path) -> None:
+    assert garbage._size(tmp_path / "gone") == 0
 
 
 def test_gc_lives_with_damage_and_rivals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +487,6 @@ def test_gc_lives_with_damage_and_rivals(store: Store, monkeypatch: pytest.Monke
     plan(store, RUNS[0], ("clean", A))
     assert store.gc().garbage == []  # a damaged artifact of a kept run is evidence
     other = publish(store, "pack", B)
-    monkeypatch.setattr(module, "move", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(garbage, "move", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
     store.gc(dry=False)
     assert not other.path.exists()

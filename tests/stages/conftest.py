@@ -20,9 +20,10 @@ def scorer(world):
     """A reward model of that world: the policy's body under a head that was never trained."""
     import torch
 
-    from stages.models.huggingface import load_gpt, save_scorer, scorer_from_gpt
+    from stages.models.heads import Scorer
+    from stages.models.huggingface import load_gpt, save_scorer
 
     torch.manual_seed(3)
     folder = world / "scorer"
-    save_scorer(scorer_from_gpt(load_gpt(world / "policy")), folder, world / "tokenizer")
+    save_scorer(Scorer(load_gpt(world / "policy")), folder, world / "tokenizer")
     return folder

@@ -9,12 +9,15 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from stages.augment import AugmentParams, choose_targets, converse, objects, rules, show
 from stages.data.conversations import Conversation, Conversations, Message, write_conversations
+from stages.data.tokenizer import ASSISTANT, BOS, USER, Tokenizer
 from stages.generation import filters
 from stages.generation.labelling import (
     SHARD,
+    Asker,
     Candidate,
     Labelling,
     Target,
+    cut,
     label,
     read_candidates,
     shard_file,
@@ -67,12 +70,46 @@ def test_a_shard_that_is_done_is_not_made_again(how, targets, tmp_path):
     assert shard_file(tmp_path, 1).read_text() == last
 
 
-def test_labelling_stops_between_shards(how, targets, tmp_path):
+@pytest.mark.parametrize("reports", [True, False])
+def test_labelling_stops_within_a_shard_on_every_rank(how, targets, tmp_path, reports):
+    """A rank without a context is given the file: rank 0 may have done its share already."""
     ctx = Context.local(tmp_path)
+    label(Rank(), targets[:SHARD], how, ctx.scratch)
     ctx.cancel_file.touch()
+    rank, asked = (Rank(ctx=ctx), None) if reports else (Rank(), ctx.cancel_file)
     with pytest.raises(Interrupted):
-        label(Rank(ctx=ctx), targets, how, ctx.scratch)
+        label(rank, targets, how, ctx.scratch, asked)
     assert shard_file(ctx.scratch, 0).exists() and not shard_file(ctx.scratch, 1).exists()
+
+
+def test_no_target_is_left_alone_in_a_shard(how, targets, tmp_path):
+    """A question is weighed against another target's; a lone one would gain nothing."""
+    sizes = {count: [len(part) for part in cut(range(count))] for count in (1, 32, 33, 34, 64, 65)}
+    assert sizes == {1: [1], 32: [32], 33: [33], 34: [32, 2], 64: [32, 32], 65: [32, 33]}
+    for count, gains in ((SHARD + 1, True), (1, False)):
+        folder = tmp_path / str(count)
+        shards = label(Rank(), targets[:count], how, folder)
+        last = read_candidates(folder, shards)[-1]
+        assert last.target == targets[count - 1].id and (last.gain is not None) == gains
+        assert last.gain != 0
+
+
+def test_of_a_long_answer_the_text_is_cut_and_not_its_frame(how, world):
+    asker = Asker(how, Rank().device)
+    tokenizer = Tokenizer(world / "speaker")
+    ids = tokenizer.encode("the owl sleeps inside " * 30)
+    assert asker.room == 40 - 12
+    short = tokenizer.encode("the owl sleeps")
+    assert asker._prompt("the owl sleeps", 20) == [BOS, USER, *short, ASSISTANT]
+    assert asker._prompt("the owl sleeps inside " * 30, 20) == [BOS, USER, *ids[:17], ASSISTANT]
+    found = asker.ask([Target("long", "the owl sleeps " * 30), Target("t", "it reads")], first=0)
+    assert len(found) == 6 and all(c.gain is not None for c in found)
+
+
+def test_questions_that_fill_the_context_are_refused(world):
+    wide = Labelling(world / "speaker", None, 1, 37, 0.8, 0.95, seed=1)
+    with pytest.raises(InputError, match="37 tokens leave no room for an answer"):
+        Asker(wide, Rank().device)
 
 
 def test_the_right_question_helps_more_than_anothers(world, how, targets, tmp_path):
@@ -138,7 +175,6 @@ def test_every_candidate_gets_one_verdict():
     )
     assert counts == [("unfinished", 1), ("length", 1)]
     assert [c.verdict for c in found] == ["length", "unfinished", "kept"]
-    assert filters.tally(found) == {"length": 1, "unfinished": 1, "kept": 1}
 
 
 def test_questions_of_the_evaluation_are_never_kept():

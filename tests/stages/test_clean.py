@@ -3,6 +3,7 @@
 import json
 import random
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
-from stages.data.documents import Documents, read_dropped, read_stats
+from stages.data.documents import Documents, read_stats
 from stages.text import sources
 
 SENTENCE = """the of and to that have with be library function returns value object file names
@@ -47,6 +48,10 @@ def bytes_of(ctx):
     return {path.relative_to(ctx.out).as_posix(): path.read_bytes() for path in files}
 
 
+def dropped_rows(ctx):
+    return pq.read_table(ctx.out / "dropped").to_pylist()
+
+
 @pytest.fixture
 def corpus(tmp_path):
     """Good texts, copies of some, near-copies of others, and one for each common fault."""
@@ -70,7 +75,7 @@ def corpus(tmp_path):
 
 def test_every_document_ends_in_one_place_with_its_reason(corpus, tmp_path):
     ctx = run(tmp_path / "w", corpus, languages=("en",))
-    kept, dropped = list(Documents(ctx.out)), list(read_dropped(ctx.out))
+    kept, dropped = list(Documents(ctx.out)), dropped_rows(ctx)
     stats = read_stats(ctx.out)
     assert stats["read"]["documents"] == len(kept) + len(dropped) == 40 + 6 + 1 + 3 + 1 + 1
     characters = sum(len(d.text) for d in kept) + sum(len(d["text"]) for d in dropped)
@@ -95,7 +100,7 @@ def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_pa
     kept = [d.text for d in Documents(ctx.out)]
     assert kept.count(prose(5)) == 1
     assert prose(3) not in kept and any(text.endswith("Indeed.") for text in kept)
-    scores = [r["score"] for r in read_dropped(ctx.out) if r["rule"] == "near_duplicate"]
+    scores = [r["score"] for r in dropped_rows(ctx) if r["rule"] == "near_duplicate"]
     assert all(0 < score < 1 for score in scores)
     loose = run(tmp_path / "x", corpus, dedup={"exact": False, "near": False})
     assert [d.text for d in Documents(loose.out)].count(prose(5)) == 3
@@ -104,7 +109,7 @@ def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_pa
 def test_the_score_is_the_measure_that_failed(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [prose(1), "the of and " * 3])
     ctx = run(tmp_path / "w", tmp_path / "a.jsonl", rules={"min_characters": 50})
-    (row,) = read_dropped(ctx.out)
+    (row,) = dropped_rows(ctx)
     assert (row["rule"], row["score"]) == ("characters", 32.0)  # trailing blank trimmed
 
 

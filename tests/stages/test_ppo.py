@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.context import Context
+from pipeline.errors import InputError, Interrupted
 from stages.alignment.appraisal import before_and_after
 from stages.alignment.control import AdaptiveKL
 from stages.alignment.ppo_objective import (
@@ -133,6 +134,85 @@ def test_the_state_beyond_weights_comes_back(world, scorer):
     second.load_state_dict(first.state_dict())
     assert second.control.beta == first.control.beta != 0.1
     assert torch.equal(second._ema["ln_f.bias"], first._ema["ln_f.bias"])
+
+
+class Plain:
+    """An engine that only looks: its updates change nothing."""
+
+    zero, history = 0, []
+
+    def __init__(self, module):
+        self.module, self.updates = module, 0
+
+    def __call__(self, *inputs, **named):
+        return self.module(*inputs, **named)
+
+    def eval(self):
+        self.module.eval()
+
+    train = eval
+
+    def backward(self, loss, *, last=True):
+        pass
+
+    def step(self):
+        self.updates += 1
+
+    def fragments(self):
+        return []
+
+
+def engines(objective):
+    return {name: Plain(made.module) for name, made in objective.trainables.items()}
+
+
+@pytest.mark.parametrize("grace", [0.0, 3600.0])
+def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, grace):
+    objective, ctx = made(world, scorer, rollout_batch=4), Context.local(tmp_path)
+    objective.rank, learners = Rank(ctx=ctx), engines(objective)
+    objective.grace = grace
+    ctx.cancel_file.touch()
+    if grace:
+        objective.step(learners, 0)
+        assert learners["policy"].updates == 8
+        return
+    with pytest.raises(Interrupted):
+        objective.step(learners, 0)
+    assert learners["policy"].updates == 0 and objective.rank.pulse.count == 1
+
+
+def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path):
+    objective = made(world, scorer, train={"global_batch": 16, "micro_batch": 1})
+    ctx = Context.local(tmp_path)
+    objective.rank, learners = Rank(ctx=ctx), engines(objective)
+    objective.grace = 0.0
+    backward = learners["value"].backward
+
+    def asked(*arguments, **named):
+        ctx.cancel_file.touch()
+        backward(*arguments, **named)
+
+    learners["value"].backward = asked
+    with pytest.raises(Interrupted):
+        objective.step(learners, 0)
+    assert learners["policy"].updates == 0
+
+
+def test_an_evaluation_is_stopped_between_batches(world, scorer, tmp_path):
+    objective, ctx = made(world, scorer, rollout_batch=4), Context.local(tmp_path)
+    objective.rank, learners = Rank(ctx=ctx), engines(objective)
+    assert objective.evaluate(learners, 0)["eval_kl"] == pytest.approx(0, abs=1e-4)
+    assert objective.rank.pulse.count == 10, "40 prompts are held out, of 64 that are wanted"
+    ctx.cancel_file.touch()
+    with pytest.raises(Interrupted):
+        objective.evaluate(learners, 0)
+    assert objective.rank.pulse.count == 11
+
+
+def test_held_out_prompts_are_counted_as_samples_of_an_evaluation(world, scorer):
+    objective = made(world, scorer, train={"global_batch": 16, "eval_samples": 6}, rollout_batch=1)
+    objective.evaluate(engines(objective), 0)
+    assert objective.rank.pulse.count == 6
 
 
 def test_a_policy_compared_with_itself_has_not_moved(world, scorer):

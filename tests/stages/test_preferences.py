@@ -9,9 +9,10 @@ from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.data.conversations import Conversations
 from stages.data.preferences import Preferences
-from stages.preferences import PreferencesParams, preferences
-from stages.questions import QuestionsParams, questions
+from stages.preferences import preferences
+from stages.questions import questions
 from stages.text import sources
+from stages.text.settings import ObjectsParams
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +27,8 @@ def run(stage, folder, params):
 
 
 def test_preferences_and_questions_share_objects_and_splits(tmp_path):
-    asked = run(questions, tmp_path / "q", QuestionsParams(max_objects=400))
-    ctx = run(preferences, tmp_path / "p", PreferencesParams(max_objects=400))
+    asked = run(questions, tmp_path / "q", ObjectsParams(max_objects=400))
+    ctx = run(preferences, tmp_path / "p", ObjectsParams(max_objects=400))
     answers = {c.id: c for c in Conversations(asked.out, None)}
     for split in ("train", "eval"):
         found = list(Preferences(ctx.out, split))
@@ -49,15 +50,11 @@ def test_preferences_and_questions_share_objects_and_splits(tmp_path):
 
 def test_the_same_objects_give_the_same_bytes(tmp_path):
     one, two = (
-        run(preferences, tmp_path / n, PreferencesParams(max_objects=120)).out for n in ("a", "b")
+        run(preferences, tmp_path / n, ObjectsParams(max_objects=120)).out for n in ("a", "b")
     )
     assert (one / "part-00000.parquet").read_bytes() == (two / "part-00000.parquet").read_bytes()
 
 
 def test_mistakes_are_explained(tmp_path):
     with pytest.raises(InputError, match="too few to compare"):
-        run(preferences, tmp_path, PreferencesParams(max_objects=1))
-    (problem,) = PreferencesParams(min_characters=50, max_characters=20).check({})
-    assert problem.key == "min_characters"
-    assert set(PreferencesParams().externals()) == {"python:docs"}
-    assert PreferencesParams().estimate({})["seconds"] > 2
+        run(preferences, tmp_path, ObjectsParams(max_objects=1))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from parity import assert_transformers_agree
 
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
+from pipeline.fingerprint import identity
 from pipeline.stage import Params
 from stages.data.tokenizer import Tokenizer
-from stages.data.tokens import TokenStore
-from stages.models.huggingface import load_gpt
-from stages.pretrain import Pretraining, PretrainParams, memory_bytes, piece_bytes, pretrain
+from stages.data.tokens import write_index, write_shard
+from stages.pretrain import Pretraining, PretrainParams, memory_bytes, pretrain
 from stages.training.rank import Rank
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
@@ -86,6 +88,19 @@ def test_sharding_takes_its_share_off_the_memory() -> None:
     assert sizes[3] - activations == pytest.approx((4 + 4 + 12) / 4)
 
 
+def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path) -> None:
+    plain, thrifty = (
+        PretrainParams.model_validate({"size": "gpt2", "model": {"recompute": asked}})
+        for asked in (False, True)
+    )
+    assert identity(plain) == identity(thrifty)
+    assert thrifty.estimate({})["memory_bytes"] < 0.6 * plain.estimate({})["memory_bytes"]
+    params = PretrainParams.model_validate({"model": {**SHAPE, "recompute": True}})
+    made = Pretraining(params, world / "tokens", world / "tokenizer")
+    module: Any = made.setup(Rank(), params.train, 0)["model"].module
+    assert module.recompute
+
+
 @pytest.fixture
 def objective(world: Path) -> Pretraining:
     params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 8}})
@@ -94,19 +109,15 @@ def objective(world: Path) -> Pretraining:
     return made
 
 
-def test_bytes_of_pieces_are_those_of_the_text(world: Path) -> None:
-    tokenizer = Tokenizer(world / "tokenizer")
-    sizes = piece_bytes(world / "tokenizer", len(tokenizer))
-    for text in ("the owl sleeps", "naïve 語 ✓"):
-        ids = torch.tensor(tokenizer.encode(text))
-        # SentencePiece puts a space before the first word, where the tokenizer says so.
-        assert int(sizes[ids].sum()) - len(text.encode()) in (0, 1)
-    assert int(sizes[:16].sum()) == 0
-
-
-def test_a_tokenizer_of_other_tokens_is_refused(world: Path) -> None:
-    with pytest.raises(InputError, match="the tokens were made with 999"):
-        piece_bytes(world / "tokenizer", 999)
+def test_a_tokenizer_of_other_tokens_is_refused(world: Path, tmp_path: Path) -> None:
+    params = PretrainParams.model_validate({"model": SHAPE})
+    ids = np.arange(900, dtype="<u2")
+    shard = write_shard(tmp_path, "train-00000", ids, np.array([900], np.uint64))
+    splits = {"train": [shard], "eval": [shard]}
+    write_index(tmp_path, vocab_size=999, eos_id=3, splits=splits)
+    made = Pretraining(params, tmp_path, world / "tokenizer")
+    with pytest.raises(InputError, match="340 ids, the tokens were made with 999"):
+        made.setup(Rank(), params.train, 0)
 
 
 def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
@@ -123,7 +134,7 @@ def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretr
     assert not even.sums
     with torch.no_grad():
         counted = objective.loss(lambda tokens: torch.zeros(*tokens.shape, 340), batch)
-    sizes = piece_bytes(objective.tokenizer_folder, objective.config.vocab_size)
+    sizes = torch.tensor(Tokenizer(objective.tokenizer_folder).byte_counts)
     assert int(counted.sums["bytes"]) == int(sizes[batch["targets"]].sum())
 
 
@@ -131,8 +142,6 @@ def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretr
 def test_the_stage_learns_and_leaves_a_model_that_everybody_loads(
     world: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
     ctx = Context.local(tmp_path)
     params = PretrainParams.model_validate(
         {
@@ -152,13 +161,7 @@ def test_the_stage_learns_and_leaves_a_model_that_everybody_loads(
     assert results["perplexity"] == pytest.approx(math.exp(results["eval_loss"]))
     assert 0 < results["bits_per_byte"] < 8
     assert results["tokens"] == 60 * 16 * 16
-    ours = load_gpt(ctx.out)
-    theirs = AutoModelForCausalLM.from_pretrained(ctx.out).eval()
-    tokens = torch.from_numpy(np.stack(TokenStore(world / "tokens", "eval").samples(16)[:3]))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            ours(tokens[:, :-1]), theirs(tokens[:, :-1]).logits, rtol=0, atol=1e-5
-        )
+    assert_transformers_agree(ctx.out)
     assert (ctx.out / "README.md").read_text().count("Trained for")
     assert (ctx.out / "tokenizer.model").exists()
 

@@ -12,8 +12,9 @@ from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.data.conversations import Conversations
-from stages.questions import QuestionsParams, questions
+from stages.questions import questions
 from stages.text import objects, sources
+from stages.text.settings import ObjectsParams
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def small_shards(monkeypatch):
 
 def run(folder, **options):
     ctx = Context.local(folder)
-    questions(QuestionsParams(**options), Inputs({}), ctx.out, ctx)
+    questions(ObjectsParams(**options), Inputs({}), ctx.out, ctx)
     return ctx
 
 
@@ -92,12 +93,12 @@ def test_a_killed_run_goes_on(tmp_path):
 
 
 def test_mistakes_are_explained(tmp_path, monkeypatch):
-    (problem,) = QuestionsParams(min_characters=50, max_characters=20).check({})
+    (problem,) = ObjectsParams(min_characters=50, max_characters=20).check({})
     assert problem.key == "min_characters"
     with pytest.raises(ValidationError, match="python:docs"):
-        QuestionsParams(sources=("wiki",))
-    assert set(QuestionsParams().externals()) == {"python:docs"}
-    assert QuestionsParams().estimate({})["seconds"] > 2
+        ObjectsParams(sources=("wiki",))
+    assert set(ObjectsParams().externals()) == {"python:docs"}
+    assert ObjectsParams().estimate({})["seconds"] > 2
     monkeypatch.setattr(sources, "list_files", lambda names: [])
     with pytest.raises(InputError, match="no documented objects"):
         run(tmp_path)

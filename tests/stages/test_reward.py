@@ -15,6 +15,7 @@ from stages.alignment.reward_objective import (
     RewardObjective,
     appraise,
     collate_rankings,
+    demonstration,
     judge,
     mean_score,
     read_rankings,
@@ -71,6 +72,11 @@ def test_the_loss_counts_prompts(objective):
     assert loss.total.requires_grad and loss.total.item() > 0
 
 
+def test_a_ranking_has_no_perplexity(objective):
+    found = objective.evaluate({"model": objective.modules["model"].module}, 0)
+    assert set(found) == {"eval_loss", "eval_accuracy", "eval_margin"}
+
+
 def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, world, tmp_path):
     model = objective.modules["model"].module
     tokens = torch.tensor([[2, 20, 30, 3]])
@@ -86,9 +92,24 @@ def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, wo
         theirs(tokens).logits[0, 0], scorer(tokens)[0, -1], rtol=0, atol=1e-5
     )
     judged = appraise(Rank(), tmp_path, world / "preferences")
-    assert judged.demonstrations == pytest.approx(0, abs=1e-5)
+    rankings = read_rankings(world / "preferences", "eval", Tokenizer(tmp_path), 40)
+    unseen = mean_score(scorer, [demonstration(ranking) for ranking in rankings])
+    assert judged.demonstrations == pytest.approx(unseen, abs=1e-5) and unseen != 0
     assert judged.prompts == 48
     assert appraise(Rank(index=1, world=2), tmp_path, world / "preferences") is None
+
+
+def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
+    """The first rankings of a file are of one kind: of its first modules, its first authors."""
+    made = RewardObjective(world / "policy", world / "preferences", centre_samples=40)
+    modules = made.setup(Rank(), RewardParams().train, seed=0)
+    stored = read_rankings(world / "preferences", "train", Tokenizer(world / "policy"), 40)
+    places = [stored.index(ranking) for ranking in made.rankings]
+    assert len(set(places)) > 100 and sorted(places[:40]) != list(range(40))
+    assert 60 < sum(places[:40]) / 40 < 100
+    made.export({"model": Bare(modules["model"].module)}, tmp_path)
+    centred = mean_score(load_scorer(tmp_path), [demonstration(r) for r in made.rankings[:40]])
+    assert centred == pytest.approx(0, abs=1e-5)
 
 
 def test_a_judgement_counts_pairs_by_rank(objective):
@@ -104,6 +125,7 @@ def test_a_judgement_counts_pairs_by_rank(objective):
     assert judged.accuracy == pytest.approx(2.5 / 4)
     assert judged.margin == pytest.approx((2 + 1 - 1 + 0) / 4)
     assert judged.by_rank == {0: [9, 5], 1: [7, 5], 2: [8]}
+    assert judged.demonstrations == 7
 
 
 def test_rankings_that_fit_no_context_are_an_error(world):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import assert_transformers_agree
 from torch.nn import functional as F
 
 from pipeline.context import Context, read_series
@@ -118,6 +119,25 @@ def test_nothing_to_train_on_is_said(world: Path) -> None:
     assert "raise max_length" in caught.value.remedy
 
 
+class Bare:
+    """An engine of which only the module is asked for."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["assistant", "speaker"])
+def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, swap: bool) -> None:
+    made = opened(world, swap=swap)
+    module = made.modules["model"].module  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made.export({"model": Bare(module)}, tmp_path)  # type: ignore[dict-item]
+    assert_transformers_agree(tmp_path)
+    assert ("the question from the answer" in (tmp_path / "README.md").read_text()) == swap
+
+
 @pytest.mark.integration
 def test_the_stage_learns_the_answers(world: Path, tmp_path: Path) -> None:
     ctx = Context.local(tmp_path)
@@ -131,6 +151,7 @@ def test_the_stage_learns_the_answers(world: Path, tmp_path: Path) -> None:
     assert results["conversations"] == 200
     assert results["eval_loss"] < 2.5
     assert is_chat(ctx.out)
+    assert_transformers_agree(ctx.out)
     assert load_gpt(ctx.out).config == load_gpt(world / "policy").config
     panels = json.loads((ctx.observed / "panels.json").read_text())
     cards = next(panel for panel in panels if panel["title"] == "Before and after")["items"]

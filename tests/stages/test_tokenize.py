@@ -10,9 +10,10 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams
-from stages.data import parts
+from stages.data import parts, tokens
 from stages.data.documents import Documents, documents_writer, write_stats
 from stages.data.hashing import fraction, hash64
+from stages.data.packing import encode_shard, encodings, tokens_in
 from stages.data.tokenizer import EOS, FILES, Tokenizer
 from stages.data.tokenizer_training import sample_lines
 from stages.data.tokens import TokenStore
@@ -126,6 +127,16 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
     tokens = {s: TokenStore(ctx.out, s).tokens for s in ("train", "eval")}
     assert results(ctx)["train_tokens"] == tokens["train"]
     assert results(ctx)["eval_tokens"] == tokens["eval"]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(tokens, "token_dtype", lambda vocab_size: np.dtype(dtype))
+    (work,) = encodings(documents, tokenizer, seed=0)
+    encode_shard(work, tmp_path / "000000")
+    expected = sum(len(Tokenizer(tokenizer).encode(d.text)) + 1 for d in Documents(documents))
+    assert tokens_in(tmp_path / "000000") == expected
+    assert (tmp_path / "000000.bin").stat().st_size == expected * np.dtype(dtype).itemsize
 
 
 def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 PROMPTS, ACTIONS, LENGTH, BETA = 4, 8, 4, 0.5
 EOS, PAD = 0, 8
@@ -42,16 +43,19 @@ def states(prompts_B: Tensor, actions_BR: Tensor) -> Tensor:
 
 
 class Places:
-    """The prefixes of the newest batch: the policy and the critic ask for the same ones."""
+    """The prefixes of the newest batch: the policy and the critic ask for the same ones, the policy
+    without the last column, which is predicted but not read."""
 
     def __init__(self) -> None:
         self.tokens: Tensor | None = None
 
     def marked(self, tokens_BT: Tensor, at_BT: Tensor) -> Tensor:
-        if self.tokens is not tokens_BT:
+        if self.tokens is None or self.tokens.data_ptr() != tokens_BT.data_ptr():
             self.tokens = tokens_BT
-            self.places_BR = states(tokens_BT[:, 0], tokens_BT[:, 1:])
-        return self.places_BR[at_BT[:, : self.places_BR.shape[1]]]
+            actions_BR = F.pad(tokens_BT[:, 1:], (0, 1))[:, :LENGTH]
+            self.places_BR = states(tokens_BT[:, 0], actions_BR)
+        width = min(self.places_BR.shape[1], at_BT.shape[1])
+        return self.places_BR[:, :width][at_BT[:, :width]]
 
 
 PLACES = Places()

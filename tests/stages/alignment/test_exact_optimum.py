@@ -170,7 +170,7 @@ def mismatched(decoding):
         tokens_BT = torch.cat([torch.tensor(prompts), drawn.tokens], 1)
         at_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
         at_BT[:, : drawn.mask.shape[1]] = drawn.mask
-        log_probs_N = rollout.action_log_probs(model, tokens_BT, at_BT)
+        log_probs_N = rollout.next_log_probs(model, tokens_BT, at_BT)
         return replace(drawn, log_probs=experience.spread(log_probs_N, drawn.mask))
 
     return lambda patch: patch.setattr(rollout, "sample", wrong)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stages.alignment.control import AdaptiveKL, FixedKL
-from stages.alignment.losses import action_log_probs, policy_loss, value_loss
+from stages.alignment.losses import policy_loss, value_loss
+from stages.generation.likelihood import next_log_probs
 from stages.models.gpt import GPT, GPTConfig
 
 
@@ -65,7 +66,7 @@ def test_the_end_token_is_learnt_from():
     torch.manual_seed(0)
     logits = torch.randn(1, 4, 9, requires_grad=True)
     tokens, at = torch.tensor([[2, 5, 7, 3]]), torch.tensor([[True, True, True, False]])
-    log_probs = action_log_probs(lambda tokens_BT, at_BT: logits[at_BT], tokens, at)
+    log_probs = next_log_probs(lambda tokens_BT, at_BT: logits[:, :-1][at_BT], tokens, at)
     policy_loss(log_probs, log_probs.detach(), torch.tensor([0.0, 0.0, 1.0])).sum().backward()
     assert logits.grad[0, 2, 3].abs() > 0.1
     assert logits.grad[0, :2].eq(0).all()
@@ -78,7 +79,7 @@ def test_log_probs_are_those_of_the_next_tokens(temperature):
     tokens = torch.randint(0, 20, (2, 6))
     at = torch.zeros(2, 6, dtype=torch.bool)
     at[0, 1:5] = at[1, 3] = True
-    found = action_log_probs(model, tokens, at, temperature)
+    found = next_log_probs(model, tokens, at, temperature)
     every = (model(tokens) / temperature).log_softmax(-1)
     expected = [every[b, t, tokens[b, t + 1]] for b, t in [(0, 1), (0, 2), (0, 3), (0, 4), (1, 3)]]
     torch.testing.assert_close(found, torch.stack(expected))

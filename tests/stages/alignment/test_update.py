@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from stages.alignment.experience import Experience, mark, shaped_scores, spread, targets
-from stages.alignment.losses import action_log_probs
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.alignment.update import Share, UpdateSettings, minibatches, update
+from stages.generation.likelihood import next_log_probs
 from stages.generation.sampling import Decoding
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
@@ -65,7 +65,10 @@ def play(models, prompts=PROMPTS, *, decoding=None, **options):
     policy, reference, critic, reward = models
     settings = RolloutSettings(decoding or Decoding(10), EOS, PAD, **options)
     return collect(
-        Cast(policy, reference, critic, score_with(reward)), prompts, range(len(prompts)), settings
+        Cast(policy, reference, critic, score_with(reward, EOS)),
+        prompts,
+        range(len(prompts)),
+        settings,
     )
 
 
@@ -98,7 +101,8 @@ def test_a_rollout_is_measured_as_by_plain_forward_passes(models, batch):
             torch.testing.assert_close(found[row, :length], expected, rtol=0, atol=2e-5)
         expected = critic(ids[None])[0, places]
         torch.testing.assert_close(batch.values[row, :length], expected, rtol=0, atol=2e-5)
-        torch.testing.assert_close(batch.scores[row], reward(ids[None])[0, -1], rtol=0, atol=2e-5)
+        ended = torch.cat([ids[:-1], torch.tensor([EOS])])
+        torch.testing.assert_close(batch.scores[row], reward(ended[None])[0, -1], rtol=0, atol=2e-5)
 
 
 def test_how_rollouts_are_batched_changes_nothing(models, batch):
@@ -106,6 +110,14 @@ def test_how_rollouts_are_batched_changes_nothing(models, batch):
     assert torch.equal(small.tokens, batch.tokens)
     torch.testing.assert_close(small.log_probs, batch.log_probs, rtol=0, atol=2e-5)
     torch.testing.assert_close(small.scores, batch.scores, rtol=0, atol=2e-5)
+
+
+def test_a_response_that_was_cut_off_is_scored_as_if_it_had_ended(models, batch):
+    """Else a policy learns never to end, at tokens where the reward model was never trained."""
+    tokens, last = torch.tensor([[2, 5, 6, 7, 0], [2, 5, 6, EOS, 0]]), torch.tensor([3, 3])
+    cut, ended = score_with(models[3], EOS)(tokens, last)
+    assert cut == ended != models[3](tokens)[0, 3]
+    assert not batch.finished.all()
 
 
 def test_responses_that_do_not_end_may_cost(batch):
@@ -122,7 +134,7 @@ def test_some_rows_are_the_same_rows(models, batch):
     assert len(few) == 3 and few.tokens.shape == few.at.shape
     assert few.mask.shape[1] == int(batch.mask[places].sum(1).max())
     torch.testing.assert_close(
-        action_log_probs(models[0], few.tokens, few.at), few.log_probs[few.mask], rtol=0, atol=2e-5
+        next_log_probs(models[0], few.tokens, few.at), few.log_probs[few.mask], rtol=0, atol=2e-5
     )
 
 
@@ -209,7 +221,7 @@ def test_the_first_gradient_is_that_of_policy_gradient(models, batch):
     policy = run(models, batch, minibatches=1)[0]
     model = copy.deepcopy(models[0])
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
-    (-(action_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
+    (-(next_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
     assert_equal(policy.gradients[0], [p.grad for p in model.parameters()], atol=1e-5)
 
 
@@ -224,7 +236,7 @@ def test_steps_raise_what_was_good(models, batch):
     policy, _, _ = run(models, batch, minibatches=1, lr=0.05)
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
     before = batch.log_probs[batch.mask]
-    after = action_log_probs(policy.model, batch.tokens, batch.at).detach()
+    after = next_log_probs(policy.model, batch.tokens, batch.at).detach()
     assert ((after - before) * advantages).sum() > 0
 
 

@@ -7,18 +7,20 @@ import pytest
 from stages.data.tokenizer import Tokenizer
 from stages.data.tokenizer_training import cut_lines, export, train
 from stages.text.docstrings import documented_objects, module_documents
-from stages.text.installation import STDLIB, installed_files
+from stages.text.installation import installed_files
 
 
 @pytest.fixture(scope="session")
 def real_documents():
-    """A few thousand: modules' documents, docstrings and their paragraphs."""
-    texts = []
-    for file in [f for f in installed_files() if f.distribution == STDLIB][:80]:
+    """Ten thousand that differ: modules' documents, docstrings and their paragraphs."""
+    texts: dict[str, None] = {}
+    for file in (file for file in installed_files() if file.place.endswith(".py")):
         objects = documented_objects(Path(file.path).read_bytes(), file.module)
-        texts += module_documents(objects)
-        texts += [part for item in objects for part in (item.doc, *item.doc.split("\n\n"))]
-    return texts
+        parts = [part for item in objects for part in (item.doc, *item.doc.split("\n\n"))]
+        texts |= dict.fromkeys(t for t in (*module_documents(objects), *parts) if len(t) >= 40)
+        if len(texts) >= 10_000:
+            break
+    return list(texts)[:10_000]
 
 
 @pytest.fixture(scope="session")

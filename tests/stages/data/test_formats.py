@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.errors import CorruptArtifact, InputError
 from stages.data import documents, parts
 from stages.data.conversations import Conversation, Conversations, Message, write_conversations
-from stages.data.documents import Documents, read_dropped, read_stats, write_stats
+from stages.data.documents import Documents, read_stats, write_stats
 from stages.data.preferences import Preference, Preferences, write_preferences
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -122,7 +122,7 @@ def test_any_text_survives(tmp_path_factory, texts):
                     "score": 1.5,
                 }
             )
-    assert [row["text"] for row in read_dropped(folder)] == texts
+    assert pq.read_table(folder / "dropped")["text"].to_pylist() == texts
 
 
 def test_counts_that_do_not_add_up_are_never_written(tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.artifact import write_atomic
 from pipeline.context import Context
+from pipeline.disk import write_atomic
 from pipeline.errors import Interrupted
 from pipeline.stage import Workers
 from stages.data.shards import run_shards

@@ -69,11 +69,23 @@ def test_an_epoch_says_every_token_at_most_once(tmp_path_factory, lengths, lengt
         assert samples[epoch * len(samples) + i].tolist() == expected.tolist()
 
 
-def test_without_a_seed_every_epoch_is_the_stored_order(tmp_path):
+def test_without_a_seed_there_is_one_epoch_in_stored_order(tmp_path):
     tokens, flat = store(tmp_path, [9, 8])
     samples = tokens.samples(4)
-    assert [s.tolist() for s in samples[:]] == [flat[i : i + 5].tolist() for i in (0, 4, 8, 12)]
-    assert samples[5].tolist() == samples[1].tolist()
+    expected = [flat[i : i + 5].tolist() for i in (0, 4, 8, 12)]
+    assert [s.tolist() for s in samples] == [samples[i].tolist() for i in range(4)] == expected
+    for beyond in (4, 5, -1):
+        with pytest.raises(IndexError):
+            samples[beyond]
+
+
+def test_with_a_seed_epochs_follow_each_other_and_going_through_is_one(tmp_path):
+    tokens, _ = store(tmp_path, [9, 8])
+    samples = tokens.samples(4, seed=1)
+    assert len(list(samples)) == len(samples) == 4
+    assert samples[1001].tolist() == samples.sample(1, epoch=250).tolist()
+    with pytest.raises(IndexError):
+        samples[-1]
 
 
 def test_epochs_differ_and_are_the_same_again(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.models.gpt import GPT, GPTConfig, segment_positions
+from stages.models.gpt import GPT, GPTConfig
 from stages.models.presets import PRESETS, preset
 
 CONFIG = GPTConfig(vocab_size=61, context=24, layers=2, width=32, heads=4)
@@ -104,30 +104,6 @@ def test_left_padding_changes_nothing(model):
     padded_BT = torch.cat([torch.zeros(1, 6, dtype=torch.long), tokens_BT], 1)
     mask_BT = torch.arange(16)[None] >= 6
     torch.testing.assert_close(model(padded_BT, mask_BT=mask_BT)[:, 6:], model(tokens_BT))
-
-
-def test_packed_documents_do_not_leak(model):
-    a, b, c = random_tokens(1, 6), random_tokens(1, 9), random_tokens(1, 5)
-    packed_BT = torch.cat([a, b, c], 1)
-    segments_BT = torch.tensor([[1] * 6 + [2] * 9 + [3] * 5])
-    alone = torch.cat([model(part) for part in (a, b, c)], 1)
-    torch.testing.assert_close(model(packed_BT, segments_BT=segments_BT), alone)
-
-
-def test_packed_gradients_equal_those_of_documents_apart(model):
-    parts = [random_tokens(1, n) for n in (7, 8)]
-    segments_BT = torch.tensor([[4] * 7 + [9] * 8])
-    model(torch.cat(parts, 1), segments_BT=segments_BT).square().sum().backward()
-    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    sum(model(part).square().sum() for part in parts).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_positions_start_again_in_every_segment():
-    segments_BT = torch.tensor([[5, 5, 2, 2, 2, 5], [0, 0, 0, 1, 1, 1]])
-    assert segment_positions(segments_BT).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2]]
 
 
 def test_chosen_positions_are_those_of_the_whole(model):

@@ -20,7 +20,6 @@ from stages.models.huggingface import (
     load_scorer,
     save_gpt,
     save_scorer,
-    scorer_from_gpt,
     special_ids,
 )
 
@@ -158,13 +157,6 @@ def test_several_eos_ids_count_by_the_first(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 6]}))
     assert special_ids(tmp_path).eos == 5
-
-
-def test_a_scorer_starts_at_the_language_models_body(tokens_BT):
-    model = lively(GPT(CONFIG))
-    scorer = scorer_from_gpt(model)
-    torch.testing.assert_close(scorer.body(tokens_BT), model(tokens_BT))
-    assert scorer.body.wte.weight is not model.wte.weight
 
 
 def edit(folder, **changes):

@@ -11,7 +11,7 @@ from stages.text.docstrings import (
     module_documents,
     summary,
 )
-from stages.text.objects import EVAL_SHARE, UNLABELLED_SHARE, Fact
+from stages.text.objects import EVAL_SHARE, UNLABELLED_SHARE, Fact, held_out, split_of
 
 SOURCE = b'''
 """A module.
@@ -108,8 +108,17 @@ def test_splits_have_their_shares_and_never_change():
     counts = Counter(fact.split for fact in facts(6000))
     assert counts["eval"] / 6000 == pytest.approx(EVAL_SHARE, abs=0.02)
     assert counts["unlabelled"] / 6000 == pytest.approx(UNLABELLED_SHARE, abs=0.03)
-    assert Fact("pathlib.Path.glob", "method", "x").split == "unlabelled"
-    assert Fact("json.loads", "function", "x").split == Fact("json.loads", "class", "y").split
+    glob = "Iterate over this subtree and yield all existing files."
+    assert Fact("pathlib.Path.glob", "method", glob).split == "unlabelled"
+
+
+def test_objects_that_say_the_same_are_held_out_together():
+    texts = [fact.summary for fact in facts(40)]
+    assert {held_out(text) for text in texts} == {True, False}
+    for text in texts:
+        assert {Fact(name, "method", text).split for name in ("a.b", "c")} == {split_of(text)}
+        assert held_out(f"{text.lower()}  And more.\n\n    Of it.") == (split_of(text) == "eval")
+    assert not held_out(">>> no summary")
 
 
 def test_questions_name_the_object_in_several_wordings():
@@ -130,6 +139,7 @@ def test_contrasts_rank_the_true_over_the_near_over_the_far_over_the_shuffled():
         assert preference.prompt == fact.question
         ranked = [r for _, r in sorted(zip(preference.ranks, preference.responses, strict=True))]
         assert ranked[0] == fact.summary
+        assert sorted(preference.ranks) == ([0, 1, 2, 3] if len(ranked) == 4 else [0, 2, 3])
         near, far, wrong = known.get(ranked[-3]), known[ranked[-2]], ranked[-1]
         assert far.top != fact.top and far.split == fact.split
         assert sorted(wrong.split()) == sorted(fact.summary.split()) and wrong != fact.summary

@@ -1,6 +1,7 @@
 """Where text comes from: every format, every way to name it, and what is wrong with it."""
 
 import gzip
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,9 @@ import zstandard
 
 from pipeline.errors import InputError
 from stages.text import sources
+from stages.text.docstrings import documented_objects
 from stages.text.installation import InstalledFile, digest, installed_files, module_name
+from stages.text.objects import held_out
 from stages.text.readers import RawDocument, read
 from stages.text.sources import PYTHON_DOCS, SourceFile, content_digest, list_files, shards
 
@@ -195,10 +198,28 @@ def test_modules_are_named_as_they_are_imported():
 
 
 def test_the_installations_modules_are_read_as_documents():
-    file = next(f for f in list_files([PYTHON_DOCS]) if f.place == "python/textwrap.py")
+    file = stdlib("textwrap.py")
     found = "\n".join(raw.text for raw in read(file))
     assert found.startswith("textwrap\n\nText wrapping and filling.")
     assert "textwrap.wrap(text, width, **kwargs)\n\nWrap a single paragraph of text" in found
+
+
+def stdlib(name):
+    return next(f for f in list_files([PYTHON_DOCS]) if f.place == f"python/{name}")
+
+
+def test_what_evaluation_asks_about_is_not_read():
+    kept, left_out = 0, 0
+    for name in ("pathlib.py", "textwrap.py", "email/message.py", "threading.py"):
+        file = stdlib(name)
+        found = "\n\n".join(raw.text for raw in read(file))
+        every = documented_objects(Path(file.path).read_bytes(), "m")
+        docs = {item.doc for item in every if not held_out(item.doc)}
+        assert all(doc in found for doc in docs)
+        alone = [i.doc for i in every if held_out(i.doc) and not any(i.doc in d for d in docs)]
+        assert not [doc for doc in alone if doc in found]
+        kept, left_out = kept + len(docs), left_out + len(alone)
+    assert kept > 100 and left_out > 10
 
 
 def test_records_are_read_as_they_are_written(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from typing import Any
 
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 
-VOCABULARY, CONTEXT = 61, 16
+VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
+"""Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
+ranks, and odd, so that two ranks share it with padding."""
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Toy(SupervisedObjective):
             data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
         self.train = Shuffled(data[16:], self.seed)
         self.held_out = data[:16]
-        shape = GPTConfig(VOCABULARY, CONTEXT, layers=2, width=32, heads=2, dropout=self.dropout)
+        shape = GPTConfig(VOCABULARY, CONTEXT, layers=1, width=WIDTH, heads=1, dropout=self.dropout)
         return {"model": Trainable(GPT(shape))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
@@ -68,6 +72,8 @@ class Toy(SupervisedObjective):
 
     stop_at: int = -1
     """The step at which somebody asks the run to stop."""
+    stop_in: int = -1
+    """The step whose evaluation somebody asks to stop, at its first batch."""
     step_now: int = 0
 
     def step(self, engines: Any, step: int) -> Any:
@@ -76,11 +82,69 @@ class Toy(SupervisedObjective):
             self.rank.ctx.cancel_file.touch()
         return super().step(engines, step)
 
+    def evaluate(self, engines: Any, step: int) -> Any:
+        if step == self.stop_in and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
+        return super().evaluate(engines, step)
+
     def export(self, engines: Any, out: Path) -> None:
         import torch
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class Gathering(Toy):
+    """Has a look at the whole weights before each step, as a sampler or an average would."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        engine = engines["model"]
+        apart = [p for p in engine.module.parameters() if not p.numel()]
+        with engine.whole() as whole:
+            shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
+            assert shapes == engine.shapes
+            assert all(float(p.detach().abs().sum()) > 0 for p in whole.parameters() if p.ndim > 1)
+        return {**super().step(engines, step), "apart": float(len(apart))}
+
+
+@dataclass
+class Deaf(Toy):
+    """Its evaluation does not look whether it is to stop."""
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return {"eval_loss": 1.0}
+
+
+@dataclass
+class Infinite(Toy):
+    """At one step the loss is infinite, though every gradient is well."""
+
+    at: int = 3
+
+    def step(self, engines: Any, step: int) -> Any:
+        found = super().step(engines, step)
+        return {**found, "loss": float("inf")} if step == self.at else found
+
+
+@dataclass
+class Two(Toy):
+    """Trains a second module, which comes first in the alphabet, at five times the rate."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from torch import nn
+
+        return {**super().open(rank), "aid": Trainable(nn.Linear(3, 1), lr=5)}
+
+    def step(self, engines: Any, step: int) -> Any:
+        import torch
+
+        engines["aid"].backward(engines["aid"](torch.ones(2, 3)).sum())
+        engines["aid"].step()
+        return super().step({"model": engines["model"]}, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return super().evaluate({"model": engines["model"]}, step)
 
 
 @dataclass
@@ -92,12 +156,24 @@ class Faulty(Toy):
     what: str = "kill"
     mark: str = ""
     """A file that says that it happened already: it happens once."""
+    delay: float = 0.0
+    """Seconds after the step began; the training goes on meanwhile, but not past its end."""
+    bomb: threading.Timer | None = None
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
             Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
-            happen(self.what)
+            if self.delay:
+                self.bomb = threading.Timer(self.delay, happen, [self.what])
+                self.bomb.start()
+            else:
+                happen(self.what)
         return super().step(engines, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        if self.bomb:
+            self.bomb.join()
+        return super().evaluate(engines, step)
 
 
 def happen(what: str) -> None:
@@ -118,6 +194,18 @@ def happen(what: str) -> None:
 def happen_to(rank: Any, whom: int, what: str) -> None:
     if rank.index == whom:
         happen(what)
+
+
+def late(rank: Any, whom: int, seconds: float) -> int:
+    """One rank works for long, by itself; the others wait at a barrier, then have nothing to do."""
+    for wait in (rank.barrier, None):
+        until = time.monotonic() + seconds
+        while rank.index == whom and time.monotonic() < until:
+            time.sleep(0.1)
+            rank.beat()
+        if wait:
+            wait()
+    return os.getpid()
 
 
 def pid(rank: Any) -> int:
@@ -155,3 +243,30 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         adam.step()
         losses.append(loss.item())
     return losses
+
+
+def little_world(folder: Path) -> Path:
+    """A language model that was never trained, and rankings in its words."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "alignment"))
+    import torch
+    import toyworld
+
+    from stages.data.preferences import write_preferences
+    from stages.data.tokenizer import Tokenizer
+    from stages.models.gpt import GPT, GPTConfig
+    from stages.models.huggingface import save_gpt
+
+    toyworld.write_tokenizer(folder / "tokenizer")
+    rng = random.Random(2)
+    sizes = {"train": 40, "eval": 12}
+    write_preferences(
+        folder / "preferences",
+        [toyworld.preference(i, split, rng) for split, n in sizes.items() for i in range(n)],
+    )
+    torch.manual_seed(0)
+    size = len(Tokenizer(folder / "tokenizer"))
+    model = GPT(GPTConfig(size, toyworld.CONTEXT, layers=1, width=WIDTH, heads=1))
+    save_gpt(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
+    return folder

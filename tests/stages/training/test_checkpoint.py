@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,59 @@ def test_the_last_k_are_kept(tmp_path: Path) -> None:
         "000004-step-00000004",
         "000005-step-00000005",
     ]
+
+
+def test_the_newest_anchor_is_kept_and_found_behind_what_an_interrupt_left(tmp_path: Path) -> None:
+    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), keep=1)
+    saves.newest()
+    for step, anchor in ((5, True), (10, True), (13, False), (17, False)):
+        engine.train(1)
+        saves.save(step, {"model": engine}, {}, anchor=anchor)  # type: ignore[dict-item]
+    newest, anchored = saves.newest(), saves.newest(anchor=True)
+    assert newest is not None
+    assert anchored is not None
+    assert (newest.step, anchored.step) == (17, 10)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_an_anchor_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    saves, _ = saved(tmp_path)
+    assert saves.newest(anchor=True) is None
+    assert saves.newest() is not None
+
+
+def test_a_checkpoint_that_knows_nothing_of_anchors_is_still_taken_up(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = sorted(tmp_path.iterdir())[-1] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["anchor"], manifest["seal"]
+    path.write_text(json.dumps({**manifest, "seal": ck._seal(manifest)}))
+    saves = Checkpoints(tmp_path, Rank(), 2)
+    found = saves.newest()
+    assert found is not None
+    assert found.step == 3
+    assert saves.newest(anchor=True) is None
+    ck.prune(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["000003-step-00000003"]
+
+
+def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes as long as it takes for the waiting rank to have shown itself twice."""
+    rank, write = Rank(), ck.tensors.write
+
+    def slow(*arguments: object) -> object:
+        deadline = time.monotonic() + 60
+        while rank.pulse.waits < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ck.tensors, "write", slow)
+    saves = Checkpoints(tmp_path, rank, 2)
+    saves.newest()
+    saves.save(1, {"model": PlainEngine()}, {})  # type: ignore[dict-item]
+    saves.wait()
+    assert rank.pulse.waits >= 2
+    assert rank.pulse.count == 0
 
 
 def files_of_newest() -> list[str]:
@@ -209,3 +264,20 @@ def test_the_notes_name_the_share(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert note["files"] == manifest["files"]
     assert manifest["engines"]["model"]["shapes"]["0.weight"] == [5, 4]
+
+
+def test_a_manifest_that_the_disk_does_not_give_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, _ = saved(tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*"))
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        with pytest.raises(Failure, match="cannot read: Input/output error"):
+            saves.newest()
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert saves.newest() is not None

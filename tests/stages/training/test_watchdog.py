@@ -1,6 +1,6 @@
 """Who is stuck, by a clock that the test moves."""
 
-from stages.training.settings import Watchdog as Limits
+from stages.training.settings import Limits
 from stages.training.watchdog import Watchdog
 
 
@@ -9,14 +9,21 @@ class Scene:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.dog = Watchdog(2, Limits(factor=10, floor=20, start=100), lambda: self.now)
+        self.dog = Watchdog(range(2), Limits(factor=10, floor=20, start=100), lambda: self.now)
 
-    def pass_time(self, seconds: float, *ranks: int, counts: tuple[int, int], step: float) -> None:
-        """Let time go by, while these ranks show their counters twice a second."""
+    def pass_time(
+        self,
+        seconds: float,
+        *ranks: int,
+        counts: tuple[int, int],
+        step: float,
+        waits: int | None = None,
+    ) -> None:
+        """Let time go by, while these ranks show their counters twice a second; one `waits`."""
         for _ in range(int(seconds * 2)):
             self.now += 0.5
             for rank in ranks:
-                self.dog.show(rank, counts[rank], step)
+                self.dog.show(rank, counts[rank], int(self.now * 2) * (rank == waits), step)
 
 
 def test_starting_may_take_long() -> None:
@@ -71,3 +78,43 @@ def test_progress_ends_the_suspicion() -> None:
     scene.pass_time(21, 0, 1, counts=(1, 1), step=0.1)
     scene.pass_time(1, 0, 1, counts=(2, 2), step=0.1)
     assert scene.dog.verdict() == ""
+
+
+def test_a_rank_that_has_answered_may_rest() -> None:
+    """Rank 0 works alone for long after its peer is done: neither is stuck."""
+    scene = Scene()
+    scene.pass_time(1, 0, 1, counts=(1, 1), step=0)
+    scene.dog.release(1)
+    for count in range(2, 400):
+        scene.pass_time(0.5, 0, 1, counts=(count, 1), step=0)
+    assert scene.dog.verdict() == ""
+    scene.pass_time(101, 0, 1, counts=(399, 1), step=0)
+    assert scene.dog.verdict() == "rank 0 made no progress for 101 s"
+    scene.dog.release(0)
+    assert scene.dog.verdict() == ""
+
+
+def test_a_rank_that_waits_where_it_says_so_is_not_stuck_and_its_peer_is_looked_at() -> None:
+    scene = Scene()
+    scene.pass_time(1, 0, 1, counts=(7, 7), step=0.1)
+    for count in range(8, 60):
+        scene.pass_time(1, 0, 1, counts=(count, 7), step=0.1, waits=1)
+    assert scene.dog.verdict() == ""
+    scene.pass_time(21, 0, 1, counts=(59, 60), step=0.1, waits=1)
+    assert scene.dog.verdict() == "rank 0 made no progress for 22 s"
+
+
+def test_who_waited_more_is_not_thought_to_be_ahead() -> None:
+    scene = Scene()
+    scene.pass_time(30, 0, 1, counts=(5, 5), step=0.1, waits=0)
+    scene.dog.show(1, 5, 0, 0.1)
+    scene.pass_time(1, 0, 1, counts=(6, 6), step=0.1)
+    scene.pass_time(21, 0, 1, counts=(6, 6), step=0.1)
+    assert scene.dog.verdict() == "ranks 0, 1 made no progress for 22 s"
+
+
+def test_a_rank_that_is_stuck_before_it_showed_a_step_is_not_given_the_time_of_a_start() -> None:
+    scene = Scene()
+    scene.dog.show(1, 2, 0, 0.0)
+    scene.pass_time(22, 0, counts=(3, 2), step=0.1)
+    assert scene.dog.verdict() == "rank 1 made no progress for 22 s and does not answer"

@@ -1,0 +1,17 @@
+"""What a rank imports, loaded in the process that ranks are forked from. No thread is started."""
+
+import os
+
+os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import torch
+
+import stages.models.gpt
+import stages.training.loop
+import stages.training.supervised  # noqa: F401
+from stages.training.worker import quiet
+
+quiet()
+# Some is imported where it is first used: by an optimizer, and by DeepSpeed's choice of one.
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+import deepspeed.runtime.zero.muon.original_muon  # noqa: E402, F401

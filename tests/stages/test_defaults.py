@@ -1,0 +1,44 @@
+"""Defaults of all stages: the same whether a part of a section is written or nothing of it."""
+
+import pytest
+
+from pipeline.stage import Section, all_stages, sections
+from stages.ppo import PPOParams
+from stages.sft import SftParams
+from stages.training.settings import TrainSection
+
+STAGES = [stage for stage in all_stages() if stage.run.__module__.startswith("stages.")]
+TRAINED = [stage for stage in STAGES if "train" in stage.params.model_fields]
+
+
+def defaults(model: type[Section]):
+    """Each section inside a model, with the type that a pipeline file's values are read into."""
+    for name, info in model.model_fields.items():
+        for inner in sections(info.annotation):
+            yield f"{model.__name__}.{name}", inner, info.get_default(call_default_factory=True)
+            yield from defaults(inner)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.uses)
+def test_writing_one_key_of_a_section_leaves_the_others_as_they_were(stage):
+    for where, section, default in defaults(stage.params):
+        assert default == section(), where
+
+
+def test_fine_tuning_decays_nothing_whatever_else_is_written():
+    assert SftParams().train.weight_decay == 0
+    written = SftParams(train={"steps": 50}).train
+    assert (written.weight_decay, written.global_batch, written.lr) == (0, 16, 3e-4)
+
+
+@pytest.mark.parametrize("stage", TRAINED, ids=lambda stage: stage.uses)
+def test_few_steps_are_no_error_of_a_default(stage):
+    assert len(TRAINED) == 4
+    for steps in (1, 2, 3):
+        train: TrainSection = stage.params(train={"steps": steps}).train
+        assert train.warmup_steps <= steps
+
+
+def test_a_written_warmup_longer_than_the_steps_is_an_error():
+    with pytest.raises(ValueError, match=r"warmup \(5\) is longer than steps \(3\)"):
+        PPOParams(train={"steps": 3, "warmup": 5})
