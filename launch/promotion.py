@@ -97,12 +97,14 @@ def artifact_of(run: Run, stage: str) -> Artifact:
     if stage not in stages:
         raise UserError(f"run {run.id} has no stage {stage!r}", remedy=did_you_mean(stage, stages))
     found = stages[stage]
-    artifact = run.store.find(found.uses, found.fingerprint) if found.fingerprint else None
-    if artifact is None or found.state not in ("cached", "finished"):
+    again = f"headwater resume {run.id}"
+    if found.state not in ("cached", "finished"):
         raise UserError(
-            f"{stage} of run {run.id} is {found.state}: it has made nothing yet",
-            remedy=f"headwater resume {run.id}",
+            f"{stage} of run {run.id} is {found.state}: it has made nothing yet", remedy=again
         )
+    artifact = run.store.find(found.uses, found.fingerprint)
+    if artifact is None:
+        raise UserError(f"what {stage} of run {run.id} made is damaged or gone", remedy=again)
     return artifact
 
 

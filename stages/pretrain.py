@@ -28,7 +28,7 @@ from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
 from stages.models.config import GPTConfig
 from stages.models.presets import PRESETS, preset
-from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
+from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
 from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
 
 
 @dataclass
-class Pretraining(SupervisedObjective):
+class Pretraining(LanguageObjective):
     """Predict the next token in windows of packed documents."""
 
     params: PretrainParams

@@ -23,7 +23,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, stage
-from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.objective import Batch, LanguageObjective, Loss, Trainable
 from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
 
 @dataclass
-class FineTuning(SupervisedObjective):
+class FineTuning(LanguageObjective):
     """Predict the assistant's tokens; the prompt is read, not learned.
 
     Conversations are padded on the right, where nothing real ever looks, so that batching leaks

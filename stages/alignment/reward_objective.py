@@ -21,7 +21,7 @@ from stages.generation.pause import Pause
 from stages.models.gpt import GPT
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_gpt, load_scorer, save_scorer
-from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective, Trainable
+from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 from stages.training.order import Shuffled, mix
 
 if TYPE_CHECKING:
@@ -133,12 +133,6 @@ class RewardObjective(SupervisedObjective):
                 "margin": (found.margin / pairs_P).sum(),
             },
         )
-
-    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Loss, accuracy and margin. A ranking has no perplexity: no text is predicted."""
-        found = dict(super().evaluate(engines, step))
-        found.pop("eval_perplexity", None)
-        return found
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Centre the scores on the demonstrations (the best responses), then write the folder.

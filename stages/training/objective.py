@@ -19,6 +19,7 @@ so that a stage's module may subclass at its top and still be read by `headwater
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,7 +184,7 @@ class SupervisedObjective(ABC):
         return train_step(self, engine, step)
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """`eval_loss`, `eval_perplexity` and the means of `Loss.sums` on the held-out samples."""
+        """`eval_loss` and the means of `Loss.sums` on the held-out samples."""
         from stages.training.supervised import evaluate
 
         (engine,) = engines.values()
@@ -203,9 +204,21 @@ class SupervisedObjective(ABC):
             raise ValueError(f"{type(self).__name__} has no place for {sorted(state)}")
 
 
+class LanguageObjective(SupervisedObjective):
+    """A supervised objective whose loss is the cross-entropy of text, in nats a token."""
+
+    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """What every objective measures, and `eval_perplexity`, e to the loss."""
+        found = super().evaluate(engines, step)
+        if "eval_loss" not in found:
+            return found
+        return {**found, "eval_perplexity": math.exp(min(found["eval_loss"], 700.0))}
+
+
 __all__ = [
     "Batch",
     "Dataset",
+    "LanguageObjective",
     "Loss",
     "Metrics",
     "Objective",

@@ -62,8 +62,7 @@ def evaluate(objective: SupervisedObjective, engine: Engine) -> dict[str, float]
                 raise Interrupted("stopped while evaluating", where=rank.stage)
     engine.train()
     means = sums.means(rank.sum(weight))
-    found = {f"eval_{name}": value for name, value in means.items()}
-    return {**found, "eval_perplexity": math.exp(min(means["loss"], 700.0))}
+    return {f"eval_{name}": value for name, value in means.items()}
 
 
 def _held_out(objective: SupervisedObjective) -> Iterator[tuple[Batch, int]]:

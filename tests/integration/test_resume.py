@@ -111,7 +111,7 @@ def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
         for name in ("train", "one"):
             first = alone.group.run(fit, Toy(), made, seed=5, name=name)
             assert first == alone.group.run(fit, Toy(), made, seed=5, name=name)
-            assert "eval_perplexity" in first[0]
+            assert "eval_loss" in first[0]
     points = read_series(alone.ctx.observed / "metrics.jsonl")
     for key in ("eval_loss", "one_eval_loss"):
         assert [point["step"] for point in points if key in point] == [3, 6]

@@ -321,6 +321,16 @@ def test_promotions_that_cannot_be(run: Run, call: Call, words: list[str], messa
     assert message in call("promote", *words, code=2).stderr
 
 
+def test_a_damaged_model_is_not_promoted(call: Call, run: Run) -> None:
+    stage = next(entry for entry in run.status().stages if entry.name == "gpt")
+    found = run.store.find(stage.uses, stage.fingerprint)
+    assert found is not None
+    (found.path / "manifest.json").write_text("{")
+    said = call("promote", f"{run.id}:gpt", "--model", "m", code=2).stderr
+    assert f"what gpt of run {run.id} made is damaged or gone" in said
+    assert f"headwater resume {run.id}" in said
+
+
 def test_models_of_an_empty_registry(run: Run, call: Call) -> None:
     assert "no model is registered yet" in call("models").stdout
     assert told(call("models", "--json")) == []
