@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 
 from pipeline.stage import Stage, stage_packages
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every
+# command that they start; the tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOYS = Path(__file__).parent / "pipeline" / "toys"
 
