@@ -228,14 +228,11 @@ class Pretraining(LanguageObjective):
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy, in float32; without a gradient the targets' bytes too."""
         import torch
-        from torch.nn import functional as F
 
-        targets = batch["targets"].flatten()
-        logits = model(batch["tokens"]).flatten(0, 1).float()
-        total = F.cross_entropy(logits, targets, reduction="sum")
+        total = model(batch["tokens"], targets_BT=batch["targets"])
         if torch.is_grad_enabled():
             return Loss(total)
-        return Loss(total, {"bytes": self._bytes[targets].sum()})
+        return Loss(total, {"bytes": self._bytes[batch["targets"]].sum()})
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Loss, perplexity, and bits per byte, which compare across tokenizers."""

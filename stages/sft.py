@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from stages.training.engine import Engine
     from stages.training.rank import Rank
 
-IGNORED = -100
 SHOWN = 6
 
 
@@ -182,11 +181,7 @@ class FineTuning(LanguageObjective):
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy over the learned positions, the only ones with logits."""
-        from torch.nn import functional as F
-
-        learned = batch["targets"] != IGNORED
-        logits = model(batch["tokens"], at_BT=learned).float()
-        return Loss(F.cross_entropy(logits, batch["targets"][learned], reduction="sum"))
+        return Loss(model(batch["tokens"], targets_BT=batch["targets"]))
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""
@@ -201,6 +196,7 @@ def collate(samples: Sequence[Encoded]) -> dict[str, Any]:
     import torch
 
     from stages.data.tokenizer import PAD
+    from stages.models.fused import IGNORED
 
     T = max(map(len, samples)) - 1
     tokens = torch.full((len(samples), T), PAD)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.errors import InputError, Interrupted
 from stages.alignment.advantage import kl_estimates
@@ -310,12 +309,9 @@ class Pages:
         mine = np.stack([self.windows[start + i] for i in range(share)])
         return torch.split(torch.from_numpy(mine).to(self.rank.device), self.micro or share)
 
-    def loss(self, model: TokenModel, piece: Tensor) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], piece: Tensor) -> Tensor:
         """This piece's part of the mean over the minibatch's tokens."""
-        at_BT = torch.ones_like(piece, dtype=torch.bool)[:, :-1]
-        logits_NV = model(piece[:, :-1], at_BT=at_BT).float()
-        total = F.cross_entropy(logits_NV, piece[:, 1:].flatten(), reduction="sum")
-        return total / (self.count * self.windows.length)
+        return model(piece[:, :-1], targets_BT=piece[:, 1:]) / (self.count * self.windows.length)
 
 
 def pretraining_windows(episodes: int, minibatches: int, ratio: float, world: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.errors import Failure
 from stages.alignment.experience import Experience, Targets
 from stages.alignment.losses import policy_loss, value_loss
-from stages.generation.likelihood import TokenModel, next_log_probs
+from stages.generation.likelihood import next_log_probs
 
 
 class Learner(Protocol):
@@ -45,7 +45,7 @@ class Pretraining(Protocol):
     def pieces(self, number: int) -> Sequence[Any]:
         """This rank's batches for minibatch `number`, at least one, equally many on all ranks."""
 
-    def loss(self, model: TokenModel, piece: Any) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], piece: Any) -> Tensor:
         """A batch's part of the mean loss over the minibatch's pretraining tokens."""
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from stages.data.chat import encode_conversation, encode_prompt
@@ -41,8 +40,7 @@ def document_loss(
     for start in range(0, count, batch):
         rows = np.stack([samples[i] for i in range(start, min(start + batch, count))])
         ids_BT = torch.from_numpy(rows).to(device)
-        logits = model(ids_BT[:, :-1]).flatten(0, 1).float()
-        nats += F.cross_entropy(logits, ids_BT[:, 1:].flatten(), reduction="sum").item()
+        nats += model(ids_BT[:, :-1], targets_BT=ids_BT[:, 1:]).item()
         seen += ids_BT[:, 1:].numel()
         size += int(sizes[ids_BT[:, 1:].cpu()].sum())
         beat()

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.config import GPTConfig
+from stages.models.fused import linear_cross_entropy
 
 __all__ = ["GPT", "Cache", "GPTConfig"]
 
@@ -196,8 +197,10 @@ class GPT(nn.Module):
         mask_BT: Tensor | None = None,
         cache: Cache | None = None,
         at_BT: Tensor | None = None,
+        targets_BT: Tensor | None = None,
     ) -> Tensor:
-        """Next-token logits_BTV, or logits_NV at the positions that `at_BT` marks.
+        """Next-token logits_BTV, or logits_NV at the positions that `at_BT` marks; with
+        `targets_BT` the loss instead.
 
         Args:
             tokens_BT: token ids.
@@ -206,11 +209,15 @@ class GPT(nn.Module):
             cache: what was read before; filled in place.
             at_BT: True where logits are wanted (row-major order), so that the head, the dearest
                 layer of a small model, runs nowhere else.
+            targets_BT: the right next tokens, -100 where there is none to learn; what is returned
+                is the sum of their cross-entropies in nats, as a float32 scalar.
 
         Raises:
             ValueError: a sequence is longer than the context.
         """
         x_BTC = self.hidden(tokens_BT, mask_BT=mask_BT, cache=cache)
+        if targets_BT is not None:
+            return linear_cross_entropy(x_BTC.flatten(0, 1), self.wte.weight, targets_BT.flatten())
         return self.head(x_BTC if at_BT is None else x_BTC[at_BT])
 
     def head(self, x_C: Tensor) -> Tensor:

@@ -146,10 +146,12 @@ class Member:
 
 
 def quiet() -> None:
-    """Import DeepSpeed without its builds, its chatter, and MLflow (2 s) for its autotuner."""
-    with warnings.catch_warnings(), _absent("mlflow"):
+    """Import DeepSpeed without its builds, its chatter, MLflow (2 s) for its autotuner, and torch's
+    compiler (5 s) for an optimizer that nobody asked for."""
+    with warnings.catch_warnings(), _absent("mlflow"), _uncompiled():
         warnings.simplefilter("ignore")
         import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon
     # A killed build of this operator would leave a lock that hangs every later run; and where a
     # compiler is missing it fails. gloo alone is as fast for what we send.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -170,6 +172,21 @@ def _absent(name: str) -> Iterator[None]:
     finally:
         if missing:
             del sys.modules[name]
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Let `torch.compile` leave what it decorates as it is."""
+    import torch
+
+    def plain(model: Any = None, **_: Any) -> Any:
+        return plain if model is None else model
+
+    compiled, torch.compile = torch.compile, plain
+    try:
+        yield
+    finally:
+        torch.compile = compiled
 
 
 def portable(error: BaseException, post: Post) -> HeadwaterError:

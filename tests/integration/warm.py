@@ -12,6 +12,5 @@ import stages.training.supervised  # noqa: F401
 from stages.training.worker import quiet
 
 quiet()
-# Some is imported where it is first used: by an optimizer, and by DeepSpeed's choice of one.
+# Some is imported where it is first used: by an optimizer.
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-import deepspeed.runtime.zero.muon.original_muon  # noqa: E402, F401

@@ -1,0 +1,73 @@
+"""The head and its cross-entropy as one: no logits of a whole batch ever exist.
+
+Logits are made for some rows at a time, small enough to stay in a cache, and used up at once: for
+the loss, and in the same pass for the gradient of hidden states and head (softmax minus one-hot,
+Bridle 1990). Half the time of a head and a loss of their own on a CPU, and memory for the hidden
+states instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
+
+Shape suffixes as in `stages.models.gpt`: N positions, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+"""The target of a position at which nothing is learned."""
+_ON_CPU, _ON_GPU = 1 << 19, 1 << 26
+"""Logits at a time: what a core's cache holds, and what keeps a GPU busy."""
+
+
+def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    """The sum over positions of -log softmax(x W^T)[target], in nats, as a float32 scalar.
+
+    The softmax is taken in float32 whatever the precision of the inputs. Positions whose target
+    is -100 add nothing and get no gradient.
+    """
+    learned_N = targets_N != IGNORED
+    if not bool(learned_N.all()):
+        x_NC, targets_N = x_NC[learned_N], targets_N[learned_N]
+    summed: Tensor = _LinearCrossEntropy.apply(x_NC, weight_VC, targets_N)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients are made in the forward pass, while the logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        total = x_NC.new_zeros((), dtype=torch.float32)
+        dx_NC = torch.empty_like(x_NC) if wanted else None
+        dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else None
+        rows = max(1, (_ON_GPU if x_NC.is_cuda else _ON_CPU) // len(weight_VC))
+        for start in range(0, len(x_NC), rows):
+            part = slice(start, start + rows)
+            target_N1 = targets_N[part, None]
+            logits_NV = (x_NC[part] @ weight_VC.T).float()
+            chosen_N1 = logits_NV.gather(1, target_N1)
+            top_N1, at_N1 = logits_NV.max(1, keepdim=True)
+            share_NV = logits_NV.softmax(1)
+            # The likeliest has a share of 1/V at least: its logarithm is safe.
+            total += (top_N1 - share_NV.gather(1, at_N1).log() - chosen_N1).sum()
+            if dx_NC is not None and dweight_VC is not None:
+                share_NV.scatter_add_(1, target_N1, torch.full_like(chosen_N1, -1.0))
+                error_NV = share_NV.to(x_NC.dtype)
+                torch.mm(error_NV, weight_VC, out=dx_NC[part])
+                if x_NC.dtype == torch.float32:
+                    dweight_VC.addmm_(error_NV.T, x_NC[part])
+                else:
+                    dweight_VC += error_NV.T @ x_NC[part]
+        if dx_NC is not None and dweight_VC is not None:
+            ctx.save_for_backward(dx_NC, dweight_VC.to(weight_VC.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        dx_NC, dweight_VC = ctx.saved_tensors
+        return dx_NC * gradient.to(dx_NC.dtype), dweight_VC * gradient.to(dweight_VC.dtype), None

@@ -1,0 +1,87 @@
+"""The fused head and loss against torch's own, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stages.models import fused
+from stages.models.fused import IGNORED, linear_cross_entropy
+from stages.models.gpt import GPT, GPTConfig
+
+N, C, V = 37, 24, 101
+
+
+def inputs(dtype: torch.dtype = torch.float32, ignored: int = 0, scale: float = 1.0):
+    torch.manual_seed(0)
+    x = (scale * torch.randn(N, C)).to(dtype).requires_grad_()
+    weight = torch.randn(V, C).to(dtype).requires_grad_()
+    targets = torch.randint(0, V, (N,))
+    targets[torch.randperm(N)[:ignored]] = IGNORED
+    return x, weight, targets
+
+
+def reference(x, weight, targets):
+    """The loss and both gradients, in float64, by torch's cross-entropy of all logits."""
+    x, weight = (part.detach().double().requires_grad_() for part in (x, weight))
+    loss = F.cross_entropy(x @ weight.T, targets, reduction="sum", ignore_index=IGNORED)
+    loss.backward()
+    return loss.detach(), x.grad, weight.grad
+
+
+@pytest.mark.parametrize("ignored", [0, 11, N])
+@pytest.mark.parametrize("rows", [1, 5, N, 4 * N])
+def test_loss_and_gradients_are_those_of_all_logits(
+    monkeypatch: pytest.MonkeyPatch, rows: int, ignored: int
+) -> None:
+    monkeypatch.setattr(fused, "_ON_CPU", rows * V)
+    x, weight, targets = inputs(ignored=ignored)
+    loss = linear_cross_entropy(x, weight, targets)
+    (3 * loss).backward()
+    want, dx, dweight = reference(x, weight, targets)
+    torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0)
+    torch.testing.assert_close(x.grad.double(), 3 * dx, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.grad.double(), 3 * dweight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_certain_and_wrong_answer_costs_what_it_should() -> None:
+    """Its share is 0 in float32; its cost is not infinite."""
+    x, weight, targets = inputs(scale=300.0)
+    want, _, _ = reference(x, weight, targets)
+    found = linear_cross_entropy(x, weight, targets)
+    assert want > 1000 * N
+    torch.testing.assert_close(found.double(), want, rtol=1e-6, atol=0)
+
+
+def test_bfloat16_is_summed_in_float32() -> None:
+    x, weight, targets = inputs(torch.bfloat16)
+    loss = linear_cross_entropy(x, weight, targets)
+    loss.backward()
+    assert (loss.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
+    want, dx, dweight = reference(x, weight, targets)
+    torch.testing.assert_close(loss.double(), want, rtol=2e-3, atol=0)
+    torch.testing.assert_close(x.grad.double(), dx, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(weight.grad.double(), dweight, rtol=0.02, atol=0.05)
+
+
+def test_without_a_gradient_nothing_is_kept() -> None:
+    x, weight, targets = inputs()
+    with torch.no_grad():
+        loss = linear_cross_entropy(x, weight, targets)
+    assert not loss.requires_grad
+    assert loss == linear_cross_entropy(x, weight, targets)
+
+
+def test_a_model_gives_the_loss_of_its_logits() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=V, context=16, layers=2, width=C, heads=4))
+    tokens = torch.randint(0, V, (3, 16))
+    targets = torch.where(torch.rand(3, 16) < 0.3, IGNORED, torch.randint(0, V, (3, 16)))
+    loss = model(tokens, targets_BT=targets)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    plain = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
+    want = torch.autograd.grad(plain, list(model.parameters()))
+    torch.testing.assert_close(loss, plain)
+    for one, other in zip(found, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
