@@ -1,7 +1,8 @@
 """Clean text: sources -> Documents.
 
-Reads files and the documentation of the Python installation, repairs Unicode, tells the language,
-applies length, quality and repetition rules, and drops exact and near copies. What is dropped is
+Reads files and the documentation of the Python installation, repairs Unicode, masks what identifies
+people (if asked to), tells the language, applies length, quality and repetition rules, and drops
+exact and near copies. What is dropped is
 kept aside with the rule that dropped it and its score; the counts always add up.
 
     clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}
@@ -17,7 +18,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
-from stages.text.settings import Dedup, Rules, Share
+from stages.text.settings import Dedup, Pii, Rules, Share
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -45,6 +46,8 @@ class CleanParams(Params):
     """Read no more than the first so many characters."""
     rules: Rules = Rules()
     """Limits of length, quality and repetition."""
+    pii: Pii = Pii()
+    """What identifies people or opens doors, and is masked."""
     dedup: Dedup = Dedup()
     """Which copies are dropped."""
 
@@ -104,6 +107,7 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
         limits=params.rules.limits(),
         languages=params.languages,
         language_score=params.language_score,
+        pii=params.pii,
         dedup=params.dedup,
         text_column=params.text_column,
     )
@@ -140,6 +144,7 @@ def _report(ledger: Ledger, ctx: Context) -> None:
             for rule, counts in ledger.rules.items()
             if rule.endswith("_duplicate")
         ),
+        masked=ledger.masked.total(),
     )
 
 

@@ -27,6 +27,7 @@ from stages.data.hashing import name128
 from stages.text.dedup import Rows, exact_survivors, near_survivors
 from stages.text.language import language
 from stages.text.minhash import MinHash
+from stages.text.pii import mask
 from stages.text.readers import RawDocument, read
 from stages.text.repair import repair
 from stages.text.rules import (
@@ -36,7 +37,7 @@ from stages.text.rules import (
     quality_measures,
     repetition_measures,
 )
-from stages.text.settings import Dedup
+from stages.text.settings import Dedup, Pii
 from stages.text.sources import SourceFile
 from stages.text.words import Lexicon
 
@@ -45,13 +46,14 @@ SCRATCH = parts.versioned(
         [
             *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta", "rule")),
             ("score", pa.float64()),
+            ("masked", pa.string()),
             ("characters", pa.int64()),
             ("exact", pa.binary(16)),
             ("bands", pa.binary()),
         ]
     ),
     "Judged",
-    1,
+    2,
 )
 
 
@@ -62,6 +64,7 @@ class Judge:
     limits: dict[str, Limit]
     languages: tuple[str, ...]
     language_score: float
+    pii: Pii
     dedup: Dedup
     text_column: str
 
@@ -75,7 +78,7 @@ class Judge:
 
     def judge(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
         """One row of the scratch table."""
-        text = repair(raw.text)
+        text, masked = mask(repair(raw.text), self.pii.kinds, self.pii.regions)
         lang, confidence = language(text)
         rule, score = (raw.broken, 0.0) if raw.broken else self._language(text, lang, confidence)
         bands = None
@@ -89,6 +92,7 @@ class Judge:
             "meta": json.dumps({"place": file.place, **raw.meta}, sort_keys=True),
             "rule": rule,
             "score": score,
+            "masked": json.dumps(masked, sort_keys=True),
             "characters": len(text),
             "exact": bytes.fromhex(name128(text)),
             "bands": bands,
@@ -191,7 +195,7 @@ def _halves(hashes: list[bytes]) -> npt.NDArray[np.uint64]:
 
 def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The scratch tables' rows in order, without the hashes, a row group at a time."""
-    columns = ["id", "text", "source", "lang", "meta", "rule", "score"]
+    columns = ["id", "text", "source", "lang", "meta", "rule", "score", "masked"]
     for commit in commits:
         for batch in pq.ParquetFile(commit).iter_batches(256, columns=columns):
             yield from batch.to_pylist()

@@ -31,6 +31,7 @@ class Ledger:
     rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    masked: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     clusters: dict[int, list[str]] = field(default_factory=dict)
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Ledger:
         """Count one document: kept if `rule` is empty, else dropped by it."""
         size = {"documents": 1, "characters": len(row["text"])}
         self.read.update(size)
+        self.masked.update(json.loads(row["masked"]))
         self.sources[row["source"]].update({"read": 1})
         self.languages[row["lang"]].update({"read": 1})
         if rule:
@@ -63,6 +65,7 @@ class Ledger:
             "dropped": dropped,
             "by_rule": {rule: _both(counts) for rule, counts in self.rules.items()},
             "by_source": {name: dict(counts) for name, counts in self.sources.items()},
+            "masked": dict(self.masked),
             "by_language": {name: dict(counts) for name, counts in self.languages.items()},
         }
 
@@ -74,6 +77,9 @@ class Ledger:
             yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
         yield _table("Sources", "source", self.sources)
         yield _table("Languages", "language", self.languages)
+        if self.masked:
+            rows = sorted(self.masked.items(), key=lambda item: -item[1])
+            yield panels.table("Masked", ("kind", "times"), rows)
         edges = [10 ** (k / 4) for k in range(8, 29)]
         counts, _ = np.histogram(self.lengths, edges)
         yield panels.histogram("Characters of a kept document", edges, counts.tolist())

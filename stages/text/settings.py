@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stages.text.rules import Limit
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
+PiiKind = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
 OBJECTS_A_SECOND = 600  # found on one busy core
 
 
@@ -109,6 +111,16 @@ class Dedup(Section):
     """Bands of the signature: more find less similar texts."""
     rows: PositiveInt = 8
     """Rows of a band: more find only more similar texts."""
+
+
+class Pii(Section):
+    """What is masked by typed placeholders such as `[EMAIL]`, in kept and in dropped text."""
+
+    kinds: tuple[PiiKind, ...] = ()
+    """Keys and tokens, e-mail, Chinese resident ids, payment cards, US social security numbers,
+    public IP addresses, phone numbers; empty masks nothing."""
+    regions: tuple[Region, ...] = ("US", "CN")
+    """ISO 3166 codes of the countries whose phone numbers may stand without a prefix."""
 
 
 class ObjectsParams(Params):

@@ -233,6 +233,26 @@ def test_an_unreadable_source_is_named_before_anything_runs(tmp_path):
         missing.externals()
 
 
+def test_people_are_masked_in_what_is_kept_and_in_what_is_dropped(tmp_path):
+    told = f"{prose(1)} Write to ada@example.org or bob@example.org at 8.8.8.8."
+    texts = [told, told.replace("ada", "eve"), "call bob@example.org"]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", pii={"kinds": ["email", "ip"]})
+    rows = [d.text for d in Documents(ctx.out)] + [row["text"] for row in dropped_rows(ctx)]
+    assert rows[0].endswith("Write to [EMAIL] or [EMAIL] at [IP].")
+    # Alike once masked, the second is a copy.
+    assert [row["rule"] for row in dropped_rows(ctx)] == ["exact_duplicate", "characters"]
+    assert not any("@" in text for text in rows)
+    stats = read_stats(ctx.out)
+    assert stats["masked"] == {"email": 5, "ip": 2}
+    assert stats["read"]["characters"] == sum(map(len, rows))
+    panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
+    assert panels["Masked"]["rows"] == [["email", 5], ["ip", 2]]
+    plain = run(tmp_path / "x", tmp_path / "a.jsonl")
+    assert "ada@example.org" in next(iter(Documents(plain.out))).text
+    assert read_stats(plain.out)["masked"] == {}
+
+
 def test_what_people_see(corpus, tmp_path):
     ctx = run(tmp_path / "w", corpus)
     panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}

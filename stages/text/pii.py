@@ -1,0 +1,281 @@
+"""What identifies a person or opens a door, masked by typed placeholders.
+
+    email     [EMAIL]      local@domain.tld
+    ip        [IP]         IPv4 and IPv6 addresses that are reachable from the internet
+    phone     [PHONE]      numbers that a numbering plan holds (libphonenumber, by `phonenumbers`)
+    us_ssn    [SSN]        social security numbers that can have been issued, written 3-2-4
+    cn_id     [ID]         resident identity numbers with their checksum (GB 11643-1999)
+    card      [CARD]       payment cards with their checksum (ISO/IEC 7812, Luhn)
+    secret    [SECRET]     keys and tokens that say by their form what they are
+
+Each finder is a cheap pattern and a check that a look-alike fails: a checksum, a numbering plan,
+an address's range. What overlaps is masked once, as the kind that is named first.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import get_args
+
+from stages.text.settings import PiiKind as Kind
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""In the order in which they claim what overlaps."""
+PLACEHOLDERS: dict[Kind, str] = {
+    "secret": "[SECRET]",
+    "email": "[EMAIL]",
+    "cn_id": "[ID]",
+    "card": "[CARD]",
+    "us_ssn": "[SSN]",
+    "ip": "[IP]",
+    "phone": "[PHONE]",
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """A place in a text, and what is there."""
+
+    start: int
+    stop: int
+    kind: Kind
+
+
+def mask(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> tuple[str, Counter[str]]:
+    """The text with placeholders, and how many of each kind were put in.
+
+    Args:
+        text: any text.
+        kinds: what is looked for.
+        regions: ISO 3166 codes of the countries whose phone numbers may stand without a prefix.
+    """
+    found = find(text, kinds, regions)
+    if not found:
+        return text, Counter()
+    pieces, at = [], 0
+    for finding in found:
+        pieces += [text[at : finding.start], PLACEHOLDERS[finding.kind]]
+        at = finding.stop
+    return "".join([*pieces, text[at:]]), Counter(finding.kind for finding in found)
+
+
+def find(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> list[Finding]:
+    """What of these kinds is in the text, in order and without overlaps."""
+    taken: list[Finding] = []
+    digits = _ENOUGH_DIGITS.search(text) is not None
+    for kind in KINDS:
+        if kind not in kinds or (kind in _NUMBERS and not digits):
+            continue
+        for start, stop in _FINDERS[kind](text, regions):
+            if not any(start < other.stop and other.start < stop for other in taken):
+                taken.append(Finding(start, stop, kind))
+    return sorted(taken)
+
+
+Span = tuple[int, int]
+Finder = Callable[[str, Sequence[str]], Iterator[Span]]
+
+_NUMBERS = frozenset({"cn_id", "card", "us_ssn", "phone"})
+_ENOUGH_DIGITS = re.compile(r"\d(?:[ ().\-]{0,3}\d){6}")
+
+_LOCAL = re.compile(r"[A-Za-z0-9\u00c0-\u024f.%+'_-]{1,64}$")
+_DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_NO_LOCAL_AFTER = frozenset("/%+._-")
+
+
+def _emails(text: str, _: Sequence[str]) -> Iterator[Span]:
+    at = text.find("@")
+    while at >= 0:
+        local, domain = _LOCAL.search(text, max(0, at - 65), at), _DOMAIN.match(text, at + 1)
+        if local and domain and _is_local(local[0], text[local.start() - 1 : local.start()]):
+            yield local.start(), domain.end()
+        at = text.find("@", at + 1)
+
+
+def _is_local(local: str, before: str) -> bool:
+    whole = before not in _NO_LOCAL_AFTER and len(local) <= 64
+    return whole and local[0] not in ".'" and local[-1] != "." and ".." not in local
+
+
+_IPV4 = re.compile(r"(?<![\w.\-])(?:\d{1,3}\.){3}\d{1,3}(?![\w\-]|\.\d)")
+_SMALL = 25
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+
+
+def _addresses(text: str, _: Sequence[str]) -> Iterator[Span]:
+    for match in _IPV4.finditer(text):
+        octets = [int(octet) for octet in match[0].split(".")]
+        # Four small numbers are a version or a section, unless alike: a public resolver.
+        if (max(octets) >= _SMALL or len(set(octets)) == 1) and _is_public(match[0]):
+            yield match.span()
+    for match in _IPV6.finditer(text):
+        groups = [group for group in match[0].split(":") if group]
+        # `a::b` is a name in C++ and a slice in Python.
+        if len(groups) > 2 and max(map(len, groups)) > 2 and _is_public(match[0]):
+            yield match.span()
+
+
+def _is_public(written: str) -> bool:
+    try:
+        address = ipaddress.ip_address(written)
+    except ValueError:
+        return False
+    return address.is_global and not address.is_multicast
+
+
+_CARD = re.compile(r"(?<![A-Za-z0-9_.\-])\d(?:[ \-]?\d){12,18}(?![A-Za-z0-9_\-]|\.\d)")
+_ISSUERS = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
+    r"|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}"
+    r"|62\d{14,17}"
+)
+"""Visa, Mastercard (two ranges), American Express, Diners Club, Discover, JCB, UnionPay."""
+
+
+def _cards(text: str, _: Sequence[str]) -> Iterator[Span]:
+    for match in _CARD.finditer(text):
+        number = re.sub(r"\D", "", match[0])
+        if _ISSUERS.fullmatch(number) and luhn(number) and len(set(number)) > 2:
+            yield match.span()
+
+
+def luhn(number: str) -> bool:
+    """Whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
+    doubled = (sum(divmod(2 * int(digit), 10)) for digit in number[-2::-2])
+    return (sum(doubled) + sum(map(int, number[-1::-2]))) % 10 == 0
+
+
+_CN_ID = re.compile(r"(?<![A-Za-z0-9_.\-])[1-9]\d{16}[\dXx](?![A-Za-z0-9_\-])")
+_WEIGHTS = tuple(pow(2, power, 11) for power in range(17, -1, -1))
+
+
+def _resident_ids(text: str, _: Sequence[str]) -> Iterator[Span]:
+    for match in _CN_ID.finditer(text):
+        if resident_id(match[0]):
+            yield match.span()
+
+
+def resident_id(number: str) -> bool:
+    """Whether 18 characters are a resident identity number: a province, a day of birth, and the
+    check character of ISO 7064 MOD 11-2 (GB 11643-1999)."""
+    if not 11 <= int(number[:2]) <= 91:
+        return False
+    try:
+        born = date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
+    except ValueError:
+        return False
+    values = [10 if digit in "Xx" else int(digit) for digit in number]
+    weighed = sum(weight * value for weight, value in zip(_WEIGHTS, values, strict=True))
+    return born.year >= 1850 and weighed % 11 == 1
+
+
+_SSN = re.compile(r"(?<![\w.\-/])(\d{3})([ \-])(\d{2})\2(\d{4})(?![\w\-/]|\.\d)")
+_ADVERTISED = frozenset({"078-05-1120", "219-09-9999"})
+
+
+def _social_security(text: str, _: Sequence[str]) -> Iterator[Span]:
+    """Areas 000, 666 and 900-999, group 00 and serial 0000 are never issued."""
+    for match in _SSN.finditer(text):
+        area, _, group, serial = match.groups()
+        issued = area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+        if issued and f"{area}-{group}-{serial}" not in _ADVERTISED:
+            yield match.span()
+
+
+_PHONE = re.compile(
+    r"(?<![A-Za-z0-9_.\-/+=#@])(?<!\d:)(?:\+|00(?=[1-9]))?(?:\(\d{2,5}\)|\d)(?:[ .\-]?\d){5,16}"
+    r"(?![A-Za-z0-9_\-/=@]|[.:,]\d)"
+    r"|(?<![A-Za-z0-9_.\-/+=#@])(?:\+?\d{1,3} ?)?\(\d{2,5}\) ?\d(?:[ .\-]?\d){4,11}(?![A-Za-z0-9_])"
+)
+_CN_MOBILE = re.compile(r"1[3-9]\d{9}")
+_DATED = re.compile(r"(?:19|20)\d\d[ .\-/]|\d{1,2}[.\-/]\d{1,2}[.\-/](?:19|20)\d\d")
+_GROUPED = {(3, 3, 4), (3, 4, 4), (3, 8), (4, 7), (4, 8)}
+
+
+def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
+    for match in _PHONE.finditer(text):
+        written = match[0]
+        if _looks_dialled(written) and not _DATED.match(written) and _in_a_plan(written, regions):
+            yield match.span()
+
+
+def _looks_dialled(written: str) -> bool:
+    """A prefix, a mobile number of China, or the usual groups: ten digits in a row are any number,
+    and so are two of five."""
+    if written.startswith(("+", "00")) or "(" in written or _CN_MOBILE.fullmatch(written):
+        return True
+    groups = tuple(map(len, re.findall(r"\d+", written)))
+    alike = len(set(re.findall(r"\D", written))) == 1
+    decimal = "." in written and len(groups) == 2
+    trunk = written[0] == "0" and 2 <= len(groups) <= 5 and min(groups) > 1
+    return alike and not decimal and (groups in _GROUPED or trunk)
+
+
+def _in_a_plan(written: str, regions: Sequence[str]) -> bool:
+    import phonenumbers
+
+    if written.startswith("00"):
+        written = f"+{written[2:]}"
+    for region in (None,) if written.startswith("+") else regions:
+        try:
+            number = phonenumbers.parse(written, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number(number):
+            return True
+    return False
+
+
+_SECRET = re.compile(
+    r"""(?x)
+    -----BEGIN\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----
+        [\s\S]{0,8192}?-----END\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----
+    | \b(?:AKIA|ASIA)[A-Z2-7]{16}\b                                # Amazon Web Services
+    | \b(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{36,}\b                   # GitHub
+    | \bgithub_pat_[A-Za-z0-9_]{40,}\b
+    | \bglpat-[A-Za-z0-9_\-]{20,}                                    # GitLab
+    | \bhf_[A-Za-z0-9]{30,}\b                                        # Hugging Face
+    | \bsk-(?:proj-|ant-[a-z0-9]+-)?[A-Za-z0-9_\-]{32,}              # OpenAI, Anthropic
+    | \b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}\b                       # Stripe
+    | \bxox[abeoprs]-[A-Za-z0-9\-]{10,}                              # Slack
+    | \bAIza[A-Za-z0-9_\-]{35}                                       # Google
+    | \bpypi-AgE[A-Za-z0-9_\-]{50,}                                  # Python Package Index
+    | \bnpm_[A-Za-z0-9]{36}\b
+    | \bSG\.[A-Za-z0-9_\-]{22}\.[A-Za-z0-9_\-]{43}                   # SendGrid
+    | \beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{16,}  # JSON Web Token
+    """
+)
+_SIGNS = (
+    *("PRIVATE KEY", "AKIA", "ASIA", "_", "glpat-", "sk-", "xox", "AIza", "pypi-", "SG.", "eyJ"),
+)
+"""Without one of these no pattern above matches, and looking for them costs next to nothing."""
+_PASSWORD_IN_URL = re.compile(
+    r"://[^\s/:@]{1,64}:(?!(?i:password|passwd|passwort|pass|pwd|pw|secret|token|key)@)"
+    r"([^\s/:@<>{}$*%\[\]]{3,128})@"
+)
+"""What a manual writes in a password's place is none."""
+
+
+def _secrets(text: str, _: Sequence[str]) -> Iterator[Span]:
+    if any(sign in text for sign in _SIGNS):
+        for match in _SECRET.finditer(text):
+            yield match.span()
+    if "://" in text and "@" in text:
+        for match in _PASSWORD_IN_URL.finditer(text):
+            yield match.span(1)
+
+
+_FINDERS: dict[Kind, Finder] = {
+    "secret": _secrets,
+    "email": _emails,
+    "cn_id": _resident_ids,
+    "card": _cards,
+    "us_ssn": _social_security,
+    "ip": _addresses,
+    "phone": _phones,
+}

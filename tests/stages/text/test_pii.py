@@ -1,0 +1,110 @@
+"""What is masked, against labelled lines; run as a program it prints the table."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.text.pii import KINDS, PLACEHOLDERS, Finding, find, luhn, mask, resident_id
+
+LABELS = Path(__file__).parents[2] / "golden" / "pii.txt"
+REGIONS = ("US", "CN")
+_MARK = re.compile(rf"\[({'|'.join(KINDS)}):(.*?)\](?!\])")
+
+
+def labelled() -> list[tuple[str, set[Finding]]]:
+    """The lines without their marks, and what the marks say."""
+    lines = []
+    for line in LABELS.read_text().splitlines()[1:]:
+        text, truth = "", set()
+        at = 0
+        for match in _MARK.finditer(line):
+            text += line[at : match.start()]
+            kind = next(kind for kind in KINDS if kind == match[1])
+            truth.add(Finding(len(text), len(text) + len(match[2]), kind))
+            text += match[2]
+            at = match.end()
+        lines.append((text + line[at:], truth))
+    return lines
+
+
+def score() -> dict[str, tuple[int, int, int]]:
+    """By kind: labelled, found, and found rightly."""
+    wanted, found, right = Counter(), Counter(), Counter()
+    for text, truth in labelled():
+        seen = set(find(text, KINDS, REGIONS))
+        wanted.update(f.kind for f in truth)
+        found.update(f.kind for f in seen)
+        right.update(f.kind for f in seen & truth)
+    return {kind: (wanted[kind], found[kind], right[kind]) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recall_and_precision(kind: str) -> None:
+    wanted, found, right = score()[kind]
+    assert wanted >= 3
+    assert right / wanted >= 0.95, f"{wanted - right} of {wanted} missed"
+    assert right / found >= 0.95, f"{found - right} of {found} are something else"
+
+
+def test_a_text_is_masked_by_kind() -> None:
+    text = "From ada@example.org (8.8.8.8), card 4526 0181 5908 3012."
+    assert mask(text, KINDS, REGIONS) == (
+        "From [EMAIL] ([IP]), card [CARD].",
+        Counter(email=1, ip=1, card=1),
+    )
+    assert mask(text, ["ip"], REGIONS)[0] == text.replace("8.8.8.8", "[IP]")
+    assert mask(text, [], REGIONS) == (text, Counter())
+
+
+def test_a_region_decides_which_numbers_may_stand_without_a_prefix() -> None:
+    assert find("call 020 7946 0958", ["phone"], ["US"]) == []
+    assert find("call 020 7946 0958", ["phone"], ["GB"]) == [Finding(5, 18, "phone")]
+
+
+@pytest.mark.parametrize(
+    ("number", "holds"),
+    [("79927398713", True), ("79927398710", False), ("4539578763621486", True), ("0", True)],
+)
+def test_luhn(number: str, holds: bool) -> None:
+    """The first is the example of the Wikipedia article on the algorithm."""
+    assert luhn(number) is holds
+
+
+@given(st.text("0123456789", min_size=2, max_size=19), st.integers(0, 18), st.integers(1, 9))
+def test_luhn_sees_every_single_wrong_digit(number: str, at: int, by: int) -> None:
+    at %= len(number)
+    wrong = number[:at] + str((int(number[at]) + by) % 10) + number[at + 1 :]
+    assert not (luhn(number) and luhn(wrong))
+
+
+@given(st.integers(0, 16), st.integers(1, 9))
+def test_a_resident_identity_number_with_a_wrong_digit_is_none(at: int, by: int) -> None:
+    number = "11010519491231002X"  # the example of GB 11643-1999
+    assert resident_id(number)
+    assert not resident_id(number[:at] + str((int(number[at]) + by) % 10) + number[at + 1 :])
+
+
+@given(st.text(st.sampled_from("0123456789+-. ()@:/abAB王"), max_size=60))
+def test_what_is_masked_holds_nothing_more(text: str) -> None:
+    masked, counts = mask(text, KINDS, REGIONS)
+    assert sum(masked.count(PLACEHOLDERS[kind]) for kind in KINDS) == counts.total()
+    spans = find(text, KINDS, REGIONS)
+    assert all(one.stop <= other.start for one, other in pairwise(spans))
+
+
+def test_no_pattern_backtracks() -> None:
+    """It would take hours."""
+    for unit in ("a.", "1-", "1 ", "a@", "::", "+1(", "eyJ", "-----BEGIN ", "http://a:", "1."):
+        find(unit * 50_000, KINDS, REGIONS)
+
+
+if __name__ == "__main__":
+    for kind, (wanted, found, right) in score().items():
+        print(f"{kind:8} {wanted:3} labelled  recall {right / wanted:.3f}  {right / found:.3f}")
