@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stages.text.cleaning import Caps
     from stages.text.ledger import Ledger
 
+SHOWN = 20  # broken records that the log names
 CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
 
@@ -33,13 +34,17 @@ class CleanParams(Params):
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
     """`python:docs` (less the objects that evaluation asks about), files, folders or globs of txt,
-    md, rst, jsonl(.gz, .zst) and parquet. Content decides the artifact, not where it lies."""
+    md, rst, html, jsonl and csv (.gz, .zst), parquet, and warc and wet (.gz). Content decides the
+    artifact, not where it lies."""
     text_column: str = "text"
-    """The field of jsonl and parquet files that holds the text."""
+    """The field of jsonl, csv and parquet files that holds the text."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes to keep; empty keeps all."""
     language_score: Share = 0.5
     """The least probability of the language, where `languages` is given."""
+    max_bad: Annotated[int, Field(ge=0)] | None = None
+    """Broken records and files, at most; null takes any number. They are counted and kept aside
+    with their places, and stop nothing by themselves."""
     max_documents: PositiveInt | None = None
     """Read no more than the first so many documents."""
     max_characters: PositiveInt | None = None
@@ -91,6 +96,7 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     census = take_census(commits, documents, params.dedup)
     ctx.check_cancelled()
     ledger = write(judged_rows(commits), census, out)
+    _tell_broken(ledger, params.max_bad, ctx)
     if not ledger.kept["documents"]:
         raise InputError(_nothing_left(ledger), where="rules", remedy=_remedy(ledger))
     _report(ledger, ctx)
@@ -131,6 +137,19 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
     )
 
 
+def _tell_broken(ledger: Ledger, most: int | None, ctx: Context) -> None:
+    for place in ledger.broken[:SHOWN]:
+        ctx.log(f"broken: {place}")
+    if len(ledger.broken) > SHOWN:
+        ctx.log(f"broken: {len(ledger.broken) - SHOWN} more, in dropped/")
+    if most is not None and len(ledger.broken) > most:
+        raise InputError(
+            f"{len(ledger.broken)} records or files are broken, more than max_bad allows ({most})",
+            where="; ".join(ledger.broken[:3]),
+            remedy="mend or leave out the files that the stage's log names, or raise max_bad",
+        )
+
+
 def _report(ledger: Ledger, ctx: Context) -> None:
     for panel in ledger.panels():
         ctx.panel(panel)
@@ -145,6 +164,7 @@ def _report(ledger: Ledger, ctx: Context) -> None:
             if rule.endswith("_duplicate")
         ),
         masked=ledger.masked.total(),
+        broken=len(ledger.broken),
     )
 
 

@@ -28,7 +28,7 @@ from stages.text.dedup import Rows, exact_survivors, near_survivors
 from stages.text.language import language
 from stages.text.minhash import MinHash
 from stages.text.pii import mask
-from stages.text.readers import RawDocument, read
+from stages.text.readers import BrokenFile, RawDocument, read
 from stages.text.repair import repair
 from stages.text.rules import (
     Limit,
@@ -127,9 +127,17 @@ def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
     rows = [
         judge.judge(file, position, raw)
         for file in files
-        for position, raw in enumerate(read(file, judge.text_column))
+        for position, raw in enumerate(_tolerated(file, judge.text_column))
     ]
     write_atomic(commit, parts.encode(rows, SCRATCH), durable=False)
+
+
+def _tolerated(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    """A file's documents; where it breaks off, a record that says why."""
+    try:
+        yield from read(file, text_column)
+    except BrokenFile as error:
+        yield RawDocument("", {"error": error.message}, "broken.file")
 
 
 @dataclass(frozen=True)

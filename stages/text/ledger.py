@@ -19,6 +19,7 @@ from stages.text.cleaning import Census
 EXAMPLES = 200  # characters of a text that people are shown
 SHOWN_CLUSTERS = 8
 SHOWN_DROPPED = 24
+SHOWN_BROKEN = 40
 DOCUMENT_COLUMNS = ("id", "text", "source", "lang", "meta")
 
 
@@ -31,6 +32,7 @@ class Ledger:
     rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    broken: list[str] = field(default_factory=list)
     masked: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     clusters: dict[int, list[str]] = field(default_factory=dict)
@@ -45,6 +47,8 @@ class Ledger:
         self.languages[row["lang"]].update({"read": 1})
         if rule:
             self.rules[rule].update(size)
+            if rule.startswith("broken."):
+                self.broken.append(_broken_place(row))
             if rule not in self.dropped and len(self.dropped) < SHOWN_DROPPED:
                 self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": example(row)}
             return
@@ -77,6 +81,10 @@ class Ledger:
             yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
         yield _table("Sources", "source", self.sources)
         yield _table("Languages", "language", self.languages)
+        if self.broken:
+            places = [(place,) for place in self.broken[:SHOWN_BROKEN]]
+            title = f"Broken records and files: {len(self.broken)}"
+            yield panels.table(title, ("where and why",), places)
         if self.masked:
             rows = sorted(self.masked.items(), key=lambda item: -item[1])
             yield panels.table("Masked", ("kind", "times"), rows)
@@ -122,6 +130,14 @@ def example(row: dict[str, Any]) -> str:
     """The beginning of a text with its place."""
     place = json.loads(row["meta"]).get("place", row["id"])
     return f"{place}: {' '.join(row['text'][: 2 * EXAMPLES].split())[:EXAMPLES]}"
+
+
+def _broken_place(row: dict[str, Any]) -> str:
+    """File, line or row, and the reason."""
+    meta = json.loads(row["meta"])
+    at = [f"{key} {meta[key]}" for key in ("line", "row", "offset") if key in meta]
+    why = meta.get("error") or row["rule"].removeprefix("broken.")
+    return f"{' '.join([row['source'] + '/' + meta['place'], *at])}: {why}"
 
 
 def _shown_clusters(census: Census) -> set[int]:

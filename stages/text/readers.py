@@ -1,7 +1,8 @@
 """Files to raw documents, by suffix. A reader is a generator from a file to `RawDocument`s.
 
 A record that cannot be read comes out marked as broken: it is counted and kept aside, and stops
-nothing. A file that cannot be opened or decompressed is the user's to mend: `InputError`.
+nothing. A file that is damaged or cut short gives what it held up to there, then `BrokenFile`; one
+that cannot be opened at all is an `InputError`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class RawDocument:
     """Why the record could not be read; empty for one that could."""
 
 
+class BrokenFile(InputError):
+    """A file cannot be read on: it is damaged, or cut short."""
+
+
 Reader = Callable[[SourceFile, str], Iterator[RawDocument]]
 
 
@@ -35,13 +40,15 @@ def read(file: SourceFile, text_column: str = "text") -> Iterator[RawDocument]:
     """The documents of a file in order.
 
     Raises:
-        InputError: the file is missing, unreadable, cut short, or has no such column.
+        BrokenFile: the file is damaged or cut short.
+        InputError: it is missing, may not be read, or has no such column.
     """
     suffix = next(suffix for suffix in _READERS if file.place.lower().endswith(suffix))
     try:
         yield from _READERS[suffix](file, text_column)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
+        refused = isinstance(error, OSError) and error.errno is not None
+        raise (InputError if refused else BrokenFile)(
             f"cannot read the source: {error}", where=file.path, remedy="mend or leave out the file"
         ) from error
 
@@ -110,7 +117,42 @@ def _parquet(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
                 yield RawDocument(text or "", {"row": row}, broken)
                 row += 1
     except pa.ArrowInvalid as error:
-        raise InputError(f"not a parquet file: {error}", where=file.path) from error
+        raise BrokenFile(f"not a parquet file: {error}", where=file.path) from error
+
+
+def _csv(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    import csv
+
+    csv.field_size_limit(1 << 30)
+    with io.TextIOWrapper(
+        _decompressed(Path(file.path)), "utf-8-sig", "replace", newline=""
+    ) as stream:
+        rows = csv.DictReader(stream)
+        names = rows.fieldnames or ()
+        if text_column not in names:
+            raise InputError(
+                f"no column {text_column!r}",
+                where=file.path,
+                remedy=f"set text_column to one of {', '.join(map(str, names)) or 'a header line'}",
+            )
+        for row in rows:
+            text = row[text_column]
+            broken = "" if isinstance(text, str) and None not in row else "broken.columns"
+            yield RawDocument(text or "", {"line": rows.line_num}, broken)
+
+
+def _html(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    from stages.text.web import page_text
+
+    yield RawDocument(page_text(Path(file.path).read_bytes()))
+
+
+def _warc(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+    from stages.text.web import pages
+
+    with _decompressed(Path(file.path)) as stream:
+        for text, meta in pages(stream):
+            yield RawDocument(text, meta)
 
 
 _READERS: dict[str, Reader] = {
@@ -123,6 +165,15 @@ _READERS: dict[str, Reader] = {
     ".jsonl.gz": _jsonl,
     ".jsonl.zst": _jsonl,
     ".parquet": _parquet,
+    ".csv": _csv,
+    ".csv.gz": _csv,
+    ".csv.zst": _csv,
+    ".html": _html,
+    ".htm": _html,
+    ".warc": _warc,
+    ".warc.gz": _warc,
+    ".warc.wet": _warc,
+    ".warc.wet.gz": _warc,
 }
 
 

@@ -19,8 +19,9 @@ from pipeline.errors import InputError
 
 PYTHON_DOCS = "python:docs"
 SUFFIXES = (
-    *(".txt", ".md", ".rst", ".parquet"),
-    *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    *(".txt", ".md", ".rst", ".html", ".htm", ".parquet"),
+    *(".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".csv.zst"),
+    *(".warc", ".warc.gz", ".warc.wet", ".warc.wet.gz"),
 )
 SHARD_BYTES = 4 << 20  # of source files: a task of seconds, so that a kill costs seconds
 

@@ -1,5 +1,6 @@
 """Cleaning: counts add up, nothing depends on how the work was cut, and mistakes are explained."""
 
+import gzip
 import json
 import random
 
@@ -207,6 +208,31 @@ def test_hostile_text_stops_nothing(tmp_path):
     assert prose(9) in kept and prose(1) in kept and "</s><|user|> " + prose(3) in kept
     shown = (ctx.observed / "panels.json").read_text()
     assert "\\u202e" not in shown and "\\u0000" not in shown
+
+
+def test_what_is_broken_stops_nothing_but_is_told(tmp_path):
+    lines = b"".join(json.dumps({"text": prose(i)}).encode() + b"\n" for i in range(300))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-2000])
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": prose(900)}) + '\n{"te\n{"body": "x"}\n')
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 not really")
+    ctx = run(tmp_path / "w", tmp_path / "*.*")
+    stats = read_stats(ctx.out)
+    assert stats["kept"]["documents"] > 100
+    broken = {name: n["documents"] for name, n in stats["by_rule"].items() if "broken" in name}
+    assert broken == {"broken.file": 2, "broken.json": 1, "broken.text_column": 1}
+    told = (ctx.attempt_dir / "log.txt").read_text()
+    assert "a.jsonl.gz: cannot read the source: Compressed file ended" in told
+    assert "b.jsonl line 2: json" in told and "c.parquet: not a parquet file" in told
+    assert json.loads((ctx.observed / "results.json").read_text())["broken"] == 4
+    with pytest.raises(InputError, match=r"4 records or files are broken, more than .* \(3\)"):
+        run(tmp_path / "x", tmp_path / "*.*", max_bad=3)
+    assert run(tmp_path / "y", tmp_path / "*.*", max_bad=4)
+
+
+def test_a_column_that_no_file_has_is_the_users_mistake(tmp_path):
+    (tmp_path / "a.csv").write_text("id,body\n1,x\n")
+    with pytest.raises(InputError, match="no column 'text'"):
+        run(tmp_path / "w", tmp_path / "a.csv")
 
 
 def test_nothing_left_says_why_and_what_to_do(tmp_path):

@@ -62,6 +62,20 @@ def test_parquet(tmp_path):
     assert "body" in caught.value.remedy
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zst"])
+def test_csv(tmp_path, name):
+    data = b'\xef\xbb\xbfid,body\n1,"one, or\ntwo"\n2\n3,b\x00\xff,more\n4,four\n'
+    squeeze = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rsplit(".")[-1], bytes)
+    (tmp_path / name).write_bytes(squeeze(data))
+    found = list(read(file_of(tmp_path / name), "body"))
+    assert found[0] == RawDocument("one, or\ntwo", {"line": 3})
+    assert [raw.broken for raw in found] == ["", "broken.columns", "broken.columns", ""]
+    assert found[3] == RawDocument("four", {"line": 6})
+    with pytest.raises(InputError, match="no column 'text'") as caught:
+        texts(tmp_path / name)
+    assert "id, body" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [
@@ -78,7 +92,9 @@ def test_whole_files_in_any_encoding(tmp_path, data, text, suffix):
     assert texts(tmp_path / f"a{suffix}") == [text]
 
 
-@pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.jsonl.zst", "junk.jsonl.gz", "x.parquet"])
+@pytest.mark.parametrize(
+    "name", ["cut.jsonl.gz", "cut.jsonl.zst", "junk.jsonl.gz", "x.parquet", "x.csv"]
+)
 def test_damaged_files_are_the_users_to_mend(tmp_path, name):
     long = b'{"text": "' + bytes(range(97, 123)) * 4000 + b'"}\n'
     whole = {"gz": gzip.compress(long), "zst": zstandard.compress(long)}

@@ -1,0 +1,80 @@
+"""Web pages to text: HTML, and archives of pages as crawlers write them (WARC, WET).
+
+The main content is taken by Resiliparse (Bevendorff et al. 2018), whose rules on the DOM cost a
+tenth of Trafilatura's and train models as good (Li et al. 2024, DCLM, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any
+
+LARGEST_PAGE = 32 << 20
+"""Bytes of a record; larger ones are no pages."""
+HTML = ("text/html", "application/xhtml+xml")
+
+
+def page_text(data: bytes, encoding: str = "") -> str:
+    """The main content of a page, a paragraph a line, without navigation, scripts and styles.
+
+    Args:
+        data: the page as it was sent.
+        encoding: what its sender called it; found out where it is empty or unknown.
+    """
+    from resiliparse.extract.html2text import extract_plain_text
+
+    page = _decoded(data, encoding, html=True)
+    text: str = extract_plain_text(page, main_content=True, alt_texts=False)
+    return text
+
+
+def pages(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The texts of an archive: extracted from HTML responses, or as they are in conversion (WET)
+    and plain-text records. Records of any other kind are no documents.
+
+    Args:
+        stream: the archive, decompressed: what decompresses it says when it is cut short.
+
+    Yields:
+        The text, and where it comes from: `url`, `date`, the record's `offset` in the stream.
+
+    Raises:
+        OSError: the archive is none, damaged or cut short.
+    """
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    wanted = WarcRecordType.response | WarcRecordType.conversion
+    count = 0
+    for record in ArchiveIterator(stream, parse_http=False):
+        count += 1
+        length, at = record.content_length, record.stream_pos
+        if not record.record_type & wanted or length > LARGEST_PAGE:
+            continue
+        record.freeze()
+        if record.content_length < length:
+            raise OSError(f"the record at {at} is cut short")
+        text = _record_text(record, record.record_type == WarcRecordType.conversion)
+        if text is not None:
+            head = record.headers
+            url, date = head.get("WARC-Target-URI") or "", head.get("WARC-Date") or ""
+            yield text, {"url": url, "date": date, "offset": at}
+    if not count:
+        raise OSError("it holds no WARC record")
+
+
+def _record_text(record: Any, converted: bool) -> str | None:
+    if converted:
+        return str(record.reader.read().decode("utf-8", "replace"))
+    record.parse_http(auto_decode="all", quirks_mode=True)
+    kind = (record.http_content_type or "").lower()
+    if kind in HTML:
+        return page_text(record.reader.read(), record.http_charset or "")
+    return _decoded(record.reader.read(), record.http_charset) if kind == "text/plain" else None
+
+
+def _decoded(data: bytes, encoding: str | None, *, html: bool = False) -> str:
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+
+    known = encoding or str(detect_encoding(data, from_html_meta=html))
+    text: str = bytes_to_str(data, known)
+    return text
