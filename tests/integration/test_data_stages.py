@@ -88,11 +88,12 @@ def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path)
 
 def test_a_workers_user_error_keeps_its_words(ray_session, corpus, tmp_path):
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "bad" / "a.csv").write_text("words,number\none,1\n")
     params = CleanParams(sources=(str(tmp_path / "bad"),), workers=WORKERS)
-    with pytest.raises(InputError, match="not a parquet file") as caught:
+    with pytest.raises(InputError, match="no column 'text'") as caught:
         run(clean, tmp_path / "w", params)
-    assert type(caught.value) is InputError and caught.value.where.endswith("a.parquet")
+    assert type(caught.value) is InputError and caught.value.where.endswith("a.csv")
+    assert "words" in caught.value.remedy
 
 
 def die_once(work, commit):
