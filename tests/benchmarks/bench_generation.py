@@ -22,7 +22,7 @@ from stages.generation.sampling import Decoding, sample
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.huggingface import save_gpt
 
-NEW, PROMPT, REPEATS = 128, 32, 3
+NEW, PROMPT, REPEATS = 128, 32, 5
 
 
 def measure(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
