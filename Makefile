@@ -56,6 +56,7 @@ bench: install
 
 docs: install
 	$(BIN)/headwater stages --markdown > docs/stages.md
+	$(BIN)/python -m stages.text.rules.catalogue > docs/rules.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

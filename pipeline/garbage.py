@@ -91,9 +91,10 @@ def _find(store: Store, keep: int, dry: bool) -> GcReport:
         leased = store.lease(*name, owner="gc").alive()
         if not leased and (name not in wanted or store.peek(*name)):
             report.garbage.append(Garbage.at(folder, "unfinished work of no kept run"))
-    for folder in grandchildren(store.root / "quarantine"):
-        if folder.is_dir():
-            report.garbage.append(Garbage.at(folder, "damaged"))
+    damaged = filter(Path.is_dir, grandchildren(store.root / "quarantine"))
+    report.garbage += [Garbage.at(path, "damaged") for path in damaged]
+    cached = [path for path in children(store.root / "cache") if path.name != "verified"]
+    report.garbage += [Garbage.at(path, "stages can make it again") for path in cached]
     for folder in children(store.root / "tmp"):
         report.garbage.append(Garbage.at(folder, "being deleted when something stopped"))
     return report

@@ -28,15 +28,22 @@ def bars(title: str, values: Mapping[str, Number], *, unit: str = "") -> Panel:
 
 
 def histogram(
-    title: str, edges: Sequence[Number], counts: Sequence[int], *, threshold: float | None = None
+    title: str,
+    edges: Sequence[Number],
+    counts: Sequence[int],
+    *,
+    thresholds: Sequence[float] = (),
+    group: str = "",
 ) -> Panel:
-    """Counts between edges (one edge more than counts), with a threshold line."""
+    """Counts between edges (one edge more than counts), with lines at thresholds. Neighbours of one
+    group are shown small, side by side, under its name."""
     return {
         "type": "histogram",
         "title": title,
         "edges": list(edges),
         "counts": list(counts),
-        "threshold": threshold,
+        "thresholds": list(thresholds),
+        "group": group,
     }
 
 
@@ -53,3 +60,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Numb
 def samples(title: str, items: Sequence[Mapping[str, str]]) -> Panel:
     """Texts side by side: one card an item, one column a key (prompt, before, after…)."""
     return {"type": "samples", "title": title, "items": [dict(item) for item in items]}
+
+
+def browser(title: str, items: Sequence[Mapping[str, str]]) -> Panel:
+    """Texts that people can search: `text` is the long field of an item, its others are labels."""
+    return {"type": "browser", "title": title, "items": [dict(item) for item in items]}

@@ -10,7 +10,9 @@ kept aside with the rule that dropped it and its score; the counts always add up
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +20,27 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
-from stages.text.settings import Dedup, Pii, Rules, Share
+from stages.text.settings import (
+    Dedup,
+    EditName,
+    Lists,
+    Pii,
+    Range,
+    RuleSetName,
+    Share,
+    limit_problems,
+    limits_of,
+)
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.text.cleaning import Caps
+    from stages.text.exhibits import Exhibits
     from stages.text.ledger import Ledger
+    from stages.text.rules import shape
+    from stages.text.verdicts import Demands
 
+VERSION = 3
 SHOWN = 20  # broken records that the log names
 CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
@@ -49,8 +65,18 @@ class CleanParams(Params):
     """Read no more than the first so many documents."""
     max_characters: PositiveInt | None = None
     """Read no more than the first so many characters."""
-    rules: Rules = Rules()
-    """Limits of length, quality and repetition."""
+    rules: tuple[RuleSetName, ...] = ("length", "gopher_quality", "gopher_repetition")
+    """The rule sets that documents must pass, in the order in which they are asked; every score of
+    each is recorded with the document. See docs/rules.md."""
+    limits: dict[RuleSetName, dict[str, Range]] = Field(default={})
+    """Other ranges than the sets' own: `{gopher_quality: {words: [20, null], hash_marks: 0.2}}`;
+    null switches a rule off. What is measured stays, so that nothing is read again."""
+    lists: Lists = Lists()
+    """The user's own lists, for the rule set `lists`."""
+    edits: tuple[EditName, ...] = ()
+    """What is taken out before rules measure, in order: lines (`c4`, `boilerplate`), paragraphs
+    (`languages`, `chinese_paragraphs`), a last sentence cut short (`whole_sentences`); and
+    `simplified_chinese`."""
     pii: Pii = Pii()
     """What identifies people or opens doors, and is masked."""
     dedup: Dedup = Dedup()
@@ -60,7 +86,9 @@ class CleanParams(Params):
         """The content of each source."""
         from stages.text.sources import content_digest
 
-        return {f"sources.{at}": content_digest(name) for at, name in enumerate(self.sources)}
+        lists = {f"lists.{name}": path for name, path in self.lists if path is not None}
+        named = {f"sources.{at}": name for at, name in enumerate(self.sources)} | lists
+        return {key: content_digest(name) for key, name in named.items()}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Languages are codes, sources are named once."""
@@ -69,6 +97,14 @@ class CleanParams(Params):
                 yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
         if len(set(self.sources)) < len(self.sources):
             yield Problem("sources", "a source is named twice", "name each once")
+        for key in ("rules", "edits"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                yield Problem(key, "a name is there twice", "name each once")
+        if ("lists" in self.rules) != (self.lists != Lists()):
+            yield Problem("lists", "the rule set and its files go together", "name both")
+        if "languages" in self.edits and not self.languages:
+            yield Problem("edits", "`languages` needs to know which to keep", "set `languages`")
+        yield from limit_problems(self.rules, self.limits)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Time and disk, where a cap bounds the text."""
@@ -78,11 +114,14 @@ class CleanParams(Params):
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
-@stage("clean", output="Documents", version=2)
+@stage("clean", output="Documents", version=VERSION)
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
     from stages.text.cleaning import Caps, judged_rows, take_census
+    from stages.text.exhibits import Exhibits
     from stages.text.ledger import write
+    from stages.text.rules.scoring import Scorer
+    from stages.text.verdicts import decide
 
     caps = Caps(params.max_documents, params.max_characters)
     commits = _judge(params, caps, ctx)
@@ -93,13 +132,24 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
             where="sources",
             remedy="name other sources, or raise max_documents and max_characters",
         )
-    census = take_census(commits, documents, params.dedup)
+    scorer = Scorer(params.rules)
+    demands = _demands(params)
+    verdicts = decide(commits, documents, scorer.rules, demands)
+    census = take_census(commits, verdicts, params.dedup)
     ctx.check_cancelled()
-    ledger = write(judged_rows(commits), census, out)
+    exhibits = Exhibits(verdicts, demands.limits)
+    ledger = write(judged_rows(commits), verdicts, census, exhibits, out)
     _tell_broken(ledger, params.max_bad, ctx)
     if not ledger.kept["documents"]:
         raise InputError(_nothing_left(ledger), where="rules", remedy=_remedy(ledger))
-    _report(ledger, ctx)
+    _report(ledger, exhibits, ctx)
+
+
+def _demands(params: CleanParams) -> Demands:
+    from stages.text.verdicts import Demands
+
+    limits = limits_of(params.rules, params.limits)
+    return Demands(params.languages, params.language_score, limits)
 
 
 def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
@@ -110,14 +160,16 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
 
     cut = shards(list_files(params.sources))
     judge = Judge(
-        limits=params.rules.limits(),
-        languages=params.languages,
-        language_score=params.language_score,
+        rules=params.rules,
+        lists=_lists(params.lists),
+        edits=params.edits,
+        languages=params.languages if "languages" in params.edits else (),
         pii=params.pii,
         dedup=params.dedup,
         text_column=params.text_column,
     )
     folder = ctx.scratch / "judged"
+    shared = ctx.cache / "judged" / _identity(params)
     read = 0
 
     def on_commit(shard: int) -> None:
@@ -134,7 +186,27 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
         ctx=ctx,
         on_commit=on_commit,
         enough=caps.reached,
+        shared=shared,
     )
+
+
+def _identity(params: CleanParams) -> str:
+    """What decides the figures of every document; the limits are not in it."""
+    from stages.data.hashing import name128
+
+    fields = {"text_column", "rules", "edits", "pii", "dedup"}
+    if "languages" in params.edits:
+        fields.add("languages")
+    measured = params.model_dump(mode="json", include=fields)
+    contents = sorted(params.externals().items())
+    return name128(json.dumps([measured, contents, VERSION], sort_keys=True))
+
+
+def _lists(settings: Lists) -> shape.Lists:
+    from stages.text.rules.shape import Lists as Loaded
+    from stages.text.rules.shape import read_list
+
+    return Loaded(*(read_list(path) if path else () for path in (settings.words, settings.urls)))
 
 
 def _tell_broken(ledger: Ledger, most: int | None, ctx: Context) -> None:
@@ -150,8 +222,8 @@ def _tell_broken(ledger: Ledger, most: int | None, ctx: Context) -> None:
         )
 
 
-def _report(ledger: Ledger, ctx: Context) -> None:
-    for panel in ledger.panels():
+def _report(ledger: Ledger, exhibits: Exhibits, ctx: Context) -> None:
+    for panel in chain(ledger.panels(), exhibits.panels()):
         ctx.panel(panel)
     ctx.result(
         documents_read=ledger.read["documents"],
@@ -178,4 +250,4 @@ def _remedy(ledger: Ledger) -> str:
     worst = max(ledger.rules, key=lambda rule: ledger.rules[rule]["documents"])
     if worst == "language":
         return "set `languages` to those of the text, or lower `language_score`"
-    return f"loosen the limit of {worst} under `rules`, or name other sources"
+    return f"loosen the limit of {worst} under `limits`, or name other sources"

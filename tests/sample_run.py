@@ -273,7 +273,7 @@ def panels_of(name: str) -> list[panels.Panel]:
                 "Length of a document",
                 [0, 50, 100, 200, 400, 800, 1600, 3200],
                 [210, 1400, 5200, 4100, 2400, 700, 200],
-                threshold=100,
+                thresholds=[100],
             ),
             panels.table(
                 "Sources",

@@ -62,10 +62,10 @@ def panels(observed: Path) -> list[Panel]:
 
 
 def grid(panel: Panel) -> dict[str, Any] | None:
-    """A table or samples as {columns, data}; None for what is drawn."""
+    """A table or texts as {columns, data}; None for what is drawn."""
     if panel["type"] == "table":
         return {"columns": panel["columns"], "data": panel["rows"]}
-    if panel["type"] == "samples":
+    if panel["type"] in ("samples", "browser"):
         columns = list(dict.fromkeys(key for item in panel["items"] for key in item))
         return {
             "columns": columns,
@@ -89,7 +89,7 @@ def draw(panel: Panel, series: Sequence[Mapping[str, Any]] = ()) -> str:
         case "bars":
             return _bars(panel["values"], panel["unit"])
         case "histogram":
-            return _histogram(panel["edges"], panel["counts"], panel["threshold"])
+            return _histogram(panel["edges"], panel["counts"], panel["thresholds"])
     return ""
 
 
@@ -340,7 +340,7 @@ def _bars(values: Mapping[str, float], unit: str) -> str:
     return _svg(body, len(finite) * ROW + 4)
 
 
-def _histogram(edges: Sequence[float], counts: Sequence[int], threshold: float | None) -> str:
+def _histogram(edges: Sequence[float], counts: Sequence[int], thresholds: Sequence[float]) -> str:
     if not counts or len(edges) != len(counts) + 1:
         return ""
     axes = _Axes(edges, [0, *counts], log=False)
@@ -352,7 +352,9 @@ def _histogram(edges: Sequence[float], counts: Sequence[int], threshold: float |
         x, y = axes.x(low), axes.y(count)
         title = f"{number(low)} to {number(high)}: {count:,}"
         body.append(_rect(x + 0.5, y, axes.x(high) - x - 1, axes.y(0) - y, "bar f0", title))
-    if threshold is not None and axes.low_x <= threshold <= axes.high_x:
+    for threshold in thresholds:
+        if not axes.low_x <= threshold <= axes.high_x:
+            continue
         x = axes.x(threshold)
         body.append(_line(x, TOP - 8, x, HEIGHT - BOTTOM, "sbad mark"))
         body.append(text(x + 5, TOP, f"threshold {number(threshold)}", ""))

@@ -1,12 +1,16 @@
-"""Writes a run as one page: a single HTML file that needs no network, no script, no server.
+"""Writes a run as one page: a single HTML file that needs no network and no server.
 
 Everything on it is read from the store (journal, plan, manifests, what the stages observed), so
 it can be written again at any time, for running and failed runs too, and is the same text for
-the same run. All text is escaped; the page's own policy forbids scripts and loading anything.
+the same run. All text is escaped; the page's own policy forbids loading anything, and every script
+but the one that searches texts, which is named by its hash and only there if there are texts.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 FIGURES = 8  # headline figures at most
+BEGINNING = 160  # characters of a text that stand for it
 
 
 def write(run: Run, store: Store) -> Path:
@@ -52,6 +57,7 @@ def render(run: Run, store: Store) -> str:
     ]
     spans = {stage.name: spans_of(events, stage.name) for stage in status.stages}
     needs = {name: stage.get("needs", []) for name, stage in plan.items()}
+    script = _search() if any(p["type"] == "browser" for s in stages for p in s["panels"]) else ""
     text = _template().render(
         run=status,
         origin=status.origin,
@@ -64,6 +70,8 @@ def render(run: Run, store: Store) -> str:
         problems=[e for e in events if e["event"] in ("stage.failed", "stage.retry")],
         environment=_environment(stages),
         style=Markup(charts.STYLE),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        policy=Markup(_permission(script)),  # noqa: S704
     )
     return redact(text, run.secrets())
 
@@ -109,6 +117,19 @@ def spans_of(events: Iterable[Event], stage: str) -> list[diagram.Span]:
 
 
 @cache
+def _search() -> str:
+    return Path(__file__).with_name("search.js").read_text()
+
+
+def _permission(script: str) -> str:
+    """What the page's policy says of its one script."""
+    if not script:
+        return ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"; script-src 'sha256-{digest}'"
+
+
+@cache
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -124,7 +145,9 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, duration=wording.duration)
+    environment.filters.update(
+        number=_number, duration=wording.duration, groups=_groups, beginning=_beginning
+    )
     return environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
 
 
@@ -133,6 +156,16 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return wording.number(value)
+
+
+def _groups(panels: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Neighbours that belong together, under their group's name; empty for those of none."""
+    named = itertools.groupby(panels, key=lambda panel: str(panel.get("group", "")))
+    return [(name, list(members)) for name, members in named]
+
+
+def _beginning(text: str) -> str:
+    return " ".join(text[: 2 * BEGINNING].split())[:BEGINNING]
 
 
 def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Documents on disk: what a cleaning stage kept, and what it dropped and why.
 
-documents/part-00000.parquet   id, text, source, lang, meta (JSON)
+documents/part-00000.parquet   id, text, source, lang, meta (JSON), scores (one field a rule)
 dropped/part-00000.parquet     the same and rule, score
 stats.json                     counts; kept + dropped == read, in documents and characters
 """
@@ -8,7 +8,7 @@ stats.json                     counts; kept + dropped == read, in documents and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from stages.data import parts
 KIND = "Documents"
 VERSION = 1
 
-_COLUMNS = [(name, pa.string()) for name in ("id", "text", "source", "lang", "meta")]
-SCHEMA = parts.versioned(pa.schema(_COLUMNS), KIND, VERSION)
-DROPPED_SCHEMA = parts.versioned(
-    pa.schema([*_COLUMNS, ("rule", pa.string()), ("score", pa.float64())]), KIND, VERSION
-)
+COLUMNS = ("id", "text", "source", "lang", "meta")
+_KEPT = [(name, pa.string()) for name in COLUMNS]
+_DROPPED = [*_KEPT, ("rule", pa.string()), ("score", pa.float64())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +38,21 @@ class Document:
     """A JSON object: the path, the place in the file, the title."""
 
 
-def documents_writer(out: Path) -> parts.PartWriter:
-    """A writer of what is kept: rows with the columns of `SCHEMA`."""
-    return parts.PartWriter(out / "documents", SCHEMA, "text")
+def documents_writer(out: Path, rules: Sequence[str] = ()) -> parts.PartWriter:
+    """A writer of what is kept: rows with `COLUMNS` and, if there are `rules`, `scores`."""
+    return parts.PartWriter(out / "documents", _schema(_KEPT, rules), "text")
 
 
-def dropped_writer(out: Path) -> parts.PartWriter:
-    """A writer of what is dropped: rows with the columns of `DROPPED_SCHEMA`."""
-    return parts.PartWriter(out / "dropped", DROPPED_SCHEMA, "text")
+def dropped_writer(out: Path, rules: Sequence[str] = ()) -> parts.PartWriter:
+    """A writer of what is dropped: the same rows with `rule` and `score`."""
+    return parts.PartWriter(out / "dropped", _schema(_DROPPED, rules), "text")
+
+
+def _schema(columns: list[tuple[str, pa.DataType]], rules: Sequence[str]) -> pa.Schema:
+    scores = pa.struct([(rule, pa.float64()) for rule in rules])
+    return parts.versioned(
+        pa.schema([*columns, ("scores", scores)] if rules else columns), KIND, VERSION
+    )
 
 
 def write_stats(out: Path, stats: dict[str, Any]) -> None:
@@ -92,7 +97,7 @@ class Documents:
     def part(self, index: int) -> Iterator[Document]:
         """The documents of one part."""
         part = parts.open_part(self.files[index], KIND, VERSION)
-        for batch in part.iter_batches(parts.ROW_GROUP):
+        for batch in part.iter_batches(parts.ROW_GROUP, columns=list(COLUMNS)):
             for row in batch.to_pylist():
                 yield Document(**row)
 

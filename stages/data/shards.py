@@ -8,8 +8,10 @@ change a byte.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,7 @@ def run_shards(
     ctx: Context,
     on_commit: Callable[[int], None] = lambda index: None,
     enough: Callable[[int], bool] = lambda leading: False,
+    shared: Path | None = None,
 ) -> list[Path]:
     """Carry out every shard that has no commit yet.
 
@@ -45,6 +48,8 @@ def run_shards(
         on_commit: called with a shard's position when its commit exists.
         enough: asked with the number of leading shards that are committed; true ends the work
             early (a cap on the corpus is reached).
+        shared: a folder of the store's cache that keeps a second name of every commit, for stages
+            to come that have the same work; its name must identify the work.
 
     Returns:
         The commit files of the leading shards, up to where it was enough.
@@ -55,6 +60,10 @@ def run_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     commits = [folder / f"{index:06d}" for index in range(len(works))]
+    if shared is not None:
+        shared.mkdir(parents=True, exist_ok=True)
+        for commit in commits:
+            _second_name(shared / commit.name, commit)
     done = {index for index, commit in enumerate(commits) if commit.exists()}
     for index in sorted(done):
         on_commit(index)
@@ -66,6 +75,8 @@ def run_shards(
         try:
             for index in running:
                 done.add(index)
+                if shared is not None:
+                    _second_name(commits[index], shared / commits[index].name)
                 on_commit(index)
                 leading = _leading(done, leading)
                 if enough(leading):
@@ -74,6 +85,12 @@ def run_shards(
         finally:
             running.close()
     return commits[:leading]
+
+
+def _second_name(file: Path, name: Path) -> None:
+    """Give a file another name in the same store: either may be deleted, and the other stays."""
+    with suppress(FileNotFoundError, FileExistsError, PermissionError):
+        os.link(file, name)
 
 
 def _leading(done: set[int], start: int) -> int:

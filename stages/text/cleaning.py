@@ -1,11 +1,13 @@
-"""The three passes of cleaning: judge each document, find the copies, write what stays.
+"""The passes of cleaning: measure each document, decide, find the copies, write what stays.
 
-    judge    a shard of files -> one scratch table: text, language, first failed rule, hashes
+    judge    a shard of files -> one scratch table: text, language, every rule's score, hashes
+    decide   the scores of all shards and the limits -> which rule each document fails, if any
     choose   the hashes of all shards -> which document each copy stands behind
     write    the scratch tables in order -> documents/, dropped/, stats
 
-Only the judging reads files and takes time; it runs a shard a task. The other two see hashes and
-one row group of text at a time.
+Only the judging reads files and takes time; it runs a shard a task and knows no limit, so that
+other limits need no second reading. The others see figures, hashes, and a row group of text at a
+time.
 """
 
 from __future__ import annotations
@@ -25,45 +27,46 @@ import pyarrow.parquet as pq
 from stages.data import parts
 from stages.data.hashing import name128
 from stages.text.dedup import Rows, exact_survivors, near_survivors
+from stages.text.edits import Edit, edits
 from stages.text.language import language
 from stages.text.minhash import MinHash
 from stages.text.pii import mask
 from stages.text.readers import BrokenFile, RawDocument, read
 from stages.text.repair import repair
-from stages.text.rules import (
-    Limit,
-    first_failure,
-    length_measures,
-    quality_measures,
-    repetition_measures,
-)
+from stages.text.rules.scoring import Scorer
+from stages.text.rules.shape import Lists
+from stages.text.rules.view import View
 from stages.text.settings import Dedup, Pii
 from stages.text.sources import SourceFile
+from stages.text.verdicts import Verdicts
 from stages.text.words import Lexicon
 
 SCRATCH = parts.versioned(
     pa.schema(
         [
-            *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta", "rule")),
-            ("score", pa.float64()),
-            ("masked", pa.string()),
+            *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta", "broken")),
+            ("confidence", pa.float64()),
+            ("scores", pa.list_(pa.float64())),
+            *((name, pa.string()) for name in ("masked", "changed")),
             ("characters", pa.int64()),
             ("exact", pa.binary(16)),
             ("bands", pa.binary()),
         ]
     ),
     "Judged",
-    2,
+    3,
 )
 
 
 @dataclass(frozen=True)
 class Judge:
-    """How a document is judged: what a shard's task is given beside its files."""
+    """What is measured of a document, without a word on what it must be like: what a shard's task
+    is given beside its files."""
 
-    limits: dict[str, Limit]
+    rules: tuple[str, ...]
+    lists: Lists
+    edits: tuple[str, ...]
     languages: tuple[str, ...]
-    language_score: float
     pii: Pii
     dedup: Dedup
     text_column: str
@@ -76,47 +79,43 @@ class Judge:
     def _lexicon(self) -> Lexicon:
         return Lexicon()
 
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.rules, self.lists)
+
+    @cached_property
+    def _edits(self) -> list[tuple[str, Edit]]:
+        return edits(self.edits, self.languages)
+
     def judge(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
         """One row of the scratch table."""
         text, masked = mask(repair(raw.text), self.pii.kinds, self.pii.regions)
+        changed = {"repair": len(raw.text) - len(text)}
         lang, confidence = language(text)
-        rule, score = (raw.broken, 0.0) if raw.broken else self._language(text, lang, confidence)
-        bands = None
-        if not rule:
-            rule, score, bands = self._rules(text, lang)
+        for name, edit in self._edits:
+            before, text = text, edit(text, lang)
+            changed[name] = len(before) - len(text)
+        broken = raw.broken or ("" if text.strip() else "empty")
+        view = View(text, lang, self._lexicon, raw.meta)
         return {
             "id": name128(file.source, file.place, str(position)),
             "text": text,
             "source": file.source,
             "lang": lang,
             "meta": json.dumps({"place": file.place, **raw.meta}, sort_keys=True),
-            "rule": rule,
-            "score": score,
+            "broken": broken,
+            "confidence": confidence,
+            "scores": None if broken else self._scorer.scores(view),
             "masked": json.dumps(masked, sort_keys=True),
+            "changed": json.dumps({name: n for name, n in changed.items() if n}),
             "characters": len(text),
             "exact": bytes.fromhex(name128(text)),
-            "bands": bands,
+            "bands": None if broken else self._bands(view),
         }
 
-    def _language(self, text: str, lang: str, confidence: float) -> tuple[str, float]:
-        if not text.strip():
-            return "empty", 0.0
-        if self.languages and (lang not in self.languages or confidence < self.language_score):
-            return "language", confidence
-        return "", 0.0
-
-    def _rules(self, text: str, lang: str) -> tuple[str, float, bytes | None]:
-        failed = first_failure(length_measures(text), self.limits)
-        if failed:
-            return *failed, None
-        words = self._lexicon.words(text)
-        failed = first_failure(quality_measures(text, words, lang), self.limits) or first_failure(
-            repetition_measures(text, words), self.limits
-        )
-        if failed:
-            return *failed, None
-        bands = self._minhash.band_hashes(words) if self.dedup.near else None
-        return "", 0.0, None if bands is None else bands.astype("<u8").tobytes()
+    def _bands(self, view: View) -> bytes | None:
+        bands = self._minhash.band_hashes(view.words) if self.dedup.near else None
+        return None if bands is None else bands.astype("<u8").tobytes()
 
 
 def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
@@ -155,14 +154,13 @@ class Census:
     """Of a copy: the share of its bands that its survivor has too."""
 
 
-def take_census(commits: Sequence[Path], documents: int, dedup: Dedup) -> Census:
-    """Find the copies among the first `documents` documents of the shards."""
+def take_census(commits: Sequence[Path], verdicts: Verdicts, dedup: Dedup) -> Census:
+    """Find the copies among the documents of the shards that passed."""
     table = pa.concat_tables(
-        pq.read_table(commit, columns=["rule", "characters", "exact", "bands"])
-        for commit in commits
-    ).slice(0, documents)
+        pq.read_table(commit, columns=["characters", "exact", "bands"]) for commit in commits
+    ).slice(0, len(verdicts.failed))
     characters = table["characters"].to_numpy()
-    judged = np.array([not rule for rule in table["rule"].to_pylist()], np.bool_)
+    judged = verdicts.passed
     stands_for = np.arange(len(judged))
     copy = np.full(len(judged), "", "<U15")
     shared = np.zeros(len(judged))
@@ -202,8 +200,8 @@ def _halves(hashes: list[bytes]) -> npt.NDArray[np.uint64]:
 
 
 def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The scratch tables' rows in order, without the hashes, a row group at a time."""
-    columns = ["id", "text", "source", "lang", "meta", "rule", "score", "masked"]
+    """The scratch tables' rows in order, without scores and hashes, a row group at a time."""
+    columns = ["id", "text", "source", "lang", "meta", "masked", "changed"]
     for commit in commits:
         for batch in pq.ParquetFile(commit).iter_batches(256, columns=columns):
             yield from batch.to_pylist()

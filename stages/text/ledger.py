@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import panels
 from stages.data import documents
 from stages.text.cleaning import Census
+from stages.text.exhibits import Exhibits
+from stages.text.verdicts import Verdicts
 
 EXAMPLES = 200  # characters of a text that people are shown
 SHOWN_CLUSTERS = 8
 SHOWN_DROPPED = 24
 SHOWN_BROKEN = 40
-DOCUMENT_COLUMNS = ("id", "text", "source", "lang", "meta")
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Ledger:
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     broken: list[str] = field(default_factory=list)
     masked: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     clusters: dict[int, list[str]] = field(default_factory=dict)
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -43,12 +46,13 @@ class Ledger:
         size = {"documents": 1, "characters": len(row["text"])}
         self.read.update(size)
         self.masked.update(json.loads(row["masked"]))
+        self.changed.update(json.loads(row["changed"]))
         self.sources[row["source"]].update({"read": 1})
         self.languages[row["lang"]].update({"read": 1})
         if rule:
             self.rules[rule].update(size)
             if rule.startswith("broken."):
-                self.broken.append(_broken_place(row))
+                self.broken.append(_broken_place(row, rule))
             if rule not in self.dropped and len(self.dropped) < SHOWN_DROPPED:
                 self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": example(row)}
             return
@@ -70,6 +74,8 @@ class Ledger:
             "by_rule": {rule: _both(counts) for rule, counts in self.rules.items()},
             "by_source": {name: dict(counts) for name, counts in self.sources.items()},
             "masked": dict(self.masked),
+            "source_characters": self.read["characters"] + self.changed.total(),
+            "taken_out": dict(self.changed),
             "by_language": {name: dict(counts) for name, counts in self.languages.items()},
         }
 
@@ -78,6 +84,9 @@ class Ledger:
         for unit in ("documents", "characters"):
             losses = sorted(self.rules.items(), key=lambda item: -item[1][unit])
             steps = [("read", self.read[unit]), *((r, -counts[unit]) for r, counts in losses)]
+            if unit == "characters":
+                edits = [(name, -number) for name, number in self.changed.items()]
+                steps = [("read", self.read[unit] + self.changed.total()), *edits, *steps[1:]]
             yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
         yield _table("Sources", "source", self.sources)
         yield _table("Languages", "language", self.languages)
@@ -102,22 +111,35 @@ class Ledger:
             yield panels.samples("The first document that each rule dropped", items)
 
 
-def write(rows: Iterator[dict[str, Any]], census: Census, out: Path) -> Ledger:
+def write(
+    rows: Iterator[dict[str, Any]],
+    verdicts: Verdicts,
+    census: Census,
+    exhibits: Exhibits,
+    out: Path,
+) -> Ledger:
     """Write the documents, kept and dropped, in order, with their counts."""
     for table in ("documents", "dropped"):
         shutil.rmtree(out / table, ignore_errors=True)
     ledger = Ledger()
-    shown = _shown_clusters(census)
-    with documents.documents_writer(out) as kept, documents.dropped_writer(out) as dropped:
-        for number, (row, judged) in enumerate(zip(rows, census.judged.tolist(), strict=False)):
-            standing = int(census.stands_for[number])
-            rule, score = (str(census.copy[number]), 0.0) if judged else (row["rule"], row["score"])
-            if rule and judged:
-                score = float(census.shared_bands[number])
+    shown, rules = _shown_clusters(census), verdicts.rules
+    reasons = np.where(verdicts.passed, census.copy, verdicts.failed).tolist()
+    figures = np.where(verdicts.passed, census.shared_bands, verdicts.by).tolist()
+    with (
+        documents.documents_writer(out, rules) as kept,
+        documents.dropped_writer(out, rules) as dropped,
+    ):
+        # Rows past the caps were read, and are not part of the corpus.
+        for number, (row, rule, score, standing, scores) in enumerate(
+            zip(rows, reasons, figures, census.stands_for.tolist(), verdicts.scores, strict=False)
+        ):
             if standing in shown:
                 ledger.clusters.setdefault(standing, []).append(example(row))
+            exhibits.see(number, row, rule)
             ledger.enter(row, rule, score)
-            document = {name: row[name] for name in DOCUMENT_COLUMNS}
+            document = {name: row[name] for name in documents.COLUMNS}
+            if rules:
+                document["scores"] = dict(zip(rules, _known(scores), strict=True))
             if rule:
                 dropped.write({**document, "rule": rule, "score": score})
             else:
@@ -126,17 +148,21 @@ def write(rows: Iterator[dict[str, Any]], census: Census, out: Path) -> Ledger:
     return ledger
 
 
+def _known(scores: npt.NDArray[np.float64]) -> list[float | None]:
+    return [None if score != score else score for score in scores.tolist()]
+
+
 def example(row: dict[str, Any]) -> str:
     """The beginning of a text with its place."""
     place = json.loads(row["meta"]).get("place", row["id"])
     return f"{place}: {' '.join(row['text'][: 2 * EXAMPLES].split())[:EXAMPLES]}"
 
 
-def _broken_place(row: dict[str, Any]) -> str:
+def _broken_place(row: dict[str, Any], rule: str) -> str:
     """File, line or row, and the reason."""
     meta = json.loads(row["meta"])
     at = [f"{key} {meta[key]}" for key in ("line", "row", "offset") if key in meta]
-    why = meta.get("error") or row["rule"].removeprefix("broken.")
+    why = meta.get("error") or rule.removeprefix("broken.")
     return f"{' '.join([row['source'] + '/' + meta['place'], *at])}: {why}"
 
 

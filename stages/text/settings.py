@@ -3,99 +3,115 @@ nothing heavy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, did_you_mean
 from pipeline.stage import Params, Section
+from stages.text.rules import catalogue
+from stages.text.rules.catalogue import RULE_SETS, Limit
 
-if TYPE_CHECKING:
-    from stages.text.rules import Limit
-
+Open = float | None
+Range = float | tuple[Open, Open] | None
+RuleSetName = Literal[
+    "length",
+    "ccnet",
+    "gopher_quality",
+    "gopher_quality:datatrove",
+    "gopher_quality:dolma",
+    "gopher_repetition",
+    "gopher_repetition:datatrove",
+    "c4",
+    "c4:datatrove",
+    "mc4",
+    "fineweb",
+    "fineweb:datatrove",
+    "codex",
+    "starcoder",
+    "chinese",
+    "lists",
+    "languages",
+]
+EditName = Literal[
+    "c4",
+    "c4:datatrove",
+    "boilerplate",
+    "languages",
+    "simplified_chinese",
+    "chinese_paragraphs",
+    "whole_sentences",
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 PiiKind = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
 OBJECTS_A_SECOND = 600  # found on one busy core
 
 
-class Rules(Section):
-    """Limits of the rules; null switches a rule off.
+def limits_of(
+    names: Sequence[RuleSetName], changes: Mapping[RuleSetName, Mapping[str, Range]]
+) -> dict[str, Limit]:
+    """The range of each rule of the sets, by `set.measure`, with the changes; a rule that is
+    switched off has none."""
+    ranges = catalogue.limits_of(names)
+    for name, rules in changes.items():
+        for measure, change in rules.items():
+            rule = f"{name}.{measure}"
+            if change is None:
+                del ranges[rule]
+            else:
+                ranges[rule] = _changed(ranges[rule], change)
+    return ranges
 
-    Gopher's values (Rae et al. 2021) but for the lengths, which are ours.
-    """
 
-    min_characters: Annotated[int, Field(ge=0)] | None = 200
-    """Characters of a document, at least."""
-    max_characters: PositiveInt | None = 1_000_000
-    """Characters of a document, at most."""
-    min_words: Annotated[int, Field(ge=0)] | None = 50
-    """Words that are not mere symbols, at least."""
-    max_words: PositiveInt | None = 100_000
-    """Words that are not mere symbols, at most."""
-    min_mean_word_length: Annotated[float, Field(ge=0)] | None = 3.0
-    """Mean characters of a word that is no symbol, at least."""
-    max_mean_word_length: Annotated[float, Field(gt=0)] | None = 10.0
-    """Mean characters of a word that is no symbol, at most."""
-    max_hash_marks: Annotated[float, Field(ge=0)] | None = 0.1
-    """`#` marks a word."""
-    max_ellipses: Annotated[float, Field(ge=0)] | None = 0.1
-    """Ellipses a word."""
-    max_bullet_lines: Share | None = 0.9
-    """Share of lines that begin with a bullet."""
-    max_ellipsis_lines: Share | None = 0.3
-    """Share of lines that end in an ellipsis."""
-    min_alphabetic_words: Share | None = 0.8
-    """Share of words with a letter in them."""
-    min_stop_words: Annotated[int, Field(ge=0, le=8)] | None = 2
-    """How many of the, be, to, of, and, that, have, with an English text holds."""
-    max_duplicate_lines: Share | None = 0.3
-    """Share of lines that repeat an earlier one."""
-    max_duplicate_line_characters: Share | None = 0.2
-    """Share of characters in lines that repeat an earlier one."""
-    max_duplicate_paragraphs: Share | None = 0.3
-    """Share of paragraphs that repeat an earlier one."""
-    max_duplicate_paragraph_characters: Share | None = 0.2
-    """Share of characters in paragraphs that repeat an earlier one."""
-    max_top_ngrams: tuple[float, float, float] | None = (0.20, 0.18, 0.16)
-    """Share of characters in the most frequent 2-, 3- and 4-gram."""
-    max_duplicate_ngrams: tuple[float, float, float, float, float, float] | None = (
-        *(0.15, 0.14, 0.13),
-        *(0.12, 0.11, 0.10),
-    )
-    """Share of characters in repeated 5- to 10-grams."""
+def limit_problems(
+    names: Sequence[RuleSetName], changes: Mapping[RuleSetName, Mapping[str, Range]]
+) -> Iterator[Problem]:
+    """What is wrong with changed limits: rules that are not there, ranges that hold nothing."""
+    for name, rules in changes.items():
+        if name not in names:
+            yield Problem("limits", f"the rule set {name!r} is not in `rules`", "add it there")
+            continue
+        known = RULE_SETS[name].rules
+        for measure, change in rules.items():
+            if measure not in known:
+                yield Problem(
+                    f"limits.{name}",
+                    f"{name} has no rule {measure!r}",
+                    did_you_mean(measure, known),
+                )
+            elif isinstance(change, tuple) and None not in change and change[0] > change[1]:  # type: ignore[operator]
+                yield Problem(
+                    f"limits.{name}.{measure}", "nothing lies in this range", "swap its ends"
+                )
+            elif isinstance(change, float) and _two_sided(known[measure].limit):
+                yield Problem(
+                    f"limits.{name}.{measure}",
+                    "this rule has two ends",
+                    f"write [{change:g}, null] or [null, {change:g}]",
+                )
 
-    def limits(self) -> dict[str, Limit]:
-        """The limit of each measure of `stages.text.rules`."""
-        from stages.text.rules import DUPLICATE_NGRAMS, TOP_NGRAMS, Limit
 
-        ranges: dict[str, tuple[float | None, float | None]] = {
-            "characters": (self.min_characters, self.max_characters),
-            "words": (self.min_words, self.max_words),
-            "words.mean_length": (self.min_mean_word_length, self.max_mean_word_length),
-            "symbols.hash": (None, self.max_hash_marks),
-            "symbols.ellipsis": (None, self.max_ellipses),
-            "lines.bullet": (None, self.max_bullet_lines),
-            "lines.ellipsis": (None, self.max_ellipsis_lines),
-            "words.alphabetic": (self.min_alphabetic_words, None),
-            "words.stop": (self.min_stop_words, None),
-            "lines.duplicate": (None, self.max_duplicate_lines),
-            "lines.duplicate_characters": (None, self.max_duplicate_line_characters),
-            "paragraphs.duplicate": (None, self.max_duplicate_paragraphs),
-            "paragraphs.duplicate_characters": (None, self.max_duplicate_paragraph_characters),
-        }
-        for n, top in zip(TOP_NGRAMS, self.max_top_ngrams or (), strict=False):
-            ranges[f"ngrams.top_{n}"] = (None, top)
-        for n, share in zip(DUPLICATE_NGRAMS, self.max_duplicate_ngrams or (), strict=False):
-            ranges[f"ngrams.duplicate_{n}"] = (None, share)
-        return {
-            name: Limit(
-                float("-inf") if low is None else low, float("inf") if high is None else high
-            )
-            for name, (low, high) in ranges.items()
-            if (low, high) != (None, None)
-        }
+def _two_sided(limit: Limit) -> bool:
+    return math.isfinite(limit.low) and math.isfinite(limit.high)
+
+
+def _changed(limit: Limit, change: float | tuple[Open, Open]) -> Limit:
+    if isinstance(change, tuple):
+        low, high = change
+        return Limit(-math.inf if low is None else low, math.inf if high is None else high)
+    return Limit(low=change) if math.isfinite(limit.low) else Limit(high=change)
+
+
+class Lists(Section):
+    """Files with one entry a line, for the rule set `lists`; `#` begins a comment line."""
+
+    words: str | None = None
+    """Words and phrases that a text must not hold."""
+    urls: str | None = None
+    """Hosts (with all below them) and beginnings of addresses that a document must not be from."""
 
 
 class Dedup(Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ _DIGITS = re.compile(r"\d+")
 _UNSPACED_SCRIPT = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff])"
+)
+_TOKEN = re.compile(
+    r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b|\.{2,}|-{2,}"
+    r"|\w+(?:[.,@:/]\w+)*|[^\w\s]"
 )
 _CACHED_WORDS = 1 << 18
 _CACHED_CHARACTERS = 1 << 23
@@ -58,9 +63,19 @@ class Lexicon:
     def words(self, text: str) -> Words:
         """The text's words: runs between white space, and each character of a script that is
         written without spaces."""
-        if not text.isascii():
-            text = _UNSPACED_SCRIPT.sub(r" \1 ", text)
-        words = text.split()
+        return self.look_up(_spaced(text).split())
+
+    def tokens(self, text: str) -> Words:
+        """The text's words with punctuation marks and contracted endings as words of their own,
+        about as spaCy's English tokenizer splits them."""
+        words = _spaced(text).split()
+        for word in dict.fromkeys(words):
+            if word not in self._tokens:
+                self._tokens[word] = _TOKEN.findall(word)
+        return self.look_up(list(chain.from_iterable(map(self._tokens.__getitem__, words))))
+
+    def look_up(self, words: list[str]) -> Words:
+        """What is known of each of these words."""
         if len(self._row) > _CACHED_WORDS or self._characters > _CACHED_CHARACTERS:
             self._forget()
         new = [word for word in dict.fromkeys(words) if word not in self._row]
@@ -72,6 +87,7 @@ class Lexicon:
 
     def _forget(self) -> None:
         self._row: dict[str, int] = {}
+        self._tokens: dict[str, list[str]] = {}
         self._characters = 0
         self._columns = _columns(1 << 12)
 
@@ -89,6 +105,10 @@ class Lexicon:
             self._columns, zip(*map(_facts, words), strict=True), strict=True
         ):
             column[start:stop] = values
+
+
+def _spaced(text: str) -> str:
+    return text if text.isascii() else _UNSPACED_SCRIPT.sub(r" \1 ", text)
 
 
 _Columns = tuple[

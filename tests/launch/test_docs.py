@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.spec import load
+from stages.text.rules.catalogue import as_markdown
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,3 +40,8 @@ def test_the_reference_of_the_stages_is_fresh() -> None:
     ours = [sys.executable, "-m", "launch.cli", "stages", "--markdown"]
     done = subprocess.run(ours, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == (ROOT / "docs" / "stages.md").read_text()
+
+
+def test_the_page_of_the_rules_is_fresh() -> None:
+    """`make docs` writes it."""
+    assert as_markdown() == (ROOT / "docs" / "rules.md").read_text()

@@ -22,11 +22,12 @@ from pipeline import panels
         ),
         (panels.bars("b", {"a": 1}, unit="s"), {"values": {"a": 1}, "unit": "s"}),
         (
-            panels.histogram("h", (0, 1, 2), (5, 6), threshold=1),
-            {"edges": [0, 1, 2], "counts": [5, 6], "threshold": 1},
+            panels.histogram("h", (0, 1, 2), (5, 6), thresholds=(1,), group="g"),
+            {"edges": [0, 1, 2], "counts": [5, 6], "thresholds": [1], "group": "g"},
         ),
         (panels.table("t", ("x",), [(1,), ("a",)]), {"columns": ["x"], "rows": [[1], ["a"]]}),
         (panels.samples("s", [{"before": "a"}]), {"items": [{"before": "a"}]}),
+        (panels.browser("b", [{"text": "a"}]), {"items": [{"text": "a"}]}),
     ],
     ids=lambda value: value.get("type", "") if isinstance(value, dict) else "",
 )

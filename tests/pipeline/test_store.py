@@ -454,6 +454,16 @@ def test_gc_clears_quarantine_and_what_it_left_itself(store: Store) -> None:
     assert store.gc().garbage == []
 
 
+def test_gc_removes_what_stages_can_make_again(store: Store) -> None:
+    for name in ("judged", "verified"):
+        (store.root / "cache" / name / "a").mkdir(parents=True)
+        (store.root / "cache" / name / "a" / "b").write_text("four")
+    (item,) = garbage.collect(store, keep=5, dry=True).garbage
+    assert (item.path.name, item.size, item.why) == ("judged", 4, "stages can make it again")
+    garbage.collect(store, keep=5, dry=False)
+    assert not list((store.root / "cache").iterdir())
+
+
 def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
     kept, gone, held = (publish(store, uses, A) for uses in ("kept", "gone", "held"))
     plan(store, RUNS[0], ("kept", A))

@@ -20,7 +20,10 @@ SENTENCE = """the of and to that have with be library function returns value obj
 when given each every path string number result error reads writes opens closes before after
 between other first last while until because through"""
 WORDS = SENTENCE.split()
-LAX = {"min_words": 0, "min_stop_words": 0, "min_characters": 1, "min_mean_word_length": 0}
+LAX = {
+    "length": {"characters": [1, None]},
+    "gopher_quality": {"words": None, "stop_words": None, "word_length": [0, 10]},
+}
 
 
 def prose(seed, words=90):
@@ -90,7 +93,7 @@ def test_every_document_ends_in_one_place_with_its_reason(corpus, tmp_path):
     }
     assert len(reasons["exact_duplicate"]) == 2 and len(reasons["near_duplicate"]) == 2
     assert len(reasons["broken.json"]) == len(reasons["empty"]) == 1
-    assert "language" in reasons and "lines.duplicate" in reasons
+    assert "language" in reasons and "gopher_repetition.duplicate_lines" in reasons
     assert all(d.lang == "en" and d.source == "corpus" for d in kept)
     places = [json.loads(d.meta) for d in kept]
     assert places[0] == {"line": 1, "place": "a.jsonl"} and places[-1] == {"place": "d.txt"}
@@ -109,9 +112,9 @@ def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_pa
 
 def test_the_score_is_the_measure_that_failed(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [prose(1), "the of and " * 3])
-    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", rules={"min_characters": 50})
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", limits={"length": {"characters": [50, None]}})
     (row,) = dropped_rows(ctx)
-    assert (row["rule"], row["score"]) == ("characters", 32.0)  # trailing blank trimmed
+    assert (row["rule"], row["score"]) == ("length.characters", 32.0)  # trailing blank trimmed
 
 
 def test_the_cut_into_shards_changes_no_byte(corpus, tmp_path, monkeypatch):
@@ -178,7 +181,7 @@ def test_counts_add_up_for_any_texts(tmp_path_factory, texts):
     (folder / "a.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in [*texts, prose(3)])
     )
-    ctx = run(folder / "w", folder / "a.jsonl", rules=LAX)
+    ctx = run(folder / "w", folder / "a.jsonl", limits=LAX)
     stats = read_stats(ctx.out)
     assert stats["read"]["documents"] == len(texts) + 1
     for unit in ("documents", "characters"):
@@ -242,7 +245,7 @@ def test_nothing_left_says_why_and_what_to_do(tmp_path):
     ) as error:
         run(tmp_path / "w", tmp_path / "a.jsonl", languages=("en",))
     assert "languages" in error.value.remedy and error.value.exit_code == 2
-    with pytest.raises(InputError, match="3 by characters") as error:
+    with pytest.raises(InputError, match=r"3 by length\.characters") as error:
         run(tmp_path / "x", tmp_path / "a.jsonl")
     assert "characters" in error.value.remedy
 
@@ -267,7 +270,7 @@ def test_people_are_masked_in_what_is_kept_and_in_what_is_dropped(tmp_path):
     rows = [d.text for d in Documents(ctx.out)] + [row["text"] for row in dropped_rows(ctx)]
     assert rows[0].endswith("Write to [EMAIL] or [EMAIL] at [IP].")
     # Alike once masked, the second is a copy.
-    assert [row["rule"] for row in dropped_rows(ctx)] == ["exact_duplicate", "characters"]
+    assert [row["rule"] for row in dropped_rows(ctx)] == ["exact_duplicate", "length.characters"]
     assert not any("@" in text for text in rows)
     stats = read_stats(ctx.out)
     assert stats["masked"] == {"email": 5, "ip": 2}
@@ -293,6 +296,119 @@ def test_what_people_see(corpus, tmp_path):
     assert sum(panels["Characters of a kept document"]["counts"]) == kept
     results = json.loads((ctx.observed / "results.json").read_text())
     assert results["documents"] == kept and results["duplicates"] == 4
+    words = panels["gopher_quality.words"]
+    assert words["thresholds"] == [50, 100_000] and sum(words["counts"]) == 50
+    (side,) = [
+        item
+        for item in panels["On either side of a limit"]["items"]
+        if item["rule"] == "length.characters, from 200 to 1,000,000"
+    ]
+    assert side["the best that it dropped"] == "5: short"
+    assert float(side["the worst that was kept"].split(":")[0]) >= 200
+    browsed = panels["Documents, kept and dropped: a sample"]["items"]
+    assert len(browsed) == 52 and {"kept", "exact_duplicate"} < {i["verdict"] for i in browsed}
+
+
+def test_every_score_is_recorded_with_every_document(corpus, tmp_path):
+    ctx = run(tmp_path / "w", corpus, rules=("length", "gopher_quality", "chinese"))
+    kept = pq.read_table(ctx.out / "documents").to_pylist()
+    dropped = dropped_rows(ctx)
+    for row in kept + dropped:
+        scores = row["scores"]
+        assert len(scores) == 1 + 8 + 3 and scores["chinese.share"] is None
+        if row.get("rule", "").startswith("broken") or row.get("rule") == "empty":
+            assert set(scores.values()) == {None}
+        else:
+            assert scores["length.characters"] == len(row["text"])
+        if "." in row.get("rule", "") and not row["rule"].startswith("broken"):
+            assert row["score"] == scores[row["rule"]]
+    short = next(row for row in dropped if row["rule"] == "length.characters")
+    assert short["scores"]["gopher_quality.words"] == 1  # not only the first that failed
+
+
+def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
+    """The same cache, another stage: only the scores decide, and the bytes are the same."""
+    from stages.text import cleaning
+
+    narrow = {"limits": {"length": {"characters": [400, None]}}, "languages": ("en",)}
+    expected = bytes_of(run(tmp_path / "fresh", corpus, **narrow))
+    first = run(tmp_path / "one", corpus)
+
+    def read_again(*_):
+        raise AssertionError("a text was read again")
+
+    monkeypatch.setattr(cleaning, "judge_shard", read_again)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "cache").rename(tmp_path / "two" / "cache")
+    assert bytes_of(run(tmp_path / "two", corpus, **narrow)) == expected != bytes_of(first)
+    (tmp_path / "three").mkdir()
+    (tmp_path / "two" / "cache").rename(tmp_path / "three" / "cache")
+    with pytest.raises(AssertionError, match="read again"):
+        run(tmp_path / "three", corpus, rules=("length",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rules": ("length",)},
+        {"edits": ("boilerplate",)},
+        {"pii": {"kinds": ["email"]}},
+        {"dedup": {"ngram": 4}},
+        {"text_column": "body"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
+    from stages.clean import _identity
+
+    plain = CleanParams(sources=(str(corpus),))
+    before = _identity(plain)
+    assert _identity(CleanParams(sources=(str(corpus),), **change)) != before
+    (corpus / "d.txt").write_text(prose(501))
+    assert _identity(plain) != before
+
+
+def test_what_edits_take_out_is_counted(tmp_path):
+    page = f"Skip to main content\n{prose(1)}\n\ntoo short\n{prose(2)}"
+    write_jsonl(tmp_path / "a.jsonl", ["\ufeff" + page])
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", edits=("boilerplate", "c4"))
+    (document,) = Documents(ctx.out)
+    assert document.text == f"{prose(1)}\n{prose(2)}"
+    stats = read_stats(ctx.out)
+    taken = stats["taken_out"]
+    assert taken == {"repair": 1, "boilerplate": 21, "c4": len("\n\ntoo short\n") - 1}
+    assert stats["source_characters"] == len(page) + 1
+    assert stats["read"]["characters"] == len(document.text)
+    panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
+    steps = panels["Cleaning: characters"]["steps"]
+    assert ["boilerplate", -21] in steps and sum(n for _, n in steps[:-1]) == steps[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limits": {"c4": {"sentences": 2}}}, "the rule set 'c4' is not in `rules`"),
+        ({"rules": ("length", "length")}, "rules: a name is there twice"),
+        ({"rules": ("lists",)}, "lists: the rule set and its files go together"),
+        ({"lists": {"words": "x.txt"}}, "lists: the rule set and its files go together"),
+        ({"edits": ("languages",)}, "edits: `languages` needs to know which to keep"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(options, message):
+    problems = CleanParams(sources=("x",), **options).check({})
+    assert any(message in str(problem) for problem in problems)
+
+
+def test_lists_are_read_and_belong_to_the_fingerprint(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [prose(1), f"{prose(2)} Gamble now."])
+    (tmp_path / "words.txt").write_text("gamble now\n")
+    options = {"rules": ("length", "lists"), "lists": {"words": str(tmp_path / "words.txt")}}
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", **options)
+    assert [row["rule"] for row in dropped_rows(ctx)] == ["lists.words"]
+    before = CleanParams(sources=(str(tmp_path / "a.jsonl"),), **options).externals()
+    (tmp_path / "words.txt").write_text("gamble\n")
+    after = CleanParams(sources=(str(tmp_path / "a.jsonl"),), **options).externals()
+    assert before["lists.words"] != after["lists.words"]
 
 
 def test_the_documentation_of_this_python_is_english_prose(tmp_path, monkeypatch):

@@ -106,12 +106,12 @@ def test_bins_that_grow_geometrically_are_equally_wide() -> None:
 
 
 def test_a_histogram_has_a_bar_a_bin_and_its_threshold() -> None:
-    panel = panels.histogram("x", [0.0, 0.1, 0.5], [3, 6], threshold=0.2)
+    panel = panels.histogram("x", [0.0, 0.1, 0.5], [3, 6], thresholds=[0.2])
     drawing = charts.draw(panel)
     assert "0.1 to 0.5: 6" in titles(drawing)
     assert "threshold 0.2" in drawing
-    assert "threshold" not in charts.draw({**panel, "threshold": 7})
-    assert "threshold" not in charts.draw({**panel, "threshold": None})
+    assert "threshold" not in charts.draw({**panel, "thresholds": [7]})
+    assert "threshold" not in charts.draw({**panel, "thresholds": []})
     assert charts.draw(panels.histogram("x", [2, 2], [3]))
 
 

@@ -1,0 +1,61 @@
+"""Rules and edits for Chinese text, after the practice of MNBVC and C4-zh; they mean nothing for
+text in another language."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from stages.text.rules.view import View
+
+CHINESE = frozenset({"zh", "wuu", "yue"})
+SHORT_PARAGRAPH = 10  # Chinese characters
+_HAN = re.compile(r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_LATIN = re.compile("[A-Za-z]")
+_WRITTEN = re.compile(r"[^\W_]")
+_END = re.compile(r"[。！？…；!?.」』”’)）】》]")
+NOTHING = float("nan")
+Scores = dict[str, float]
+
+
+def chinese(view: View) -> Scores:
+    """How Chinese the text is."""
+    if view.lang not in CHINESE:
+        return dict.fromkeys(("share", "latin", "paragraph"), NOTHING)
+    written = max(1, count(_WRITTEN, view.text))
+    return {
+        "share": count(_HAN, view.text) / written,
+        "latin": count(_LATIN, view.text) / written,
+        "paragraph": float(max(count(_HAN, line) for line in view.lines)),
+    }
+
+
+def long_paragraphs(text: str) -> str:
+    """Without the paragraphs of fewer than ten Chinese characters."""
+    return "\n".join(line for line in text.split("\n") if count(_HAN, line) >= SHORT_PARAGRAPH)
+
+
+def whole_sentences(text: str) -> str:
+    """Without a last sentence that lacks its end mark, if a whole one comes before it."""
+    ends = [match.end() for match in _END.finditer(text)]
+    return text[: ends[-1]] if ends else text
+
+
+def simplified(text: str) -> str:
+    """Traditional characters as simplified ones, by OpenCC's dictionary of characters and
+    phrases."""
+    converted: str = _converter().convert(text)
+    return converted
+
+
+def count(kind: re.Pattern[str], text: str) -> int:
+    """Characters of a kind."""
+    return len(kind.findall(text))
+
+
+@cache
+def _converter() -> Any:
+    import opencc
+
+    return opencc.OpenCC("t2s")
