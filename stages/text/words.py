@@ -18,10 +18,12 @@ from stages.data.hashing import GOLDEN, hash64, mix64
 Hashes = npt.NDArray[np.uint64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 _DIGITS = re.compile(r"\d+")
-_UNSPACED_SCRIPT = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff])"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
 )
+_UNSPACED_SCRIPT = re.compile(f"([{_UNSPACED}])")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _CACHED_WORDS = 1 << 18
 _CACHED_CHARACTERS = 1 << 23
 
@@ -119,6 +121,11 @@ def fold(word: str) -> str:
         return word
     split = unicodedata.normalize("NFD", word)
     return "".join(c for c in split if unicodedata.category(c) != "Mn")
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where each of the words that a `Lexicon` splits the text into begins and ends."""
+    return [match.span() for match in _WORD.finditer(text)]
 
 
 def ngram_hashes(words: Hashes, n: int) -> Hashes:
