@@ -78,7 +78,7 @@ class CleanParams(Params):
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
-@stage("clean", output="Documents", version=2)
+@stage("clean", output="Documents", version=3)
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
     from stages.text.cleaning import Caps, judged_rows, take_census

@@ -70,7 +70,7 @@ class Judge:
 
     @cached_property
     def _minhash(self) -> MinHash:
-        return MinHash(self.dedup.ngram, self.dedup.bands, self.dedup.rows)
+        return MinHash(self.dedup.ngram, *self.dedup.shape, self.dedup.character_ngram)
 
     @cached_property
     def _lexicon(self) -> Lexicon:
@@ -191,7 +191,7 @@ def _near(
     if not len(rows):
         return
     joined = b"".join(bands for bands in found if bands)
-    bands = np.frombuffer(joined, "<u8").reshape(-1, dedup.bands)
+    bands = np.frombuffer(joined, "<u8").reshape(-1, dedup.shape[0])
     standing = near_survivors(bands, characters[rows])
     stands_for[rows] = rows[standing]
     shared[rows] = (bands == bands[standing]).mean(axis=1)

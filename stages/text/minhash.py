@@ -2,7 +2,8 @@
 
 Word 5-grams, 14 bands of 8 rows (FineWeb's setting; Broder 1997; Leskovec et al., ch. 3): two
 texts of Jaccard similarity s share a band with probability 1 - (1 - s^8)^14, that is 0.92 at 0.8
-and 0.05 at 0.5.
+and 0.05 at 0.5. In a script without spaces a shingle is a run of characters, of a length of its
+own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN, mix64
+from stages.text.banding import found_at
 from stages.text.words import Hashes, Words, ngram_hashes
 
 _BLOCK = 1_024  # shingles: a block of 112 hashes of each stays in the second-level cache
@@ -21,11 +23,13 @@ _BLOCK = 1_024  # shingles: a block of 112 hashes of each stays in the second-le
 
 @dataclass(frozen=True)
 class MinHash:
-    """The signature's shape: shingle length in words, bands, rows a band."""
+    """The signature's shape: shingle length in words, bands, rows a band, and the length of a
+    shingle in characters where words are not spaced."""
 
     ngram: int = 5
     bands: int = 14
     rows: int = 8
+    character_ngram: int = 8
 
     @cached_property
     def _permutations(self) -> tuple[Hashes, Hashes]:
@@ -36,9 +40,25 @@ class MinHash:
         return constants[:half] | np.uint64(1), constants[half:]
 
     def shingles(self, words: Words) -> Hashes:
-        """Hashes of the text's word n-grams; of all its words if they are fewer."""
-        folded = words.folded[words.folded != 0]
-        return np.unique(ngram_hashes(folded, min(self.ngram, len(folded)) or 1))
+        """Hashes of the text's n-grams; of all its words if they are fewer.
+
+        Each begins at a word and is as long as that word's script asks for, so that texts of
+        mixed scripts have both kinds.
+        """
+        searched = words.folded != 0
+        folded, unspaced = words.folded[searched], words.unspaced[searched]
+        found = ngram_hashes(folded, self.ngram)
+        if unspaced.any() and self.character_ngram != self.ngram:
+            characters = ngram_hashes(folded, self.character_ngram)
+            found = np.concatenate(
+                [
+                    found[~unspaced[: len(found)]],
+                    characters[unspaced[: len(characters)]],
+                ]
+            )
+        if not len(found) and len(folded):
+            found = ngram_hashes(folded, len(folded))
+        return np.unique(found)
 
     def signature(self, shingles: Hashes) -> npt.NDArray[np.uint32]:
         """The least hash of any shingle under each permutation, shape (bands * rows,)."""
@@ -60,4 +80,4 @@ class MinHash:
 
     def probability(self, similarity: float) -> float:
         """How likely texts of that Jaccard similarity are found."""
-        return float(1 - (1 - similarity**self.rows) ** self.bands)
+        return found_at(similarity, self.bands, self.rows)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.errors import Problem
 from pipeline.stage import Params, Section
@@ -107,10 +107,41 @@ class Dedup(Section):
     """Drop documents that MinHash finds similar to another."""
     ngram: PositiveInt = 5
     """Words in a shingle."""
-    bands: PositiveInt = 14
-    """Bands of the signature: more find less similar texts."""
-    rows: PositiveInt = 8
-    """Rows of a band: more find only more similar texts."""
+    character_ngram: PositiveInt = 8
+    """Characters in a shingle, in scripts that are written without spaces."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The Jaccard similarity from which texts count as near copies: chooses bands and rows; null
+    takes them as they stand."""
+    permutations: Annotated[int, Field(ge=1, le=1024)] = 112
+    """Hashes of a signature, at most, where `threshold` chooses."""
+    miss_weight: Share = 0.5
+    """What a missed copy weighs against a text that is wrongly taken for one, where `threshold`
+    chooses."""
+    bands: PositiveInt | None = None
+    """Bands of the signature: more find less similar texts. 14, if there is no threshold."""
+    rows: PositiveInt | None = None
+    """Rows of a band: more find only more similar texts. 8, if there is no threshold."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Dedup:
+        if self.threshold is not None:
+            chosen = self.shape
+            written = (self.bands or chosen[0], self.rows or chosen[1])
+            if written != chosen:
+                raise ValueError(
+                    f"threshold {self.threshold} chooses {chosen[0]} bands and {chosen[1]} rows, "
+                    f"not {written[0]} and {written[1]}: leave out bands and rows, or threshold"
+                )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Bands and rows."""
+        if self.threshold is None:
+            return self.bands or 14, self.rows or 8
+        from stages.text.banding import best_shape
+
+        return best_shape(self.threshold, self.permutations, self.miss_weight)
 
 
 class Pii(Section):

@@ -43,6 +43,8 @@ class Words:
     folded: Hashes
     """Of the word in lower case without accents, outer punctuation or digits' values; 0 for a
     word that is nothing but punctuation."""
+    unspaced: npt.NDArray[np.bool_]
+    """A character of a script that is written without spaces."""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -69,8 +71,10 @@ class Lexicon:
         if new:
             self._learn(new)
         rows = np.fromiter(map(self._row.__getitem__, words), np.int64, len(words))
-        hashes, lengths, symbol, letter, folded = self._columns
-        return Words(hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows])
+        hashes, lengths, symbol, letter, folded, unspaced = self._columns
+        return Words(
+            hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows], unspaced[rows]
+        )
 
     def _forget(self) -> None:
         self._row: dict[str, int] = {}
@@ -94,7 +98,12 @@ class Lexicon:
 
 
 _Columns = tuple[
-    Hashes, npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Hashes
+    Hashes,
+    npt.NDArray[np.int64],
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.bool_],
+    Hashes,
+    npt.NDArray[np.bool_],
 ]
 
 
@@ -105,13 +114,15 @@ def _columns(size: int) -> _Columns:
         np.empty(size, np.bool_),
         np.empty(size, np.bool_),
         np.empty(size, np.uint64),
+        np.empty(size, np.bool_),
     )
 
 
-def _facts(word: str) -> tuple[int, int, bool, bool, int]:
+def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
     letter = word.isalpha() or any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
-    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word))
+    unspaced = _UNSPACED_SCRIPT.match(word) is not None
+    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
 
 
 def fold(word: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.text.banding import best_shape, error, found_at
 from stages.text.dedup import (
     components,
     equal_pairs,
@@ -15,6 +16,7 @@ from stages.text.dedup import (
     survivors,
 )
 from stages.text.minhash import MinHash
+from stages.text.settings import Dedup
 from stages.text.words import Lexicon, fold, ngram_hashes
 
 
@@ -99,6 +101,48 @@ def test_large_texts_are_hashed_in_blocks_alike():
 def test_the_probability_is_the_papers():
     assert MinHash().probability(0.8) == pytest.approx(0.924, abs=1e-3)
     assert MinHash().probability(0.5) == pytest.approx(0.0533, abs=1e-3)
+
+
+def test_a_threshold_chooses_the_shape_of_least_error():
+    for threshold, weight in ((0.5, 0.5), (0.8, 0.5), (0.8, 0.9), (0.95, 0.5)):
+        bands, rows = best_shape(threshold, 48, weight)
+        below, above = np.linspace(0, threshold, 10_001), np.linspace(threshold, 1, 10_001)
+        false = np.trapezoid(1 - (1 - below**rows) ** bands, below)
+        missed = np.trapezoid((1 - above**rows) ** bands, above)
+        area = (1 - weight) * false + weight * missed
+        assert error(threshold, bands, rows, weight) == pytest.approx(area, abs=1e-4)
+        for other in range(1, 49):
+            for length in range(1, 48 // other + 1):
+                assert error(threshold, other, length, weight) >= area - 1e-4
+
+
+def test_bands_rows_and_threshold_must_agree():
+    assert Dedup().shape == (14, 8) and Dedup(bands=20).shape == (20, 8)
+    bands, rows = Dedup(threshold=0.8).shape
+    assert bands * rows <= 112 and (1 / bands) ** (1 / rows) == pytest.approx(0.8, abs=0.05)
+    assert Dedup(threshold=0.8, bands=bands, rows=rows).shape == (bands, rows)
+    with pytest.raises(ValueError, match=r"threshold 0.8 chooses .* not 14 and 8: leave out"):
+        Dedup(threshold=0.8, bands=14, rows=8)
+    heavy = Dedup(threshold=0.8, miss_weight=0.95).shape
+    assert found_at(0.8, *heavy) > found_at(0.8, bands, rows)
+
+
+def test_unspaced_scripts_are_shingled_by_characters():
+    poem = "床前明月光疑是地上霜举头望明月低头思故乡"
+    minhash, lexicon = MinHash(character_ngram=6), Lexicon()
+
+    def characters(text):
+        return len(minhash.shingles(lexicon.words(text)))
+
+    assert characters(poem) == len(poem) - 5 == characters("，".join(poem))
+    english = "one two three four five six seven"
+    assert characters(english) == 3
+    mixed = set(minhash.shingles(lexicon.words(f"{poem} {english}")).tolist())
+    for part, count in ((poem, 15), (english, 3)):
+        inside = set(minhash.shingles(lexicon.words(part)).tolist())
+        assert len(inside) == count and inside <= mixed
+    assert len(mixed) == 15 + 5 + 3  # and those that begin in one script and end in the other
+    assert characters("床前") == characters("床前 tea") == 1
 
 
 def union_find(size, links):
