@@ -6,10 +6,14 @@ exact and near copies. What is dropped is
 kept aside with the rule that dropped it and its score; the counts always add up.
 
     clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}
+    more:  {uses: clean, sources: ["new/"], against: ["${clean}"]}
+
+Documents of `against` are earlier ones, of which nothing is read but hashes: their copies go.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,12 +67,24 @@ class CleanParams(Params):
         return {f"sources.{at}": content_digest(name) for at, name in enumerate(self.sources)}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Languages are codes, sources are named once."""
+        """Languages are codes, sources are named once, earlier hashes can be compared."""
         for code in self.languages:
             if not (code.isascii() and code.isalpha() and code.islower() and len(code) <= 3):
                 yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
         if len(set(self.sources)) < len(self.sources):
             yield Problem("sources", "a source is named twice", "name each once")
+
+        for name, earlier in upstream.items():
+            if isinstance(earlier, CleanParams) and name.startswith("against"):
+                yield from self._compare(name, earlier)
+
+    def _compare(self, name: str, earlier: CleanParams) -> Iterator[Problem]:
+        ours, theirs = self.dedup.described, earlier.dedup.described
+        if not earlier.dedup.index:
+            yield Problem(name, "keeps no index", "set dedup.index there")
+        elif self.dedup.near and ours != theirs:
+            remedy = "deduplicate both alike, or switch off dedup.near"
+            yield Problem(name, f"has hashes of {theirs}, not of {ours}", remedy)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Time and disk, where a cap bounds the text."""
@@ -78,12 +94,16 @@ class CleanParams(Params):
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
-@stage("clean", output="Documents", version=3)
+@stage("clean", inputs={"against": "Documents*?"}, output="Documents", version=3)
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
-    from stages.text.cleaning import Caps, judged_rows, take_census
+    from stages.text.census import take_census
+    from stages.text.cleaning import Caps, judged_rows
+    from stages.text.index import index_files, write_index
     from stages.text.ledger import write
+    from stages.text.links import Room
 
+    earlier = index_files(inputs.paths("against"), params.dedup)
     caps = Caps(params.max_documents, params.max_characters)
     commits = _judge(params, caps, ctx)
     documents = caps.within(len(commits))
@@ -93,9 +113,13 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
             where="sources",
             remedy="name other sources, or raise max_documents and max_characters",
         )
-    census = take_census(commits, documents, params.dedup)
+    room = Room(ctx.scratch, params.workers, ctx)
+    census = take_census(commits, documents, params.dedup, room, earlier)
     ctx.check_cancelled()
     ledger = write(judged_rows(commits), census, out)
+    shutil.rmtree(out / "index", ignore_errors=True)
+    if params.dedup.index:
+        write_index(commits, census, params.dedup, out)
     _tell_broken(ledger, params.max_bad, ctx)
     if not ledger.kept["documents"]:
         raise InputError(_nothing_left(ledger), where="rules", remedy=_remedy(ledger))
@@ -159,9 +183,7 @@ def _report(ledger: Ledger, ctx: Context) -> None:
         characters_read=ledger.read["characters"],
         characters=ledger.kept["characters"],
         duplicates=sum(
-            counts["documents"]
-            for rule, counts in ledger.rules.items()
-            if rule.endswith("_duplicate")
+            counts["documents"] for rule, counts in ledger.rules.items() if "_duplicate" in rule
         ),
         masked=ledger.masked.total(),
         broken=len(ledger.broken),

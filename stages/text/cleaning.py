@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 
 from stages.data import parts
 from stages.data.hashing import name128
-from stages.text.dedup import Rows, exact_survivors, near_survivors
 from stages.text.language import language
-from stages.text.minhash import MinHash
+from stages.text.minhash import MinHash, Signature
 from stages.text.pii import mask
 from stages.text.readers import BrokenFile, RawDocument, read
 from stages.text.repair import repair
@@ -50,10 +49,13 @@ SCRATCH = parts.versioned(
             ("characters", pa.int64()),
             ("exact", pa.binary(16)),
             ("bands", pa.binary()),
+            ("signature", pa.binary()),
+            ("origin", pa.int64()),
+            ("confidence", pa.float64()),
         ]
     ),
     "Judged",
-    2,
+    3,
 )
 
 
@@ -81,9 +83,9 @@ class Judge:
         text, masked = mask(repair(raw.text), self.pii.kinds, self.pii.regions)
         lang, confidence = language(text)
         rule, score = (raw.broken, 0.0) if raw.broken else self._language(text, lang, confidence)
-        bands = None
+        signature = None
         if not rule:
-            rule, score, bands = self._rules(text, lang)
+            rule, score, signature = self._rules(text, lang)
         return {
             "id": name128(file.source, file.place, str(position)),
             "text": text,
@@ -95,7 +97,18 @@ class Judge:
             "masked": json.dumps(masked, sort_keys=True),
             "characters": len(text),
             "exact": bytes.fromhex(name128(text)),
+            "origin": file.origin,
+            "confidence": confidence,
+            **self._hashes(signature),
+        }
+
+    def _hashes(self, signature: Signature | None) -> dict[str, bytes | None]:
+        if signature is None:
+            return {"bands": None, "signature": None}
+        bands = self._minhash.bands_of(signature).astype("<u8").tobytes()
+        return {
             "bands": bands,
+            "signature": signature.astype("<u4").tobytes() if self.dedup.verify else None,
         }
 
     def _language(self, text: str, lang: str, confidence: float) -> tuple[str, float]:
@@ -105,7 +118,7 @@ class Judge:
             return "language", confidence
         return "", 0.0
 
-    def _rules(self, text: str, lang: str) -> tuple[str, float, bytes | None]:
+    def _rules(self, text: str, lang: str) -> tuple[str, float, Signature | None]:
         failed = first_failure(length_measures(text), self.limits)
         if failed:
             return *failed, None
@@ -115,8 +128,7 @@ class Judge:
         )
         if failed:
             return *failed, None
-        bands = self._minhash.band_hashes(words) if self.dedup.near else None
-        return "", 0.0, None if bands is None else bands.astype("<u8").tobytes()
+        return "", 0.0, self._minhash.of(words) if self.dedup.near else None
 
 
 def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
@@ -138,67 +150,6 @@ def _tolerated(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
         yield from read(file, text_column)
     except BrokenFile as error:
         yield RawDocument("", {"error": error.message}, "broken.file")
-
-
-@dataclass(frozen=True)
-class Census:
-    """What is known of every judged document without its text; arrays of shape (N,)."""
-
-    judged: npt.NDArray[np.bool_]
-    """Passed all rules so far."""
-    characters: npt.NDArray[np.int64]
-    stands_for: Rows
-    """The document that stays in its place; itself for one that stays."""
-    copy: npt.NDArray[np.str_]
-    """Why it is a copy: `exact_duplicate`, `near_duplicate` or nothing."""
-    shared_bands: npt.NDArray[np.float64]
-    """Of a copy: the share of its bands that its survivor has too."""
-
-
-def take_census(commits: Sequence[Path], documents: int, dedup: Dedup) -> Census:
-    """Find the copies among the first `documents` documents of the shards."""
-    table = pa.concat_tables(
-        pq.read_table(commit, columns=["rule", "characters", "exact", "bands"])
-        for commit in commits
-    ).slice(0, documents)
-    characters = table["characters"].to_numpy()
-    judged = np.array([not rule for rule in table["rule"].to_pylist()], np.bool_)
-    stands_for = np.arange(len(judged))
-    copy = np.full(len(judged), "", "<U15")
-    shared = np.zeros(len(judged))
-    if dedup.exact:
-        alive = np.flatnonzero(judged)
-        halves = _halves(table["exact"].take(alive).to_pylist())
-        stands_for[alive] = alive[exact_survivors(halves[:, 0], halves[:, 1])]
-        copy[stands_for != np.arange(len(judged))] = "exact_duplicate"
-        shared[copy != ""] = 1.0
-    if dedup.near:
-        _near(table, dedup, characters, np.flatnonzero(judged & (copy == "")), stands_for, shared)
-        copy[(copy == "") & (stands_for != np.arange(len(judged)))] = "near_duplicate"
-    return Census(judged, characters, stands_for[stands_for], copy, shared)
-
-
-def _near(
-    table: pa.Table,
-    dedup: Dedup,
-    characters: npt.NDArray[np.int64],
-    alive: Rows,
-    stands_for: Rows,
-    shared: npt.NDArray[np.float64],
-) -> None:
-    found = table["bands"].take(alive).to_pylist()
-    rows = alive[np.array([bands is not None for bands in found], np.bool_)]
-    if not len(rows):
-        return
-    joined = b"".join(bands for bands in found if bands)
-    bands = np.frombuffer(joined, "<u8").reshape(-1, dedup.shape[0])
-    standing = near_survivors(bands, characters[rows])
-    stands_for[rows] = rows[standing]
-    shared[rows] = (bands == bands[standing]).mean(axis=1)
-
-
-def _halves(hashes: list[bytes]) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
 
 
 def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import panels
 from stages.data import documents
-from stages.text.cleaning import Census
+from stages.text.census import Census
 
 EXAMPLES = 200  # characters of a text that people are shown
 SHOWN_CLUSTERS = 8

@@ -18,6 +18,7 @@ from stages.data.hashing import GOLDEN, mix64
 from stages.text.banding import found_at
 from stages.text.words import Hashes, Words, ngram_hashes
 
+Signature = npt.NDArray[np.uint32]
 _BLOCK = 1_024  # shingles: a block of 112 hashes of each stays in the second-level cache
 
 
@@ -60,7 +61,7 @@ class MinHash:
             found = ngram_hashes(folded, len(folded))
         return np.unique(found)
 
-    def signature(self, shingles: Hashes) -> npt.NDArray[np.uint32]:
+    def signature(self, shingles: Hashes) -> Signature:
         """The least hash of any shingle under each permutation, shape (bands * rows,)."""
         factors, offsets = self._permutations
         least = np.full(len(factors), np.iinfo(np.uint32).max, np.uint32)
@@ -70,13 +71,20 @@ class MinHash:
             np.minimum(least, hashed.min(axis=1).astype(np.uint32), out=least)
         return least
 
+    def of(self, words: Words) -> Signature | None:
+        """The signature of a text; None for one without words."""
+        shingles = self.shingles(words)
+        return self.signature(shingles) if len(shingles) else None
+
+    def bands_of(self, signature: Signature) -> Hashes:
+        """One hash a band, shape (bands,)."""
+        rows = signature.astype(np.uint64).reshape(self.bands, self.rows)
+        return np.concatenate([ngram_hashes(band, self.rows) for band in rows])
+
     def band_hashes(self, words: Words) -> Hashes | None:
         """One hash a band, shape (bands,), or None for a text without words."""
-        shingles = self.shingles(words)
-        if not len(shingles):
-            return None
-        rows = self.signature(shingles).astype(np.uint64).reshape(self.bands, self.rows)
-        return np.concatenate([ngram_hashes(band, self.rows) for band in rows])
+        signature = self.of(words)
+        return None if signature is None else self.bands_of(signature)
 
     def probability(self, similarity: float) -> float:
         """How likely texts of that Jaccard similarity are found."""

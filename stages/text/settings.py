@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stages.text.rules import Limit
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Preference = Literal["source", "length", "language"]
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 PiiKind = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
 OBJECTS_A_SECOND = 600  # found on one busy core
@@ -99,7 +100,7 @@ class Rules(Section):
 
 
 class Dedup(Section):
-    """Which copies are dropped. Of equal documents the first stays, of similar ones the longest."""
+    """Which copies are dropped, and which one stays."""
 
     exact: bool = True
     """Drop documents whose text is equal to another's."""
@@ -122,9 +123,20 @@ class Dedup(Section):
     rows: PositiveInt | None = None
     """Rows of a band: more find only more similar texts. 8, if there is no threshold."""
 
+    verify: bool = False
+    """Take documents for near copies only if the Jaccard similarity that their whole signatures
+    estimate reaches `threshold` too (without one: the similarity at which the bands tip over).
+    Then `bands` and `rows` may stand beside `threshold`."""
+    prefer: tuple[Preference, ...] = ("length",)
+    """Which copy stays, the first wish first: that of the earlier source in `sources`, the longest,
+    the one whose language is surest; then the first read."""
+    index: bool = True
+    """Keep the hashes of what stays, so that later cleaning can name these documents in
+    `against`."""
+
     @model_validator(mode="after")
     def _one_shape(self) -> Dedup:
-        if self.threshold is not None:
+        if self.threshold is not None and not self.verify:
             chosen = self.shape
             written = (self.bands or chosen[0], self.rows or chosen[1])
             if written != chosen:
@@ -137,11 +149,24 @@ class Dedup(Section):
     @property
     def shape(self) -> tuple[int, int]:
         """Bands and rows."""
-        if self.threshold is None:
+        written = self.verify and (self.bands or self.rows)  # they only nominate
+        if self.threshold is None or written:
             return self.bands or 14, self.rows or 8
         from stages.text.banding import best_shape
 
         return best_shape(self.threshold, self.permutations, self.miss_weight)
+
+    @property
+    def described(self) -> str:
+        """All that decides whether two documents' hashes can be compared, in words."""
+        if not self.near:
+            return "exact hashes only"
+        bands, rows = self.shape
+        verified = ", verified" if self.verify else ""
+        return (
+            f"{self.ngram}-grams of words and {self.character_ngram}-grams of characters, "
+            f"{bands} bands of {rows}{verified}"
+        )
 
 
 class Pii(Section):

@@ -8,13 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.text.banding import best_shape, error, found_at
-from stages.text.dedup import (
-    components,
-    equal_pairs,
-    exact_survivors,
-    near_survivors,
-    survivors,
-)
+from stages.text.dedup import components, survivors
 from stages.text.minhash import MinHash
 from stages.text.settings import Dedup
 from stages.text.words import Lexicon, fold, ngram_hashes
@@ -63,11 +57,13 @@ def test_recall_and_precision_are_what_the_formula_promises():
 
 
 def equal_links(bands):
-    links = set()
-    for band in bands.T:
-        left, right = equal_pairs(band)
-        links |= {tuple(sorted(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
-    return links
+    """Pairs of rows that share a band."""
+    return {
+        (a, b)
+        for band in bands.T
+        for value in np.unique(band)
+        for a, b in combinations(np.flatnonzero(band == value).tolist(), 2)
+    }
 
 
 def test_the_signature_estimates_jaccard():
@@ -186,17 +182,6 @@ def test_the_survivor_is_the_preferred_then_the_first(rows):
     for row, (group, _) in enumerate(rows):
         members = [i for i, (g, _) in enumerate(rows) if g == group]
         assert chosen[row] == max(members, key=lambda i: (rows[i][1], -i))
-
-
-@given(st.lists(st.sampled_from([(1, 2), (1, 3), (2, 2), (0, 0)]), max_size=20))
-def test_exact_copies_stand_behind_the_first(hashes):
-    pairs = np.array(hashes, np.uint64).reshape(-1, 2)
-    assert exact_survivors(pairs[:, 0], pairs[:, 1]).tolist() == [hashes.index(h) for h in hashes]
-
-
-def test_near_copies_stand_behind_the_longest():
-    bands = np.array([[1, 9], [2, 8], [1, 8], [5, 5]], np.uint64)
-    assert near_survivors(bands, np.array([10, 30, 20, 5])).tolist() == [1, 1, 1, 3]
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 6))
