@@ -2,8 +2,8 @@
 
 Reads files and the documentation of the Python installation, repairs Unicode, masks what identifies
 people (if asked to), tells the language, applies length, quality and repetition rules, and drops
-exact and near copies. What is dropped is
-kept aside with the rule that dropped it and its score; the counts always add up.
+exact and near copies; repeated text is cut out (if asked to). What is dropped is kept aside with
+the rule that dropped it and its score; the counts always add up.
 
     clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}
     more:  {uses: clean, sources: ["new/"], against: ["${clean}"]}
@@ -102,6 +102,7 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.text.index import index_files, write_index
     from stages.text.ledger import write
     from stages.text.links import Room
+    from stages.text.repeats import trim, trimmed_rows
 
     earlier = index_files(inputs.paths("against"), params.dedup)
     caps = Caps(params.max_documents, params.max_characters)
@@ -116,7 +117,10 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     room = Room(ctx.scratch, params.workers, ctx)
     census = take_census(commits, documents, params.dedup, room, earlier)
     ctx.check_cancelled()
-    ledger = write(judged_rows(commits), census, out)
+    trims: list[Path] = []
+    if params.dedup.cuts:
+        census, trims = trim(commits, census, params.dedup, room)
+    ledger = write(trimmed_rows(judged_rows(commits), trims), census, out)
     shutil.rmtree(out / "index", ignore_errors=True)
     if params.dedup.index:
         write_index(commits, census, params.dedup, out)
@@ -185,6 +189,7 @@ def _report(ledger: Ledger, ctx: Context) -> None:
         duplicates=sum(
             counts["documents"] for rule, counts in ledger.rules.items() if "_duplicate" in rule
         ),
+        characters_removed=ledger.removed["characters"],
         masked=ledger.masked.total(),
         broken=len(ledger.broken),
     )

@@ -46,10 +46,11 @@ class Census:
     """The document that stays in its place; itself for one that stays, or whose place is taken by
     a document of an earlier artifact."""
     copy: npt.NDArray[np.object_]
-    """Why it is a copy: `exact_duplicate`, `near_duplicate`, the same with `_earlier`, or
-    nothing."""
+    """Why it is a copy: `exact_duplicate`, `near_duplicate`, the same with `_earlier`,
+    `repeated_text`, or nothing."""
     shared_bands: Floats
-    """Of a copy: the share of its bands that its survivor has too."""
+    """Of a copy: the share of its bands that its survivor has too, or of its characters that were
+    read before."""
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -81,21 +82,29 @@ class Group:
         return slice(self.start, self.start + self.rows)
 
 
-def groups_of(files: Sequence[Path], start: int, limit: int | None, earlier: bool) -> list[Group]:
-    """Cut consecutive tables into groups, up to `limit` rows."""
+def groups_of(
+    files: Sequence[Path],
+    start: int,
+    limit: int | None,
+    *,
+    earlier: bool,
+    rows_a_group: int = ROWS_A_GROUP,
+) -> list[Group]:
+    """Cut consecutive tables into groups of so many rows, or of one table; `limit` rows in all."""
     groups: list[Group] = []
+    begin = start
     for file in files:
         rows = pq.read_metadata(file).num_rows
         if limit is not None:
-            rows = min(rows, limit - sum(group.rows for group in groups))
+            rows = min(rows, start + limit - begin)
         if not rows:
             continue
-        if groups and groups[-1].rows + rows <= ROWS_A_GROUP:
+        if groups and groups[-1].rows + rows <= rows_a_group:
             last = groups[-1]
             groups[-1] = replace(last, files=(*last.files, file), rows=last.rows + rows)
         else:
-            begin = groups[-1].start + groups[-1].rows if groups else start
             groups.append(Group((file,), begin, rows, earlier))
+        begin += rows
     return groups
 
 
@@ -104,7 +113,7 @@ def take_census(
 ) -> Census:
     """Find the copies among the first `documents` documents of the shards, and those of earlier
     documents whose index files are given."""
-    groups = groups_of(commits, 0, documents, False)
+    groups = groups_of(commits, 0, documents, earlier=False)
     judged, characters, origin, confidence = map(
         np.concatenate, zip(*map(_facts, groups), strict=True)
     )
@@ -117,7 +126,7 @@ def take_census(
         copy=np.full(documents, "", object),
         shared_bands=np.zeros(documents),
     )
-    groups += groups_of(earlier, documents, None, True)
+    groups += groups_of(earlier, documents, None, earlier=True)
     if dedup.exact:
         _exact(census, groups, rank, replace(room, folder=room.folder / "exact"))
     if dedup.near:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from stages.data import documents, parts
 from stages.data.documents import Document, Documents
 from stages.text.evaluation_sets import Evaluation, Hits, Numbers, searcher
+from stages.text.spans import complement
 
 CONTAMINATED = "contaminated"
 JOINT = "\n\n"  # between the pieces of a document that was cut
@@ -152,28 +153,13 @@ class Cut:
 
     def apply(self, text: str, spans: npt.NDArray[np.int64]) -> str | None:
         """What stays of the text; None if it is to be dropped."""
-        gaps = merged(
-            np.maximum(spans[:, 0] - self.margin, 0),
-            np.minimum(spans[:, 1] + self.margin, len(text)),
-        )
-        if len(gaps) > self.max_cuts:
+        starts = np.maximum(spans[:, 0] - self.margin, 0)
+        ends = np.minimum(spans[:, 1] + self.margin, len(text))
+        rest = complement(starts, ends, len(text))
+        if len(rest) - 1 > self.max_cuts:
             return None
-        edges = [0, *(edge for gap in gaps for edge in gap), len(text)]
-        pieces = (
-            text[start:end].strip() for start, end in zip(edges[::2], edges[1::2], strict=True)
-        )
+        pieces = (text[start:end].strip() for start, end in rest)
         return JOINT.join(piece for piece in pieces if len(piece) >= self.min_piece) or None
-
-
-def merged(starts: Numbers, ends: Numbers) -> list[tuple[int, int]]:
-    """The same ground covered by spans that neither touch nor overlap, in order."""
-    spans: list[tuple[int, int]] = []
-    for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
-        if spans and start <= spans[-1][1]:
-            spans[-1] = spans[-1][0], max(spans[-1][1], end)
-        else:
-            spans.append((start, end))
-    return spans
 
 
 @dataclass

@@ -29,6 +29,8 @@ class Ledger:
 
     read: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    """Cut out of what was kept."""
     rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -42,6 +44,9 @@ class Ledger:
         """Count one document: kept if `rule` is empty, else dropped by it."""
         size = {"documents": 1, "characters": len(row["text"])}
         self.read.update(size)
+        cut = {"characters": row.get("removed", 0)}
+        self.read.update(cut)
+        self.removed.update(cut)
         self.masked.update(json.loads(row["masked"]))
         self.sources[row["source"]].update({"read": 1})
         self.languages[row["lang"]].update({"read": 1})
@@ -67,6 +72,7 @@ class Ledger:
             "read": _both(self.read),
             "kept": _both(self.kept),
             "dropped": dropped,
+            "removed": _both(self.removed),
             "by_rule": {rule: _both(counts) for rule, counts in self.rules.items()},
             "by_source": {name: dict(counts) for name, counts in self.sources.items()},
             "masked": dict(self.masked),
@@ -78,6 +84,8 @@ class Ledger:
         for unit in ("documents", "characters"):
             losses = sorted(self.rules.items(), key=lambda item: -item[1][unit])
             steps = [("read", self.read[unit]), *((r, -counts[unit]) for r, counts in losses)]
+            if self.removed[unit]:
+                steps.append(("repeated text", -self.removed[unit]))
             yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
         yield _table("Sources", "source", self.sources)
         yield _table("Languages", "language", self.languages)

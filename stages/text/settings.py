@@ -134,6 +134,17 @@ class Dedup(Section):
     """Keep the hashes of what stays, so that later cleaning can name these documents in
     `against`."""
 
+    lines: PositiveInt | None = None
+    """Cut out lines of at least so many characters that were read before; null cuts none."""
+    paragraphs: PositiveInt | None = None
+    """Cut out paragraphs of at least so many characters that were read before; null cuts none."""
+    substrings: Annotated[int, Field(ge=20)] | None = None
+    """Cut out all text that lies in a run of so many characters that was read before; null cuts
+    none."""
+    min_remaining: Annotated[int, Field(ge=1)] = 200
+    """Characters that must be left of a document of which something was cut out; else it is
+    dropped as it was."""
+
     @model_validator(mode="after")
     def _one_shape(self) -> Dedup:
         if self.threshold is not None and not self.verify:
@@ -155,6 +166,11 @@ class Dedup(Section):
         from stages.text.banding import best_shape
 
         return best_shape(self.threshold, self.permutations, self.miss_weight)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is cut out of documents that stay."""
+        return bool(self.lines or self.paragraphs or self.substrings)
 
     @property
     def described(self) -> str:

@@ -17,7 +17,8 @@ from pipeline.stage import Inputs
 from stages.data import documents, parts
 from stages.data.documents import Documents, read_stats
 from stages.decontaminate import DecontaminateParams, decontaminate
-from stages.text.decontamination import Cut, merged
+from stages.text.decontamination import Cut
+from stages.text.spans import complement, merged
 from stages.text.words import Lexicon, word_spans
 
 WORDS = [a + b + c for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
@@ -172,6 +173,10 @@ def test_merged_spans_cover_the_same_ground(spans):
     covered = {at for start, end in joined for at in range(start, end)}
     assert covered == {at for start, length in spans for at in range(start, start + length)}
     assert all(a[1] < b[0] for a, b in pairwise(joined))
+    rest = {
+        at for start, end in complement(starts, starts + lengths, 40) for at in range(start, end)
+    }
+    assert rest == set(range(40)) - covered
 
 
 def test_common_ngrams_count_for_nothing(tmp_path):
