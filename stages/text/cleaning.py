@@ -38,7 +38,7 @@ from stages.text.rules import (
 )
 from stages.text.settings import Dedup, Pii
 from stages.text.sources import SourceFile
-from stages.text.words import Lexicon
+from stages.text.words import lexicon
 
 SCRATCH = parts.versioned(
     pa.schema(
@@ -73,10 +73,6 @@ class Judge:
     @cached_property
     def _minhash(self) -> MinHash:
         return MinHash(self.dedup.ngram, *self.dedup.shape, self.dedup.character_ngram)
-
-    @cached_property
-    def _lexicon(self) -> Lexicon:
-        return Lexicon()
 
     def judge(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
         """One row of the scratch table."""
@@ -122,7 +118,7 @@ class Judge:
         failed = first_failure(length_measures(text), self.limits)
         if failed:
             return *failed, None
-        words = self._lexicon.words(text)
+        words = lexicon().words(text)
         failed = first_failure(quality_measures(text, words, lang), self.limits) or first_failure(
             repetition_measures(text, words), self.limits
         )

@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from stages.text.readers import BrokenFile, read
 from stages.text.repair import repair
 from stages.text.sources import SourceFile, list_files
-from stages.text.words import Hashes, Lexicon, Words, ngram_hashes, word_spans
+from stages.text.words import Hashes, Words, lexicon, ngram_hashes, word_spans
 
 SHORTEST = 8  # words of an item: GPT-3's least n
 NAME_FIELDS = "name the fields that hold its texts in text_fields"
@@ -81,7 +81,6 @@ def read_evaluation(sets: Sequence[str], fields: Sequence[str], n: int) -> Evalu
         InputError: a set cannot be read in full, or holds nothing that can be searched: a typing
             mistake must not pass for a clean corpus.
     """
-    lexicon = Lexicon()
     items: list[Item] = []
     short: list[Item] = []
     lengths: set[int] = set()
@@ -89,7 +88,7 @@ def read_evaluation(sets: Sequence[str], fields: Sequence[str], n: int) -> Evalu
     for name in sets:
         before = len(items)
         for item, text in _items(list_files([name]), fields):
-            folded = _searched(lexicon.words(repair(text)))[0]
+            folded = _searched(lexicon().words(repair(text)))[0]
             if len(folded) < SHORTEST:
                 short.append(item)
                 continue
@@ -184,7 +183,6 @@ class Searcher:
     def __init__(self, grams: Hashes, lengths: Sequence[int]) -> None:
         self._grams = grams
         self._lengths = lengths
-        self._lexicon = Lexicon()
         bits = min(_LARGEST_FILTER, (len(grams) * _FILTER_BITS_A_GRAM).bit_length())
         self._mask = np.uint64((1 << bits) - 1)
         self._filter = np.zeros(1 << bits, np.bool_)
@@ -192,7 +190,7 @@ class Searcher:
 
     def search(self, text: str) -> Hits | None:
         """All places at which the text holds a gram; None if there are none."""
-        folded, positions = _searched(self._lexicon.words(text))
+        folded, positions = _searched(lexicon().words(text))
         first, last, gram = [], [], []
         for n in self._lengths:
             at, rank = self._lookup(ngram_hashes(folded, n))

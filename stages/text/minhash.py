@@ -41,7 +41,11 @@ class MinHash:
         return constants[:half] | np.uint64(1), constants[half:]
 
     def shingles(self, words: Words) -> Hashes:
-        """Hashes of the text's n-grams; of all its words if they are fewer.
+        """The distinct hashes of the text's n-grams; of all its words if they are fewer."""
+        return np.unique(self._ngrams(words))
+
+    def _ngrams(self, words: Words) -> Hashes:
+        """The hashes in the text's order.
 
         Each begins at a word and is as long as that word's script asks for, so that texts of
         mixed scripts have both kinds.
@@ -59,27 +63,33 @@ class MinHash:
             )
         if not len(found) and len(folded):
             found = ngram_hashes(folded, len(folded))
-        return np.unique(found)
+        return found
 
     def signature(self, shingles: Hashes) -> Signature:
         """The least hash of any shingle under each permutation, shape (bands * rows,)."""
         factors, offsets = self._permutations
-        least = np.full(len(factors), np.iinfo(np.uint32).max, np.uint32)
+        least = np.full(len(factors), np.iinfo(np.uint64).max, np.uint64)
+        hashed = np.empty((len(factors), min(_BLOCK, len(shingles))), np.uint64)
         for start in range(0, len(shingles), _BLOCK):
             block = shingles[start : start + _BLOCK]
-            hashed = (factors[:, None] * block + offsets[:, None]) >> np.uint64(32)
-            np.minimum(least, hashed.min(axis=1).astype(np.uint32), out=least)
-        return least
+            part = hashed[:, : len(block)]
+            np.multiply(factors[:, None], block, out=part)
+            part += offsets[:, None]
+            np.minimum(least, part.min(axis=1), out=least)
+        return (least >> np.uint64(32)).astype(np.uint32)
 
     def of(self, words: Words) -> Signature | None:
         """The signature of a text; None for one without words."""
-        shingles = self.shingles(words)
+        shingles = self._ngrams(words)
         return self.signature(shingles) if len(shingles) else None
 
     def bands_of(self, signature: Signature) -> Hashes:
         """One hash a band, shape (bands,)."""
         rows = signature.astype(np.uint64).reshape(self.bands, self.rows)
-        return np.concatenate([ngram_hashes(band, self.rows) for band in rows])
+        hashes = np.zeros(self.bands, np.uint64)
+        for row in rows.T:
+            hashes = hashes * np.uint64(GOLDEN) + row
+        return mix64(hashes)
 
     def band_hashes(self, words: Words) -> Hashes | None:
         """One hash a band, shape (bands,), or None for a text without words."""

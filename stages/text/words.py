@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from stages.data.hashing import GOLDEN, hash64, mix64
 
 Hashes = npt.NDArray[np.uint64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
+_ASCII_MARKS = "".join(c for c in map(chr, range(128)) if not c.isalnum())
 _DIGITS = re.compile(r"\d+")
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -48,6 +50,12 @@ class Words:
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+
+@cache
+def lexicon() -> Lexicon:
+    """The one of this process: what it learnt of one shard serves the next."""
+    return Lexicon()
 
 
 class Lexicon:
@@ -119,17 +127,23 @@ def _columns(size: int) -> _Columns:
 
 
 def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
+    hashed, ascii_ = hash64(word), word.isascii()
+    if ascii_ and word.isalpha():  # most words, and all that they need
+        lower = word.lower()
+        return hashed, len(word), False, True, hashed if lower == word else hash64(lower), False
     letter = word.isalpha() or any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
-    unspaced = _UNSPACED_SCRIPT.match(word) is not None
-    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
+    unspaced = not ascii_ and _UNSPACED_SCRIPT.match(word) is not None
+    return hashed, len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
 
 
 def fold(word: str) -> str:
     """The word as near-duplicate search sees it: lower case, no accents, digits alike."""
-    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word.lower()))
+    word = word.lower()
     if word.isascii():
-        return word
+        word = word.strip(_ASCII_MARKS)
+        return word if word.isalpha() else _DIGITS.sub("0", word)
+    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word))
     split = unicodedata.normalize("NFD", word)
     return "".join(c for c in split if unicodedata.category(c) != "Mn")
 
@@ -145,5 +159,6 @@ def ngram_hashes(words: Hashes, n: int) -> Hashes:
     count = max(0, len(words) - n + 1)
     hashes = np.zeros(count, np.uint64)
     for k in range(n if count else 0):
-        hashes = hashes * np.uint64(GOLDEN) + words[k : k + count]
+        hashes *= np.uint64(GOLDEN)
+        hashes += words[k : k + count]
     return mix64(hashes)

@@ -1,12 +1,15 @@
 """Near-duplicate search against brute force: Jaccard by sets, components by union-find."""
 
+import re
 from itertools import combinations
+from unicodedata import category, normalize
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.data.hashing import hash64
 from stages.text.banding import best_shape, error, found_at
 from stages.text.dedup import components, survivors
 from stages.text.minhash import MinHash
@@ -191,3 +194,14 @@ def test_ngram_hashes_are_equal_where_ngrams_are(letters, n):
     ngrams = [tuple(letters[i : i + n]) for i in range(max(0, len(letters) - n + 1))]
     assert len(hashes) == len(ngrams)
     assert [[a == b for b in hashes] for a in hashes] == [[a == b for b in ngrams] for a in ngrams]
+
+
+@given(st.text(alphabet="aB é1_-.床\u0301", max_size=30) | st.text(max_size=30))
+def test_the_fast_way_to_fold_is_the_plain_one(text):
+    for word in text.split():
+        lower = re.sub(r"\d+", "0", re.sub(r"^[\W_]+|[\W_]+$", "", word.lower()))
+        plain = "".join(c for c in normalize("NFD", lower) if category(c) != "Mn")
+        assert fold(word) == plain
+        found = Lexicon().words(word).folded.tolist()
+        if len(found) == 1:
+            assert found == [hash64(plain) if any(map(str.isalnum, word)) else 0]

@@ -15,15 +15,9 @@ from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.text import links, sources
 from stages.text.rolling import Runs, anchors, sliding
+from stages.text.settings import Rules
 
-OFF = dict.fromkeys(
-    (
-        *("min_characters", "min_words", "min_mean_word_length", "min_alphabetic_words"),
-        *("min_stop_words", "max_duplicate_lines", "max_duplicate_line_characters"),
-        *("max_duplicate_paragraphs", "max_duplicate_paragraph_characters", "max_top_ngrams"),
-        *("max_duplicate_ngrams", "max_mean_word_length"),
-    )
-)
+OFF = dict.fromkeys(Rules.model_fields)
 
 
 def run(folder, files, **dedup):
