@@ -2,15 +2,19 @@
 
 Reads files and the documentation of the Python installation, repairs Unicode, masks what identifies
 people (if asked to), tells the language, applies length, quality and repetition rules, and drops
-exact and near copies. What is dropped is
-kept aside with the rule that dropped it and its score; the counts always add up.
+exact and near copies; repeated text is cut out (if asked to). What is dropped is kept aside with
+the rule that dropped it and its score; the counts always add up.
 
     clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}
+    more:  {uses: clean, sources: ["new/"], against: ["${clean}"]}
+
+Documents of `against` are earlier ones, of which nothing is read but hashes: their copies go.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -91,7 +95,7 @@ class CleanParams(Params):
         return {key: content_digest(name) for key, name in named.items()}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Languages are codes, sources are named once."""
+        """Languages are codes, sources are named once, earlier hashes can be compared."""
         for code in self.languages:
             if not (code.isascii() and code.isalpha() and code.islower() and len(code) <= 3):
                 yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
@@ -106,6 +110,18 @@ class CleanParams(Params):
             yield Problem("edits", "`languages` needs to know which to keep", "set `languages`")
         yield from limit_problems(self.rules, self.limits)
 
+        for name, earlier in upstream.items():
+            if isinstance(earlier, CleanParams) and name.startswith("against"):
+                yield from self._compare(name, earlier)
+
+    def _compare(self, name: str, earlier: CleanParams) -> Iterator[Problem]:
+        ours, theirs = self.dedup.described, earlier.dedup.described
+        if not earlier.dedup.index:
+            yield Problem(name, "keeps no index", "set dedup.index there")
+        elif self.dedup.near and ours != theirs:
+            remedy = "deduplicate both alike, or switch off dedup.near"
+            yield Problem(name, f"has hashes of {theirs}, not of {ours}", remedy)
+
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Time and disk, where a cap bounds the text."""
         if self.max_characters is None:
@@ -114,15 +130,20 @@ class CleanParams(Params):
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
-@stage("clean", output="Documents", version=VERSION)
+@stage("clean", inputs={"against": "Documents*?"}, output="Documents", version=VERSION)
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
-    from stages.text.cleaning import Caps, judged_rows, take_census
+    from stages.text.census import take_census
+    from stages.text.cleaning import Caps, judged_rows
     from stages.text.exhibits import Exhibits
+    from stages.text.index import index_files, write_index
     from stages.text.ledger import write
+    from stages.text.links import Room
+    from stages.text.repeats import trim, trimmed_rows
     from stages.text.rules.scoring import Scorer
     from stages.text.verdicts import decide
 
+    earlier = index_files(inputs.paths("against"), params.dedup)
     caps = Caps(params.max_documents, params.max_characters)
     commits = _judge(params, caps, ctx)
     documents = caps.within(len(commits))
@@ -132,13 +153,19 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
             where="sources",
             remedy="name other sources, or raise max_documents and max_characters",
         )
-    scorer = Scorer(params.rules)
-    demands = _demands(params)
-    verdicts = decide(commits, documents, scorer.rules, demands)
-    census = take_census(commits, verdicts, params.dedup)
+    demands, room = _demands(params), Room(ctx.scratch, params.workers, ctx)
+    verdicts = decide(commits, documents, Scorer(params.rules).rules, demands)
+    census = take_census(commits, verdicts.passed, params.dedup, room, earlier)
     ctx.check_cancelled()
+    trims: list[Path] = []
+    if params.dedup.cuts:
+        census, trims = trim(commits, census, params.dedup, room)
     exhibits = Exhibits(verdicts, demands.limits)
-    ledger = write(judged_rows(commits), verdicts, census, exhibits, out)
+    rows = trimmed_rows(judged_rows(commits), trims)
+    ledger = write(rows, verdicts, census, exhibits, out)
+    shutil.rmtree(out / "index", ignore_errors=True)
+    if params.dedup.index:
+        write_index(commits, census, params.dedup, out)
     _tell_broken(ledger, params.max_bad, ctx)
     if not ledger.kept["documents"]:
         raise InputError(_nothing_left(ledger), where="rules", remedy=_remedy(ledger))
@@ -194,12 +221,13 @@ def _identity(params: CleanParams) -> str:
     """What decides the figures of every document; the limits are not in it."""
     from stages.data.hashing import name128
 
-    fields = {"text_column", "rules", "edits", "pii", "dedup"}
+    fields = {"text_column", "rules", "edits", "pii"}
     if "languages" in params.edits:
         fields.add("languages")
     measured = params.model_dump(mode="json", include=fields)
     contents = sorted(params.externals().items())
-    return name128(json.dumps([measured, contents, VERSION], sort_keys=True))
+    decisive = [measured, params.dedup.described, contents, VERSION]
+    return name128(json.dumps(decisive, sort_keys=True))
 
 
 def _lists(settings: Lists) -> shape.Lists:
@@ -231,10 +259,9 @@ def _report(ledger: Ledger, exhibits: Exhibits, ctx: Context) -> None:
         characters_read=ledger.read["characters"],
         characters=ledger.kept["characters"],
         duplicates=sum(
-            counts["documents"]
-            for rule, counts in ledger.rules.items()
-            if rule.endswith("_duplicate")
+            counts["documents"] for rule, counts in ledger.rules.items() if "_duplicate" in rule
         ),
+        characters_removed=ledger.removed["characters"],
         masked=ledger.masked.total(),
         broken=len(ledger.broken),
     )

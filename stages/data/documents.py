@@ -2,7 +2,8 @@
 
 documents/part-00000.parquet   id, text, source, lang, meta (JSON), scores (one field a rule)
 dropped/part-00000.parquet     the same and rule, score
-stats.json                     counts; kept + dropped == read, in documents and characters
+stats.json                     counts; kept + dropped (+ removed) == read, in documents and in
+                               characters
 """
 
 from __future__ import annotations
@@ -56,17 +57,20 @@ def _schema(columns: list[tuple[str, pa.DataType]], rules: Sequence[str]) -> pa.
 
 
 def write_stats(out: Path, stats: dict[str, Any]) -> None:
-    """Write the counts.
+    """Write the counts; `removed` counts what was cut out of kept documents, where that is done.
 
     Raises:
-        CorruptArtifact: kept and dropped do not add up to read.
+        CorruptArtifact: kept, dropped and removed do not add up to read.
     """
     from pipeline.disk import write_atomic
 
     for unit in ("documents", "characters"):
         read, kept, dropped = (stats[state][unit] for state in ("read", "kept", "dropped"))
-        if read != kept + dropped:
-            raise CorruptArtifact(f"{kept} kept and {dropped} dropped of {read} {unit} read")
+        removed = stats.get("removed", {}).get(unit, 0)
+        if read != kept + dropped + removed:
+            raise CorruptArtifact(
+                f"{kept} kept, {dropped} dropped and {removed} removed of {read} {unit} read"
+            )
     write_atomic(out / "stats.json", json.dumps(stats, indent=1, sort_keys=True))
 
 

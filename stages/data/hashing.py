@@ -39,9 +39,22 @@ def mix64(word: Words) -> Words: ...
 def mix64(word: Any) -> Any:
     """splitmix64's finisher, of one word or of each of an array: every bit of the input reaches
     every bit of the output."""
+    if not isinstance(word, int):
+        return _mix_array(word)
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _MASK
     return word ^ (word >> 31)
+
+
+def _mix_array(words: Words) -> Words:
+    """Arrays wrap by themselves, and are worth sparing copies of."""
+    mixed: Any = words ^ (words >> 30)
+    mixed *= 0xBF58476D1CE4E5B9
+    mixed ^= mixed >> 27
+    mixed *= 0x94D049BB133111EB
+    mixed ^= mixed >> 31
+    result: Words = mixed
+    return result
 
 
 def fold64(*values: int) -> int:

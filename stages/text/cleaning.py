@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 
 from stages.data import parts
 from stages.data.hashing import name128
-from stages.text.dedup import Rows, exact_survivors, near_survivors
 from stages.text.edits import Edit, edits
 from stages.text.language import language
 from stages.text.minhash import MinHash
@@ -38,8 +37,7 @@ from stages.text.rules.shape import Lists
 from stages.text.rules.view import View
 from stages.text.settings import Dedup, Pii
 from stages.text.sources import SourceFile
-from stages.text.verdicts import Verdicts
-from stages.text.words import Lexicon
+from stages.text.words import lexicon
 
 SCRATCH = parts.versioned(
     pa.schema(
@@ -51,6 +49,8 @@ SCRATCH = parts.versioned(
             ("characters", pa.int64()),
             ("exact", pa.binary(16)),
             ("bands", pa.binary()),
+            ("signature", pa.binary()),
+            ("origin", pa.int64()),
         ]
     ),
     "Judged",
@@ -73,11 +73,7 @@ class Judge:
 
     @cached_property
     def _minhash(self) -> MinHash:
-        return MinHash(self.dedup.ngram, self.dedup.bands, self.dedup.rows)
-
-    @cached_property
-    def _lexicon(self) -> Lexicon:
-        return Lexicon()
+        return MinHash(self.dedup.ngram, *self.dedup.shape, self.dedup.character_ngram)
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -96,7 +92,7 @@ class Judge:
             before, text = text, edit(text, lang)
             changed[name] = len(before) - len(text)
         broken = raw.broken or ("" if text.strip() else "empty")
-        view = View(text, lang, self._lexicon, raw.meta)
+        view = View(text, lang, lexicon(), raw.meta)
         return {
             "id": name128(file.source, file.place, str(position)),
             "text": text,
@@ -110,12 +106,19 @@ class Judge:
             "changed": json.dumps({name: n for name, n in changed.items() if n}),
             "characters": len(text),
             "exact": bytes.fromhex(name128(text)),
-            "bands": None if broken else self._bands(view),
+            "origin": file.origin,
+            **self._hashes(None if broken else view),
         }
 
-    def _bands(self, view: View) -> bytes | None:
-        bands = self._minhash.band_hashes(view.words) if self.dedup.near else None
-        return None if bands is None else bands.astype("<u8").tobytes()
+    def _hashes(self, view: View | None) -> dict[str, bytes | None]:
+        signature = self._minhash.of(view.words) if view and self.dedup.near else None
+        if signature is None:
+            return {"bands": None, "signature": None}
+        bands = self._minhash.bands_of(signature).astype("<u8").tobytes()
+        return {
+            "bands": bands,
+            "signature": signature.astype("<u4").tobytes() if self.dedup.verify else None,
+        }
 
 
 def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
@@ -137,66 +140,6 @@ def _tolerated(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
         yield from read(file, text_column)
     except BrokenFile as error:
         yield RawDocument("", {"error": error.message}, "broken.file")
-
-
-@dataclass(frozen=True)
-class Census:
-    """What is known of every judged document without its text; arrays of shape (N,)."""
-
-    judged: npt.NDArray[np.bool_]
-    """Passed all rules so far."""
-    characters: npt.NDArray[np.int64]
-    stands_for: Rows
-    """The document that stays in its place; itself for one that stays."""
-    copy: npt.NDArray[np.str_]
-    """Why it is a copy: `exact_duplicate`, `near_duplicate` or nothing."""
-    shared_bands: npt.NDArray[np.float64]
-    """Of a copy: the share of its bands that its survivor has too."""
-
-
-def take_census(commits: Sequence[Path], verdicts: Verdicts, dedup: Dedup) -> Census:
-    """Find the copies among the documents of the shards that passed."""
-    table = pa.concat_tables(
-        pq.read_table(commit, columns=["characters", "exact", "bands"]) for commit in commits
-    ).slice(0, len(verdicts.failed))
-    characters = table["characters"].to_numpy()
-    judged = verdicts.passed
-    stands_for = np.arange(len(judged))
-    copy = np.full(len(judged), "", "<U15")
-    shared = np.zeros(len(judged))
-    if dedup.exact:
-        alive = np.flatnonzero(judged)
-        halves = _halves(table["exact"].take(alive).to_pylist())
-        stands_for[alive] = alive[exact_survivors(halves[:, 0], halves[:, 1])]
-        copy[stands_for != np.arange(len(judged))] = "exact_duplicate"
-        shared[copy != ""] = 1.0
-    if dedup.near:
-        _near(table, dedup, characters, np.flatnonzero(judged & (copy == "")), stands_for, shared)
-        copy[(copy == "") & (stands_for != np.arange(len(judged)))] = "near_duplicate"
-    return Census(judged, characters, stands_for[stands_for], copy, shared)
-
-
-def _near(
-    table: pa.Table,
-    dedup: Dedup,
-    characters: npt.NDArray[np.int64],
-    alive: Rows,
-    stands_for: Rows,
-    shared: npt.NDArray[np.float64],
-) -> None:
-    found = table["bands"].take(alive).to_pylist()
-    rows = alive[np.array([bands is not None for bands in found], np.bool_)]
-    if not len(rows):
-        return
-    joined = b"".join(bands for bands in found if bands)
-    bands = np.frombuffer(joined, "<u8").reshape(-1, dedup.bands)
-    standing = near_survivors(bands, characters[rows])
-    stands_for[rows] = rows[standing]
-    shared[rows] = (bands == bands[standing]).mean(axis=1)
-
-
-def _halves(hashes: list[bytes]) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
 
 
 def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:

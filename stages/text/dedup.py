@@ -1,23 +1,11 @@
-"""Groups of equal things and their survivors: connected components over arrays, no shuffling.
-
-Only hashes and row numbers come here, never text.
-"""
+"""Connected components over arrays, and the survivor of each: only row numbers come here."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.text.words import Hashes
-
 Rows = npt.NDArray[np.int64]
-
-
-def equal_pairs(hashes: Hashes) -> tuple[Rows, Rows]:
-    """A link from every row to the next row with the same hash, shapes (E,)."""
-    order = np.argsort(hashes, kind="stable")
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    return order[:-1][same], order[1:][same]
 
 
 def components(size: int, left: Rows, right: Rows) -> Rows:
@@ -50,21 +38,3 @@ def survivors(groups: Rows, preference: npt.NDArray[np.int64]) -> Rows:
     result = np.empty(len(groups), np.int64)
     result[order] = chosen
     return result
-
-
-def exact_survivors(low: Hashes, high: Hashes) -> Rows:
-    """For each row, the first row with the same 128-bit hash."""
-    order = np.lexsort((np.arange(len(low)), high, low))
-    change = (low[order[1:]] != low[order[:-1]]) | (high[order[1:]] != high[order[:-1]])
-    starts = np.flatnonzero(np.r_[True, change]) if len(low) else np.empty(0, np.int64)
-    result = np.empty(len(low), np.int64)
-    result[order] = np.repeat(order[starts], np.diff(np.r_[starts, len(low)]))
-    return result
-
-
-def near_survivors(bands: Hashes, preference: npt.NDArray[np.int64]) -> Rows:
-    """For each row of `bands` (shape (rows, bands)), the survivor of its near-duplicates."""
-    links = [equal_pairs(np.ascontiguousarray(band)) for band in bands.T]
-    left = np.concatenate([a for a, _ in links]) if links else np.empty(0, np.int64)
-    right = np.concatenate([b for _, b in links]) if links else np.empty(0, np.int64)
-    return survivors(components(len(bands), left, right), preference)

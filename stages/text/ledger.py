@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline import panels
 from stages.data import documents
-from stages.text.cleaning import Census
+from stages.text.census import Census
 from stages.text.exhibits import Exhibits
 from stages.text.verdicts import Verdicts
 
@@ -31,6 +31,8 @@ class Ledger:
 
     read: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    """Cut out of what was kept."""
     rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -45,6 +47,9 @@ class Ledger:
         """Count one document: kept if `rule` is empty, else dropped by it."""
         size = {"documents": 1, "characters": len(row["text"])}
         self.read.update(size)
+        cut = {"characters": row.get("removed", 0)}
+        self.read.update(cut)
+        self.removed.update(cut)
         self.masked.update(json.loads(row["masked"]))
         self.changed.update(json.loads(row["changed"]))
         self.sources[row["source"]].update({"read": 1})
@@ -71,6 +76,7 @@ class Ledger:
             "read": _both(self.read),
             "kept": _both(self.kept),
             "dropped": dropped,
+            "removed": _both(self.removed),
             "by_rule": {rule: _both(counts) for rule, counts in self.rules.items()},
             "by_source": {name: dict(counts) for name, counts in self.sources.items()},
             "masked": dict(self.masked),
@@ -87,6 +93,8 @@ class Ledger:
             if unit == "characters":
                 edits = [(name, -number) for name, number in self.changed.items()]
                 steps = [("read", self.read[unit] + self.changed.total()), *edits, *steps[1:]]
+            if self.removed[unit]:
+                steps.append(("repeated text", -self.removed[unit]))
             yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
         yield _table("Sources", "source", self.sources)
         yield _table("Languages", "language", self.languages)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.errors import Problem, did_you_mean
 from pipeline.stage import Params, Section
@@ -45,6 +45,7 @@ EditName = Literal[
     "whole_sentences",
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+Preference = Literal["source", "length", "language"]
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 PiiKind = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
 OBJECTS_A_SECOND = 600  # found on one busy core
@@ -115,7 +116,7 @@ class Lists(Section):
 
 
 class Dedup(Section):
-    """Which copies are dropped. Of equal documents the first stays, of similar ones the longest."""
+    """Which copies are dropped, and which one stays."""
 
     exact: bool = True
     """Drop documents whose text is equal to another's."""
@@ -123,10 +124,81 @@ class Dedup(Section):
     """Drop documents that MinHash finds similar to another."""
     ngram: PositiveInt = 5
     """Words in a shingle."""
-    bands: PositiveInt = 14
-    """Bands of the signature: more find less similar texts."""
-    rows: PositiveInt = 8
-    """Rows of a band: more find only more similar texts."""
+    character_ngram: PositiveInt = 8
+    """Characters in a shingle, in scripts that are written without spaces."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The Jaccard similarity from which texts count as near copies: chooses bands and rows; null
+    takes them as they stand."""
+    permutations: Annotated[int, Field(ge=1, le=1024)] = 112
+    """Hashes of a signature, at most, where `threshold` chooses."""
+    miss_weight: Share = 0.5
+    """What a missed copy weighs against a text that is wrongly taken for one, where `threshold`
+    chooses."""
+    bands: PositiveInt | None = None
+    """Bands of the signature: more find less similar texts. 14, if there is no threshold."""
+    rows: PositiveInt | None = None
+    """Rows of a band: more find only more similar texts. 8, if there is no threshold."""
+
+    verify: bool = False
+    """Take documents for near copies only if the Jaccard similarity that their whole signatures
+    estimate reaches `threshold` too (without one: the similarity at which the bands tip over).
+    Then `bands` and `rows` may stand beside `threshold`."""
+    prefer: tuple[Preference, ...] = ("length",)
+    """Which copy stays, the first wish first: that of the earlier source in `sources`, the longest,
+    the one whose language is surest; then the first read."""
+    index: bool = True
+    """Keep the hashes of what stays, so that later cleaning can name these documents in
+    `against`."""
+
+    lines: PositiveInt | None = None
+    """Cut out lines of at least so many characters that were read before; null cuts none."""
+    paragraphs: PositiveInt | None = None
+    """Cut out paragraphs of at least so many characters that were read before; null cuts none."""
+    substrings: Annotated[int, Field(ge=20)] | None = None
+    """Cut out all text that lies in a run of so many characters that was read before; null cuts
+    none."""
+    min_remaining: Annotated[int, Field(ge=1)] = 200
+    """Characters that must be left of a document of which something was cut out; else it is
+    dropped as it was."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Dedup:
+        if self.threshold is not None and not self.verify:
+            chosen = self.shape
+            written = (self.bands or chosen[0], self.rows or chosen[1])
+            if written != chosen:
+                raise ValueError(
+                    f"threshold {self.threshold} chooses {chosen[0]} bands and {chosen[1]} rows, "
+                    f"not {written[0]} and {written[1]}: leave out bands and rows, or threshold"
+                )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Bands and rows."""
+        written = self.verify and (self.bands or self.rows)  # they only nominate
+        if self.threshold is None or written:
+            return self.bands or 14, self.rows or 8
+        from stages.text.banding import best_shape
+
+        return best_shape(self.threshold, self.permutations, self.miss_weight)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is cut out of documents that stay."""
+        return bool(self.lines or self.paragraphs or self.substrings)
+
+    @property
+    def described(self) -> str:
+        """All that decides whether two documents' hashes can be compared, in words."""
+        if not self.near:
+            return "exact hashes only"
+        bands, rows = self.shape
+        verified = ", verified" if self.verify else ""
+        return (
+            f"{self.ngram}-grams of words and {self.character_ngram}-grams of characters, "
+            f"{bands} bands of {rows}{verified}"
+        )
 
 
 class Pii(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
@@ -38,6 +38,8 @@ class SourceFile:
     """Where it is on this machine."""
     size: int
     """Bytes."""
+    origin: int = 0
+    """The source's position among those that were named."""
 
 
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
@@ -46,7 +48,11 @@ def list_files(sources: Sequence[str]) -> list[SourceFile]:
     Raises:
         InputError: a source does not exist, holds nothing readable, or is of no known type.
     """
-    return [file for source in sources for file in _files(source)]
+    return [
+        replace(file, origin=origin)
+        for origin, source in enumerate(sources)
+        for file in _files(source)
+    ]
 
 
 def content_digest(source: str) -> str:

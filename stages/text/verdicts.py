@@ -81,5 +81,6 @@ def _matrix(column: pa.ChunkedArray, rules: int) -> npt.NDArray[np.float64]:
     """Lists of one figure a rule as rows; NaN for the documents that have none."""
     rows = np.full((len(column), rules), np.nan)
     scored = column.is_valid().to_numpy()
-    rows[scored] = column.drop_null().combine_chunks().flatten().to_numpy().reshape(-1, rules)
+    flat = column.drop_null().combine_chunks().flatten().to_numpy()
+    rows[scored] = flat.reshape(np.count_nonzero(scored), rules)
     return rows

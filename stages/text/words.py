@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -18,11 +19,14 @@ from stages.data.hashing import GOLDEN, hash64, mix64
 
 Hashes = npt.NDArray[np.uint64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
+_ASCII_MARKS = "".join(c for c in map(chr, range(128)) if not c.isalnum())
 _DIGITS = re.compile(r"\d+")
-_UNSPACED_SCRIPT = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff])"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
 )
+_UNSPACED_SCRIPT = re.compile(f"([{_UNSPACED}])")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _TOKEN = re.compile(
     r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b|\.{2,}|-{2,}"
     r"|\w+(?:[.,@:/]\w+)*|[^\w\s]"
@@ -46,9 +50,17 @@ class Words:
     folded: Hashes
     """Of the word in lower case without accents, outer punctuation or digits' values; 0 for a
     word that is nothing but punctuation."""
+    unspaced: npt.NDArray[np.bool_]
+    """A character of a script that is written without spaces."""
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+
+@cache
+def lexicon() -> Lexicon:
+    """The one of this process: what it learnt of one shard serves the next."""
+    return Lexicon()
 
 
 class Lexicon:
@@ -71,6 +83,7 @@ class Lexicon:
         words = _spaced(text).split()
         for word in dict.fromkeys(words):
             if word not in self._tokens:
+                self._characters += len(word)
                 self._tokens[word] = _TOKEN.findall(word)
         return self.look_up(list(chain.from_iterable(map(self._tokens.__getitem__, words))))
 
@@ -82,8 +95,10 @@ class Lexicon:
         if new:
             self._learn(new)
         rows = np.fromiter(map(self._row.__getitem__, words), np.int64, len(words))
-        hashes, lengths, symbol, letter, folded = self._columns
-        return Words(hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows])
+        hashes, lengths, symbol, letter, folded, unspaced = self._columns
+        return Words(
+            hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows], unspaced[rows]
+        )
 
     def _forget(self) -> None:
         self._row: dict[str, int] = {}
@@ -112,7 +127,12 @@ def _spaced(text: str) -> str:
 
 
 _Columns = tuple[
-    Hashes, npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], Hashes
+    Hashes,
+    npt.NDArray[np.int64],
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.bool_],
+    Hashes,
+    npt.NDArray[np.bool_],
 ]
 
 
@@ -123,22 +143,35 @@ def _columns(size: int) -> _Columns:
         np.empty(size, np.bool_),
         np.empty(size, np.bool_),
         np.empty(size, np.uint64),
+        np.empty(size, np.bool_),
     )
 
 
-def _facts(word: str) -> tuple[int, int, bool, bool, int]:
+def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
+    hashed, ascii_ = hash64(word), word.isascii()
+    if ascii_ and word.isalpha():  # most words, and all that they need
+        lower = word.lower()
+        return hashed, len(word), False, True, hashed if lower == word else hash64(lower), False
     letter = word.isalpha() or any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
-    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word))
+    unspaced = not ascii_ and _UNSPACED_SCRIPT.match(word) is not None
+    return hashed, len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
 
 
 def fold(word: str) -> str:
     """The word as near-duplicate search sees it: lower case, no accents, digits alike."""
-    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word.lower()))
+    word = word.lower()
     if word.isascii():
-        return word
+        word = word.strip(_ASCII_MARKS)
+        return word if word.isalpha() else _DIGITS.sub("0", word)
+    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word))
     split = unicodedata.normalize("NFD", word)
     return "".join(c for c in split if unicodedata.category(c) != "Mn")
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where each of the words that a `Lexicon` splits the text into begins and ends."""
+    return [match.span() for match in _WORD.finditer(text)]
 
 
 def ngram_hashes(words: Hashes, n: int) -> Hashes:
@@ -147,5 +180,6 @@ def ngram_hashes(words: Hashes, n: int) -> Hashes:
     count = max(0, len(words) - n + 1)
     hashes = np.zeros(count, np.uint64)
     for k in range(n if count else 0):
-        hashes = hashes * np.uint64(GOLDEN) + words[k : k + count]
+        hashes *= np.uint64(GOLDEN)
+        hashes += words[k : k + count]
     return mix64(hashes)

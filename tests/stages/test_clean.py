@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -40,10 +41,11 @@ def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def run(folder, *names, **options):
+def run(folder, *names, against=(), **options):
     """Clean these sources in a fresh context of `folder`."""
     ctx = Context.local(folder)
-    clean(CleanParams(sources=tuple(map(str, names)), **options), Inputs({}), ctx.out, ctx)
+    inputs = Inputs({"against": [SimpleNamespace(path=earlier.out) for earlier in against]})
+    clean(CleanParams(sources=tuple(map(str, names)), **options), inputs, ctx.out, ctx)
     return ctx
 
 
@@ -110,6 +112,94 @@ def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_pa
     assert [d.text for d in Documents(loose.out)].count(prose(5)) == 3
 
 
+def test_the_survivor_is_the_one_that_is_wished_for(tmp_path):
+    longer, shorter = prose(1) + " Indeed.", prose(1)
+    write_jsonl(tmp_path / "a" / "a.jsonl", [prose(9), shorter])
+    write_jsonl(tmp_path / "b" / "b.jsonl", [longer, prose(9)])
+    a, b = tmp_path / "a", tmp_path / "b"
+    for number, (sources_, wishes, places) in enumerate(
+        [
+            ((a, b), ("length",), [("a", 0), ("b", 0)]),
+            ((a, b), (), [("a", 0), ("a", 1)]),
+            ((b, a), ("source", "length"), [("b", 0), ("b", 1)]),
+            ((a, b), ("source", "length"), [("a", 0), ("a", 1)]),
+        ]
+    ):
+        ctx = run(tmp_path / str(number), *sources_, dedup={"prefer": wishes})
+        found = [(d.source, json.loads(d.meta)["line"] - 1) for d in Documents(ctx.out)]
+        assert found == places
+
+
+def test_the_surest_language_can_be_wished_for(tmp_path):
+    mixed = prose(1, 400) + " Und das ist das Ende."
+    write_jsonl(tmp_path / "a.jsonl", [mixed, prose(1, 400)])
+    kept = {}
+    for wish in ("length", "language"):
+        ctx = run(tmp_path / wish, tmp_path / "a.jsonl", dedup={"prefer": [wish]})
+        (kept[wish],) = [d.text for d in Documents(ctx.out)]
+    assert kept == {"length": mixed, "language": prose(1, 400)}
+
+
+def test_verified_copies_are_as_similar_as_asked(tmp_path):
+    words = prose(1, 300).split()
+    altered = " ".join([*words[:270], *prose(2, 30).split()])
+    write_jsonl(tmp_path / "a.jsonl", [" ".join(words), altered, " ".join(words) + " Indeed."])
+    loose = {"bands": 28, "rows": 2}
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", dedup=loose)
+    assert len(list(Documents(ctx.out))) == 1
+    ctx = run(
+        tmp_path / "x", tmp_path / "a.jsonl", dedup={**loose, "verify": True, "threshold": 0.95}
+    )
+    assert [row["text"] for row in dropped_rows(ctx)] == [" ".join(words)]
+
+
+@pytest.mark.parametrize("dedup", [{}, {"verify": True}])
+def test_earlier_documents_always_win(tmp_path, dedup):
+    old, new = [prose(i) for i in range(6)], [prose(i) for i in range(10, 16)]
+    near_old, near_new = (
+        prose(1).replace("library", "module", 1) + " Indeed.",
+        prose(10) + " Indeed.",
+    )
+    write_jsonl(tmp_path / "old.jsonl", [*old, old[2]])
+    write_jsonl(tmp_path / "new.jsonl", [old[0], *new, near_old, near_new, old[0], old[5]])
+    before = run(tmp_path / "before", tmp_path / "old.jsonl", dedup=dedup)
+    index = pq.read_table(before.out / "index")
+    assert index.num_rows == 6 and "text" not in index.column_names
+    ctx = run(tmp_path / "after", tmp_path / "new.jsonl", against=[before], dedup=dedup)
+    assert [d.text for d in Documents(ctx.out)] == [*new[1:], near_new]
+    reasons = [(row["rule"], row["text"]) for row in dropped_rows(ctx)]
+    assert reasons == [
+        ("exact_duplicate_earlier", old[0]),
+        ("near_duplicate", new[0]),
+        ("near_duplicate_earlier", near_old),
+        ("exact_duplicate_earlier", old[0]),
+        ("exact_duplicate_earlier", old[5]),
+    ]
+    assert all(row["score"] > 0.5 for row in dropped_rows(ctx))
+    assert json.loads((ctx.observed / "results.json").read_text())["duplicates"] == 5
+    # Two earlier artifacts count together: nothing of either comes in again.
+    write_jsonl(tmp_path / "third.jsonl", [old[3], new[3], prose(99)])
+    last = run(tmp_path / "last", tmp_path / "third.jsonl", against=[before, ctx], dedup=dedup)
+    assert [d.text for d in Documents(last.out)] == [prose(99)]
+
+
+def test_earlier_documents_must_be_comparable(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [prose(1)])
+    source = tmp_path / "a.jsonl"
+    plain = run(tmp_path / "plain", source, dedup={"index": False})
+    assert not (plain.out / "index").exists()
+    with pytest.raises(InputError, match="hold no index"):
+        run(tmp_path / "w", source, against=[plain])
+    other = run(tmp_path / "other", source, dedup={"ngram": 4})
+    with pytest.raises(InputError, match=r"hashed as 4-grams of words .* these as 5-grams"):
+        run(tmp_path / "x", source, against=[other])
+    ours = CleanParams(sources=("a",))
+    for dedup, said in (({"ngram": 4}, "has hashes of 4-grams"), ({"index": False}, "no index")):
+        (problem,) = ours.check({"against[0]": CleanParams(sources=("b",), dedup=dedup)})
+        assert problem.key == "against[0]" and said in problem.message
+    assert not list(ours.check({"against[0]": CleanParams(sources=("b",))}))
+
+
 def test_the_score_is_the_measure_that_failed(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [prose(1), "the of and " * 3])
     ctx = run(tmp_path / "w", tmp_path / "a.jsonl", limits={"length": {"characters": [50, None]}})
@@ -121,9 +211,8 @@ def test_the_cut_into_shards_changes_no_byte(corpus, tmp_path, monkeypatch):
     whole = bytes_of(run(tmp_path / "one", corpus))
     monkeypatch.setattr(sources, "SHARD_BYTES", 1)
     assert bytes_of(run(tmp_path / "two", corpus)) == whole
-    assert {"stats.json", "documents/part-00000.parquet", "dropped/part-00000.parquet"} == set(
-        whole
-    )
+    tables = {f"{name}/part-00000.parquet" for name in ("documents", "dropped", "index")}
+    assert {"stats.json", *tables} == set(whole)
 
 
 def test_where_the_corpus_lies_changes_no_byte(corpus, tmp_path):

@@ -1,20 +1,19 @@
 """Near-duplicate search against brute force: Jaccard by sets, components by union-find."""
 
+import re
 from itertools import combinations
+from unicodedata import category, normalize
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.text.dedup import (
-    components,
-    equal_pairs,
-    exact_survivors,
-    near_survivors,
-    survivors,
-)
+from stages.data.hashing import hash64
+from stages.text.banding import best_shape, error, found_at
+from stages.text.dedup import components, survivors
 from stages.text.minhash import MinHash
+from stages.text.settings import Dedup
 from stages.text.words import Lexicon, fold, ngram_hashes
 
 
@@ -61,11 +60,13 @@ def test_recall_and_precision_are_what_the_formula_promises():
 
 
 def equal_links(bands):
-    links = set()
-    for band in bands.T:
-        left, right = equal_pairs(band)
-        links |= {tuple(sorted(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
-    return links
+    """Pairs of rows that share a band."""
+    return {
+        (a, b)
+        for band in bands.T
+        for value in np.unique(band)
+        for a, b in combinations(np.flatnonzero(band == value).tolist(), 2)
+    }
 
 
 def test_the_signature_estimates_jaccard():
@@ -99,6 +100,48 @@ def test_large_texts_are_hashed_in_blocks_alike():
 def test_the_probability_is_the_papers():
     assert MinHash().probability(0.8) == pytest.approx(0.924, abs=1e-3)
     assert MinHash().probability(0.5) == pytest.approx(0.0533, abs=1e-3)
+
+
+def test_a_threshold_chooses_the_shape_of_least_error():
+    for threshold, weight in ((0.5, 0.5), (0.8, 0.5), (0.8, 0.9), (0.95, 0.5)):
+        bands, rows = best_shape(threshold, 48, weight)
+        below, above = np.linspace(0, threshold, 10_001), np.linspace(threshold, 1, 10_001)
+        false = np.trapezoid(1 - (1 - below**rows) ** bands, below)
+        missed = np.trapezoid((1 - above**rows) ** bands, above)
+        area = (1 - weight) * false + weight * missed
+        assert error(threshold, bands, rows, weight) == pytest.approx(area, abs=1e-4)
+        for other in range(1, 49):
+            for length in range(1, 48 // other + 1):
+                assert error(threshold, other, length, weight) >= area - 1e-4
+
+
+def test_bands_rows_and_threshold_must_agree():
+    assert Dedup().shape == (14, 8) and Dedup(bands=20).shape == (20, 8)
+    bands, rows = Dedup(threshold=0.8).shape
+    assert bands * rows <= 112 and (1 / bands) ** (1 / rows) == pytest.approx(0.8, abs=0.05)
+    assert Dedup(threshold=0.8, bands=bands, rows=rows).shape == (bands, rows)
+    with pytest.raises(ValueError, match=r"threshold 0.8 chooses .* not 14 and 8: leave out"):
+        Dedup(threshold=0.8, bands=14, rows=8)
+    heavy = Dedup(threshold=0.8, miss_weight=0.95).shape
+    assert found_at(0.8, *heavy) > found_at(0.8, bands, rows)
+
+
+def test_unspaced_scripts_are_shingled_by_characters():
+    poem = "床前明月光疑是地上霜举头望明月低头思故乡"
+    minhash, lexicon = MinHash(character_ngram=6), Lexicon()
+
+    def characters(text):
+        return len(minhash.shingles(lexicon.words(text)))
+
+    assert characters(poem) == len(poem) - 5 == characters("，".join(poem))
+    english = "one two three four five six seven"
+    assert characters(english) == 3
+    mixed = set(minhash.shingles(lexicon.words(f"{poem} {english}")).tolist())
+    for part, count in ((poem, 15), (english, 3)):
+        inside = set(minhash.shingles(lexicon.words(part)).tolist())
+        assert len(inside) == count and inside <= mixed
+    assert len(mixed) == 15 + 5 + 3  # and those that begin in one script and end in the other
+    assert characters("床前") == characters("床前 tea") == 1
 
 
 def union_find(size, links):
@@ -144,17 +187,6 @@ def test_the_survivor_is_the_preferred_then_the_first(rows):
         assert chosen[row] == max(members, key=lambda i: (rows[i][1], -i))
 
 
-@given(st.lists(st.sampled_from([(1, 2), (1, 3), (2, 2), (0, 0)]), max_size=20))
-def test_exact_copies_stand_behind_the_first(hashes):
-    pairs = np.array(hashes, np.uint64).reshape(-1, 2)
-    assert exact_survivors(pairs[:, 0], pairs[:, 1]).tolist() == [hashes.index(h) for h in hashes]
-
-
-def test_near_copies_stand_behind_the_longest():
-    bands = np.array([[1, 9], [2, 8], [1, 8], [5, 5]], np.uint64)
-    assert near_survivors(bands, np.array([10, 30, 20, 5])).tolist() == [1, 1, 1, 3]
-
-
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 6))
 def test_ngram_hashes_are_equal_where_ngrams_are(letters, n):
     words = np.array([hash(letter) & (2**63 - 1) for letter in letters], np.uint64)
@@ -162,3 +194,14 @@ def test_ngram_hashes_are_equal_where_ngrams_are(letters, n):
     ngrams = [tuple(letters[i : i + n]) for i in range(max(0, len(letters) - n + 1))]
     assert len(hashes) == len(ngrams)
     assert [[a == b for b in hashes] for a in hashes] == [[a == b for b in ngrams] for a in ngrams]
+
+
+@given(st.text(alphabet="aB é1_-.床\u0301", max_size=30) | st.text(max_size=30))
+def test_the_fast_way_to_fold_is_the_plain_one(text):
+    for word in text.split():
+        lower = re.sub(r"\d+", "0", re.sub(r"^[\W_]+|[\W_]+$", "", word.lower()))
+        plain = "".join(c for c in normalize("NFD", lower) if category(c) != "Mn")
+        assert fold(word) == plain
+        found = Lexicon().words(word).folded.tolist()
+        if len(found) == 1:
+            assert found == [hash64(plain) if any(map(str.isalnum, word)) else 0]

@@ -1,0 +1,167 @@
+"""Take evaluation items out of a corpus: Documents -> Documents.
+
+    decontaminate: {uses: decontaminate, documents: ${clean}, sets: ["evals/*.jsonl"]}
+
+A document that holds n-grams of an evaluation item is dropped, or the n-grams are cut out of it
+with the text around them. `matches/` lists which document held which item, and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from pipeline import panels
+from pipeline.errors import InputError, Problem
+from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
+from stages.text.settings import Share
+
+if TYPE_CHECKING:
+    from pipeline.context import Context
+    from stages.text.decontamination import Tally
+    from stages.text.evaluation_sets import Evaluation
+
+
+class CutSection(Section):
+    """How contaminated documents are cut (GPT-3's values)."""
+
+    margin: Annotated[int, Field(ge=0)] = 200
+    """Characters that go on each side of a matched n-gram."""
+    min_piece: PositiveInt = 200
+    """Characters of a piece that stays, at least."""
+    max_cuts: PositiveInt = 10
+    """A document with more cuts is dropped whole."""
+
+
+class DecontaminateParams(Params):
+    """Which evaluation sets, and how much of an item is too much."""
+
+    sets: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
+    """Evaluation sets: files, folders or globs of the types that `clean` reads. Content decides
+    the artifact, not where it lies."""
+    text_fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
+    """The fields of jsonl, csv and parquet files that hold texts; each is an item of its own."""
+    ngram: Annotated[int, Field(ge=8, le=13)] = 13
+    """Words of an n-gram; characters, in scripts that are written without spaces. Items of fewer
+    words, down to 8, are searched for as a whole."""
+    max_overlap: Share = 0.0
+    """The share of an item's n-grams that a document may hold; at 0 a single one is too many."""
+    max_occurrences: PositiveInt | None = 10
+    """N-grams that the documents hold more often are common speech and count for nothing; null
+    counts all."""
+    action: Literal["drop", "cut"] = "drop"
+    """Drop a contaminated document, or cut out what matched and keep the rest as one document."""
+    cut: CutSection = CutSection()
+    """What `action: cut` cuts."""
+
+    def externals(self) -> dict[str, str]:
+        """The content of each evaluation set."""
+        from stages.text.sources import content_digest
+
+        return {f"sets.{at}": content_digest(name) for at, name in enumerate(self.sets)}
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Sets and fields are named once."""
+        for key in ("sets", "text_fields"):
+            names = getattr(self, key)
+            if len(set(names)) < len(names):
+                yield Problem(key, "one is named twice", "name each once")
+
+
+@stage("decontaminate", inputs={"documents": "Documents"}, output="Documents", version=1)
+def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Drop documents that hold evaluation items, or cut the items out."""
+    from stages.text.decontamination import Cut, Jury, frequencies, write
+    from stages.text.evaluation_sets import read_evaluation
+
+    evaluation = read_evaluation(params.sets, params.text_fields, params.ngram)
+    commits = _search(params, evaluation, inputs, ctx)
+    counts = frequencies(commits, len(evaluation.grams))
+    jury = Jury(evaluation, counts, params.max_occurrences, params.max_overlap)
+    ctx.check_cancelled()
+    cut = Cut(params.cut.margin, params.cut.min_piece, params.cut.max_cuts)
+    tally = write(
+        inputs.path("documents"), commits, jury, cut if params.action == "cut" else None, out
+    )
+    if not tally.kept["documents"]:
+        raise InputError(
+            f"all {tally.read['documents']} documents are contaminated",
+            where="sets",
+            remedy="raise max_overlap, or see whether the sets are copies of the documents",
+        )
+    _report(params, evaluation, tally, int(jury.ignored.sum()), ctx)
+
+
+def _search(
+    params: DecontaminateParams, evaluation: Evaluation, inputs: Inputs, ctx: Context
+) -> list[Path]:
+    from stages.data.documents import Documents
+    from stages.data.shards import run_shards
+    from stages.text.decontamination import search_shard
+    from stages.text.evaluation_sets import save_grams
+
+    folder = inputs.path("documents")
+    parts = len(Documents(folder).require_some().files)
+    grams = ctx.scratch / "grams.npy"
+    save_grams(evaluation, grams)
+    done = 0
+
+    def on_commit(part: int) -> None:
+        nonlocal done
+        done += 1
+        ctx.progress(done, parts, "parts")
+
+    return run_shards(
+        search_shard,
+        [(folder, part, grams, evaluation.lengths) for part in range(parts)],
+        ctx.scratch / "searched",
+        workers=params.workers,
+        ctx=ctx,
+        on_commit=on_commit,
+    )
+
+
+def _report(
+    params: DecontaminateParams, evaluation: Evaluation, tally: Tally, ignored: int, ctx: Context
+) -> None:
+    for unit in ("documents", "characters"):
+        losses = {"contaminated": tally.dropped[unit], "cut out": tally.removed[unit]}
+        steps = [(name, -lost) for name, lost in losses.items() if lost]
+        steps = [("read", tally.read[unit]), *steps, ("kept", tally.kept[unit])]
+        ctx.panel(panels.waterfall(f"Decontamination: {unit}", unit, steps))
+    ctx.panel(_sets_table(evaluation, tally))
+    if tally.overlaps:
+        edges = [at / 20 for at in range(21)]
+        counts = [0] * 20
+        for overlap in tally.overlaps:
+            counts[min(19, int(overlap * 20))] += 1
+        title = "Share of an evaluation item in a contaminated document"
+        ctx.panel(panels.histogram(title, edges, counts, thresholds=[params.max_overlap]))
+        ctx.panel(panels.samples("What matched what", tally.shown))
+    ctx.result(
+        documents_read=tally.read["documents"],
+        documents=tally.kept["documents"],
+        characters_read=tally.read["characters"],
+        characters=tally.kept["characters"],
+        contaminated=len(tally.overlaps),
+        cut=tally.cut,
+        items=len(evaluation.items),
+        items_too_short=len(evaluation.too_short),
+        items_found=len(tally.found),
+        common_ngrams=ignored,
+    )
+
+
+def _sets_table(evaluation: Evaluation, tally: Tally) -> panels.Panel:
+    columns = ("items", "searched", "found", "documents")
+    return panels.table(
+        "Evaluation sets",
+        ("set", "items", "long enough", "items found", "documents with one"),
+        [
+            (name, *(counts[column] for column in columns))
+            for name, counts in tally.by_set(evaluation).items()
+        ],
+    )

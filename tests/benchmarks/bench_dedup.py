@@ -1,0 +1,305 @@
+"""Near-duplicate search end to end against datatrove's four stages; its recall; time by size.
+
+    python tests/benchmarks/bench_dedup.py [--source SOURCE] [--sizes MB…] [--repeats N]
+                                           [--documents N] [--peer-mb MB]
+
+Texts are those of SOURCE (any source of `clean`; the documentation of this Python installation if
+left out), grown by mutation: every fifth document is a near copy of one before it, all others have
+half of their words exchanged. Both sides have the same eight files, 5-gram shingles, 14 bands of 8
+and two workers, and write what stays. The whole stage `clean`, which also repairs Unicode, tells
+languages and computes what rules measure, is shown beside. The peer is left out where it is not
+installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.context import Context
+from pipeline.disk import write_atomic
+from pipeline.stage import Inputs, Workers
+from stages.clean import CleanParams, clean
+from stages.data import parts
+from stages.data.documents import SCHEMA, documents_writer, dropped_writer, read_stats
+from stages.text.census import take_census
+from stages.text.cleaning import SCRATCH, judged_rows
+from stages.text.links import Room
+from stages.text.minhash import MinHash
+from stages.text.readers import read
+from stages.text.settings import Dedup, Rules
+from stages.text.sources import SourceFile, list_files
+from stages.text.words import lexicon
+
+FILES, WORKERS = 8, 2
+NO_RULES = dict.fromkeys(Rules.model_fields)
+NEAR, FAR = 0.02, 0.5  # of the words of a copy, and of a new document, are exchanged
+SIMILAR = 0.8
+
+
+def texts_of(source: str, megabytes: float) -> list[str]:
+    """The first texts of a source, up to so many megabytes."""
+    found: list[str] = []
+    room = megabytes * 1e6
+    for file in list_files([source]):
+        for raw in read(file):
+            if not raw.broken and len(raw.text.split()) >= 50:
+                found.append(raw.text)
+                room -= len(raw.text)
+        if room < 0:
+            break
+    return found
+
+
+def grown(texts: Sequence[str], megabytes: float) -> Iterator[str]:
+    """Documents made of these texts by exchanging words, of so many megabytes in all."""
+    chance = random.Random(0)
+    vocabulary = " ".join(texts[:500]).split()
+    room, before = megabytes * 1e6, ""
+    for number in range(10**9):
+        if room <= 0:
+            return
+        base, share = chance.choice(texts), FAR
+        if number % 5 == 4:
+            base, share = before, NEAR
+        before = mutated(base, share, vocabulary, chance)
+        room -= len(before)
+        yield before
+
+
+def mutated(text: str, share: float, vocabulary: Sequence[str], chance: random.Random) -> str:
+    """The text with a share of its words exchanged."""
+    lines = [line.split(" ") for line in text.split("\n")]
+    for words in lines:
+        for at in range(len(words)):
+            if words[at] and chance.random() < share:
+                words[at] = chance.choice(vocabulary)
+    return "\n".join(" ".join(words) for words in lines)
+
+
+def write(texts: Iterator[str], folder: Path) -> float:
+    """Spread texts over the files of a folder; megabytes of text."""
+    folder.mkdir(parents=True)
+    size = 0
+    streams = [(folder / f"{number}.jsonl").open("w") for number in range(FILES)]
+    for number, text in enumerate(texts):
+        streams[number % FILES].write(json.dumps({"text": text, "id": str(number)}) + "\n")
+        size += len(text.encode())
+    for stream in streams:
+        stream.close()
+    return size / 1e6
+
+
+def hash_file(file: SourceFile, commit: Path) -> None:
+    """Commit a file's texts with their hashes."""
+    minhash, rows = MinHash(), []
+    for number, raw in enumerate(read(file)):
+        bands = minhash.band_hashes(lexicon().words(raw.text))
+        rows.append(
+            {
+                **{"id": f"{file.place}-{number}", "text": raw.text, "source": file.source},
+                **{"rule": "", "characters": len(raw.text), "origin": 0, "confidence": 1.0},
+                "bands": None if bands is None else bands.tobytes(),
+            }
+        )
+    write_atomic(commit, parts.encode(rows, SCRATCH), durable=False)
+
+
+def ours(corpus: Path, folder: Path) -> int:
+    """Documents that near-duplicate search keeps: read, hashed, linked and written."""
+    ctx = Context.local(folder)
+    room = Room(ctx.scratch, Workers(num=WORKERS), ctx)
+    commits = room.run("hashed", hash_file, list_files([str(corpus)]))
+    size = sum(pq.read_metadata(commit).num_rows for commit in commits)
+    census = take_census(commits, size, Dedup(exact=False), room)
+    with documents_writer(ctx.out) as kept, dropped_writer(ctx.out) as dropped:
+        for row, stays in zip(judged_rows(commits), census.kept.tolist(), strict=True):
+            (kept if stays else dropped).write({name: row[name] for name in SCHEMA.names})
+    return kept.rows
+
+
+def whole(corpus: Path, folder: Path) -> int:
+    """Documents that the stage keeps when nothing but near copies goes."""
+    ctx = Context.local(folder)
+    params = CleanParams(
+        sources=(str(corpus),),
+        rules=NO_RULES,
+        dedup={"exact": False},
+        workers={"num": WORKERS},
+    )
+    clean(params, Inputs({}), ctx.out, ctx)
+    return int(read_stats(ctx.out)["kept"]["documents"])
+
+
+def theirs(corpus: Path, folder: Path) -> int:
+    """Documents that datatrove's pipeline keeps."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import (
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+
+    config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
+    reader, place = JsonlReader(str(corpus)), {name: str(folder / name) for name in "abcd"}
+    steps = [
+        ([reader, MinhashDedupSignature(place["a"], config=config)], FILES),
+        ([MinhashDedupBuckets(place["a"], place["b"], config=config)], config.num_buckets),
+        ([MinhashDedupCluster(place["b"], place["c"], config=config)], 1),
+        (
+            [reader, MinhashDedupFilter(place["c"]), JsonlWriter(place["d"], compression=None)],
+            FILES,
+        ),
+    ]
+    for number, (pipeline, tasks) in enumerate(steps):
+        logs = str(folder / f"logs-{number}")
+        LocalPipelineExecutor(
+            pipeline, tasks=tasks, workers=min(tasks, WORKERS), logging_dir=logs
+        ).run()
+    return sum(len(file.read_text().splitlines()) for file in (folder / "d").iterdir())
+
+
+def seconds(run: Callable[[Path, Path], int], corpus: Path) -> tuple[float, int]:
+    """Wall seconds of a run in a folder of its own, and what it kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        kept = run(corpus, Path(folder) / "work")
+        return time.perf_counter() - begun, kept
+
+
+def race(texts: Sequence[str], megabytes: float, repeats: int, place: Path) -> None:
+    """Ours and the peer, taking turns."""
+    runs = {"ours": ours, "clean": whole}
+    try:
+        import datatrove  # noqa: F401
+
+        runs["datatrove"] = theirs
+    except ImportError as error:
+        print(f"datatrove is left out: {error}")
+    size = write(grown(texts, megabytes), place / "race")
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            found[name].append(seconds(run, place / "race"))
+    rates = {name: size / statistics.median(s for s, _ in times) for name, times in found.items()}
+    for name, rate in rates.items():
+        share = f"{rates['ours'] / rate:5.1f}x as long as ours"
+        print(f"{name:10s} {rate:7.2f} MB/s of {size:.1f} MB, {share}, keeps {found[name][0][1]}")
+
+
+def growth(texts: Sequence[str], sizes: Sequence[float], repeats: int, place: Path) -> None:
+    """Time by size, and the exponent of the power that fits it."""
+    measured = []
+    for megabytes in sizes:
+        size = write(grown(texts, megabytes), place / f"{megabytes:g}")
+        times = [seconds(ours, place / f"{megabytes:g}")[0] for _ in range(repeats)]
+        measured.append((size, statistics.median(times)))
+        print(f"{size:7.1f} MB {measured[-1][1]:7.2f} s {size / measured[-1][1]:6.2f} MB/s")
+    if len(measured) > 1:
+        exponent = np.polyfit(*np.log(np.array(measured)).T, 1)[0]
+        print(f"time grows with the size to the power of {exponent:.3f}")
+
+
+def quality(texts: Sequence[str], documents: int) -> None:
+    """Recall and precision of bands, and of verified ones, against brute-force Jaccard."""
+    corpus = list(variants(texts, documents))
+    minhash = MinHash()
+    words = [lexicon().words(text) for text in corpus]
+    shingles = [minhash.shingles(text) for text in words]
+    signatures = np.array([minhash.signature(found) for found in shingles])
+    bands = np.array([minhash.bands_of(signature) for signature in signatures])
+    exact = similarities([set(found.tolist()) for found in shingles])
+    candidates = {pair for band in bands.T for pair in meeting(band.tolist())}
+    verified = {
+        pair
+        for pair in candidates
+        if (signatures[pair[0]] == signatures[pair[1]]).mean() >= SIMILAR
+    }
+    similar = {pair for pair, share in exact.items() if share >= SIMILAR}
+    promised = statistics.fmean(minhash.probability(exact[pair]) for pair in similar)
+    print(f"{len(corpus)} documents, {len(similar)} pairs of Jaccard {SIMILAR} and more")
+    print(f"the formula promises a recall of {promised:.4f}")
+    for name, found in (("bands", candidates), ("verified", verified)):
+        recall = len(found & similar) / len(similar)
+        precision = len(found & similar) / max(1, len(found))
+        print(f"{name:9s} recall {recall:.4f}, precision {precision:.4f}")
+    for low in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9):
+        inside = [pair for pair, share in exact.items() if low <= share < low + 0.1]
+        if inside:
+            share = sum(pair in candidates for pair in inside) / len(inside)
+            expected = statistics.fmean(minhash.probability(exact[pair]) for pair in inside)
+            counts = f"{len(inside):6d} pairs"
+            print(f"Jaccard {low:.1f}: {counts}, found {share:.3f}, promised {expected:.3f}")
+
+
+def variants(texts: Sequence[str], documents: int) -> Iterator[str]:
+    """Groups of six texts of every similarity: a base with more and more words exchanged."""
+    chance = random.Random(1)
+    vocabulary = " ".join(texts[:500]).split()
+    for _ in range(documents // 6):
+        words = chance.choice(texts).split()
+        start = chance.randrange(max(1, len(words) - 300))
+        base = " ".join(words[start : start + 300])
+        for share in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08):
+            yield mutated(base, share, vocabulary, chance)
+
+
+def similarities(sets: Sequence[set[int]]) -> dict[tuple[int, int], float]:
+    """The Jaccard similarity of every pair that has any."""
+    holders: dict[int, list[int]] = {}
+    for number, members in enumerate(sets):
+        for member in members:
+            holders.setdefault(member, []).append(number)
+    shared = Counter(pair for rows in holders.values() for pair in combinations(rows, 2))
+    return {
+        (a, b): common / (len(sets[a]) + len(sets[b]) - common) for (a, b), common in shared.items()
+    }
+
+
+def meeting(band: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of documents with the same hash."""
+    rows: dict[int, list[int]] = {}
+    for number, value in enumerate(band):
+        rows.setdefault(value, []).append(number)
+    for together in rows.values():
+        yield from combinations(together, 2)
+
+
+def main() -> None:
+    import ray
+
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--source", default="python:docs")
+    asked.add_argument("--sizes", type=float, nargs="+", default=[5, 25, 50, 100])
+    asked.add_argument("--repeats", type=int, default=5)
+    asked.add_argument("--documents", type=int, default=3000)
+    asked.add_argument("--peer-mb", type=float, default=5)
+    options = asked.parse_args()
+    texts = texts_of(options.source, 20)
+    quality(texts, options.documents)
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as place:
+        write(grown(texts, 0.2), Path(place) / "warm")
+        seconds(whole, Path(place) / "warm")  # workers import once
+        race(texts, options.peer_mb, options.repeats, Path(place))
+        growth(texts, options.sizes, options.repeats, Path(place))
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
