@@ -15,7 +15,7 @@ from stages.data.documents import Documents, documents_writer, write_stats
 from stages.data.hashing import fraction, hash64
 from stages.data.packing import encode_shard, encodings, tokens_in
 from stages.data.tokenizer import EOS, FILES, Tokenizer
-from stages.data.tokenizer_training import sample_lines
+from stages.data.tokenizer_sampling import sample_lines
 from stages.data.tokens import TokenStore
 from stages.tokenize import PackParams, TrainParams, pack, train
 
@@ -83,8 +83,43 @@ def test_training_makes_a_tokenizer_and_says_how_it_cuts(documents, tokenizer, t
     found = results(ctx)
     assert found["vocab_size"] == 400
     assert 1 < found["characters_per_token"] <= found["bytes_per_token"]
+    assert found["tokens_per_word"] == found["fertility_en"]
     panels = json.loads((ctx.observed / "panels.json").read_text())
-    assert {p["title"] for p in panels} == {"How the tokenizer cuts text", "Longest pieces"}
+    titles = {"How the tokenizer cuts text", "Longest pieces", "Tokens by language"}
+    assert {p["title"] for p in panels} == titles
+    encoder = Tokenizer(tokenizer)
+    tokens = sum(len(encoder.encode(text)) for text in texts())
+    (table,) = (p for p in panels if p["title"] == "Tokens by language")
+    assert table["rows"][0][:4] == ["en", 120, sum(map(len, texts())), tokens]
+
+
+def test_every_option_reaches_the_tokenizer(documents, tmp_path):
+    options = {"model": "unigram", "split_digits": False, "whitespace_runs": 4}
+    params = TrainParams.model_validate(
+        options | {"vocab_size": 380, "reserved": ("<|tool|>",), "language_alpha": 0.5}
+    )
+    assert not list(params.check({}))
+    made = Tokenizer(run(train, tmp_path / "w", params, documents=documents).out)
+    assert made.piece(7) == "<|tool|>" and made.piece(8) == "<|reserved_1|>"
+    assert [made.piece(i) for i in made.encode("\t    x")][:2] == ["\t", "\u2581" * 4]
+    plain = PackParams(eval_share=0.2)
+    packed = run(pack, tmp_path / "p", plain, documents=documents, tokenizer=made.path).out
+    assert TokenStore(packed).vocab_size == 380
+
+
+def test_what_cannot_work_of_a_tokenizer_is_said_before():
+    def said(**fields):
+        return [str(problem) for problem in TrainParams(**fields).check({})]
+
+    assert said(reserved=("<|a|>", "<|a|>")) == [
+        "reserved: <|a|> names two tokens (take another name)"
+    ]
+    assert "<|user|> names two tokens" in said(reserved=("<|user|>",))[0]
+    assert said(whitespace_runs=1) == ["whitespace_runs: one space is no run (0 or at least 2)"]
+    assert "would take 64" in said(vocab_size=300, whitespace_runs=32)[0]
+    for name in ("x", "<>", "< a>", "<0x41>", "<|>", "<a", "<我>"):
+        with pytest.raises(ValueError, match="reserved"):
+            TrainParams(reserved=(name,))
 
 
 def test_a_vocabulary_beyond_the_text_is_refused(documents, tmp_path):
