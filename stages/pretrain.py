@@ -8,6 +8,9 @@
       train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
       workers: {num: 2, cpus: 1}
 
+`packing: best_fit` trains on samples of whole documents instead of windows of the stream: none is
+cut that fits the context. The tokens stay as they are.
+
 Out comes a folder that `transformers` loads. Figures: `loss` (last step, nats a token),
 `eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`.
 """
@@ -33,7 +36,9 @@ from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.data.bestfit import BestFit
     from stages.data.tokenizer import Tokenizer
+    from stages.data.tokens import Samples, TokenStore
     from stages.training.engine import Engine
     from stages.training.rank import Rank
 
@@ -67,6 +72,9 @@ class PretrainParams(Params):
     size: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m…"""
     model: ModelSection = ModelSection()
+    packing: Literal["windows", "best_fit"] = "windows"
+    """What a sample is: a window of all documents in a row, or whole documents side by side, with
+    padding where none fits; those longer than the context are cut to full samples first."""
     train: TrainSection = TrainSection()
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
@@ -158,6 +166,7 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
         parameters=objective.config.parameters,
+        **{name: final[name] for name in ("padding", "cut_documents") if name in final},
     )
 
 
@@ -192,13 +201,22 @@ class Pretraining(LanguageObjective):
         from stages.data.tokens import TokenStore
         from stages.models.gpt import GPT
 
-        self.train = TokenStore(self.tokens_path).samples(self.config.context, self.seed)
+        self.train = self._samples(TokenStore(self.tokens_path))
         self.held_out = TokenStore(self.tokens_path, "eval").samples(self.config.context)
         self.flops_per_token = float(self.config.flops_per_token)
         self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
         model = GPT(self.config)
         model.recompute = self.params.model.recompute
         return {"model": Trainable(model)}
+
+    def _samples(self, store: TokenStore) -> Samples | BestFit:
+        from stages.data.bestfit import BestFit
+
+        if self.params.packing == "windows":
+            return store.samples(self.config.context, self.seed)
+        packed = BestFit(store, self.config.context, self.seed)
+        self.facts = {"padding": packed.padding, "cut_documents": packed.plan.cut}
+        return packed
 
     def _tokenizer(self) -> Tokenizer:
         from stages.data.tokenizer import Tokenizer
@@ -214,16 +232,26 @@ class Pretraining(LanguageObjective):
         return tokenizer
 
     def collate(self, samples: Sequence[Any]) -> Batch:
-        """Windows of T + 1 ids -> inputs and targets (B, T)."""
+        """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the
+        segments (the documents of a sample, counted from 0) and the positions within them."""
         import numpy as np
         import torch
 
-        windows = torch.from_numpy(np.stack(samples))
-        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+        from stages.data.bestfit import Packed
+        from stages.data.tokenizer import EOS
+        from stages.data.tokens import boundaries
 
-    def weight(self, batch: Batch) -> float:
-        """Every position is learned."""
-        return float(batch["targets"].numel())
+        if isinstance(samples[0], Packed):
+            names = ("tokens", "targets", "segments", "positions")
+            return {n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names}
+        windows = np.stack(samples)
+        segments, positions = boundaries(windows[:, :-1], EOS)
+        return {
+            "tokens": torch.from_numpy(windows)[:, :-1],
+            "targets": torch.from_numpy(windows)[:, 1:],
+            "segments": torch.from_numpy(segments),
+            "positions": torch.from_numpy(positions),
+        }
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy, in float32; without a gradient the targets' bytes too."""
@@ -232,7 +260,8 @@ class Pretraining(LanguageObjective):
         total = model(batch["tokens"], targets_BT=batch["targets"])
         if torch.is_grad_enabled():
             return Loss(total)
-        return Loss(total, {"bytes": self._bytes[batch["targets"]].sum()})
+        # What is ignored counts as <pad>, which stands for no bytes.
+        return Loss(total, {"bytes": self._bytes[batch["targets"].clamp(min=0)].sum()})
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Loss, perplexity, and bits per byte, which compare across tokenizers."""

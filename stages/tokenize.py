@@ -35,6 +35,9 @@ from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, stage
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from pipeline.context import Context
     from stages.data.documents import Documents
     from stages.data.packing import Layout
@@ -47,6 +50,7 @@ CONTROLS_AND_BYTES = 16 + 256
 CHARACTERS_A_TOKEN = 3.5  # of English prose and code at small vocabularies; for estimates only
 AGREEMENT_CHARACTERS = 500_000  # on about so many the exported tokenizer.json is checked
 LANGUAGES = 8  # have figures of their own
+PLANNED = 200_000  # documents that best-fit packing is tried on, for the report
 
 ReservedName = Annotated[
     str, StringConstraints(pattern=r"^<\|?[A-Za-z][A-Za-z0-9_/.:-]{0,40}\|?>$")
@@ -298,5 +302,23 @@ def _report_tokens(layout: Layout, ctx: Context) -> None:
     ctx.result(**results)
     ctx.panel(panels.table("Token store", ("split", "documents", "tokens"), rows))
     edges = [2**k for k in range(4, 21)]
+    ctx.panel(_best_fit(layout.lengths("train")[:PLANNED]))
     counts, _ = np.histogram(layout.lengths("train"), edges)
     ctx.panel(panels.histogram("Tokens of a document", edges, counts.tolist()))
+
+
+def _best_fit(lengths: npt.NDArray[np.int64]) -> panels.Panel:
+    """What best-fit packing would cost and save, by context."""
+    import numpy as np
+
+    from stages.data.bestfit import plan
+
+    ends, rows = np.cumsum(lengths), []
+    for context in (2**k for k in range(7, 15)):
+        found = plan(ends, context)
+        padding = 1 - ends[-1] / (found.samples * context)
+        windows = np.count_nonzero((ends - lengths) // context != (ends - 1) // context)
+        cut = [round(100 * count / len(ends), 2) for count in (windows, found.cut)]
+        rows.append((context, found.samples, round(100 * float(padding), 3), *cut))
+    columns = ("context", "samples", "% padding", "% documents cut by windows", "% cut by best fit")
+    return panels.table(f"Packing of {len(ends):,} documents", columns, rows)

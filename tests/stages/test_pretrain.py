@@ -15,8 +15,8 @@ from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity
 from pipeline.stage import Params
-from stages.data.tokenizer import Tokenizer
-from stages.data.tokens import write_index, write_shard
+from stages.data.tokenizer import EOS, Tokenizer
+from stages.data.tokens import TokenStore, write_index, write_shard
 from stages.models.gpt import GPT
 from stages.pretrain import Pretraining, PretrainParams, memory_bytes, pretrain
 from stages.training.rank import Rank
@@ -126,6 +126,40 @@ def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
     assert batch["tokens"].shape == batch["targets"].shape == (2, 16)
     assert torch.equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
     assert objective.weight(batch) == objective.tokens(batch) == 32
+
+
+def test_boundaries_of_documents_reach_the_batch(objective: Pretraining) -> None:
+    batch = objective.collate([objective.train[i] for i in range(40)])
+    ends = batch["tokens"] == EOS
+    assert ends[:, 1:].any()
+    assert torch.equal(batch["segments"][:, 1:], ends[:, 1:].cumsum(1))
+    assert not batch["positions"][ends].any() and not batch["positions"][:, 0].any()
+    steps = batch["positions"].diff(dim=1)[~ends[:, 1:]]
+    assert torch.equal(steps, torch.ones_like(steps))
+
+
+def test_best_fit_learns_each_token_of_whole_documents_once(world: Path) -> None:
+    params = PretrainParams.model_validate({"model": SHAPE, "packing": "best_fit"})
+    made = Pretraining(params, world / "tokens", world / "tokenizer")
+    made.setup(Rank(), params.train, 0)
+    samples: Any = made.train
+    batch = made.collate([samples[i] for i in range(len(samples))])
+    store = TokenStore(world / "tokens")
+    assert made.weight(batch) == store.tokens
+    assert made.tokens(batch) == pytest.approx(store.tokens / (1 - made.facts["padding"]))
+    assert made.facts["cut_documents"] == sum(
+        len(store.document(k)) > 16 for k in range(store.documents)
+    )
+    assert batch["segments"].shape == batch["positions"].shape == batch["tokens"].shape
+    small = made.collate([samples[0], samples[1]])
+    model = GPT(made.config)
+    learned = small["targets"][small["targets"] != -100]
+    with torch.no_grad():
+        found = made.loss(model, small)
+    assert int(found.sums["bytes"]) == sum(made._bytes[learned].tolist())
+    torch.nn.init.zeros_(model.wte.weight)
+    even = made.loss(model, small).total.item()
+    assert even / made.weight(small) == pytest.approx(math.log(340))
 
 
 def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretraining) -> None:

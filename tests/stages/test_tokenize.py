@@ -164,6 +164,18 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
     assert results(ctx)["eval_tokens"] == tokens["eval"]
 
 
+def test_the_report_says_what_packing_costs_at_each_context(documents, tokenizer, tmp_path):
+    ctx = run(pack, tmp_path, PackParams(), documents=documents, tokenizer=tokenizer)
+    shown = json.loads((ctx.observed / "panels.json").read_text())
+    store = TokenStore(ctx.out)
+    (table,) = (p for p in shown if p["title"] == f"Packing of {store.documents} documents")
+    lengths = [len(store.document(k)) for k in range(store.documents)]
+    for context, samples, padding, windows, cut in table["rows"]:
+        assert samples >= store.tokens / context
+        assert padding == round(100 * (1 - store.tokens / samples / context), 3)
+        assert cut == round(100 * sum(n > context for n in lengths) / len(lengths), 2) <= windows
+
+
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(tokens, "token_dtype", lambda vocab_size: np.dtype(dtype))
