@@ -8,6 +8,12 @@
       train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
       workers: {num: 2, cpus: 1}
 
+Several stores of tokens, of one tokenizer, make a mixture. Its weights belong to this stage, so a
+change of them packs nothing again:
+
+      tokens: ["${web}", "${books}", "${code}"]
+      mixture: {weights: [60, 22, 18]}  # of what is trained on; or {temperature: 3}
+
 `packing: best_fit` trains on samples of whole documents instead of windows of the stream: none is
 cut that fits the context. The tokens stay as they are.
 
@@ -35,10 +41,10 @@ from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, T
 from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
     from pipeline.context import Context
-    from stages.data.bestfit import BestFit
+    from stages.data.corpus import Corpus
     from stages.data.tokenizer import Tokenizer
-    from stages.data.tokens import Samples, TokenStore
     from stages.training.engine import Engine
     from stages.training.rank import Rank
 
@@ -66,6 +72,16 @@ class ModelSection(Section):
     """Compute each block again in the backward pass: a third more work for far less memory."""
 
 
+class MixtureSection(Section):
+    """How much of each store of `tokens` is trained on; only where there are several."""
+
+    weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    """One for each store, in order: its part of the samples, whatever they add up to."""
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """Without weights, a store of n tokens gets n ** (1 / temperature) parts: 1 goes by size, and
+    more gives the small ones more."""
+
+
 class PretrainParams(Params):
     """See the module."""
 
@@ -75,6 +91,7 @@ class PretrainParams(Params):
     packing: Literal["windows", "best_fit"] = "windows"
     """What a sample is: a window of all documents in a row, or whole documents side by side, with
     padding where none fits; those longer than the context are cut to full samples first."""
+    mixture: MixtureSection = MixtureSection()
     train: TrainSection = TrainSection()
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
@@ -111,6 +128,16 @@ class PretrainParams(Params):
                 "model.width", f"{width} is not a multiple of {heads} heads", f"{near} is"
             )
         yield from self.train.check(self.workers)
+        yield from self._check_mixture(upstream)
+
+    def _check_mixture(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        weights, known = self.mixture.weights, sum(edge.startswith("tokens[") for edge in upstream)
+        if weights and self.mixture.temperature != 1:
+            yield Problem("mixture.temperature", "weights say it all already", "leave one out")
+        if weights and len(weights) < known:
+            yield Problem(
+                "mixture.weights", f"{len(weights)} for {known} stores", "one for each of `tokens`"
+            )
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Parameters, tokens, FLOPs, bytes a device, seconds."""
@@ -145,15 +172,17 @@ def memory_bytes(
 
 
 @stage(
-    "pretrain", inputs={"tokens": "Tokens", "tokenizer": "Tokenizer?"}, output="Model", version=1
+    "pretrain", inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer?"}, output="Model", version=1
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a language model from nothing on packed tokens."""
     from stages.training.group import WorkerGroup
     from stages.training.loop import fit
 
-    objective = Pretraining(params, inputs.path("tokens"), inputs.get_path("tokenizer"))
+    objective = Pretraining(params, tuple(inputs.paths("tokens")), inputs.get_path("tokenizer"))
     _show(ctx)
+    if len(objective.tokens_paths) > 1:
+        _show_mixture(objective, inputs["tokens"], ctx)
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
         texts = group.run(continuations, out, PROMPTS, params.seed)[0]
@@ -175,7 +204,7 @@ class Pretraining(LanguageObjective):
     """Predict the next token in windows of packed documents."""
 
     params: PretrainParams
-    tokens_path: Path
+    tokens_paths: tuple[Path, ...]
     tokenizer_path: Path | None
 
     @cached_property
@@ -183,12 +212,26 @@ class Pretraining(LanguageObjective):
         """The model's shape, for the tokens' vocabulary."""
         from stages.data.tokens import TokenStore
 
-        return self.params.config(TokenStore(self.tokens_path).vocab_size)
+        return self.params.config(TokenStore(self.tokens_paths[0]).vocab_size)
+
+    @property
+    def corpus(self) -> Corpus:
+        """What it is trained on."""
+        from stages.data.corpus import Corpus
+
+        return Corpus(
+            self.tokens_paths,
+            self.config.context,
+            self.params.seed,
+            self.params.packing,
+            self.params.mixture.weights,
+            self.params.mixture.temperature,
+        )
 
     @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer's files are."""
-        return self.tokenizer_path or self.tokens_path
+        return self.tokenizer_path or self.tokens_paths[0]
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
         """Map the tokens and draw the initial weights.
@@ -198,25 +241,15 @@ class Pretraining(LanguageObjective):
         """
         import torch
 
-        from stages.data.tokens import TokenStore
         from stages.models.gpt import GPT
 
-        self.train = self._samples(TokenStore(self.tokens_path))
-        self.held_out = TokenStore(self.tokens_path, "eval").samples(self.config.context)
+        corpus = self.corpus
+        self.train, self.held_out, self.facts = corpus.train, corpus.held_out, corpus.facts
         self.flops_per_token = float(self.config.flops_per_token)
         self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
         model = GPT(self.config)
         model.recompute = self.params.model.recompute
         return {"model": Trainable(model)}
-
-    def _samples(self, store: TokenStore) -> Samples | BestFit:
-        from stages.data.bestfit import BestFit
-
-        if self.params.packing == "windows":
-            return store.samples(self.config.context, self.seed)
-        packed = BestFit(store, self.config.context, self.seed)
-        self.facts = {"padding": packed.padding, "cut_documents": packed.plan.cut}
-        return packed
 
     def _tokenizer(self) -> Tokenizer:
         from stages.data.tokenizer import Tokenizer
@@ -308,9 +341,35 @@ def _show(ctx: Context) -> None:
     ctx.panel(panels.curve("Speed", ["tokens_per_second"], unit="tokens/s"))
 
 
+def _show_mixture(objective: Pretraining, tokens: Sequence[Artifact], ctx: Context) -> None:
+    """What is drawn of each store in the whole run, and how often that goes through it.
+
+    Raises:
+        InputError: the stores were packed with different tokenizers.
+    """
+    made_by = {str(artifact.manifest["inputs"].get("tokenizer")) for artifact in tokens}
+    if len(made_by) > 1:
+        raise InputError(
+            "the stores of tokens were packed with different tokenizers",
+            where="tokens",
+            remedy="pack all of them with one",
+        )
+    train, corpus = objective.params.train, objective.corpus
+    mixture = corpus.mixture
+    samples = train.steps * train.global_batch
+    drawn = (mixture.schedule.drawn(samples) * objective.config.context).tolist()
+    names = [str(artifact.manifest["run"]["stage"]) for artifact in tokens]
+    held, epochs = [store.tokens for store in corpus.stores()], mixture.epochs(samples)
+    shares = [round(100 * share, 3) for share in mixture.shares]
+    rows = list(zip(names, shares, held, drawn, [round(e, 3) for e in epochs], strict=True))
+    columns = ("store", "% of samples", "tokens held", "tokens drawn", "epochs")
+    ctx.panel(panels.table("Mixture", columns, rows))
+    ctx.result(**{f"epochs_{number}": value for number, value in enumerate(epochs)})
+
+
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
     """The tokenizer's vocabulary, where the plan knows it."""
-    for edge in ("tokenizer", "tokens.tokenizer"):
+    for edge in ("tokenizer", "tokens[0].tokenizer"):
         size = getattr(upstream.get(edge), "vocab_size", None)
         if isinstance(size, int):
             return size
