@@ -208,7 +208,7 @@ def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
     from stages.data.shards import run_shards
 
     works = encodings(inputs.path("documents"), inputs.path("tokenizer"), params.seed)
-    folder = ctx.scratch / "encoded"
+    folder = ctx.scratch / "encodings"
     started, tokens, done = time.monotonic(), 0, 0
 
     def on_commit(shard: int) -> None:

@@ -10,7 +10,7 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams
-from stages.data import parts, tokens
+from stages.data import packing, parts, tokens
 from stages.data.documents import Documents, documents_writer, write_stats
 from stages.data.hashing import fraction, hash64
 from stages.data.packing import encode_shard, encodings, tokens_in
@@ -195,12 +195,16 @@ def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, 
     finer = write_documents(tmp_path / "documents", texts())
     inputs["documents"] = finer
     assert bytes_of(run(pack, tmp_path / "two", params, **inputs).out) == expected
+    monkeypatch.setattr(packing, "SLICE_BYTES", (300, 1000))
+    works = encodings(finer, tokenizer, seed=0)
+    assert len(works) > 2 * -(-120 // 16)
+    assert bytes_of(run(pack, tmp_path / "sliced", params, **inputs).out) == expected
     for stop in (1, 3):
         folder = tmp_path / f"stopped-{stop}"
         ctx, real = Context.local(folder), Context.check_cancelled
 
         def check(self, stop=stop, real=real):
-            if len(list(self.scratch.glob("encoded/*.bin"))) > stop:
+            if len(list(self.scratch.glob("encodings/*.bin"))) > stop:
                 self.cancel_file.touch()
             real(self)
 
