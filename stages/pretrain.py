@@ -38,7 +38,7 @@ from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
 from stages.models.config import GPTConfig
 from stages.models.presets import PRESETS, preset
 from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
-from stages.training.settings import TrainSection
+from stages.training.settings import MixtureSection, TrainSection
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
@@ -70,16 +70,6 @@ class ModelSection(Section):
     """Of the embeddings, the attention weights and both residual branches."""
     recompute: Annotated[bool, EXECUTION] = False
     """Compute each block again in the backward pass: a third more work for far less memory."""
-
-
-class MixtureSection(Section):
-    """How much of each store of `tokens` is trained on; only where there are several."""
-
-    weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    """One for each store, in order: its part of the samples, whatever they add up to."""
-    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
-    """Without weights, a store of n tokens gets n ** (1 / temperature) parts: 1 goes by size, and
-    more gives the small ones more."""
 
 
 class PretrainParams(Params):
@@ -128,16 +118,7 @@ class PretrainParams(Params):
                 "model.width", f"{width} is not a multiple of {heads} heads", f"{near} is"
             )
         yield from self.train.check(self.workers)
-        yield from self._check_mixture(upstream)
-
-    def _check_mixture(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        weights, known = self.mixture.weights, sum(edge.startswith("tokens[") for edge in upstream)
-        if weights and self.mixture.temperature != 1:
-            yield Problem("mixture.temperature", "weights say it all already", "leave one out")
-        if weights and len(weights) < known:
-            yield Problem(
-                "mixture.weights", f"{len(weights)} for {known} stores", "one for each of `tokens`"
-            )
+        yield from self.mixture.check(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Parameters, tokens, FLOPs, bytes a device, seconds."""
