@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -115,7 +116,7 @@ class TrainParams(Params):
         return {"seconds": 1 + self.sample_characters / 1e6}
 
 
-@stage("tokenize.train", inputs={"documents": "Documents"}, output="Tokenizer", version=1)
+@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=1)
 def train(params: TrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Learn a SentencePiece tokenizer and export it for AutoTokenizer."""
     from stages.data.documents import Documents, read_stats
@@ -124,14 +125,25 @@ def train(params: TrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.data.tokenizer_training import export
     from stages.data.tokenizer_training import train as learn
 
-    documents = Documents(inputs.path("documents")).require_some()
-    total = read_stats(inputs.path("documents"))["kept"]["characters"]
+    folders = inputs.paths("documents")
+    sources = [Documents(folder).require_some() for folder in folders]
+    total = sum(read_stats(folder)["kept"]["characters"] for folder in folders)
     ctx.progress(0, 1, "steps")
-    lines = sample_lines(documents, params.sample_characters, total, params.language_alpha)
+    lines = sample_lines(chain(*sources), params.sample_characters, total, _rates(params, folders))
     model = learn(lines, params.vocab_size, params.recipe())
     export(model, out, params.max_length, params.recipe())
     found = _evaluate(params, inputs, out, ctx, AGREEMENT_CHARACTERS / max(1, total))
-    _report_tokenizer(Tokenizer(out), found, documents, ctx)
+    _report_tokenizer(Tokenizer(out), found, sources, ctx)
+
+
+def _rates(params: TrainParams, folders: Sequence[Path]) -> dict[str, float]:
+    """How often a document of each language is learnt from; empty if all are alike."""
+    from stages.data.tokenizer_sampling import language_rates, language_sizes
+
+    if params.language_alpha == 1:
+        return {}
+    sizes = sum(map(language_sizes, folders), Counter[str]())
+    return language_rates(sizes, params.sample_characters, params.language_alpha)
 
 
 def _evaluate(
@@ -141,7 +153,11 @@ def _evaluate(
     from stages.data.shards import run_shards
     from stages.data.tokenizer_evaluation import check_shard, checks, gather
 
-    works = checks(inputs.path("documents"), out, agreement_share)
+    works = [
+        work
+        for folder in inputs.paths("documents")
+        for work in checks(folder, out, agreement_share)
+    ]
     done = 0
 
     def on_commit(shard: int) -> None:
@@ -236,7 +252,7 @@ def _write_split(
 
 
 def _report_tokenizer(
-    tokenizer: Tokenizer, found: Mapping[str, Counts], documents: Documents, ctx: Context
+    tokenizer: Tokenizer, found: Mapping[str, Counts], sources: Sequence[Documents], ctx: Context
 ) -> None:
     from stages.data.tokenizer_evaluation import Counts
 
@@ -261,7 +277,8 @@ def _report_tokenizer(
             "text": " ".join(document.text.split())[:240],
             "pieces": " | ".join(map(tokenizer.piece, tokenizer.encode(document.text[:240]))),
         }
-        for document in islice(documents, 4)
+        for source in sources
+        for document in islice(source, -(-4 // len(sources)))
     ]
     ctx.panel(panels.samples("How the tokenizer cuts text", items))
     longest = sorted(tokenizer.pieces[CONTROLS_AND_BYTES:], key=len, reverse=True)[:40]

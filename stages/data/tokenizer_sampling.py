@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import pyarrow.compute as pc
 
 from stages.data import parts
-from stages.data.documents import KIND, VERSION, Document, Documents
+from stages.data.documents import KIND, VERSION, Document
 from stages.data.hashing import fraction
 from stages.data.tokenizer_training import cut_lines
 
@@ -17,32 +18,31 @@ REPEATS = 4.0
 
 
 def sample_lines(
-    documents: Iterable[Document], characters: int, total: int, alpha: float = 1.0
+    documents: Iterable[Document],
+    characters: int,
+    total: int,
+    rates: Mapping[str, float] | None = None,
 ) -> Iterator[str]:
     """Lines of a sample of about `characters` of the documents' `total` characters.
 
     A document is taken or left by the hash of its id, so that the sample is the same in any
-    order and spread over all sources. With an `alpha` below 1 a language of n characters gets a
-    share of the sample in proportion to n ** alpha; those that are short of it are repeated.
+    order and spread over all sources. With `rates` it is taken as often as its language's says.
     """
-    everywhere = min(1.0, characters / max(1, total))
-    rates: Mapping[str, float] = {}
-    if alpha != 1 and isinstance(documents, Documents):
-        rates = language_rates(language_sizes(documents), characters, alpha)
+    everywhere, rates = min(1.0, characters / max(1, total)), rates or {}
     for document in documents:
         whole, rest = divmod(rates.get(document.lang, everywhere), 1)
         for _ in range(int(whole) + (fraction(f"tokenizer {document.id}") < rest)):
             yield from cut_lines(document.text)
 
 
-def language_sizes(documents: Documents) -> dict[str, int]:
-    """Characters of each language."""
+def language_sizes(folder: Path) -> Counter[str]:
+    """Characters of each language of a Documents artifact."""
     sizes: Counter[str] = Counter()
-    for batch in parts.read_batches(documents.path / "documents", KIND, VERSION, ["text", "lang"]):
+    for batch in parts.read_batches(folder / "documents", KIND, VERSION, ["text", "lang"]):
         lengths = pc.utf8_length(batch["text"]).to_pylist()
         for lang, length in zip(batch["lang"].to_pylist(), lengths, strict=True):
             sizes[lang] += length
-    return dict(sizes)
+    return sizes
 
 
 def language_rates(sizes: Mapping[str, int], characters: int, alpha: float) -> dict[str, float]:

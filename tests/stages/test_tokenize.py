@@ -107,6 +107,17 @@ def test_every_option_reaches_the_tokenizer(documents, tmp_path):
     assert TokenStore(packed).vocab_size == 380
 
 
+def test_a_tokenizer_of_several_documents_is_that_of_all_of_them(documents, tokenizer, tmp_path):
+    halves = [write_documents(tmp_path / str(k), texts()[k * 60 :][:60]) for k in range(2)]
+    ctx = Context.local(tmp_path / "w")
+    edges = Inputs({"documents": tuple(map(artifact, halves))})
+    train(TrainParams(vocab_size=400), edges, ctx.out, ctx)
+    assert bytes_of(ctx.out) == bytes_of(tokenizer)
+    shown = json.loads((ctx.observed / "panels.json").read_text())
+    (table,) = (p for p in shown if p["title"] == "Tokens by language")
+    assert table["rows"][0][1:3] == [120, sum(map(len, texts()))]
+
+
 def test_what_cannot_work_of_a_tokenizer_is_said_before():
     def said(**fields):
         return [str(problem) for problem in TrainParams(**fields).check({})]

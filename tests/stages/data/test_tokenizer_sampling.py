@@ -47,8 +47,10 @@ def test_the_sample_of_documents_follows_the_rates(tmp_path):
             text = ("天" if lang == "zh" else "a") * 100
             writer.write({"id": f"{k}", "text": text, "source": "s", "lang": lang, "meta": "{}"})
     documents = Documents(tmp_path)
-    assert language_sizes(documents) == {"en": 39_000, "zh": 1_000}
-    text = "".join(sample_lines(documents, 40_000, 40_000, alpha=0.5))
+    sizes = language_sizes(tmp_path)
+    assert sizes == {"en": 39_000, "zh": 1_000}
+    rates = language_rates(sizes, 40_000, alpha=0.5)
+    text = "".join(sample_lines(documents, 40_000, 40_000, rates))
     assert text.count("天") == REPEATS * 1_000
     assert 33_000 < text.count("a") < 39_000
     plain = "".join(sample_lines(documents, 40_000, 40_000))
