@@ -328,7 +328,8 @@ def _show_mixture(objective: Pretraining, tokens: Sequence[Artifact], ctx: Conte
     Raises:
         InputError: the stores were packed with different tokenizers.
     """
-    made_by = {str(artifact.manifest["inputs"].get("tokenizer")) for artifact in tokens}
+    references = [artifact.manifest["inputs"].get("tokenizer", ()) for artifact in tokens]
+    made_by = {reference["digest"] for found in references for reference in found}
     if len(made_by) > 1:
         raise InputError(
             "the stores of tokens were packed with different tokenizers",
