@@ -5,7 +5,7 @@
       policy: ${sft}
       reward: ${reward}
       prompts: ${questions}
-      tokens: ${tokens}                 # optional: PPO-ptx, the pretraining term
+      tokens: ${tokens}                 # optional: PPO-ptx, the pretraining term; or several
       train: {steps: 40, global_batch: 64, lr: 1.0e-4}
       kl: {coefficient: 0.05}
 
@@ -27,7 +27,7 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
-from stages.training.settings import Schedule, TrainSection
+from stages.training.settings import MixtureSection, Schedule, TrainSection
 
 if TYPE_CHECKING:
     from stages.alignment.ppo_objective import PPOSettings
@@ -102,6 +102,7 @@ class PPOParams(Params):
     """Of generalised advantage estimation."""
     kl: KLSection = KLSection()
     ptx: PtxSection = PtxSection()
+    mixture: MixtureSection = MixtureSection()
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Taken from the score of a response that does not end."""
     critic_lr: Annotated[float, Field(gt=0)] = 2.0
@@ -116,6 +117,7 @@ class PPOParams(Params):
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Minibatches fall evenly on the episodes, and episodes on the workers."""
         yield from self.train.check(self.workers)
+        yield from self.mixture.check(upstream)
         parts, world = self.minibatches, self.workers.num
         if self.train.global_batch % (parts * world):
             yield Problem(
@@ -160,6 +162,8 @@ class PPOParams(Params):
             ema=self.ema,
             ptx_ratio=self.ptx.ratio,
             ptx_length=self.ptx.length,
+            ptx_weights=self.mixture.weights,
+            ptx_temperature=self.mixture.temperature,
             rollout_batch=self.rollout_batch,
         )
 
@@ -170,7 +174,7 @@ class PPOParams(Params):
         "policy": "Model",
         "reward": "RewardModel",
         "prompts": "Conversations",
-        "tokens": "Tokens?",
+        "tokens": "Tokens*?",
     },
     output="Model",
     version=3,
@@ -183,7 +187,8 @@ def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.training.loop import fit
 
     paths = {name: inputs.path(name) for name in ("policy", "reward", "prompts")}
-    objective = PPOObjective(**paths, tokens=inputs.get_path("tokens"), settings=params.settings())
+    tokens = tuple(inputs.paths("tokens"))
+    objective = PPOObjective(**paths, tokens=tokens, settings=params.settings())
     for panel in CURVES:
         ctx.panel(panel)
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:

@@ -8,6 +8,15 @@
       train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
       workers: {num: 2, cpus: 1}
 
+Several stores of tokens, of one tokenizer, make a mixture. Its weights belong to this stage, so a
+change of them packs nothing again:
+
+      tokens: ["${web}", "${books}", "${code}"]
+      mixture: {weights: [60, 22, 18]}  # of what is trained on; or {temperature: 3}
+
+`packing: best_fit` trains on samples of whole documents instead of windows of the stream: none is
+cut that fits the context. The tokens stay as they are.
+
 Out comes a folder that `transformers` loads. Figures: `loss` (last step, nats a token),
 `eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`.
 """
@@ -29,10 +38,12 @@ from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
 from stages.models.config import GPTConfig
 from stages.models.presets import PRESETS, preset
 from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
-from stages.training.settings import TrainSection
+from stages.training.settings import MixtureSection, TrainSection
 
 if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
     from pipeline.context import Context
+    from stages.data.corpus import Corpus
     from stages.data.tokenizer import Tokenizer
     from stages.training.engine import Engine
     from stages.training.rank import Rank
@@ -67,6 +78,10 @@ class PretrainParams(Params):
     size: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m…"""
     model: ModelSection = ModelSection()
+    packing: Literal["windows", "best_fit"] = "windows"
+    """What a sample is: a window of all documents in a row, or whole documents side by side, with
+    padding where none fits; those longer than the context are cut to full samples first."""
+    mixture: MixtureSection = MixtureSection()
     train: TrainSection = TrainSection()
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
@@ -103,6 +118,7 @@ class PretrainParams(Params):
                 "model.width", f"{width} is not a multiple of {heads} heads", f"{near} is"
             )
         yield from self.train.check(self.workers)
+        yield from self.mixture.check(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Parameters, tokens, FLOPs, bytes a device, seconds."""
@@ -137,15 +153,17 @@ def memory_bytes(
 
 
 @stage(
-    "pretrain", inputs={"tokens": "Tokens", "tokenizer": "Tokenizer?"}, output="Model", version=1
+    "pretrain", inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer?"}, output="Model", version=1
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a language model from nothing on packed tokens."""
     from stages.training.group import WorkerGroup
     from stages.training.loop import fit
 
-    objective = Pretraining(params, inputs.path("tokens"), inputs.get_path("tokenizer"))
+    objective = Pretraining(params, tuple(inputs.paths("tokens")), inputs.get_path("tokenizer"))
     _show(ctx)
+    if len(objective.tokens_paths) > 1:
+        _show_mixture(objective, inputs["tokens"], ctx)
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
         texts = group.run(continuations, out, PROMPTS, params.seed)[0]
@@ -158,6 +176,7 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
         parameters=objective.config.parameters,
+        **{name: final[name] for name in ("padding", "cut_documents") if name in final},
     )
 
 
@@ -166,7 +185,7 @@ class Pretraining(LanguageObjective):
     """Predict the next token in windows of packed documents."""
 
     params: PretrainParams
-    tokens_path: Path
+    tokens_paths: tuple[Path, ...]
     tokenizer_path: Path | None
 
     @cached_property
@@ -174,12 +193,26 @@ class Pretraining(LanguageObjective):
         """The model's shape, for the tokens' vocabulary."""
         from stages.data.tokens import TokenStore
 
-        return self.params.config(TokenStore(self.tokens_path).vocab_size)
+        return self.params.config(TokenStore(self.tokens_paths[0]).vocab_size)
+
+    @property
+    def corpus(self) -> Corpus:
+        """What it is trained on."""
+        from stages.data.corpus import Corpus
+
+        return Corpus(
+            self.tokens_paths,
+            self.config.context,
+            self.params.seed,
+            self.params.packing,
+            self.params.mixture.weights,
+            self.params.mixture.temperature,
+        )
 
     @property
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer's files are."""
-        return self.tokenizer_path or self.tokens_path
+        return self.tokenizer_path or self.tokens_paths[0]
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
         """Map the tokens and draw the initial weights.
@@ -189,11 +222,10 @@ class Pretraining(LanguageObjective):
         """
         import torch
 
-        from stages.data.tokens import TokenStore
         from stages.models.gpt import GPT
 
-        self.train = TokenStore(self.tokens_path).samples(self.config.context, self.seed)
-        self.held_out = TokenStore(self.tokens_path, "eval").samples(self.config.context)
+        corpus = self.corpus
+        self.train, self.held_out, self.facts = corpus.train, corpus.held_out, corpus.facts
         self.flops_per_token = float(self.config.flops_per_token)
         self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
         model = GPT(self.config)
@@ -214,16 +246,26 @@ class Pretraining(LanguageObjective):
         return tokenizer
 
     def collate(self, samples: Sequence[Any]) -> Batch:
-        """Windows of T + 1 ids -> inputs and targets (B, T)."""
+        """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the
+        segments (the documents of a sample, counted from 0) and the positions within them."""
         import numpy as np
         import torch
 
-        windows = torch.from_numpy(np.stack(samples))
-        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+        from stages.data.bestfit import Packed
+        from stages.data.tokenizer import EOS
+        from stages.data.tokens import boundaries
 
-    def weight(self, batch: Batch) -> float:
-        """Every position is learned."""
-        return float(batch["targets"].numel())
+        if isinstance(samples[0], Packed):
+            names = ("tokens", "targets", "segments", "positions")
+            return {n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names}
+        windows = np.stack(samples)
+        segments, positions = boundaries(windows[:, :-1], EOS)
+        return {
+            "tokens": torch.from_numpy(windows)[:, :-1],
+            "targets": torch.from_numpy(windows)[:, 1:],
+            "segments": torch.from_numpy(segments),
+            "positions": torch.from_numpy(positions),
+        }
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy, in float32; without a gradient the targets' bytes too."""
@@ -232,7 +274,8 @@ class Pretraining(LanguageObjective):
         total = model(batch["tokens"], targets_BT=batch["targets"])
         if torch.is_grad_enabled():
             return Loss(total)
-        return Loss(total, {"bytes": self._bytes[batch["targets"]].sum()})
+        # What is ignored counts as <pad>, which stands for no bytes.
+        return Loss(total, {"bytes": self._bytes[batch["targets"].clamp(min=0)].sum()})
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Loss, perplexity, and bits per byte, which compare across tokenizers."""
@@ -279,9 +322,36 @@ def _show(ctx: Context) -> None:
     ctx.panel(panels.curve("Speed", ["tokens_per_second"], unit="tokens/s"))
 
 
+def _show_mixture(objective: Pretraining, tokens: Sequence[Artifact], ctx: Context) -> None:
+    """What is drawn of each store in the whole run, and how often that goes through it.
+
+    Raises:
+        InputError: the stores were packed with different tokenizers.
+    """
+    references = [artifact.manifest["inputs"].get("tokenizer", ()) for artifact in tokens]
+    made_by = {reference["digest"] for found in references for reference in found}
+    if len(made_by) > 1:
+        raise InputError(
+            "the stores of tokens were packed with different tokenizers",
+            where="tokens",
+            remedy="pack all of them with one",
+        )
+    train, corpus = objective.params.train, objective.corpus
+    mixture = corpus.mixture
+    samples = train.steps * train.global_batch
+    drawn = (mixture.schedule.drawn(samples) * objective.config.context).tolist()
+    names = [str(artifact.manifest["run"]["stage"]) for artifact in tokens]
+    held, epochs = [store.tokens for store in corpus.stores()], mixture.epochs(samples)
+    shares = [round(100 * share, 3) for share in mixture.shares]
+    rows = list(zip(names, shares, held, drawn, [round(e, 3) for e in epochs], strict=True))
+    columns = ("store", "% of samples", "tokens held", "tokens drawn", "epochs")
+    ctx.panel(panels.table("Mixture", columns, rows))
+    ctx.result(**{f"epochs_{number}": value for number, value in enumerate(epochs)})
+
+
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
     """The tokenizer's vocabulary, where the plan knows it."""
-    for edge in ("tokenizer", "tokens.tokenizer"):
+    for edge in ("tokenizer", "tokens[0].tokenizer"):
         size = getattr(upstream.get(edge), "vocab_size", None)
         if isinstance(size, int):
             return size

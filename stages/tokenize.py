@@ -4,32 +4,58 @@
     tokenizer: {uses: tokenize.train, documents: ${clean}, vocab_size: 4096}
     tokens:    {uses: tokenize.pack, documents: ${clean}, tokenizer: ${tokenizer}}
 
-The tokenizer is SentencePiece BPE with byte fallback, and loads with `AutoTokenizer`, which gives
-the same ids. The token store is what training reads by memory map.
+The tokenizer is SentencePiece BPE or unigram with byte fallback, and loads with `AutoTokenizer`,
+which gives the same ids. For code, `whitespace_runs: 16` makes an indentation one token; where
+languages differ much in size, `language_alpha: 0.3` keeps the small ones from being starved:
+
+    tokenizer:
+      uses: tokenize.train
+      documents: ${clean}
+      vocab_size: 32000
+      whitespace_runs: 16
+      language_alpha: 0.3
+      reserved: ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+
+The token store is what training reads by memory map.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, StringConstraints
 
 from pipeline import panels
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, stage
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from pipeline.context import Context
     from stages.data.documents import Documents
     from stages.data.packing import Layout
     from stages.data.tokenizer import Tokenizer
+    from stages.data.tokenizer_evaluation import Counts
+    from stages.data.tokenizer_training import Recipe
     from stages.data.tokens import Shard
 
 CONTROLS_AND_BYTES = 16 + 256
 CHARACTERS_A_TOKEN = 3.5  # of English prose and code at small vocabularies; for estimates only
+AGREEMENT_CHARACTERS = 500_000  # on about so many the exported tokenizer.json is checked
+LANGUAGES = 8  # have figures of their own
+PLANNED = 200_000  # documents that best-fit packing is tried on, for the report
+
+ReservedName = Annotated[
+    str, StringConstraints(pattern=r"^<\|?[A-Za-z][A-Za-z0-9_/.:-]{0,40}\|?>$")
+]
 
 
 class TrainParams(Params):
@@ -37,35 +63,113 @@ class TrainParams(Params):
 
     vocab_size: Annotated[int, Field(gt=CONTROLS_AND_BYTES, le=1 << 20)] = 4096
     """Ids in all: 16 control ids, 256 bytes, and the pieces."""
+    model: Literal["bpe", "unigram"] = "bpe"
+    """How pieces are learnt: by joining pairs, or as the likeliest vocabulary of a unigram
+    language model (slower to learn and to encode with)."""
+    split_digits: bool = True
+    """Every digit is a piece of its own."""
+    whitespace_runs: Annotated[int, Field(ge=0, le=64)] = 0
+    """Every run of up to so many spaces, or tabs, is one piece, as code wants; 0 leaves runs of
+    spaces to the training, and tabs to bytes."""
+    character_coverage: Annotated[float, Field(gt=0.9, le=1)] = 0.9995
+    """The share of the sample's characters that are in pieces; the rarest are written as bytes."""
+    reserved: Annotated[tuple[ReservedName, ...], Field(max_length=9)] = ()
+    """Names for the reserved control tokens, in order, like `<|fim_prefix|>`."""
     sample_characters: PositiveInt = 10_000_000
     """About how many characters are learnt from; documents are chosen by hash."""
+    language_alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A language of n characters gets a share of the sample in proportion to n to this power:
+    below 1 the small ones get more, at most four times their text."""
     max_length: PositiveInt | None = None
     """The context that `tokenizer_config.json` names; null leaves it open."""
+
+    def recipe(self) -> Recipe:
+        """The same for the workshop."""
+        from stages.data.tokenizer_training import Recipe
+
+        return Recipe(
+            model=self.model,
+            split_digits=self.split_digits,
+            whitespace_runs=self.whitespace_runs,
+            reserved=self.reserved,
+            character_coverage=self.character_coverage,
+        )
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Yield names that are taken and runs that leave no room for pieces."""
+        controls = self.recipe().controls if self.reserved else ()
+        for name in sorted({name for name in controls if controls.count(name) > 1}):
+            yield Problem("reserved", f"{name} names two tokens", "take another name")
+        if self.whitespace_runs == 1:
+            yield Problem("whitespace_runs", "one space is no run", "0 or at least 2")
+        room = self.vocab_size - CONTROLS_AND_BYTES
+        if 2 * self.whitespace_runs >= room:
+            yield Problem(
+                "whitespace_runs",
+                f"a vocabulary of {self.vocab_size} has room for {room} pieces, of which runs of "
+                f"spaces and of tabs would take {2 * self.whitespace_runs}",
+                "lower it, or raise vocab_size",
+            )
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Learning takes about a second for a million characters."""
         return {"seconds": 1 + self.sample_characters / 1e6}
 
 
-@stage("tokenize.train", inputs={"documents": "Documents"}, output="Tokenizer", version=1)
+@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=1)
 def train(params: TrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Learn a SentencePiece tokenizer and export it for AutoTokenizer."""
     from stages.data.documents import Documents, read_stats
     from stages.data.tokenizer import Tokenizer
-    from stages.data.tokenizer_training import agreement, export, sample_lines
+    from stages.data.tokenizer_sampling import sample_lines
+    from stages.data.tokenizer_training import export
     from stages.data.tokenizer_training import train as learn
 
-    documents = Documents(inputs.path("documents")).require_some()
-    total = read_stats(inputs.path("documents"))["kept"]["characters"]
-    ctx.progress(0, 2, "steps")
-    model = learn(sample_lines(documents, params.sample_characters, total), params.vocab_size)
-    export(model, out, params.max_length)
-    ctx.progress(1, 2, "steps")
-    tokenizer = Tokenizer(out)
-    texts = _texts(documents)
-    agreement(tokenizer, out, texts)
-    _report_tokenizer(tokenizer, texts, ctx)
-    ctx.progress(2, 2, "steps")
+    folders = inputs.paths("documents")
+    sources = [Documents(folder).require_some() for folder in folders]
+    total = sum(read_stats(folder)["kept"]["characters"] for folder in folders)
+    ctx.progress(0, 1, "steps")
+    lines = sample_lines(chain(*sources), params.sample_characters, total, _rates(params, folders))
+    model = learn(lines, params.vocab_size, params.recipe())
+    export(model, out, params.max_length, params.recipe())
+    found = _evaluate(params, inputs, out, ctx, AGREEMENT_CHARACTERS / max(1, total))
+    _report_tokenizer(Tokenizer(out), found, sources, ctx)
+
+
+def _rates(params: TrainParams, folders: Sequence[Path]) -> dict[str, float]:
+    """How often a document of each language is learnt from; empty if all are alike."""
+    from stages.data.tokenizer_sampling import language_rates, language_sizes
+
+    if params.language_alpha == 1:
+        return {}
+    sizes = sum(map(language_sizes, folders), Counter[str]())
+    return language_rates(sizes, params.sample_characters, params.language_alpha)
+
+
+def _evaluate(
+    params: TrainParams, inputs: Inputs, out: Path, ctx: Context, agreement_share: float
+) -> dict[str, Counts]:
+    """Counts by language over all documents, each of which has come back from its tokens."""
+    from stages.data.shards import run_shards
+    from stages.data.tokenizer_evaluation import check_shard, checks, gather
+
+    works = [
+        work
+        for folder in inputs.paths("documents")
+        for work in checks(folder, out, agreement_share)
+    ]
+    done = 0
+
+    def on_commit(shard: int) -> None:
+        nonlocal done
+        done += 1
+        ctx.progress(done + 1, len(works) + 1, "steps")
+
+    folder = ctx.scratch / "checked"
+    commits = run_shards(
+        check_shard, works, folder, workers=params.workers, ctx=ctx, on_commit=on_commit
+    )
+    return gather(commits)
 
 
 class PackParams(Params):
@@ -120,7 +224,7 @@ def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
     from stages.data.shards import run_shards
 
     works = encodings(inputs.path("documents"), inputs.path("tokenizer"), params.seed)
-    folder = ctx.scratch / "encoded"
+    folder = ctx.scratch / "encodings"
     started, tokens, done = time.monotonic(), 0, 0
 
     def on_commit(shard: int) -> None:
@@ -147,39 +251,60 @@ def _write_split(
     return written
 
 
-def _texts(documents: Documents, characters: int = 500_000) -> list[str]:
-    """The first documents, up to that many characters: what figures are taken from."""
-    texts: list[str] = []
-    for document in documents:
-        texts.append(document.text)
-        characters -= len(document.text)
-        if characters < 0:
-            break
-    return texts
+def _report_tokenizer(
+    tokenizer: Tokenizer, found: Mapping[str, Counts], sources: Sequence[Documents], ctx: Context
+) -> None:
+    from stages.data.tokenizer_evaluation import Counts
 
-
-def _report_tokenizer(tokenizer: Tokenizer, texts: list[str], ctx: Context) -> None:
-    tokens = sum(map(len, tokenizer.encode_batch(texts)))
-    characters, size = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
-    words = sum(len(text.split()) for text in texts)
+    total = sum(found.values(), Counts())
     ctx.result(
         vocab_size=len(tokenizer),
-        characters_per_token=characters / max(1, tokens),
-        bytes_per_token=size / max(1, tokens),
-        tokens_per_word=tokens / max(1, words),
+        characters_per_token=total.characters / max(1, total.tokens),
+        bytes_per_token=total.bytes_per_token,
+        tokens_per_word=total.tokens / max(1, total.words),
     )
-    shown = (" ".join(text.split())[:240] for text in texts[:4])
-    ctx.panel(
-        panels.samples(
-            "How the tokenizer cuts text",
-            [
-                {"text": text, "pieces": " | ".join(map(tokenizer.piece, tokenizer.encode(text)))}
-                for text in shown
-            ],
+    for lang, counts in islice(found.items(), LANGUAGES):
+        name = re.sub(r"\W", "_", lang.lower()).strip("_") or "unknown"
+        ctx.result(
+            **{
+                f"fertility_{name}": counts.fertility(lang),
+                f"bytes_per_token_{name}": counts.bytes_per_token,
+            }
         )
-    )
+    ctx.panel(_languages(found))
+    items = [
+        {
+            "text": " ".join(document.text.split())[:240],
+            "pieces": " | ".join(map(tokenizer.piece, tokenizer.encode(document.text[:240]))),
+        }
+        for source in sources
+        for document in islice(source, -(-4 // len(sources)))
+    ]
+    ctx.panel(panels.samples("How the tokenizer cuts text", items))
     longest = sorted(tokenizer.pieces[CONTROLS_AND_BYTES:], key=len, reverse=True)[:40]
     ctx.panel(panels.table("Longest pieces", ("piece",), [(piece,) for piece in longest]))
+
+
+def _languages(found: Mapping[str, Counts]) -> panels.Panel:
+    from stages.data.tokenizer_evaluation import unspaced
+
+    rows = [
+        (
+            lang,
+            counts.documents,
+            counts.characters,
+            counts.tokens,
+            round(counts.bytes_per_token, 3),
+            round(counts.fertility(lang), 3),
+            "character" if unspaced(lang) else "word",
+            round(100 * counts.byte_tokens / max(1, counts.tokens), 2),
+        )
+        for lang, counts in found.items()
+    ]
+    columns = ("language", "documents", "characters", "tokens", "bytes a token")
+    return panels.table(
+        "Tokens by language", (*columns, "tokens a unit", "unit", "% byte tokens"), rows
+    )
 
 
 def _report_tokens(layout: Layout, ctx: Context) -> None:
@@ -194,5 +319,23 @@ def _report_tokens(layout: Layout, ctx: Context) -> None:
     ctx.result(**results)
     ctx.panel(panels.table("Token store", ("split", "documents", "tokens"), rows))
     edges = [2**k for k in range(4, 21)]
+    ctx.panel(_best_fit(layout.lengths("train")[:PLANNED]))
     counts, _ = np.histogram(layout.lengths("train"), edges)
     ctx.panel(panels.histogram("Tokens of a document", edges, counts.tolist()))
+
+
+def _best_fit(lengths: npt.NDArray[np.int64]) -> panels.Panel:
+    """What best-fit packing would cost and save, by context."""
+    import numpy as np
+
+    from stages.data.bestfit import plan
+
+    ends, rows = np.cumsum(lengths), []
+    for context in (2**k for k in range(7, 15)):
+        found = plan(ends, context)
+        padding = 1 - ends[-1] / (found.samples * context)
+        windows = np.count_nonzero((ends - lengths) // context != (ends - 1) // context)
+        cut = [round(100 * count / len(ends), 2) for count in (windows, found.cut)]
+        rows.append((context, found.samples, round(100 * float(padding), 3), *cut))
+    columns = ("context", "samples", "% padding", "% documents cut by windows", "% cut by best fit")
+    return panels.table(f"Packing of {len(ends):,} documents", columns, rows)

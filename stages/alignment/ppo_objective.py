@@ -27,14 +27,14 @@ from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with,
 from stages.alignment.update import Share, UpdateSettings, update
 from stages.data.chat import encode_prompt
 from stages.data.conversations import Conversations
+from stages.data.corpus import Corpus
 from stages.data.tokenizer import EOS, PAD, Tokenizer
-from stages.data.tokens import Samples, TokenStore
 from stages.generation.likelihood import TokenModel
 from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding
 from stages.models.gpt import GPT
 from stages.models.huggingface import load_gpt, load_scorer, save_gpt
-from stages.training.objective import Metrics, State, Trainable
+from stages.training.objective import Metrics, Samples, State, Trainable
 from stages.training.order import Shuffled, mix
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class PPOSettings:
     ema: float
     ptx_ratio: float
     ptx_length: int | None
+    ptx_weights: tuple[float, ...]
+    ptx_temperature: float
     rollout_batch: int
 
     @property
@@ -87,11 +89,11 @@ class PPOObjective:
         policy: Path,
         reward: Path,
         prompts: Path,
-        tokens: Path | None,
+        tokens: tuple[Path, ...],
         settings: PPOSettings,
     ) -> None:
         self.policy_path, self.reward_path = policy, reward
-        self.prompts_path, self.tokens_path = prompts, tokens
+        self.prompts_path, self.tokens_paths = prompts, tokens
         self.settings = settings
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
@@ -132,11 +134,17 @@ class PPOObjective:
     def _pretraining(self, step: int) -> Pages | None:
         return Pages(self, step) if self.pages else None
 
-    def _pages(self, context: int) -> Samples | None:
-        if self.tokens_path is None or not self.settings.update.ptx:
+    def _pages(self, context: int) -> Corpus | None:
+        if not self.tokens_paths or not self.settings.update.ptx:
             return None
-        length = self.settings.ptx_length or context
-        return TokenStore(self.tokens_path).samples(min(length, context), mix(self.seed, 3))
+        asked = self.settings
+        return Corpus(
+            self.tokens_paths,
+            min(asked.ptx_length or context, context),
+            mix(self.seed, 3),
+            weights=asked.ptx_weights,
+            temperature=asked.ptx_temperature,
+        )
 
     def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """One iteration.
@@ -292,7 +300,8 @@ class Pages:
 
     def __init__(self, objective: PPOObjective, step: int) -> None:
         assert objective.pages is not None
-        self.windows = objective.pages
+        self.windows: Samples = objective.pages.train
+        self.length = objective.pages.length
         self.rank = objective.rank
         self.micro = objective.settings.update.micro_batch
         settings = objective.settings
@@ -311,7 +320,7 @@ class Pages:
 
     def loss(self, model: Callable[..., Tensor], piece: Tensor) -> Tensor:
         """This piece's part of the mean over the minibatch's tokens."""
-        return model(piece[:, :-1], targets_BT=piece[:, 1:]) / (self.count * self.windows.length)
+        return model(piece[:, :-1], targets_BT=piece[:, 1:]) / (self.count * self.length)
 
 
 def pretraining_windows(episodes: int, minibatches: int, ratio: float, world: int) -> int:

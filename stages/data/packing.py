@@ -1,4 +1,5 @@
-"""Documents to token shards: encode a row group a task, then lay the documents out shuffled.
+"""Documents to token shards: encode a slice of a row group a task, then lay the documents out
+shuffled.
 
 The order of documents and their split depend on ids and the seed alone, so neither the number of
 workers nor the cut of the input changes a byte.
@@ -9,11 +10,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data import tokens
@@ -21,34 +23,63 @@ from stages.data.documents import Documents
 from stages.data.hashing import fraction, hash64
 from stages.data.tokenizer import EOS, Tokenizer
 
+SLICES = 64  # at least, of a corpus that has a megabyte for each: workers end at about one time
+SLICE_BYTES = (1 << 20, 16 << 20)  # of text, at least and about at most
+
 _ENCODED = np.dtype([("end", "<u8"), ("order", "<u8"), ("split", "<f8")])
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One task: a row group of a part of the documents."""
+    """One task: some rows of a row group of a part of the documents."""
 
     part: Path
     row_group: int
+    rows: slice
     tokenizer: Path
     seed: int
 
 
 def encodings(documents: Path, tokenizer: Path, seed: int) -> list[Encoding]:
-    """A task for every row group of a Documents artifact, in order."""
-    return [
-        Encoding(part, group, tokenizer, seed)
-        for part in Documents(documents).files
-        for group in range(pq.ParquetFile(part).metadata.num_row_groups)
-    ]
+    """Tasks for all rows of a Documents artifact, in order; they depend on the documents alone."""
+    groups = [group for part in Documents(documents).files for group in _row_groups(part)]
+    total = sum(size for *_, size in groups)
+    least, most = SLICE_BYTES
+    wanted = min(most, max(least, total // SLICES))
+    works = []
+    for part, number, rows, size in groups:
+        step = max(1, -(-rows // max(1, -(-size // wanted))))
+        cuts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
+        works += [Encoding(part, number, cut, tokenizer, seed) for cut in cuts]
+    return works
+
+
+def _row_groups(part: Path) -> Iterator[tuple[Path, int, int, int]]:
+    """Part, number, rows, and bytes of text of each row group."""
+    metadata = pq.ParquetFile(part).metadata
+    text = metadata.schema.names.index("text")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        yield part, number, group.num_rows, group.column(text).total_uncompressed_size
+
+
+# A worker goes through the slices of a row group one after the other.
+@lru_cache(maxsize=1)
+def _row_group(part: Path, number: int) -> pa.Table:
+    return pq.ParquetFile(part).read_row_group(number, columns=["id", "text"])
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer(folder)
 
 
 def encode_shard(work: Encoding, commit: Path) -> None:
-    """Encode a row group: ids to `<commit>.bin`, one record a document to the commit file."""
+    """Encode some rows: ids to `<commit>.bin`, one record a document to the commit file."""
     from pipeline.disk import write_atomic
 
-    tokenizer = Tokenizer(work.tokenizer)
-    table = pq.ParquetFile(work.part).read_row_group(work.row_group, columns=["id", "text"])
+    tokenizer = _tokenizer(work.tokenizer)
+    table = _row_group(work.part, work.row_group)[work.rows]
     dtype = tokens.token_dtype(len(tokenizer))
     encoded = [
         np.array([*tokenizer.encode(text), EOS], dtype) for text in table["text"].to_pylist()
@@ -65,7 +96,7 @@ def encode_shard(work: Encoding, commit: Path) -> None:
 
 
 def tokens_in(commit: Path) -> int:
-    """How many ids a committed row group has."""
+    """How many ids a committed task has."""
     ends = np.load(commit)["end"]
     return int(ends[-1]) if len(ends) else 0
 

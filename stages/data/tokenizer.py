@@ -1,19 +1,25 @@
-"""The tokenizer: SentencePiece BPE with byte fallback, in the layout that every model expects.
+"""The tokenizer: SentencePiece BPE or unigram with byte fallback, in the layout that every model
+expects.
 
     0 <pad>  1 <unk>  2 <s>  3 </s>  4 <|system|>  5 <|user|>  6 <|assistant|>
-    7..15 <|reserved_0|>..<|reserved_8|>   16..271 the bytes   272.. the pieces
+    7..15 <|reserved_0|>..<|reserved_8|>, or what the user calls them
+    16..271 the bytes   272.. the pieces, runs of white space first
 
 Text never yields a control id: whoever wants one uses the constants below.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
+from pipeline.disk import read_json
 from pipeline.errors import CorruptArtifact, InputError
 
 KIND = "Tokenizer"
@@ -26,6 +32,8 @@ CONTROLS = (
 FIRST_BYTE = len(CONTROLS)
 SPACE = "\u2581"
 """How SentencePiece writes a space."""
+CHUNKS = "chunks"
+"""The key of `tokenizer_config.json` with the pattern that text is cut by before it is encoded."""
 ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
@@ -45,6 +53,8 @@ class Tokenizer:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         except RuntimeError as error:
             raise CorruptArtifact(f"unreadable tokenizer: {error}", where=str(model)) from error
+        config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
+        self._chunks = re.compile(config[CHUNKS]) if CHUNKS in config else None
 
     def __len__(self) -> int:
         return int(self._pieces.vocab_size())
@@ -56,20 +66,35 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; never a control id. A lone surrogate counts as U+FFFD."""
+        if self._chunks:
+            return self.encode_batch([text])[0]
         ids: list[int] = self._pieces.encode(well_formed(text))
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, on as many threads as asked for."""
-        ids: list[list[int]] = self._pieces.encode(
-            [well_formed(text) for text in texts], num_threads=threads
-        )
+        formed = [well_formed(text) for text in texts]
+        if self._chunks:
+            return self._encode_chunks(formed, self._chunks, threads)
+        ids: list[list[int]] = self._pieces.encode(formed, num_threads=threads)
         return ids
+
+    def _encode_chunks(
+        self, texts: Sequence[str], pattern: re.Pattern[str], threads: int
+    ) -> list[list[int]]:
+        chunks = [pattern.findall(text.replace(" ", SPACE)) for text in texts]
+        ids = iter(self._pieces.encode(list(chain(*chunks)), num_threads=threads))
+        return [list(chain.from_iterable(next(ids) for _ in each)) for each in chunks]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control ids are silent, broken byte runs become U+FFFD."""
         text: str = self._pieces.decode([int(i) for i in ids if int(i) >= FIRST_BYTE])
         return text
+
+    def decode_batch(self, encoded: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each; without control ids, which `encode` never gives."""
+        texts: list[str] = self._pieces.decode([list(ids) for ids in encoded]) if encoded else []
+        return texts
 
     def piece(self, token: int) -> str:
         """The piece of an id, as SentencePiece writes it."""
@@ -89,7 +114,7 @@ class Tokenizer:
         return [0] * FIRST_BYTE + [1] * 256 + counts[first_piece:]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_model": self._model}
+        return {"path": self.path, "_model": self._model, "_chunks": self._chunks}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

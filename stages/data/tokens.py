@@ -111,6 +111,16 @@ class TokenStore:
         """Documents of the split."""
         return sum(shard.documents for shard in self._shards)
 
+    @property
+    def ends(self) -> Ids:
+        """Where each document ends in the split, its end token included: (documents,)."""
+        shards = zip(self._shards, self._starts[:-1].tolist(), strict=True)
+        ends = [
+            np.load(self.path / f"{shard.name}.idx.npy").astype(np.int64) + start
+            for shard, start in shards
+        ]
+        return np.concatenate([np.empty(0, np.int64), *ends])
+
     def window(self, start: int, length: int) -> Ids:
         """`length` ids from position `start` of the ring (the end runs on into the beginning)."""
         found = np.empty(length, np.int64)
@@ -210,6 +220,20 @@ class Samples:
         offset = fold64(self.seed, epoch, -1) % self.length
         place = permute(index, len(self), key=fold64(self.seed, epoch, -2))
         return (offset + place * self.length) % self.store.tokens
+
+
+def boundaries(tokens: Ids, eos_id: int) -> tuple[Ids, Ids]:
+    """Where documents lie in windows of the ring: segments and positions, both of the shape of
+    `tokens` (..., T).
+
+    An end token is the first input of the document after it, whose first token is its target.
+    Segments count from 0 in each window, positions from 0 in each segment.
+    """
+    begins = tokens == eos_id
+    begins[..., 0] = True
+    place = np.arange(tokens.shape[-1])
+    starts = np.maximum.accumulate(np.where(begins, place, 0), axis=-1)
+    return np.cumsum(begins, axis=-1) - 1, place - starts
 
 
 def permute(index: int, size: int, key: int) -> int:

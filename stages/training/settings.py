@@ -6,13 +6,13 @@ Imports no torch: `headwater plan` reads this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import Problem
-from pipeline.stage import EXECUTION, Section, Workers
+from pipeline.stage import EXECUTION, Params, Section, Workers
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 Dtype = Literal["float32", "bfloat16"]
@@ -128,3 +128,22 @@ class TrainSection(Section):
 
 def _nearest(value: int, divisor: int) -> int:
     return max(1, round(value / divisor)) * divisor
+
+
+class MixtureSection(Section):
+    """How much of each store of `tokens` is trained on; only where there are several."""
+
+    weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    """One for each store, in order: its part of the samples, whatever they add up to."""
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """Without weights, a store of n tokens gets n ** (1 / temperature) parts: 1 goes by size, and
+    more gives the small ones more."""
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Yield what the edge `tokens` and this section say against each other."""
+        known = sum(edge.startswith("tokens[") for edge in upstream)
+        if self.weights and self.temperature != 1:
+            yield Problem("mixture.temperature", "weights say it all already", "leave one out")
+        if self.weights and len(self.weights) < known:
+            told = f"{len(self.weights)} for {known} stores"
+            yield Problem("mixture.weights", told, "one for each of `tokens`")

@@ -1,5 +1,6 @@
 """The ppo stage without its processes: parameters, prompts, pages, comparison."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from stages.alignment.ppo_objective import (
     read_prompts,
 )
 from stages.data.tokenizer import ASSISTANT, BOS, Tokenizer
+from stages.data.tokens import TokenStore, write_index, write_shard
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_gpt, load_scorer, save_scorer
@@ -21,11 +23,11 @@ from stages.ppo import PPOParams
 from stages.training.rank import Rank
 
 
-def made(world, scorer, tokens=True, **options):
+def made(world, scorer, tokens=("tokens",), **options):
     params = PPOParams(**{"max_new_tokens": 10, "train": {"global_batch": 16}} | options)
     objective = PPOObjective(
-        world / "policy", scorer, world / "conversations", world / "tokens" if tokens else None,
-        params.settings(),
+        world / "policy", scorer, world / "conversations",
+        tuple(world / name for name in tokens), params.settings(),
     )  # fmt: skip
     objective.trainables = objective.setup(Rank(), params.train, seed=5)
     return objective
@@ -115,13 +117,28 @@ def test_ranks_read_their_parts_of_a_page(world, scorer):
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_pages_of_several_stores_are_their_mixture(world, scorer, tmp_path):
+    flat = np.full(500, 20, "<u2")
+    shard = write_shard(tmp_path, "train-0", flat, np.array([500], np.uint64))
+    size = TokenStore(world / "tokens").vocab_size
+    write_index(tmp_path, vocab_size=size, eos_id=3, splits={"train": [shard], "eval": []})
+    objective = made(
+        world, scorer, tokens=("tokens", tmp_path),
+        ptx={"ratio": 1.0, "length": 12}, mixture={"weights": [1, 3]},
+    )  # fmt: skip
+    rows = torch.cat([Pages(objective, step).pieces(n)[0] for step in range(2) for n in range(8)])
+    assert int((rows == 20).all(1).sum()) == len(rows) * 3 // 4
+    (problem,) = PPOParams(mixture={"weights": [1, 3]}).check({f"tokens[{k}]": 0 for k in range(3)})
+    assert str(problem).startswith("mixture.weights: 2 for 3 stores")
+
+
 def test_windows_are_equally_many_on_every_rank():
     assert pretraining_windows(64, 4, 0.5, 1) == 8
     assert pretraining_windows(64, 4, 0.1, 4) == 4
 
 
 def test_without_tokens_or_weight_there_is_no_pretraining_term(world, scorer):
-    assert made(world, scorer, tokens=False).pages is None
+    assert made(world, scorer, tokens=()).pages is None
     assert made(world, scorer, ptx={"weight": 0}).pages is None
 
 

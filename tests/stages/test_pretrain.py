@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import pytest
 import torch
 from parity import assert_transformers_agree
 
+from pipeline.artifact import Artifact
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity
 from pipeline.stage import Params
-from stages.data.tokenizer import Tokenizer
-from stages.data.tokens import write_index, write_shard
+from stages.data.corpus import Corpus
+from stages.data.tokenizer import EOS, Tokenizer
+from stages.data.tokens import Samples, TokenStore, write_index, write_shard
 from stages.models.gpt import GPT
-from stages.pretrain import Pretraining, PretrainParams, memory_bytes, pretrain
+from stages.pretrain import Pretraining, PretrainParams, _show_mixture, memory_bytes, pretrain
 from stages.training.rank import Rank
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
@@ -39,6 +42,9 @@ class Inputs:
 
     get_path = path
 
+    def paths(self, name: str) -> list[Path]:
+        return [self.path(name)]
+
 
 def problems(**fields: object) -> list[str]:
     return [str(p) for p in PretrainParams.model_validate(fields).check({})]
@@ -58,6 +64,19 @@ def test_what_cannot_work_is_said_before_anything_starts() -> None:
     assert "no preset 'huge' (presets: nano, tiny" in problems(size="huge")[0]
 
 
+def test_weights_go_with_stores_and_not_with_a_temperature() -> None:
+    params = PretrainParams.model_validate({"mixture": {"weights": [3, 1]}})
+    stores = {f"tokens[{k}]": Params() for k in range(3)}
+    assert [str(p) for p in params.check(stores)] == [
+        "mixture.weights: 2 for 3 stores (one for each of `tokens`)"
+    ]
+    assert not list(params.check(dict(list(stores.items())[:2])))
+    assert "mixture.temperature" in problems(mixture={"weights": [3, 1], "temperature": 2})[0]
+    for bad in ({"weights": [0, 1]}, {"weights": [math.inf]}, {"temperature": 0.5}):
+        with pytest.raises(ValueError, match="mixture"):
+            PretrainParams.model_validate({"mixture": bad})
+
+
 def test_presets_give_what_is_left_out() -> None:
     config = PretrainParams(size="gpt2").config(50257)
     assert (config.layers, config.width, config.parameters) == (12, 768, 124_439_808)
@@ -69,7 +88,7 @@ def test_presets_give_what_is_left_out() -> None:
 
 def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
     params = PretrainParams.model_validate({"size": "gpt2", "train": {"steps": 10}})
-    known = params.estimate({"tokens.tokenizer": Vocabulary()})
+    known = params.estimate({"tokens[0].tokenizer": Vocabulary()})
     config = params.config(512)
     assert known["parameters"] == config.parameters
     assert known["tokens"] == 10 * 32 * 1024
@@ -97,7 +116,7 @@ def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path)
     assert identity(plain) == identity(thrifty)
     assert thrifty.estimate({})["memory_bytes"] < 0.6 * plain.estimate({})["memory_bytes"]
     params = PretrainParams.model_validate({"model": {**SHAPE, "recompute": True}})
-    made = Pretraining(params, world / "tokens", world / "tokenizer")
+    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
     module: Any = made.setup(Rank(), params.train, 0)["model"].module
     assert module.recompute
 
@@ -105,7 +124,7 @@ def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path)
 @pytest.fixture
 def objective(world: Path) -> Pretraining:
     params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 8}})
-    made = Pretraining(params, world / "tokens", world / "tokenizer")
+    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 0)
     return made
 
@@ -116,7 +135,7 @@ def test_a_tokenizer_of_other_tokens_is_refused(world: Path, tmp_path: Path) -> 
     shard = write_shard(tmp_path, "train-00000", ids, np.array([900], np.uint64))
     splits = {"train": [shard], "eval": [shard]}
     write_index(tmp_path, vocab_size=999, eos_id=3, splits=splits)
-    made = Pretraining(params, tmp_path, world / "tokenizer")
+    made = Pretraining(params, (tmp_path,), world / "tokenizer")
     with pytest.raises(InputError, match="340 ids, the tokens were made with 999"):
         made.setup(Rank(), params.train, 0)
 
@@ -126,6 +145,40 @@ def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
     assert batch["tokens"].shape == batch["targets"].shape == (2, 16)
     assert torch.equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
     assert objective.weight(batch) == objective.tokens(batch) == 32
+
+
+def test_boundaries_of_documents_reach_the_batch(objective: Pretraining) -> None:
+    batch = objective.collate([objective.train[i] for i in range(40)])
+    ends = batch["tokens"] == EOS
+    assert ends[:, 1:].any()
+    assert torch.equal(batch["segments"][:, 1:], ends[:, 1:].cumsum(1))
+    assert not batch["positions"][ends].any() and not batch["positions"][:, 0].any()
+    steps = batch["positions"].diff(dim=1)[~ends[:, 1:]]
+    assert torch.equal(steps, torch.ones_like(steps))
+
+
+def test_best_fit_learns_each_token_of_whole_documents_once(world: Path) -> None:
+    params = PretrainParams.model_validate({"model": SHAPE, "packing": "best_fit"})
+    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
+    made.setup(Rank(), params.train, 0)
+    samples: Any = made.train
+    batch = made.collate([samples[i] for i in range(len(samples))])
+    store = TokenStore(world / "tokens")
+    assert made.weight(batch) == store.tokens
+    assert made.tokens(batch) == pytest.approx(store.tokens / (1 - made.facts["padding"]))
+    assert made.facts["cut_documents"] == sum(
+        len(store.document(k)) > 16 for k in range(store.documents)
+    )
+    assert batch["segments"].shape == batch["positions"].shape == batch["tokens"].shape
+    small = made.collate([samples[0], samples[1]])
+    model = GPT(made.config)
+    learned = small["targets"][small["targets"] != -100]
+    with torch.no_grad():
+        found = made.loss(model, small)
+    assert int(found.sums["bytes"]) == sum(made._bytes[learned].tolist())
+    torch.nn.init.zeros_(model.wte.weight)
+    even = made.loss(model, small).total.item()
+    assert even / made.weight(small) == pytest.approx(math.log(340))
 
 
 def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretraining) -> None:
@@ -139,6 +192,88 @@ def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretr
         counted = objective.loss(model, batch)
     sizes = torch.tensor(Tokenizer(objective.tokenizer_folder).byte_counts)
     assert int(counted.sums["bytes"]) == int(sizes[batch["targets"]].sum())
+
+
+def test_one_store_gives_the_samples_it_always_gave(world: Path) -> None:
+    params = PretrainParams.model_validate({"model": SHAPE, "seed": 9, "mixture": {"weights": [5]}})
+    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
+    made.setup(Rank(), params.train, 9)
+    plain = TokenStore(world / "tokens").samples(16, 9)
+    for index in (0, 1, 77, 5000):
+        assert np.array_equal(made.train[index], plain[index])
+    held_out = TokenStore(world / "tokens", "eval").samples(16)
+    assert isinstance(made.held_out, Samples)
+    assert len(made.held_out) == len(held_out)
+
+
+def second_store(folder: Path, vocab_size: int = 340, held_out: int = 90) -> Path:
+    folder.mkdir()
+    shards = {}
+    for split, size in (("train", 700), ("eval", held_out)):
+        ids = np.full(size, 300, "<u2")
+        shards[split] = [write_shard(folder, f"{split}-0", ids, np.array([size], np.uint64))]
+    write_index(folder, vocab_size=vocab_size, eos_id=3, splits=shards)
+    return folder
+
+
+@pytest.mark.parametrize("packing", ["windows", "best_fit"])
+def test_stores_are_mixed_by_weight_without_packing_again(
+    world: Path, tmp_path: Path, packing: str
+) -> None:
+    paths = (world / "tokens", second_store(tmp_path / "other"))
+    for weights in ([1, 3], [4, 1]):
+        params = PretrainParams.model_validate(
+            {"model": SHAPE, "packing": packing, "mixture": {"weights": weights}}
+        )
+        made = Pretraining(params, paths, world / "tokenizer")
+        made.setup(Rank(), params.train, 0)
+        batch = made.collate([made.train[i] for i in range(200)])
+        others = int(torch.isin(batch["targets"], torch.tensor([300, -100])).all(1).sum())
+        assert others == 200 * weights[1] / sum(weights)
+    assert ("padding" in made.facts) == (packing == "best_fit")
+    assert made.held_out is not None
+    singles = [len(TokenStore(path, "eval").samples(16)) for path in paths]
+    assert len(made.held_out) == sum(singles)
+
+
+def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) -> None:
+    other = second_store(tmp_path / "other", held_out=5)
+    sizes = [TokenStore(path).tokens for path in (world / "tokens", other)]
+    for temperature, power in ((1, 1.0), (2, 0.5)):
+        corpus = Corpus((world / "tokens", other), 16, 0, temperature=temperature)
+        expected = sizes[1] ** power / sum(size**power for size in sizes)
+        assert corpus.mixture.shares[1] == pytest.approx(expected, abs=1e-4)
+    assert len(corpus.held_out) == len(TokenStore(world / "tokens", "eval").samples(16))
+    with pytest.raises(InputError, match="3 weights for 2 stores"):
+        _ = Corpus((world / "tokens", other), 16, 0, weights=(1, 2, 3)).train
+    strange = second_store(tmp_path / "strange", vocab_size=500)
+    with pytest.raises(InputError, match="vocabularies of 340 and 500"):
+        _ = Corpus((world / "tokens", strange), 16, 0).train
+
+
+def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None:
+    params = PretrainParams.model_validate(
+        {"model": SHAPE, "mixture": {"weights": [1, 1]}, "train": {"steps": 20, "global_batch": 8}}
+    )
+    made = Pretraining(
+        params, (world / "tokens", second_store(tmp_path / "o")), world / "tokenizer"
+    )
+    ctx = Context.local(tmp_path / "w")
+
+    def artifacts(*tokenizers: str) -> Any:
+        references = [[{"digest": digest}] for digest in tokenizers]
+        return [
+            Artifact(path, {"inputs": {"tokenizer": made_by}, "run": {"stage": name}})
+            for name, path, made_by in zip("ab", made.tokens_paths, references, strict=True)
+        ]
+
+    _show_mixture(made, artifacts("x", "x"), ctx)
+    (table,) = json.loads((ctx.observed / "panels.json").read_text())
+    assert [row[:2] for row in table["rows"]] == [["a", 50.0], ["b", 50.0]]
+    assert table["rows"][1][2:4] == [700, 80 * 16]
+    assert dict(ctx_results(ctx))["epochs_1"] == pytest.approx(80 / (700 // 16))
+    with pytest.raises(InputError, match="different tokenizers"):
+        _show_mixture(made, artifacts("x", "y"), ctx)
 
 
 @pytest.mark.integration
@@ -170,7 +305,5 @@ def test_the_stage_learns_and_leaves_a_model_that_everybody_loads(
 
 
 def ctx_results(ctx: Context) -> list[tuple[str, float]]:
-    import json
-
     found: dict[str, float] = json.loads((ctx.observed / "results.json").read_text())
     return list(found.items())

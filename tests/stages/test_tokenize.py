@@ -10,12 +10,12 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams
-from stages.data import parts, tokens
+from stages.data import packing, parts, tokens
 from stages.data.documents import Documents, documents_writer, write_stats
 from stages.data.hashing import fraction, hash64
 from stages.data.packing import encode_shard, encodings, tokens_in
 from stages.data.tokenizer import EOS, FILES, Tokenizer
-from stages.data.tokenizer_training import sample_lines
+from stages.data.tokenizer_sampling import sample_lines
 from stages.data.tokens import TokenStore
 from stages.tokenize import PackParams, TrainParams, pack, train
 
@@ -83,8 +83,54 @@ def test_training_makes_a_tokenizer_and_says_how_it_cuts(documents, tokenizer, t
     found = results(ctx)
     assert found["vocab_size"] == 400
     assert 1 < found["characters_per_token"] <= found["bytes_per_token"]
+    assert found["tokens_per_word"] == found["fertility_en"]
     panels = json.loads((ctx.observed / "panels.json").read_text())
-    assert {p["title"] for p in panels} == {"How the tokenizer cuts text", "Longest pieces"}
+    titles = {"How the tokenizer cuts text", "Longest pieces", "Tokens by language"}
+    assert {p["title"] for p in panels} == titles
+    encoder = Tokenizer(tokenizer)
+    tokens = sum(len(encoder.encode(text)) for text in texts())
+    (table,) = (p for p in panels if p["title"] == "Tokens by language")
+    assert table["rows"][0][:4] == ["en", 120, sum(map(len, texts())), tokens]
+
+
+def test_every_option_reaches_the_tokenizer(documents, tmp_path):
+    options = {"model": "unigram", "split_digits": False, "whitespace_runs": 4}
+    params = TrainParams.model_validate(
+        options | {"vocab_size": 380, "reserved": ("<|tool|>",), "language_alpha": 0.5}
+    )
+    assert not list(params.check({}))
+    made = Tokenizer(run(train, tmp_path / "w", params, documents=documents).out)
+    assert made.piece(7) == "<|tool|>" and made.piece(8) == "<|reserved_1|>"
+    assert [made.piece(i) for i in made.encode("\t    x")][:2] == ["\t", "\u2581" * 4]
+    plain = PackParams(eval_share=0.2)
+    packed = run(pack, tmp_path / "p", plain, documents=documents, tokenizer=made.path).out
+    assert TokenStore(packed).vocab_size == 380
+
+
+def test_a_tokenizer_of_several_documents_is_that_of_all_of_them(documents, tokenizer, tmp_path):
+    halves = [write_documents(tmp_path / str(k), texts()[k * 60 :][:60]) for k in range(2)]
+    ctx = Context.local(tmp_path / "w")
+    edges = Inputs({"documents": tuple(map(artifact, halves))})
+    train(TrainParams(vocab_size=400), edges, ctx.out, ctx)
+    assert bytes_of(ctx.out) == bytes_of(tokenizer)
+    shown = json.loads((ctx.observed / "panels.json").read_text())
+    (table,) = (p for p in shown if p["title"] == "Tokens by language")
+    assert table["rows"][0][1:3] == [120, sum(map(len, texts()))]
+
+
+def test_what_cannot_work_of_a_tokenizer_is_said_before():
+    def said(**fields):
+        return [str(problem) for problem in TrainParams(**fields).check({})]
+
+    assert said(reserved=("<|a|>", "<|a|>")) == [
+        "reserved: <|a|> names two tokens (take another name)"
+    ]
+    assert "<|user|> names two tokens" in said(reserved=("<|user|>",))[0]
+    assert said(whitespace_runs=1) == ["whitespace_runs: one space is no run (0 or at least 2)"]
+    assert "would take 64" in said(vocab_size=300, whitespace_runs=32)[0]
+    for name in ("x", "<>", "< a>", "<0x41>", "<|>", "<a", "<我>"):
+        with pytest.raises(ValueError, match="reserved"):
+            TrainParams(reserved=(name,))
 
 
 def test_a_vocabulary_beyond_the_text_is_refused(documents, tmp_path):
@@ -129,6 +175,18 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
     assert results(ctx)["eval_tokens"] == tokens["eval"]
 
 
+def test_the_report_says_what_packing_costs_at_each_context(documents, tokenizer, tmp_path):
+    ctx = run(pack, tmp_path, PackParams(), documents=documents, tokenizer=tokenizer)
+    shown = json.loads((ctx.observed / "panels.json").read_text())
+    store = TokenStore(ctx.out)
+    (table,) = (p for p in shown if p["title"] == f"Packing of {store.documents} documents")
+    lengths = [len(store.document(k)) for k in range(store.documents)]
+    for context, samples, padding, windows, cut in table["rows"]:
+        assert samples >= store.tokens / context
+        assert padding == round(100 * (1 - store.tokens / samples / context), 3)
+        assert cut == round(100 * sum(n > context for n in lengths) / len(lengths), 2) <= windows
+
+
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(tokens, "token_dtype", lambda vocab_size: np.dtype(dtype))
@@ -148,12 +206,16 @@ def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, 
     finer = write_documents(tmp_path / "documents", texts())
     inputs["documents"] = finer
     assert bytes_of(run(pack, tmp_path / "two", params, **inputs).out) == expected
+    monkeypatch.setattr(packing, "SLICE_BYTES", (300, 1000))
+    works = encodings(finer, tokenizer, seed=0)
+    assert len(works) > 2 * -(-120 // 16)
+    assert bytes_of(run(pack, tmp_path / "sliced", params, **inputs).out) == expected
     for stop in (1, 3):
         folder = tmp_path / f"stopped-{stop}"
         ctx, real = Context.local(folder), Context.check_cancelled
 
         def check(self, stop=stop, real=real):
-            if len(list(self.scratch.glob("encoded/*.bin"))) > stop:
+            if len(list(self.scratch.glob("encodings/*.bin"))) > stop:
                 self.cancel_file.touch()
             real(self)
 

@@ -31,7 +31,7 @@ GAMMA = 0.7
 
 def made(params: PPOParams, world: Path, kind: type[PPOObjective] = PPOObjective) -> PPOObjective:
     return kind(
-        world / "policy", world / "scorer", world / "conversations", world / "tokens",
+        world / "policy", world / "scorer", world / "conversations", (world / "tokens",),
         params.settings(),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from pipeline.errors import CorruptArtifact, Failure, InputError
 from stages.data.chat import encode_conversation, encode_prompt, encode_response
@@ -24,7 +25,30 @@ from stages.data.tokenizer import (
     Tokenizer,
     well_formed,
 )
-from stages.data.tokenizer_training import LINE, agreement, cut_lines, export, train
+from stages.data.tokenizer_training import (
+    CHUNK,
+    LINE,
+    Recipe,
+    agreement,
+    cut_lines,
+    export,
+    train,
+)
+
+TOOLS = ("<|fim_prefix|>", "<tool_call>", "<b>")
+RECIPES = {
+    "runs": Recipe(whitespace_runs=16),
+    "digits": Recipe(split_digits=False, whitespace_runs=3, reserved=TOOLS),
+    "unigram": Recipe("unigram"),
+    "unigram-runs": Recipe("unigram", split_digits=False, whitespace_runs=16, reserved=TOOLS),
+    "unigram-short-runs": Recipe("unigram", whitespace_runs=2, character_coverage=0.98),
+}
+MIXED = (
+    "def f(x):\n    if x:\n\t\treturn 1024 + 1234\n            # 1234 </s> <b>bold</b> 1024\n",
+    "我们在这里写一些中文，用来训练分词器。天地玄黄，宇宙洪荒；日月盈昃，辰宿列张。2026年11月21日",
+    "for (int i = 0; i < 1024; i++) {\n\tsum += a[i];\n}\n\n",
+    "<tool_call> <0x41> <unk> <|user|> 1234 1024 2026\n",
+)
 
 HOSTILE = [
     *("", " ", "  ", "\n", "\t", "\r\n", "\0", "\0\0a\0", " \n \n\n\t x  y   z    "),
@@ -35,6 +59,9 @@ HOSTILE = [
     "\u2581\u2581a \u2581 b",
     "".join(map(chr, range(256))),
     "\U0010ffff\ue000\ufdd0",
+    *("<tool_call>x</tool_call>", "<|fim_prefix|><b>", "<0x41><0x00>\U0001f600<0xFF>", "我" * 5000),
+    *("\t" * 40 + "x", "\t \t  \t\t x", "\n" + " " * 35 + "return 20261121", "語 " * 3000),
+    *("x" * 2047 + " " + "y" * 2049, " " * 2049 + "x", "12345678901234567890 １２３ ٣٤"),
     *("a" * 5000, " " * 5000, "-=" * 2000, "ab" * 999 + "a", "0123456789" * 50),
 ]
 
@@ -99,6 +126,94 @@ def test_a_model_folder_of_gpt2_loads_our_tokenizer(tokenizer, tmp_path, real_do
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     auto = AutoTokenizer.from_pretrained(tmp_path)
     assert auto(real_documents[:50])["input_ids"] == tokenizer.encode_batch(real_documents[:50])
+
+
+@pytest.fixture(scope="module", params=RECIPES, ids=str)
+def variant(request, tmp_path_factory, real_documents):
+    """A tokenizer of each recipe, and the same one as `transformers` loads it."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp(request.param)
+    texts = [*real_documents[:250], *MIXED * 20]
+    lines = [line for text in texts for line in cut_lines(text)]
+    recipe = RECIPES[request.param]
+    export(train(lines, 1100, recipe), folder, None, recipe)
+    return Tokenizer(folder), AutoTokenizer.from_pretrained(folder), recipe
+
+
+def check_variant(variant, text):
+    ours, auto, _ = variant
+    ids = ours.encode(text)
+    assert auto(text)["input_ids"] == ids == auto.encode(text, add_special_tokens=False)
+    assert all(token >= FIRST_BYTE for token in ids)
+    assert ours.decode(ids) == text.replace("\u2581", " ") == ours.decode_batch([ids])[0]
+    return ids
+
+
+def test_every_recipe_agrees_on_real_and_hostile_text(variant, real_documents):
+    ours, auto, recipe = variant
+    texts = [*real_documents[:1000], *MIXED, *HOSTILE, "".join(real_documents[:100])]
+    assert auto(texts)["input_ids"] == ours.encode_batch(texts) == ours.encode_batch(texts, 2)
+    for text in (*HOSTILE, *MIXED):
+        check_variant(variant, text)
+    assert [auto.convert_tokens_to_ids(name) for name in recipe.controls] == list(range(16))
+    assert len(ours) == len(auto) == 1100
+    assert ours.piece(FIRST_BYTE) == "<0x00>" and ours.piece(271) == "<0xFF>"
+    assert pickle.loads(pickle.dumps(ours)).encode(MIXED[0]) == ours.encode(MIXED[0])
+
+
+ALPHABETS = (
+    "ab ",
+    "\u2581 \t\n",
+    "<s>/0x41|b",
+    "中文分词 a1é😀",
+    "0123456789 a",
+    " \t\0\r\nreturn",
+)
+near = st.sampled_from(ALPHABETS).flatmap(lambda letters: st.text(letters, max_size=120))
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@settings(max_examples=120, deadline=None)
+@given(text=st.one_of(near, anything, st.lists(near, max_size=4).map("".join)))
+def test_every_recipe_agrees_on_any_text_and_brings_it_back(variant, text):
+    check_variant(variant, text)
+
+
+def test_an_indentation_is_one_token_and_a_longer_one_few(variant):
+    ours, _, recipe = variant
+    longest = recipe.whitespace_runs
+    for unit in " \t":
+        for length in range(2, longest + 1):
+            run = check_variant(variant, f"\n{unit * length}x")[1:-1]
+            assert [ours.piece(i) for i in run] == [unit.replace(" ", "\u2581") * length]
+    if longest:
+        over = [len(ours.piece(i)) for i in ours.encode(" " * (2 * longest + 2) + "x")][:3]
+        assert over == [longest, longest, 2]
+        assert ours.pieces[272] == "\u2581" * longest
+
+
+def test_digits_are_split_or_not(variant):
+    ours, _, recipe = variant
+    joined = [p for p in ours.pieces[272:] if sum(c.isdigit() for c in p) > 1]
+    assert bool(joined) is not recipe.split_digits
+
+
+def test_a_unigram_model_adds_without_rounding(variant):
+    """What makes float32 and float64 agree: chunks of bounded length, scores that are exact."""
+    ours, _, recipe = variant
+    if recipe.model == "bpe":
+        return
+    scores = [ours._pieces.get_score(i) for i in range(272, len(ours))]
+    assert all(score < 0 and (score * 64).is_integer() for score in scores)
+    assert (10 - min(scores)) * 2 * CHUNK * 64 < 2**24
+    assert max(map(len, ours._chunks.findall("\u2581" * 9000 + "ab" * 9000))) <= 2 * CHUNK
+
+
+def test_the_default_recipe_adds_nothing_to_the_model_file():
+    lines = [f"the cat sat on </s> the <b>mat</b> and ate {k} mice" for k in range(500)]
+    proto = ModelProto.FromString(train(lines, 300)).trainer_spec
+    assert not proto.HasField("required_chars") and not proto.user_defined_symbols
 
 
 def test_decoding_agrees(tokenizer, auto, real_documents):

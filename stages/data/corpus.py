@@ -1,0 +1,101 @@
+"""What a model is trained on: one store of tokens or a mixture of several, as samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import InputError
+from stages.data.bestfit import BestFit
+from stages.data.hashing import fold64
+from stages.data.mixing import Interleaved, Mixture, temperature_weights
+from stages.data.tokens import Samples, TokenStore
+
+Packing = Literal["windows", "best_fit"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Stores of tokens of one vocabulary, and how samples of T inputs are made of them."""
+
+    paths: tuple[Path, ...]
+    length: int
+    seed: int
+    packing: Packing = "windows"
+    weights: tuple[float, ...] = ()
+    """One a store; none goes by the sizes, evened out by the temperature."""
+    temperature: float = 1.0
+
+    @cached_property
+    def train(self) -> Samples | BestFit | Mixture:
+        """Sample i of the run, for any i."""
+        if len(self.paths) == 1:
+            return self._samples(TokenStore(self.paths[0]), self.seed)
+        return self.mixture
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The samples of all stores in the proportion of their weights.
+
+        Raises:
+            InputError: there are more or fewer weights than stores, or vocabularies differ.
+        """
+        stores = self.stores()
+        sizes = [store.tokens for store in stores]
+        weights = self.weights or temperature_weights(sizes, self.temperature)
+        if len(weights) != len(stores):
+            raise InputError(
+                f"{len(weights)} weights for {len(stores)} stores of tokens",
+                where="mixture.weights",
+                remedy="give one for each, in order",
+            )
+        sources = [
+            self._samples(store, fold64(self.seed, number)) for number, store in enumerate(stores)
+        ]
+        return Mixture(sources, weights)
+
+    @property
+    def held_out(self) -> Samples | Interleaved:
+        """Windows of what the stores hold out, of all those that hold out enough."""
+        stores = self.stores("eval")
+        enough = [store for store in stores if store.tokens > self.length] or stores[:1]
+        parts = [store.samples(self.length) for store in enough]
+        return parts[0] if len(parts) == 1 else Interleaved(parts)
+
+    @property
+    def facts(self) -> Mapping[str, float]:
+        """What best-fit packing pads and cuts, over all stores once."""
+        train = self.train
+        found = train.sources if isinstance(train, Mixture) else [train]
+        packed = [source for source in found if isinstance(source, BestFit)]
+        if not packed:
+            return {}
+        positions = sum(len(source) * self.length for source in packed)
+        return {
+            "padding": 1 - sum(source.store.tokens for source in packed) / positions,
+            "cut_documents": sum(source.plan.cut for source in packed),
+        }
+
+    def stores(self, split: str = "train") -> list[TokenStore]:
+        """The stores in order.
+
+        Raises:
+            InputError: their vocabularies differ.
+        """
+        stores = [TokenStore(path, split) for path in self.paths]
+        sizes = sorted({store.vocab_size for store in stores})
+        if len(sizes) > 1:
+            raise InputError(
+                f"the stores of tokens have vocabularies of {' and '.join(map(str, sizes))}",
+                where="tokens",
+                remedy="pack all of them with one tokenizer",
+            )
+        return stores
+
+    def _samples(self, store: TokenStore, seed: int) -> Samples | BestFit:
+        if self.packing == "best_fit":
+            return BestFit(store, self.length, seed)
+        return store.samples(self.length, seed)
