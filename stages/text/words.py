@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN, hash64, mix64
+from stages.text.splitting import split_word
 
 Hashes = npt.NDArray[np.uint64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
@@ -27,10 +28,6 @@ _UNSPACED = (
 )
 _UNSPACED_SCRIPT = re.compile(f"([{_UNSPACED}])")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-_TOKEN = re.compile(
-    r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b|\.{2,}|-{2,}"
-    r"|\w+(?:[.,@:/]\w+)*|[^\w\s]"
-)
 _CACHED_WORDS = 1 << 18
 _CACHED_CHARACTERS = 1 << 23
 
@@ -78,13 +75,12 @@ class Lexicon:
         return self.look_up(_spaced(text).split())
 
     def tokens(self, text: str) -> Words:
-        """The text's words with punctuation marks and contracted endings as words of their own,
-        about as spaCy's English tokenizer splits them."""
+        """The text's words with punctuation marks as words of their own."""
         words = _spaced(text).split()
         for word in dict.fromkeys(words):
             if word not in self._tokens:
                 self._characters += len(word)
-                self._tokens[word] = _TOKEN.findall(word)
+                self._tokens[word] = split_word(word)
         return self.look_up(list(chain.from_iterable(map(self._tokens.__getitem__, words))))
 
     def look_up(self, words: list[str]) -> Words:

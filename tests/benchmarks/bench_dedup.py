@@ -32,18 +32,17 @@ from pipeline.disk import write_atomic
 from pipeline.stage import Inputs, Workers
 from stages.clean import CleanParams, clean
 from stages.data import parts
-from stages.data.documents import SCHEMA, documents_writer, dropped_writer, read_stats
+from stages.data.documents import COLUMNS, documents_writer, dropped_writer, read_stats
 from stages.text.census import take_census
 from stages.text.cleaning import SCRATCH, judged_rows
 from stages.text.links import Room
 from stages.text.minhash import MinHash
 from stages.text.readers import read
-from stages.text.settings import Dedup, Rules
+from stages.text.settings import Dedup
 from stages.text.sources import SourceFile, list_files
 from stages.text.words import lexicon
 
 FILES, WORKERS = 8, 2
-NO_RULES = dict.fromkeys(Rules.model_fields)
 NEAR, FAR = 0.02, 0.5  # of the words of a copy, and of a new document, are exchanged
 SIMILAR = 0.8
 
@@ -109,7 +108,7 @@ def hash_file(file: SourceFile, commit: Path) -> None:
         rows.append(
             {
                 **{"id": f"{file.place}-{number}", "text": raw.text, "source": file.source},
-                **{"rule": "", "characters": len(raw.text), "origin": 0, "confidence": 1.0},
+                **{"broken": "", "characters": len(raw.text), "origin": 0, "confidence": 1.0},
                 "bands": None if bands is None else bands.tobytes(),
             }
         )
@@ -122,10 +121,10 @@ def ours(corpus: Path, folder: Path) -> int:
     room = Room(ctx.scratch, Workers(num=WORKERS), ctx)
     commits = room.run("hashed", hash_file, list_files([str(corpus)]))
     size = sum(pq.read_metadata(commit).num_rows for commit in commits)
-    census = take_census(commits, size, Dedup(exact=False), room)
+    census = take_census(commits, np.ones(size, np.bool_), Dedup(exact=False), room)
     with documents_writer(ctx.out) as kept, dropped_writer(ctx.out) as dropped:
         for row, stays in zip(judged_rows(commits), census.kept.tolist(), strict=True):
-            (kept if stays else dropped).write({name: row[name] for name in SCHEMA.names})
+            (kept if stays else dropped).write({name: row[name] for name in COLUMNS})
     return kept.rows
 
 
@@ -134,7 +133,7 @@ def whole(corpus: Path, folder: Path) -> int:
     ctx = Context.local(folder)
     params = CleanParams(
         sources=(str(corpus),),
-        rules=NO_RULES,
+        rules=(),
         dedup={"exact": False},
         workers={"num": WORKERS},
     )

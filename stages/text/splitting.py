@@ -1,0 +1,106 @@
+"""Words and punctuation marks apart, about as spaCy's English tokenizer splits them: marks are taken
+off both ends of what stands between white space, one by one; what is left is cut inside only where
+letters meet at a mark, and not at all if it looks like an address."""
+
+from __future__ import annotations
+
+import re
+
+_MARKS = r"…,:;!?¿¡()\[\]{}<>_#*&'\"”“`‘´’‚„»«。？！，、；："
+_SIGNS = "©®°\u2190-\u2bff\U0001f000-\U0001faff"
+_BEFORE = re.compile(rf"''$|[§%=—–$£€¥{_MARKS}{_SIGNS}]|\.\.+|\+(?![0-9])")
+_BEHIND = re.compile(
+    rf"(?:''|\)[:;]|[:;][\])(]|[—–{_MARKS}{_SIGNS}]|\.\.+|['’][sS]|n['’]t|['’](?:ll|re|ve|d|m)"
+    r"|(?<=[0-9])(?:\+|[$£€¥%]|km|m|cm|mm|kg|g|mg|s|ms|h|kb|mb|gb|tb|KB|MB|GB|TB)"
+    rf"|(?<=[0-9a-z²%+\-{_MARKS}])\.|(?<=[A-Z][A-Z])\.)$"
+)
+_INSIDE = re.compile(
+    r"\.\.+|…|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[a-z'\"’”])\.(?=[A-Z'\"‘“])"
+    r"|(?<=[^\W\d_]),(?=[^\W\d_])|(?<=[^\W_])[:<>=/](?=[^\W\d_])"
+    r"|(?<=[^\W_])(?:-{1,3}|—|–|~)(?=[^\W\d_])"
+)
+_ADDRESS = re.compile(
+    r"(?:[A-Za-z][\w+.-]*://)?(?:\S+@)?[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*"
+    r"\.[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?$"
+)
+_WHOLE = frozenset(
+    [
+        "e.g.",
+        "i.e.",
+        "a.m.",
+        "p.m.",
+        "vs.",
+        "v.s.",
+        "Mr.",
+        "Mrs.",
+        "Ms.",
+        "Dr.",
+        "Prof.",
+        "St.",
+        "Inc.",
+        "Co.",
+        "Corp.",
+        "Ltd.",
+        "Jr.",
+        "Sr.",
+        "Gen.",
+        "Gov.",
+        "Rep.",
+        "Sen.",
+        "Mt.",
+        "No.",
+        "Jan.",
+        "Feb.",
+        "Mar.",
+        "Apr.",
+        "Jun.",
+        "Jul.",
+        "Aug.",
+        "Sep.",
+        "Sept.",
+        "Oct.",
+        "Nov.",
+        "Dec.",
+        ":)",
+        ":(",
+        ";)",
+        ":-)",
+        "C++",
+    ]
+)
+
+_WINDOW = 8  # characters: no ending and no word of `_WHOLE` is longer
+
+
+def split_word(word: str) -> list[str]:
+    """What stands between white space as tokens, in order."""
+    front: list[str] = []
+    back: list[str] = []
+    start, end = 0, len(word)
+    while start < end and not _is_whole(word, start, end):
+        before = start, end
+        if found := _BEFORE.match(word, start, end):
+            front.append(found[0])
+            start = found.end()
+        if start < end and not _is_whole(word, start, end):
+            found = _BEHIND.search(word, max(start, end - _WINDOW), end)
+            if found:
+                back.append(found[0])
+                end = found.start()
+        if before == (start, end):
+            break
+    rest = word[start:end]
+    middle = [rest] if rest in _WHOLE or _ADDRESS.match(rest) else _inside(rest)
+    return [token for token in (*front, *middle, *reversed(back)) if token]
+
+
+def _is_whole(word: str, start: int, end: int) -> bool:
+    return end - start <= _WINDOW and word[start:end] in _WHOLE
+
+
+def _inside(word: str) -> list[str]:
+    pieces, start = [], 0
+    for found in _INSIDE.finditer(word):
+        pieces += [word[start : found.start()], found[0]]
+        start = found.end()
+    return [*pieces, word[start:]]

@@ -1,0 +1,226 @@
+"""Quality, repetition and C4 filters against datatrove's: speed, and whether they decide alike.
+
+    python tests/benchmarks/bench_filters.py [--source SOURCE] [--documents N] [--repeats N]
+                                             [--agree N]
+
+Texts are those of SOURCE (any source of `clean`; the documentation of this Python installation if
+left out), as they are: without Unicode repair, in their order, in eight jsonl files. Both sides have
+two processes, read the files, and count what each filter leaves; ours takes every score of every
+document, the peer stops at the first filter that drops one. The whole stage `clean` with the same
+rules, which also repairs, tells languages, hashes and writes, is shown beside.
+
+Decisions are compared filter by filter on the same texts, ours once with the peer's own words and
+sentences (spaCy's) and once with our own splitter. The peer is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pipeline.context import Context
+from pipeline.stage import Inputs
+from stages.clean import CleanParams, clean
+from stages.text.readers import read
+from stages.text.rules.catalogue import limits_of
+from stages.text.rules.scoring import Scorer
+from stages.text.rules.view import View
+from stages.text.sources import SourceFile, list_files
+from stages.text.words import lexicon
+
+FILES, WORKERS = 8, 2
+VARIANTS = ("gopher_quality:datatrove", "gopher_repetition:datatrove", "c4:datatrove")
+OWN = ("gopher_quality", "gopher_repetition", "c4")
+
+
+def texts_of(source: str) -> Iterator[str]:
+    for file in list_files([source]):
+        for raw in read(file):
+            if not raw.broken and raw.text.strip():
+                yield raw.text
+
+
+def write(texts: Sequence[str], folder: Path) -> float:
+    """Spread texts over the files of a folder; megabytes of text."""
+    folder.mkdir(parents=True)
+    for number in range(FILES):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[number::FILES])
+        (folder / f"{number}.jsonl").write_text(lines)
+    return sum(len(text.encode("utf-8", "replace")) for text in texts) / 1e6
+
+
+def failures(scorer: Scorer, view: View) -> list[str]:
+    """The rules that a text breaks."""
+    limits = limits_of({rule.rpartition(".")[0]: None for rule in scorer.rules})
+    scores = zip(scorer.rules, scorer.scores(view), strict=True)
+    return [rule for rule, score in scores if not limits[rule].allows(score)]
+
+
+def filter_file(work: tuple[SourceFile, Sequence[str]]) -> Counter[str]:
+    file, rules = work
+    scorer = Scorer(rules)
+    counts: Counter[str] = Counter()
+    for raw in read(file):
+        broken = failures(scorer, View(raw.text, "en", lexicon()))
+        counts["kept" if not broken else broken[0].rpartition(".")[0]] += 1
+    return counts
+
+
+def ours(rules: Sequence[str]) -> Callable[[Path], Counter[str]]:
+    def run(corpus: Path) -> Counter[str]:
+        with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
+            works = [(file, rules) for file in list_files([str(corpus)])]
+            return sum(pool.map(filter_file, works), Counter[str]())
+
+    return run
+
+
+def whole(corpus: Path) -> Counter[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        ctx = Context.local(Path(folder))
+        params = CleanParams(sources=(str(corpus),), rules=VARIANTS, workers={"num": WORKERS})
+        clean(params, Inputs({}), ctx.out, ctx)
+        return Counter(
+            kept=int(json.loads((ctx.out / "stats.json").read_text())["kept"]["documents"])
+        )
+
+
+def filters() -> list[Any]:
+    """The peer's, in the order of `VARIANTS`."""
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
+
+    return [GopherQualityFilter(), GopherRepetitionFilter(), C4QualityFilter()]
+
+
+def theirs(corpus: Path) -> Counter[str]:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+
+    with tempfile.TemporaryDirectory() as logs:
+        executor = LocalPipelineExecutor(
+            [JsonlReader(str(corpus)), *filters()], tasks=FILES, workers=WORKERS, logging_dir=logs
+        )
+        stats = executor.run().stats
+    counts: Counter[str] = Counter(kept=int(stats[-1].stats["forwarded"].total))
+    for name, stat in zip(VARIANTS, stats[1:], strict=True):
+        counts[name] = int(stat.stats["dropped"].total)
+    return counts
+
+
+def race(texts: Sequence[str], repeats: int, peer: bool, place: Path) -> None:
+    """Both, taking turns."""
+    runs: dict[str, Callable[[Path], Counter[str]]] = {
+        "ours, own words": ours(OWN),
+        "ours, datatrove's rules": ours(VARIANTS),
+        "clean, datatrove's rules": whole,
+    }
+    if peer:
+        runs["datatrove"] = theirs
+    size = write(texts, place)
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            counts = run(place)
+            spent[name].append(time.perf_counter() - begun)
+            told = counts
+        del told
+    slowest = max(statistics.median(times) for times in spent.values())
+    for name, times in spent.items():
+        took = statistics.median(times)
+        rate = f"{len(texts) / took:8.1f} documents/s {size / took:6.2f} MB/s"
+        print(
+            f"{name:26s} {rate} {slowest / took:6.1f}x the slowest, {dict(runs[name](place)) if name != 'datatrove' else ''}"
+        )
+
+
+def decisions(texts: Iterable[str]) -> Counter[str]:
+    """How often each filter decides alike, and on what it differs."""
+    from datatrove.data import Document
+    from datatrove.utils.text import split_into_sentences, split_into_words
+
+    judges, fast, exact = filters(), Scorer(VARIANTS), Scorer(VARIANTS)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        views = {
+            "their words": View(
+                text,
+                "en",
+                lexicon(),
+                sentences=lambda line: len(split_into_sentences(line)),
+                split=lambda text: [word for word in split_into_words(text)],
+            ),
+            "own words": View(text, "en", lexicon()),
+        }
+        broken = {name: failures(exact, view) for name, view in views.items()}
+        for name, judge in zip(VARIANTS, judges, strict=True):
+            verdict = judge.filter(Document(text=text, id="0"))
+            keeps = verdict is True or (isinstance(verdict, tuple) and verdict[0])
+            counts[f"{name}: texts"] += 1
+            for splitter, rules in broken.items():
+                ours_keeps = not any(rule.startswith(name + ".") for rule in rules)
+                counts[f"{name}: {splitter}"] += keeps == ours_keeps
+                if keeps != ours_keeps:
+                    said = [rule for rule in rules if rule.startswith(name + ".")] or ["keeps"]
+                    counts[f"  {splitter}: {verdict} against {said[0]}"] += 1
+    del fast
+    return counts
+
+
+def agreement(texts: Sequence[str]) -> None:
+    with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
+        parts = [texts[at::WORKERS] for at in range(WORKERS)]
+        counts = sum(pool.map(decisions, parts), Counter[str]())
+    for name in VARIANTS:
+        total = counts[f"{name}: texts"]
+        for splitter in ("their words", "own words"):
+            alike = counts[f"{name}: {splitter}"]
+            print(f"{name:30s} {splitter:12s} {alike}/{total} alike, {alike / total:.2%}")
+    for what, times in sorted(counts.items()):
+        if what.startswith("  "):
+            print(f"{times:6d}{what}")
+
+
+def main() -> None:
+    import ray
+
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--source", default="python:docs")
+    asked.add_argument("--documents", type=int, default=600)
+    asked.add_argument("--repeats", type=int, default=5)
+    asked.add_argument("--agree", type=int, default=600)
+    options = asked.parse_args()
+    try:
+        import datatrove  # noqa: F401
+
+        peer = True
+    except ImportError as error:
+        peer = False
+        print(f"datatrove is left out: {error}")
+    texts = list(texts_of(options.source))
+    spread = max(1, len(texts) // max(1, options.documents))
+    if options.repeats:
+        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+        with tempfile.TemporaryDirectory() as place:
+            race(texts[::spread][: options.documents], options.repeats, peer, Path(place) / "race")
+        ray.shutdown()
+    if peer and options.agree:
+        spread = max(1, len(texts) // options.agree)
+        agreement(texts[::spread][: options.agree])
+
+
+if __name__ == "__main__":
+    main()
