@@ -29,7 +29,7 @@ RECORD = np.dtype([("key", "<u8"), ("check", "<u4"), ("at", "<u4"), ("row", "<i8
 """A hash (`key` and `check`), the document that has it, and where in the document."""
 RECORDS_A_TASK = 1 << 21  # 50 MB of them; sorting takes as much again a few times
 FORESTS_A_MERGE = 8
-NEIGHBOURS = 16  # earlier ones with the same band that a document is compared with
+NEIGHBOURS = 8  # earlier ones with the same band that a document is compared with
 
 Records = npt.NDArray[np.void]
 
@@ -119,7 +119,7 @@ def candidates(records: Records) -> tuple[Rows, Rows]:
     first = np.searchsorted(groups, groups)
     far = at - first > NEIGHBOURS
     pairs.append(np.stack([rows[first[far]], rows[far]], 1))
-    left, right = np.unique(np.concatenate(pairs), axis=0).T
+    left, right = np.concatenate(pairs).T
     return left, right
 
 
