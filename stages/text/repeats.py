@@ -84,7 +84,9 @@ class Found:
     def spans(self, text: str, places: Places) -> Iterator[tuple[int, int]]:
         """First character and one past the last of each repetition."""
         if self.unit == "substrings":
-            yield from ((place, place + self.least) for place in places.tolist())
+            gaps = np.flatnonzero(np.diff(places) > self.least) + 1
+            for together in np.split(places, gaps) if len(places) else ():
+                yield int(together[0]), int(together[-1]) + self.least
             return
         starts = set(places.tolist())
         yield from (span for span in _spans(text, self.unit) if span[0] in starts)

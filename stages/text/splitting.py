@@ -1,6 +1,8 @@
-"""Words and punctuation marks apart, about as spaCy's English tokenizer splits them: marks are taken
-off both ends of what stands between white space, one by one; what is left is cut inside only where
-letters meet at a mark, and not at all if it looks like an address."""
+"""Words and punctuation marks apart, about as spaCy's English tokenizer splits them.
+
+Marks are taken off both ends of what stands between white space, one by one; what is left is cut
+inside only where letters meet at a mark, and not at all if it looks like an address.
+"""
 
 from __future__ import annotations
 
@@ -23,51 +25,9 @@ _ADDRESS = re.compile(
     r"(?:[A-Za-z][\w+.-]*://)?(?:\S+@)?[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*"
     r"\.[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?$"
 )
-_WHOLE = frozenset(
-    [
-        "e.g.",
-        "i.e.",
-        "a.m.",
-        "p.m.",
-        "vs.",
-        "v.s.",
-        "Mr.",
-        "Mrs.",
-        "Ms.",
-        "Dr.",
-        "Prof.",
-        "St.",
-        "Inc.",
-        "Co.",
-        "Corp.",
-        "Ltd.",
-        "Jr.",
-        "Sr.",
-        "Gen.",
-        "Gov.",
-        "Rep.",
-        "Sen.",
-        "Mt.",
-        "No.",
-        "Jan.",
-        "Feb.",
-        "Mar.",
-        "Apr.",
-        "Jun.",
-        "Jul.",
-        "Aug.",
-        "Sep.",
-        "Sept.",
-        "Oct.",
-        "Nov.",
-        "Dec.",
-        ":)",
-        ":(",
-        ";)",
-        ":-)",
-        "C++",
-    ]
-)
+_ABBREVIATIONS = """e.g. i.e. a.m. p.m. vs. v.s. Mr. Mrs. Ms. Dr. Prof. St. Inc. Co. Corp. Ltd. Jr.
+Sr. Gen. Gov. Rep. Sen. Mt. No. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec."""
+_WHOLE = frozenset([*_ABBREVIATIONS.split(), ":)", ":(", ";)", ":-)", "C++"])
 
 _WINDOW = 8  # characters: no ending and no word of `_WHOLE` is longer
 

@@ -4,10 +4,10 @@
                                              [--agree N]
 
 Texts are those of SOURCE (any source of `clean`; the documentation of this Python installation if
-left out), as they are: without Unicode repair, in their order, in eight jsonl files. Both sides have
-two processes, read the files, and count what each filter leaves; ours takes every score of every
-document, the peer stops at the first filter that drops one. The whole stage `clean` with the same
-rules, which also repairs, tells languages, hashes and writes, is shown beside.
+left out), as they are: without Unicode repair, in their order, in eight jsonl files. Both sides
+have two processes, read the files, and count what each filter leaves; ours takes every score of
+every document, the peer stops at the first filter that drops one. The whole stage `clean` with the
+same rules, which also repairs, tells languages, hashes and writes, is shown beside.
 
 Decisions are compared filter by filter on the same texts, ours once with the peer's own words and
 sentences (spaCy's) and once with our own splitter. The peer is left out where it is not installed.
@@ -89,9 +89,7 @@ def whole(corpus: Path) -> Counter[str]:
         ctx = Context.local(Path(folder))
         params = CleanParams(sources=(str(corpus),), rules=VARIANTS, workers={"num": WORKERS})
         clean(params, Inputs({}), ctx.out, ctx)
-        return Counter(
-            kept=int(json.loads((ctx.out / "stats.json").read_text())["kept"]["documents"])
-        )
+        return Counter(kept=read_stats(ctx.out)["kept"]["documents"])
 
 
 def filters() -> list[Any]:
@@ -131,20 +129,17 @@ def race(texts: Sequence[str], repeats: int, peer: bool, place: Path) -> None:
         runs["datatrove"] = theirs
     size = write(texts, place)
     spent: dict[str, list[float]] = {name: [] for name in runs}
+    left: dict[str, Counter[str]] = {}
     for _ in range(repeats):
         for name, run in runs.items():
             begun = time.perf_counter()
-            counts = run(place)
+            left[name] = run(place)
             spent[name].append(time.perf_counter() - begun)
-            told = counts
-        del told
     slowest = max(statistics.median(times) for times in spent.values())
     for name, times in spent.items():
         took = statistics.median(times)
         rate = f"{len(texts) / took:8.1f} documents/s {size / took:6.2f} MB/s"
-        print(
-            f"{name:26s} {rate} {slowest / took:6.1f}x the slowest, {dict(runs[name](place)) if name != 'datatrove' else ''}"
-        )
+        print(f"{name:26s} {rate} {slowest / took:6.1f}x the slowest, {dict(left[name])}")
 
 
 def decisions(texts: Iterable[str]) -> Counter[str]:
@@ -152,7 +147,7 @@ def decisions(texts: Iterable[str]) -> Counter[str]:
     from datatrove.data import Document
     from datatrove.utils.text import split_into_sentences, split_into_words
 
-    judges, fast, exact = filters(), Scorer(VARIANTS), Scorer(VARIANTS)
+    judges, scorer = filters(), Scorer(VARIANTS)
     counts: Counter[str] = Counter()
     for text in texts:
         views = {
@@ -161,11 +156,11 @@ def decisions(texts: Iterable[str]) -> Counter[str]:
                 "en",
                 lexicon(),
                 sentences=lambda line: len(split_into_sentences(line)),
-                split=lambda text: [word for word in split_into_words(text)],
+                split=lambda text: list(split_into_words(text)),
             ),
             "own words": View(text, "en", lexicon()),
         }
-        broken = {name: failures(exact, view) for name, view in views.items()}
+        broken = {name: failures(scorer, view) for name, view in views.items()}
         for name, judge in zip(VARIANTS, judges, strict=True):
             verdict = judge.filter(Document(text=text, id="0"))
             keeps = verdict is True or (isinstance(verdict, tuple) and verdict[0])
@@ -176,7 +171,6 @@ def decisions(texts: Iterable[str]) -> Counter[str]:
                 if keeps != ours_keeps:
                     said = [rule for rule in rules if rule.startswith(name + ".")] or ["keeps"]
                     counts[f"  {splitter}: {verdict} against {said[0]}"] += 1
-    del fast
     return counts
 
 

@@ -16,7 +16,9 @@ from pipeline.disk import write_atomic
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Workers
 from stages.clean import CleanParams, clean
+from stages.data.documents import read_stats
 from stages.data.shards import run_shards
+from stages.text import links
 from stages.tokenize import PackParams, TrainParams, pack, train
 
 pytestmark = pytest.mark.integration
@@ -84,6 +86,20 @@ def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path)
         for number in (1, 2)
     ]
     assert bytes_of(stores[0].out) == bytes_of(stores[1].out)
+
+
+def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(
+    ray_session, corpus, tmp_path, monkeypatch
+):
+    dedup = {"verify": True, "lines": 20, "substrings": 20, "min_remaining": 1}
+    options = {"sources": (str(corpus),), "dedup": dedup}
+    alone = run(clean, tmp_path / "alone", CleanParams(**options))
+    assert read_stats(alone.out)["removed"]["characters"] > 0
+    monkeypatch.setattr(links, "RECORDS_A_TASK", 200)
+    monkeypatch.setattr(links, "FORESTS_A_MERGE", 2)
+    on_ray = run(clean, tmp_path / "on-ray", CleanParams(**options, workers=WORKERS))
+    assert len(list((on_ray.scratch / "near" / "linked").iterdir())) > 4
+    assert bytes_of(on_ray.out) == bytes_of(alone.out)
 
 
 def test_a_workers_user_error_keeps_its_words(ray_session, corpus, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stages.data.hashing import hash64
 from stages.text.banding import best_shape, error, found_at
 from stages.text.dedup import components, survivors
+from stages.text.links import RowFiles, SignaturesAgree, write_array
 from stages.text.minhash import MinHash
 from stages.text.settings import Dedup
 from stages.text.words import Lexicon, fold, ngram_hashes
@@ -57,6 +58,24 @@ def test_recall_and_precision_are_what_the_formula_promises():
         assert abs(found[chosen].mean() - expected[chosen].mean()) < 4 * deviation + 0.01
     outside = equal_links(bands) - {pair for pair, hit in zip(inside, found, strict=True) if hit}
     assert outside == set()  # texts that share nothing never meet
+
+
+def test_verification_makes_candidates_precise(tmp_path):
+    """Bands that find nearly everything; whole signatures tell what is as similar as asked."""
+    texts, minhash, lexicon = variants(2, 30), MinHash(bands=28, rows=4), Lexicon()
+    sets = [shingles(text) for text in texts]
+    words = [lexicon.words(text) for text in texts]
+    signatures = np.array([minhash.of(word) for word in words])
+    write_array(tmp_path / "signatures", signatures)
+    found = sorted(equal_links(np.array([minhash.bands_of(s) for s in signatures])))
+    left, right = np.array(found).T
+    confirmed = SignaturesAgree(RowFiles([tmp_path / "signatures"], [0]), 0.8)(left, right)
+    similar = np.array([jaccard(sets[a], sets[b]) for a, b in found])
+    everything = sum(jaccard(sets[a], sets[b]) >= 0.85 for a, b in combinations(range(180), 2))
+    assert (similar >= 0.85).sum() == everything > 30  # nothing that is similar is missed
+    assert (similar < 0.6).sum() > 100  # at the price of much that is not
+    assert (similar[confirmed] > 0.7).all() and (similar[confirmed] >= 0.8).mean() > 0.85
+    assert confirmed[similar >= 0.85].mean() > 0.9
 
 
 def equal_links(bands):
