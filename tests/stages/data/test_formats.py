@@ -130,7 +130,7 @@ def test_counts_that_do_not_add_up_are_never_written(tmp_path):
     stats = {"read": good, "kept": good, "dropped": {"documents": 0, "characters": 0}}
     write_stats(tmp_path, stats)
     assert read_stats(tmp_path) == json.loads(json.dumps(stats))
-    with pytest.raises(CorruptArtifact, match="3 kept and 1 dropped of 3"):
+    with pytest.raises(CorruptArtifact, match="3 kept, 1 dropped and 0 removed of 3"):
         write_stats(tmp_path, stats | {"dropped": {"documents": 1, "characters": 0}})
 
 
