@@ -189,6 +189,15 @@ def test_common_ngrams_count_for_nothing(tmp_path):
         run(tmp_path / "y", corpus, name, max_occurrences=12)
 
 
+def test_the_share_is_of_the_ngrams_that_count(tmp_path):
+    licence, question = sentence(70, 20), sentence(50, 25)
+    texts = [f"{sentence(i)} {licence}" for i in range(12)] + [f"{sentence(20)} {question}"]
+    corpus = write_documents(tmp_path / "c", texts)
+    item = f"{licence} {question}"  # 33 n-grams, of which the corpus holds 8 twelve times
+    ctx = run(tmp_path / "w", corpus, write_set(tmp_path / "a.jsonl", [item]))
+    assert dropped(ctx) == {"d12": pytest.approx(13 / (33 - 8))}
+
+
 def test_the_cut_into_parts_changes_no_byte(tmp_path, monkeypatch):
     texts = [sentence(i) for i in range(40)]
     name = write_set(tmp_path / "a.jsonl", [texts[3], texts[30] + " " + sentence(99)])
