@@ -30,6 +30,7 @@ from typing import Any
 from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
+from stages.data.documents import read_stats
 from stages.text.readers import read
 from stages.text.rules.catalogue import limits_of
 from stages.text.rules.scoring import Scorer
