@@ -52,6 +52,7 @@ long: install
 	$(BIN)/pytest -m long
 
 bench: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[bench]"
 	$(BIN)/python -m tests.benchmarks
 
 docs: install
