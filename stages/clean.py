@@ -72,7 +72,7 @@ class CleanParams(Params):
     rules: tuple[RuleSetName, ...] = ("length", "gopher_quality", "gopher_repetition")
     """The rule sets that documents must pass, in the order in which they are asked; every score of
     each is recorded with the document. See docs/rules.md."""
-    limits: dict[RuleSetName, dict[str, Range]] = Field(default={})
+    limits: dict[str, dict[str, Range]] = Field(default={})
     """Other ranges than the sets' own: `{gopher_quality: {words: [20, null], hash_marks: 0.2}}`;
     null switches a rule off. What is measured stays, so that nothing is read again."""
     lists: Lists = Lists()

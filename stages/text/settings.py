@@ -52,7 +52,7 @@ OBJECTS_A_SECOND = 600  # found on one busy core
 
 
 def limits_of(
-    names: Sequence[RuleSetName], changes: Mapping[RuleSetName, Mapping[str, Range]]
+    names: Sequence[RuleSetName], changes: Mapping[str, Mapping[str, Range]]
 ) -> dict[str, Limit]:
     """The range of each rule of the sets, by `set.measure`, with the changes; a rule that is
     switched off has none."""
@@ -68,12 +68,13 @@ def limits_of(
 
 
 def limit_problems(
-    names: Sequence[RuleSetName], changes: Mapping[RuleSetName, Mapping[str, Range]]
+    names: Sequence[RuleSetName], changes: Mapping[str, Mapping[str, Range]]
 ) -> Iterator[Problem]:
     """What is wrong with changed limits: rules that are not there, ranges that hold nothing."""
     for name, rules in changes.items():
         if name not in names:
-            yield Problem("limits", f"the rule set {name!r} is not in `rules`", "add it there")
+            remedy = "add it there" if name in RULE_SETS else did_you_mean(name, names)
+            yield Problem("limits", f"the rule set {name!r} is not in `rules`", remedy)
             continue
         known = RULE_SETS[name].rules
         for measure, change in rules.items():

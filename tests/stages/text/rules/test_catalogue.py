@@ -80,6 +80,10 @@ def test_a_pipeline_file_changes_ranges_one_by_one():
     [
         ({"c4": {"sentences": 2.0}}, "limits: the rule set 'c4' is not in `rules` (add it there)"),
         (
+            {"lenght": {"characters": None}},
+            "limits: the rule set 'lenght' is not in `rules` (did you mean 'length'?)",
+        ),
+        (
             {"length": {"character": (1.0, None)}},
             "limits.length: length has no rule 'character' (did you mean 'characters'?)",
         ),
