@@ -140,12 +140,17 @@ def type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(part) for part in inside)
     if origin in (tuple, list):
-        return f"list of {type_name(inside[0])}" if inside else "list"
+        return f"list of {_one_of(inside[0])}" if inside else "list"
     if origin is dict:
-        return f"{type_name(inside[0])} to {type_name(inside[1])}"
+        return f"map of {_one_of(inside[1])}"
     if hasattr(annotation, "__metadata__"):
         return type_name(inside[0])
     return str(getattr(annotation, "__name__", annotation))
+
+
+def _one_of(annotation: Any) -> str:
+    name = type_name(annotation)
+    return f"({name})" if " or " in name else name
 
 
 @cache
