@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.journal import Run
     from pipeline.store import Store
 
+SHOWN_ROWS = 30
 _FINGERPRINT = re.compile(r"(?:[a-z0-9._-]+/)?[0-9a-f]{6,16}(?:\.\d+)?")
 
 
@@ -148,9 +149,40 @@ def _show_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> No
         console.screen().print(Text(f"  {name:<12}", "dim") + Text(value), soft_wrap=True)
     for name, number in artifact.metrics.items():
         console.screen().print(Text(f"  {name:<24}", "dim") + Text(wording.figure(number)))
+    _show_tables(artifact)
     console.screen().print(lineage(store, artifact))
     for reader in data["read_by"]:
         console.say(f"  read by {reader['uses']}/{reader['fingerprint']}", "dim")
+
+
+def _show_tables(artifact: Artifact) -> None:
+    """The tables and the waterfalls that its stage left for people, as the report has them."""
+    from launch.report.charts import panels
+    from pipeline.artifact import OBSERVED
+
+    for panel in panels(artifact.path / OBSERVED):
+        if panel["type"] == "waterfall":
+            columns, lines = ["", panel["unit"]], panel["steps"]
+        elif panel["type"] == "table":
+            columns, lines = panel["columns"], panel["rows"]
+        else:
+            continue
+        console.say(f"\n{panel['title']}", "bold")
+        numbers = {
+            column
+            for column, cell in zip(columns, lines[0] if lines else [], strict=False)
+            if isinstance(cell, int | float)
+        }
+        table = console.table(*columns, right=numbers, flexible=set(columns) - numbers)
+        shown = [[_cell(cell) for cell in line] for line in lines[:SHOWN_ROWS]]
+        console.show(console.rows(table, shown))
+        if len(lines) > SHOWN_ROWS:
+            console.say(f"  {len(lines) - SHOWN_ROWS} more: see the report", "dim")
+    console.say("")
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else wording.number(value)
 
 
 def lineage(store: Store, artifact: Artifact) -> Tree:

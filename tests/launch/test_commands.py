@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,14 @@ def test_show_an_artifact(run: Run, call: Call, name: str) -> None:
     assert f"made by     gpt of {run.id}" in shown
     assert "from outside python:docs" in shown
     assert "see above" in shown
+
+
+def test_show_prints_the_tables_that_a_stage_left_for_people(run: Run, call: Call) -> None:
+    shown = call("show", "latest:clean").stdout
+    tables = shown[shown.index("What the rules took away") : shown.index("made from")]
+    assert re.search(r"read +25,240", tables) and re.search(r"too short +-4,821", tables)
+    assert re.search(r"stdlib +9,120 +8.12 M", tables)
+    assert "Length of a document" not in shown  # a histogram is for the report
 
 
 def test_what_does_not_exist_cannot_be_shown(run: Run, call: Call) -> None:
