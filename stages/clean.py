@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from stages.text.exhibits import Exhibits
     from stages.text.ledger import Ledger
     from stages.text.rules import shape
+    from stages.text.sources import SourceFile
     from stages.text.verdicts import Demands
 
 VERSION = 3
@@ -196,7 +197,7 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
         text_column=params.text_column,
     )
     folder = ctx.scratch / "judged"
-    shared = ctx.cache / "judged" / _identity(params)
+    shared = ctx.cache / "judged" / _identity(params, cut)
     read = 0
 
     def on_commit(shard: int) -> None:
@@ -217,8 +218,9 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
     )
 
 
-def _identity(params: CleanParams) -> str:
-    """What decides the figures of every document; the limits are not in it."""
+def _identity(params: CleanParams, cut: list[list[SourceFile]]) -> str:
+    """What decides the figures of every document, and in which task they are taken; the limits are
+    not in it."""
     from stages.data.hashing import name128
 
     fields = {"text_column", "rules", "edits", "pii"}
@@ -226,7 +228,8 @@ def _identity(params: CleanParams) -> str:
         fields.add("languages")
     measured = params.model_dump(mode="json", include=fields)
     contents = sorted(params.externals().items())
-    decisive = [measured, params.dedup.described, contents, VERSION]
+    tasks = [[(file.place, file.cut and file.cut.start) for file in files] for files in cut]
+    decisive = [measured, params.dedup.described, contents, tasks, VERSION]
     return name128(json.dumps(decisive, sort_keys=True))
 
 

@@ -126,12 +126,14 @@ def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
     from pipeline.disk import write_atomic
 
     judge, files = work
-    rows = [
+    rows = (
         judge.judge(file, position, raw)
         for file in files
-        for position, raw in enumerate(_tolerated(file, judge.text_column))
-    ]
-    write_atomic(commit, parts.encode(rows, SCRATCH), durable=False)
+        for position, raw in enumerate(
+            _tolerated(file, judge.text_column), file.cut.records if file.cut else 0
+        )
+    )
+    write_atomic(commit, parts.encode_by_groups(rows, SCRATCH), durable=False)
 
 
 def _tolerated(file: SourceFile, text_column: str) -> Iterator[RawDocument]:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from stages.text.sources import SourceFile
+from stages.text.sources import Cut, SourceFile
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +42,27 @@ Reader = Callable[[SourceFile, str], Iterator[RawDocument]]
 
 
 def read(file: SourceFile, text_column: str = "text") -> Iterator[RawDocument]:
-    """The documents of a file in order.
+    """The documents of a file in order, or those of the piece that it is cut to.
 
     Raises:
         BrokenFile: the file is damaged or cut short.
         InputError: it is missing, may not be read, or has no such column.
     """
     suffix = next(suffix for suffix in _READERS if file.place.lower().endswith(suffix))
-    try:
+    with refusals_told(file):
         yield from _READERS[suffix](file, text_column)
+
+
+@contextmanager
+def refusals_told(file: SourceFile) -> Iterator[None]:
+    """What keeps a file from being read, as the user's error.
+
+    Raises:
+        BrokenFile: the file is damaged or cut short.
+        InputError: it is missing, or may not be read.
+    """
+    try:
+        yield
     except (OSError, EOFError, zlib.error) as error:
         refused = isinstance(error, OSError) and error.errno is not None
         raise (InputError if refused else BrokenFile)(
@@ -81,8 +98,11 @@ def _metadata(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
 def _jsonl(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
     import orjson
 
-    with _decompressed(Path(file.path)) as stream:
-        for number, line in enumerate(stream, 1):
+    part = file.cut or Cut(0, sys.maxsize, 0, 0)
+    with opened(file) as stream:
+        if part.start:
+            stream.seek(part.start)
+        for number, line in enumerate(_until(stream, part.end - part.start), part.lines + 1):
             if not line.strip():
                 continue
             try:
@@ -98,35 +118,49 @@ def _jsonl(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
                 yield RawDocument(text, {"line": number})
 
 
+def _until(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """The lines that lie in the next `size` bytes; the end of these is the end of one."""
+    for line in stream:
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
+
+
 def _parquet(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        part = pq.ParquetFile(file.path)
-        if text_column not in part.schema_arrow.names:
-            raise InputError(
-                f"no column {text_column!r}",
-                where=file.path,
-                remedy=f"set text_column to one of {', '.join(part.schema_arrow.names)}",
-            )
-        row = 0
-        for batch in part.iter_batches(1024, columns=[text_column]):
-            for text in batch.column(0).cast(pa.string()).to_pylist():
-                broken = "" if isinstance(text, str) else "broken.text_column"
-                yield RawDocument(text or "", {"row": row}, broken)
-                row += 1
+        with opened(file) as stream, pq.ParquetFile(stream) as part:
+            yield from _rows(file, part, text_column)
     except pa.ArrowInvalid as error:
         raise BrokenFile(f"not a parquet file: {error}", where=file.path) from error
+
+
+def _rows(file: SourceFile, part: pq.ParquetFile, text_column: str) -> Iterator[RawDocument]:
+    import pyarrow as pa
+
+    if text_column not in part.schema_arrow.names:
+        raise InputError(
+            f"no column {text_column!r}",
+            where=file.path,
+            remedy=f"set text_column to one of {', '.join(part.schema_arrow.names)}",
+        )
+    row = file.cut.lines if file.cut else 0
+    groups = range(file.cut.start, file.cut.end) if file.cut else range(part.num_row_groups)
+    for batch in part.iter_batches(1024, groups, columns=[text_column]):
+        for text in batch.column(0).cast(pa.string()).to_pylist():
+            broken = "" if isinstance(text, str) else "broken.text_column"
+            yield RawDocument(text or "", {"row": row}, broken)
+            row += 1
 
 
 def _csv(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
     import csv
 
     csv.field_size_limit(1 << 30)
-    with io.TextIOWrapper(
-        _decompressed(Path(file.path)), "utf-8-sig", "replace", newline=""
-    ) as stream:
+    with io.TextIOWrapper(opened(file), "utf-8-sig", "replace", newline="") as stream:
         rows = csv.DictReader(stream)
         names = rows.fieldnames or ()
         if text_column not in names:
@@ -150,7 +184,7 @@ def _html(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
 def _warc(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
     from stages.text.web import pages
 
-    with _decompressed(Path(file.path)) as stream:
+    with opened(file) as stream:
         for text, meta in pages(stream):
             yield RawDocument(text, meta)
 
@@ -177,7 +211,9 @@ _READERS: dict[str, Reader] = {
 }
 
 
-def _decompressed(path: Path) -> IO[bytes]:
+def opened(file: SourceFile) -> IO[bytes]:
+    """What the file holds, decompressed."""
+    path = Path(file.path)
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(path))
     if path.suffix == ".zst":

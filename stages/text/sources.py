@@ -27,6 +27,20 @@ SHARD_BYTES = 4 << 20  # of source files: a task of seconds, so that a kill cost
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a file that a piece is."""
+
+    start: int
+    """First byte, or first row group."""
+    end: int
+    """One past the last."""
+    records: int
+    """Documents of the file before it."""
+    lines: int
+    """Lines, or rows, of the file before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that holds documents."""
 
@@ -40,6 +54,8 @@ class SourceFile:
     """Bytes."""
     origin: int = 0
     """The source's position among those that were named."""
+    cut: Cut | None = None
+    """The part that is read; null reads all of it."""
 
 
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
@@ -72,15 +88,22 @@ def content_digest(source: str) -> str:
 
 
 def shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
-    """Consecutive files up to `SHARD_BYTES` together; at least one each."""
+    """Consecutive files up to `SHARD_BYTES` together; at least one each. Larger ones are cut where
+    their format allows it.
+
+    Raises:
+        InputError: a file that is to be cut cannot be read.
+    """
+    from stages.text.cutting import pieces
+
     cut: list[list[SourceFile]] = []
     room = 0
-    for file in files:
-        if not cut or file.size > room:
+    for piece in (piece for file in files for piece in pieces(file, SHARD_BYTES)):
+        if not cut or piece.size > room:
             cut.append([])
             room = SHARD_BYTES
-        cut[-1].append(file)
-        room -= file.size
+        cut[-1].append(piece)
+        room -= piece.size
     return cut
 
 
