@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.text import remote
 from stages.text.settings import (
     Dedup,
     EditName,
@@ -55,8 +56,10 @@ class CleanParams(Params):
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
     """`python:docs` (less the objects that evaluation asks about), files, folders or globs of txt,
-    md, rst, html, jsonl and csv (.gz, .zst), parquet, and warc and wet (.gz). Content decides the
-    artifact, not where it lies."""
+    md, rst, html, jsonl and csv (.gz, .zst), parquet, and warc and wet (.gz); the same by any URL
+    of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), of which logs and documents hold
+    neither user nor query. Content decides the artifact, not where it lies: a storage's MD5, or a
+    hash of the bytes."""
     text_column: str = "text"
     """The field of jsonl, csv and parquet files that holds the text."""
     languages: tuple[str, ...] = ()
@@ -102,6 +105,10 @@ class CleanParams(Params):
                 yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
         if len(set(self.sources)) < len(self.sources):
             yield Problem("sources", "a source is named twice", "name each once")
+        for source in self.sources:
+            if remote.holds_secret(source):
+                remedy = "write ${env:NAME} in its place, or leave it to the storage's settings"
+                yield Problem("sources", "a URL spells out a secret", remedy)
         for key in ("rules", "edits"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 yield Problem(key, "a name is there twice", "name each once")

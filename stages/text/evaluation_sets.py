@@ -132,7 +132,7 @@ def _items(files: Sequence[SourceFile], fields: Sequence[str]) -> Iterator[tuple
         if not present:
             raise absent or InputError(
                 f"no record has a text in {' or '.join(fields)}",
-                where=file.path,
+                where=file.shown,
                 remedy=NAME_FIELDS,
             )
 
@@ -143,7 +143,7 @@ def _field(file: SourceFile, field: str) -> Iterator[tuple[Item, str]]:
         if raw.broken and raw.broken != "broken.text_column":
             raise BrokenFile(
                 f"record {number} of an evaluation set cannot be read ({raw.broken})",
-                where=file.path,
+                where=file.shown,
                 remedy="mend the file: what is not read is not searched for",
             )
         if not raw.broken:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
+from stages.text import remote
 from stages.text.sources import Cut, SourceFile
 
 if TYPE_CHECKING:
@@ -63,15 +64,21 @@ def refusals_told(file: SourceFile) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except Exception as error:
+        if file.is_remote and remote.is_refusal(error):
+            remote.refuse(file.path, error)
+        if not isinstance(error, OSError | EOFError | zlib.error):
+            raise
         refused = isinstance(error, OSError) and error.errno is not None
         raise (InputError if refused else BrokenFile)(
-            f"cannot read the source: {error}", where=file.path, remedy="mend or leave out the file"
+            f"cannot read the source: {error}",
+            where=file.shown,
+            remedy="mend or leave out the file",
         ) from error
 
 
 def _whole(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
-    yield RawDocument(_decode(Path(file.path).read_bytes()))
+    yield RawDocument(_decode(_bytes(file)))
 
 
 def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
@@ -135,7 +142,7 @@ def _parquet(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
         with opened(file) as stream, pq.ParquetFile(stream) as part:
             yield from _rows(file, part, text_column)
     except pa.ArrowInvalid as error:
-        raise BrokenFile(f"not a parquet file: {error}", where=file.path) from error
+        raise BrokenFile(f"not a parquet file: {error}", where=file.shown) from error
 
 
 def _rows(file: SourceFile, part: pq.ParquetFile, text_column: str) -> Iterator[RawDocument]:
@@ -144,7 +151,7 @@ def _rows(file: SourceFile, part: pq.ParquetFile, text_column: str) -> Iterator[
     if text_column not in part.schema_arrow.names:
         raise InputError(
             f"no column {text_column!r}",
-            where=file.path,
+            where=file.shown,
             remedy=f"set text_column to one of {', '.join(part.schema_arrow.names)}",
         )
     row = file.cut.lines if file.cut else 0
@@ -160,13 +167,13 @@ def _csv(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
     import csv
 
     csv.field_size_limit(1 << 30)
-    with io.TextIOWrapper(opened(file), "utf-8-sig", "replace", newline="") as stream:
-        rows = csv.DictReader(stream)
+    with opened(file) as stream:
+        rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", "replace", newline=""))
         names = rows.fieldnames or ()
         if text_column not in names:
             raise InputError(
                 f"no column {text_column!r}",
-                where=file.path,
+                where=file.shown,
                 remedy=f"set text_column to one of {', '.join(map(str, names)) or 'a header line'}",
             )
         for row in rows:
@@ -178,7 +185,7 @@ def _csv(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
 def _html(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
     from stages.text.web import page_text
 
-    yield RawDocument(page_text(Path(file.path).read_bytes()))
+    yield RawDocument(page_text(_bytes(file)))
 
 
 def _warc(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
@@ -211,17 +218,25 @@ _READERS: dict[str, Reader] = {
 }
 
 
-def opened(file: SourceFile) -> IO[bytes]:
+@contextmanager
+def opened(file: SourceFile) -> Iterator[IO[bytes]]:
     """What the file holds, decompressed."""
-    path = Path(file.path)
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(path))
-    if path.suffix == ".zst":
-        import pyarrow as pa
+    with remote.open_url(file.path) if file.is_remote else Path(file.path).open("rb") as stream:
+        name = file.place.lower()
+        if name.endswith(".gz"):
+            yield io.BufferedReader(gzip.GzipFile(fileobj=stream))
+        elif name.endswith(".zst"):
+            import pyarrow as pa
 
-        # Unlike zstandard's own reader, Arrow's says when the file is cut short.
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return path.open("rb")
+            # Unlike zstandard's own reader, Arrow's says when the file is cut short.
+            yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), "zstd"))
+        else:
+            yield stream
+
+
+def _bytes(file: SourceFile) -> bytes:
+    with opened(file) as stream:
+        return stream.read()
 
 
 def _decode(data: bytes) -> str:

@@ -4,6 +4,7 @@ python:docs                    the documentation of the running Python installat
                                objects that `questions` and `preferences` hold out
 notes.txt  data/*.jsonl.zst    a file or a glob
 corpus/                        a folder: every file of a known suffix below it
+s3://b/corpus  https://…/*.gz  the same by any URL that fsspec knows, where the storage can list
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import xxhash
 
 from pipeline.errors import InputError
+from stages.text import remote
 
 PYTHON_DOCS = "python:docs"
 SUFFIXES = (
@@ -49,13 +51,23 @@ class SourceFile:
     place: str
     """The file's name within the source; ids are made from source, place and position."""
     path: str
-    """Where it is on this machine."""
+    """Where it is on this machine, or its URL, which may hold what is secret: see `shown`."""
     size: int
     """Bytes."""
     origin: int = 0
     """The source's position among those that were named."""
     cut: Cut | None = None
     """The part that is read; null reads all of it."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `path` is a URL."""
+        return remote.is_url(self.path)
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for people."""
+        return remote.redacted(self.path) if self.is_remote else self.path
 
 
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
@@ -111,10 +123,16 @@ def _files(source: str) -> Iterator[SourceFile]:
     if source == PYTHON_DOCS:
         yield from _python_docs()
         return
+    if source.startswith("file://"):
+        source = source.removeprefix("file://")
+    elif remote.is_url(source):
+        name, found = remote.list_url(source, SUFFIXES)
+        yield from (SourceFile(name, place, url, size) for place, url, size in found)
+        return
     if ":" in source.split("/", 1)[0]:
         raise InputError(
             f"unknown source {source!r}",
-            remedy=f"use {PYTHON_DOCS!r}, a file, a folder or a glob pattern",
+            remedy=f"use {PYTHON_DOCS!r}, a file, a folder, a glob pattern or a URL",
         )
     root, paths = _local(source)
     if not paths:
@@ -162,6 +180,8 @@ def _readable(path: Path) -> bool:
 
 
 def _file_digest(file: SourceFile) -> str:
+    if file.is_remote:
+        return remote.url_digest(file.path)
     state = xxhash.xxh3_128()
     try:
         with Path(file.path).open("rb") as stream:
