@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -39,19 +40,44 @@ class BrokenFile(InputError):
     """A file cannot be read on: it is damaged, or cut short."""
 
 
-Reader = Callable[[SourceFile, str], Iterator[RawDocument]]
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The fields of records that are read."""
+
+    text: str
+    meta: tuple[str, ...] = ()
+    """Those that go along with the text; a record may lack them."""
+
+    def document(self, record: Mapping[str, Any], place: dict[str, Any]) -> RawDocument:
+        """A record as a document; broken if its text is none."""
+        text = record.get(self.text)
+        told = {name: record[name] for name in self.meta if record.get(name) is not None}
+        meta = {**json.loads(json.dumps(told, default=str)), **place} if told else place
+        if not isinstance(text, str):
+            return RawDocument("", meta, "broken.text_column")
+        return RawDocument(text, meta)
 
 
-def read(file: SourceFile, text_column: str = "text") -> Iterator[RawDocument]:
+Reader = Callable[[SourceFile, Columns], Iterator[RawDocument]]
+
+
+def read(
+    file: SourceFile, text_column: str = "text", meta_columns: tuple[str, ...] = ()
+) -> Iterator[RawDocument]:
     """The documents of a file in order, or those of the piece that it is cut to.
 
     Raises:
         BrokenFile: the file is damaged or cut short.
         InputError: it is missing, may not be read, or has no such column.
     """
-    suffix = next(suffix for suffix in _READERS if file.place.lower().endswith(suffix))
     with refusals_told(file):
-        yield from _READERS[suffix](file, text_column)
+        yield from _reader(file)(file, Columns(text_column, meta_columns))
+
+
+def _reader(file: SourceFile) -> Reader:
+    if file.path.startswith("hf:"):
+        return _dataset
+    return next(_READERS[suffix] for suffix in _READERS if file.place.lower().endswith(suffix))
 
 
 @contextmanager
@@ -70,6 +96,7 @@ def refusals_told(file: SourceFile) -> Iterator[None]:
         if not isinstance(error, OSError | EOFError | zlib.error):
             raise
         refused = isinstance(error, OSError) and error.errno is not None
+        refused = refused or isinstance(error, ConnectionError)
         raise (InputError if refused else BrokenFile)(
             f"cannot read the source: {error}",
             where=file.shown,
@@ -77,11 +104,11 @@ def refusals_told(file: SourceFile) -> Iterator[None]:
         ) from error
 
 
-def _whole(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _whole(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     yield RawDocument(_decode(_bytes(file)))
 
 
-def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _python(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     """A module's docstrings as documents of a few pages; those of the objects that evaluation asks
     about are left out."""
     from stages.text.docstrings import documented_objects, module_documents
@@ -95,14 +122,14 @@ def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
         yield RawDocument(text)
 
 
-def _metadata(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _metadata(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     """The description of a distribution: what follows its headers."""
     _, _, body = _decode(Path(file.path).read_bytes()).partition("\n\n")
     if body.strip():
         yield RawDocument(body)
 
 
-def _jsonl(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _jsonl(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import orjson
 
     part = file.cut or Cut(0, sys.maxsize, 0, 0)
@@ -114,15 +141,11 @@ def _jsonl(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
                 continue
             try:
                 record = orjson.loads(line)
-                text = record[text_column]
-                if not isinstance(text, str):
-                    raise TypeError
             except orjson.JSONDecodeError:
                 yield RawDocument(_decode(line), {"line": number}, "broken.json")
-            except (KeyError, TypeError):
-                yield RawDocument(_decode(line), {"line": number}, "broken.text_column")
-            else:
-                yield RawDocument(text, {"line": number})
+                continue
+            found = columns.document(record if isinstance(record, dict) else {}, {"line": number})
+            yield replace(found, text=_decode(line)) if found.broken else found
 
 
 def _until(stream: IO[bytes], size: int) -> Iterator[bytes]:
@@ -134,61 +157,77 @@ def _until(stream: IO[bytes], size: int) -> Iterator[bytes]:
             return
 
 
-def _parquet(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _parquet(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with opened(file) as stream, pq.ParquetFile(stream) as part:
-            yield from _rows(file, part, text_column)
+            yield from _rows(file, part, columns)
     except pa.ArrowInvalid as error:
         raise BrokenFile(f"not a parquet file: {error}", where=file.shown) from error
 
 
-def _rows(file: SourceFile, part: pq.ParquetFile, text_column: str) -> Iterator[RawDocument]:
+def _rows(file: SourceFile, part: pq.ParquetFile, columns: Columns) -> Iterator[RawDocument]:
     import pyarrow as pa
 
-    if text_column not in part.schema_arrow.names:
+    names = part.schema_arrow.names
+    if columns.text not in names:
         raise InputError(
-            f"no column {text_column!r}",
+            f"no column {columns.text!r}",
             where=file.shown,
-            remedy=f"set text_column to one of {', '.join(part.schema_arrow.names)}",
+            remedy=f"set text_column to one of {', '.join(names)}",
         )
     row = file.cut.lines if file.cut else 0
     groups = range(file.cut.start, file.cut.end) if file.cut else range(part.num_row_groups)
-    for batch in part.iter_batches(1024, groups, columns=[text_column]):
-        for text in batch.column(0).cast(pa.string()).to_pylist():
-            broken = "" if isinstance(text, str) else "broken.text_column"
-            yield RawDocument(text or "", {"row": row}, broken)
+    wanted = [name for name in (columns.text, *columns.meta) if name in names]
+    for batch in part.iter_batches(1024, groups, columns=wanted):
+        text = batch.schema.get_field_index(columns.text)
+        batch = batch.set_column(text, columns.text, batch.column(text).cast(pa.string()))
+        for record in batch.to_pylist():
+            yield columns.document(record, {"row": row})
             row += 1
 
 
-def _csv(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _dataset(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+    from stages.text.huggingface import dataset_rows
+
+    assert file.cut is not None
+    try:
+        for row, record in enumerate(
+            dataset_rows(file, (columns.text, *columns.meta)), file.cut.records
+        ):
+            yield columns.document(record, {"row": row})
+    except ValueError as error:  # Arrow's, JSON's, of an encoding, of columns of other types
+        raise BrokenFile(f"damaged: {error}", where=file.path) from error
+
+
+def _csv(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import csv
 
     csv.field_size_limit(1 << 30)
     with opened(file) as stream:
         rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", "replace", newline=""))
         names = rows.fieldnames or ()
-        if text_column not in names:
+        if columns.text not in names:
             raise InputError(
-                f"no column {text_column!r}",
+                f"no column {columns.text!r}",
                 where=file.shown,
                 remedy=f"set text_column to one of {', '.join(map(str, names)) or 'a header line'}",
             )
         for row in rows:
-            text = row[text_column]
-            broken = "" if isinstance(text, str) and None not in row else "broken.columns"
-            yield RawDocument(text or "", {"line": rows.line_num}, broken)
+            found = columns.document(row, {"line": rows.line_num})
+            whole = not found.broken and None not in row
+            yield found if whole else replace(found, broken="broken.columns")
 
 
-def _html(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _html(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     from stages.text.web import page_text
 
     yield RawDocument(page_text(_bytes(file)))
 
 
-def _warc(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _warc(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     from stages.text.web import pages
 
     with opened(file) as stream:

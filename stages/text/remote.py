@@ -27,7 +27,7 @@ _SECRET_PART = re.compile(
 _BUFFER = 1 << 20  # bytes
 _LIBRARIES = {
     *("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google"),
-    *("httpx", "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"),
+    *("httpx", "httpx2", "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"),
 }
 _CREDENTIALS = "check the credentials of this storage in the environment"
 

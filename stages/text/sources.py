@@ -4,6 +4,7 @@ python:docs                    the documentation of the running Python installat
                                objects that `questions` and `preferences` hold out
 notes.txt  data/*.jsonl.zst    a file or a glob
 corpus/                        a folder: every file of a known suffix below it
+hf:corpus  hf:org/name@v1      a Hugging Face dataset: a folder, or one of the hub
 s3://b/corpus  https://…/*.gz  the same by any URL that fsspec knows, where the storage can list
 """
 
@@ -93,9 +94,13 @@ def content_digest(source: str) -> str:
         from stages.text import installation
 
         return installation.digest()
+    if source.startswith("hf:"):
+        from stages.text.huggingface import dataset_digest
+
+        return dataset_digest(source)
     state = xxhash.xxh3_128()
     for file in _files(source):
-        state.update(f"{file.source}\0{file.place}\0{_file_digest(file)}\n".encode())
+        state.update(f"{file.source}\0{file.place}\0{file_digest(file)}\n".encode())
     return state.hexdigest()
 
 
@@ -123,6 +128,11 @@ def _files(source: str) -> Iterator[SourceFile]:
     if source == PYTHON_DOCS:
         yield from _python_docs()
         return
+    if source.startswith("hf:"):
+        from stages.text.huggingface import dataset_files
+
+        yield from dataset_files(source, SHARD_BYTES)
+        return
     if source.startswith("file://"):
         source = source.removeprefix("file://")
     elif remote.is_url(source):
@@ -132,7 +142,7 @@ def _files(source: str) -> Iterator[SourceFile]:
     if ":" in source.split("/", 1)[0]:
         raise InputError(
             f"unknown source {source!r}",
-            remedy=f"use {PYTHON_DOCS!r}, a file, a folder, a glob pattern or a URL",
+            remedy=f"use {PYTHON_DOCS!r}, a file, a folder, a glob pattern, a URL or hf:NAME",
         )
     root, paths = _local(source)
     if not paths:
@@ -179,7 +189,12 @@ def _readable(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def _file_digest(file: SourceFile) -> str:
+def file_digest(file: SourceFile) -> str:
+    """What identifies the content of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if file.is_remote:
         return remote.url_digest(file.path)
     state = xxhash.xxh3_128()
