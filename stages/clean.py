@@ -114,8 +114,7 @@ class CleanParams(Params):
             yield Problem("meta_columns", f"{name!r} is taken", "leave it out")
         for source in self.sources:
             if remote.holds_secret(source):
-                remedy = "write ${env:NAME} in its place, or leave it to the storage's settings"
-                yield Problem("sources", "a URL spells out a secret", remedy)
+                yield Problem("sources", *remote.SPELLED_OUT)
         for key in ("rules", "edits"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 yield Problem(key, "a name is there twice", "name each once")

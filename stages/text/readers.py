@@ -75,7 +75,7 @@ def read(
 
 
 def _reader(file: SourceFile) -> Reader:
-    if file.path.startswith("hf:"):
+    if file.is_dataset:
         return _dataset
     return next(_READERS[suffix] for suffix in _READERS if file.place.lower().endswith(suffix))
 

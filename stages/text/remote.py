@@ -24,6 +24,10 @@ _SECRET_PART = re.compile(
     r"=(?!\$\{env:)",
     re.IGNORECASE,
 )
+SPELLED_OUT = (
+    "a URL spells out a secret",
+    "write ${env:NAME} in its place, or leave it to the storage's settings",
+)
 _BUFFER = 1 << 20  # bytes
 _LIBRARIES = {
     *("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google"),

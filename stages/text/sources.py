@@ -66,6 +66,11 @@ class SourceFile:
         return remote.is_url(self.path)
 
     @property
+    def is_dataset(self) -> bool:
+        """Whether it is a part of a Hugging Face dataset."""
+        return self.path.startswith("hf:")
+
+    @property
     def shown(self) -> str:
         """Where it is, for people."""
         return remote.redacted(self.path) if self.is_remote else self.path

@@ -17,6 +17,7 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.text import sources
+from stages.text.evaluation_sets import read_evaluation
 from stages.text.readers import BrokenFile, read
 from stages.text.sources import SourceFile, content_digest, list_files, shards
 
@@ -182,6 +183,16 @@ def test_lists_see_the_urls_of_datasets(tmp_path):
     kept = [json.loads(document.meta)["url"] for document in Documents(ctx.out)]
     assert len(kept) == 10 and "https://host/3" not in kept
     assert read_stats(ctx.out)["by_rule"]["broken.text_column"]["documents"] == 1
+
+
+def test_evaluation_sets_are_datasets_too(tmp_path, monkeypatch):
+    text = "Which of the eight words is the one that nobody has asked for {}?"
+    rows = {"question": [text.format(number) for number in range(6)]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "quiz")
+    monkeypatch.setattr(sources, "SHARD_BYTES", 100)
+    evaluation = read_evaluation([f"hf:{tmp_path / 'quiz'}"], ["question"], 13)
+    places = [item.place for item in evaluation.items]
+    assert places == [f"train {number} question" for number in range(1, 7)]
 
 
 def test_fields_that_say_where_a_record_was_are_taken():
