@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.text import remote
 from stages.text.settings import (
     Dedup,
     EditName,
@@ -42,9 +43,11 @@ if TYPE_CHECKING:
     from stages.text.exhibits import Exhibits
     from stages.text.ledger import Ledger
     from stages.text.rules import shape
+    from stages.text.sources import SourceFile
     from stages.text.verdicts import Demands
 
 VERSION = 3
+PLACES = ("place", "line", "row", "error")  # what `meta` says of where a record was
 SHOWN = 20  # broken records that the log names
 CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
@@ -54,10 +57,16 @@ class CleanParams(Params):
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
     """`python:docs` (less the objects that evaluation asks about), files, folders or globs of txt,
-    md, rst, html, jsonl and csv (.gz, .zst), parquet, and warc and wet (.gz). Content decides the
-    artifact, not where it lies."""
+    md, rst, html, jsonl and csv (.gz, .zst), parquet, and warc and wet (.gz); the same by any URL
+    of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), of which logs and documents hold
+    neither user nor query; and `hf:NAME[@REVISION][?split=train&config=NAME]`, a Hugging Face
+    dataset: a folder (saved, or of parquet, arrow or json files) or one of the hub, streamed at
+    the commit that the revision is. Content decides the artifact, not where it lies: a storage's
+    MD5, or a hash of the bytes."""
     text_column: str = "text"
-    """The field of jsonl, csv and parquet files that holds the text."""
+    """The field of jsonl, csv and parquet files and of datasets that holds the text."""
+    meta_columns: tuple[str, ...] = ()
+    """Other fields of theirs that a document's `meta` keeps, where they are (`url`, `title`)."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes to keep; empty keeps all."""
     language_score: Share = 0.5
@@ -101,6 +110,11 @@ class CleanParams(Params):
                 yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
         if len(set(self.sources)) < len(self.sources):
             yield Problem("sources", "a source is named twice", "name each once")
+        for name in sorted({self.text_column, *PLACES} & set(self.meta_columns)):
+            yield Problem("meta_columns", f"{name!r} is taken", "leave it out")
+        for source in self.sources:
+            if remote.holds_secret(source):
+                yield Problem("sources", *remote.SPELLED_OUT)
         for key in ("rules", "edits"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 yield Problem(key, "a name is there twice", "name each once")
@@ -194,9 +208,10 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
         pii=params.pii,
         dedup=params.dedup,
         text_column=params.text_column,
+        meta_columns=params.meta_columns,
     )
     folder = ctx.scratch / "judged"
-    shared = ctx.cache / "judged" / _identity(params)
+    shared = ctx.cache / "judged" / _identity(params, cut)
     read = 0
 
     def on_commit(shard: int) -> None:
@@ -217,16 +232,18 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
     )
 
 
-def _identity(params: CleanParams) -> str:
-    """What decides the figures of every document; the limits are not in it."""
+def _identity(params: CleanParams, cut: list[list[SourceFile]]) -> str:
+    """What decides the figures of every document, and in which task they are taken; the limits are
+    not in it."""
     from stages.data.hashing import name128
 
-    fields = {"text_column", "rules", "edits", "pii"}
+    fields = {"text_column", "meta_columns", "rules", "edits", "pii"}
     if "languages" in params.edits:
         fields.add("languages")
     measured = params.model_dump(mode="json", include=fields)
     contents = sorted(params.externals().items())
-    decisive = [measured, params.dedup.described, contents, VERSION]
+    tasks = [[(file.place, file.cut and file.cut.start) for file in files] for files in cut]
+    decisive = [measured, params.dedup.described, contents, tasks, VERSION]
     return name128(json.dumps(decisive, sort_keys=True))
 
 

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
+from stages.text import remote
 from stages.text.settings import Share
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class DecontaminateParams(Params):
     """Which evaluation sets, and how much of an item is too much."""
 
     sets: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
-    """Evaluation sets: files, folders or globs of the types that `clean` reads. Content decides
-    the artifact, not where it lies."""
+    """Evaluation sets: files, folders, globs, URLs and datasets, as `clean` reads them. Content
+    decides the artifact, not where it lies."""
     text_fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
     """The fields of jsonl, csv and parquet files that hold texts; each is an item of its own."""
     ngram: Annotated[int, Field(ge=8, le=13)] = 13
@@ -64,7 +65,10 @@ class DecontaminateParams(Params):
         return {f"sets.{at}": content_digest(name) for at, name in enumerate(self.sets)}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Sets and fields are named once."""
+        """Sets and fields are named once, and no URL spells out a secret."""
+        for name in self.sets:
+            if remote.holds_secret(name):
+                yield Problem("sets", *remote.SPELLED_OUT)
         for key in ("sets", "text_fields"):
             names = getattr(self, key)
             if len(set(names)) < len(names):

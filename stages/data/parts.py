@@ -18,6 +18,7 @@ from pipeline.errors import CorruptArtifact, InputError
 
 ROWS_A_PART = 50_000
 BYTES_A_PART = 64 << 20  # of text: what one worker holds of a part while it reads it
+BYTES_A_GROUP = 16 << 20  # of text: of a table that is written as it is read
 ROW_GROUP = 2_048
 
 Row = Mapping[str, Any]
@@ -38,6 +39,23 @@ def encode(rows: Iterable[Row] | pa.Table, schema: pa.Schema) -> bytes:
         compression="zstd",
         row_group_size=ROW_GROUP,
     )
+    return buffer.getvalue()
+
+
+def encode_by_groups(rows: Iterable[Row], schema: pa.Schema, text_column: str = "text") -> bytes:
+    """The bytes of a part of any number of rows, of which no more than a row group is held: it ends
+    at `ROW_GROUP` rows or `BYTES_A_GROUP` characters."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        group: list[Row] = []
+        held = 0
+        for row in rows:
+            group.append(row)
+            held += len(row[text_column])
+            if len(group) >= ROW_GROUP or held >= BYTES_A_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                group, held = [], 0
+        writer.write_table(pa.Table.from_pylist(group, schema))
     return buffer.getvalue()
 
 

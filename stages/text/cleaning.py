@@ -70,6 +70,7 @@ class Judge:
     pii: Pii
     dedup: Dedup
     text_column: str
+    meta_columns: tuple[str, ...] = ()
 
     @cached_property
     def _minhash(self) -> MinHash:
@@ -126,18 +127,18 @@ def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
     from pipeline.disk import write_atomic
 
     judge, files = work
-    rows = [
+    rows = (
         judge.judge(file, position, raw)
         for file in files
-        for position, raw in enumerate(_tolerated(file, judge.text_column))
-    ]
-    write_atomic(commit, parts.encode(rows, SCRATCH), durable=False)
+        for position, raw in enumerate(_tolerated(file, judge), file.cut.records if file.cut else 0)
+    )
+    write_atomic(commit, parts.encode_by_groups(rows, SCRATCH), durable=False)
 
 
-def _tolerated(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _tolerated(file: SourceFile, judge: Judge) -> Iterator[RawDocument]:
     """A file's documents; where it breaks off, a record that says why."""
     try:
-        yield from read(file, text_column)
+        yield from read(file, judge.text_column, judge.meta_columns)
     except BrokenFile as error:
         yield RawDocument("", {"error": error.message}, "broken.file")
 

@@ -118,7 +118,7 @@ def _index(
 
 def _items(files: Sequence[SourceFile], fields: Sequence[str]) -> Iterator[tuple[Item, str]]:
     for file in files:
-        fielded = any(suffix in file.place.lower() for suffix in _FIELDED)
+        fielded = file.is_dataset or any(suffix in file.place.lower() for suffix in _FIELDED)
         present, absent = 0, None
         for field in fields if fielded else ("",):
             try:
@@ -132,18 +132,19 @@ def _items(files: Sequence[SourceFile], fields: Sequence[str]) -> Iterator[tuple
         if not present:
             raise absent or InputError(
                 f"no record has a text in {' or '.join(fields)}",
-                where=file.path,
+                where=file.shown,
                 remedy=NAME_FIELDS,
             )
 
 
 def _field(file: SourceFile, field: str) -> Iterator[tuple[Item, str]]:
     """The items in one field of a file's records; those without the field are passed over."""
-    for number, raw in enumerate(read(file, field), 1):
+    before = file.cut.records if file.cut else 0
+    for number, raw in enumerate(read(file, field), before + 1):
         if raw.broken and raw.broken != "broken.text_column":
             raise BrokenFile(
                 f"record {number} of an evaluation set cannot be read ({raw.broken})",
-                where=file.path,
+                where=file.shown,
                 remedy="mend the file: what is not read is not searched for",
             )
         if not raw.broken:

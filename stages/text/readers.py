@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import sys
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from stages.text.sources import SourceFile
+from stages.text import remote
+from stages.text.sources import Cut, SourceFile
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +40,75 @@ class BrokenFile(InputError):
     """A file cannot be read on: it is damaged, or cut short."""
 
 
-Reader = Callable[[SourceFile, str], Iterator[RawDocument]]
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The fields of records that are read."""
+
+    text: str
+    meta: tuple[str, ...] = ()
+    """Those that go along with the text; a record may lack them."""
+
+    def document(self, record: Mapping[str, Any], place: dict[str, Any]) -> RawDocument:
+        """A record as a document; broken if its text is none."""
+        text = record.get(self.text)
+        told = {name: record[name] for name in self.meta if record.get(name) is not None}
+        meta = {**json.loads(json.dumps(told, default=str)), **place} if told else place
+        if not isinstance(text, str):
+            return RawDocument("", meta, "broken.text_column")
+        return RawDocument(text, meta)
 
 
-def read(file: SourceFile, text_column: str = "text") -> Iterator[RawDocument]:
-    """The documents of a file in order.
+Reader = Callable[[SourceFile, Columns], Iterator[RawDocument]]
+
+
+def read(
+    file: SourceFile, text_column: str = "text", meta_columns: tuple[str, ...] = ()
+) -> Iterator[RawDocument]:
+    """The documents of a file in order, or those of the piece that it is cut to.
 
     Raises:
         BrokenFile: the file is damaged or cut short.
         InputError: it is missing, may not be read, or has no such column.
     """
-    suffix = next(suffix for suffix in _READERS if file.place.lower().endswith(suffix))
+    with refusals_told(file):
+        yield from _reader(file)(file, Columns(text_column, meta_columns))
+
+
+def _reader(file: SourceFile) -> Reader:
+    if file.is_dataset:
+        return _dataset
+    return next(_READERS[suffix] for suffix in _READERS if file.place.lower().endswith(suffix))
+
+
+@contextmanager
+def refusals_told(file: SourceFile) -> Iterator[None]:
+    """What keeps a file from being read, as the user's error.
+
+    Raises:
+        BrokenFile: the file is damaged or cut short.
+        InputError: it is missing, or may not be read.
+    """
     try:
-        yield from _READERS[suffix](file, text_column)
-    except (OSError, EOFError, zlib.error) as error:
+        yield
+    except Exception as error:
+        if file.is_remote and remote.is_refusal(error):
+            remote.refuse(file.path, error)
+        if not isinstance(error, OSError | EOFError | zlib.error):
+            raise
         refused = isinstance(error, OSError) and error.errno is not None
+        refused = refused or isinstance(error, ConnectionError)
         raise (InputError if refused else BrokenFile)(
-            f"cannot read the source: {error}", where=file.path, remedy="mend or leave out the file"
+            f"cannot read the source: {error}",
+            where=file.shown,
+            remedy="mend or leave out the file",
         ) from error
 
 
-def _whole(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
-    yield RawDocument(_decode(Path(file.path).read_bytes()))
+def _whole(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+    yield RawDocument(_decode(_bytes(file)))
 
 
-def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _python(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     """A module's docstrings as documents of a few pages; those of the objects that evaluation asks
     about are left out."""
     from stages.text.docstrings import documented_objects, module_documents
@@ -71,86 +122,115 @@ def _python(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
         yield RawDocument(text)
 
 
-def _metadata(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _metadata(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     """The description of a distribution: what follows its headers."""
     _, _, body = _decode(Path(file.path).read_bytes()).partition("\n\n")
     if body.strip():
         yield RawDocument(body)
 
 
-def _jsonl(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _jsonl(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import orjson
 
-    with _decompressed(Path(file.path)) as stream:
-        for number, line in enumerate(stream, 1):
+    part = file.cut or Cut(0, sys.maxsize, 0, 0)
+    with opened(file) as stream:
+        if part.start:
+            stream.seek(part.start)
+        for number, line in enumerate(_until(stream, part.end - part.start), part.lines + 1):
             if not line.strip():
                 continue
             try:
                 record = orjson.loads(line)
-                text = record[text_column]
-                if not isinstance(text, str):
-                    raise TypeError
             except orjson.JSONDecodeError:
                 yield RawDocument(_decode(line), {"line": number}, "broken.json")
-            except (KeyError, TypeError):
-                yield RawDocument(_decode(line), {"line": number}, "broken.text_column")
-            else:
-                yield RawDocument(text, {"line": number})
+                continue
+            found = columns.document(record if isinstance(record, dict) else {}, {"line": number})
+            yield replace(found, text=_decode(line)) if found.broken else found
 
 
-def _parquet(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _until(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """The lines that lie in the next `size` bytes; the end of these is the end of one."""
+    for line in stream:
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
+
+
+def _parquet(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        part = pq.ParquetFile(file.path)
-        if text_column not in part.schema_arrow.names:
-            raise InputError(
-                f"no column {text_column!r}",
-                where=file.path,
-                remedy=f"set text_column to one of {', '.join(part.schema_arrow.names)}",
-            )
-        row = 0
-        for batch in part.iter_batches(1024, columns=[text_column]):
-            for text in batch.column(0).cast(pa.string()).to_pylist():
-                broken = "" if isinstance(text, str) else "broken.text_column"
-                yield RawDocument(text or "", {"row": row}, broken)
-                row += 1
+        with opened(file) as stream, pq.ParquetFile(stream) as part:
+            yield from _rows(file, part, columns)
     except pa.ArrowInvalid as error:
-        raise BrokenFile(f"not a parquet file: {error}", where=file.path) from error
+        raise BrokenFile(f"not a parquet file: {error}", where=file.shown) from error
 
 
-def _csv(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _rows(file: SourceFile, part: pq.ParquetFile, columns: Columns) -> Iterator[RawDocument]:
+    import pyarrow as pa
+
+    names = part.schema_arrow.names
+    if columns.text not in names:
+        raise InputError(
+            f"no column {columns.text!r}",
+            where=file.shown,
+            remedy=f"set text_column to one of {', '.join(names)}",
+        )
+    row = file.cut.lines if file.cut else 0
+    groups = range(file.cut.start, file.cut.end) if file.cut else range(part.num_row_groups)
+    wanted = [name for name in (columns.text, *columns.meta) if name in names]
+    for batch in part.iter_batches(1024, groups, columns=wanted):
+        text = batch.schema.get_field_index(columns.text)
+        batch = batch.set_column(text, columns.text, batch.column(text).cast(pa.string()))
+        for record in batch.to_pylist():
+            yield columns.document(record, {"row": row})
+            row += 1
+
+
+def _dataset(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+    from stages.text.huggingface import dataset_rows
+
+    assert file.cut is not None
+    try:
+        for row, record in enumerate(
+            dataset_rows(file, (columns.text, *columns.meta)), file.cut.records
+        ):
+            yield columns.document(record, {"row": row})
+    except ValueError as error:  # Arrow's, JSON's, of an encoding, of columns of other types
+        raise BrokenFile(f"damaged: {error}", where=file.path) from error
+
+
+def _csv(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import csv
 
     csv.field_size_limit(1 << 30)
-    with io.TextIOWrapper(
-        _decompressed(Path(file.path)), "utf-8-sig", "replace", newline=""
-    ) as stream:
-        rows = csv.DictReader(stream)
+    with opened(file) as stream:
+        rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", "replace", newline=""))
         names = rows.fieldnames or ()
-        if text_column not in names:
+        if columns.text not in names:
             raise InputError(
-                f"no column {text_column!r}",
-                where=file.path,
+                f"no column {columns.text!r}",
+                where=file.shown,
                 remedy=f"set text_column to one of {', '.join(map(str, names)) or 'a header line'}",
             )
         for row in rows:
-            text = row[text_column]
-            broken = "" if isinstance(text, str) and None not in row else "broken.columns"
-            yield RawDocument(text or "", {"line": rows.line_num}, broken)
+            found = columns.document(row, {"line": rows.line_num})
+            whole = not found.broken and None not in row
+            yield found if whole else replace(found, broken="broken.columns")
 
 
-def _html(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _html(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     from stages.text.web import page_text
 
-    yield RawDocument(page_text(Path(file.path).read_bytes()))
+    yield RawDocument(page_text(_bytes(file)))
 
 
-def _warc(file: SourceFile, text_column: str) -> Iterator[RawDocument]:
+def _warc(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     from stages.text.web import pages
 
-    with _decompressed(Path(file.path)) as stream:
+    with opened(file) as stream:
         for text, meta in pages(stream):
             yield RawDocument(text, meta)
 
@@ -177,15 +257,25 @@ _READERS: dict[str, Reader] = {
 }
 
 
-def _decompressed(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(path))
-    if path.suffix == ".zst":
-        import pyarrow as pa
+@contextmanager
+def opened(file: SourceFile) -> Iterator[IO[bytes]]:
+    """What the file holds, decompressed."""
+    with remote.open_url(file.path) if file.is_remote else Path(file.path).open("rb") as stream:
+        name = file.place.lower()
+        if name.endswith(".gz"):
+            yield io.BufferedReader(gzip.GzipFile(fileobj=stream))
+        elif name.endswith(".zst"):
+            import pyarrow as pa
 
-        # Unlike zstandard's own reader, Arrow's says when the file is cut short.
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return path.open("rb")
+            # Unlike zstandard's own reader, Arrow's says when the file is cut short.
+            yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), "zstd"))
+        else:
+            yield stream
+
+
+def _bytes(file: SourceFile) -> bytes:
+    with opened(file) as stream:
+        return stream.read()
 
 
 def _decode(data: bytes) -> str:

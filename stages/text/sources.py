@@ -4,6 +4,8 @@ python:docs                    the documentation of the running Python installat
                                objects that `questions` and `preferences` hold out
 notes.txt  data/*.jsonl.zst    a file or a glob
 corpus/                        a folder: every file of a known suffix below it
+hf:corpus  hf:org/name@v1      a Hugging Face dataset: a folder, or one of the hub
+s3://b/corpus  https://…/*.gz  the same by any URL that fsspec knows, where the storage can list
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 import xxhash
 
 from pipeline.errors import InputError
+from stages.text import remote
 
 PYTHON_DOCS = "python:docs"
 SUFFIXES = (
@@ -27,6 +30,20 @@ SHARD_BYTES = 4 << 20  # of source files: a task of seconds, so that a kill cost
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a file that a piece is."""
+
+    start: int
+    """First byte, or first row group."""
+    end: int
+    """One past the last."""
+    records: int
+    """Documents of the file before it."""
+    lines: int
+    """Lines, or rows, of the file before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that holds documents."""
 
@@ -35,11 +52,28 @@ class SourceFile:
     place: str
     """The file's name within the source; ids are made from source, place and position."""
     path: str
-    """Where it is on this machine."""
+    """Where it is on this machine, or its URL, which may hold what is secret: see `shown`."""
     size: int
     """Bytes."""
     origin: int = 0
     """The source's position among those that were named."""
+    cut: Cut | None = None
+    """The part that is read; null reads all of it."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `path` is a URL."""
+        return remote.is_url(self.path)
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether it is a part of a Hugging Face dataset."""
+        return self.path.startswith("hf:")
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for people."""
+        return remote.redacted(self.path) if self.is_remote else self.path
 
 
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
@@ -65,22 +99,33 @@ def content_digest(source: str) -> str:
         from stages.text import installation
 
         return installation.digest()
+    if source.startswith("hf:"):
+        from stages.text.huggingface import dataset_digest
+
+        return dataset_digest(source)
     state = xxhash.xxh3_128()
     for file in _files(source):
-        state.update(f"{file.source}\0{file.place}\0{_file_digest(file)}\n".encode())
+        state.update(f"{file.source}\0{file.place}\0{file_digest(file)}\n".encode())
     return state.hexdigest()
 
 
 def shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
-    """Consecutive files up to `SHARD_BYTES` together; at least one each."""
+    """Consecutive files up to `SHARD_BYTES` together; at least one each. Larger ones are cut where
+    their format allows it.
+
+    Raises:
+        InputError: a file that is to be cut cannot be read.
+    """
+    from stages.text.cutting import pieces
+
     cut: list[list[SourceFile]] = []
     room = 0
-    for file in files:
-        if not cut or file.size > room:
+    for piece in (piece for file in files for piece in pieces(file, SHARD_BYTES)):
+        if not cut or piece.size > room:
             cut.append([])
             room = SHARD_BYTES
-        cut[-1].append(file)
-        room -= file.size
+        cut[-1].append(piece)
+        room -= piece.size
     return cut
 
 
@@ -88,10 +133,21 @@ def _files(source: str) -> Iterator[SourceFile]:
     if source == PYTHON_DOCS:
         yield from _python_docs()
         return
+    if source.startswith("hf:"):
+        from stages.text.huggingface import dataset_files
+
+        yield from dataset_files(source, SHARD_BYTES)
+        return
+    if source.startswith("file://"):
+        source = source.removeprefix("file://")
+    elif remote.is_url(source):
+        name, found = remote.list_url(source, SUFFIXES)
+        yield from (SourceFile(name, place, url, size) for place, url, size in found)
+        return
     if ":" in source.split("/", 1)[0]:
         raise InputError(
             f"unknown source {source!r}",
-            remedy=f"use {PYTHON_DOCS!r}, a file, a folder or a glob pattern",
+            remedy=f"use {PYTHON_DOCS!r}, a file, a folder, a glob pattern, a URL or hf:NAME",
         )
     root, paths = _local(source)
     if not paths:
@@ -138,7 +194,14 @@ def _readable(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def _file_digest(file: SourceFile) -> str:
+def file_digest(file: SourceFile) -> str:
+    """What identifies the content of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if file.is_remote:
+        return remote.url_digest(file.path)
     state = xxhash.xxh3_128()
     try:
         with Path(file.path).open("rb") as stream:

@@ -5,6 +5,7 @@ import json
 import random
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -208,8 +209,13 @@ def test_the_score_is_the_measure_that_failed(tmp_path):
 
 
 def test_the_cut_into_shards_changes_no_byte(corpus, tmp_path, monkeypatch):
+    table = pa.table({"text": [prose(i) for i in range(600, 620)]})
+    pq.write_table(table, corpus / "e.parquet", row_group_size=3)
+    with (corpus / "b.jsonl").open("a") as lines:
+        lines.write('\n \n{"te\n' + json.dumps({"text": prose(901)}))
     whole = bytes_of(run(tmp_path / "one", corpus))
     monkeypatch.setattr(sources, "SHARD_BYTES", 1)
+    assert len(sources.shards(sources.list_files([str(corpus)]))) > 55
     assert bytes_of(run(tmp_path / "two", corpus)) == whole
     tables = {f"{name}/part-00000.parquet" for name in ("documents", "dropped", "index")}
     assert {"stats.json", *tables} == set(whole)
@@ -451,10 +457,11 @@ def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
     from stages.clean import _identity
 
     plain = CleanParams(sources=(str(corpus),))
-    before = _identity(plain)
-    assert _identity(CleanParams(sources=(str(corpus),), **change)) != before
+    before = _identity(plain, [])
+    assert _identity(CleanParams(sources=(str(corpus),), **change), []) != before
+    assert _identity(plain, sources.shards(sources.list_files(plain.sources))) != before
     (corpus / "d.txt").write_text(prose(501))
-    assert _identity(plain) != before
+    assert _identity(plain, []) != before
 
 
 def test_what_edits_take_out_is_counted(tmp_path):

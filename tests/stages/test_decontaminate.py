@@ -271,3 +271,5 @@ def test_content_decides_not_where_the_sets_lie(tmp_path):
     assert params.externals() != DecontaminateParams(sets=(moved,)).externals()
     doubled = DecontaminateParams(sets=(one, one), text_fields=("a", "a"))
     assert [problem.key for problem in doubled.check({})] == ["sets", "text_fields"]
+    told = DecontaminateParams(sets=("https://me:pass@host/a.jsonl",)).check({})
+    assert [problem.key for problem in told] == ["sets"]

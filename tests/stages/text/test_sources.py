@@ -150,7 +150,7 @@ def test_folders_files_and_globs(corpus, monkeypatch):
         ("missing", "does not exist"),
         ("corpus/*.csv", "holds no readable file"),
         ("corpus/ignored.png", "no known type"),
-        ("s3://bucket/x", "unknown source"),
+        ("nosuch:bucket/x", "unknown source"),
         ("python:doc", "unknown source"),
     ],
 )

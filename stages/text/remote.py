@@ -1,0 +1,200 @@
+"""Files behind a URL, by fsspec: listed in a fixed order, identified by content, read as a stream.
+
+A URL may carry a password or a signature. `${env:NAME}` stands for one in a pipeline file, and
+nothing that is told or recorded holds it: `redacted` takes out user, password and query.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NoReturn, cast
+
+import xxhash
+
+from pipeline.errors import InputError
+from pipeline.stage import secret
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:::|://)")
+_SECRET_PART = re.compile(
+    r"://[^/\s:@]*:(?!\$\{env:)[^/\s]*@"
+    r"|[?&](?:x-(?:amz|goog)-(?:signature|security-token)|sig(?:nature)?|\w*token|\w*key)"
+    r"=(?!\$\{env:)",
+    re.IGNORECASE,
+)
+SPELLED_OUT = (
+    "a URL spells out a secret",
+    "write ${env:NAME} in its place, or leave it to the storage's settings",
+)
+_BUFFER = 1 << 20  # bytes
+_LIBRARIES = {
+    *("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google"),
+    *("httpx", "httpx2", "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"),
+}
+_CREDENTIALS = "check the credentials of this storage in the environment"
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is for fsspec: `s3://…`, `https://…`, `zip://*.jsonl::gs://…`."""
+    return bool(_URL.match(source))
+
+
+def holds_secret(source: str) -> bool:
+    """Whether a URL spells out a password or a signature."""
+    return is_url(source) and bool(_SECRET_PART.search(source))
+
+
+def redacted(text: str) -> str:
+    """The text, with no user, password, query or fragment in its URLs."""
+    return re.sub(r"\S+://\S+", _plain, text)
+
+
+def _plain(url: re.Match[str]) -> str:
+    return re.sub(r"[?#][^\s'\"]*", "", re.sub(r"://[^/\s]*@", "://", url[0]))
+
+
+def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[str, str, int]]]:
+    """The files that a URL names: itself, those below it, or those that match `*` in it.
+
+    Returns:
+        What their source is called, and each one's name within it, full URL, and size in bytes (0
+        where the storage does not tell), in order of the names.
+
+    Raises:
+        InputError: the URL cannot be listed, or holds nothing readable.
+    """
+    with told(source):
+        system, path = _system(source)
+        path = path.rstrip("/")
+        root, found = _found(system, path)
+    query = _query(path)
+    files = []
+    for name, info in sorted(found.items()):
+        plain = name.removesuffix(query) if query else name
+        if info.get("type") != "directory" and plain.lower().endswith(readable):
+            url = secret(source) if name == path else str(system.unstrip_protocol(name))
+            place = plain.removeprefix(root).strip("/")
+            files.append((place, url, int(info.get("size") or 0)))
+    if not files:
+        raise InputError(
+            f"source {redacted(source)!r} holds no readable file",
+            remedy=f"known suffixes are {' '.join(readable)}",
+        )
+    return root.rstrip("/").rpartition("/")[2] or "/", files
+
+
+def _found(system: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The folder that names are relative to, and what lies there."""
+    plain = path.removesuffix(_query(path))
+    if magic := re.search(r"[*\[]", plain):
+        return plain[: magic.start()].rpartition("/")[0], system.glob(path, detail=True)
+    if system.isfile(path):
+        return plain.rpartition("/")[0], {path: system.info(path)}
+    found = system.find(path, detail=True)
+    if not found:
+        system.info(path)  # says why: it is not there, or may not be read
+    return plain, found
+
+
+def _query(path: str) -> str:
+    """The query, of an HTTP address; elsewhere a name may hold a question mark."""
+    return "".join(path.partition("?")[1:]) if path.startswith(("http://", "https://")) else ""
+
+
+def url_digest(url: str) -> str:
+    """What identifies the content: the storage's own checksum where it has one, else ours.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with told(url):
+        system, path = _system(url)
+        checksum = _checksum(system.info(path), system.protocol)
+        if checksum:
+            return checksum
+        state = xxhash.xxh3_128()
+        with open_url(url) as stream:
+            while block := stream.read(_BUFFER):
+                state.update(block)
+        return state.hexdigest()
+
+
+def _checksum(info: dict[str, Any], protocol: str | tuple[str, ...]) -> str:
+    """An MD5 of the content, if the storage knows it. An ETag of S3 is one unless it holds a dash;
+    that of a web server may be anything."""
+    etag = str(info.get("ETag") or "").strip('"')
+    if "s3" in protocol and re.fullmatch(r"[0-9a-f]{32}", etag):
+        return f"md5:{etag}"
+    known = info.get("md5Hash") if "gs" in protocol else None
+    return f"md5:{known}" if known else ""
+
+
+def open_url(url: str) -> IO[bytes]:
+    """The bytes as they are stored, read ahead as they are asked for."""
+    system, path = _system(url)
+    stream = system.open(path, "rb")
+    if getattr(stream, "size", 0) is None and path.endswith(".parquet"):
+        with stream:  # the server sends no ranges, and a footer is read first
+            return io.BytesIO(stream.read())
+    return io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    system, path = url_to_fs(secret(url))
+    return system, str(path)
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """What storage and its library refuse, as the user's error, without what is secret.
+
+    Raises:
+        InputError: for every error but our own.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each library has a tree of its own
+        refuse(url, error)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is of the storage or the way there, and not of what the file holds."""
+    if isinstance(error, FileNotFoundError | PermissionError | ImportError):
+        return True
+    library = type(error).__module__.partition(".")[0]
+    return library in _LIBRARIES or (isinstance(error, OSError) and error.errno is not None)
+
+
+def refuse(url: str, error: Exception) -> NoReturn:
+    """Say why a URL cannot be read; the library's own words and traceback may hold secrets."""
+    source, status = redacted(url), getattr(error, "status", None)
+    if isinstance(error, ImportError | ValueError) and (package := _package(url)):
+        message, remedy = f"source {source!r} needs a package that is not there", package
+    elif isinstance(error, FileNotFoundError):
+        message, remedy = f"source {source!r} does not exist", "check the URL in `sources`"
+    elif isinstance(error, PermissionError) or status in {401, 403} or "Credentials" in repr(error):
+        message, remedy = f"no right to read source {source!r}", _CREDENTIALS
+    else:
+        why = f"{type(error).__name__}: {redacted(str(error))[:300]}"
+        message, remedy = f"cannot read source {source!r}: {why}", "check the URL and the network"
+    raise InputError(message, remedy=remedy) from None
+
+
+def _package(url: str) -> str:
+    """What to install for a URL's protocol; empty if it can be read."""
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    for protocol in (part.partition("://")[0] for part in url.split("::")):
+        try:
+            get_filesystem_class(protocol)
+        except (ImportError, ValueError):
+            known = known_implementations.get(protocol)
+            hint = str(known.get("err", "")) if known else ""
+            return hint or f"known protocols are {', '.join(sorted(known_implementations))}"
+    return ""
