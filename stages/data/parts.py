@@ -18,7 +18,7 @@ from pipeline.errors import CorruptArtifact, InputError
 
 ROWS_A_PART = 50_000
 BYTES_A_PART = 64 << 20  # of text: what one worker holds of a part while it reads it
-BYTES_A_GROUP = 16 << 20  # of text: of a table that is written as it is read
+BYTES_A_GROUP = 16 << 20  # of text: what is held of it as rows while it is written
 ROW_GROUP = 2_048
 
 Row = Mapping[str, Any]
@@ -29,9 +29,53 @@ def versioned(schema: pa.Schema, kind: str, version: int) -> pa.Schema:
     return schema.with_metadata({"headwater.kind": kind, "headwater.version": str(version)})
 
 
-def encode(rows: Iterable[Row] | pa.Table, schema: pa.Schema) -> bytes:
-    """The bytes of one part."""
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
+class PartEncoder:
+    """One part in the making, of which no more than a row group is held as rows: a group ends at
+    `ROW_GROUP` rows, or at `BYTES_A_GROUP` characters of the text column where one is named."""
+
+    def __init__(self, schema: pa.Schema, text_column: str | None = None) -> None:
+        self.schema = schema
+        self.rows = 0
+        self.characters = 0
+        self._text_column = text_column
+        self._buffer = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd")
+        self._group: list[Row] = []
+        self._held = 0
+
+    def add(self, row: Row) -> None:
+        """Add one row."""
+        self._group.append(row)
+        self.rows += 1
+        if self._text_column:
+            length = len(row[self._text_column])
+            self._held += length
+            self.characters += length
+        if len(self._group) >= ROW_GROUP or self._held >= BYTES_A_GROUP:
+            self._end_group()
+
+    def finish(self) -> bytes:
+        """The bytes of the part; one without rows still has a row group, empty."""
+        if self._group or not self.rows:
+            self._end_group()
+        self._writer.close()
+        return self._buffer.getvalue()
+
+    def _end_group(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._group, self.schema))
+        self._group, self._held = [], 0
+
+
+def encode(rows: Iterable[Row], schema: pa.Schema, text_column: str | None = None) -> bytes:
+    """The bytes of a part of these rows."""
+    part = PartEncoder(schema, text_column)
+    for row in rows:
+        part.add(row)
+    return part.finish()
+
+
+def encode_table(table: pa.Table, schema: pa.Schema) -> bytes:
+    """The bytes of a part of a table that is in memory."""
     buffer = io.BytesIO()
     pq.write_table(
         table.cast(schema).replace_schema_metadata(schema.metadata),
@@ -39,23 +83,6 @@ def encode(rows: Iterable[Row] | pa.Table, schema: pa.Schema) -> bytes:
         compression="zstd",
         row_group_size=ROW_GROUP,
     )
-    return buffer.getvalue()
-
-
-def encode_by_groups(rows: Iterable[Row], schema: pa.Schema, text_column: str = "text") -> bytes:
-    """The bytes of a part of any number of rows, of which no more than a row group is held: it ends
-    at `ROW_GROUP` rows or `BYTES_A_GROUP` characters."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        group: list[Row] = []
-        held = 0
-        for row in rows:
-            group.append(row)
-            held += len(row[text_column])
-            if len(group) >= ROW_GROUP or held >= BYTES_A_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group, held = [], 0
-        writer.write_table(pa.Table.from_pylist(group, schema))
     return buffer.getvalue()
 
 
@@ -68,22 +95,22 @@ class PartWriter:
         self.parts = 0
         self.rows = 0
         self._text_column = text_column
-        self._pending: list[Row] = []
-        self._pending_bytes = 0
+        self._part: PartEncoder | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, row: Row) -> None:
         """Add one row."""
-        self._pending.append(row)
-        if self._text_column:
-            self._pending_bytes += len(row[self._text_column])
-        if len(self._pending) >= ROWS_A_PART or self._pending_bytes >= BYTES_A_PART:
-            self._flush()
+        if self._part is None:
+            self._part = PartEncoder(self.schema, self._text_column)
+        self._part.add(row)
+        self.rows += 1
+        if self._part.rows >= ROWS_A_PART or self._part.characters >= BYTES_A_PART:
+            self._end_part(self._part)
 
     def close(self) -> None:
         """Write the last part; a table without rows still has one, empty."""
-        if self._pending or not self.parts:
-            self._flush()
+        if self._part or not self.parts:
+            self._end_part(self._part or PartEncoder(self.schema))
 
     def __enter__(self) -> PartWriter:
         return self
@@ -92,14 +119,12 @@ class PartWriter:
         if kind is None:
             self.close()
 
-    def _flush(self) -> None:
+    def _end_part(self, part: PartEncoder) -> None:
         from pipeline.disk import write_atomic
 
-        data = encode(self._pending, self.schema)
-        write_atomic(self.folder / f"part-{self.parts:05d}.parquet", data)
+        write_atomic(self.folder / f"part-{self.parts:05d}.parquet", part.finish())
         self.parts += 1
-        self.rows += len(self._pending)
-        self._pending, self._pending_bytes = [], 0
+        self._part = None
 
 
 def part_files(folder: Path, kind: str) -> list[Path]:

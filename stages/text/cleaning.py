@@ -132,7 +132,7 @@ def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
         for file in files
         for position, raw in enumerate(_tolerated(file, judge), file.cut.records if file.cut else 0)
     )
-    write_atomic(commit, parts.encode_by_groups(rows, SCRATCH), durable=False)
+    write_atomic(commit, parts.encode(rows, SCRATCH, "text"), durable=False)
 
 
 def _tolerated(file: SourceFile, judge: Judge) -> Iterator[RawDocument]:

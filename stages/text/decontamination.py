@@ -65,7 +65,7 @@ def search_shard(work: SearchWork, commit: Path) -> None:
             rows = np.full(len(hits.gram), row, np.int64)
             tables.append(pa.table([rows, hits.start, hits.end, hits.gram], schema=HITS))
     found = pa.concat_tables(tables) if tables else HITS.empty_table()
-    write_atomic(commit, parts.encode(found, HITS), durable=False)
+    write_atomic(commit, parts.encode_table(found, HITS), durable=False)
 
 
 def frequencies(commits: Sequence[Path], grams: int) -> Numbers:

@@ -107,7 +107,8 @@ def gradient_by_hand(world: Path) -> dict[str, Array]:
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
     surrogate = policy_loss(log_probs, batch.log_probs[batch.mask], advantages).mean()
     assert objective.pages is not None
-    windows = torch.from_numpy(np.stack([objective.pages[i] for i in range(8)]))
+    pages = objective.pages.train
+    windows = torch.from_numpy(np.stack([pages[i] for i in range(8)]))
     text = F.cross_entropy(policy(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
     (surrogate + GAMMA * text).backward()
     return {name: p.grad.numpy() for name, p in policy.named_parameters()}

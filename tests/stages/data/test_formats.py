@@ -101,6 +101,16 @@ def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
     assert [d.text for d in Documents(tmp_path)] == texts and len(Documents(tmp_path)) == 11
 
 
+def test_rows_are_encoded_a_group_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BYTES_A_GROUP", 1_000)
+    row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
+    with documents.documents_writer(tmp_path) as writer:
+        for _ in range(7):
+            writer.write({**row, "text": "x" * 400})
+    held = pq.ParquetFile(Documents(tmp_path).files[0])
+    assert [held.metadata.row_group(i).num_rows for i in range(held.num_row_groups)] == [3, 3, 1]
+
+
 def test_an_interrupted_writer_leaves_no_half_part(tmp_path):
     with pytest.raises(RuntimeError), documents.documents_writer(tmp_path) as writer:
         writer.write({"id": "", "text": "t", "source": "s", "lang": "en", "meta": "{}"})
