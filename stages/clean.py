@@ -9,6 +9,7 @@ the rule that dropped it and its score; the counts always add up.
     more:  {uses: clean, sources: ["new/"], against: ["${clean}"]}
 
 Documents of `against` are earlier ones, of which nothing is read but hashes: their copies go.
+Beside documents and characters words are counted, or tokens where a `tokenizer` is given.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ from stages.text.settings import (
     Share,
     limit_problems,
     limits_of,
+    wish_problems,
 )
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.text.cleaning import Caps
+    from stages.text.counting import TokenCounter
     from stages.text.exhibits import Exhibits
     from stages.text.ledger import Ledger
     from stages.text.rules import shape
     from stages.text.sources import SourceFile
     from stages.text.verdicts import Demands
 
-VERSION = 3
+VERSION = 4
 PLACES = ("place", "line", "row", "error")  # what `meta` says of where a record was
 SHOWN = 20  # broken records that the log names
 CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
@@ -123,6 +126,7 @@ class CleanParams(Params):
         if "languages" in self.edits and not self.languages:
             yield Problem("edits", "`languages` needs to know which to keep", "set `languages`")
         yield from limit_problems(self.rules, self.limits)
+        yield from wish_problems(self.dedup.prefer, self.rules, self.meta_columns)
 
         for name, earlier in upstream.items():
             if isinstance(earlier, CleanParams) and name.startswith("against"):
@@ -144,11 +148,17 @@ class CleanParams(Params):
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
-@stage("clean", inputs={"against": "Documents*?"}, output="Documents", version=VERSION)
+@stage(
+    "clean",
+    inputs={"against": "Documents*?", "tokenizer": "Tokenizer?"},
+    output="Documents",
+    version=VERSION,
+)
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
     from stages.text.census import take_census
     from stages.text.cleaning import Caps, judged_rows
+    from stages.text.counting import TokenCounter
     from stages.text.exhibits import Exhibits
     from stages.text.index import index_files, write_index
     from stages.text.ledger import write
@@ -156,10 +166,12 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.text.repeats import trim, trimmed_rows
     from stages.text.rules.scoring import Scorer
     from stages.text.verdicts import decide
+    from stages.text.wishes import ranked
 
     earlier = index_files(inputs.paths("against"), params.dedup)
     caps = Caps(params.max_documents, params.max_characters)
-    commits = _judge(params, caps, ctx)
+    counter = TokenCounter.of(inputs.get_path("tokenizer"))
+    commits = _judge(params, caps, counter, ctx)
     documents = caps.within(len(commits))
     if not documents:
         raise InputError(
@@ -169,14 +181,15 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         )
     demands, room = _demands(params), Room(ctx.scratch, params.workers, ctx)
     verdicts = decide(commits, documents, Scorer(params.rules).rules, demands)
-    census = take_census(commits, verdicts.passed, params.dedup, room, earlier)
+    rank = ranked(params.dedup.prefer, commits, verdicts)
+    census = take_census(commits, verdicts.passed, params.dedup, rank, room, earlier)
     ctx.check_cancelled()
     trims: list[Path] = []
     if params.dedup.cuts:
-        census, trims = trim(commits, census, params.dedup, room)
+        census, trims = trim(commits, census, params.dedup, room, counter)
     exhibits = Exhibits(verdicts, demands.limits)
     rows = trimmed_rows(judged_rows(commits), trims)
-    ledger = write(rows, verdicts, census, exhibits, out)
+    ledger = write(rows, counter.unit, verdicts, census, exhibits, out)
     shutil.rmtree(out / "index", ignore_errors=True)
     if params.dedup.index:
         write_index(commits, census, params.dedup, out)
@@ -193,7 +206,7 @@ def _demands(params: CleanParams) -> Demands:
     return Demands(params.languages, params.language_score, limits)
 
 
-def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
+def _judge(params: CleanParams, caps: Caps, counter: TokenCounter, ctx: Context) -> list[Path]:
     """Judge the sources' files a shard a task, until the caps are reached."""
     from stages.data.shards import run_shards
     from stages.text.cleaning import Judge, judge_shard
@@ -209,9 +222,10 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
         dedup=params.dedup,
         text_column=params.text_column,
         meta_columns=params.meta_columns,
+        counter=counter,
     )
     folder = ctx.scratch / "judged"
-    shared = ctx.cache / "judged" / _identity(params, cut)
+    shared = ctx.cache / "judged" / _identity(params, cut, counter)
     read = 0
 
     def on_commit(shard: int) -> None:
@@ -232,7 +246,9 @@ def _judge(params: CleanParams, caps: Caps, ctx: Context) -> list[Path]:
     )
 
 
-def _identity(params: CleanParams, cut: list[list[SourceFile]]) -> str:
+def _identity(
+    params: CleanParams, cut: list[list[SourceFile]], counter: TokenCounter | None = None
+) -> str:
     """What decides the figures of every document, and in which task they are taken; the limits are
     not in it."""
     from stages.data.hashing import name128
@@ -244,6 +260,8 @@ def _identity(params: CleanParams, cut: list[list[SourceFile]]) -> str:
     contents = sorted(params.externals().items())
     tasks = [[(file.place, file.cut and file.cut.start) for file in files] for files in cut]
     decisive = [measured, params.dedup.described, contents, tasks, VERSION]
+    if counter and counter.tokenizer:
+        decisive.append(counter.tokenizer.digest)
     return name128(json.dumps(decisive, sort_keys=True))
 
 
@@ -275,6 +293,7 @@ def _report(ledger: Ledger, exhibits: Exhibits, ctx: Context) -> None:
         documents=ledger.kept["documents"],
         characters_read=ledger.read["characters"],
         characters=ledger.kept["characters"],
+        **{ledger.unit: ledger.kept[ledger.unit]},
         duplicates=sum(
             counts["documents"] for rule, counts in ledger.rules.items() if "_duplicate" in rule
         ),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import xxhash
 
 from pipeline.disk import read_json
 from pipeline.errors import CorruptArtifact, InputError
@@ -100,6 +101,12 @@ class Tokenizer:
         """The piece of an id, as SentencePiece writes it."""
         piece: str = self._pieces.id_to_piece(int(token))
         return piece
+
+    @property
+    def digest(self) -> str:
+        """A name of all that decides the ids of a text."""
+        pattern = self._chunks.pattern if self._chunks else ""
+        return xxhash.xxh3_128_hexdigest(self._model + pattern.encode())
 
     @cached_property
     def pieces(self) -> list[str]:

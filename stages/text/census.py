@@ -111,19 +111,19 @@ def take_census(
     commits: Sequence[Path],
     passed: npt.NDArray[np.bool_],
     dedup: Dedup,
+    rank: Rows,
     room: Room,
     earlier: Sequence[Path] = (),
 ) -> Census:
     """Find the copies among the documents that passed, of the first `len(passed)` documents of the
-    shards, and those of earlier documents whose index files are given."""
+    shards, and those of earlier documents whose index files are given; of copies the one of the
+    least rank stays."""
     documents = len(passed)
     groups = groups_of(commits, 0, documents, earlier=False)
-    characters, origin, confidence = map(np.concatenate, zip(*map(_facts, groups), strict=True))
-    keys = {"source": origin, "length": -characters, "language": -confidence}
-    rank = ranks([keys[name] for name in dedup.prefer], documents)
+    sizes = [group.read(["characters"])["characters"].to_numpy() for group in groups]
     census = Census(
         judged=passed,
-        characters=characters,
+        characters=np.concatenate(sizes),
         stands_for=np.arange(documents),
         copy=np.full(documents, "", object),
         shared_bands=np.zeros(documents),
@@ -136,26 +136,12 @@ def take_census(
     return replace(census, stands_for=census.stands_for[census.stands_for])
 
 
-def _facts(group: Group) -> tuple[npt.NDArray[np.generic], ...]:
-    """The characters of each document, its source's place, its language's odds."""
-    table = group.read(["characters", "origin", "confidence"])
-    return tuple(table[name].to_numpy() for name in table.column_names)
-
-
 def _alive(census: Census, room: Room) -> Path:
     """A file that says of each document whether it is still there, for tasks to look up."""
     file = room.folder / "alive.npy"
     room.folder.mkdir(parents=True, exist_ok=True)
     write_array(file, census.kept)
     return file
-
-
-def ranks(keys: Sequence[npt.NDArray[np.generic]], size: int) -> Rows:
-    """The place of each row when the least keys come first, then the first rows."""
-    order = np.lexsort([np.arange(size), *reversed(keys)])
-    rank = np.empty(size, np.int64)
-    rank[order] = np.arange(size)
-    return rank
 
 
 def _exact(census: Census, groups: Sequence[Group], rank: Rows, room: Room) -> None:

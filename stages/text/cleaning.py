@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from stages.data import parts
 from stages.data.hashing import name128
+from stages.text.counting import WORDS, TokenCounter
 from stages.text.edits import Edit, edits
 from stages.text.language import language
 from stages.text.minhash import MinHash
@@ -47,6 +48,7 @@ SCRATCH = parts.versioned(
             ("scores", pa.list_(pa.float64())),
             *((name, pa.string()) for name in ("masked", "changed")),
             ("characters", pa.int64()),
+            ("tokens", pa.int64()),
             ("exact", pa.binary(16)),
             ("bands", pa.binary()),
             ("signature", pa.binary()),
@@ -54,7 +56,7 @@ SCRATCH = parts.versioned(
         ]
     ),
     "Judged",
-    3,
+    4,
 )
 
 
@@ -71,6 +73,7 @@ class Judge:
     dedup: Dedup
     text_column: str
     meta_columns: tuple[str, ...] = ()
+    counter: TokenCounter = WORDS
 
     @cached_property
     def _minhash(self) -> MinHash:
@@ -106,6 +109,7 @@ class Judge:
             "masked": json.dumps(masked, sort_keys=True),
             "changed": json.dumps({name: n for name, n in changed.items() if n}),
             "characters": len(text),
+            "tokens": self.counter.count(view),
             "exact": bytes.fromhex(name128(text)),
             "origin": file.origin,
             **self._hashes(None if broken else view),
@@ -145,7 +149,7 @@ def _tolerated(file: SourceFile, judge: Judge) -> Iterator[RawDocument]:
 
 def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The scratch tables' rows in order, without scores and hashes, a row group at a time."""
-    columns = ["id", "text", "source", "lang", "meta", "masked", "changed"]
+    columns = ["id", "text", "source", "lang", "meta", "masked", "changed", "tokens"]
     for commit in commits:
         for batch in pq.ParquetFile(commit).iter_batches(256, columns=columns):
             yield from batch.to_pylist()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from stages.text.rules import c4, chinese, shape
+from stages.text.variants import simplified
 
 _BOILERPLATE = re.compile(
     r"^[ \t]*(?:"
@@ -30,7 +31,7 @@ def edits(names: Sequence[str], languages: Sequence[str]) -> list[tuple[str, Edi
         "c4:datatrove": lambda text, _: c4.c4_page(text, c4.VARIANTS["c4:datatrove"]).text,
         "boilerplate": lambda text, _: without_boilerplate(text),
         "languages": lambda text, _: shape.in_languages(text, languages),
-        "simplified_chinese": _for_chinese(chinese.simplified),
+        "simplified_chinese": _for_chinese(simplified),
         "chinese_paragraphs": _for_chinese(chinese.long_paragraphs),
         "whole_sentences": _for_chinese(chinese.whole_sentences),
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import panels
+from pipeline import panels as draw
 from stages.data import documents
 from stages.text.census import Census
 from stages.text.exhibits import Exhibits
@@ -27,8 +27,10 @@ SHOWN_BROKEN = 40
 
 @dataclass
 class Ledger:
-    """Counts of documents and characters, by what became of them."""
+    """Counts of documents, characters, and tokens or words, by what became of them."""
 
+    unit: str = "words"
+    """What the tokens are that `enter` counts."""
     read: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
@@ -45,9 +47,10 @@ class Ledger:
 
     def enter(self, row: dict[str, Any], rule: str, score: float) -> None:
         """Count one document: kept if `rule` is empty, else dropped by it."""
-        size = {"documents": 1, "characters": len(row["text"])}
+        size = {"documents": 1, "characters": len(row["text"]), self.unit: row["tokens"]}
         self.read.update(size)
-        cut = {"characters": row.get("removed", 0)}
+        removed = row.get("removed", {"characters": 0, "tokens": 0})
+        cut = {"characters": removed["characters"], self.unit: removed["tokens"]}
         self.read.update(cut)
         self.removed.update(cut)
         self.masked.update(json.loads(row["masked"]))
@@ -64,30 +67,35 @@ class Ledger:
         self.kept.update(size)
         self.lengths.append(size["characters"])
         for table in (self.sources[row["source"]], self.languages[row["lang"]]):
-            table.update({"kept": 1, "characters": size["characters"]})
+            table.update({"kept": 1, "characters": size["characters"], self.unit: row["tokens"]})
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What is counted, all of which adds up."""
+        return "documents", "characters", self.unit
 
     def stats(self) -> dict[str, Any]:
         """The counts as `stats.json` holds them."""
-        dropped = {
-            unit: sum(counts[unit] for counts in self.rules.values())
-            for unit in ("documents", "characters")
-        }
+        dropped = {unit: sum(counts[unit] for counts in self.rules.values()) for unit in self.units}
         return {
-            "read": _both(self.read),
-            "kept": _both(self.kept),
+            "read": self._all(self.read),
+            "kept": self._all(self.kept),
             "dropped": dropped,
-            "removed": _both(self.removed),
-            "by_rule": {rule: _both(counts) for rule, counts in self.rules.items()},
-            "by_source": {name: dict(counts) for name, counts in self.sources.items()},
+            "removed": self._all(self.removed),
+            "by_rule": {rule: self._all(counts) for rule, counts in self.rules.items()},
+            "by_source": self._by(self.sources),
             "masked": dict(self.masked),
             "source_characters": self.read["characters"] + self.changed.total(),
             "taken_out": dict(self.changed),
-            "by_language": {name: dict(counts) for name, counts in self.languages.items()},
+            "by_language": self._by(self.languages),
         }
 
-    def panels(self) -> Iterator[panels.Panel]:
+    def _all(self, counts: Counter[str]) -> dict[str, int]:
+        return {unit: counts[unit] for unit in self.units}
+
+    def panels(self) -> Iterator[draw.Panel]:
         """What the report shows of the cleaning."""
-        for unit in ("documents", "characters"):
+        for unit in self.units:
             losses = sorted(self.rules.items(), key=lambda item: -item[1][unit])
             steps = [("read", self.read[unit]), *((r, -counts[unit]) for r, counts in losses)]
             if unit == "characters":
@@ -95,32 +103,52 @@ class Ledger:
                 steps = [("read", self.read[unit] + self.changed.total()), *edits, *steps[1:]]
             if self.removed[unit]:
                 steps.append(("repeated text", -self.removed[unit]))
-            yield panels.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
-        yield _table("Sources", "source", self.sources)
-        yield _table("Languages", "language", self.languages)
+            yield draw.waterfall(f"Cleaning: {unit}", unit, [*steps, ("kept", self.kept[unit])])
+        yield self._table("Sources", "source", self.sources)
+        yield self._table("Languages", "language", self.languages)
         if self.broken:
             places = [(place,) for place in self.broken[:SHOWN_BROKEN]]
             title = f"Broken records and files: {len(self.broken)}"
-            yield panels.table(title, ("where and why",), places)
+            yield draw.table(title, ("where and why",), places)
         if self.masked:
             rows = sorted(self.masked.items(), key=lambda item: -item[1])
-            yield panels.table("Masked", ("kind", "times"), rows)
+            yield draw.table("Masked", ("kind", "times"), rows)
         edges = [10 ** (k / 4) for k in range(8, 29)]
         counts, _ = np.histogram(self.lengths, edges)
-        yield panels.histogram("Characters of a kept document", edges, counts.tolist())
+        yield draw.histogram("Characters of a kept document", edges, counts.tolist())
         if self.clusters:
             largest = sorted(self.clusters.values(), key=len, reverse=True)[:SHOWN_CLUSTERS]
-            yield panels.samples(
+            yield draw.samples(
                 "Largest groups of copies",
                 [{"copies": str(len(c)), "stays": c[0], "goes": c[-1]} for c in largest],
             )
         if self.dropped:
             items = [self.dropped[rule] for rule in sorted(self.dropped)]
-            yield panels.samples("The first document that each rule dropped", items)
+            yield draw.samples("The first document that each rule dropped", items)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """Of a source or language: documents read and kept, and how long those kept are."""
+        return "read", "kept", "characters", self.unit
+
+    def _by(self, rows: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+        return {
+            name: {column: counts[column] for column in self._columns}
+            for name, counts in rows.items()
+        }
+
+    def _table(self, title: str, name: str, rows: dict[str, Counter[str]]) -> draw.Panel:
+        ordered = sorted(rows.items(), key=lambda item: (-item[1]["characters"], item[0]))[:40]
+        return draw.table(
+            title,
+            (name, "read", "kept", "characters kept", f"{self.unit} kept"),
+            [(key, *(counts[column] for column in self._columns)) for key, counts in ordered],
+        )
 
 
 def write(
     rows: Iterator[dict[str, Any]],
+    unit: str,
     verdicts: Verdicts,
     census: Census,
     exhibits: Exhibits,
@@ -129,7 +157,7 @@ def write(
     """Write the documents, kept and dropped, in order, with their counts."""
     for table in ("documents", "dropped"):
         shutil.rmtree(out / table, ignore_errors=True)
-    ledger = Ledger()
+    ledger = Ledger(unit)
     shown, rules = _shown_clusters(census), verdicts.rules
     reasons = np.where(verdicts.passed, census.copy, verdicts.failed).tolist()
     figures = np.where(verdicts.passed, census.shared_bands, verdicts.by).tolist()
@@ -178,16 +206,3 @@ def _shown_clusters(census: Census) -> set[int]:
     standing, copies = np.unique(census.stands_for[census.judged], return_counts=True)
     largest = np.argsort(-copies, kind="stable")[:SHOWN_CLUSTERS]
     return {int(standing[at]) for at in largest if copies[at] > 1}
-
-
-def _both(counts: Counter[str]) -> dict[str, int]:
-    return {unit: counts[unit] for unit in ("documents", "characters")}
-
-
-def _table(title: str, name: str, rows: dict[str, Counter[str]]) -> panels.Panel:
-    ordered = sorted(rows.items(), key=lambda item: (-item[1]["characters"], item[0]))[:40]
-    return panels.table(
-        title,
-        (name, "read", "kept", "characters kept"),
-        [(key, counts["read"], counts["kept"], counts["characters"]) for key, counts in ordered],
-    )

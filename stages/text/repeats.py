@@ -27,6 +27,7 @@ import xxhash
 
 from stages.data import parts
 from stages.text.census import Census, Group, groups_of
+from stages.text.counting import TokenCounter
 from stages.text.links import (
     RECORD,
     Range,
@@ -46,8 +47,9 @@ _UNITS = {
     "lines": re.compile(r"[^\n]*\n|[^\n]+"),
     "paragraphs": re.compile(r".+?(?:\n{2,}|\Z)", re.DOTALL),
 }
+_NUMBERS = ("row", "removed", "tokens")
 TRIMMED = parts.versioned(
-    pa.schema([("row", pa.int64()), ("text", pa.string()), ("removed", pa.int64())]), "Trimmed", 1
+    pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _NUMBERS)]), "Trimmed", 2
 )
 
 Unit = Literal["lines", "paragraphs", "substrings"]
@@ -93,7 +95,7 @@ class Found:
 
 
 def trim(
-    commits: Sequence[Path], census: Census, dedup: Dedup, room: Room
+    commits: Sequence[Path], census: Census, dedup: Dedup, room: Room, counter: TokenCounter
 ) -> tuple[Census, list[Path]]:
     """Find what the documents that stay repeat; tables of the trimmed ones, and the census, in
     which those are dropped of which too little is left."""
@@ -103,7 +105,8 @@ def trim(
     write_array(kept, census.kept)
     groups = groups_of(commits, 0, len(census.judged), earlier=False, rows_a_group=0)
     found = list(_found(groups, kept, dedup, room))
-    trims = room.run("trimmed", trim_group, [(g, found, dedup.min_remaining) for g in groups])
+    works = [(group, found, dedup.min_remaining, counter) for group in groups]
+    trims = room.run("trimmed", trim_group, works)
     return _without_emptied(census, trims), trims
 
 
@@ -222,12 +225,12 @@ def _write_places(commit: Path, records: Records) -> None:
     write_array(commit, np.stack([rows[order], places[order]]))
 
 
-def trim_group(work: tuple[Group, list[Found], int], commit: Path) -> None:
+def trim_group(work: tuple[Group, list[Found], int, TokenCounter], commit: Path) -> None:
     """Commit the group's documents that repeat something, without it: no text where fewer than
     so many characters are left."""
     from pipeline.disk import write_atomic
 
-    group, found, min_remaining = work
+    group, found, min_remaining, counter = work
     places = [(kind, kind.within(group)) for kind in found]
     rows = {row for _, by_row in places for row in by_row}
     wanted = np.isin(np.arange(group.start, group.start + group.rows), list(rows))
@@ -240,7 +243,9 @@ def trim_group(work: tuple[Group, list[Found], int], commit: Path) -> None:
         ]
         left = without(text, spans)
         stays = left if len(left) >= min_remaining else None
-        trimmed.append({"row": row, "text": stays, "removed": len(text) - len(left)})
+        tokens = None if stays is None else counter.count_text(stays)
+        removed = len(text) - len(left)
+        trimmed.append({"row": row, "text": stays, "removed": removed, "tokens": tokens})
     write_atomic(commit, parts.encode(trimmed, TRIMMED), durable=False)
 
 
@@ -278,5 +283,13 @@ def trimmed_rows(rows: Iterator[dict[str, Any]], trims: Sequence[Path]) -> Itera
         if change["text"] is None:
             yield row
         else:
-            yield {**row, "text": change["text"], "removed": change["removed"]}
+            yield {
+                **row,
+                "text": change["text"],
+                "tokens": change["tokens"],
+                "removed": {
+                    "characters": change["removed"],
+                    "tokens": row["tokens"] - change["tokens"],
+                },
+            }
         change = next(changes, None)

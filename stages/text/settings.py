@@ -45,7 +45,7 @@ EditName = Literal[
     "whole_sentences",
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-Preference = Literal["source", "length", "language"]
+PLAIN_WISHES = ("source", "length", "language")
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 PiiKind = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
 OBJECTS_A_SECOND = 600  # found on one busy core
@@ -96,6 +96,30 @@ def limit_problems(
                 )
 
 
+def wish_problems(
+    wishes: Sequence[str], names: Sequence[str], meta_columns: Sequence[str]
+) -> Iterator[Problem]:
+    """What is wrong with wishes for scores and fields: none is there by that name."""
+    for wish in wishes:
+        group, dot, name = wish.removeprefix("-").partition(".")
+        if not dot:
+            if wish in PLAIN_WISHES:
+                continue
+            message = f"{wish!r} is no wish: {', '.join(PLAIN_WISHES)}, a score or a field is"
+            remedy = did_you_mean(wish, PLAIN_WISHES)
+        elif group == "meta" and name not in meta_columns:
+            message, remedy = f"{name!r} is not in `meta_columns`", "add it there"
+        elif group != "meta" and group not in names:
+            remedy = "add it there" if group in RULE_SETS else did_you_mean(group, names)
+            message = f"the rule set {group!r} is not in `rules`"
+        elif group != "meta" and name not in RULE_SETS[group].rules:
+            message = f"{group} has no rule {name!r}"
+            remedy = did_you_mean(name, RULE_SETS[group].rules)
+        else:
+            continue
+        yield Problem("dedup.prefer", message, remedy)
+
+
 def _two_sided(limit: Limit) -> bool:
     return math.isfinite(limit.low) and math.isfinite(limit.high)
 
@@ -144,9 +168,11 @@ class Dedup(Section):
     """Take documents for near copies only if the Jaccard similarity that their whole signatures
     estimate reaches `threshold` too (without one: the similarity at which the bands tip over).
     Then `bands` and `rows` may stand beside `threshold`."""
-    prefer: tuple[Preference, ...] = ("length",)
+    prefer: tuple[str, ...] = ("length",)
     """Which copy stays, the first wish first: that of the earlier source in `sources`, the longest,
-    the one whose language is surest; then the first read."""
+    the one whose language is surest, the one with the highest score of a rule
+    (`gopher_quality.stop_words`) or with the highest number in a field of `meta_columns`
+    (`meta.quality`); `-` before a score or field wishes for the lowest. Then the first read."""
     index: bool = True
     """Keep the hashes of what stays, so that later cleaning can name these documents in
     `against`."""

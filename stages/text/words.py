@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN, hash64, mix64
 from stages.text.splitting import split_word
+from stages.text.variants import simplified
 
 Hashes = npt.NDArray[np.uint64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
@@ -45,8 +46,8 @@ class Words:
     letter: npt.NDArray[np.bool_]
     """At least one letter in it."""
     folded: Hashes
-    """Of the word in lower case without accents, outer punctuation or digits' values; 0 for a
-    word that is nothing but punctuation."""
+    """Of the word in lower case without accents, outer punctuation or digits' values, Chinese
+    characters in their simplified form; 0 for a word that is nothing but punctuation."""
     unspaced: npt.NDArray[np.bool_]
     """A character of a script that is written without spaces."""
 
@@ -155,14 +156,15 @@ def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
 
 
 def fold(word: str) -> str:
-    """The word as near-duplicate search sees it: lower case, no accents, digits alike."""
+    """The word as near-duplicate search sees it: lower case, no accents, digits alike, Chinese
+    characters simplified."""
     word = word.lower()
     if word.isascii():
         word = word.strip(_ASCII_MARKS)
         return word if word.isalpha() else _DIGITS.sub("0", word)
     word = _DIGITS.sub("0", _PUNCTUATION.sub("", word))
     split = unicodedata.normalize("NFD", word)
-    return "".join(c for c in split if unicodedata.category(c) != "Mn")
+    return simplified("".join(c for c in split if unicodedata.category(c) != "Mn"))
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:

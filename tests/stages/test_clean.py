@@ -10,13 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opencc import OpenCC
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
+from stages.data.tokenizer import Tokenizer
 from stages.text import sources
+from stages.text.words import word_spans
+from stages.tokenize import TrainParams, train
 
 SENTENCE = """the of and to that have with be library function returns value object file names
 when given each every path string number result error reads writes opens closes before after
@@ -42,11 +46,14 @@ def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def run(folder, *names, against=(), **options):
+def run(folder, *names, against=(), tokenizer=None, **options):
     """Clean these sources in a fresh context of `folder`."""
     ctx = Context.local(folder)
-    inputs = Inputs({"against": [SimpleNamespace(path=earlier.out) for earlier in against]})
-    clean(CleanParams(sources=tuple(map(str, names)), **options), inputs, ctx.out, ctx)
+    edges = {"against": [SimpleNamespace(path=earlier.out) for earlier in against]}
+    if tokenizer is not None:
+        edges["tokenizer"] = SimpleNamespace(path=tokenizer)
+    params = CleanParams(sources=tuple(map(str, names)), **options)
+    clean(params, Inputs(edges), ctx.out, ctx)
     return ctx
 
 
@@ -139,6 +146,58 @@ def test_the_surest_language_can_be_wished_for(tmp_path):
         ctx = run(tmp_path / wish, tmp_path / "a.jsonl", dedup={"prefer": [wish]})
         (kept[wish],) = [d.text for d in Documents(ctx.out)]
     assert kept == {"length": mixed, "language": prose(1, 400)}
+
+
+def test_a_score_or_a_field_can_be_wished_for(tmp_path):
+    texts = [prose(1), prose(1) + " Indeed.", prose(1) + " And and that."]
+    quality = ["0.2", 0.9, None]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(
+            json.dumps({"text": text, "quality": value}) + "\n"
+            for text, value in zip(texts, quality, strict=True)
+        )
+    )
+    for wishes, stays in (
+        (("meta.quality",), 1),
+        (("-meta.quality",), 0),
+        (("gopher_quality.words",), 2),
+        (("-gopher_quality.words", "length"), 0),
+        (("gopher_quality.bullet_lines", "length"), 2),
+    ):
+        ctx = run(
+            tmp_path / "+".join(wishes),
+            tmp_path / "a.jsonl",
+            meta_columns=("quality",),
+            dedup={"prefer": wishes},
+        )
+        assert [d.text for d in Documents(ctx.out)] == [texts[stays]]
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ("meta.quality", "'quality' is not in `meta_columns`"),
+        ("-c4.sentences", "the rule set 'c4' is not in `rules`"),
+        ("lenght", "'lenght' is no wish: source, length, language, a score or a field is"),
+        ("gopher_quality.wordz", "gopher_quality has no rule 'wordz'"),
+    ],
+)
+def test_a_wish_for_what_is_not_there_is_refused(wish, message):
+    (problem,) = CleanParams(sources=("x",), dedup={"prefer": [wish]}).check({})
+    assert problem.key == "dedup.prefer" and problem.message == message
+
+
+def test_a_text_in_traditional_characters_is_a_copy_of_the_simplified_one(tmp_path):
+    simplified = (
+        "汉语是世界上使用人数最多的语言之一。学习汉语需要时间和耐心，也需要经常练习听说读写。" * 6
+    )
+    traditional = OpenCC("s2t").convert(simplified)
+    other = "天气预报说明天会下雨，请大家出门的时候带好雨伞，注意安全，早一点回家吃晚饭。" * 6
+    write_jsonl(tmp_path / "a.jsonl", [traditional, other, simplified])
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", rules=("length",))
+    assert [d.text for d in Documents(ctx.out)] == [traditional, other]  # written as they were
+    (row,) = dropped_rows(ctx)
+    assert (row["rule"], row["score"]) == ("near_duplicate", 1.0)
 
 
 def test_verified_copies_are_as_similar_as_asked(tmp_path):
@@ -269,19 +328,67 @@ def test_a_cap_on_characters_is_never_passed(corpus, tmp_path):
     assert 4_000 < read_stats(ctx.out)["read"]["characters"] <= 5_000
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.lists(st.text(max_size=80) | st.sampled_from([prose(1), prose(2), "x"]), min_size=1))
-def test_counts_add_up_for_any_texts(tmp_path_factory, texts):
+TEXTS = st.text(max_size=80) | st.sampled_from(
+    [prose(1), prose(2), f"{prose(1)}\n{prose(4)}", f"{prose(4)}\n\n{prose(2)}", "x", "汉语" * 40]
+)
+CUTS = {"lines": 20, "paragraphs": 40, "substrings": 60, "min_remaining": 1}
+SETS = ("length", "gopher_quality", "gopher_repetition")
+EDITS = ("boilerplate", "c4", "simplified_chinese", "whole_sentences")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(TEXTS, min_size=1),
+    st.sampled_from([{}, {"near": False}, CUTS, {"exact": False, **CUTS}, {"verify": True}]),
+    st.sets(st.sampled_from(EDITS)),
+    st.integers(1, 300),
+)
+def test_counts_add_up_for_any_texts(tmp_path_factory, texts, dedup, edits, shard_bytes):
+    """Documents, characters and words, at every step, however the work was cut."""
     folder = tmp_path_factory.mktemp("any")
     (folder / "a.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in [*texts, prose(3)])
     )
-    ctx = run(folder / "w", folder / "a.jsonl", limits=LAX)
+    options = {"limits": LAX, "dedup": dedup, "edits": sorted(edits), "rules": SETS}
+    ctx = run(folder / "w", folder / "a.jsonl", **options)
     stats = read_stats(ctx.out)
     assert stats["read"]["documents"] == len(texts) + 1
-    for unit in ("documents", "characters"):
-        assert stats["read"][unit] == stats["kept"][unit] + stats["dropped"][unit]
+    for unit in ("documents", "characters", "words"):
+        total = stats["kept"][unit] + stats["dropped"][unit] + stats["removed"][unit]
+        assert stats["read"][unit] == total
         assert stats["dropped"][unit] == sum(c[unit] for c in stats["by_rule"].values())
+        if unit != "documents":
+            for table in ("by_source", "by_language"):
+                assert stats["kept"][unit] == sum(c[unit] for c in stats[table].values())
+    took = stats["taken_out"]
+    assert stats["source_characters"] == stats["read"]["characters"] + sum(took.values())
+    assert stats["kept"]["words"] == sum(len(word_spans(d.text)) for d in Documents(ctx.out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "SHARD_BYTES", shard_bytes)
+        assert bytes_of(run(folder / "x", folder / "a.jsonl", **options)) == bytes_of(ctx)
+
+
+@pytest.mark.parametrize("dedup", [{}, CUTS])
+def test_tokens_are_counted_where_there_is_a_tokenizer(corpus, tmp_path, dedup):
+    write_jsonl(corpus / "r.jsonl", [f"{prose(20)}\n{prose(950)}"])
+    trained = run(tmp_path / "w", corpus)
+    ctx = Context.local(tmp_path / "t")
+    inputs = Inputs({"documents": [SimpleNamespace(path=trained.out)]})
+    train(TrainParams(vocab_size=400), inputs, ctx.out, ctx)
+    counted = run(tmp_path / "x", corpus, tokenizer=ctx.out, dedup=dedup)
+    tokenizer, stats = Tokenizer(ctx.out), read_stats(counted.out)
+
+    def tokens(texts):
+        return sum(len(tokenizer.encode(text)) for text in texts)
+
+    assert stats["kept"]["tokens"] == tokens(d.text for d in Documents(counted.out)) > 1000
+    assert stats["dropped"]["tokens"] == tokens(row["text"] for row in dropped_rows(counted))
+    parts = [stats[part]["tokens"] for part in ("kept", "dropped", "removed")]
+    assert stats["read"]["tokens"] == sum(parts) and (parts[2] > 0) == bool(dedup)
+    panels = {p["title"]: p for p in json.loads((counted.observed / "panels.json").read_text())}
+    assert panels["Cleaning: tokens"]["steps"][-1] == ["kept", parts[0]]
+    results = json.loads((counted.observed / "results.json").read_text())
+    assert results["tokens"] == parts[0]
 
 
 def test_hostile_text_stops_nothing(tmp_path):
@@ -380,7 +487,7 @@ def test_people_are_masked_in_what_is_kept_and_in_what_is_dropped(tmp_path):
 def test_what_people_see(corpus, tmp_path):
     ctx = run(tmp_path / "w", corpus)
     panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
-    for unit in ("documents", "characters"):
+    for unit in ("documents", "characters", "words"):
         steps = panels[f"Cleaning: {unit}"]["steps"]
         assert steps[0][0] == "read" and steps[-1][0] == "kept"
         assert sum(count for _, count in steps[:-1]) == steps[-1][1]

@@ -4,8 +4,6 @@ text in another language."""
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
 
 from stages.text.rules.view import View
 
@@ -42,20 +40,6 @@ def whole_sentences(text: str) -> str:
     return text[: ends[-1]] if ends else text
 
 
-def simplified(text: str) -> str:
-    """Traditional characters as simplified ones, by OpenCC's dictionary of characters and
-    phrases."""
-    converted: str = _converter().convert(text)
-    return converted
-
-
 def count(kind: re.Pattern[str], text: str) -> int:
     """Characters of a kind."""
     return len(kind.findall(text))
-
-
-@cache
-def _converter() -> Any:
-    import opencc
-
-    return opencc.OpenCC("t2s")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.text import census, links
+from stages.text import links, wishes
 from stages.text.links import RECORD, Room, RowFiles, SignaturesAgree, candidates, ordered, ranges
 from stages.text.settings import Dedup
 
@@ -104,7 +104,7 @@ def test_only_similar_signatures_are_linked(tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
 def test_ranks_follow_the_wishes_in_order(keys):
     first, second = np.array(keys).T
-    rank = census.ranks([first, -second], len(keys))
+    rank = wishes.ranks([first, -second], len(keys))
     expected = sorted(range(len(keys)), key=lambda row: (keys[row][0], -keys[row][1], row))
     assert np.argsort(rank).tolist() == expected
 
