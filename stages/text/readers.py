@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,12 @@ from stages.text import remote
 from stages.text.sources import Cut, SourceFile
 
 if TYPE_CHECKING:
+    import csv
+
     import pyarrow.parquet as pq
+
+
+LONGEST_FIELD = 1 << 30  # characters of a csv field
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,23 +208,37 @@ def _dataset(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
         raise BrokenFile(f"damaged: {error}", where=file.path) from error
 
 
+_NO_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f\ufffd]")
+
+
 def _csv(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
     import csv
 
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(LONGEST_FIELD)
     with opened(file) as stream:
         rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", "replace", newline=""))
-        names = rows.fieldnames or ()
-        if columns.text not in names:
-            raise InputError(
-                f"no column {columns.text!r}",
-                where=file.shown,
-                remedy=f"set text_column to one of {', '.join(map(str, names)) or 'a header line'}",
-            )
-        for row in rows:
-            found = columns.document(row, {"line": rows.line_num})
-            whole = not found.broken and None not in row
-            yield found if whole else replace(found, broken="broken.columns")
+        try:
+            yield from _csv_rows(rows, file, columns)
+        except csv.Error as error:
+            raise BrokenFile(f"line {rows.line_num}: {error}", where=file.shown) from error
+
+
+def _csv_rows(
+    rows: csv.DictReader[str], file: SourceFile, columns: Columns
+) -> Iterator[RawDocument]:
+    names = [str(name) for name in rows.fieldnames or ()]
+    if columns.text not in names:
+        if _NO_TEXT.search("".join(names)):
+            raise BrokenFile("not a csv file: its first line is no text", where=file.shown)
+        raise InputError(
+            f"no column {columns.text!r}",
+            where=file.shown,
+            remedy=f"set text_column to one of {', '.join(names) or 'a header line'}",
+        )
+    for row in rows:
+        found = columns.document(row, {"line": rows.line_num})
+        whole = not found.broken and None not in row
+        yield found if whole else replace(found, broken="broken.columns")
 
 
 def _html(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:

@@ -42,8 +42,9 @@ def repair(text: str) -> str:
     blank line becomes one.
     """
     if not text.isascii():
-        text = ftfy.fix_text(well_formed(text), _CONFIG)
-    elif "\x1b" in text:
+        lines = well_formed(text).split("\n")  # as ftfy cuts it; most have nothing for it
+        text = "\n".join(x if x.isascii() else ftfy.fix_text(x, _CONFIG) for x in lines)
+    if "\x1b" in text:
         text = ftfy.fixes.remove_terminal_escapes(text)
     text = _BREAKS.sub("\n", text)
     text = _INVISIBLE.sub("", text)

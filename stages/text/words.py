@@ -27,7 +27,7 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_UNSPACED_SCRIPT = re.compile(f"([{_UNSPACED}])")
+_UNSPACED_SCRIPT = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _CACHED_WORDS = 1 << 18
 _CACHED_CHARACTERS = 1 << 23
@@ -73,11 +73,11 @@ class Lexicon:
     def words(self, text: str) -> Words:
         """The text's words: runs between white space, and each character of a script that is
         written without spaces."""
-        return self.look_up(_spaced(text).split())
+        return self.look_up(_split(text))
 
     def tokens(self, text: str) -> Words:
         """The text's words with punctuation marks as words of their own."""
-        words = _spaced(text).split()
+        words = _split(text)
         for word in dict.fromkeys(words):
             if word not in self._tokens:
                 self._characters += len(word)
@@ -119,8 +119,10 @@ class Lexicon:
             column[start:stop] = values
 
 
-def _spaced(text: str) -> str:
-    return text if text.isascii() else _UNSPACED_SCRIPT.sub(r" \1 ", text)
+def _split(text: str) -> list[str]:
+    if text.isascii() or not _UNSPACED_SCRIPT.search(text):
+        return text.split()
+    return _WORD.findall(text)
 
 
 _Columns = tuple[

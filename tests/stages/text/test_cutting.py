@@ -1,6 +1,7 @@
 """Large files in pieces: the same documents wherever they are cut, in memory for a piece."""
 
 import json
+import random
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from stages.data.documents import read_stats
 from stages.text.cutting import pieces
 from stages.text.readers import read
 from stages.text.sources import SourceFile
@@ -65,25 +67,31 @@ def test_a_file_that_vanished_before_it_was_cut(tmp_path):
         list(pieces(SourceFile("test", "a.jsonl", str(tmp_path / "a.jsonl"), 99), 1))
 
 
+COMMON = "the of and to that have with be library function returns value object file"
 LIMIT = 640 << 20  # bytes of data that the process may hold: texts of that file do not fit twice
 CLEAN_WITHIN = """
-import resource, sys
+import json, resource, sys
 from pathlib import Path
 from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 
-source, folder, limit = sys.argv[1:]
+source, folder, limit, options = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
 ctx = Context.local(Path(folder))
-params = CleanParams(
-    sources=(source,),
-    rules=("length",),
-    limits={"length": {"characters": [1, None]}},
-    dedup={"near": False, "index": False},
-)
+params = CleanParams(sources=(source,), **json.loads(options))
 clean(params, Inputs({"against": []}), ctx.out, ctx)
 """
+
+
+def clean_within(limit, source, folder, **options):
+    """Clean in a process that may hold so much data."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLEAN_WITHIN, source, folder, str(limit), json.dumps(options)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.integration
@@ -93,9 +101,21 @@ def test_memory_is_bounded_by_the_piece_not_by_the_file(tmp_path):
         for number in range(700):
             lines.write(json.dumps({"text": f"{number} {text}"}) + "\n")
     assert (tmp_path / "a.jsonl").stat().st_size > 140e6
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN_WITHIN, tmp_path / "a.jsonl", tmp_path / "w", str(LIMIT)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    limits = {"length": {"characters": [1, None]}}
+    dedup = {"near": False, "index": False}
+    options = {"rules": ["length"], "limits": limits, "dedup": dedup}
+    clean_within(LIMIT, tmp_path / "a.jsonl", tmp_path / "w", **options)
+
+
+@pytest.mark.long
+def test_an_input_larger_than_memory_is_cleaned(tmp_path):
+    """All that the stage does by default, with one process for all of it."""
+    chance = random.Random(7)
+    words = COMMON.split()
+    with (tmp_path / "a.jsonl").open("w") as lines:
+        while lines.tell() < LIMIT * 1.2:
+            sentences = (" ".join(chance.choices(words, k=12)).capitalize() for _ in range(70))
+            lines.write(json.dumps({"text": f"{chance.random()} {'. '.join(sentences)}."}) + "\n")
+    clean_within(LIMIT, tmp_path / "a.jsonl", tmp_path / "w", rules=["length", "gopher_quality"])
+    stats = read_stats(tmp_path / "w" / "out")
+    assert stats["kept"]["characters"] > LIMIT

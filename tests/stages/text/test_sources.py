@@ -9,11 +9,11 @@ import pytest
 import zstandard
 
 from pipeline.errors import InputError
-from stages.text import sources
+from stages.text import readers, sources
 from stages.text.docstrings import documented_objects
 from stages.text.installation import InstalledFile, digest, installed_files, module_name
 from stages.text.objects import held_out
-from stages.text.readers import RawDocument, read
+from stages.text.readers import BrokenFile, RawDocument, read
 from stages.text.sources import PYTHON_DOCS, SourceFile, content_digest, list_files, shards
 
 LINES = b'{"text": "one", "n": 1}\n\n{"text": "two"}\n'
@@ -103,6 +103,20 @@ def test_damaged_files_are_the_users_to_mend(tmp_path, name):
     with pytest.raises(InputError) as caught:
         texts(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x89PNG\r\n\x1a\n\x00\x00,\xff\n1,2\n", "its first line is no text"),
+        (b'text\none\n"' + b"x" * 2000 + b"\n", "line 2: field larger than"),
+    ],
+)
+def test_what_is_no_csv_is_a_broken_file(tmp_path, data, said, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_FIELD", 1_000)
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(BrokenFile, match=said):
+        texts(tmp_path / "a.csv")
 
 
 def test_a_file_that_vanished(tmp_path):
