@@ -21,6 +21,7 @@ _INSIDE = re.compile(
     r"|(?<=[^\W\d_]),(?=[^\W\d_])|(?<=[^\W_])[:<>=/](?=[^\W\d_])"
     r"|(?<=[^\W_])(?:-{1,3}|—|–|~)(?=[^\W\d_])"
 )
+_JOINT = re.compile("[.…+*^,:<>=/~—–-]")  # all that `_INSIDE` can find begins with one of these
 _ADDRESS = re.compile(
     r"(?:[A-Za-z][\w+.-]*://)?(?:\S+@)?[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*"
     r"\.[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?$"
@@ -30,27 +31,33 @@ Sr. Gen. Gov. Rep. Sen. Mt. No. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oc
 _WHOLE = frozenset([*_ABBREVIATIONS.split(), ":)", ":(", ";)", ":-)", "C++"])
 
 _WINDOW = 8  # characters: no ending and no word of `_WHOLE` is longer
+_ALONE = frozenset('…,!?¿¡{}<>_#*&"”“`‘´‚„»«。？！，、；：')
+"""Marks that stand for themselves behind a word, whatever comes before them."""
 
 
 def split_word(word: str) -> list[str]:
     """What stands between white space as tokens, in order."""
+    if word.isalpha():
+        return [word]
     front: list[str] = []
     back: list[str] = []
     start, end = 0, len(word)
     while start < end and not _is_whole(word, start, end):
         before = start, end
-        if found := _BEFORE.match(word, start, end):
+        if not word[start].isalnum() and (found := _BEFORE.match(word, start, end)):
             front.append(found[0])
             start = found.end()
         if start < end and not _is_whole(word, start, end):
-            found = _BEHIND.search(word, max(start, end - _WINDOW), end)
-            if found:
+            if word[end - 1] in _ALONE:
+                end -= 1
+                back.append(word[end])
+            elif found := _BEHIND.search(word, max(start, end - _WINDOW), end):
                 back.append(found[0])
                 end = found.start()
         if before == (start, end):
             break
     rest = word[start:end]
-    middle = [rest] if rest in _WHOLE or _ADDRESS.match(rest) else _inside(rest)
+    middle = [rest] if rest.isalnum() or rest in _WHOLE or _is_address(rest) else _inside(rest)
     return [token for token in (*front, *middle, *reversed(back)) if token]
 
 
@@ -58,7 +65,13 @@ def _is_whole(word: str, start: int, end: int) -> bool:
     return end - start <= _WINDOW and word[start:end] in _WHOLE
 
 
+def _is_address(word: str) -> bool:
+    return "." in word and _ADDRESS.match(word) is not None
+
+
 def _inside(word: str) -> list[str]:
+    if not _JOINT.search(word):
+        return [word]
     pieces, start = [], 0
     for found in _INSIDE.finditer(word):
         pieces += [word[start : found.start()], found[0]]

@@ -77,46 +77,77 @@ class Lexicon:
 
     def tokens(self, text: str) -> Words:
         """The text's words with punctuation marks as words of their own."""
-        words = _split(text)
-        for word in dict.fromkeys(words):
-            if word not in self._tokens:
-                self._characters += len(word)
-                self._tokens[word] = split_word(word)
-        return self.look_up(list(chain.from_iterable(map(self._tokens.__getitem__, words))))
+        self._bound()
+        rows = chain.from_iterable(map(self._tokens.__getitem__, _split(text)))
+        return self._at(np.fromiter(rows, np.int64))
 
     def look_up(self, words: list[str]) -> Words:
         """What is known of each of these words."""
-        if len(self._row) > _CACHED_WORDS or self._characters > _CACHED_CHARACTERS:
-            self._forget()
-        new = [word for word in dict.fromkeys(words) if word not in self._row]
-        if new:
-            self._learn(new)
-        rows = np.fromiter(map(self._row.__getitem__, words), np.int64, len(words))
+        self._bound()
+        return self._at(np.fromiter(map(self._rows.__getitem__, words), np.int64, len(words)))
+
+    def _at(self, rows: npt.NDArray[np.int64]) -> Words:
+        self._learn(self._rows.new)
         hashes, lengths, symbol, letter, folded, unspaced = self._columns
         return Words(
             hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows], unspaced[rows]
         )
 
+    def _bound(self) -> None:
+        words = max(len(self._rows), len(self._tokens))
+        if words > _CACHED_WORDS or self._characters + self._tokens.characters > _CACHED_CHARACTERS:
+            self._forget()
+
     def _forget(self) -> None:
-        self._row: dict[str, int] = {}
-        self._tokens: dict[str, list[str]] = {}
+        self._rows = _Rows()
+        self._tokens = _TokenRows(self._rows)
         self._characters = 0
         self._columns = _columns(1 << 12)
 
     def _learn(self, words: list[str]) -> None:
-        start, stop = len(self._row), len(self._row) + len(words)
+        """Fill in the rows of words that were met for the first time."""
+        if not words:
+            return
+        stop = len(self._rows)
+        start = stop - len(words)
         if stop > len(self._columns[0]):
             grown = _columns(2 * stop)
             for column, old in zip(grown, self._columns, strict=True):
                 column[: len(old)] = old
             self._columns = grown
-        for row, word in enumerate(words, start):
-            self._row[word] = row
-            self._characters += len(word)
+        self._characters += sum(map(len, words))
         for column, values in zip(
             self._columns, zip(*map(_facts, words), strict=True), strict=True
         ):
             column[start:stop] = values
+        words.clear()
+
+
+class _Rows(dict[str, int]):
+    """A row for each word, a new one for a word that is asked for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: list[str] = []
+
+    def __missing__(self, word: str) -> int:
+        self.new.append(word)
+        row = self[word] = len(self)
+        return row
+
+
+class _TokenRows(dict[str, tuple[int, ...]]):
+    """The rows of the tokens of what stands between white space."""
+
+    def __init__(self, rows: _Rows) -> None:
+        super().__init__()
+        self.characters = 0
+        self._rows = rows
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        self.characters += len(word)
+        found = self[word] = tuple(map(self._rows.__getitem__, split_word(word)))
+        return found
 
 
 def _split(text: str) -> list[str]:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from footprint import peak
 
 from pipeline.context import Context
 from pipeline.disk import write_atomic
@@ -206,7 +208,14 @@ def race(texts: Sequence[str], megabytes: float, repeats: int, place: Path) -> N
     rates = {name: size / statistics.median(s for s, _ in times) for name, times in found.items()}
     for name, rate in rates.items():
         share = f"{rates['ours'] / rate:5.1f}x as long as ours"
-        print(f"{name:10s} {rate:7.2f} MB/s of {size:.1f} MB, {share}, keeps {found[name][0][1]}")
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder) / "work"
+            call = partial(runs[name], place / "race", work)
+            most = peak(call, newcomers=name == "datatrove")[1]
+        kept = found[name][0][1]
+        print(
+            f"{name:10s} {rate:7.2f} MB/s of {size:.1f} MB, {share}, {most:.0f} MiB, keeps {kept}"
+        )
 
 
 def growth(texts: Sequence[str], sizes: Sequence[float], repeats: int, place: Path) -> None:
@@ -295,7 +304,7 @@ def main() -> None:
     asked.add_argument("--sizes", type=float, nargs="+", default=[5, 25, 50, 100])
     asked.add_argument("--repeats", type=int, default=5)
     asked.add_argument("--documents", type=int, default=3000)
-    asked.add_argument("--peer-mb", type=float, default=5)
+    asked.add_argument("--peer-mb", type=float, default=20)
     options = asked.parse_args()
     texts = texts_of(options.source, 20)
     quality(texts, options.documents)

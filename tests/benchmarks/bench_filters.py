@@ -6,8 +6,9 @@
 Texts are those of SOURCE (any source of `clean`; the documentation of this Python installation if
 left out), as they are: without Unicode repair, in their order, in eight jsonl files. Both sides
 have two processes, read the files, and count what each filter leaves; ours takes every score of
-every document, the peer stops at the first filter that drops one. The whole stage `clean` with the
-same rules, which also repairs, tells languages, hashes and writes, is shown beside.
+every document, the peer stops at the first filter that drops one. Our processes are there before,
+and know no word yet; what the peer's start costs is shown (a document a file). The whole stage
+`clean` with the same rules, which also repairs, tells languages, hashes and writes, is beside.
 
 Decisions are compared filter by filter on the same texts, ours once with the peer's own words and
 sentences (spaCy's) and once with our own splitter. The peer is left out where it is not installed.
@@ -27,6 +28,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from footprint import peak
+
 from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
@@ -40,7 +43,9 @@ from stages.text.words import lexicon
 
 FILES, WORKERS = 8, 2
 VARIANTS = ("gopher_quality:datatrove", "gopher_repetition:datatrove", "c4:datatrove")
+Run = Callable[[Path], tuple[Counter[str], float]]
 OWN = ("gopher_quality", "gopher_repetition", "c4")
+LIMITS = limits_of((*VARIANTS, *OWN))
 
 
 def texts_of(source: str) -> Iterator[str]:
@@ -61,9 +66,8 @@ def write(texts: Sequence[str], folder: Path) -> float:
 
 def failures(scorer: Scorer, view: View) -> list[str]:
     """The rules that a text breaks."""
-    limits = limits_of({rule.rpartition(".")[0]: None for rule in scorer.rules})
     scores = zip(scorer.rules, scorer.scores(view), strict=True)
-    return [rule for rule, score in scores if not limits[rule].allows(score)]
+    return [rule for rule, score in scores if not LIMITS[rule].allows(score)]
 
 
 def filter_file(work: tuple[SourceFile, Sequence[str]]) -> Counter[str]:
@@ -76,11 +80,22 @@ def filter_file(work: tuple[SourceFile, Sequence[str]]) -> Counter[str]:
     return counts
 
 
-def ours(rules: Sequence[str]) -> Callable[[Path], Counter[str]]:
-    def run(corpus: Path) -> Counter[str]:
+def ours(rules: Sequence[str]) -> Run:
+    def run(corpus: Path) -> tuple[Counter[str], float]:
         with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
+            list(pool.map(time.sleep, [1.0] * WORKERS))  # both are there
+            begun = time.perf_counter()
             works = [(file, rules) for file in list_files([str(corpus)])]
-            return sum(pool.map(filter_file, works), Counter[str]())
+            counts = sum(pool.map(filter_file, works), Counter[str]())
+            return counts, time.perf_counter() - begun
+
+    return run
+
+
+def timed(call: Callable[[Path], Counter[str]]) -> Run:
+    def run(corpus: Path) -> tuple[Counter[str], float]:
+        begun = time.perf_counter()
+        return call(corpus), time.perf_counter() - begun
 
     return run
 
@@ -121,26 +136,32 @@ def theirs(corpus: Path) -> Counter[str]:
 
 def race(texts: Sequence[str], repeats: int, peer: bool, place: Path) -> None:
     """Both, taking turns."""
-    runs: dict[str, Callable[[Path], Counter[str]]] = {
+    runs: dict[str, Run] = {
         "ours, own words": ours(OWN),
         "ours, datatrove's rules": ours(VARIANTS),
-        "clean, datatrove's rules": whole,
+        "clean, datatrove's rules": timed(whole),
     }
     if peer:
-        runs["datatrove"] = theirs
+        runs["datatrove"] = timed(theirs)
     size = write(texts, place)
     spent: dict[str, list[float]] = {name: [] for name in runs}
     left: dict[str, Counter[str]] = {}
     for _ in range(repeats):
         for name, run in runs.items():
-            begun = time.perf_counter()
-            left[name] = run(place)
-            spent[name].append(time.perf_counter() - begun)
+            left[name], seconds = run(place)
+            spent[name].append(seconds)
     slowest = max(statistics.median(times) for times in spent.values())
     for name, times in spent.items():
         took = statistics.median(times)
         rate = f"{len(texts) / took:8.1f} documents/s {size / took:6.2f} MB/s"
-        print(f"{name:26s} {rate} {slowest / took:6.1f}x the slowest, {dict(left[name])}")
+        most = peak(
+            lambda run=runs[name]: run(place), newcomers=name != "clean, datatrove's rules"
+        )[1]
+        ratio = f"{slowest / took:6.1f}x the slowest, {most:.0f} MiB"
+        print(f"{name:26s} {rate} {ratio}, {dict(left[name])}")
+    if peer:
+        write(texts[:FILES], place.with_name("few"))
+        print(f"datatrove, a document a file: {timed(theirs)(place.with_name('few'))[1]:.1f} s")
 
 
 def decisions(texts: Iterable[str]) -> Counter[str]:
@@ -194,7 +215,7 @@ def main() -> None:
 
     asked = argparse.ArgumentParser()
     asked.add_argument("--source", default="python:docs")
-    asked.add_argument("--documents", type=int, default=600)
+    asked.add_argument("--documents", type=int, default=2400)
     asked.add_argument("--repeats", type=int, default=5)
     asked.add_argument("--agree", type=int, default=600)
     options = asked.parse_args()

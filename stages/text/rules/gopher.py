@@ -19,13 +19,12 @@ from stages.text.rules.view import View
 from stages.text.words import Words
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
-_STOP_HASHES = np.array([hash64(word) for word in STOP_WORDS], np.uint64)
-_BULLET = re.compile(r"^[^\S\n]*[•-]", re.M)
+_STOP_HASHES = [np.uint64(hash64(word)) for word in STOP_WORDS]
+_BULLETS = ("•", "-")
 _TRAILING = re.compile(r"(?:\.\.\.|…)[^\S\n]*$", re.M)
-_PARAGRAPH = re.compile(r"\n{2,}")
-_LINES = re.compile(r"\n+")
 LONGEST_TOP, LONGEST = 4, 10  # words of an n-gram whose copies, whose repeats count
 NOTHING = float("nan")
+Places = npt.NDArray[np.int64]
 Scores = dict[str, float]
 
 
@@ -76,7 +75,7 @@ def _quality(view: View, words: Words, spoken: npt.NDArray[np.int64]) -> Scores:
         "word_length": float(spoken.mean()) if len(spoken) else 0.0,
         "hash_marks": text.count("#") / total,
         "ellipses": ellipses / total,
-        "bullet_lines": len(_BULLET.findall(text)) / len(lines),
+        "bullet_lines": sum(line.lstrip()[:1] in _BULLETS for line in lines) / len(lines),
         "ellipsis_lines": trailing / len(lines),
         "alphabetic_words": np.count_nonzero(words.letter) / total,
     }
@@ -87,7 +86,7 @@ def repetition(view: View) -> Scores:
     repeated n-grams counts once."""
     size = max(1, len(view.text))
     lines = [stripped for line in view.lines if (stripped := line.strip())]
-    paragraphs = [stripped for piece in _PARAGRAPH.split(view.text) if (stripped := piece.strip())]
+    paragraphs = [s for piece in view.text.split("\n\n") if (s := piece.strip())]
     scores = _duplicates(lines, paragraphs, size)
     words = view.words
     for n, found in repeats(words, LONGEST):
@@ -102,8 +101,7 @@ def repetition_datatrove(view: View) -> Scores:
     """datatrove's, over tokens: the most frequent n-gram counts even if it occurs once, and after
     a copy the search for the next goes on behind it."""
     size = max(1, len(view.text))
-    lines = _LINES.split(view.text)
-    scores = _duplicates(lines, _PARAGRAPH.split(view.text.strip()), size)
+    scores = _duplicates(_runs(view.lines), _paragraphs(view.text.strip()), size)
     tokens = view.tokens
     ends = np.concatenate(([0], np.cumsum(tokens.lengths)))
     for n, found in repeats(tokens, LONGEST):
@@ -117,7 +115,18 @@ def repetition_datatrove(view: View) -> Scores:
 def _stop_words(words: Words, *, folded: bool) -> float:
     """How many of the stop words occur, as they stand or in any case."""
     found = words.folded if folded else words.hashes
-    return float(np.isin(_STOP_HASHES, found).sum())
+    return float(sum(bool((found == word).any()) for word in _STOP_HASHES))
+
+
+def _runs(lines: list[str]) -> list[str]:
+    """As a split at runs of line breaks: empty strings at the ends alone."""
+    return [line for at, line in enumerate(lines) if line or at in (0, len(lines) - 1)]
+
+
+def _paragraphs(text: str) -> list[str]:
+    """As a split at runs of two and more line breaks, of a text with none at its ends."""
+    pieces = [piece.lstrip("\n") for piece in text.split("\n\n")]
+    return [piece for piece in pieces if piece] or [""]
 
 
 def _duplicates(lines: list[str], paragraphs: list[str], size: int) -> Scores:
@@ -146,24 +155,35 @@ class Repeats:
 def repeats(words: Words, longest: int) -> Iterator[tuple[int, Repeats]]:
     """The repeated 2- to `longest`-grams. Where an n-gram is repeated, the shorter one that it
     begins with is too, so each length looks only where the last one found something."""
-    hashes = words.hashes
+    hashes = gram = words.hashes
     at = np.arange(len(words))
-    gram = hashes
     for n in range(2, longest + 1):
         inside = int(np.searchsorted(at, len(words) - n, side="right"))
-        at, gram = at[:inside], gram[:inside]
-        gram = gram * np.uint64(GOLDEN) + hashes[at + n - 1]
-        order = np.argsort(gram)
-        ordered = gram[order]
-        starts = np.flatnonzero(np.r_[inside > 0, ordered[1:] != ordered[:-1]])
-        sizes = np.diff(starts, append=inside)
-        first = np.empty(inside, np.int64)
-        first[order] = np.repeat(np.minimum.reduceat(order, starts) if inside else starts, sizes)
-        again = np.empty(inside, np.bool_)
-        again[order] = np.repeat(sizes > 1, sizes)
-        first = at[first[again]]
-        at, gram = at[again], gram[again]
+        at = at[:inside]
+        gram = gram[:inside] * np.uint64(GOLDEN) + hashes[at + (n - 1)]
+        again, first = _equal(gram)
+        at, gram, first = at[again], gram[again], at[first]
         yield n, Repeats(at, first)
+
+
+def _equal(values: npt.NDArray[np.uint64]) -> tuple[Places, Places]:
+    """Where values stand that occur more than once, in order, and where the first equal one
+    does."""
+    order = np.argsort(values)
+    ordered = values[order]
+    alike = np.zeros(len(values) + 1, np.bool_)  # with the one before; none before the first
+    np.equal(ordered[1:], ordered[:-1], out=alike[1:-1])
+    edges = np.flatnonzero(alike[1:] != alike[:-1])  # where each group begins, and its last
+    if not len(edges):
+        return edges, edges
+    grouped = order[alike[1:] | alike[:-1]]
+    sizes = edges[1::2] - edges[::2] + 1
+    leaders = np.minimum.reduceat(grouped, np.cumsum(sizes) - sizes)
+    first = np.empty(len(values), np.int64)
+    first[grouped] = np.repeat(leaders, sizes)
+    again = np.zeros(len(values), np.bool_)
+    again[grouped] = True
+    return np.flatnonzero(again), first[again]
 
 
 def _top(found: Repeats, words: Words, n: int, *, single: int) -> int:

@@ -97,6 +97,7 @@ def test_plain_text_is_untouched():
         ("Gibt die Liste aller Dateien zurück, die sich im Ordner befinden.", "de"),
         ("Cette fonction renvoie la liste des fichiers du dossier, triée par nom.", "fr"),
         ("这个函数返回文件夹中的所有文件，并按名称排序。", "zh"),
+        ("天晴白雲高，喬木蔭初暑。\n久客倦紅塵，愛此崖寺古。", "zh"),
         ("この関数はフォルダ内のすべてのファイルを名前順に返します。", "ja"),
         ("Эта функция возвращает список файлов в папке.", "ru"),
     ],
