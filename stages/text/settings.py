@@ -32,6 +32,7 @@ RuleSetName = Literal[
     "codex",
     "starcoder",
     "chinese",
+    "chinese:characters",
     "lists",
     "languages",
 ]

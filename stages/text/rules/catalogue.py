@@ -123,6 +123,9 @@ _FINEWEB = {
     "newlines": _most(0.3, "line breaks a word"),
 }
 
+_CHINESE_PARAGRAPH = {
+    "paragraph": _least(10, "Chinese characters of the longest paragraph"),
+}
 _CODE_LINES = {
     "longest_line": _most(1_000, "characters of the longest line"),
     "mean_line": _most(100, "mean characters of a line"),
@@ -190,11 +193,19 @@ RULE_SETS: Mapping[str, RuleSet] = {
         },
     ),
     "chinese": RuleSet(
-        "the practice of MNBVC and C4-zh",
+        "the limits of MNBVC and C4-zh, over Chinese characters and other scripts' words",
+        {
+            "share": _least(0.7, "share of Chinese characters of these"),
+            "latin": _most(0.3, "share of Latin words of these"),
+            **_CHINESE_PARAGRAPH,
+        },
+    ),
+    "chinese:characters": RuleSet(
+        "the practice of MNBVC and C4-zh, over characters",
         {
             "share": _least(0.7, "share of Chinese characters of what is neither space nor mark"),
             "latin": _most(0.3, "share of Latin letters of the same"),
-            "paragraph": _least(10, "Chinese characters of the longest paragraph"),
+            **_CHINESE_PARAGRAPH,
         },
     ),
     "lists": RuleSet(

@@ -9,8 +9,11 @@ from stages.text.rules.view import View
 
 CHINESE = frozenset({"zh", "wuu", "yue"})
 SHORT_PARAGRAPH = 10  # Chinese characters
-_HAN = re.compile(r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_HANZI = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HAN = re.compile(f"[{_HANZI}]")
+_WORD = re.compile(rf"[{_HANZI}]|[^\W_{_HANZI}]+")
 _LATIN = re.compile("[A-Za-z]")
+_LATIN_WORD = re.compile("[A-Za-z]+")
 _WRITTEN = re.compile(r"[^\W_]")
 _END = re.compile(r"[。！？…；!?.」』”’)）】》]")
 NOTHING = float("nan")
@@ -18,13 +21,23 @@ Scores = dict[str, float]
 
 
 def chinese(view: View) -> Scores:
-    """How Chinese the text is."""
+    """How Chinese the text is: a Chinese character weighs as much as a word of another script, so
+    that a manual full of commands is Chinese if its sentences are."""
+    return _chinese(view, _WORD, _LATIN_WORD)
+
+
+def chinese_characters(view: View) -> Scores:
+    """The same where every letter weighs as much as a Chinese character."""
+    return _chinese(view, _WRITTEN, _LATIN)
+
+
+def _chinese(view: View, unit: re.Pattern[str], latin: re.Pattern[str]) -> Scores:
     if view.lang not in CHINESE:
         return dict.fromkeys(("share", "latin", "paragraph"), NOTHING)
-    written = max(1, count(_WRITTEN, view.text))
+    written = max(1, count(unit, view.text))
     return {
         "share": count(_HAN, view.text) / written,
-        "latin": count(_LATIN, view.text) / written,
+        "latin": count(latin, view.text) / written,
         "paragraph": float(max(count(_HAN, line) for line in view.lines)),
     }
 

@@ -29,6 +29,7 @@ MEASURES: dict[str, Measure] = {
     "codex": code.codex,
     "starcoder": code.starcoder,
     "chinese": chinese.chinese,
+    "chinese:characters": chinese.chinese_characters,
     "languages": shape.languages,
 }
 

@@ -11,8 +11,8 @@ from stages.text.words import Lexicon
 PROSE = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"
 
 
-def scores(text, lang="zh"):
-    return chinese.chinese(View(text, lang, Lexicon()))
+def scores(text, lang="zh", measure=chinese.chinese):
+    return measure(View(text, lang, Lexicon()))
 
 
 def edited(name, text, lang="zh"):
@@ -22,11 +22,17 @@ def edited(name, text, lang="zh"):
 
 def test_shares_are_of_what_is_neither_space_nor_mark():
     assert scores(PROSE) == {"share": 1, "latin": 0, "paragraph": 20}
-    mixed = scores("使用 git 命令。\n好")
-    assert mixed["share"] == pytest.approx(5 / 8) and mixed["latin"] == pytest.approx(3 / 8)
+    mixed = scores("使用 git2 命令。\n好", measure=chinese.chinese_characters)
+    assert mixed["share"] == pytest.approx(5 / 9) and mixed["latin"] == pytest.approx(3 / 9)
     assert mixed["paragraph"] == 4
-    limits = limits_of(("chinese",))
-    assert limits["chinese.share"].low == 0.7 and limits["chinese.latin"].high == 0.3
+    for name in ("chinese", "chinese:characters"):
+        limits = limits_of((name,))
+        assert limits[f"{name}.share"].low == 0.7 and limits[f"{name}.latin"].high == 0.3
+
+
+def test_a_word_of_another_script_weighs_as_much_as_a_character():
+    mixed = scores("使用 checkout 命令，или 3 好")
+    assert mixed["share"] == pytest.approx(5 / 8) and mixed["latin"] == pytest.approx(1 / 8)
 
 
 def test_they_mean_nothing_for_other_languages():
