@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from stages.text.sources import SourceFile
     from stages.text.verdicts import Demands
 
-VERSION = 4
+VERSION = 5
 PLACES = ("place", "line", "row", "error")  # what `meta` says of where a record was
 SHOWN = 20  # broken records that the log names
 CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
@@ -246,9 +246,7 @@ def _judge(params: CleanParams, caps: Caps, counter: TokenCounter, ctx: Context)
     )
 
 
-def _identity(
-    params: CleanParams, cut: list[list[SourceFile]], counter: TokenCounter | None = None
-) -> str:
+def _identity(params: CleanParams, cut: list[list[SourceFile]], counter: TokenCounter) -> str:
     """What decides the figures of every document, and in which task they are taken; the limits are
     not in it."""
     from stages.data.hashing import name128
@@ -260,7 +258,7 @@ def _identity(
     contents = sorted(params.externals().items())
     tasks = [[(file.place, file.cut and file.cut.start) for file in files] for files in cut]
     decisive = [measured, params.dedup.described, contents, tasks, VERSION]
-    if counter and counter.tokenizer:
+    if counter.tokenizer:
         decisive.append(counter.tokenizer.digest)
     return name128(json.dumps(decisive, sort_keys=True))
 
@@ -273,14 +271,14 @@ def _lists(settings: Lists) -> shape.Lists:
 
 
 def _tell_broken(ledger: Ledger, most: int | None, ctx: Context) -> None:
-    for place in ledger.broken[:SHOWN]:
+    for place in ledger.broken_places[:SHOWN]:
         ctx.log(f"broken: {place}")
-    if len(ledger.broken) > SHOWN:
-        ctx.log(f"broken: {len(ledger.broken) - SHOWN} more, in dropped/")
-    if most is not None and len(ledger.broken) > most:
+    if ledger.broken > SHOWN:
+        ctx.log(f"broken: {ledger.broken - SHOWN} more, in dropped/")
+    if most is not None and ledger.broken > most:
         raise InputError(
-            f"{len(ledger.broken)} records or files are broken, more than max_bad allows ({most})",
-            where="; ".join(ledger.broken[:3]),
+            f"{ledger.broken} records or files are broken, more than max_bad allows ({most})",
+            where="; ".join(ledger.broken_places[:3]),
             remedy="mend or leave out the files that the stage's log names, or raise max_bad",
         )
 
@@ -299,7 +297,7 @@ def _report(ledger: Ledger, exhibits: Exhibits, ctx: Context) -> None:
         ),
         characters_removed=ledger.removed["characters"],
         masked=ledger.masked.total(),
-        broken=len(ledger.broken),
+        broken=ledger.broken,
     )
 
 

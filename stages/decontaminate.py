@@ -75,7 +75,7 @@ class DecontaminateParams(Params):
                 yield Problem(key, "one is named twice", "name each once")
 
 
-@stage("decontaminate", inputs={"documents": "Documents"}, output="Documents", version=1)
+@stage("decontaminate", inputs={"documents": "Documents"}, output="Documents", version=2)
 def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Drop documents that hold evaluation items, or cut the items out."""
     from stages.text.decontamination import Cut, Jury, frequencies, write

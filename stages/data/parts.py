@@ -31,7 +31,8 @@ def versioned(schema: pa.Schema, kind: str, version: int) -> pa.Schema:
 
 class PartEncoder:
     """One part in the making, of which no more than a row group is held as rows: a group ends at
-    `ROW_GROUP` rows, or at `BYTES_A_GROUP` characters of the text column where one is named."""
+    `ROW_GROUP` rows, or, where a text column is named, at `BYTES_A_GROUP` characters of it and of
+    `meta`."""
 
     def __init__(self, schema: pa.Schema, text_column: str | None = None) -> None:
         self.schema = schema
@@ -48,7 +49,7 @@ class PartEncoder:
         self._group.append(row)
         self.rows += 1
         if self._text_column:
-            length = len(row[self._text_column])
+            length = len(row[self._text_column]) + len(row.get("meta") or "")
             self._held += length
             self.characters += length
         if len(self._group) >= ROW_GROUP or self._held >= BYTES_A_GROUP:

@@ -48,7 +48,7 @@ SCRATCH = parts.versioned(
             ("scores", pa.list_(pa.float64())),
             *((name, pa.string()) for name in ("masked", "changed")),
             ("characters", pa.int64()),
-            ("tokens", pa.int64()),
+            ("units", pa.int64()),
             ("exact", pa.binary(16)),
             ("bands", pa.binary()),
             ("signature", pa.binary()),
@@ -109,7 +109,7 @@ class Judge:
             "masked": json.dumps(masked, sort_keys=True),
             "changed": json.dumps({name: n for name, n in changed.items() if n}),
             "characters": len(text),
-            "tokens": self.counter.count(view),
+            "units": self.counter.count(view),
             "exact": bytes.fromhex(name128(text)),
             "origin": file.origin,
             **self._hashes(None if broken else view),
@@ -149,7 +149,7 @@ def _tolerated(file: SourceFile, judge: Judge) -> Iterator[RawDocument]:
 
 def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The scratch tables' rows in order, without scores and hashes, a row group at a time."""
-    columns = ["id", "text", "source", "lang", "meta", "masked", "changed", "tokens"]
+    columns = ["id", "text", "source", "lang", "meta", "masked", "changed", "units"]
     for commit in commits:
         for batch in pq.ParquetFile(commit).iter_batches(256, columns=columns):
             yield from batch.to_pylist()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from stages.text.variants import japanese_share
+
 UNKNOWN = "und"
 SAMPLE = 500  # characters read from each of three places: enough to tell a language
 # Written without spaces between words: rules that count words do not apply to them.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "wuu", "yue"})
-_HAN = re.compile("[\u3400-\u9fff]")
 _KANA = re.compile("[\u3041-\u30ff\uff66-\uff9f]")
 
 
@@ -22,7 +23,8 @@ def _detector() -> object:
 
 def language(text: str) -> tuple[str, float]:
     """The most likely language's ISO 639 code and its probability; `und`, 0 for no words. What
-    the model takes for Japanese without any kana is Chinese."""
+    the model takes for Japanese is Chinese if it has no kana and hardly a character that only
+    Japanese writes so."""
     sample = " ".join(_sample(text).split())
     if not any(map(str.isalpha, sample)):
         return UNKNOWN, 0.0
@@ -30,7 +32,7 @@ def language(text: str) -> tuple[str, float]:
     if not found:
         return UNKNOWN, 0.0
     code = str(found[0]["lang"]).lower()
-    if code == "ja" and _HAN.search(sample) and not _KANA.search(sample):
+    if code == "ja" and not _KANA.search(sample) and japanese_share(sample) < 1 / 20:
         code = "zh"  # a sixth of classical poems in traditional characters are taken for Japanese
     return code, min(1.0, float(found[0]["score"]))
 

@@ -30,7 +30,7 @@ class Ledger:
     """Counts of documents, characters, and tokens or words, by what became of them."""
 
     unit: str = "words"
-    """What the tokens are that `enter` counts."""
+    """What is counted beside documents and characters: words, or tokens."""
     read: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
@@ -38,19 +38,21 @@ class Ledger:
     rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    broken: list[str] = field(default_factory=list)
+    broken: int = 0
+    broken_places: list[str] = field(default_factory=list)
+    """Those of the first `SHOWN_BROKEN`."""
     masked: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
-    clusters: dict[int, list[str]] = field(default_factory=dict)
+    clusters: dict[int, dict[str, str]] = field(default_factory=dict)
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def enter(self, row: dict[str, Any], rule: str, score: float) -> None:
         """Count one document: kept if `rule` is empty, else dropped by it."""
-        size = {"documents": 1, "characters": len(row["text"]), self.unit: row["tokens"]}
+        size = {"documents": 1, "characters": len(row["text"]), self.unit: row["units"]}
         self.read.update(size)
-        removed = row.get("removed", {"characters": 0, "tokens": 0})
-        cut = {"characters": removed["characters"], self.unit: removed["tokens"]}
+        removed = row.get("removed", {"characters": 0, "units": 0})
+        cut = {"characters": removed["characters"], self.unit: removed["units"]}
         self.read.update(cut)
         self.removed.update(cut)
         self.masked.update(json.loads(row["masked"]))
@@ -60,14 +62,16 @@ class Ledger:
         if rule:
             self.rules[rule].update(size)
             if rule.startswith("broken."):
-                self.broken.append(_broken_place(row, rule))
+                self.broken += 1
+                if len(self.broken_places) < SHOWN_BROKEN:
+                    self.broken_places.append(_broken_place(row, rule))
             if rule not in self.dropped and len(self.dropped) < SHOWN_DROPPED:
                 self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": example(row)}
             return
         self.kept.update(size)
         self.lengths.append(size["characters"])
         for table in (self.sources[row["source"]], self.languages[row["lang"]]):
-            table.update({"kept": 1, "characters": size["characters"], self.unit: row["tokens"]})
+            table.update({"kept": 1, "characters": size["characters"], self.unit: row["units"]})
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -107,8 +111,8 @@ class Ledger:
         yield self._table("Sources", "source", self.sources)
         yield self._table("Languages", "language", self.languages)
         if self.broken:
-            places = [(place,) for place in self.broken[:SHOWN_BROKEN]]
-            title = f"Broken records and files: {len(self.broken)}"
+            places = [(place,) for place in self.broken_places]
+            title = f"Broken records and files: {self.broken}"
             yield draw.table(title, ("where and why",), places)
         if self.masked:
             rows = sorted(self.masked.items(), key=lambda item: -item[1])
@@ -117,11 +121,8 @@ class Ledger:
         counts, _ = np.histogram(self.lengths, edges)
         yield draw.histogram("Characters of a kept document", edges, counts.tolist())
         if self.clusters:
-            largest = sorted(self.clusters.values(), key=len, reverse=True)[:SHOWN_CLUSTERS]
-            yield draw.samples(
-                "Largest groups of copies",
-                [{"copies": str(len(c)), "stays": c[0], "goes": c[-1]} for c in largest],
-            )
+            largest = sorted(self.clusters.values(), key=lambda c: -int(c["copies"]))
+            yield draw.samples("Largest groups of copies", largest)
         if self.dropped:
             items = [self.dropped[rule] for rule in sorted(self.dropped)]
             yield draw.samples("The first document that each rule dropped", items)
@@ -158,7 +159,8 @@ def write(
     for table in ("documents", "dropped"):
         shutil.rmtree(out / table, ignore_errors=True)
     ledger = Ledger(unit)
-    shown, rules = _shown_clusters(census), verdicts.rules
+    ledger.clusters = _shown_clusters(census)
+    rules = verdicts.rules
     reasons = np.where(verdicts.passed, census.copy, verdicts.failed).tolist()
     figures = np.where(verdicts.passed, census.shared_bands, verdicts.by).tolist()
     with (
@@ -169,8 +171,8 @@ def write(
         for number, (row, rule, score, standing, scores) in enumerate(
             zip(rows, reasons, figures, census.stands_for.tolist(), verdicts.scores, strict=False)
         ):
-            if standing in shown:
-                ledger.clusters.setdefault(standing, []).append(example(row))
+            if standing in ledger.clusters:
+                ledger.clusters[standing]["stays" if standing == number else "goes"] = example(row)
             exhibits.see(number, row, rule)
             ledger.enter(row, rule, score)
             document = {name: row[name] for name in documents.COLUMNS}
@@ -202,7 +204,12 @@ def _broken_place(row: dict[str, Any], rule: str) -> str:
     return f"{' '.join([row['source'] + '/' + meta['place'], *at])}: {why}"
 
 
-def _shown_clusters(census: Census) -> set[int]:
+def _shown_clusters(census: Census) -> dict[int, dict[str, str]]:
+    """The largest groups, by the number of the document that stays, each with its size."""
     standing, copies = np.unique(census.stands_for[census.judged], return_counts=True)
     largest = np.argsort(-copies, kind="stable")[:SHOWN_CLUSTERS]
-    return {int(standing[at]) for at in largest if copies[at] > 1}
+    return {
+        int(standing[at]): {"copies": str(copies[at]), "stays": "an earlier document", "goes": "-"}
+        for at in largest
+        if copies[at] > 1
+    }

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -208,7 +209,7 @@ def _dataset(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
         raise BrokenFile(f"damaged: {error}", where=file.path) from error
 
 
-_NO_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f\ufffd]")
+_NO_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 
 
 def _csv(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
@@ -228,8 +229,10 @@ def _csv_rows(
 ) -> Iterator[RawDocument]:
     names = [str(name) for name in rows.fieldnames or ()]
     if columns.text not in names:
-        if _NO_TEXT.search("".join(names)):
-            raise BrokenFile("not a csv file: its first line is no text", where=file.shown)
+        header = "".join(names)
+        below = "".join(str(value) for row in islice(rows, 8) for value in row.values())
+        if not header.isprintable() or ("\ufffd" in header and _NO_TEXT.search(below)):
+            raise BrokenFile("not a csv file: it holds no text", where=file.shown)
         raise InputError(
             f"no column {columns.text!r}",
             where=file.shown,

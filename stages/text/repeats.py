@@ -47,7 +47,7 @@ _UNITS = {
     "lines": re.compile(r"[^\n]*\n|[^\n]+"),
     "paragraphs": re.compile(r".+?(?:\n{2,}|\Z)", re.DOTALL),
 }
-_NUMBERS = ("row", "removed", "tokens")
+_NUMBERS = ("row", "removed", "units")
 TRIMMED = parts.versioned(
     pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _NUMBERS)]), "Trimmed", 2
 )
@@ -243,9 +243,9 @@ def trim_group(work: tuple[Group, list[Found], int, TokenCounter], commit: Path)
         ]
         left = without(text, spans)
         stays = left if len(left) >= min_remaining else None
-        tokens = None if stays is None else counter.count_text(stays)
+        units = None if stays is None else counter.count_text(stays)
         removed = len(text) - len(left)
-        trimmed.append({"row": row, "text": stays, "removed": removed, "tokens": tokens})
+        trimmed.append({"row": row, "text": stays, "removed": removed, "units": units})
     write_atomic(commit, parts.encode(trimmed, TRIMMED), durable=False)
 
 
@@ -286,10 +286,10 @@ def trimmed_rows(rows: Iterator[dict[str, Any]], trims: Sequence[Path]) -> Itera
             yield {
                 **row,
                 "text": change["text"],
-                "tokens": change["tokens"],
+                "units": change["units"],
                 "removed": {
                     "characters": change["removed"],
-                    "tokens": row["tokens"] - change["tokens"],
+                    "units": row["units"] - change["units"],
                 },
             }
         change = next(changes, None)

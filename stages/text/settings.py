@@ -224,8 +224,8 @@ class Dedup(Section):
         bands, rows = self.shape
         verified = ", verified" if self.verify else ""
         return (
-            f"{self.ngram}-grams of words and {self.character_ngram}-grams of characters, "
-            f"{bands} bands of {rows}{verified}"
+            f"{self.ngram}-grams of words and {self.character_ngram}-grams of (simplified) "
+            f"characters, {bands} bands of {rows}{verified}"
         )
 
 

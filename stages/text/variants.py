@@ -1,9 +1,12 @@
-"""Traditional and simplified Chinese: one text in two scripts."""
+"""Characters that Chinese writes in two ways, and Japanese in a third."""
 
 from __future__ import annotations
 
-from functools import cache
+import re
+from functools import cache, lru_cache
 from typing import Any
+
+_HAN = re.compile("[\u3400-\u9fff]")
 
 
 def simplified(text: str) -> str:
@@ -11,12 +14,27 @@ def simplified(text: str) -> str:
     phrases."""
     if text.isascii():
         return text
-    converted: str = _converter().convert(text)
+    converted: str = _converter("t2s").convert(text)
     return converted
 
 
+def japanese_share(text: str) -> float:
+    """The share of Chinese characters in the form that Japanese alone gave them (OpenCC's
+    dictionary); 1 for a text without Chinese characters."""
+    found = _HAN.findall(text)
+    if not found:
+        return 1.0
+    return sum(map(_only_japanese, found)) / len(found)
+
+
+@lru_cache(1 << 15)
+def _only_japanese(character: str) -> bool:
+    changed: bool = _converter("jp2t").convert(character) != character
+    return changed and bool(_converter("s2t").convert(character) == character)
+
+
 @cache
-def _converter() -> Any:
+def _converter(name: str) -> Any:
     import opencc
 
-    return opencc.OpenCC("t2s")
+    return opencc.OpenCC(name)

@@ -33,7 +33,7 @@ class Verdicts:
     """The rules that were measured, R of them."""
     scores: npt.NDArray[np.float64]
     """Shape (N, R); NaN where a rule means nothing."""
-    failed: npt.NDArray[np.str_]
+    failed: npt.NDArray[np.object_]
     """The first rule that a document failed, shape (N,); empty for one that passed."""
     by: npt.NDArray[np.float64]
     """The score that it failed by."""
@@ -59,7 +59,7 @@ def decide(
     by[out] = scores[out, first[out]]
     for name, rows, score in _sooner(table, demands):
         failed[rows], by[rows] = name[rows], score[rows]
-    return Verdicts(list(rules), scores, failed.astype(np.str_), by)
+    return Verdicts(list(rules), scores, failed, by)
 
 
 Columns = tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.float64]]

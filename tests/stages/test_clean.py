@@ -19,6 +19,7 @@ from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.data.tokenizer import Tokenizer
 from stages.text import sources
+from stages.text.counting import TokenCounter
 from stages.text.words import word_spans
 from stages.tokenize import TrainParams, train
 
@@ -511,6 +512,20 @@ def test_what_people_see(corpus, tmp_path):
     assert len(browsed) == 52 and {"kept", "exact_duplicate"} < {i["verdict"] for i in browsed}
 
 
+def test_of_the_copies_that_are_shown_the_survivor_stays(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [prose(1), prose(1) + " Indeed.", prose(1)])
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", dedup={"prefer": ["length"], "exact": False})
+    assert [d.text for d in Documents(ctx.out)] == [prose(1) + " Indeed."]
+    panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
+    (group,) = panels["Largest groups of copies"]["items"]
+    stays, goes = prose(1) + " Indeed.", prose(1)
+    assert group["copies"] == "3" and len(stays) > 200
+    for shown, text in ((group["stays"], stays), (group["goes"], goes)):
+        assert shown.startswith("a.jsonl: " + text[:100])
+    ends = run(tmp_path / "x", tmp_path / "a.jsonl", dedup={"prefer": ["-gopher_quality.words"]})
+    assert [d.text for d in Documents(ends.out)] == [prose(1)]
+
+
 def test_every_score_is_recorded_with_every_document(corpus, tmp_path):
     ctx = run(tmp_path / "w", corpus, rules=("length", "gopher_quality", "chinese"))
     kept = pq.read_table(ctx.out / "documents").to_pylist()
@@ -557,6 +572,7 @@ def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
         {"pii": {"kinds": ["email"]}},
         {"dedup": {"ngram": 4}},
         {"text_column": "body"},
+        {"meta_columns": ("url",)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -564,11 +580,13 @@ def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
     from stages.clean import _identity
 
     plain = CleanParams(sources=(str(corpus),))
-    before = _identity(plain, [])
-    assert _identity(CleanParams(sources=(str(corpus),), **change), []) != before
-    assert _identity(plain, sources.shards(sources.list_files(plain.sources))) != before
+    words, by_tokens = TokenCounter(), TokenCounter(SimpleNamespace(digest="a tokenizer"))
+    before = _identity(plain, [], words)
+    assert _identity(CleanParams(sources=(str(corpus),), **change), [], words) != before
+    assert _identity(plain, sources.shards(sources.list_files(plain.sources)), words) != before
+    assert _identity(plain, [], by_tokens) != before
     (corpus / "d.txt").write_text(prose(501))
-    assert _identity(plain, []) != before
+    assert _identity(plain, [], words) != before
 
 
 def test_what_edits_take_out_is_counted(tmp_path):

@@ -196,7 +196,7 @@ RULE_SETS: Mapping[str, RuleSet] = {
         "the limits of MNBVC and C4-zh, over Chinese characters and other scripts' words",
         {
             "share": _least(0.7, "share of Chinese characters of these"),
-            "latin": _most(0.3, "share of Latin words of these"),
+            "latin": _most(0.3, "share of words with a Latin letter of these"),
             **_CHINESE_PARAGRAPH,
         },
     ),

@@ -13,7 +13,6 @@ _HANZI = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HAN = re.compile(f"[{_HANZI}]")
 _WORD = re.compile(rf"[{_HANZI}]|[^\W_{_HANZI}]+")
 _LATIN = re.compile("[A-Za-z]")
-_LATIN_WORD = re.compile("[A-Za-z]+")
 _WRITTEN = re.compile(r"[^\W_]")
 _END = re.compile(r"[。！？…；!?.」』”’)）】》]")
 NOTHING = float("nan")
@@ -23,21 +22,23 @@ Scores = dict[str, float]
 def chinese(view: View) -> Scores:
     """How Chinese the text is: a Chinese character weighs as much as a word of another script, so
     that a manual full of commands is Chinese if its sentences are."""
-    return _chinese(view, _WORD, _LATIN_WORD)
+    return _chinese(view, _WORD)
 
 
 def chinese_characters(view: View) -> Scores:
     """The same where every letter weighs as much as a Chinese character."""
-    return _chinese(view, _WRITTEN, _LATIN)
+    return _chinese(view, _WRITTEN)
 
 
-def _chinese(view: View, unit: re.Pattern[str], latin: re.Pattern[str]) -> Scores:
+def _chinese(view: View, unit: re.Pattern[str]) -> Scores:
     if view.lang not in CHINESE:
         return dict.fromkeys(("share", "latin", "paragraph"), NOTHING)
-    written = max(1, count(unit, view.text))
+    units = unit.findall(view.text)
+    latin = sum(_LATIN.search(found) is not None for found in units)
+    written = max(1, len(units))
     return {
         "share": count(_HAN, view.text) / written,
-        "latin": count(latin, view.text) / written,
+        "latin": latin / written,
         "paragraph": float(max(count(_HAN, line) for line in view.lines)),
     }
 

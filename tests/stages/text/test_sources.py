@@ -108,7 +108,7 @@ def test_damaged_files_are_the_users_to_mend(tmp_path, name):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"\x89PNG\r\n\x1a\n\x00\x00,\xff\n1,2\n", "its first line is no text"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00,\xff\n1,2\n", "it holds no text"),
         (b'text\none\n"' + b"x" * 2000 + b"\n", "line 2: field larger than"),
     ],
 )
@@ -116,6 +116,12 @@ def test_what_is_no_csv_is_a_broken_file(tmp_path, data, said, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST_FIELD", 1_000)
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(BrokenFile, match=said):
+        texts(tmp_path / "a.csv")
+
+
+def test_a_header_in_another_encoding_is_a_header(tmp_path):
+    (tmp_path / "a.csv").write_bytes("id,catégorie\n1,x\n".encode("latin-1"))
+    with pytest.raises(InputError, match="no column 'text'"):
         texts(tmp_path / "a.csv")
 
 

@@ -98,6 +98,7 @@ def test_plain_text_is_untouched():
         ("Cette fonction renvoie la liste des fichiers du dossier, triée par nom.", "fr"),
         ("这个函数返回文件夹中的所有文件，并按名称排序。", "zh"),
         ("天晴白雲高，喬木蔭初暑。\n久客倦紅塵，愛此崖寺古。", "zh"),
+        ("東京都渋谷区神宮前一丁目二番三号株式会社日本経済新聞社東京本社編集局", "ja"),
         ("この関数はフォルダ内のすべてのファイルを名前順に返します。", "ja"),
         ("Эта функция возвращает список файлов в папке.", "ru"),
     ],

@@ -33,6 +33,8 @@ def test_shares_are_of_what_is_neither_space_nor_mark():
 def test_a_word_of_another_script_weighs_as_much_as_a_character():
     mixed = scores("使用 checkout 命令，или 3 好")
     assert mixed["share"] == pytest.approx(5 / 8) and mixed["latin"] == pytest.approx(1 / 8)
+    hashes = scores("好" * 10 + " a1b2c3d4 naïve e5f6" * 2)
+    assert hashes["share"] == 10 / 16 and hashes["latin"] == 6 / 16
 
 
 def test_they_mean_nothing_for_other_languages():
