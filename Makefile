@@ -47,7 +47,8 @@ integration: install
 faults: install
 	$(BIN)/pytest -m faults
 
-# Kills every stage of the quickstart in small; too long for each change.
+# Kills every stage of the quickstart in small, cleans texts of 50 MB and inputs larger than memory;
+# too long for each change.
 long: install
 	$(BIN)/pytest -m long
 

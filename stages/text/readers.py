@@ -97,7 +97,7 @@ def refusals_told(file: SourceFile) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # each storage of fsspec has errors of its own; unknown ones go on
         if file.is_remote and remote.is_refusal(error):
             remote.refuse(file.path, error)
         if not isinstance(error, OSError | EOFError | zlib.error):
