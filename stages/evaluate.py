@@ -167,10 +167,10 @@ def documents(bench: Bench, model: str) -> Findings:
     """Perplexity and bits per byte of one model on held-out documents."""
     from stages.data.tokenizer import Tokenizer
     from stages.generation.perplexity import document_loss
-    from stages.models.huggingface import load_gpt
+    from stages.models.huggingface import load_language_model
 
     folder = bench.paths[model]
-    loaded, tokenizer = load_gpt(folder).to(bench.device), Tokenizer(folder)
+    loaded, tokenizer = load_language_model(folder).to(bench.device), Tokenizer(folder)
     found = document_loss(
         loaded, bench.paths["tokens"], tokenizer, windows=bench.params.windows,
         device=bench.device, beat=bench.beat,
@@ -185,13 +185,13 @@ def answers(bench: Bench) -> Findings:
 
     from stages.data.tokenizer import Tokenizer
     from stages.generation.perplexity import answer_likelihoods, mean_loss, paired_gain
-    from stages.models.huggingface import load_gpt
+    from stages.models.huggingface import load_language_model
 
     figures: dict[str, float] = {}
     likely = {}
     for name, suffix in (("sft", ""), ("augmented", "_augmented")):
         if folder := bench.paths.get(name):
-            model, tokenizer = load_gpt(folder).to(bench.device), Tokenizer(folder)
+            model, tokenizer = load_language_model(folder).to(bench.device), Tokenizer(folder)
             likely[name] = answer_likelihoods(
                 model, bench.paths["conversations"], tokenizer,
                 limit=bench.params.conversations_limit, device=bench.device, beat=bench.beat,

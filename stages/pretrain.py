@@ -286,10 +286,10 @@ class Pretraining(LanguageObjective):
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""
-        from stages.models.huggingface import save_gpt
+        from stages.models.huggingface import save_language_model
 
         model: Any = engines["model"].module
-        save_gpt(model, out, self.tokenizer_folder, card=_card(self))
+        save_language_model(model, out, self.tokenizer_folder, card=_card(self))
 
 
 def continuations(
@@ -300,9 +300,9 @@ def continuations(
         return []
     from stages.data.tokenizer import EOS, PAD, Tokenizer
     from stages.generation.sampling import Decoding, sample
-    from stages.models.huggingface import load_gpt
+    from stages.models.huggingface import load_language_model
 
-    model, tokenizer = load_gpt(folder).to(rank.device), Tokenizer(folder)
+    model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
     ids = [[EOS, *tokenizer.encode(prompt)] for prompt in prompts]
     room = model.config.context - max(map(len, ids))
     if room < 1:

@@ -132,10 +132,10 @@ class FineTuning(LanguageObjective):
         Raises:
             InputError: no conversation to train on fits into the context.
         """
-        from stages.models.huggingface import load_gpt
+        from stages.models.huggingface import load_language_model
         from stages.training.order import Shuffled
 
-        model = load_gpt(self.model_path, dropout=self.dropout).train()
+        model = load_language_model(self.model_path, dropout=self.dropout).train()
         self.flops_per_token = float(model.config.flops_per_token)
         limit = self.max_length or model.config.context
         data, too_long = self._encoded("train", limit)
@@ -185,10 +185,10 @@ class FineTuning(LanguageObjective):
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""
-        from stages.models.huggingface import save_gpt
+        from stages.models.huggingface import save_language_model
 
         model: Any = engines["model"].module
-        save_gpt(model, out, self.model_path, card=_card(self), chat=True)
+        save_language_model(model, out, self.model_path, card=_card(self), chat=True)
 
 
 def collate(samples: Sequence[Encoded]) -> dict[str, Any]:
@@ -242,9 +242,9 @@ def replies(
     from stages.data.chat import encode_prompt
     from stages.data.tokenizer import EOS, PAD, Tokenizer
     from stages.generation.sampling import Decoding, sample
-    from stages.models.huggingface import load_gpt
+    from stages.models.huggingface import load_language_model
 
-    model, tokenizer = load_gpt(folder).to(rank.device), Tokenizer(folder)
+    model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
     prompts = [encode_prompt(tokenizer, conversation.prompt) for conversation in conversations]
     fit = [row for row, ids in enumerate(prompts) if len(ids) < model.config.context]
     found = [""] * len(prompts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from stages.models.huggingface import load_gpt, load_scorer
+from stages.models.huggingface import load_language_model, load_scorer
 
 
 def assert_transformers_agree(folder: Path) -> None:
@@ -23,5 +23,5 @@ def assert_transformers_agree(folder: Path) -> None:
             theirs, ours = scorer(tokens_BT).logits[:, 0], load_scorer(folder)(tokens_BT)[:, -1]
         else:
             model = AutoModelForCausalLM.from_pretrained(folder).eval()
-            theirs, ours = model(tokens_BT).logits, load_gpt(folder)(tokens_BT)
+            theirs, ours = model(tokens_BT).logits, load_language_model(folder)(tokens_BT)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

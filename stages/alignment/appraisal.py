@@ -16,9 +16,9 @@ from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding
-from stages.models.gpt import GPT
 from stages.models.heads import Scorer
-from stages.models.huggingface import load_gpt, load_scorer
+from stages.models.huggingface import load_language_model, load_scorer
+from stages.models.language import LanguageModel
 from stages.training.order import mix
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compare_policies(
     batch of responses.
     """
     tokenizer = Tokenizer(after)
-    policies = [load_gpt(path).to(device) for path in (before, after)]
+    policies = [load_language_model(path).to(device) for path in (before, after)]
     room = min(policy.config.context for policy in policies) - max_new_tokens
     asked = read_prompts(prompts, "eval", tokenizer, room)
     asked = asked[: count or len(asked)]
@@ -82,8 +82,8 @@ def compare_policies(
 
 
 def _play(
-    policy: GPT,
-    reference: GPT,
+    policy: LanguageModel,
+    reference: LanguageModel,
     scorer: Scorer,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,

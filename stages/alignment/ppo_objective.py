@@ -32,8 +32,9 @@ from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.generation.likelihood import TokenModel
 from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding
-from stages.models.gpt import GPT
-from stages.models.huggingface import load_gpt, load_scorer, save_gpt
+from stages.models.families import language_model
+from stages.models.huggingface import load_language_model, load_scorer, save_language_model
+from stages.models.language import LanguageModel
 from stages.training.objective import Metrics, Samples, State, Trainable
 from stages.training.order import Shuffled, mix
 
@@ -104,7 +105,7 @@ class PPOObjective:
             InputError: no prompt leaves room for a response, or the models' vocabularies differ.
         """
         self.rank, self.train, self.seed = rank, settings, seed
-        policy, critic = load_gpt(self.policy_path), load_scorer(self.reward_path)
+        policy, critic = load_language_model(self.policy_path), load_scorer(self.reward_path)
         if policy.config.vocab_size != critic.body.config.vocab_size:
             raise InputError(
                 f"the policy has {policy.config.vocab_size} ids, the reward model "
@@ -113,7 +114,9 @@ class PPOObjective:
             )
         context = min(policy.config.context, critic.body.config.context)
         dtype = getattr(torch, settings.dtype)
-        self.reference = load_gpt(self.policy_path).to(rank.device, dtype).requires_grad_(False)
+        self.reference = (
+            load_language_model(self.policy_path).to(rank.device, dtype).requires_grad_(False)
+        )
         self.reward = load_scorer(self.reward_path).to(rank.device, dtype).requires_grad_(False)
         self.width = context
         room = context - self.settings.max_new_tokens
@@ -125,7 +128,7 @@ class PPOObjective:
         self._ema = {}
         if self.settings.ema:
             self._ema = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        self._spare: GPT | None = None
+        self._spare: LanguageModel | None = None
         return {
             "policy": Trainable(policy),
             "value": Trainable(critic, lr=self.settings.critic_lr),
@@ -241,7 +244,7 @@ class PPOObjective:
         return Experience(**found).rows(range(count))
 
     @contextmanager
-    def _sampler(self, engine: Engine) -> Iterator[GPT]:
+    def _sampler(self, engine: Engine) -> Iterator[LanguageModel]:
         """The policy as a plain module. Sharded weights are copied into a spare one, for hooks
         that gather them layer by layer would do so at every token."""
         plain: Any = engine.module
@@ -249,10 +252,10 @@ class PPOObjective:
             yield plain
             return
         if self._spare is None:
-            self._spare = GPT(plain.config).to(self.rank.device).eval()
+            self._spare = language_model(plain.config).to(self.rank.device).eval()
         with engine.whole() as whole:
             self._spare.load_state_dict(whole.state_dict())
-        self._spare.to(self.reference.wte.weight.dtype)
+        self._spare.to(self.reference.unembedding.dtype)
         yield self._spare
 
     def _average(self, engine: Engine) -> None:
@@ -282,10 +285,10 @@ class PPOObjective:
         """Write the policy: the average of its weights, if one was kept."""
         policy: Any = engines["policy"].module
         if self._ema:
-            averaged = GPT(policy.config)
+            averaged = language_model(policy.config)
             averaged.load_state_dict(self._ema)
             policy = averaged
-        save_gpt(policy, out, self.policy_path, card=_CARD, chat=True)
+        save_language_model(policy, out, self.policy_path, card=_CARD, chat=True)
 
 
 _CARD = """# Policy

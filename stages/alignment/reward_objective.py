@@ -20,7 +20,7 @@ from stages.generation.likelihood import pad_right
 from stages.generation.pause import Pause
 from stages.models.gpt import GPT
 from stages.models.heads import Scorer
-from stages.models.huggingface import load_gpt, load_scorer, save_scorer
+from stages.models.huggingface import load_language_model, load_scorer, save_scorer
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 from stages.training.order import Shuffled, mix
 
@@ -99,7 +99,13 @@ class RewardObjective(SupervisedObjective):
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
         """Read the rankings; put a fresh score head on the language model."""
-        body = load_gpt(self.model, dropout=self.dropout)
+        body = load_language_model(self.model, dropout=self.dropout)
+        if not isinstance(body, GPT):
+            raise InputError(
+                f"a reward model is read from GPT-2, not from a {type(body).__name__}",
+                where=str(self.model),
+                remedy="train it from a model of family gpt2",
+            )
         tokenizer, context = Tokenizer(self.model), body.config.context
         rankings = read_rankings(self.preferences, "train", tokenizer, context)
         self.train = Shuffled(rankings, mix(self.seed, 1))

@@ -9,7 +9,7 @@ from stages.data.chat import encode_prompt
 from stages.data.conversations import Message
 from stages.data.tokenizer import EOS, Tokenizer
 from stages.generation.sampling import Decoding, sample
-from stages.models.huggingface import is_chat, load_gpt, special_ids
+from stages.models.huggingface import is_chat, load_language_model, special_ids
 
 
 def generate_text(
@@ -32,7 +32,7 @@ def generate_text(
             of its range.
     """
     folder = Path(folder)
-    model, tokenizer, special = load_gpt(folder), Tokenizer(folder), special_ids(folder)
+    model, tokenizer, special = load_language_model(folder), Tokenizer(folder), special_ids(folder)
     if is_chat(folder):
         ids = encode_prompt(tokenizer, [Message("user", prompt)])
     else:

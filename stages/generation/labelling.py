@@ -16,8 +16,8 @@ from stages.data.tokenizer import EOS, PAD, UNK, Tokenizer
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.generation.pause import Pause
 from stages.generation.sampling import Decoding, sample
-from stages.models.gpt import GPT
-from stages.models.huggingface import load_gpt
+from stages.models.huggingface import load_language_model
+from stages.models.language import LanguageModel
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +145,11 @@ class Asker:
         self, how: Labelling, device: torch.device, beat: Callable[[], None] = lambda: None
     ) -> None:
         self.how, self.device, self.beat = how, device, beat
-        self.speaker, self.tokenizer = load_gpt(how.speaker).to(device), Tokenizer(how.speaker)
-        self.forward = load_gpt(how.forward).to(device) if how.forward else None
+        self.speaker, self.tokenizer = (
+            load_language_model(how.speaker).to(device),
+            Tokenizer(how.speaker),
+        )
+        self.forward = load_language_model(how.forward).to(device) if how.forward else None
         self.room = self.speaker.config.context - how.max_new_tokens
         if self.room < FRAME:
             raise InputError(
@@ -187,7 +190,7 @@ class Asker:
         return [of_place[row] for row in range(len(targets)) for of_place in found]
 
     def _round_trip(
-        self, forward: GPT, targets: Sequence[Target], candidates: Sequence[Candidate]
+        self, forward: LanguageModel, targets: Sequence[Target], candidates: Sequence[Candidate]
     ) -> None:
         """How much each question helps to find its answer, against that of another target; nothing
         is known of a lone one."""
@@ -202,14 +205,16 @@ class Asker:
             candidate.gain = a.per_token - b.per_token
 
     def _fitted(
-        self, model: GPT, prompts: Sequence[list[int]], answers: Sequence[list[int]]
+        self, model: LanguageModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     ) -> list[Likelihood]:
         """Likelihoods of answers, cut to what fits the context after the prompt."""
         room = model.config.context + 1
         fitted = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
         return self._likelihoods(model, prompts, fitted)
 
-    def _likelihoods(self, model: GPT, prompts: Any, continuations: Any) -> list[Likelihood]:
+    def _likelihoods(
+        self, model: LanguageModel, prompts: Any, continuations: Any
+    ) -> list[Likelihood]:
         return likelihoods(
             model, prompts, continuations, pad_id=PAD, device=self.device, beat=self.beat
         )

@@ -15,12 +15,12 @@ from stages.data.conversations import Conversations
 from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import TokenStore
 from stages.generation.likelihood import Likelihood, likelihoods
-from stages.models.gpt import GPT
+from stages.models.language import LanguageModel
 
 
 @torch.inference_mode()
 def document_loss(
-    model: GPT,
+    model: LanguageModel,
     tokens: Path,
     tokenizer: Tokenizer,
     *,
@@ -53,7 +53,7 @@ def document_loss(
 
 
 def answer_likelihoods(
-    model: GPT,
+    model: LanguageModel,
     conversations: Path,
     tokenizer: Tokenizer,
     *,

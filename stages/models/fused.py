@@ -5,7 +5,7 @@ the loss, and in the same pass for the gradient of hidden states and head (softm
 Bridle 1990). Half the time of a head and a loss of their own on a CPU, and memory for the hidden
 states instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
 
-Shape suffixes as in `stages.models.gpt`: N positions, C width, V vocabulary.
+Shape suffixes as in `stages.models.language`: N positions, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,26 +22,35 @@ _ON_CPU, _ON_GPU = 1 << 19, 1 << 26
 """Logits at a time: what a core's cache holds, and what keeps a GPU busy."""
 
 
-def linear_cross_entropy(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
-    """The sum over positions of -log softmax(x W^T)[target], in nats, as a float32 scalar.
+def linear_cross_entropy(
+    x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, z_coef: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The sum over positions of -log softmax(x W^T)[target] + z_coef log^2 Z, in nats, and that
+    sum without the second term, which has no gradient: float32 scalars.
 
-    The softmax is taken in float32 whatever the precision of the inputs. Positions whose target
-    is -100 add nothing and get no gradient.
+    log Z is the logarithm of the softmax's normaliser (Chowdhery et al. 2022, section 5). The
+    softmax is taken in float32 whatever the precision of the inputs. Positions whose target is
+    -100 add nothing and get no gradient.
     """
     learned_N = targets_N != IGNORED
     if not bool(learned_N.all()):
         x_NC, targets_N = x_NC[learned_N], targets_N[learned_N]
-    summed: Tensor = _LinearCrossEntropy.apply(x_NC, weight_VC, targets_N)  # type: ignore[no-untyped-call]
-    return summed
+    sums: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        x_NC, weight_VC, targets_N, z_coef
+    )
+    return sums
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are made in the forward pass, while the logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, z_coef: float
+    ) -> tuple[Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad)
         total = x_NC.new_zeros((), dtype=torch.float32)
+        squares = torch.zeros_like(total)
         dx_NC = torch.empty_like(x_NC) if wanted else None
         dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else None
         rows = max(1, (_ON_GPU if x_NC.is_cuda else _ON_CPU) // len(weight_VC))
@@ -53,8 +62,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             top_N1, at_N1 = logits_NV.max(1, keepdim=True)
             share_NV = logits_NV.softmax(1)
             # The likeliest has a share of 1/V at least: its logarithm is safe.
-            total += (top_N1 - share_NV.gather(1, at_N1).log() - chosen_N1).sum()
+            log_z_N1 = top_N1 - share_NV.gather(1, at_N1).log()
+            total += (log_z_N1 - chosen_N1).sum()
+            if z_coef:
+                squares += log_z_N1.square().sum()
             if dx_NC is not None and dweight_VC is not None:
+                if z_coef:
+                    share_NV *= 1 + 2 * z_coef * log_z_N1
                 share_NV.scatter_add_(1, target_N1, torch.full_like(chosen_N1, -1.0))
                 error_NV = share_NV.to(x_NC.dtype)
                 torch.mm(error_NV, weight_VC, out=dx_NC[part])
@@ -64,10 +78,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     dweight_VC += error_NV.T @ x_NC[part]
         if dx_NC is not None and dweight_VC is not None:
             ctx.save_for_backward(dx_NC, dweight_VC.to(weight_VC.dtype))
-        return total
+        cross_entropy = total.clone()
+        ctx.mark_non_differentiable(cross_entropy)
+        return total + z_coef * squares, cross_entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx_NC, dweight_VC = ctx.saved_tensors
-        return dx_NC * gradient.to(dx_NC.dtype), dweight_VC * gradient.to(dweight_VC.dtype), None
+        dx_NC = dx_NC * gradient.to(dx_NC.dtype)
+        return dx_NC, dweight_VC * gradient.to(dweight_VC.dtype), None, None

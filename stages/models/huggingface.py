@@ -3,8 +3,9 @@
     config.json  model.safetensors  generation_config.json  README.md  + the tokenizer's files
 
 The weights of GPT-2 in `transformers` are those of `stages.models.gpt` under `transformer.`, with
-the four projections of a block stored input-major (its Conv1D). JSON is written by hand, with
-sorted keys, so that equal weights give equal bytes whatever library version wrote them.
+the four projections of a block stored input-major (its Conv1D); for the modern decoder see
+`stages.models.decoder_folder`. JSON is written by hand, with sorted keys, so that equal weights
+give equal bytes whatever library version wrote them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
+from stages.models import decoder_folder
+from stages.models.decoder import Decoder
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
 
@@ -40,8 +43,8 @@ class SpecialIds(NamedTuple):
 DEFAULT_IDS = SpecialIds()
 
 
-def save_gpt(
-    model: GPT,
+def save_language_model(
+    model: GPT | Decoder,
     folder: Path,
     tokenizer_folder: Path | None = None,
     *,
@@ -59,17 +62,17 @@ def save_gpt(
         chat: whether prompts are to be given in the chat format (marked in the card).
         ids: the ids of pad, bos and eos.
     """
-    weights = {f"transformer.{name}": value for name, value in _export(model.state_dict()).items()}
+    if isinstance(model, Decoder):
+        config = {**decoder_folder.config_json(model.config), **_token_ids(ids)}
+        parts = decoder_folder.export(model.state_dict(), model.config)
+        weights = {name: _plain(value) for name, value in parts.items()}
+    else:
+        config = {**_config(model.config, ids), "architectures": ["GPT2LMHeadModel"]}
+        own = _export(model.state_dict())
+        weights = {f"transformer.{name}": value for name, value in own.items()}
     _save(folder, tokenizer_folder, weights)
-    config = {**_config(model.config, ids), "architectures": ["GPT2LMHeadModel"]}
     _write_json(folder / "config.json", config)
-    generation = {
-        "bos_token_id": ids.bos,
-        "eos_token_id": ids.eos,
-        "pad_token_id": ids.pad,
-        "do_sample": True,
-    }
-    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "generation_config.json", {**_token_ids(ids), "do_sample": True})
     _write_card(folder, "text-generation", [_CHAT_TAG] if chat else [], card)
 
 
@@ -83,7 +86,8 @@ def save_scorer(
 ) -> None:
     """Write a folder that `AutoModelForSequenceClassification` loads (one label, no bias).
 
-    It reads the score at the last token that is not padding, as we do. Arguments as `save_gpt`.
+    It reads the score at the last token that is not padding, as we do. Arguments as
+    `save_language_model`.
     """
     body = _export(model.body.state_dict())
     weights = {f"transformer.{name}": value for name, value in body.items()}
@@ -100,15 +104,28 @@ def save_scorer(
     _write_card(folder, "text-classification", ["reward-model"], card)
 
 
-def load_gpt(folder: Path, *, dropout: float = 0.0) -> GPT:
-    """Read a GPT-2 folder of ours or of anybody, in evaluation mode.
+def load_language_model(folder: Path, *, dropout: float = 0.0) -> GPT | Decoder:
+    """Read a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE, of ours or of anybody, in evaluation mode.
 
     Raises:
-        InputError: the folder holds no GPT-2, or weights are missing or of another shape.
+        InputError: the folder holds another model, or weights are missing or of another shape.
     """
+    raw = _read_config(folder)
+    if raw.get("model_type") in decoder_folder.ARCHITECTURES:
+        return _load_decoder(raw, folder, dropout)
     config, weights = _load(folder, dropout)
     model = GPT(config)
     _fill(model, _import(weights), folder)
+    return model.eval()
+
+
+def _load_decoder(raw: Mapping[str, Any], folder: Path, dropout: float) -> Decoder:
+    try:
+        model = Decoder(decoder_folder.read_config(raw, str(folder), dropout))
+        weights = decoder_folder.collect(_read_weights(folder), model.config)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"config or weights lack something: {error}", where=str(folder)) from error
+    _fill(model, weights, folder)
     return model.eval()
 
 
@@ -170,10 +187,12 @@ def _config(config: GPTConfig, ids: SpecialIds) -> dict[str, Any]:
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
         "dtype": "float32",
-        "bos_token_id": ids.bos,
-        "eos_token_id": ids.eos,
-        "pad_token_id": ids.pad,
+        **_token_ids(ids),
     }
+
+
+def _token_ids(ids: SpecialIds) -> dict[str, int]:
+    return {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
 
 
 def _export(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,7 +249,7 @@ def _load(folder: Path, dropout: float) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise InputError(
             f"cannot read models of type {raw.get('model_type')!r}",
             where=str(folder),
-            remedy="give a folder of model_type gpt2",
+            remedy="give a folder of model_type gpt2, llama, qwen3 or qwen3_moe",
         )
     if raw.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
         raise InputError(f"unknown activation {raw['activation_function']!r}", where=str(folder))

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from stages.generation.sampling import Decoding, sample
 from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import save_gpt
+from stages.models.huggingface import save_language_model
 
 NEW, PROMPT, REPEATS = 128, 32, 5
 
@@ -36,7 +36,7 @@ def contenders(batch: int) -> dict[str, Callable[[], torch.Tensor]]:
     model = GPT(GPTConfig(vocab_size=8192, context=256, layers=4, width=256, heads=4)).eval()
     prompts = torch.randint(16, 8192, (batch, PROMPT))
     with tempfile.TemporaryDirectory() as folder:
-        save_gpt(model, Path(folder))
+        save_language_model(model, Path(folder))
         theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     rows = prompts.tolist()
 

@@ -16,7 +16,7 @@ from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted, WorkerDied
 from pipeline.stage import Workers
 from stages.models.heads import Scorer
-from stages.models.huggingface import load_gpt, save_scorer
+from stages.models.huggingface import load_language_model, save_scorer
 from stages.training.group import WorkerGroup
 from stages.training.loop import fit
 
@@ -32,7 +32,9 @@ def world(tmp_path_factory):
 
     folder = toyworld.build(tmp_path_factory.mktemp("world"))
     torch.manual_seed(3)
-    save_scorer(Scorer(load_gpt(folder / "policy")), folder / "scorer", folder / "tokenizer")
+    save_scorer(
+        Scorer(load_language_model(folder / "policy")), folder / "scorer", folder / "tokenizer"
+    )
     return folder
 
 

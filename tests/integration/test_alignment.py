@@ -19,7 +19,7 @@ from stages.augment import AugmentParams, augment
 from stages.data.conversations import Conversations
 from stages.data.preferences import Preferences
 from stages.models.heads import Scorer
-from stages.models.huggingface import load_gpt, save_scorer
+from stages.models.huggingface import load_language_model, save_scorer
 from stages.ppo import PPOParams, ppo
 from stages.reward import RewardParams, reward
 
@@ -122,7 +122,9 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
 def scored(world):
     """The world with a reward model that was never trained."""
     torch.manual_seed(3)
-    save_scorer(Scorer(load_gpt(world / "policy")), world / "scorer", world / "tokenizer")
+    save_scorer(
+        Scorer(load_language_model(world / "policy")), world / "scorer", world / "tokenizer"
+    )
     return world
 
 

@@ -21,9 +21,9 @@ def scorer(world):
     import torch
 
     from stages.models.heads import Scorer
-    from stages.models.huggingface import load_gpt, save_scorer
+    from stages.models.huggingface import load_language_model, save_scorer
 
     torch.manual_seed(3)
     folder = world / "scorer"
-    save_scorer(Scorer(load_gpt(world / "policy")), folder, world / "tokenizer")
+    save_scorer(Scorer(load_language_model(world / "policy")), folder, world / "tokenizer")
     return folder

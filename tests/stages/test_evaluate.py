@@ -21,7 +21,7 @@ from stages.generation.perplexity import (
     mean_loss,
     paired_gain,
 )
-from stages.models.huggingface import load_gpt
+from stages.models.huggingface import load_language_model
 from stages.training.rank import Rank
 
 PARAMS = EvaluateParams(max_new_tokens=10, prompts=8)
@@ -68,7 +68,7 @@ def test_every_task_is_done_by_one_rank(paths):
 
 
 def test_the_perplexity_is_that_of_the_windows(world):
-    model, tokenizer = load_gpt(world / "policy"), Tokenizer(world / "policy")
+    model, tokenizer = load_language_model(world / "policy"), Tokenizer(world / "policy")
     found = document_loss(model, world / "tokens", tokenizer, batch=3)
     samples = TokenStore(world / "tokens", "eval").samples(40)
     rows = torch.tensor([samples[i].tolist() for i in range(len(samples))])
@@ -111,7 +111,7 @@ def test_no_answer_that_was_held_out_passes_no_gate(world, tmp_path):
 
 def test_what_can_be_trained_on_can_be_evaluated(world, tmp_path):
     """An answer's last token is predicted and not read: the longest is one over the context."""
-    model, tokenizer = load_gpt(world / "policy"), Tokenizer(world / "policy")
+    model, tokenizer = load_language_model(world / "policy"), Tokenizer(world / "policy")
     texts = [" ".join(["here"] * count) for count in range(1, 80)]
     lengths = {len(encode_conversation(tokenizer, talk("", t, "eval"))): t for t in texts}
     assert {41, 42} <= set(lengths)

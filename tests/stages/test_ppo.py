@@ -18,7 +18,7 @@ from stages.data.tokenizer import ASSISTANT, BOS, Tokenizer
 from stages.data.tokens import TokenStore, write_index, write_shard
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
-from stages.models.huggingface import load_gpt, load_scorer, save_scorer
+from stages.models.huggingface import load_language_model, load_scorer, save_scorer
 from stages.ppo import PPOParams
 from stages.training.rank import Rank
 
@@ -101,7 +101,7 @@ def test_pages_are_other_windows_for_every_minibatch(world, scorer):
     assert len(seen) == 2 * 8 * 4 and len(set(seen)) == len(seen)
     piece = pages[0].pieces(0)[0]
     assert piece.shape == (4, 13)
-    policy = load_gpt(world / "policy")
+    policy = load_language_model(world / "policy")
     logits = policy(piece[:, :-1]).flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, piece[:, 1:].flatten())
     torch.testing.assert_close(pages[0].loss(policy, piece), expected)

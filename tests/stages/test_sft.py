@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.stage import Params
 from stages.data.conversations import Conversation, Message, write_conversations
 from stages.data.tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
-from stages.models.huggingface import is_chat, load_gpt
+from stages.models.huggingface import is_chat, load_language_model
 from stages.pretrain import PretrainParams
 from stages.sft import FineTuning, SftParams, sft, swapped
 from stages.training.rank import Rank
@@ -152,7 +152,7 @@ def test_the_stage_learns_the_answers(world: Path, tmp_path: Path) -> None:
     assert results["eval_loss"] < 2.5
     assert is_chat(ctx.out)
     assert_transformers_agree(ctx.out)
-    assert load_gpt(ctx.out).config == load_gpt(world / "policy").config
+    assert load_language_model(ctx.out).config == load_language_model(world / "policy").config
     panels = json.loads((ctx.observed / "panels.json").read_text())
     cards = next(panel for panel in panels if panel["title"] == "Before and after")["items"]
     assert {"prompt", "before", "after", "wanted"} == set(cards[0])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from stages.models.huggingface import load_gpt, save_gpt
+from stages.models.huggingface import load_language_model, save_language_model
 from stages.smoke import check, main
 
 
@@ -21,15 +21,15 @@ def test_a_folder_without_a_model(tmp_path, capsys):
 
 
 def test_weights_that_are_not_finite(world, tmp_path, capsys):
-    model = load_gpt(world / "policy")
+    model = load_language_model(world / "policy")
     torch.nn.init.constant_(model.ln_f.bias, float("nan"))
-    save_gpt(model, tmp_path, world / "tokenizer")
+    save_language_model(model, tmp_path, world / "tokenizer")
     assert main([str(tmp_path)]) == 1
     assert "the output is not finite" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_the_config(world, tmp_path, capsys):
-    save_gpt(load_gpt(world / "policy"), tmp_path, world / "tokenizer")
+    save_language_model(load_language_model(world / "policy"), tmp_path, world / "tokenizer")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
     assert main([str(tmp_path)]) == 1

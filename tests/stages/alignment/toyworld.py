@@ -24,7 +24,7 @@ from stages.data.tokenizer import CONTROLS, Tokenizer
 from stages.data.tokens import write_index, write_shard
 from stages.generation.likelihood import pad_right
 from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import save_gpt
+from stages.models.huggingface import save_language_model
 
 ANIMALS = ("cat", "dog", "owl", "bee", "fox", "hen", "cow", "ant")
 TOOLS = ("saw", "axe", "pen", "cup", "bag", "key", "map", "net")
@@ -126,7 +126,7 @@ def build(folder: Path) -> Path:
         torch.manual_seed(0)
         model = GPT(GPTConfig(len(tokenizer), CONTEXT, layers=2, width=48, heads=2))
         supervised(model, [encode_conversation(tokenizer, c) for c in data], 60)
-        save_gpt(model.eval(), folder / name, folder / "tokenizer", chat=True)
+        save_language_model(model.eval(), folder / name, folder / "tokenizer", chat=True)
     return folder
 
 

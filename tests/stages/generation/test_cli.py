@@ -9,11 +9,11 @@ from stages.data.conversations import Message
 from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.generation.cli import generate_text
 from stages.generation.sampling import Decoding, sample
-from stages.models.huggingface import load_gpt, save_gpt
+from stages.models.huggingface import load_language_model, save_language_model
 
 
 def greedy(world, ids, count):
-    model = load_gpt(world / "policy")
+    model = load_language_model(world / "policy")
     drawn = sample(model, [ids], Decoding(count, 0.0), eos_id=EOS, pad_id=PAD)
     return Tokenizer(world / "policy").decode(drawn.ids(0))
 
@@ -25,7 +25,7 @@ def test_a_chat_model_is_asked_in_its_format(world):
 
 
 def test_a_plain_model_goes_on(world, tmp_path):
-    save_gpt(load_gpt(world / "policy"), tmp_path, world / "tokenizer")
+    save_language_model(load_language_model(world / "policy"), tmp_path, world / "tokenizer")
     ids = [EOS, *Tokenizer(tmp_path).encode("the owl")]
     assert generate_text(tmp_path, "the owl", 12, temperature=0) == greedy(world, ids, 12)
 

@@ -9,7 +9,7 @@ from stages.generation.likelihood import likelihoods
 from stages.generation.randomness import uniforms
 from stages.generation.sampling import Decoding, batches, draw, log_distribution, sample
 from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import save_gpt
+from stages.models.huggingface import save_language_model
 
 CONFIG = GPTConfig(vocab_size=50, context=48, layers=2, width=32, heads=4)
 EOS, PAD = 3, 0
@@ -31,7 +31,7 @@ def run(model, decoding, prompts=PROMPTS, **options):
 
 
 def test_greedy_is_that_of_transformers(model, tmp_path):
-    save_gpt(model, tmp_path)
+    save_language_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     ours = run(model, Decoding(20, temperature=0))
     for row, prompt in enumerate(PROMPTS):

@@ -22,10 +22,12 @@ def inputs(dtype: torch.dtype = torch.float32, ignored: int = 0, scale: float = 
     return x, weight, targets
 
 
-def reference(x, weight, targets):
+def reference(x, weight, targets, z_coef=0.0):
     """The loss and both gradients, in float64, by torch's cross-entropy of all logits."""
     x, weight = (part.detach().double().requires_grad_() for part in (x, weight))
-    loss = F.cross_entropy(x @ weight.T, targets, reduction="sum", ignore_index=IGNORED)
+    logits = x @ weight.T
+    loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+    loss = loss + z_coef * logits.logsumexp(1)[targets != IGNORED].square().sum()
     loss.backward()
     return loss.detach(), x.grad, weight.grad
 
@@ -37,7 +39,7 @@ def test_loss_and_gradients_are_those_of_all_logits(
 ) -> None:
     monkeypatch.setattr(fused, "_ON_CPU", rows * V)
     x, weight, targets = inputs(ignored=ignored)
-    loss = linear_cross_entropy(x, weight, targets)
+    loss = linear_cross_entropy(x, weight, targets)[0]
     (3 * loss).backward()
     want, dx, dweight = reference(x, weight, targets)
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0)
@@ -45,18 +47,31 @@ def test_loss_and_gradients_are_those_of_all_logits(
     torch.testing.assert_close(weight.grad.double(), 3 * dweight, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [5, N])
+def test_z_loss_is_added_with_its_gradient(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(fused, "_ON_CPU", rows * V)
+    x, weight, targets = inputs(ignored=4)
+    total, cross_entropy = linear_cross_entropy(x, weight, targets, z_coef=0.02)
+    (3 * total).backward()
+    want, dx, dweight = reference(x, weight, targets, z_coef=0.02)
+    torch.testing.assert_close(total.double(), want, rtol=1e-6, atol=0)
+    torch.testing.assert_close(x.grad.double(), 3 * dx, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.grad.double(), 3 * dweight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cross_entropy.double(), reference(x, weight, targets)[0])
+
+
 def test_a_certain_and_wrong_answer_costs_what_it_should() -> None:
     """Its share is 0 in float32; its cost is not infinite."""
     x, weight, targets = inputs(scale=300.0)
     want, _, _ = reference(x, weight, targets)
-    found = linear_cross_entropy(x, weight, targets)
+    found = linear_cross_entropy(x, weight, targets)[0]
     assert want > 1000 * N
     torch.testing.assert_close(found.double(), want, rtol=1e-6, atol=0)
 
 
 def test_bfloat16_is_summed_in_float32() -> None:
     x, weight, targets = inputs(torch.bfloat16)
-    loss = linear_cross_entropy(x, weight, targets)
+    loss = linear_cross_entropy(x, weight, targets)[0]
     loss.backward()
     assert (loss.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
     want, dx, dweight = reference(x, weight, targets)
@@ -68,9 +83,9 @@ def test_bfloat16_is_summed_in_float32() -> None:
 def test_without_a_gradient_nothing_is_kept() -> None:
     x, weight, targets = inputs()
     with torch.no_grad():
-        loss = linear_cross_entropy(x, weight, targets)
+        loss = linear_cross_entropy(x, weight, targets)[0]
     assert not loss.requires_grad
-    assert loss == linear_cross_entropy(x, weight, targets)
+    assert loss == linear_cross_entropy(x, weight, targets)[0]
 
 
 def test_a_model_gives_the_loss_of_its_logits() -> None:

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from stages.models.config import DecoderConfig
+from stages.models.families import language_model
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.presets import PRESETS, preset
 
@@ -126,6 +128,25 @@ def test_recomputing_changes_no_gradient(model):
 def test_a_sequence_over_the_context_is_refused(model):
     with pytest.raises(ValueError, match="25 tokens do not fit a context of 24"):
         model(random_tokens(1, 25))
+
+
+def test_a_document_in_a_row_of_several_is_read_as_if_alone():
+    families = [CONFIG, DecoderConfig(
+        vocab_size=61, context=24, layers=2, width=32, heads=4, kv_heads=2, inner=48, head_size=8
+    )]  # fmt: skip
+    for config in families:
+        torch.manual_seed(0)
+        model = language_model(config).eval()
+        pieces = [random_tokens(1, n) for n in (5, 9, 3)]
+        segments = [torch.full((1, p.shape[1]), k) for k, p in enumerate(pieces)]
+        positions = [torch.arange(p.shape[1])[None] for p in pieces]
+        together = model(
+            torch.cat(pieces, 1),
+            segments_BT=torch.cat(segments, 1),
+            positions_BT=torch.cat(positions, 1),
+        )
+        alone = torch.cat([model(piece) for piece in pieces], 1)
+        torch.testing.assert_close(together, alone)
 
 
 @pytest.mark.parametrize("steps", [[20], [1] * 20, [5, 1, 1, 7, 6]])

@@ -16,9 +16,9 @@ from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
 from stages.models.huggingface import (
     is_chat,
-    load_gpt,
+    load_language_model,
     load_scorer,
-    save_gpt,
+    save_language_model,
     save_scorer,
     special_ids,
 )
@@ -59,7 +59,7 @@ def assert_same_gradients(ours, theirs, tokens_BT):
 
 def test_ours_loads_in_transformers_with_the_same_logits_and_gradients(tmp_path, tokens_BT):
     model = lively(GPT(CONFIG))
-    save_gpt(model, tmp_path)
+    save_language_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(theirs) is GPT2LMHeadModel
     torch.testing.assert_close(model(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5)
@@ -73,7 +73,7 @@ def test_theirs_loads_in_ours_with_the_same_logits_and_gradients(tmp_path, token
     )  # fmt: skip
     theirs = lively(GPT2LMHeadModel(config))
     theirs.save_pretrained(tmp_path)
-    model = load_gpt(tmp_path)
+    model = load_language_model(tmp_path)
     assert model.config.inner == 80
     torch.testing.assert_close(model(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5)
     assert_same_gradients(model, theirs, tokens_BT)
@@ -85,13 +85,13 @@ def test_sharded_folders_of_others_load(tmp_path, tokens_BT):
     theirs.save_pretrained(tmp_path, max_shard_size="200KB")
     assert not (tmp_path / "model.safetensors").exists()
     torch.testing.assert_close(
-        load_gpt(tmp_path)(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5
+        load_language_model(tmp_path)(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5
     )
 
 
 def test_left_padding_agrees_with_transformers(tmp_path, tokens_BT):
     model = lively(GPT(CONFIG))
-    save_gpt(model, tmp_path)
+    save_language_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     mask_BT = torch.ones_like(tokens_BT)
     mask_BT[1, :5] = 0
@@ -136,7 +136,7 @@ def test_a_scorer_without_a_direction_cannot_be_shifted():
 def test_equal_weights_give_equal_bytes(tmp_path):
     model = GPT(CONFIG)
     for name in ("a", "b"):
-        save_gpt(model, tmp_path / name, card="# card")
+        save_language_model(model, tmp_path / name, card="# card")
     a, b = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in "ab")
     assert a == b
     assert set(a) == {"config.json", "generation_config.json", "model.safetensors", "README.md"}
@@ -145,15 +145,15 @@ def test_equal_weights_give_equal_bytes(tmp_path):
 def test_the_card_says_chat_and_the_tokenizer_travels(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
-    save_gpt(GPT(CONFIG), tmp_path / "chat", tmp_path / "tokenizer", chat=True)
-    save_gpt(GPT(CONFIG), tmp_path / "plain")
+    save_language_model(GPT(CONFIG), tmp_path / "chat", tmp_path / "tokenizer", chat=True)
+    save_language_model(GPT(CONFIG), tmp_path / "plain")
     assert is_chat(tmp_path / "chat") and not is_chat(tmp_path / "plain")
     assert (tmp_path / "chat/tokenizer.json").read_text() == "{}"
     assert special_ids(tmp_path / "chat") == (0, 2, 3)
 
 
 def test_several_eos_ids_count_by_the_first(tmp_path):
-    save_gpt(GPT(CONFIG), tmp_path)
+    save_language_model(GPT(CONFIG), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 6]}))
     assert special_ids(tmp_path).eos == 5
@@ -166,23 +166,23 @@ def edit(folder, **changes):
 
 def test_folders_that_are_no_gpt2_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a model folder"):
-        load_gpt(tmp_path / "nothing")
-    save_gpt(GPT(CONFIG), tmp_path)
+        load_language_model(tmp_path / "nothing")
+    save_language_model(GPT(CONFIG), tmp_path)
     with pytest.raises(InputError, match="no score head"):
         load_scorer(tmp_path)
     edit(tmp_path, n_layer=4)
     with pytest.raises(InputError, match="weights and config disagree"):
-        load_gpt(tmp_path)
+        load_language_model(tmp_path)
     edit(tmp_path, activation_function="relu")
     with pytest.raises(InputError, match="unknown activation 'relu'"):
-        load_gpt(tmp_path)
-    edit(tmp_path, model_type="llama")
-    with pytest.raises(InputError, match="models of type 'llama'"):
-        load_gpt(tmp_path)
+        load_language_model(tmp_path)
+    edit(tmp_path, model_type="bert")
+    with pytest.raises(InputError, match="models of type 'bert'"):
+        load_language_model(tmp_path)
 
 
 def test_broken_weights_are_refused(tmp_path):
-    save_gpt(GPT(CONFIG), tmp_path)
+    save_language_model(GPT(CONFIG), tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputError, match="cannot read the weights"):
-        load_gpt(tmp_path)
+        load_language_model(tmp_path)

@@ -256,7 +256,7 @@ def little_world(folder: Path) -> Path:
     from stages.data.preferences import write_preferences
     from stages.data.tokenizer import Tokenizer
     from stages.models.gpt import GPT, GPTConfig
-    from stages.models.huggingface import save_gpt
+    from stages.models.huggingface import save_language_model
 
     toyworld.write_tokenizer(folder / "tokenizer")
     rng = random.Random(2)
@@ -268,5 +268,5 @@ def little_world(folder: Path) -> Path:
     torch.manual_seed(0)
     size = len(Tokenizer(folder / "tokenizer"))
     model = GPT(GPTConfig(size, toyworld.CONTEXT, layers=1, width=WIDTH, heads=1))
-    save_gpt(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
+    save_language_model(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
     return folder

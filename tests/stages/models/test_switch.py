@@ -1,0 +1,217 @@
+"""The Switch layer against a loop over tokens in float64; capacity, balance, init."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stages.models.config import DecoderConfig, ExpertsConfig
+from stages.models.decoder import Decoder
+from stages.models.language import Trace
+from stages.models.switch import Switch, balance_loss, dispatch
+
+C, INNER = 16, 24
+
+
+def layer(**fields) -> Switch:
+    torch.manual_seed(0)
+    made = Switch(C, INNER, ExpertsConfig(**{"num": 4, "capacity_factor": None, **fields}))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.3)
+    return made
+
+
+def by_token(switch: Switch, x_BTC: torch.Tensor, factor: float | None) -> torch.Tensor:
+    """The paper's words, one token after another: first choices are served first."""
+    config, B, T = switch.config, *x_BTC.shape[:2]
+    router, up, down = (
+        w.detach().double()
+        for w in (switch.router.weight, switch.experts.gate_up, switch.experts.down)
+    )
+    room = math.inf if factor is None else math.ceil(T * config.top_k / config.num * factor)
+    y_BTC = torch.zeros_like(x_BTC, dtype=torch.float64)
+    for b in range(B):
+        taken = [0] * config.num
+        for choice in range(config.top_k):
+            for t in range(T):
+                x = x_BTC[b, t].double()
+                probs = (router @ x).softmax(0)
+                gates, experts = probs.topk(config.top_k)
+                if config.normalize_gates:
+                    gates = gates / gates.sum()
+                e = int(experts[choice])
+                if taken[e] < room:
+                    taken[e] += 1
+                    g, u = (up[e] @ x).chunk(2)
+                    y_BTC[b, t] += gates[choice] * (down[e] @ (F.silu(g) * u))
+    return y_BTC
+
+
+@pytest.mark.parametrize("factor", [None, 0.5, 1.0, 1.25])
+@pytest.mark.parametrize(("top_k", "normalize"), [(1, False), (2, False), (2, True)])
+def test_the_layer_is_the_loop_over_tokens(factor, top_k, normalize):
+    switch = layer(top_k=top_k, normalize_gates=normalize, capacity_factor=factor)
+    x_BTC = torch.randn(3, 10, C)
+    y_BTC, routing = switch(x_BTC)
+    torch.testing.assert_close(y_BTC.double(), by_token(switch, x_BTC, factor), rtol=0, atol=1e-5)
+    kept = 1 - routing.dropped.item()
+    assert (kept == 1.0) is (factor is None) or factor == 1.25
+
+
+def test_gradients_are_those_of_the_loop_over_experts():
+    switch = layer().double().float()
+    x_BTC = torch.randn(2, 12, C, requires_grad=True)
+    switch(x_BTC)[0].square().sum().backward()
+    found = {n: p.grad.clone() for n, p in switch.named_parameters()} | {"x": x_BTC.grad.clone()}
+    switch.zero_grad()
+    x_NC = x_BTC.detach().reshape(-1, C).requires_grad_()
+    probs = switch.router(x_NC).softmax(-1)
+    gate, chosen = probs.max(-1)
+    y_NC = torch.zeros(24, C)
+    for e in range(4):
+        mine = (chosen == e).nonzero()[:, 0]
+        g, u = (x_NC[mine] @ switch.experts.gate_up[e].T).chunk(2, -1)
+        y_NC = y_NC.index_add(
+            0, mine, gate[mine, None] * ((F.silu(g) * u) @ switch.experts.down[e].T)
+        )
+    y_NC.square().sum().backward()
+    for name, parameter in switch.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["x"].view(-1, C), x_NC.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_capacity_differs_between_training_and_evaluation():
+    switch = layer(capacity_factor=0.25, eval_capacity_factor=2.0)
+    x_BTC = torch.randn(2, 16, C)
+    assert switch(x_BTC)[1].dropped > 0.3
+    with torch.no_grad():
+        wide = switch(x_BTC)[0]
+    torch.testing.assert_close(wide.double(), by_token(switch, x_BTC, 2.0), rtol=0, atol=1e-5)
+
+
+def test_how_a_batch_is_split_does_not_matter():
+    """Capacity is counted over sequences."""
+    switch = layer(capacity_factor=0.75)
+    x_BTC = torch.randn(4, 9, C)
+    whole = switch(x_BTC)[0]
+    parts = [switch(part)[0] for part in x_BTC.split(1)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zero():
+    switch = layer()
+    with torch.no_grad():
+        switch.router.weight.zero_()
+        switch.router.weight[1] = 1.0
+    switch(torch.rand(1, 5, C))[0].sum().mul(1.0).square().backward()
+    got = switch.experts.gate_up.grad.abs().amax((1, 2))
+    assert got[1] > 0
+    assert got[[0, 2, 3]].eq(0).all()
+
+
+def test_balance_loss_is_its_formula():
+    chosen = torch.tensor([[6.0, 2.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    probs = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    first = 4 * (0.75 * 0.5 + 0.25 * 0.3)
+    assert balance_loss(chosen, probs).item() == pytest.approx((first + 1.0) / 2)
+
+
+@pytest.mark.parametrize("over", ["group", "batch"])
+def test_the_layer_reports_balance_z_load_and_entropy(over):
+    switch = layer(balance_over=over)
+    x_BTC = torch.randn(2, 8, C)
+    routing = switch(x_BTC)[1]
+    logits = x_BTC @ switch.router.weight.T
+    probs, chosen = logits.softmax(-1), F.one_hot(logits.argmax(-1), 4).float()
+    if over == "batch":
+        wanted = 4 * (chosen.mean((0, 1)) * probs.mean((0, 1))).sum()
+    else:
+        wanted = (4 * (chosen.mean(1) * probs.mean(1)).sum(-1)).mean()
+    torch.testing.assert_close(routing.balance, wanted)
+    torch.testing.assert_close(routing.z, logits.logsumexp(-1).square().mean())
+    torch.testing.assert_close(routing.load_E, chosen.mean((0, 1)))
+    entropy = torch.distributions.Categorical(probs=probs).entropy().mean()
+    torch.testing.assert_close(routing.entropy, entropy)
+
+
+def test_balance_pulls_towards_the_even_load():
+    """Gradient steps on the balance loss alone even out a router that sends all to one expert."""
+    switch = layer(balance_over="batch")
+    with torch.no_grad():
+        switch.router.weight[0] += 0.5
+    x_BTC = torch.rand(4, 32, C)
+    before = switch(x_BTC)[1].load_E.max().item()
+    sgd = torch.optim.SGD(switch.parameters(), lr=0.5)
+    for _ in range(60):
+        sgd.zero_grad()
+        switch(x_BTC)[1].balance.backward()
+        sgd.step()
+    assert before > 0.9
+    assert switch(x_BTC)[1].load_E.max().item() < 0.6
+
+
+def test_jitter_and_dropout_are_for_training():
+    switch = layer(jitter=0.3, dropout=0.3)
+    x_BTC = torch.randn(2, 8, C)
+    assert not torch.equal(switch(x_BTC)[0], switch(x_BTC)[0])
+    switch.eval()
+    assert torch.equal(switch(x_BTC)[0], switch(x_BTC)[0])
+
+
+def test_first_choices_are_served_before_second_ones():
+    experts_NK = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])
+    sent = dispatch(experts_NK, groups=1, num=2, capacity=2)
+    assert sent.counts_E.tolist() == [2, 2]
+    assert sent.token_A.tolist() == [0, 3, 1, 2], "every token keeps its first choice alone"
+
+
+def test_experts_start_apart_and_alike_wherever_they_live():
+    config = DecoderConfig(
+        vocab_size=32, context=8, layers=2, width=64, heads=2, kv_heads=2, inner=64, head_size=32,
+        experts=ExpertsConfig(num=4, every=2), init_scale=0.1,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = Decoder(config)
+    experts = model.layers[1].feed_forward.experts.gate_up.detach()
+    for one in range(4):
+        for other in range(one):
+            assert (experts[one] - experts[other]).abs().mean() > 0.01
+    deviation = math.sqrt(0.1 / 64)
+    assert experts.abs().max() <= 2 * deviation
+    assert experts.std().item() == pytest.approx(0.88 * deviation, rel=0.03), "of the cut normal"
+
+
+def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():
+    config = DecoderConfig(
+        vocab_size=32, context=8, layers=4, width=16, heads=2, kv_heads=1, inner=16, head_size=8,
+        experts=ExpertsConfig(num=2, every=2),
+    )  # fmt: skip
+    model, tokens_BT = Decoder(config), torch.randint(0, 32, (2, 8))
+    trace = Trace()
+    plain = model(tokens_BT, targets_BT=tokens_BT)
+    total = model(tokens_BT, targets_BT=tokens_BT, z_coef=0.1, trace=trace)
+    assert len(trace.routing) == 2
+    torch.testing.assert_close(trace.cross_entropy, plain.detach())
+    logits = model(tokens_BT)
+    z = 0.1 * logits.logsumexp(-1).square().sum()
+    torch.testing.assert_close(total, plain + z)
+    assert not trace.cross_entropy.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 5}, "top_k must be between 1 and 4"),
+        ({"every": 0}, "n of at least 1"),
+        ({"capacity_factor": 0.0}, "capacity_factor must be above 0"),
+        ({"jitter": 1.0}, "jitter must be in"),
+    ],
+)
+def test_impossible_experts_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(ExpertsConfig(num=4), **change)
