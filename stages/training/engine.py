@@ -9,13 +9,21 @@ rank skip the step, for the norm is the same number on all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from stages.training.expert_parallel import (
+    gathered,
+    group_name,
+    is_apart,
+    spread,
+    total_over_experts,
+)
 from stages.training.shards import Fragment, layout
 
 if TYPE_CHECKING:
@@ -52,19 +60,26 @@ class Engine:
         self.clip = settings.clip
         self.zero = effective_zero(settings, rank.world)
         self.module: nn.Module = trainable.module
+        shares = spread(self.module, settings.expert_parallel, rank)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
+        shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
+        self.shapes = shapes | {n: share.shape for n, share in shares.items()}
+        """Of the whole parameters, of which this rank may hold a part."""
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
         self._lr = settings.lr * trainable.lr
         self._adam = _adam(trainable, self.parameters, settings, self._lr)
         self._deepspeed = deepspeed.initialize(
-            model=self.module, optimizer=self._adam, config=_config(settings, self.zero)
+            model=self.module,
+            optimizer=self._adam,
+            config=_config(settings, self.zero, bool(shares)),
         )[0]
         self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero > 0
-        self.shards = layout(self.zero, self._deepspeed, self._adam, self.parameters, rank)
+        self.shards = layout(self.zero, self._deepspeed, self._adam, self.parameters, rank, shares)
         if masters:
+            starts = {name: share.start for name, share in shares.items()}
             self.shards.load(
-                lambda fragment, kind: _cut(masters[fragment.name], fragment), ["fp32"]
+                lambda part, kind: _cut(masters[part.name], part, starts.get(part.name, 0)),
+                ["fp32"],
             )
         self.history: list[Step] = []
 
@@ -107,7 +122,7 @@ class Engine:
 
     def _step_plain(self) -> Step:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        norm = self._norm()
         if not math.isfinite(norm):
             self._deepspeed.zero_grad()
             return Step(norm, False)
@@ -115,6 +130,15 @@ class Engine:
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
         self._deepspeed.step()
         return Step(norm, True)
+
+    def _norm(self) -> float:
+        """Of the whole gradient: experts that live elsewhere are asked for theirs."""
+        trained = [p for p in self.parameters.values() if p.grad is not None]
+        norm = total_norm(p for p in trained if not is_apart(p))
+        if apart := [p for p in trained if is_apart(p)]:
+            elsewhere = total_over_experts(total_norm(apart).square(), group_name(apart[0]))
+            norm = (norm.square() + elsewhere).sqrt()
+        return float(norm)
 
     def _step_zero(self) -> Step:
         self._deepspeed.step()
@@ -132,18 +156,25 @@ class Engine:
 
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
-        """The module with all its weights in place on every rank (ZeRO-3 gathers them)."""
-        if self.zero < 3:
-            yield self.module
-            return
+        """The module with all its weights in place on every rank (ZeRO-3 gathers them, and so does
+        expert parallelism)."""
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+        sharded = list(self.module.parameters()) if self.zero == 3 else []
+        in_place = deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
+        with in_place, gathered(self.module):
             yield self.module
 
     def close(self) -> None:
         """Give back hooks and buffers, so that another engine can take the module's place."""
         self._deepspeed.destroy()
+
+
+def total_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The L2 norm of all gradients together."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    return norm
 
 
 def effective_zero(settings: TrainSection, world: int) -> int:
@@ -158,16 +189,21 @@ def _adam(
     trainable: Trainable, parameters: Mapping[str, Tensor], settings: TrainSection, lr: float
 ) -> AdamW:
     groups: list[dict[str, Any]] = []
-    for decays in (True, False):
-        members = [p for n, p in parameters.items() if trainable.decay(n, p) is decays]
+    for decays, apart in product((True, False), repeat=2):
+        members = [
+            p
+            for n, p in parameters.items()
+            if trainable.decay(n, p) is decays and is_apart(p) is apart
+        ]
         if members:
             decay = settings.weight_decay if decays else 0.0
-            groups.append({"params": members, "weight_decay": decay})
+            marks = {"moe": True, "name": group_name(members[0])} if apart else {}
+            groups.append({"params": members, "weight_decay": decay, **marks})
     betas = (settings.beta1, settings.beta2)
     return AdamW(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
 
 
-def _config(settings: TrainSection, zero: int) -> dict[str, Any]:
+def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # we say where the boundary is
@@ -180,7 +216,7 @@ def _config(settings: TrainSection, zero: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": zero,
             "overlap_comm": False,
-            "contiguous_gradients": zero == 3,
+            "contiguous_gradients": zero == 3 or experts,
             "reduce_bucket_size": 50_000_000,
             "stage3_param_persistence_threshold": 10_000,
         },
@@ -192,5 +228,7 @@ def _masters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().float().clone() for name, p in parameters.items()}
 
 
-def _cut(whole: Tensor, fragment: Fragment) -> Tensor:
-    return whole.view(-1)[fragment.start : fragment.start + fragment.count]
+def _cut(held: Tensor, fragment: Fragment, start: int) -> Tensor:
+    """A fragment of a parameter that this rank holds from `start` on."""
+    low = fragment.start - start
+    return held.view(-1)[low : low + fragment.count]

@@ -82,7 +82,10 @@ class Loss:
     total: Tensor
     """Scalar with a gradient: the sum over this batch's units (target tokens, comparisons…)."""
     sums: Mapping[str, Tensor] = field(default_factory=dict)
-    """More sums over the same units (no gradient): reported as their mean over the global batch."""
+    """More sums over the same units (no gradient): reported as their mean over the global batch.
+    They may be vectors."""
+    shown: Tensor | None = None
+    """The sum that is reported as the loss, where the total holds more (no gradient)."""
 
 
 class Objective(Protocol):

@@ -79,6 +79,8 @@ class TrainSection(Section):
     other passes draw other masks."""
     zero: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
     """ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    expert_parallel: Annotated[int, Field(ge=1), EXECUTION] = 1
+    """Workers that hold the experts of a layer together, each its share; 1: each holds all."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
     """Steps between checkpoints; 0 saves only when interrupted and at the end, and leaves nothing
     to go back to after gradients that are not finite."""
@@ -117,6 +119,12 @@ class TrainSection(Section):
                 f"{key}.global_batch",
                 f"{self.global_batch} is not divisible by {parts}",
                 f"{_nearest(self.global_batch, per_pass)} is",
+            )
+        if workers.num % self.expert_parallel:
+            yield Problem(
+                f"{key}.expert_parallel",
+                f"workers.num ({workers.num}) is not divisible by {self.expert_parallel}",
+                f"{_nearest(workers.num, self.expert_parallel)} workers are",
             )
         if self.dtype == "bfloat16" and not workers.gpus:
             yield Problem(

@@ -8,6 +8,9 @@ other. The optimizer's state is made at once, zeroed, rather than at the first u
     stage 0   every rank holds everything; it owns the r-th part of all parameters laid end to end
     stage 1-2 a rank holds and owns a range of each flattened parameter group
     stage 3   a rank holds and owns the r-th part of each parameter
+
+Of experts that are spread over ranks, each stage keeps what lies on this rank and its like; their
+fragments count from the beginning of the tensor of all experts.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from stages.training.expert_parallel import Share, is_apart
 
 if TYPE_CHECKING:
     from stages.training.rank import Rank
@@ -83,25 +88,46 @@ class Shards:
 
 
 def layout(
-    zero: int, engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str, Tensor], rank: Rank
+    zero: int,
+    engine: Any,
+    adam: torch.optim.AdamW,
+    parameters: Mapping[str, Tensor],
+    rank: Rank,
+    shares: Mapping[str, Share] | None = None,
 ) -> Shards:
-    """The fragments of a fresh DeepSpeed engine; Adam's state is created where there is none."""
+    """The fragments of a fresh DeepSpeed engine; Adam's state is created where there is none.
+
+    `shares` are the parameters of which this rank holds a part.
+    """
+    shares = shares or {}
     if zero == 0:
-        return _whole(adam, parameters, rank)
-    return (
-        _by_parameter(engine, adam, parameters, rank)
-        if zero == 3
-        else _by_group(engine, adam, parameters)
-    )
+        return _whole(adam, parameters, rank, shares)
+    found = (_by_parameter if zero == 3 else _by_group)(engine, adam, parameters)
+    for fragment in found.held:
+        if fragment.name in shares:
+            fragment.start += shares[fragment.name].start
+    return found
 
 
-def _whole(adam: torch.optim.AdamW, parameters: Mapping[str, Tensor], rank: Rank) -> Shards:
+def _whole(
+    adam: torch.optim.AdamW,
+    parameters: Mapping[str, Tensor],
+    rank: Rank,
+    shares: Mapping[str, Share],
+) -> Shards:
     states = [_state(adam, parameter) for parameter in parameters.values()]
     held = [
-        Fragment(name, 0, {k: v.view(-1) for k, v in _views(p.data, state).items()})
+        Fragment(
+            name,
+            shares[name].start if name in shares else 0,
+            {k: v.view(-1) for k, v in _views(p.data, state).items()},
+        )
         for (name, p), state in zip(parameters.items(), states, strict=True)
     ]
-    owned = list(_slice(held, rank.index, rank.world))
+    owned = list(_slice([f for f in held if f.name not in shares], rank.index, rank.world))
+    if shares:
+        share = next(iter(shares.values()))
+        owned += _slice([f for f in held if f.name in shares], share.index, share.of)
     return Shards(held, owned, [state["step"] for state in states], lambda: None)
 
 
@@ -133,17 +159,16 @@ def _by_group(engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str, Ten
     return Shards(held, held, [state["step"] for state in states], zero.update_lp_params)
 
 
-def _by_parameter(
-    engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str, Tensor], rank: Rank
-) -> Shards:
+def _by_parameter(engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> Shards:
     zero = engine.optimizer
     flats = zero.fp32_partitioned_groups_flat
     states = [_state(adam, flat) for flat in flats]
     held = []
     for name, parameter in parameters.items():
         group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-        start = rank.index * size
-        count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
+        known: Any = parameter
+        start = known.ds_zero_partition_rank * size
+        count = min(size, known.ds_numel - start)
         if count > 0:  # the last ranks of a small parameter hold padding only
             views = _views(flats[group].data, states[group])
             views = {kind: view.narrow(0, offset, count) for kind, view in views.items()}
@@ -153,8 +178,10 @@ def _by_parameter(
         zero._partition_all_parameters()
         for group in range(len(flats)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        for apart in (False, True):
+            small = [p for p in zero.persistent_parameters if is_apart(p) is apart]
+            if small:
+                small[0].all_gather(small)
 
     return Shards(held, held, [state["step"] for state in states], publish)
 

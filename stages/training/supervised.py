@@ -19,7 +19,7 @@ from stages.training.order import micro_batches
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
-    from stages.training.objective import Batch, Metrics, SupervisedObjective
+    from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective
     from stages.training.rank import Rank
 
 
@@ -36,7 +36,7 @@ def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Met
     for last, batch in _marked(batches):
         loss = objective.loss(engine, on(batch, rank.device))
         engine.backward(loss.total / units[0], last=last)
-        sums.add({"loss": loss.total, **loss.sums})
+        sums.add({"loss": _shown(loss), **loss.sums})
     engine.step()
     weight, tokens = units.tolist()
     if not weight:
@@ -55,7 +55,7 @@ def evaluate(objective: SupervisedObjective, engine: Engine) -> dict[str, float]
     with torch.no_grad():
         for batch, real in _held_out(objective):
             loss = objective.loss(engine, on(batch, rank.device))
-            sums.add({"loss": loss.total * real, **{k: v * real for k, v in loss.sums.items()}})
+            sums.add({"loss": _shown(loss) * real, **{k: v * real for k, v in loss.sums.items()}})
             weight += objective.weight(batch) * real
             rank.beat()
             if rank.stopping():
@@ -90,11 +90,14 @@ class Sums:
             value = value.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def means(self, weight: float) -> dict[str, float]:
-        """Over all ranks, divided by `weight`."""
-        totals = self._rank.total(torch.stack(list(self._sums.values())))
-        means = (totals / weight).tolist() if weight else [math.nan] * len(self._sums)
-        return dict(zip(self._sums, means, strict=True))
+    def means(self, weight: float) -> dict[str, Any]:
+        """Over all ranks, divided by `weight`: a number each, or a list of a vector's."""
+        flat = torch.cat([value.reshape(-1) for value in self._sums.values()])
+        totals = self._rank.total(flat)
+        means = totals / weight if weight else torch.full_like(totals, math.nan)
+        parts = torch.split(means, [value.numel() for value in self._sums.values()])
+        found = zip(self._sums.items(), parts, strict=True)
+        return {name: part.view(value.shape).tolist() for (name, value), part in found}
 
 
 def on(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -103,6 +106,10 @@ def on(batch: Batch, device: torch.device) -> dict[str, Any]:
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
+
+
+def _shown(loss: Loss) -> Tensor:
+    return loss.total if loss.shown is None else loss.shown
 
 
 def _marked(batches: list[Batch]) -> Iterator[tuple[bool, Batch]]:

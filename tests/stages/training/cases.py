@@ -270,3 +270,65 @@ def little_world(folder: Path) -> Path:
     model = GPT(GPTConfig(size, toyworld.CONTEXT, layers=1, width=WIDTH, heads=1))
     save_language_model(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
     return folder
+
+
+@dataclass
+class Routed(SupervisedObjective):
+    """Learn the next token of sequences of one length with experts in every block."""
+
+    over: str = "group"
+    capacity_factor: float | None = 1.25
+    stop_at: int = -1
+    samples: int = 96
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        import torch
+
+        from stages.models.config import DecoderConfig, ExpertsConfig
+        from stages.models.decoder import Decoder
+        from stages.training.order import Shuffled
+
+        generator = torch.Generator().manual_seed(7)
+        starts = torch.randint(0, VOCABULARY, (self.samples + 16,), generator=generator).tolist()
+        data = [
+            torch.tensor([(start + k * k) % VOCABULARY for k in range(CONTEXT + 1)])
+            for start in starts
+        ]
+        self.train, self.held_out = Shuffled(data[16:], self.seed), data[:16]
+        experts = ExpertsConfig(
+            num=4, every=1, capacity_factor=self.capacity_factor, balance_over=self.over,
+            z_coef=1e-3,
+        )  # fmt: skip
+        shape = DecoderConfig(
+            VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
+            qk_norm=True, experts=experts, init_scale=0.1,
+        )  # fmt: skip
+        return {"model": Trainable(Decoder(shape))}
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        import torch
+
+        rows = torch.stack(list(samples))
+        return {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        from stages.models.language import Trace
+
+        trace = Trace()
+        total = model(batch["tokens"], targets_BT=batch["targets"], trace=trace)
+        routing = trace.routing
+        aux = sum(1e-2 * layer.balance + 1e-3 * layer.z for layer in routing)
+        units = batch["targets"].numel()
+        dropped = sum(layer.dropped for layer in routing) / len(routing)
+        return Loss(total + aux * units, {"dropped": dropped * units}, shown=total)
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.stop_at and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
+        return super().step(engines, step)
+
+    def export(self, engines: Any, out: Path) -> None:
+        import torch
+
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(engines["model"].module.state_dict(), out / "weights.pt")
