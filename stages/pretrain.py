@@ -1,4 +1,4 @@
-"""Train a language model from nothing on packed tokens.
+"""Train a language model on packed tokens, from nothing or from weights that are there.
 
     gpt:
       uses: pretrain
@@ -7,6 +7,16 @@
       model: {context: 256}
       train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
       workers: {num: 2, cpus: 1}
+
+`family` chooses the block: `gpt2`; `llama` (RMSNorm, rotary positions, SwiGLU); `qwen3`, which
+normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), which
+`expert_parallel` spreads over workers:
+
+      model: {family: switch, experts: {num: 8, every: 2, capacity_factor: 1.25}}
+      train: {expert_parallel: 2, zero: 2}
+
+`start: ${model}` begins with the weights of a model of the same shape; those of a dense one may
+become one with experts.
 
 Several stores of tokens, of one tokenizer, make a mixture. Its weights belong to this stage, so a
 change of them packs nothing again:
@@ -18,58 +28,35 @@ change of them packs nothing again:
 cut that fits the context. The tokens stay as they are.
 
 Out comes a folder that `transformers` loads. Figures: `loss` (last step, nats a token),
-`eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`.
+`eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`;
+with experts the series also hold `balance_loss` (1: even), `dropped_tokens`, `router_entropy`
+(nats), and the load of each layer's busiest expert over an even share.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
-from stages.models.config import GPTConfig
-from stages.models.presets import PRESETS, preset
-from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
+from pipeline.stage import Inputs, Params, stage
+from stages.models.config import LanguageConfig
+from stages.models.settings import ModelSection
+from stages.training.pretraining import LOAD, Pretraining
 from stages.training.settings import MixtureSection, TrainSection
 
 if TYPE_CHECKING:
     from pipeline.artifact import Artifact
     from pipeline.context import Context
-    from stages.data.corpus import Corpus
-    from stages.data.tokenizer import Tokenizer
-    from stages.training.engine import Engine
     from stages.training.rank import Rank
 
 CPU_FLOPS, GPU_FLOPS = 4e10, 2e14
 """What a core, and a GPU, may be expected to do in a second; for estimates only."""
 PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", "")
-
-
-class ModelSection(Section):
-    """The shape of the model; what is left out comes from the preset `size`."""
-
-    family: Literal["gpt2"] = "gpt2"
-    """`gpt2`: LayerNorm, learned positions, GELU, tied head."""
-    layers: Annotated[int | None, Field(ge=1)] = None
-    """Blocks."""
-    width: Annotated[int | None, Field(ge=1)] = None
-    """Of the residual stream; a multiple of the heads."""
-    heads: Annotated[int | None, Field(ge=1)] = None
-    """Attention heads."""
-    context: Annotated[int | None, Field(ge=2)] = None
-    """Tokens that the model sees at once: the length of its training samples."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the embeddings, the attention weights and both residual branches."""
-    recompute: Annotated[bool, EXECUTION] = False
-    """Compute each block again in the backward pass: a third more work for far less memory."""
 
 
 class PretrainParams(Params):
@@ -83,40 +70,22 @@ class PretrainParams(Params):
     padding where none fits; those longer than the context are cut to full samples first."""
     mixture: MixtureSection = MixtureSection()
     train: TrainSection = TrainSection()
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of log^2 Z, which keeps the logits near 0 (Chowdhery et al. 2022: 1e-4)."""
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
 
-    def config(self, vocab_size: int) -> GPTConfig:
+    def config(self, vocab_size: int) -> LanguageConfig:
         """The model's shape.
 
         Raises:
-            ValueError: the width is not a multiple of the heads.
+            ValueError: sizes do not fit each other.
         """
-        base = preset(self.size, vocab_size=vocab_size)
-        own = self.model
-        return GPTConfig(
-            vocab_size,
-            context=own.context or base.context,
-            layers=own.layers or base.layers,
-            width=own.width or base.width,
-            heads=own.heads or base.heads,
-            dropout=own.dropout,
-        )
+        return self.model.config(self.size, vocab_size)
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the shape and the batch."""
-        if self.size not in PRESETS:
-            yield Problem("size", f"no preset {self.size!r}", f"presets: {', '.join(PRESETS)}")
-            return
-        try:
-            self.config(_vocabulary(upstream))
-        except ValueError:
-            width = self.model.width or PRESETS[self.size].width
-            heads = self.model.heads or PRESETS[self.size].heads
-            near = max(1, round(width / heads)) * heads
-            yield Problem(
-                "model.width", f"{width} is not a multiple of {heads} heads", f"{near} is"
-            )
+        yield from self.model.check(self.size, _vocabulary(upstream), self.train.expert_parallel)
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
 
@@ -138,7 +107,7 @@ class PretrainParams(Params):
 
 
 def memory_bytes(
-    config: GPTConfig, train: TrainSection, world: int, *, recompute: bool = False
+    config: LanguageConfig, train: TrainSection, world: int, *, recompute: bool = False
 ) -> float:
     """Bytes on one device: weights, gradients, Adam's state (Rajbhandari et al. 2020, section 5)
     and the activations of one micro-batch, logits and their gradient among them."""
@@ -153,17 +122,22 @@ def memory_bytes(
 
 
 @stage(
-    "pretrain", inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer?"}, output="Model", version=1
+    "pretrain",
+    inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer?", "start": "Model?"},
+    output="Model",
+    version=1,
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Train a language model from nothing on packed tokens."""
+    """Train a language model on packed tokens, from nothing or from weights that are there."""
     from stages.training.group import WorkerGroup
     from stages.training.loop import fit
 
-    objective = Pretraining(params, tuple(inputs.paths("tokens")), inputs.get_path("tokenizer"))
-    _show(ctx)
-    if len(objective.tokens_paths) > 1:
-        _show_mixture(objective, inputs["tokens"], ctx)
+    objective = objective_of(
+        params, inputs.paths("tokens"), inputs.get_path("tokenizer"), inputs.get_path("start")
+    )
+    _show(objective, ctx)
+    if len(objective.corpus.paths) > 1:
+        _show_mixture(objective, params.train, inputs["tokens"], ctx)
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
         texts = group.run(continuations, out, PROMPTS, params.seed)[0]
@@ -180,116 +154,34 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
     )
 
 
-@dataclass
-class Pretraining(LanguageObjective):
-    """Predict the next token in windows of packed documents."""
+def objective_of(
+    params: PretrainParams,
+    tokens: Sequence[Path],
+    tokenizer: Path | None = None,
+    start: Path | None = None,
+) -> Pretraining:
+    """What is trained: the model's shape for the tokens' vocabulary, the tokens as samples."""
+    from stages.data.corpus import Corpus
+    from stages.data.tokens import TokenStore
 
-    params: PretrainParams
-    tokens_paths: tuple[Path, ...]
-    tokenizer_path: Path | None
-
-    @cached_property
-    def config(self) -> GPTConfig:
-        """The model's shape, for the tokens' vocabulary."""
-        from stages.data.tokens import TokenStore
-
-        return self.params.config(TokenStore(self.tokens_paths[0]).vocab_size)
-
-    @property
-    def corpus(self) -> Corpus:
-        """What it is trained on."""
-        from stages.data.corpus import Corpus
-
-        return Corpus(
-            self.tokens_paths,
-            self.config.context,
-            self.params.seed,
-            self.params.packing,
-            self.params.mixture.weights,
-            self.params.mixture.temperature,
-        )
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """Where the tokenizer's files are."""
-        return self.tokenizer_path or self.tokens_paths[0]
-
-    def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Map the tokens and draw the initial weights.
-
-        Raises:
-            InputError: the tokenizer is not the one that made the tokens.
-        """
-        import torch
-
-        from stages.models.gpt import GPT
-
-        corpus = self.corpus
-        self.train, self.held_out, self.facts = corpus.train, corpus.held_out, corpus.facts
-        self.flops_per_token = float(self.config.flops_per_token)
-        self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
-        model = GPT(self.config)
-        model.recompute = self.params.model.recompute
-        return {"model": Trainable(model)}
-
-    def _tokenizer(self) -> Tokenizer:
-        from stages.data.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer(self.tokenizer_folder)
-        if len(tokenizer) != self.config.vocab_size:
-            raise InputError(
-                f"the tokenizer has {len(tokenizer)} ids, the tokens were made with "
-                f"{self.config.vocab_size}",
-                where=str(self.tokenizer_folder),
-                remedy="name the tokenizer that the tokens were packed with",
-            )
-        return tokenizer
-
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the
-        segments (the documents of a sample, counted from 0) and the positions within them."""
-        import numpy as np
-        import torch
-
-        from stages.data.bestfit import Packed
-        from stages.data.tokenizer import EOS
-        from stages.data.tokens import boundaries
-
-        if isinstance(samples[0], Packed):
-            names = ("tokens", "targets", "segments", "positions")
-            return {n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names}
-        windows = np.stack(samples)
-        segments, positions = boundaries(windows[:, :-1], EOS)
-        return {
-            "tokens": torch.from_numpy(windows)[:, :-1],
-            "targets": torch.from_numpy(windows)[:, 1:],
-            "segments": torch.from_numpy(segments),
-            "positions": torch.from_numpy(positions),
-        }
-
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """Summed cross-entropy, in float32; without a gradient the targets' bytes too."""
-        import torch
-
-        total = model(batch["tokens"], targets_BT=batch["targets"])
-        if torch.is_grad_enabled():
-            return Loss(total)
-        # What is ignored counts as <pad>, which stands for no bytes.
-        return Loss(total, {"bytes": self._bytes[batch["targets"].clamp(min=0)].sum()})
-
-    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Loss, perplexity, and bits per byte, which compare across tokenizers."""
-        found = dict(super().evaluate(engines, step))
-        per_token = found.pop("eval_bytes")
-        bits = found["eval_loss"] / math.log(2) / per_token if per_token else math.nan
-        return {**found, "eval_bits_per_byte": bits}
-
-    def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the model's folder."""
-        from stages.models.huggingface import save_language_model
-
-        model: Any = engines["model"].module
-        save_language_model(model, out, self.tokenizer_folder, card=_card(self))
+    config, mixture = params.config(TokenStore(tokens[0]).vocab_size), params.mixture
+    return Pretraining(
+        config,
+        Corpus(
+            tuple(tokens),
+            config.context,
+            params.seed,
+            params.packing,
+            mixture.weights,
+            mixture.temperature,
+        ),
+        tokenizer or tokens[0],
+        start,
+        params.z_loss,
+        params.model.mask_documents,
+        params.model.recompute,
+        _card(params, config),
+    )
 
 
 def continuations(
@@ -315,14 +207,21 @@ def continuations(
     ]
 
 
-def _show(ctx: Context) -> None:
+def _show(objective: Pretraining, ctx: Context) -> None:
     ctx.panel(panels.curve("Loss", ["loss", "eval_loss"], unit="nats a token"))
     ctx.panel(panels.curve("Learning rate", ["lr"]))
     ctx.panel(panels.curve("Gradient norm", ["grad_norm"], log_y=True))
     ctx.panel(panels.curve("Speed", ["tokens_per_second"], unit="tokens/s"))
+    if objective.expert_layers:
+        loads = [f"{LOAD}{number}" for number in range(len(objective.expert_layers))]
+        ctx.panel(panels.curve("Busiest expert of each layer", loads, unit="of an even share"))
+        ctx.panel(panels.curve("Tokens that no expert had room for", ["dropped_tokens"]))
+        ctx.panel(panels.curve("Entropy of the router", ["router_entropy"], unit="nats"))
 
 
-def _show_mixture(objective: Pretraining, tokens: Sequence[Artifact], ctx: Context) -> None:
+def _show_mixture(
+    objective: Pretraining, train: TrainSection, tokens: Sequence[Artifact], ctx: Context
+) -> None:
     """What is drawn of each store in the whole run, and how often that goes through it.
 
     Raises:
@@ -336,7 +235,7 @@ def _show_mixture(objective: Pretraining, tokens: Sequence[Artifact], ctx: Conte
             where="tokens",
             remedy="pack all of them with one",
         )
-    train, corpus = objective.params.train, objective.corpus
+    corpus = objective.corpus
     mixture = corpus.mixture
     samples = train.steps * train.global_batch
     drawn = (mixture.schedule.drawn(samples) * objective.config.context).tolist()
@@ -363,12 +262,12 @@ def _speed(params: Params) -> float:
     return params.workers.num * each
 
 
-def _card(objective: Pretraining) -> str:
-    config, train = objective.config, objective.params.train
-    return f"""# GPT, {config.parameters / 1e6:.1f} M parameters
+def _card(params: PretrainParams, config: LanguageConfig) -> str:
+    train = params.train
+    return f"""# {params.model.family}, {config.parameters / 1e6:.1f} M parameters
 
 A decoder of {config.layers} layers, width {config.width}, {config.heads} heads, context
-{config.context}, vocabulary {config.vocab_size}, in the layout of GPT-2. Trained for
-{train.steps} steps of {train.global_batch} x {config.context} tokens with AdamW
-(peak learning rate {train.lr:g}, {train.schedule}). Documents end with `</s>`.
+{config.context}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
+work on a token. Trained for {train.steps} steps of {train.global_batch} samples with AdamW (peak
+learning rate {train.lr:g}, {train.schedule}). Documents end with `</s>`.
 """

@@ -15,7 +15,7 @@ def assert_transformers_agree(folder: Path) -> None:
     """`transformers` loads the folder and computes what we do: in float32, to 1e-5."""
     config = json.loads((folder / "config.json").read_text())
     generator = torch.Generator().manual_seed(0)
-    shape = (3, min(24, config["n_positions"]))
+    shape = (3, min(24, config.get("n_positions") or config["max_position_embeddings"]))
     tokens_BT = torch.randint(16, config["vocab_size"], shape, generator=generator)
     with torch.no_grad():
         if config["architectures"] == ["GPT2ForSequenceClassification"]:

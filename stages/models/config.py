@@ -7,7 +7,11 @@ DecoderConfig   the modern block: RMSNorm, rotary positions, SwiGLU; with `exper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.stage import Section
 
 
 @dataclass(frozen=True)
@@ -73,51 +77,42 @@ class GPTConfig:
         return 6 * matmul + 12 * self.layers * self.width * self.context
 
 
-@dataclass(frozen=True)
-class ExpertsConfig:
+class ExpertsConfig(Section):
     """The experts of a Switch layer and how tokens are sent to them.
 
     A group, over which capacity and the local balance loss are counted, is one sequence: so the
     function does not depend on how a batch falls on ranks and micro-batches.
-
-    Raises:
-        ValueError: there are fewer experts than a token is sent to, or a value is out of range.
     """
 
-    num: int
-    every: int = 2
+    num: Annotated[int, Field(ge=1)]
+    """Experts of a layer."""
+    every: Annotated[int, Field(ge=1)] = 2
     """Each n-th block has experts, the others a plain feed-forward layer (Fedus et al. 2021: 2)."""
-    top_k: int = 1
+    top_k: Annotated[int, Field(ge=1)] = 1
     """Experts that a token is sent to."""
     normalize_gates: bool = False
     """Make the gates of a token's experts add up to 1; of no use where there is one."""
-    capacity_factor: float | None = 1.25
+    capacity_factor: Annotated[float | None, Field(gt=0)] = 1.25
     """In training an expert takes this much more than its even share of a group's tokens, the
     rest pass it by; none is dropless."""
-    eval_capacity_factor: float | None = None
+    eval_capacity_factor: Annotated[float | None, Field(gt=0)] = None
     """The same without a gradient; none is dropless, which an exported model always is."""
-    balance_coef: float = 1e-2
+    balance_coef: Annotated[float, Field(ge=0)] = 1e-2
     """Of the load-balancing loss (Fedus et al. 2021, equation 4)."""
     balance_over: Literal["group", "batch"] = "batch"
     """Whose load is to be even: of each group, or of the micro-batches of all ranks together."""
-    z_coef: float = 0.0
+    z_coef: Annotated[float, Field(ge=0)] = 0.0
     """Of the router's z-loss (Zoph et al. 2022, equation 5)."""
-    jitter: float = 0.0
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The router's input is multiplied by chance in [1 - jitter, 1 + jitter] in training."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Within experts; in fine-tuning larger than elsewhere (Fedus et al. 2021, section 4.1)."""
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= self.num:
-            raise ValueError(f"top_k must be between 1 and {self.num} experts, not {self.top_k}")
-        if self.every < 1:
-            raise ValueError(f"experts in each n-th block need n of at least 1, not {self.every}")
-        for name in ("capacity_factor", "eval_capacity_factor"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        _check_share("jitter", self.jitter)
-        _check_share("dropout", self.dropout)
+    @model_validator(mode="after")
+    def _enough(self) -> ExpertsConfig:
+        if self.top_k > self.num:
+            raise ValueError(f"top_k ({self.top_k}) is more than there are experts ({self.num})")
+        return self
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from stages.data.corpus import Corpus
 from stages.data.tokenizer import EOS, Tokenizer
 from stages.data.tokens import Samples, TokenStore, write_index, write_shard
 from stages.models.gpt import GPT
-from stages.pretrain import Pretraining, PretrainParams, _show_mixture, memory_bytes, pretrain
+from stages.pretrain import PretrainParams, _show_mixture, memory_bytes, objective_of, pretrain
+from stages.training.pretraining import Pretraining
 from stages.training.rank import Rank
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
@@ -40,7 +41,8 @@ class Inputs:
     def path(self, name: str) -> Path:
         return self.world / name
 
-    get_path = path
+    def get_path(self, name: str) -> Path | None:
+        return self.path(name) if name == "tokenizer" else None
 
     def paths(self, name: str) -> list[Path]:
         return [self.path(name)]
@@ -62,6 +64,31 @@ def test_what_cannot_work_is_said_before_anything_starts() -> None:
         "train.global_batch: 32 is not divisible by workers.num (3) (33 is)"
     ]
     assert "no preset 'huge' (presets: nano, tiny" in problems(size="huge")[0]
+
+
+def test_experts_are_checked_before_anything_starts() -> None:
+    switch = {**SHAPE, "family": "switch", "experts": {"num": 4}, "inner": 64}
+    assert not problems(model=switch, train={"expert_parallel": 2}, workers={"num": 2})
+    assert problems(model=switch, train={"expert_parallel": 3}, workers={"num": 3})[0] == (
+        "model.experts.num: 4 is not divisible by train.expert_parallel (3) (3 is)"
+    )
+    assert "train.expert_parallel: workers.num (2) is not divisible by 4" in " ".join(
+        problems(model=switch, train={"expert_parallel": 4}, workers={"num": 2})
+    )
+    assert problems(model={**switch, "inner": 60}) == [
+        "model.inner: 60 is not a multiple of 8, as experts need (64)"
+    ]
+    assert "has experts" in problems(model={**SHAPE, "family": "switch"})[0]
+    assert (
+        "no experts to spread"
+        in problems(model=SHAPE, train={"expert_parallel": 2}, workers={"num": 2})[0]
+    )
+    assert "llama has no experts" in problems(model={**switch, "family": "llama"})[0]
+    assert "gpt2 has no such choice" in problems(model={**SHAPE, "kv_heads": 1})[0]
+    assert "cannot share 3 heads" in problems(model={**SHAPE, "family": "llama", "kv_heads": 3})[0]
+    assert (
+        "no block of 2 is a 3th" in problems(model={**switch, "experts": {"num": 4, "every": 3}})[0]
+    )
 
 
 def test_weights_go_with_stores_and_not_with_a_temperature() -> None:
@@ -116,7 +143,7 @@ def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path)
     assert identity(plain) == identity(thrifty)
     assert thrifty.estimate({})["memory_bytes"] < 0.6 * plain.estimate({})["memory_bytes"]
     params = PretrainParams.model_validate({"model": {**SHAPE, "recompute": True}})
-    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
+    made = objective_of(params, (world / "tokens",), world / "tokenizer")
     module: Any = made.setup(Rank(), params.train, 0)["model"].module
     assert module.recompute
 
@@ -124,7 +151,7 @@ def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path)
 @pytest.fixture
 def objective(world: Path) -> Pretraining:
     params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 8}})
-    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
+    made = objective_of(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 0)
     return made
 
@@ -135,7 +162,7 @@ def test_a_tokenizer_of_other_tokens_is_refused(world: Path, tmp_path: Path) -> 
     shard = write_shard(tmp_path, "train-00000", ids, np.array([900], np.uint64))
     splits = {"train": [shard], "eval": [shard]}
     write_index(tmp_path, vocab_size=999, eos_id=3, splits=splits)
-    made = Pretraining(params, (tmp_path,), world / "tokenizer")
+    made = objective_of(params, (tmp_path,), world / "tokenizer")
     with pytest.raises(InputError, match="340 ids, the tokens were made with 999"):
         made.setup(Rank(), params.train, 0)
 
@@ -147,7 +174,9 @@ def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
     assert objective.weight(batch) == objective.tokens(batch) == 32
 
 
-def test_boundaries_of_documents_reach_the_batch(objective: Pretraining) -> None:
+def test_boundaries_of_documents_reach_the_batch_and_the_model(objective: Pretraining) -> None:
+    assert "segments" not in objective.collate([objective.train[0]])
+    objective.mask_documents = True
     batch = objective.collate([objective.train[i] for i in range(40)])
     ends = batch["tokens"] == EOS
     assert ends[:, 1:].any()
@@ -155,11 +184,20 @@ def test_boundaries_of_documents_reach_the_batch(objective: Pretraining) -> None
     assert not batch["positions"][ends].any() and not batch["positions"][:, 0].any()
     steps = batch["positions"].diff(dim=1)[~ends[:, 1:]]
     assert torch.equal(steps, torch.ones_like(steps))
+    model = GPT(objective.config)
+    masked = objective.loss(model, batch).total
+    objective.mask_documents = False
+    assert objective.loss(model, batch).total != masked
+    cut = model(batch["tokens"], segments_BT=batch["segments"], positions_BT=batch["positions"])
+    wanted = torch.nn.functional.cross_entropy(
+        cut.flatten(0, 1), batch["targets"].flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(masked, wanted)
 
 
 def test_best_fit_learns_each_token_of_whole_documents_once(world: Path) -> None:
     params = PretrainParams.model_validate({"model": SHAPE, "packing": "best_fit"})
-    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
+    made = objective_of(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 0)
     samples: Any = made.train
     batch = made.collate([samples[i] for i in range(len(samples))])
@@ -196,7 +234,7 @@ def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretr
 
 def test_one_store_gives_the_samples_it_always_gave(world: Path) -> None:
     params = PretrainParams.model_validate({"model": SHAPE, "seed": 9, "mixture": {"weights": [5]}})
-    made = Pretraining(params, (world / "tokens",), world / "tokenizer")
+    made = objective_of(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 9)
     plain = TokenStore(world / "tokens").samples(16, 9)
     for index in (0, 1, 77, 5000):
@@ -225,7 +263,7 @@ def test_stores_are_mixed_by_weight_without_packing_again(
         params = PretrainParams.model_validate(
             {"model": SHAPE, "packing": packing, "mixture": {"weights": weights}}
         )
-        made = Pretraining(params, paths, world / "tokenizer")
+        made = objective_of(params, paths, world / "tokenizer")
         made.setup(Rank(), params.train, 0)
         batch = made.collate([made.train[i] for i in range(200)])
         others = int(torch.isin(batch["targets"], torch.tensor([300, -100])).all(1).sum())
@@ -255,7 +293,7 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
     params = PretrainParams.model_validate(
         {"model": SHAPE, "mixture": {"weights": [1, 1]}, "train": {"steps": 20, "global_batch": 8}}
     )
-    made = Pretraining(
+    made = objective_of(
         params, (world / "tokens", second_store(tmp_path / "o")), world / "tokenizer"
     )
     ctx = Context.local(tmp_path / "w")
@@ -264,16 +302,64 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
         references = [[{"digest": digest}] for digest in tokenizers]
         return [
             Artifact(path, {"inputs": {"tokenizer": made_by}, "run": {"stage": name}})
-            for name, path, made_by in zip("ab", made.tokens_paths, references, strict=True)
+            for name, path, made_by in zip("ab", made.corpus.paths, references, strict=True)
         ]
 
-    _show_mixture(made, artifacts("x", "x"), ctx)
+    _show_mixture(made, params.train, artifacts("x", "x"), ctx)
     (table,) = json.loads((ctx.observed / "panels.json").read_text())
     assert [row[:2] for row in table["rows"]] == [["a", 50.0], ["b", 50.0]]
     assert table["rows"][1][2:4] == [700, 80 * 16]
     assert dict(ctx_results(ctx))["epochs_1"] == pytest.approx(80 / (700 // 16))
     with pytest.raises(InputError, match="different tokenizers"):
-        _show_mixture(made, artifacts("x", "y"), ctx)
+        _show_mixture(made, params.train, artifacts("x", "y"), ctx)
+
+
+def test_experts_are_told_and_kept_busy(world: Path) -> None:
+    params = PretrainParams.model_validate({
+        "model": {**SHAPE, "family": "switch", "experts": {"num": 4, "every": 1, "z_coef": 0.5}},
+        "z_loss": 0.25, "train": {"global_batch": 8},
+    })  # fmt: skip
+    made = objective_of(params, (world / "tokens",), world / "tokenizer")
+    model: Any = made.setup(Rank(), params.train, 0)["model"].module
+    batch = made.collate([made.train[0], made.train[1]])
+    found = made.loss(model, batch)
+    assert set(found.sums) == {
+        "balance_loss", "router_z", "dropped_tokens", "router_entropy",
+        "load_layer_0", "load_layer_1",
+    }  # fmt: skip
+    assert found.sums["load_layer_0"].sum().item() == pytest.approx(32)
+    log_z = model(batch["tokens"]).logsumexp(-1).square().sum()
+    means = {name: found.sums[name] / 32 for name in ("balance_loss", "router_z")}
+    upkeep = 2 * 32 * (0.01 * means["balance_loss"] + 0.5 * means["router_z"])
+    assert found.shown is not None
+    torch.testing.assert_close(found.total, found.shown + 0.25 * log_z + upkeep)
+    assert 0 < found.sums["router_entropy"].item() / 32 <= math.log(4) + 1e-5
+
+
+@pytest.mark.integration
+def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
+    world: Path, tmp_path: Path
+) -> None:
+    dense = {**SHAPE, "family": "qwen3", "inner": 48}
+    train = {"steps": 30, "global_batch": 16, "lr": 1e-2}
+    first = Context.local(tmp_path / "dense")
+    params = {"model": dense, "train": train, "workers": {"num": 2}}
+    pretrain(PretrainParams.model_validate(params), Inputs(world), first.out, first)  # type: ignore[arg-type]
+    inputs: Any = Inputs(world)
+    inputs.get_path = lambda name: first.out if name == "start" else world / name
+    ctx = Context.local(tmp_path / "switch")
+    params = {
+        "model": {**dense, "family": "switch", "experts": {"num": 4}},
+        "train": {**train, "expert_parallel": 2, "zero": 2},
+        "workers": {"num": 2},
+    }
+    pretrain(PretrainParams.model_validate(params), inputs, ctx.out, ctx)
+    series = read_series(ctx.observed / "metrics.jsonl")
+    before = read_series(first.observed / "metrics.jsonl")
+    assert series[0]["loss"] < before[0]["loss"] - 1, "it goes on from the dense weights"
+    assert all(1 <= point["load_layer_0"] <= 4 for point in series if "loss" in point)
+    assert_transformers_agree(ctx.out)
+    assert dict(ctx_results(ctx))["eval_loss"] < dict(ctx_results(first))["eval_loss"]
 
 
 @pytest.mark.integration

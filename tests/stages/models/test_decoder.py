@@ -31,7 +31,10 @@ QWEN3 = replace(LLAMA, qk_norm=True, head_size=16, tied=False)
 SWITCH = replace(
     QWEN3, layers=4, tied=True, experts=ExpertsConfig(num=4, every=2, capacity_factor=None)
 )
-TOP_2 = replace(SWITCH, experts=replace(SWITCH.experts, top_k=2, normalize_gates=True, every=1))
+TOP_2 = replace(
+    SWITCH,
+    experts=ExpertsConfig(num=4, every=1, top_k=2, normalize_gates=True, capacity_factor=None),
+)
 CONFIGS = {"llama": LLAMA, "qwen3": QWEN3, "switch": SWITCH, "top-2": TOP_2}
 SMALL = {
     "vocab_size": 97, "max_position_embeddings": 32, "hidden_size": 48, "num_hidden_layers": 2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -206,12 +205,12 @@ def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top_k": 5}, "top_k must be between 1 and 4"),
-        ({"every": 0}, "n of at least 1"),
-        ({"capacity_factor": 0.0}, "capacity_factor must be above 0"),
-        ({"jitter": 1.0}, "jitter must be in"),
+        ({"top_k": 5}, r"top_k \(5\) is more than there are experts \(4\)"),
+        ({"every": 0}, "every\n.*greater than or equal to 1"),
+        ({"capacity_factor": 0.0}, "capacity_factor\n.*greater than 0"),
+        ({"jitter": 1.0}, "jitter\n.*less than 1"),
     ],
 )
 def test_impossible_experts_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(ExpertsConfig(num=4), **change)
+        ExpertsConfig(**{"num": 4, **change})

@@ -1,0 +1,80 @@
+"""First weights: read, or a dense model's made into one with experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.decoder import Decoder
+from stages.models.gpt import GPT
+from stages.models.huggingface import save_language_model
+from stages.models.upcycling import first_weights
+
+DENSE = DecoderConfig(
+    vocab_size=53, context=16, layers=4, width=32, heads=2, kv_heads=1, inner=40, head_size=16,
+    qk_norm=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = Decoder(DENSE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_language_model(model, tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def test_weights_of_the_same_shape_are_taken_up(folder: Path) -> None:
+    model = first_weights(replace(DENSE, dropout=0.1), folder)
+    again = first_weights(DENSE, folder)
+    for name, value in again.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        ExpertsConfig(num=4),
+        ExpertsConfig(num=4, every=1, top_k=2),
+        ExpertsConfig(num=4, top_k=2, normalize_gates=True),
+    ],
+)
+def test_a_dense_model_with_experts_begins_as_the_function_it_was(
+    folder: Path, experts: ExpertsConfig
+) -> None:
+    tokens = torch.randint(0, 53, (3, 16), generator=torch.Generator().manual_seed(1))
+    dense = first_weights(DENSE, folder).eval()
+    torch.manual_seed(5)
+    made = first_weights(replace(DENSE, experts=experts), folder).eval()
+    with torch.no_grad():
+        wanted, found = dense(tokens), made(tokens)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.02 * float(wanted.std()))
+        made.layers[3].feed_forward.experts.down.mul_(1.2)  # type: ignore[union-attr]
+        assert (made(tokens) - wanted).abs().max() > 0.05 * float(wanted.std())
+
+
+def test_other_shapes_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="another shape"):
+        first_weights(replace(DENSE, inner=48), folder)
+    with pytest.raises(InputError, match="another shape"):
+        first_weights(replace(DENSE, qk_norm=False), folder)
+    gpt = GPTConfig(53, 16, layers=4, width=32, heads=2)
+    with pytest.raises(InputError, match="another shape"):
+        first_weights(gpt, folder)
+    save_language_model(GPT(gpt), tmp_path / "gpt")
+    assert isinstance(first_weights(replace(gpt, dropout=0.1), tmp_path / "gpt"), GPT)
+    switch = replace(DENSE, experts=ExpertsConfig(num=4))
+    save_language_model(first_weights(switch, folder), tmp_path / "switch")
+    assert isinstance(first_weights(switch, tmp_path / "switch"), Decoder)
+    with pytest.raises(InputError, match="another shape"):
+        first_weights(replace(DENSE, experts=ExpertsConfig(num=2)), tmp_path / "switch")
+    with pytest.raises(InputError, match="another shape"):
+        first_weights(DENSE, tmp_path / "switch")
