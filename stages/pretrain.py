@@ -37,14 +37,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, stage
 from stages.models.config import LanguageConfig
+from stages.models.presets import recipe
 from stages.models.settings import ModelSection
 from stages.training.pretraining import LOAD, Pretraining
 from stages.training.settings import MixtureSection, TrainSection
@@ -63,7 +64,8 @@ class PretrainParams(Params):
     """See the module."""
 
     size: str = "tiny"
-    """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m…"""
+    """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
+    bring the paper's learning rate, batch, warm-up and steps where `train` says nothing of them."""
     model: ModelSection = ModelSection()
     packing: Literal["windows", "best_fit"] = "windows"
     """What a sample is: a window of all documents in a row, or whole documents side by side, with
@@ -74,6 +76,16 @@ class PretrainParams(Params):
     """Coefficient of log^2 Z, which keeps the logits near 0 (Chowdhery et al. 2022: 1e-4)."""
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_paper(cls, said: Any) -> Any:
+        """Fill in of `train` what the preset's paper says and the file does not."""
+        if isinstance(said, dict) and isinstance(said.get("size"), str):
+            train = said.get("train") or {}
+            if isinstance(train, dict):
+                return {**said, "train": {**recipe(said["size"]), **train}}
+        return said
 
     def config(self, vocab_size: int) -> LanguageConfig:
         """The model's shape.
