@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import hash64
-from stages.text.kernels import repeated_characters
+from stages.text.rules.ngrams import repeated_characters
 from stages.text.rules.view import View
 from stages.text.words import Words
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.text.kernels import repeated_characters
+from stages.text.rules.ngrams import repeated_characters
 from stages.text.words import Lexicon
 
 LEXICON = Lexicon()

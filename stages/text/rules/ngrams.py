@@ -1,48 +1,20 @@
-"""What is counted word by word, compiled: loops that arrays would only spread over many passes.
-
-Everything compiled stands in this one file, whose change is what renews the compiled code that
-numba keeps beside it (or in the user's cache directory, where that is not writable). Each function
-that Python calls is compiled for one signature as the module is imported, never in mid-run; what
-it consists of therefore stands before it.
-"""
+"""Repeated n-grams, compiled: a text is narrowed down to what is repeated, length by length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from stages.data.hashing import GOLDEN
+from stages.text.compiling import inlined, kernel
 
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-_Function = TypeVar("_Function", bound=Callable[..., object])
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = np.uint64(GOLDEN)
 
 
-def _kernel(signature: str) -> Callable[[_Function], _Function]:
-    """Compiles for that signature, or reads what an earlier process compiled."""
-
-    def compile_(function: _Function) -> _Function:
-        try:
-            compiled: _Function = numba.njit(signature, cache=True, nogil=True)(function)
-        except RuntimeError:  # no directory to keep it in
-            compiled = numba.njit(signature, nogil=True)(function)
-        return compiled
-
-    return compile_
-
-
-def _inlined(function: _Function) -> _Function:
-    """Compiled as a part of the kernels that call it."""
-    compiled: _Function = numba.njit(nogil=True)(function)
-    return compiled
-
-
-@_inlined
+@inlined
 def _table_size(count: int) -> int:
     """A power of two of which `count` entries fill half at most."""
     size = 2
@@ -51,7 +23,7 @@ def _table_size(count: int) -> int:
     return size
 
 
-@_inlined
+@inlined
 def _group(grams: Hashes, groups: Places, copies: Places, table: Places) -> int:
     """Number equal n-grams alike, in the order of their first; count each number's `copies`.
 
@@ -75,7 +47,7 @@ def _group(grams: Hashes, groups: Places, copies: Places, table: Places) -> int:
     return distinct
 
 
-@_inlined
+@inlined
 def _narrow(places: Places, grams: Hashes, groups: Places, copies: Places, count: int) -> int:
     """Move those that have copies to the front; how many they are."""
     kept = 0
@@ -86,7 +58,7 @@ def _narrow(places: Places, grams: Hashes, groups: Places, copies: Places, count
     return kept
 
 
-@_inlined
+@inlined
 def _most_frequent(places: Places, groups: Places, copies: Places, single: int) -> tuple[int, int]:
     """Where the most frequent n-gram is met first, and how often it counts; of equally frequent
     ones the first."""
@@ -101,7 +73,7 @@ def _most_frequent(places: Places, groups: Places, copies: Places, single: int) 
     return places[first], copies[best]
 
 
-@_inlined
+@inlined
 def _copied(
     places: Places, groups: Places, seen: Flags, ends: Places, n: int, leaping: bool
 ) -> int:
@@ -117,7 +89,7 @@ def _copied(
     return characters
 
 
-@_kernel("int64[::1](uint64[::1], int64[::1], int64, int64, int64, boolean)")
+@kernel("int64[::1](uint64[::1], int64[::1], int64, int64, int64, boolean)")
 def repeated_characters(
     hashes: Hashes, lengths: Places, longest_top: int, longest: int, single: int, leaping: bool
 ) -> Places:
