@@ -1,5 +1,5 @@
-"""Words in a text's UTF-8, compiled: where they are, how marks are cut off the plain ones, and all
-that is to be known of those in ASCII."""
+"""Words and lines in a text's UTF-8, compiled: where they are, how marks are cut off plain words,
+and all that is to be known of words in ASCII."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ UNSPACED = (
 _SPACES = (0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
 LONGEST_KNOWN = 128  # bytes of a word; xxh3 goes another way for longer ones
 _WINDOW = 8  # characters: the longest word that `split_word` may know as a whole
-_FULL_STOP, _ZERO = b".0"
+_LINE_FEED, _HYPHEN, _FULL_STOP, _ZERO, _BRACKET = b"\n-.0["
+_BULLET = ord("•")
+_LINE_BREAKS = (10, 11, 12, 13, 28, 29, 30, 0x85, 0x2028, 0x2029)  # as `str.splitlines`
 
 _LOWER, _UPPER, _DIGIT, _MARK, _OPENING, _CLOSING, _WIDE = (1 << bit for bit in range(7))
 _LETTER, _ALNUM = _LOWER | _UPPER, _LOWER | _UPPER | _DIGIT
@@ -55,6 +57,16 @@ _SECRET = np.frombuffer(
     "<u8",
 )
 """The beginning of xxh3's own secret."""
+
+
+def utf8(text: str) -> bytes:
+    """As it is scanned: lone surrogates pass."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def as_array(data: bytes) -> Bytes:
+    """The same bytes, shape (B,), for a scan."""
+    return np.frombuffer(data, np.uint8)
 
 
 @inlined
@@ -112,6 +124,67 @@ def word_bounds(data: Bytes) -> tuple[Places, Places]:
     if inside:
         stops[count] = at
         count += 1
+    return starts[:count].copy(), stops[:count].copy()
+
+
+@inlined
+def _ends_well(data: Bytes, start: int, stop: int, end_marks: Bytes) -> bool:
+    """With one of the marks, but not with an ellipsis."""
+    dots = 0
+    while dots < 3 and start < stop - dots and data[stop - dots - 1] == _FULL_STOP:
+        dots += 1
+    if dots < 3 and start < stop:
+        for mark in end_marks:
+            if data[stop - 1] == mark:
+                return True
+    return False
+
+
+@kernel("int64(Array(uint8, 1, 'C', readonly=True))")
+def bullet_lines(data: Bytes) -> int:
+    """Lines that begin with a bullet or a hyphen behind their white space."""
+    count = at = 0
+    indented = True
+    while at < len(data):
+        point, size = _code_point(data, at)
+        count += indented and point in (_HYPHEN, _BULLET)
+        indented = point == _LINE_FEED or (indented and _is_space(point))
+        at += size
+    return count
+
+
+@kernel(
+    "Tuple((int64[::1], int64[::1]))"
+    "(Array(uint8, 1, 'C', readonly=True), Array(uint8, 1, 'C', readonly=True), int64, int64)"
+)
+def c4_lines(
+    data: Bytes, end_marks: Bytes, min_words: int, longest_word: int
+) -> tuple[Places, Places]:
+    """Where the lines begin and end, without white space around them, that C4 may keep: those that
+    end with a mark and have words enough, and any with a bracket, which may hide a citation."""
+    starts = np.empty(len(data) // 2 + 1, np.int64)
+    stops = np.empty_like(starts)
+    count = at = words = word = longest = stop = 0
+    start = -1
+    bracket = False
+    while at <= len(data):
+        point, size = (_code_point(data, at)) if at < len(data) else (np.int64(_LINE_FEED), 1)
+        if not _is_space(point):
+            start = at if start < 0 else start
+            words += word == 0
+            word += 1
+            longest = max(longest, word)
+            bracket |= point == _BRACKET
+            stop = at + size
+        else:
+            word = 0
+        if point in _LINE_BREAKS:
+            kept = bracket or (words >= min_words and _ends_well(data, start, stop, end_marks))
+            if start >= 0 and longest <= longest_word and kept:
+                starts[count], stops[count] = start, stop
+                count += 1
+            start, words, longest, bracket = -1, 0, 0, False
+        at += size
     return starts[:count].copy(), stops[:count].copy()
 
 

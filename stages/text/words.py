@@ -19,9 +19,11 @@ import numpy.typing as npt
 from stages.data.hashing import GOLDEN, hash64, mix64
 from stages.text.scanning import (
     UNSPACED,
+    as_array,
     ascii_facts,
     intricate,
     token_bounds,
+    utf8,
     word_bounds,
 )
 from stages.text.splitting import split_word
@@ -84,14 +86,14 @@ class Lexicon:
     def words(self, text: str) -> Words:
         """The text's words: runs between white space, and each character of a script that is
         written without spaces."""
-        data = _utf8(text)
-        return self._at(data, *word_bounds(_array(data)))
+        data = utf8(text)
+        return self._at(data, *word_bounds(as_array(data)))
 
     def tokens(self, text: str) -> Words:
         """The text's words with punctuation marks as words of their own."""
         self._bound()
-        data = _utf8(text)
-        array = _array(data)
+        data = utf8(text)
+        array = as_array(data)
         starts, stops = word_bounds(array)
         cut = intricate(array, starts, stops)
         sizes = chain.from_iterable(map(self._cuts.__getitem__, _slices(data, starts, stops, cut)))
@@ -99,13 +101,13 @@ class Lexicon:
 
     def look_up(self, words: list[str]) -> Words:
         """What is known of each of these words."""
-        written = [_utf8(word) for word in words]
+        written = [utf8(word) for word in words]
         edges = np.fromiter(accumulate(map(len, written), initial=0), np.int64, len(words) + 1)
         return self._at(b"".join(written), edges[:-1], edges[1:])
 
     def _at(self, data: bytes, starts: Places, stops: Places) -> Words:
         """The words between these places in the UTF-8, shape (N,) each."""
-        hashes, symbol, letter, folded, others = ascii_facts(_array(data), starts, stops)
+        hashes, symbol, letter, folded, others = ascii_facts(as_array(data), starts, stops)
         words = Words(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
         if len(others):
             self._bound()
@@ -167,20 +169,12 @@ class _Cuts(dict[bytes, tuple[int, ...]]):
 
     def __missing__(self, word: bytes) -> tuple[int, ...]:
         self.bytes += len(word)
-        sizes = self[word] = tuple(len(_utf8(token)) for token in split_word(_text(word)))
+        sizes = self[word] = tuple(len(utf8(token)) for token in split_word(_text(word)))
         return sizes
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
-
-
-def _array(data: bytes) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(data, np.uint8)
 
 
 def _slices(data: bytes, starts: Places, stops: Places, which: Places) -> list[bytes]:

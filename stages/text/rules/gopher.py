@@ -15,11 +15,11 @@ import numpy.typing as npt
 from stages.data.hashing import hash64
 from stages.text.rules.ngrams import repeated_characters
 from stages.text.rules.view import View
+from stages.text.scanning import as_array, bullet_lines, utf8
 from stages.text.words import Words
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _STOP_HASHES = [np.uint64(hash64(word)) for word in STOP_WORDS]
-_BULLETS = ("•", "-")
 _TRAILING = re.compile(r"(?:\.\.\.|…)[^\S\n]*$", re.M)
 LONGEST_TOP, LONGEST = 4, 10  # words of an n-gram whose copies, whose repeats count
 NOTHING = float("nan")
@@ -73,7 +73,7 @@ def _quality(view: View, words: Words, spoken: npt.NDArray[np.int64]) -> Scores:
         "word_length": float(spoken.mean()) if len(spoken) else 0.0,
         "hash_marks": text.count("#") / total,
         "ellipses": ellipses / total,
-        "bullet_lines": sum(line.lstrip()[:1] in _BULLETS for line in lines) / len(lines),
+        "bullet_lines": bullet_lines(as_array(utf8(text))) / len(lines),
         "ellipsis_lines": trailing / len(lines),
         "alphabetic_words": np.count_nonzero(words.letter) / total,
     }

@@ -2,12 +2,11 @@
 
 import re
 
-import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.data.hashing import hash64
-from stages.text.scanning import LONGEST_KNOWN, UNSPACED, word_bounds
+from stages.text.scanning import LONGEST_KNOWN, UNSPACED, as_array, bullet_lines, utf8, word_bounds
 from stages.text.splitting import split_word
 from stages.text.words import Lexicon, fold
 
@@ -64,7 +63,12 @@ def test_words_of_every_length_have_their_hash():
 
 def test_white_space_and_scripts_are_told_for_every_character():
     text = "a".join(map(chr, range(0x110000)))
-    data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-    starts, stops = word_bounds(data)
-    sizes = [len(word.encode("utf-8", "surrogatepass")) for word in WORD.findall(text)]
+    starts, stops = word_bounds(as_array(utf8(text)))
+    sizes = [len(utf8(word)) for word in WORD.findall(text)]
     assert (stops - starts).tolist() == sizes
+
+
+@given(st.text(st.sampled_from(" \n\r\t\x85\u3000-•a—")) | st.text())
+def test_bullets_begin_lines(text):
+    expected = sum(line.lstrip().startswith(("-", "•")) for line in text.split("\n"))
+    assert bullet_lines(as_array(utf8(text))) == expected
