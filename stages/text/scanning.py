@@ -168,7 +168,7 @@ def c4_lines(
     start = -1
     bracket = False
     while at <= len(data):
-        point, size = (_code_point(data, at)) if at < len(data) else (np.int64(_LINE_FEED), 1)
+        point, size = _code_point(data, at) if at < len(data) else (np.int64(_LINE_FEED), 1)
         if not _is_space(point):
             start = at if start < 0 else start
             words += word == 0

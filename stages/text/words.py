@@ -204,14 +204,10 @@ def _columns(size: int) -> _Columns:
 
 
 def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
-    hashed, ascii_ = hash64(word), word.isascii()
-    if ascii_ and word.isalpha():  # most words, and all that they need
-        lower = word.lower()
-        return hashed, len(word), False, True, hashed if lower == word else hash64(lower), False
-    letter = word.isalpha() or any(map(str.isalpha, word))
+    letter = any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
-    unspaced = not ascii_ and _UNSPACED_SCRIPT.match(word) is not None
-    return hashed, len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
+    unspaced = _UNSPACED_SCRIPT.match(word) is not None
+    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
 
 
 def fold(word: str) -> str:
