@@ -37,7 +37,7 @@ def test_the_lexicon_forgets_and_goes_on(monkeypatch):
     first = lexicon.words("one two three four")
     lexicon.words("five six seven eight")
     assert (lexicon.words("one two three four").hashes == first.hashes).all()
-    monkeypatch.setattr(words_module, "_CACHED_CHARACTERS", 10)
+    monkeypatch.setattr(words_module, "_CACHED_BYTES", 10)
     assert len(Lexicon().words("x" * 100)) == 1
 
 
