@@ -47,6 +47,11 @@ def test_scripts_without_spaces_are_cut_into_characters():
     assert len(Lexicon().words("한국어 단어")) == 2
 
 
+def test_what_cannot_be_written_as_utf8_is_folded_as_it_is():
+    assert fold("É\ud800 x") == "e\ud800 x"
+    assert Lexicon().words("漢\ud800 ok").folded.all()
+
+
 @pytest.mark.parametrize(
     ("word", "folded"),
     [("Hello,", "hello"), ("(2021)", "0"), ("Café", "cafe"), ("v1.22", "v0.0"), ("...", "")],
