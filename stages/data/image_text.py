@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import CorruptArtifact, InputError
 from stages.data import tars
@@ -79,7 +79,14 @@ def decode_rgb(data: bytes) -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # what decoders raise on damaged bytes has no common ancestor
-        raise BadImage(str(error).partition("\n")[0][:200] or type(error).__name__) from error
+        raise BadImage(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """What a decoder says, without the address of what it read: the same each time."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image in JPEG, PNG or WebP that can be read"
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -116,24 +116,39 @@ class Group:
 
 
 def groups(found: Iterable[Member]) -> Iterator[Group]:
-    """The samples of an archive in order; what has no suffix belongs to none."""
+    """The samples of an archive in order; what has no suffix belongs to none. Where the archive
+    breaks off, the last one is a problem: more of it may have followed.
+
+    Raises:
+        BrokenTar: as `members`.
+    """
     current: Group | None = None
-    for member in found:
-        key, suffix = _key_and_suffix(member.name)
-        twice = current is not None and current.key == key and suffix in current.members
-        problem = member.problem or ("a second file of that name" if twice else "")
-        if problem:
-            yield Group(member.name, member.header, problem=problem)
-            continue
-        if not suffix:
-            continue
-        if current is None or current.key != key:
-            if current is not None:
+    problems: list[Group] = []
+    try:
+        for member in found:
+            key, suffix = _key_and_suffix(member.name)
+            if current is not None and current.key != key:
                 yield current
-            current = Group(key, member.header)
-        current.members[suffix] = member
+                yield from problems
+                current, problems = None, []
+            twice = current is not None and suffix in current.members
+            problem = member.problem or ("a second file of that name" if twice else "")
+            if problem:
+                problems.append(Group(member.name, member.header, problem=problem))
+            elif suffix:
+                current = current or Group(key, member.header)
+                current.members[suffix] = member
+            if current is None:
+                yield from problems
+                problems = []
+    except BrokenTar:
+        if current is not None:
+            yield Group(current.key, current.header, problem="the archive breaks off in it")
+        yield from problems
+        raise
     if current is not None:
         yield current
+    yield from problems
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
