@@ -43,7 +43,6 @@ SHARD_BYTES = 128 << 20  # what a writer holds
 _FORMATS = ("JPEG", "PNG", "WEBP")  # the only decoders that untrusted bytes reach
 _ORIENTATION = 0x0112  # the EXIF tag
 _HELD_OPEN = 256  # tars of one store
-_DEEP = ("I", "F")  # modes of more than eight bits a value
 
 Index = npt.NDArray[np.int64]
 
@@ -98,7 +97,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith(_DEEP):
+    if image.mode.startswith("I"):  # sixteen bits a value
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")

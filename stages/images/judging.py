@@ -17,6 +17,7 @@ import pyarrow as pa
 import xxhash
 from PIL import Image
 
+from pipeline.context import escape
 from stages.data import parts
 from stages.data.hashing import fraction, hash64, name128
 from stages.data.image_text import BadImage, Sample, decode_rgb, image_suffix, stored_size
@@ -71,11 +72,11 @@ class Judge:
         row = {
             **dict.fromkeys(SCRATCH.names),
             "id": name128(piece.source, piece.place, str(number)),
-            "key": record.key,
-            "source": piece.source,
-            "place": record.place,
+            "key": escape(record.key),
+            "source": escape(piece.source),
+            "place": escape(record.place),
             "rule": record.broken,
-            "reason": record.error,
+            "reason": escape(record.error),
             "score": 0.0,
             "image": b"",
             "captions": captions,
@@ -88,7 +89,9 @@ class Judge:
         try:
             return row | self._measured(replace(record, captions=tuple(captions)), piece)
         except BadImage as error:
-            return row | {"rule": "broken.image", "reason": str(error)}
+            return row | {"rule": "broken.image", "reason": escape(str(error))}
+        except RecursionError:
+            return row | {"rule": "broken.json", "reason": "nested too deeply"}
 
     def _measured(self, record: Record, piece: Piece) -> dict[str, Any]:
         image = decode_rgb(record.image)
@@ -100,8 +103,8 @@ class Judge:
         if rule:
             return figures | {"rule": rule, "score": score}
         stored, small = self._stored(record.image, image)
-        place = {"key": record.key, "place": record.place, "source": piece.source}
-        meta = {**place, **record.meta, "source": piece.source}
+        place = {"key": escape(record.key), "place": escape(record.place)}
+        meta = {**place, **record.meta, "source": escape(piece.source)}
         meta |= {"width": small.width, "height": small.height}
         sample = Sample("key", stored, tuple(captions), meta)
         bits, colors = look(image)
@@ -110,7 +113,7 @@ class Judge:
             "image": stored,
             "captions": captions,
             "meta": json.dumps(meta, sort_keys=True),
-            "split": str(record.meta.get(self.split)) if self.split else None,
+            "split": escape(str(record.meta.get(self.split))) if self.split else None,
             "share": fraction(f"{self.seed}\0{held_by}"),
             "stored": stored_size(sample),
             "resized": stored is not record.image,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import pyarrow.parquet as pq
@@ -330,6 +331,35 @@ def test_nothing_left_is_explained(tmp_path, options, words, remedy):
     with pytest.raises(InputError, match=words) as caught:
         run(tmp_path / "w", write_tar(tmp_path / "t.tar", files), **options)
     assert remedy in caught.value.remedy
+
+
+def test_hostile_names_captions_and_metadata_reach_no_terminal(tmp_path):
+    deep = b'{"a": ' + b"[" * 985 + b"]" * 985 + b"}"
+    files = [
+        *(("a\x1b[2J.png", png(1)), ("a\x1b[2J.txt", b"escape")),
+        *((b"b\xff.png".decode("utf-8", "surrogateescape"), png(2)), ("b.txt", b"alone")),
+        *(
+            ("c.png", png(3)),
+            ("c.txt", "one\x1b[31m \u202etwo\ud800".encode("utf-8", "surrogatepass")),
+        ),
+        *(("d.png", png(4)), ("d.txt", "one\x1b[31m \u202etwo\r\n\x00".encode())),
+        *(("e.png", png(5)), ("e.txt", b"deep"), ("e.json", deep)),
+        *(("f.png", png(6)), ("f.txt", b"x"), ("f.json", b'{"s": "\\ud800\\u001b", "n": 1e999}')),
+    ]
+    tar = write_tar(tmp_path / "t.tar", files)
+    odd = tmp_path / b"odd\xff\x07".decode("utf-8", "surrogateescape")
+    write_pairs(odd, {b"g\xfe.png".decode("utf-8", "surrogateescape"): png(7)}, "good")
+    ctx = run(tmp_path / "w", tar, odd, split_field="s")
+    found = {s.key: s for s in stored(ctx)}
+    assert found["d"].captions == ("one two",) and found["f"].meta["s"] == "\ud800\x1b"
+    assert {"d", "f", "g-xdcfe"} <= set(found) and reasons(ctx)["c"] == "broken.caption"
+    stats = stats_of(ctx)
+    assert stats["read"]["samples"] == stats["kept"]["samples"] + stats["dropped"]["samples"]
+    shown = [json.loads(path.read_text()) for path in ctx.observed.glob("*s.json")]
+    shown += [dropped_rows(ctx), (ctx.attempt_dir / "log.txt").read_text(), stats]
+    assert not re.search(
+        "[\x00-\x09\x0b-\x1f\x7f\u202e\ud800-\udfff]", json.dumps(shown, ensure_ascii=False)
+    )
 
 
 def test_the_report_shows_counts_sizes_and_captions(world, tmp_path):
