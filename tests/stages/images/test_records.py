@@ -282,6 +282,9 @@ def test_sources_that_are_not_there_are_the_users_error(tmp_path, folder):
     ]:
         with pytest.raises(InputError, match=words):
             whole_files([str(tmp_path / name)])
+    for name in ("pipe:cat t.tar |", "https://example.org/t.tar", "s3://bucket/t.tar"):
+        with pytest.raises(InputError, match="does not exist"):
+            whole_files([name])
 
 
 def test_a_glob_is_every_file_that_it_fits(images):
