@@ -35,6 +35,15 @@ how their files are written), by log-likelihood.
 Figures, with the task's name in front: `capitals_acc`, `…_acc_norm`, `…_acc_pmi` (with `pmi`),
 `…_perplexity` (cloze), each with its standard error `…_error`; `…_chance`, `…_centered`, `…_items`,
 `…_cut` (items whose context was too long). Over all tasks: `acc`, `centered`.
+
+What it makes is what lm-eval makes of the same items: `pip install 'headwater[eval]'`, then
+
+    lm_eval --model hf --tasks hellaswag,arc_easy --model_args \\
+      pretrained=<folder of the model>,prefix_token_id=3,dtype=float32
+
+runs any of the public tasks on a model's folder (`headwater show RUN:STAGE` says which it is).
+There `acc_norm` counts characters and not bytes, and `prefix_token_id=3` has an empty context
+begin as documents do.
 """
 
 from __future__ import annotations

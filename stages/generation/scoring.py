@@ -13,7 +13,7 @@ Shape suffixes: B contexts, R continuations, T tokens, V vocabulary, N tokens of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple, Protocol
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.generation.likelihood import pad_right
-from stages.generation.sampling import Model, batches, pad_left
+from stages.generation.sampling import Model, pad_left
 
 BATCH = 16  # contexts
+SHARING = 4  # times as many continuations, at most
 
 
 class Encoder(Protocol):
@@ -111,25 +112,37 @@ def score(
         model: in evaluation mode.
         asked: requests that fit its context.
         pad_id: fills up.
-        batch: contexts that are read at once.
+        batch: contexts that are read at once; and the most continuations that share one.
         device: where the model is.
         beat: called after each batch.
     """
-    sharing: dict[tuple[int, ...], list[int]] = {}
-    for place, request in enumerate(asked):
-        sharing.setdefault(request.context, []).append(place)
-    contexts = list(sharing)
     found: dict[int, Score] = {}
-    for chosen in batches(contexts, batch):
-        read = [contexts[one] for one in chosen]
-        places = [
-            (row, place) for row, one in enumerate(chosen) for place in sharing[contexts[one]]
-        ]
-        tails = [(row, asked[place].continuation) for row, place in places]
-        scores = _read(model, read, tails, pad_id, device)
-        found |= {place: made for (_, place), made in zip(places, scores, strict=True)}
+    for together in _shared(asked, batch):
+        contexts = [asked[places[0]].context for places in together]
+        rows = [(row, place) for row, places in enumerate(together) for place in places]
+        tails = [(row, asked[place].continuation) for row, place in rows]
+        scores = _read(model, contexts, tails, pad_id, device)
+        found |= {place: made for (_, place), made in zip(rows, scores, strict=True)}
         beat()
     return [found[place] for place in range(len(asked))]
+
+
+def _shared(asked: Sequence[Request], batch: int) -> Iterator[list[list[int]]]:
+    """Places of requests of one context, at most `batch`; as many such groups of alike lengths."""
+    sharing: dict[tuple[int, ...], list[int]] = {}
+    for place in sorted(range(len(asked)), key=lambda place: len(asked[place].continuation)):
+        sharing.setdefault(asked[place].context, []).append(place)
+    groups = [g[at : at + batch] for g in sharing.values() for at in range(0, len(g), batch)]
+    groups.sort(key=lambda group: len(asked[group[0]].context))
+    together: list[list[int]] = []
+    for group in groups:
+        rows = sum(map(len, together)) + len(group)
+        if together and (len(together) == batch or rows > SHARING * batch):
+            yield together
+            together = []
+        together.append(group)
+    if together:
+        yield together
 
 
 def _read(
