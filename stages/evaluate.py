@@ -374,9 +374,9 @@ def answer_tasks(
     from stages.data.tokenizer import EOS, PAD, Tokenizer
     from stages.generation.grading import Examiner
     from stages.generation.pause import Pause
-    from stages.models.huggingface import load_gpt
+    from stages.models.huggingface import load_language_model
 
-    model = load_gpt(folder).to(rank.device)
+    model = load_language_model(folder).to(rank.device)
     examiner = Examiner(
         model, Tokenizer(folder), model.config.context, EOS, PAD, params.seed, params.pmi,
         params.document_start, params.batch, rank.device, Pause(rank, cancel_file),

@@ -20,7 +20,7 @@ from stages.generation.grading import Answer, Examiner, grade, summary, tables
 from stages.generation.scoring import Request, Score, fitted, requests, score
 from stages.generation.tasks import Item, Task, TaskSection, load
 from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import load_gpt, save_gpt
+from stages.models.huggingface import load_language_model, save_language_model
 
 CONTEXT = 48
 CAPITALS = [
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    save_gpt(model, root / "model", root / "tokenizer")
+    save_language_model(model, root / "model", root / "tokenizer")
     return root / "model"
 
 
@@ -51,7 +51,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 def examiner(folder: Path, **more: object) -> Examiner:
     found = {"context": CONTEXT, "start": EOS, "pad_id": PAD, **more}
-    return Examiner(load_gpt(folder), Tokenizer(folder), **found)  # type: ignore[arg-type]
+    return Examiner(load_language_model(folder), Tokenizer(folder), **found)  # type: ignore[arg-type]
 
 
 def written(path: Path, rows: list[dict[str, object]]) -> str:
@@ -272,7 +272,7 @@ def greedy(model: GPT, context: list[int], count: int) -> list[int]:
 
 def test_scores_are_those_of_a_pass_over_each_pair_by_itself(folder: Path) -> None:
     rng = random.Random(0)
-    model = load_gpt(folder)
+    model = load_language_model(folder)
     tokens = lambda count: [rng.randrange(16, 300) for _ in range(count)]  # noqa: E731
     shared = [tokens(size) for size in (1, 5, 12, CONTEXT - 3)]
     asked = [
