@@ -19,7 +19,8 @@ from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.generation.grading import Answer, Examiner, grade, summary, tables
 from stages.generation.scoring import Request, Score, fitted, requests, score
 from stages.generation.tasks import Item, Task, TaskSection, load
-from stages.models.gpt import GPT, GPTConfig
+from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.families import language_model
 from stages.models.huggingface import load_language_model, save_language_model
 
 CONTEXT = 48
@@ -31,17 +32,38 @@ CAPITALS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose tokenizer puts a space before every text (SentencePiece's own way)."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts a space before every text, which is SentencePiece's own way."""
     root = tmp_path_factory.mktemp("model")
     toyworld.write_tokenizer(root / "tokenizer")
+    return root
+
+
+def saved(root: Path, name: str, config: GPTConfig | DecoderConfig) -> Path:
+    """The folder of a random model."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(len(Tokenizer(root / "tokenizer")), CONTEXT, layers=2, width=32, heads=4))
+    model = language_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    save_language_model(model, root / "model", root / "tokenizer")
-    return root / "model"
+    save_language_model(model, root / name, root / "tokenizer")
+    return root / name
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path) -> Path:
+    vocabulary = len(Tokenizer(root / "tokenizer"))
+    return saved(root, "gpt2", GPTConfig(vocabulary, CONTEXT, layers=2, width=32, heads=4))
+
+
+@pytest.fixture(scope="module")
+def switch(root: Path) -> Path:
+    """Rotary positions, grouped queries and experts."""
+    config = DecoderConfig(
+        len(Tokenizer(root / "tokenizer")), CONTEXT, layers=2, width=32, heads=4, kv_heads=2,
+        inner=48, head_size=8, qk_norm=True, experts=ExpertsConfig(num=4, capacity_factor=None),
+    )  # fmt: skip
+    return saved(root, "switch", config)
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +285,18 @@ def brute_force(folder: Path, context: list[int], rest: list[int]) -> Score:
     return Score(total, bool((logits.argmax(-1) == targets).all()))
 
 
-def greedy(model: GPT, context: list[int], count: int) -> list[int]:
+def greedy(model: Any, context: list[int], count: int) -> list[int]:
     ids = list(context)
     for _ in range(count):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     return ids[len(context) :]
 
 
-def test_scores_are_those_of_a_pass_over_each_pair_by_itself(folder: Path) -> None:
+@pytest.mark.parametrize("family", ["folder", "switch"])
+def test_scores_are_those_of_a_pass_over_each_pair_by_itself(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(family)
     rng = random.Random(0)
     model = load_language_model(folder)
     tokens = lambda count: [rng.randrange(16, 300) for _ in range(count)]  # noqa: E731
@@ -280,7 +306,7 @@ def test_scores_are_those_of_a_pass_over_each_pair_by_itself(folder: Path) -> No
     ]
     asked += [Request(tuple(c), tuple(greedy(model, c, 3))) for c in shared[:2]]
     rng.shuffle(asked)
-    expected = [brute_force(folder, *map(list, request)) for request in asked]
+    expected = [brute_force(folder, *map(list, one)) for one in asked]
     assert sum(one.greedy for one in expected) >= 2
     for batch in (1, 3, 16):
         found = score(model, asked, pad_id=PAD, batch=batch)
