@@ -73,6 +73,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["models"],
         ["cancel"],
         ["diff", "latest", "latest"],
+        ["compare", "latest", "--json"],
     ],
     ids=" ".join,
 )

@@ -75,6 +75,13 @@ def test_zero_on_a_logarithmic_axis_makes_it_a_linear_one() -> None:
     assert "<polyline" in charts.draw(panels.curve("x", ["y"], log_y=True), series)
 
 
+def test_a_number_at_the_right_end_is_not_cut_off() -> None:
+    drawing = charts.draw(panels.curve("x", ["y"]), [{"step": 0, "y": 1}, {"step": 300000, "y": 2}])
+    labels = [e for e in parsed(drawing).iter() if e.tag.endswith("text")]
+    (last,) = [e for e in labels if e.text == "300 k"]
+    assert last.get("class") == "end" and float(last.get("x", 0)) <= charts.WIDTH
+
+
 def test_thinning_keeps_every_spike() -> None:
     line = [(float(i), 0.0) for i in range(10_000)]
     line[5003] = (5003.0, 9.0)
