@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -77,15 +77,13 @@ class PretrainParams(Params):
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow_the_paper(cls, said: Any) -> Any:
+    @model_validator(mode="after")
+    def _follow_the_paper(self) -> PretrainParams:
         """Fill in of `train` what the preset's paper says and the file does not."""
-        if isinstance(said, dict) and isinstance(said.get("size"), str):
-            train = said.get("train") or {}
-            if isinstance(train, dict):
-                return {**said, "train": {**recipe(said["size"]), **train}}
-        return said
+        said = self.train.model_dump(exclude_unset=True)
+        filled = TrainSection.model_validate({**recipe(self.size), **said})
+        self.__dict__["train"] = filled if recipe(self.size) else self.train
+        return self
 
     def config(self, vocab_size: int) -> LanguageConfig:
         """The model's shape.

@@ -23,7 +23,8 @@ WIDTH = 520  # units of a drawing, which scales to its place
 HEIGHT = 222
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 28, 38  # margins around what is plotted
 ROW = 27  # height of one bar with its gap
-LABELS = 150  # width left of horizontal bars
+LABELS, WIDEST_LABELS = 150, 250  # width left of horizontal bars
+CHARACTER = 7.0  # width of one, about
 BUCKETS = 280  # a line has at most two points a bucket: its lowest and its highest
 SMOOTH = 60  # points from which a line gets a smoothed one over it
 HOVERS = 90  # places of a curve that say their values
@@ -151,6 +152,11 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 def short(words: str, length: int) -> str:
     """At most `length` characters."""
     return words if len(words) <= length else words[: length - 1] + "…"
+
+
+def tail(words: str, length: int) -> str:
+    """At most `length` characters: the end, which says more of a rule's name."""
+    return words if len(words) <= length else "…" + words[len(words) - length + 1 :]
 
 
 # --- curves ------------------------------------------------------------------------------------
@@ -319,24 +325,26 @@ def _waterfall(steps: Sequence[Sequence[Any]], unit: str) -> str:
     if not steps:
         return ""
     total = max((abs(float(value)) for _, value in steps), default=0.0) or 1.0
-    room = WIDTH - LABELS - 110
+    longest = max(len(str(label)) for label, _ in steps)
+    labels = min(WIDEST_LABELS, max(LABELS, CHARACTER * longest + 14))
+    room = WIDTH - labels - 110
     body, left = [], 0.0
     for row, (label, value) in enumerate(steps):
         ends = row in (0, len(steps) - 1)
         low, high = (0.0, value) if ends else sorted((left, left + value))
         left = value if row == 0 else left + (0 if ends else value)
         style = "f0" if ends else ("fbad" if value < 0 else "fgood")
-        x, width = LABELS + low / total * room, max((high - low) / total * room, 1.0)
+        x, width = labels + low / total * room, max((high - low) / total * room, 1.0)
         said = number(value).replace("-", "−")
         share = f"{abs(value) / total:.1%}"
         y = row * ROW + 4
-        body.append(text(LABELS - 10, y + 13, short(str(label), 24), "end"))
+        body.append(text(labels - 10, y + 13, tail(str(label), int(labels / CHARACTER) - 2), "end"))
         title = f"{label}: {value:,} {unit} ({share})"
         body.append(rect(x, y, width, ROW - 9, f"bar {style}", title))
         body.append(text(x + width + 7, y + 13, said, "strong"))
         body.append(text(WIDTH - 4, y + 13, share, "end"))
         if row < len(steps) - 1:
-            edge = LABELS + left / total * room
+            edge = labels + left / total * room
             body.append(_line(edge, y + ROW - 9, edge, y + ROW, "zero"))
     return svg(body, len(steps) * ROW + 4)
 

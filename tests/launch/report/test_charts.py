@@ -43,6 +43,15 @@ def test_a_waterfall_steps_down_from_what_was_read_to_what_is_left() -> None:
     assert "short: -30 documents (30.0%)" in titles(drawing)
 
 
+def test_a_long_name_of_a_rule_keeps_its_end() -> None:
+    rule = "gopher_repetition:datatrove.duplicate_10_gram_characters"
+    drawing = charts.draw(
+        panels.waterfall("x", "documents", [("read", 9), (rule, -4), ("kept", 5)])
+    )
+    assert ".duplicate_10_gram_characters<" in drawing and f">{rule}<" not in drawing
+    assert any(title.startswith(rule) for title in titles(drawing)), "the whole name is told"
+
+
 def test_a_curve_shows_each_key_and_says_its_values() -> None:
     drawing = charts.draw(panels.curve("x", ["loss", "lr", "missing"], unit="nats"), SERIES)
     assert drawing.count("<polyline") == 2
