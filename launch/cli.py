@@ -45,6 +45,7 @@ COMMANDS = {
     "logs": Entry("launch.logs", "Look", "Print the logs of a run or of one stage."),
     "show": Entry("launch.lineage", "Look", "Show what a run made, or where an artifact is from."),
     "diff": Entry("launch.difference", "Look", "Say how two runs or two artifacts differ."),
+    "compare": Entry("launch.compare", "Look", "Show losses of runs against what they cost."),
     "report": Entry("launch.look", "Look", "Write the HTML page of a run."),
     "verify": Entry("launch.keep", "Keep", "Check every byte of artifacts."),
     "gc": Entry("launch.keep", "Keep", "Find (and free) the space that nothing needs."),

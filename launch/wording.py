@@ -39,9 +39,16 @@ def number(value: float | None) -> str:
         unit, suffix = next(u for u in _UNITS if size >= 0.9995 * u[0])
         return f"{value / unit:.3g} {suffix}"
     if size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
+        return scientific(value)
     return f"{value:,.0f}" if size >= 1e4 else f"{value:.4g}"
+
+
+def scientific(value: float | None) -> str:
+    """3.14e23; empty for None."""
+    if value is None:
+        return ""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def figure(value: float) -> str:

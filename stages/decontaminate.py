@@ -3,7 +3,8 @@
     decontaminate: {uses: decontaminate, documents: ${clean}, sets: ["evals/*.jsonl"]}
 
 A document that holds n-grams of an evaluation item is dropped, or the n-grams are cut out of it
-with the text around them. `matches/` lists which document held which item, and where.
+with the text around them. `matches/` lists which document held which item, and where. With
+`tokenizer: ${tokenizer}` the counts are of its tokens, else of words.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stages.text.settings import Share
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.text.counting import TokenCounter
     from stages.text.decontamination import Tally
     from stages.text.evaluation_sets import Evaluation
 
@@ -75,20 +77,32 @@ class DecontaminateParams(Params):
                 yield Problem(key, "one is named twice", "name each once")
 
 
-@stage("decontaminate", inputs={"documents": "Documents"}, output="Documents", version=2)
+@stage(
+    "decontaminate",
+    inputs={"documents": "Documents", "tokenizer": "Tokenizer?"},
+    output="Documents",
+    version=3,
+)
 def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Drop documents that hold evaluation items, or cut the items out."""
+    from stages.text.counting import TokenCounter
     from stages.text.decontamination import Cut, Jury, frequencies, write
     from stages.text.evaluation_sets import read_evaluation
 
     evaluation = read_evaluation(params.sets, params.text_fields, params.ngram)
-    commits = _search(params, evaluation, inputs, ctx)
+    counter = TokenCounter.of(inputs.get_path("tokenizer"))
+    commits = _search(params, evaluation, counter, inputs, ctx)
     counts = frequencies(commits, len(evaluation.grams))
     jury = Jury(evaluation, counts, params.max_occurrences, params.max_overlap)
     ctx.check_cancelled()
     cut = Cut(params.cut.margin, params.cut.min_piece, params.cut.max_cuts)
     tally = write(
-        inputs.path("documents"), commits, jury, cut if params.action == "cut" else None, out
+        inputs.path("documents"),
+        commits,
+        jury,
+        cut if params.action == "cut" else None,
+        out,
+        counter,
     )
     if not tally.kept["documents"]:
         raise InputError(
@@ -100,7 +114,11 @@ def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: C
 
 
 def _search(
-    params: DecontaminateParams, evaluation: Evaluation, inputs: Inputs, ctx: Context
+    params: DecontaminateParams,
+    evaluation: Evaluation,
+    counter: TokenCounter,
+    inputs: Inputs,
+    ctx: Context,
 ) -> list[Path]:
     from stages.data.documents import Documents
     from stages.data.shards import run_shards
@@ -120,7 +138,7 @@ def _search(
 
     return run_shards(
         search_shard,
-        [(folder, part, grams, evaluation.lengths) for part in range(parts)],
+        [(folder, part, grams, evaluation.lengths, counter) for part in range(parts)],
         ctx.scratch / "searched",
         workers=params.workers,
         ctx=ctx,
@@ -131,7 +149,7 @@ def _search(
 def _report(
     params: DecontaminateParams, evaluation: Evaluation, tally: Tally, ignored: int, ctx: Context
 ) -> None:
-    for unit in ("documents", "characters"):
+    for unit in tally.units:
         losses = {"contaminated": tally.dropped[unit], "cut out": tally.removed[unit]}
         steps = [(name, -lost) for name, lost in losses.items() if lost]
         steps = [("read", tally.read[unit]), *steps, ("kept", tally.kept[unit])]
@@ -150,6 +168,8 @@ def _report(
         documents=tally.kept["documents"],
         characters_read=tally.read["characters"],
         characters=tally.kept["characters"],
+        **{f"{tally.counter.unit}_read": tally.read[tally.counter.unit]},
+        **{tally.counter.unit: tally.kept[tally.counter.unit]},
         contaminated=len(tally.overlaps),
         cut=tally.cut,
         items=len(evaluation.items),

@@ -22,6 +22,28 @@ corpora are for their owners to keep apart. Figures
   reward_accuracy, reward_margin        on held-out preferences
   reward_demonstrations                 mean score of their best responses, made 0 on trained ones
   reward_before, reward_after, kl       on held-out prompts: sft, policy
+
+evaluate.tasks: a model on tasks of multiple choice and of cloze (`stages/generation/tasks.py` says
+how their files are written), by log-likelihood.
+
+    tasks:
+      uses: evaluate.tasks
+      model: ${gpt}
+      tasks: [tasks/capitals.yaml, tasks/lambada.jsonl]
+      shots: 5
+
+Figures, with the task's name in front: `capitals_acc`, `…_acc_norm`, `…_acc_pmi` (with `pmi`),
+`…_perplexity` (cloze), each with its standard error `…_error`; `…_chance`, `…_centered`, `…_items`,
+`…_cut` (items whose context was too long). Over all tasks: `acc`, `centered`.
+
+What it makes is what lm-eval makes of the same items: `pip install 'headwater[eval]'`, then
+
+    lm_eval --model hf --tasks hellaswag,arc_easy --model_args \\
+      pretrained=<folder of the model>,prefix_token_id=3,dtype=float32
+
+runs any of the public tasks on a model's folder (`headwater show RUN:STAGE` says which it is).
+There `acc_norm` counts characters and not bytes, and `prefix_token_id=3` has an empty context
+begin as documents do.
 """
 
 from __future__ import annotations
@@ -37,11 +59,13 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import InputError
-from pipeline.stage import Inputs, Params, stage
+from pipeline.stage import EXECUTION, Inputs, Params, stage
 
 if TYPE_CHECKING:
     import torch
 
+    from stages.generation.grading import Answer
+    from stages.generation.tasks import Task
     from stages.training.rank import Rank
 
 
@@ -250,3 +274,121 @@ TASKS: dict[str, Any] = {
     "preferences": preferences,
     "policy": policy,
 }
+
+
+class TasksParams(Params):
+    """What a pipeline file may say of the stage."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
+    """Files of tasks. Content and names decide the artifact, not where they lie."""
+    shots: Annotated[int | None, Field(ge=0)] = None
+    """Solved items before each; as each task says, if left out."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Only the first so many items of each task; 0 takes all."""
+    pmi: bool = False
+    """Also score choices against themselves without their context, for as much work again."""
+    document_start: bool = False
+    """Begin every context with the token that documents begin after; else only an empty one."""
+    seed: int = 0
+    """Of the shots; the pipeline's, if left out."""
+    batch: Annotated[int, Field(ge=1), EXECUTION] = 16
+    """Contexts that a rank reads at once."""
+
+    def load(self) -> list[Task]:
+        """The tasks.
+
+        Raises:
+            InputError: a file is missing or broken, has too few items for its shots, or two tasks
+                have one name.
+        """
+        from stages.generation.tasks import load
+
+        found = [load(path) for path in self.tasks]
+        names = [task.name for task in found]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise InputError(
+                f"two tasks have the name {twice!r}",
+                where=found[names.index(twice)].path,
+                remedy="give one of them another `name`",
+            )
+        for task in found:
+            for item in self.chosen(task):
+                task.shots_of(item, self.shots_of(task), self.seed)
+        return found
+
+    def shots_of(self, task: Task) -> int:
+        """Solved items before each of a task's."""
+        return task.section.shots if self.shots is None else self.shots
+
+    def chosen(self, task: Task) -> list[Any]:
+        """The items that are scored."""
+        return task.scored[: self.limit or None]
+
+    def externals(self) -> dict[str, str]:
+        """The content of each task.
+
+        Raises:
+            InputError: as `load`.
+        """
+        return {f"tasks.{task.name}": task.digest for task in self.load()}
+
+
+@stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=1)
+def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Score a model on tasks of multiple choice and of cloze, few-shot or zero-shot."""
+    from pipeline.disk import write_atomic
+    from stages.generation.grading import grade, record, summary, tables, whole
+    from stages.training.group import WorkerGroup
+
+    files = params.load()
+    with WorkerGroup(params.workers, ctx) as group:
+        parts = group.run(answer_tasks, files, inputs.path("model"), params, ctx.cancel_file)
+    grades = [
+        grade(task, whole([part[task.name] for part in parts]), params.shots_of(task))
+        for task in files
+    ]
+    (out / "items").mkdir(exist_ok=True)
+    for one in grades:
+        lines = [json.dumps(record(answer)) + "\n" for answer in one.answers]
+        write_atomic(out / "items" / f"{one.task.name}.jsonl", "".join(lines))
+    for panel in tables(grades):
+        ctx.panel(panel)
+    figures = summary(grades)
+    ctx.result(**figures)
+    write_atomic(out / "metrics.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
+
+
+def answer_tasks(
+    rank: Rank,
+    files: list[Task],
+    folder: Path,
+    params: TasksParams,
+    cancel_file: Path | None = None,
+) -> dict[str, list[Answer]]:
+    """This rank's share of the items of every task: each world-th.
+
+    Raises:
+        InputError: a choice is longer than the model's context.
+        Interrupted: somebody asked the run to stop.
+    """
+    from stages.data.tokenizer import EOS, PAD, Tokenizer
+    from stages.generation.grading import Examiner
+    from stages.generation.pause import Pause
+    from stages.models.huggingface import load_language_model
+
+    model = load_language_model(folder).to(rank.device)
+    examiner = Examiner(
+        model, Tokenizer(folder), model.config.context, EOS, PAD, params.seed, params.pmi,
+        params.document_start, params.batch, rank.device, Pause(rank, cancel_file),
+    )  # fmt: skip
+    total, done = sum(len(params.chosen(task)) for task in files), 0
+    found: dict[str, list[Answer]] = {}
+    for task in files:
+        mine, shots = params.chosen(task)[rank.index :: rank.world], params.shots_of(task)
+        found[task.name] = []
+        for answer in examiner.answers(task, mine, shots):
+            found[task.name].append(answer)
+            done += 1
+            if rank.ctx:
+                rank.ctx.progress(min(total, done * rank.world), total, "item")
+    return found

@@ -39,12 +39,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 from stages.models.config import LanguageConfig
+from stages.models.presets import recipe
 from stages.models.settings import ModelSection
 from stages.training.devices import HardwareSection
 from stages.training.outlook import Training
@@ -63,7 +64,8 @@ class PretrainParams(Params):
     """See the module."""
 
     size: str = "tiny"
-    """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m…"""
+    """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
+    bring the paper's learning rate, batch, warm-up and steps where `train` says nothing of them."""
     model: ModelSection = ModelSection()
     packing: Literal["windows", "best_fit"] = "windows"
     """What a sample is: a window of all documents in a row, or whole documents side by side, with
@@ -76,6 +78,14 @@ class PretrainParams(Params):
     """What it is to run on: for the plan alone."""
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
+
+    @model_validator(mode="after")
+    def _follow_the_paper(self) -> PretrainParams:
+        """Fill in of `train` what the preset's paper says and the file does not."""
+        said = self.train.model_dump(exclude_unset=True)
+        filled = TrainSection.model_validate({**recipe(self.size), **said})
+        self.__dict__["train"] = filled if recipe(self.size) else self.train
+        return self
 
     def config(self, vocab_size: int) -> LanguageConfig:
         """The model's shape.

@@ -249,6 +249,9 @@ def points(name: str, steps: int) -> Iterator[tuple[int, dict[str, float]]]:
             "lr": 1e-3 * min(1, step / 20) * (0.55 + 0.45 * math.cos(math.pi * part)),
             "grad_norm": 0.6 + 2 * math.exp(-9 * part) + abs(noise.gauss(0, 0.08)),
             "tokens_per_second": 21000 + noise.gauss(0, 700),
+            "step_seconds": 0.39,
+            "tokens": 8192.0 * (step + 1),
+            "flops": 8192.0 * (step + 1) * 5.1e6,
         }
         if step % 25 == 24:
             values["eval_loss"] = 2.75 + 5.5 * math.exp(-6 * part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ WIDTH = 520  # units of a drawing, which scales to its place
 HEIGHT = 222
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 28, 38  # margins around what is plotted
 ROW = 27  # height of one bar with its gap
-LABELS = 150  # width left of horizontal bars
+LABELS, WIDEST_LABELS = 150, 250  # width left of horizontal bars
+CHARACTER = 7.0  # width of one, about
 BUCKETS = 280  # a line has at most two points a bucket: its lowest and its highest
 SMOOTH = 60  # points from which a line gets a smoothed one over it
 HOVERS = 90  # places of a curve that say their values
@@ -48,10 +49,13 @@ STYLE = """
 .chart .bar { opacity: .88; } .chart .bar:hover { opacity: 1; }
 .s0{stroke:var(--c0)} .s1{stroke:var(--c1)} .s2{stroke:var(--c2)} .s3{stroke:var(--c3)}
 .s4{stroke:var(--c4)} .s5{stroke:var(--c5)} .sbad{stroke:var(--bad)}
+.d1{stroke-dasharray:7 4} .d2{stroke-dasharray:2 4}
 .f0{fill:var(--c0)} .f1{fill:var(--c1)} .f2{fill:var(--c2)} .f3{fill:var(--c3)}
 .f4{fill:var(--c4)} .f5{fill:var(--c5)} .fbad{fill:var(--bad)} .fgood{fill:var(--good)}
 """
 COLOURS = 6
+EDGE = 16  # half of a wide number: nearer to the right end it would be cut off
+FINE = (1, 1.5, 2, 3, 4, 5, 7)  # marks of a logarithmic axis over one decade
 WIDE = 100  # bins that span more than this are drawn over a logarithmic axis
 
 
@@ -112,7 +116,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def _svg(body: Iterable[str], height: float = HEIGHT, width: float = WIDTH) -> str:
+def svg(body: Iterable[str], height: float = HEIGHT, width: float = WIDTH) -> str:
+    """A drawing of these elements."""
     inside = "".join(body)
     return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img">{inside}</svg>'
 
@@ -132,7 +137,8 @@ def text(x: float, y: float, words: str, style: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{safe(words)}</text>'
 
 
-def _rect(x: float, y: float, w: float, h: float, style: str, title: str) -> str:
+def rect(x: float, y: float, w: float, h: float, style: str, title: str) -> str:
+    """A rectangle that says its title."""
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(w, 0):.1f}" height="{h:.1f}" rx="2" '
         f'class="{style}"><title>{safe(title)}</title></rect>'
@@ -148,11 +154,20 @@ def short(words: str, length: int) -> str:
     return words if len(words) <= length else words[: length - 1] + "…"
 
 
+def tail(words: str, length: int) -> str:
+    """At most `length` characters: the end, which says more of a rule's name."""
+    return words if len(words) <= length else "…" + words[len(words) - length + 1 :]
+
+
 # --- curves ------------------------------------------------------------------------------------
 
 
-class _Axes:
+class Axes:
     """Maps values to places; draws the grid."""
+
+    width, height = float(WIDTH), float(HEIGHT)
+    say_x: Callable[[float], str] = staticmethod(number)
+    """Writes the numbers of the horizontal axis."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], log: bool) -> None:
         self.log = log and min(ys) > 0
@@ -168,31 +183,44 @@ class _Axes:
         return math.log10(y) if self.log else y
 
     def x(self, value: float) -> float:
+        """The place of a value across."""
         low, high = self.low_x, self.high_x
         if self.log_x:
             low, high, value = math.log(low), math.log(high), math.log(value)
         part = (value - low) / (high - low)
-        return LEFT + part * (WIDTH - LEFT - RIGHT)
+        return LEFT + part * (self.width - LEFT - RIGHT)
+
+    def place(self, x: float) -> float:
+        """The value whose place is `x`."""
+        part = (x - LEFT) / (self.width - LEFT - RIGHT)
+        if self.log_x:
+            return self.low_x * math.exp(part * math.log(self.high_x / self.low_x))
+        return self.low_x + part * (self.high_x - self.low_x)
 
     def y(self, value: float) -> float:
+        """The place of a value, from above."""
         part = (self._scale(value) - self.low_y) / (self.high_y - self.low_y)
-        return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
+        return self.height - BOTTOM - part * (self.height - TOP - BOTTOM)
 
     def grid(self) -> list[str]:
+        """Lines at the marks of both axes, and what they stand for."""
         body = []
         for mark in self.marks:
-            body.append(_line(LEFT, self.y(mark), WIDTH - RIGHT, self.y(mark), "rule"))
+            body.append(_line(LEFT, self.y(mark), self.width - RIGHT, self.y(mark), "rule"))
             body.append(text(LEFT - 7, self.y(mark) + 4, number(mark), "end"))
         x_ends = self.low_x, self.high_x
         for mark in _decades(*x_ends) if self.log_x else ticks(*x_ends, 6):
             if self.low_x <= mark <= self.high_x:
-                body.append(text(self.x(mark), HEIGHT - BOTTOM + 17, number(mark), "mid"))
+                x = self.x(mark)
+                side = "mid" if x < self.width - RIGHT - EDGE else "end"
+                x = x if side == "mid" else min(x + EDGE, self.width - RIGHT)
+                body.append(text(x, self.height - BOTTOM + 17, self.say_x(mark), side))
         return body
 
 
 def _decades(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    parts = (1, 2, 5) if last - first <= 2 else (1,)
+    parts = {0: FINE, 1: FINE, 2: (1, 2, 5)}.get(last - first, (1,))
     marks = [m * 10.0**e for e in range(first, last + 1) for m in parts]
     inside = [m for m in marks if low < m < high]
     below = max(m for m in marks if m <= low)
@@ -205,25 +233,25 @@ def _curve(panel: Panel, series: Sequence[Mapping[str, Any]]) -> str:
         return ""
     xs = [x for line in lines.values() for x, _ in line]
     ys = [y for line in lines.values() for _, y in line]
-    axes = _Axes(xs, ys, panel["log_y"])
+    axes = Axes(xs, ys, panel["log_y"])
     body = axes.grid()
     at = float(LEFT)
     for index, (key, line) in enumerate(lines.items()):
         colour = index % COLOURS
         smooth = noisy(line)
-        body.append(_path(axes, thin(line), f"ln s{colour}{' raw' if smooth else ''}"))
+        body.append(path(axes, thin(line), f"ln s{colour}{' raw' if smooth else ''}"))
         if smooth:
-            body.append(_path(axes, thin(smoothed(line)), f"ln s{colour}"))
+            body.append(path(axes, thin(smoothed(line)), f"ln s{colour}"))
         if len(line) == 1:
             x, y = axes.x(line[0][0]), axes.y(line[0][1])
             body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="f{colour}"/>')
-        body.append(_rect(at, 9, 14, 4, f"f{colour}", key))
+        body.append(rect(at, 9, 14, 4, f"f{colour}", key))
         label = f"{key} {number(line[-1][1])}"
         body.append(text(at + 19, 14.5, label, "strong"))
         at += 34 + 6.4 * len(label)
     unit = f"step · {panel['unit']}" if panel["unit"] else "step"
     body.append(text(WIDTH - RIGHT, HEIGHT - 3, unit, "end"))
-    return _svg([*body, *_hovers(axes, lines)])
+    return svg([*body, *_hovers(axes, lines)])
 
 
 def line_of(series: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
@@ -269,12 +297,13 @@ def smoothed(line: Sequence[Point]) -> list[Point]:
     return result
 
 
-def _path(axes: _Axes, line: Iterable[Point], style: str) -> str:
+def path(axes: Axes, line: Iterable[Point], style: str) -> str:
+    """A line through these points."""
     places = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
     return f'<polyline points="{places}" class="{style}"/>'
 
 
-def _hovers(axes: _Axes, lines: Mapping[str, Sequence[Point]]) -> list[str]:
+def _hovers(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> list[str]:
     """Invisible bands that say the values under them."""
     values = {key: dict(line) for key, line in lines.items()}
     steps = sorted({x for line in lines.values() for x, _ in line})
@@ -285,7 +314,7 @@ def _hovers(axes: _Axes, lines: Mapping[str, Sequence[Point]]) -> list[str]:
         said = [f"{key} {number(found[step])}" for key, found in values.items() if step in found]
         title = "\n".join([f"step {number(step)}", *said])
         left = axes.x(step) - width / 2
-        bands.append(_rect(left, TOP, width, HEIGHT - TOP - BOTTOM, "hover", title))
+        bands.append(rect(left, TOP, width, HEIGHT - TOP - BOTTOM, "hover", title))
     return bands
 
 
@@ -296,26 +325,28 @@ def _waterfall(steps: Sequence[Sequence[Any]], unit: str) -> str:
     if not steps:
         return ""
     total = max((abs(float(value)) for _, value in steps), default=0.0) or 1.0
-    room = WIDTH - LABELS - 110
+    longest = max(len(str(label)) for label, _ in steps)
+    labels = min(WIDEST_LABELS, max(LABELS, CHARACTER * longest + 14))
+    room = WIDTH - labels - 110
     body, left = [], 0.0
     for row, (label, value) in enumerate(steps):
         ends = row in (0, len(steps) - 1)
         low, high = (0.0, value) if ends else sorted((left, left + value))
         left = value if row == 0 else left + (0 if ends else value)
         style = "f0" if ends else ("fbad" if value < 0 else "fgood")
-        x, width = LABELS + low / total * room, max((high - low) / total * room, 1.0)
+        x, width = labels + low / total * room, max((high - low) / total * room, 1.0)
         said = number(value).replace("-", "−")
         share = f"{abs(value) / total:.1%}"
         y = row * ROW + 4
-        body.append(text(LABELS - 10, y + 13, short(str(label), 24), "end"))
+        body.append(text(labels - 10, y + 13, tail(str(label), int(labels / CHARACTER) - 2), "end"))
         title = f"{label}: {value:,} {unit} ({share})"
-        body.append(_rect(x, y, width, ROW - 9, f"bar {style}", title))
+        body.append(rect(x, y, width, ROW - 9, f"bar {style}", title))
         body.append(text(x + width + 7, y + 13, said, "strong"))
         body.append(text(WIDTH - 4, y + 13, share, "end"))
         if row < len(steps) - 1:
-            edge = LABELS + left / total * room
+            edge = labels + left / total * room
             body.append(_line(edge, y + ROW - 9, edge, y + ROW, "zero"))
-    return _svg(body, len(steps) * ROW + 4)
+    return svg(body, len(steps) * ROW + 4)
 
 
 def _bars(values: Mapping[str, float], unit: str) -> str:
@@ -333,17 +364,17 @@ def _bars(values: Mapping[str, float], unit: str) -> str:
         y, width = row * ROW + 4, abs(value) / span * room
         x = zero if value >= 0 else zero - width
         body.append(text(LABELS - 10, y + 13, short(label, 24), "end"))
-        body.append(_rect(x, y, width, ROW - 9, f"bar f{0 if value >= 0 else 1}", label))
+        body.append(rect(x, y, width, ROW - 9, f"bar f{0 if value >= 0 else 1}", label))
         said = f"{number(value).replace('-', '−')} {unit}".strip()
         place, style = (x + width + 7, "strong") if value >= 0 else (x - 7, "strong end")
         body.append(text(place, y + 13, said, style))
-    return _svg(body, len(finite) * ROW + 4)
+    return svg(body, len(finite) * ROW + 4)
 
 
 def _histogram(edges: Sequence[float], counts: Sequence[int], thresholds: Sequence[float]) -> str:
     if not counts or len(edges) != len(counts) + 1:
         return ""
-    axes = _Axes(edges, [0, *counts], log=False)
+    axes = Axes(edges, [0, *counts], log=False)
     axes.high_x = max(edges)  # bins are not steps: they may be narrower than 1
     axes.high_x = axes.high_x if axes.high_x > axes.low_x else axes.low_x + 1
     axes.log_x = 0 < WIDE * axes.low_x < axes.high_x
@@ -351,11 +382,11 @@ def _histogram(edges: Sequence[float], counts: Sequence[int], thresholds: Sequen
     for (low, high), count in zip(pairwise(edges), counts, strict=True):
         x, y = axes.x(low), axes.y(count)
         title = f"{number(low)} to {number(high)}: {count:,}"
-        body.append(_rect(x + 0.5, y, axes.x(high) - x - 1, axes.y(0) - y, "bar f0", title))
+        body.append(rect(x + 0.5, y, axes.x(high) - x - 1, axes.y(0) - y, "bar f0", title))
     for threshold in thresholds:
         if not axes.low_x <= threshold <= axes.high_x:
             continue
         x = axes.x(threshold)
         body.append(_line(x, TOP - 8, x, HEIGHT - BOTTOM, "sbad mark"))
         body.append(text(x + 5, TOP, f"threshold {number(threshold)}", ""))
-    return _svg(body)
+    return svg(body)

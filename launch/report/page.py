@@ -58,7 +58,7 @@ def render(run: Run, store: Store) -> str:
     spans = {stage.name: spans_of(events, stage.name) for stage in status.stages}
     needs = {name: stage.get("needs", []) for name, stage in plan.items()}
     script = _search() if any(p["type"] == "browser" for s in stages for p in s["panels"]) else ""
-    text = _template().render(
+    text = template("page.html.j2").render(
         run=status,
         origin=status.origin,
         stages=stages,
@@ -130,7 +130,8 @@ def _permission(script: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of the pages of this folder; all text in it is escaped, and nothing hides in it."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -148,7 +149,7 @@ def _template() -> Template:
     environment.filters.update(
         number=_number, duration=wording.duration, groups=_groups, beginning=_beginning
     )
-    return environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
+    return environment.from_string(Path(__file__).with_name(name).read_text())
 
 
 def _number(value: Any) -> str:

@@ -14,16 +14,19 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.data import documents, parts
 from stages.data.documents import Document, Documents
+from stages.text.counting import WORDS, TokenCounter
 from stages.text.evaluation_sets import Evaluation, Hits, Numbers, searcher
 from stages.text.spans import complement
 
@@ -33,9 +36,13 @@ SHOWN_MATCHES = 24
 SHOWN_AROUND = 80  # characters on each side of a match
 SHOWN_SPAN = 400
 
-HITS = parts.versioned(
-    pa.schema([(name, pa.int64()) for name in ("row", "start", "end", "gram")]), "Hits", 1
+_PLACES = ("start", "end", "gram")
+SEARCHED = parts.versioned(
+    pa.schema([("units", pa.int64()), *((name, pa.list_(pa.int64())) for name in _PLACES)]),
+    "Searched",
+    1,
 )
+"""One row a document: its size in words or tokens, and the places of grams."""
 MATCHES = parts.versioned(
     pa.schema(
         [
@@ -49,30 +56,29 @@ MATCHES = parts.versioned(
     1,
 )
 
-SearchWork = tuple[Path, int, Path, tuple[int, ...]]
-"""A Documents artifact, a part of it, the file of grams, and the grams' lengths in words."""
+SearchWork = tuple[Path, int, Path, tuple[int, ...], TokenCounter]
+"""A Documents artifact, a part of it, the file of grams, the grams' lengths in words, and what
+tells the size of a document."""
 
 
 def search_shard(work: SearchWork, commit: Path) -> None:
-    """Search the documents of a part and commit the places of grams."""
+    """Search the documents of a part and commit their sizes and the places of grams."""
     from pipeline.disk import write_atomic
 
-    folder, part, grams, lengths = work
-    tables = []
-    for row, document in enumerate(Documents(folder).part(part)):
+    folder, part, grams, lengths, counter = work
+    rows = []
+    for document in Documents(folder).part(part):
         hits = searcher(grams, lengths).search(document.text)
-        if hits is not None:
-            rows = np.full(len(hits.gram), row, np.int64)
-            tables.append(pa.table([rows, hits.start, hits.end, hits.gram], schema=HITS))
-    found = pa.concat_tables(tables) if tables else HITS.empty_table()
-    write_atomic(commit, parts.encode_table(found, HITS), durable=False)
+        places = {name: getattr(hits, name).tolist() if hits else [] for name in _PLACES}
+        rows.append({"units": counter.count_text(document.text), **places})
+    write_atomic(commit, parts.encode(rows, SEARCHED), durable=False)
 
 
 def frequencies(commits: Sequence[Path], grams: int) -> Numbers:
     """How often the corpus holds each gram, shape (grams,)."""
     counts = np.zeros(grams, np.int64)
     for commit in commits:
-        column = pq.read_table(commit, columns=["gram"])["gram"].to_numpy()
+        column = _flat(pq.read_table(commit, columns=["gram"])["gram"])
         counts += np.bincount(column, minlength=grams)
     return counts
 
@@ -164,8 +170,10 @@ class Cut:
 
 @dataclass
 class Tally:
-    """Counts of documents and characters, by what became of them and by evaluation set."""
+    """Counts of documents, characters, and tokens or words, by what became of them and by
+    evaluation set."""
 
+    counter: TokenCounter = WORDS
     read: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -177,15 +185,26 @@ class Tally:
     overlaps: list[float] = field(default_factory=list)
     shown: list[dict[str, str]] = field(default_factory=list)
 
-    def enter(self, text: str, kept: str | None) -> None:
-        """Count one document and what is left of it; None if it is dropped."""
-        self.read.update({"documents": 1, "characters": len(text)})
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What is counted, all of which adds up."""
+        return "documents", "characters", self.counter.unit
+
+    def enter(self, text: str, units: int, kept: str | None) -> None:
+        """Count one document of so many words or tokens and what is left of it; None if it is
+        dropped."""
+        size = Counter({"documents": 1, "characters": len(text), self.counter.unit: units})
+        self.read.update(size)
         if kept is None:
-            self.dropped.update({"documents": 1, "characters": len(text)})
+            self.dropped.update(size)
             return
-        self.kept.update({"documents": 1, "characters": len(kept)})
-        self.removed.update({"characters": len(text) - len(kept)})
-        self.cut += len(kept) < len(text)
+        whole = len(kept) == len(text)
+        left = units if whole else self.counter.count_text(kept)
+        rest = Counter({"documents": 1, "characters": len(kept), self.counter.unit: left})
+        self.kept.update(rest)
+        size.subtract(rest)
+        self.removed.update(size)
+        self.cut += not whole
 
     def note(self, document: Document, verdict: Verdict, evaluation: Evaluation) -> None:
         """Count what a contaminated document holds."""
@@ -208,15 +227,18 @@ class Tally:
 
     def stats(self, evaluation: Evaluation) -> dict[str, Any]:
         """The counts as `stats.json` holds them."""
-        dropped = _both(self.dropped)
+        dropped = self._all(self.dropped)
         return {
-            "read": _both(self.read),
-            "kept": _both(self.kept),
+            "read": self._all(self.read),
+            "kept": self._all(self.kept),
             "dropped": dropped,
-            "removed": _both(self.removed),
+            "removed": self._all(self.removed),
             "by_rule": {CONTAMINATED: dropped} if self.dropped else {},
             "by_set": self.by_set(evaluation),
         }
+
+    def _all(self, counts: Counter[str]) -> dict[str, int]:
+        return {unit: counts[unit] for unit in self.units}
 
     def by_set(self, evaluation: Evaluation) -> dict[str, dict[str, int]]:
         """Of each evaluation set: items, those searched for, those found, documents with one."""
@@ -234,28 +256,35 @@ class Tally:
         }
 
 
-def write(folder: Path, commits: Sequence[Path], jury: Jury, cut: Cut | None, out: Path) -> Tally:
+def write(
+    folder: Path,
+    commits: Sequence[Path],
+    jury: Jury,
+    cut: Cut | None,
+    out: Path,
+    counter: TokenCounter = WORDS,
+) -> Tally:
     """Write the documents, kept, cut and dropped, in order, with what matched and the counts."""
     for table in ("documents", "dropped", "matches"):
         shutil.rmtree(out / table, ignore_errors=True)
-    tally = Tally()
+    tally = Tally(counter)
     with (
         documents.documents_writer(out) as kept,
         documents.dropped_writer(out) as dropped,
         parts.PartWriter(out / "matches", MATCHES) as matches,
     ):
-        for document, hits in _searched(Documents(folder), commits):
+        for document, units, hits in _searched(Documents(folder), commits):
             verdict = jury.judge(hits) if hits else None
             row = {name: getattr(document, name) for name in documents.COLUMNS}
             if verdict is None:
-                tally.enter(document.text, document.text)
+                tally.enter(document.text, units, document.text)
                 kept.write(row)
                 continue
             tally.note(document, verdict, jury.evaluation)
             for match in _match_rows(document, verdict, jury.evaluation):
                 matches.write(match)
             text = cut.apply(document.text, verdict.spans) if cut else None
-            tally.enter(document.text, text)
+            tally.enter(document.text, units, text)
             if text is None:
                 dropped.write({**row, "rule": CONTAMINATED, "score": verdict.overlap})
             else:
@@ -264,15 +293,25 @@ def write(folder: Path, commits: Sequence[Path], jury: Jury, cut: Cut | None, ou
     return tally
 
 
-def _searched(read: Documents, commits: Sequence[Path]) -> Iterator[tuple[Document, Hits | None]]:
-    """The documents in order with their hits."""
+def _searched(
+    read: Documents, commits: Sequence[Path]
+) -> Iterator[tuple[Document, int, Hits | None]]:
+    """The documents in order with their sizes and hits."""
     for part, commit in enumerate(commits):
-        table = pq.read_table(commit)
-        rows, start, end, gram = (table[name].to_numpy() for name in HITS.names)
-        for row, document in enumerate(read.part(part)):
-            low, high = np.searchsorted(rows, [row, row + 1])
-            found = slice(low, high)
-            yield document, Hits(start[found], end[found], gram[found]) if high > low else None
+        table = pq.read_table(commit).combine_chunks()
+        start, end, gram = (_flat(table[name]) for name in _PLACES)
+        edges = np.cumsum([0, *pc.list_value_length(table["gram"]).to_pylist()]).tolist()
+        sizes = table["units"].to_pylist()
+        for document, units, within in zip(read.part(part), sizes, pairwise(edges), strict=True):
+            found = slice(*within)
+            hits = Hits(start[found], end[found], gram[found])
+            yield document, units, hits if len(hits.gram) else None
+
+
+def _flat(column: pa.ChunkedArray) -> Numbers:
+    """All lists one after another."""
+    numbers: Numbers = column.combine_chunks().flatten().to_numpy()
+    return numbers
 
 
 def _match_rows(
@@ -296,7 +335,3 @@ def _around(text: str, start: int, end: int) -> str:
     before = text[max(0, start - SHOWN_AROUND) : start]
     after = text[end : end + SHOWN_AROUND]
     return " ".join(f"{before}»{text[start:end][:SHOWN_SPAN]}«{after}".split())
-
-
-def _both(counts: Counter[str]) -> dict[str, int]:
-    return {unit: counts[unit] for unit in ("documents", "characters")}

@@ -7,12 +7,13 @@ from functools import cache, lru_cache
 from typing import Any
 
 _HAN = re.compile("[\u3400-\u9fff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def simplified(text: str) -> str:
     """Traditional characters as simplified ones, by OpenCC's dictionary of characters and
-    phrases."""
-    if text.isascii():
+    phrases; as it is where it cannot be written as UTF-8."""
+    if text.isascii() or _LONE_SURROGATE.search(text):
         return text
     converted: str = _converter("t2s").convert(text)
     return converted

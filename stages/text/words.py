@@ -1,7 +1,8 @@
 """One split and one hash of each word, shared by every rule and by near-duplicate search.
 
-Python touches each distinct word once; all that counts, compares or combines words afterwards is
-arithmetic on arrays.
+Compiled scans find the words and all that is to be known of those in ASCII; Python touches each
+distinct other word once. All that counts, compares or combines words afterwards is arithmetic on
+arrays.
 """
 
 from __future__ import annotations
@@ -10,27 +11,34 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN, hash64, mix64
+from stages.text.scanning import (
+    UNSPACED,
+    as_array,
+    ascii_facts,
+    intricate,
+    token_bounds,
+    utf8,
+    word_bounds,
+)
 from stages.text.splitting import split_word
 from stages.text.variants import simplified
 
 Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 _ASCII_MARKS = "".join(c for c in map(chr, range(128)) if not c.isalnum())
 _DIGITS = re.compile(r"\d+")
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 _UNSPACED_SCRIPT = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _CACHED_WORDS = 1 << 18
-_CACHED_CHARACTERS = 1 << 23
+_CACHED_BYTES = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,11 @@ class Words:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    @property
+    def columns(self) -> _Columns:
+        """All of them."""
+        return (self.hashes, self.lengths, self.symbol, self.letter, self.folded, self.unspaced)
+
 
 @cache
 def lexicon() -> Lexicon:
@@ -73,38 +86,50 @@ class Lexicon:
     def words(self, text: str) -> Words:
         """The text's words: runs between white space, and each character of a script that is
         written without spaces."""
-        return self.look_up(_split(text))
+        data = utf8(text)
+        return self._at(data, *word_bounds(as_array(data)))
 
     def tokens(self, text: str) -> Words:
         """The text's words with punctuation marks as words of their own."""
         self._bound()
-        rows = chain.from_iterable(map(self._tokens.__getitem__, _split(text)))
-        return self._at(np.fromiter(rows, np.int64))
+        data = utf8(text)
+        array = as_array(data)
+        starts, stops = word_bounds(array)
+        cut = intricate(array, starts, stops)
+        sizes = chain.from_iterable(map(self._cuts.__getitem__, _slices(data, starts, stops, cut)))
+        return self._at(data, *token_bounds(array, starts, stops, np.fromiter(sizes, np.int64)))
 
     def look_up(self, words: list[str]) -> Words:
         """What is known of each of these words."""
-        self._bound()
-        return self._at(np.fromiter(map(self._rows.__getitem__, words), np.int64, len(words)))
+        written = [utf8(word) for word in words]
+        edges = np.fromiter(accumulate(map(len, written), initial=0), np.int64, len(words) + 1)
+        return self._at(b"".join(written), edges[:-1], edges[1:])
 
-    def _at(self, rows: npt.NDArray[np.int64]) -> Words:
-        self._learn(self._rows.new)
-        hashes, lengths, symbol, letter, folded, unspaced = self._columns
-        return Words(
-            hashes[rows], lengths[rows], symbol[rows], letter[rows], folded[rows], unspaced[rows]
-        )
+    def _at(self, data: bytes, starts: Places, stops: Places) -> Words:
+        """The words between these places in the UTF-8, shape (N,) each."""
+        hashes, symbol, letter, folded, others = ascii_facts(as_array(data), starts, stops)
+        words = Words(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
+        if len(others):
+            self._bound()
+            written = _slices(data, starts, stops, others)
+            rows = np.fromiter(map(self._rows.__getitem__, written), np.int64, len(others))
+            self._learn(self._rows.new)
+            for column, known in zip(words.columns, self._columns, strict=True):
+                column[others] = known[rows]
+        return words
 
     def _bound(self) -> None:
-        words = max(len(self._rows), len(self._tokens))
-        if words > _CACHED_WORDS or self._characters + self._tokens.characters > _CACHED_CHARACTERS:
+        words = max(len(self._rows), len(self._cuts))
+        if words > _CACHED_WORDS or self._bytes + self._cuts.bytes > _CACHED_BYTES:
             self._forget()
 
     def _forget(self) -> None:
         self._rows = _Rows()
-        self._tokens = _TokenRows(self._rows)
-        self._characters = 0
+        self._cuts = _Cuts()
+        self._bytes = 0
         self._columns = _columns(1 << 12)
 
-    def _learn(self, words: list[str]) -> None:
+    def _learn(self, words: list[bytes]) -> None:
         """Fill in the rows of words that were met for the first time."""
         if not words:
             return
@@ -115,45 +140,46 @@ class Lexicon:
             for column, old in zip(grown, self._columns, strict=True):
                 column[: len(old)] = old
             self._columns = grown
-        self._characters += sum(map(len, words))
-        for column, values in zip(
-            self._columns, zip(*map(_facts, words), strict=True), strict=True
-        ):
+        self._bytes += sum(map(len, words))
+        facts = zip(*map(_facts, map(_text, words)), strict=True)
+        for column, values in zip(self._columns, facts, strict=True):
             column[start:stop] = values
         words.clear()
 
 
-class _Rows(dict[str, int]):
+class _Rows(dict[bytes, int]):
     """A row for each word, a new one for a word that is asked for the first time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.new: list[str] = []
+        self.new: list[bytes] = []
 
-    def __missing__(self, word: str) -> int:
+    def __missing__(self, word: bytes) -> int:
         self.new.append(word)
         row = self[word] = len(self)
         return row
 
 
-class _TokenRows(dict[str, tuple[int, ...]]):
-    """The rows of the tokens of what stands between white space."""
+class _Cuts(dict[bytes, tuple[int, ...]]):
+    """The bytes of the tokens of what stands between white space."""
 
-    def __init__(self, rows: _Rows) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.characters = 0
-        self._rows = rows
+        self.bytes = 0
 
-    def __missing__(self, word: str) -> tuple[int, ...]:
-        self.characters += len(word)
-        found = self[word] = tuple(map(self._rows.__getitem__, split_word(word)))
-        return found
+    def __missing__(self, word: bytes) -> tuple[int, ...]:
+        self.bytes += len(word)
+        sizes = self[word] = tuple(len(utf8(token)) for token in split_word(_text(word)))
+        return sizes
 
 
-def _split(text: str) -> list[str]:
-    if text.isascii() or not _UNSPACED_SCRIPT.search(text):
-        return text.split()
-    return _WORD.findall(text)
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _slices(data: bytes, starts: Places, stops: Places, which: Places) -> list[bytes]:
+    bounds = zip(starts[which].tolist(), stops[which].tolist(), strict=True)
+    return [data[start:stop] for start, stop in bounds]
 
 
 _Columns = tuple[
@@ -178,14 +204,10 @@ def _columns(size: int) -> _Columns:
 
 
 def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
-    hashed, ascii_ = hash64(word), word.isascii()
-    if ascii_ and word.isalpha():  # most words, and all that they need
-        lower = word.lower()
-        return hashed, len(word), False, True, hashed if lower == word else hash64(lower), False
-    letter = word.isalpha() or any(map(str.isalpha, word))
+    letter = any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
-    unspaced = not ascii_ and _UNSPACED_SCRIPT.match(word) is not None
-    return hashed, len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
+    unspaced = _UNSPACED_SCRIPT.match(word) is not None
+    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
 
 
 def fold(word: str) -> str:

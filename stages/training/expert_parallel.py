@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from pipeline.errors import InputError
 from stages.models.switch import Experts, Here, Switch
 
 if TYPE_CHECKING:
@@ -118,12 +119,22 @@ def spread(module: nn.Module, size: int, rank: Rank) -> dict[str, Share]:
 
     Returns:
         The parameters of which a rank holds a part, by name.
+
+    Raises:
+        InputError: the experts do not divide by the size.
     """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Switch)}
     for layer in layers.values():
         layer.exchange = Together(rank)
     if size == 1 or not layers:
         return {}
+    for layer in layers.values():
+        if layer.config.num % size:
+            raise InputError(
+                f"{layer.config.num} experts cannot be spread evenly over {size} workers",
+                where="train.expert_parallel",
+                remedy="choose a divisor of the experts",
+            )
     import deepspeed
     from deepspeed.utils import groups
 

@@ -162,7 +162,8 @@ class Fit:
         self._guard(found)
         self.rank.beat()
         self.rank.pulse.step_seconds = self.meter.median
-        self._report({**found, "lr": next(iter(rates.values())), **self._norms(), **speed})
+        lr = {"lr": next(iter(rates.values()))}
+        self._report({**found, **lr, **self._norms(), **speed, **self._spent()})
 
     def _guard(self, found: Mapping[str, float]) -> None:
         """Count what went wrong. Norms and losses are alike on all ranks, so is this."""
@@ -176,6 +177,12 @@ class Fit:
             self._say(f"step {position.step}: the gradient is not finite; {what} skipped")
         elif not finite:
             self._say(f"step {position.step}: the loss is not finite, though the gradient is")
+
+    def _spent(self) -> dict[str, float]:
+        """What the steps so far were made of: runs are compared by it."""
+        tokens, flops = self.position.tokens, self.objective.flops_per_token
+        spent = {"tokens": tokens, "flops": tokens * flops}
+        return {name: value for name, value in spent.items() if value}
 
     def _norms(self) -> dict[str, float]:
         """The gradient's norm of each engine: the largest, if it made several updates."""

@@ -18,6 +18,7 @@ from pipeline.errors import Interrupted
 from stages.augment import AugmentParams, augment
 from stages.data.conversations import Conversations
 from stages.data.preferences import Preferences
+from stages.evaluate import TasksParams, evaluate_tasks
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_language_model, save_scorer
 from stages.ppo import PPOParams, ppo
@@ -70,6 +71,39 @@ def hashes(folder):
         for p in folder.rglob("*")
         if p.is_file()
     }
+
+
+def test_every_step_says_what_was_spent_up_to_it(world, rewarded):
+    tokens, flops = series(rewarded, "tokens"), series(rewarded, "flops")
+    made = np.multiply(
+        series(rewarded, "tokens_per_second"), series(rewarded, "step_seconds")
+    ).cumsum()
+    assert len(tokens) == 40
+    assert tokens == pytest.approx(made.tolist())
+    each = load_language_model(world / "policy").config.flops_per_token
+    assert flops == pytest.approx([each * count for count in tokens])
+
+
+def test_a_model_is_scored_on_tasks_by_two_ranks(world, tmp_path):
+    import toyworld
+
+    rows = [
+        {"question": f"what does the {thing} do?", "answer": 1,
+         "choices": [f"here {thing} the runs", f"the {thing} runs here"]}
+        for thing in toyworld.ANIMALS + toyworld.TOOLS
+    ]  # fmt: skip
+    (tmp_path / "farm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ctx = Context.local(tmp_path / "work")
+    params = TasksParams(tasks=[str(tmp_path / "farm.jsonl")], shots=1, workers={"num": 2})
+    evaluate_tasks(params, toyworld.inputs(model=world / "policy"), ctx.out, ctx)
+    figures = json.loads((ctx.out / "metrics.json").read_text())
+    assert figures == results(ctx)
+    assert figures["farm_items"] == len(rows) and figures["farm_chance"] == 0.5
+    assert figures["farm_acc"] == 1 and figures["centered"] == 1
+    lines = (ctx.out / "items" / "farm.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == list(range(1, len(rows) + 1))
+    titles = [panel["title"] for panel in json.loads((ctx.observed / "panels.json").read_text())]
+    assert titles == ["Tasks", "farm: items right and wrong"]
 
 
 def play(world, rewarded, ctx):

@@ -11,7 +11,7 @@ import torch
 from cases import Routed
 from rooms import Room, room
 
-from pipeline.errors import Interrupted
+from pipeline.errors import InputError, Interrupted
 from stages.training.loop import fit
 from stages.training.settings import TrainSection
 
@@ -97,6 +97,12 @@ def test_a_checkpoint_of_any_layout_continues_on_the_next(
         rooms[now].group.run(fit, Routed(), settings(now), seed=3, name=name)
         assert rooms[now].series(name, "loss") == pytest.approx(wanted, abs=1e-5), name
         shutil.rmtree(rooms[now].checkpoints(name))
+
+
+def test_experts_that_do_not_divide_are_refused(pair: Room) -> None:
+    made = settings("zero-1-ep-1", expert_parallel=3)
+    with pytest.raises(InputError, match="4 experts cannot be spread evenly over 3 workers"):
+        pair.group.run(fit, Routed(), made, seed=3, name="uneven")
 
 
 def test_four_ranks_hold_two_copies_of_each_expert(

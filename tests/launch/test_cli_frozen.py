@@ -18,6 +18,7 @@ OPTIONS = {
     "logs": "RUN [STAGE] --rank --attempt --follow -f --store",
     "show": "RUN|ARTIFACT --store --json",
     "diff": "A B --store --json",
+    "compare": "RUN[:STAGE]... --stage --metric --against --output -o --store --json",
     "report": "RUN --sync --store",
     "verify": "[RUN|ARTIFACT] --all --store --json",
     "gc": "--keep --delete --store --json",

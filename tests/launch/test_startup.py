@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "ray", "mlflow", "deepspeed", "transformers", "pyarrow", "numpy", "datasets")
+HEAVY = (
+    *("torch", "ray", "mlflow", "deepspeed", "transformers"),
+    *("pyarrow", "numpy", "numba", "datasets"),
+)
 BUDGET = 1.0  # seconds of CPU; half of it on a quiet machine
 TRIES = 5  # the machine may be busy: the least is the command's own cost
 
@@ -70,6 +73,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["models"],
         ["cancel"],
         ["diff", "latest", "latest"],
+        ["compare", "latest", "--json"],
     ],
     ids=" ".join,
 )

@@ -67,3 +67,10 @@ def test_figures_that_are_compared(value: float, said: str) -> None:
 def test_instants() -> None:
     assert wording.seconds("1970-01-01T00:01:00.500Z") == 60.5
     assert wording.minute("2026-11-21T02:03:04.005Z") == "2026-11-21 02:03"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, ""), (0, "0e0"), (3.14159e23, "3.14e23"), (1e17, "1e17")]
+)
+def test_large_counts_by_their_power(value: float | None, said: str) -> None:
+    assert wording.scientific(value) == said

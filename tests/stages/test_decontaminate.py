@@ -4,6 +4,7 @@ import json
 import random
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,10 +17,12 @@ from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.data import documents, parts
 from stages.data.documents import Documents, read_stats
+from stages.data.tokenizer import Tokenizer
 from stages.decontaminate import DecontaminateParams, decontaminate
 from stages.text.decontamination import Cut
 from stages.text.spans import complement, merged
 from stages.text.words import Lexicon, word_spans
+from stages.tokenize import TrainParams, train
 
 WORDS = [a + b + c for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
 
@@ -152,9 +155,11 @@ def test_cutting_leaves_the_pieces_away_from_the_match(tmp_path):
     assert list(dropped(ctx)) == ["d1"]  # nothing of it is left
     stats = read_stats(ctx.out)
     assert stats["removed"]["characters"] == len(f"{before} {item} {after}") - len(text)
-    assert stats["read"]["characters"] == sum(
-        stats[state]["characters"] for state in ("kept", "dropped", "removed")
-    )
+    assert stats["removed"]["words"] == 313 - len(text.split())
+    assert stats["read"] == {"documents": 3, "characters": ANY, "words": 313 + 13 + 30}
+    for unit in stats["read"]:
+        parts = [stats[state][unit] for state in ("kept", "dropped", "removed")]
+        assert stats["read"][unit] == sum(parts), unit
 
 
 def test_short_pieces_and_much_cut_documents_go():
@@ -222,6 +227,31 @@ def test_the_cut_into_parts_changes_no_byte(tmp_path, monkeypatch):
     assert bytes_of(run(tmp_path / "y", corpus, name)) == whole
 
 
+def test_tokens_are_counted_where_there_is_a_tokenizer(tmp_path):
+    item = sentence(1, 13)
+    texts = [f"{sentence(2, 150)} {item} {sentence(3, 150)}", item, sentence(4)]
+    corpus = write_documents(tmp_path / "c", texts)
+    name = write_set(tmp_path / "a.jsonl", [item])
+    trained = Context.local(tmp_path / "t")
+    first = run(tmp_path / "f", corpus, name, action="cut")
+    edge = Inputs({"documents": [SimpleNamespace(path=first.out)]})
+    train(TrainParams(vocab_size=330), edge, trained.out, trained)
+    tokenizer = Tokenizer(trained.out)
+    ctx = Context.local(tmp_path / "w")
+    edges = {"documents": corpus, "tokenizer": trained.out}
+    inputs = Inputs({key: SimpleNamespace(path=path) for key, path in edges.items()})
+    decontaminate(DecontaminateParams(sets=(name,), action="cut"), inputs, ctx.out, ctx)
+    stats = read_stats(ctx.out)
+    count = {
+        "read": sum(len(tokenizer.encode(text)) for text in texts),
+        "kept": sum(len(tokenizer.encode(text)) for text in kept(ctx).values()),
+        "dropped": len(tokenizer.encode(item)),
+    }
+    count["removed"] = count["read"] - count["kept"] - count["dropped"]
+    assert {state: stats[state]["tokens"] for state in count} == count
+    assert count["removed"] > 0
+
+
 def test_what_people_see(tmp_path):
     item = sentence(1, 14)
     texts = [f"{sentence(2)} {item} {sentence(3)}", sentence(4)]
@@ -236,7 +266,7 @@ def test_what_people_see(tmp_path):
     assert card["evaluation item"] == "evals: quiz.jsonl 1 question" and card["document"] == "s: d0"
     first = " ".join(item.split()[:13])
     assert f"»{first}«" in card["matched"] and card["overlap"] == "100%"
-    for unit in ("documents", "characters"):
+    for unit in ("documents", "characters", "words"):
         steps = shown[f"Decontamination: {unit}"]["steps"]
         assert sum(count for _, count in steps[:-1]) == steps[-1][1]
     results = json.loads((ctx.observed / "results.json").read_text())

@@ -22,7 +22,8 @@ def defaults(model: type[Section]):
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.uses)
 def test_writing_one_key_of_a_section_leaves_the_others_as_they_were(stage):
     for where, section, default in defaults(stage.params):
-        assert default == section(), where
+        if default is not None:  # left out, there is no such section at all
+            assert default == section(), where
 
 
 def test_fine_tuning_decays_nothing_whatever_else_is_written():

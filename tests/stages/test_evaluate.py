@@ -1,18 +1,31 @@
 """The evaluate stage without its processes: which tasks, and what each measures."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
+from pipeline.fingerprint import identity
 from pipeline.stage import Inputs
 from stages.data.chat import encode_conversation
 from stages.data.conversations import Conversation, Message, write_conversations
 from stages.data.tokenizer import Tokenizer
 from stages.data.tokens import TokenStore
-from stages.evaluate import TASKS, Bench, EvaluateParams, carry_out, evaluate, tasks
+from stages.evaluate import (
+    TASKS,
+    Bench,
+    EvaluateParams,
+    TasksParams,
+    answer_tasks,
+    carry_out,
+    evaluate,
+    tasks,
+)
+from stages.generation.grading import grade, whole
 from stages.generation.likelihood import Likelihood
 from stages.generation.pause import Pause
 from stages.generation.perplexity import (
@@ -140,3 +153,59 @@ def test_nothing_to_measure_is_an_error(tmp_path):
     ctx = Context.local(tmp_path)
     with pytest.raises(InputError, match="nothing can be measured"):
         evaluate(EvaluateParams(), Inputs({}), ctx.out, ctx)
+
+
+FARM = [
+    {"question": f"what does the {thing} do?",
+     "choices": [wrong, f"the {thing} runs here"], "answer": 1}
+    for thing in ("cat", "dog", "owl", "saw", "axe")
+    for wrong in (f"here {thing} the runs", f"runs the here {thing}")
+]  # fmt: skip
+
+
+@pytest.fixture
+def farm(tmp_path):
+    (tmp_path / "farm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FARM))
+    (tmp_path / "words.jsonl").write_text('{"text": "the cat runs here"}\n' * 3)
+    return TasksParams(tasks=[str(tmp_path / n) for n in ("farm.jsonl", "words.jsonl")], limit=7)
+
+
+def test_the_items_of_tasks_are_shared_by_the_ranks(world, farm, tmp_path):
+    """What two ranks find is what one finds, each item once, in the order of the file."""
+    files = farm.load()
+    alone = answer_tasks(Rank(), files, world / "policy", farm)
+    parts = [answer_tasks(Rank(index=i, world=2), files, world / "policy", farm) for i in range(2)]
+    for task in files:
+        together = whole([part[task.name] for part in parts])
+        assert [one.item for one in together] == farm.chosen(task)
+        for one, two in zip(alone[task.name], together, strict=True):
+            assert [s.log_prob for s in one.scores] == pytest.approx(
+                [s.log_prob for s in two.scores], abs=1e-4
+            )
+    # The policy was taught to say sentences.
+    assert grade(files[0], alone["farm"], 0).figures["acc"] == 1
+    (tmp_path / "cancel").touch()
+    with pytest.raises(Interrupted):
+        answer_tasks(Rank(), files, world / "policy", farm, tmp_path / "cancel")
+
+
+def test_the_content_of_tasks_identifies_them_and_not_their_place(farm, tmp_path):
+    before = farm.externals()
+    assert set(before) == {"tasks.farm", "tasks.words"}
+    (tmp_path / "there").mkdir()
+    moved = [Path(path).rename(tmp_path / "there" / Path(path).name) for path in farm.tasks]
+    there = farm.model_copy(update={"tasks": tuple(map(str, moved))})
+    assert there.externals() == before
+    assert identity(there) == identity(farm)
+    moved[1].write_text('{"text": "the cat runs there"}\n')
+    assert {k for k, v in there.externals().items() if v != before[k]} == {"tasks.words"}
+
+
+def test_what_cannot_work_in_tasks_is_known_before_they_run(farm, tmp_path):
+    with pytest.raises(InputError, match="2 shots are asked for, 0 items"):
+        farm.model_copy(update={"shots": 2}).externals()  # the cloze says one thing three times
+    twice = farm.model_copy(update={"tasks": (farm.tasks[0], farm.tasks[0])})
+    with pytest.raises(InputError, match="two tasks have the name 'farm'"):
+        twice.externals()
+    with pytest.raises(InputError, match="there is no such task file"):
+        TasksParams(tasks=[str(tmp_path / "gone.jsonl")]).externals()

@@ -113,6 +113,19 @@ def test_presets_give_what_is_left_out() -> None:
     assert (own.config(500).context, own.config(500).vocab_size) == (64, 500)
 
 
+def test_a_preset_brings_its_papers_training_where_the_file_says_nothing() -> None:
+    said = {"size": "gpt3-13b", "train": {"lr": 3e-4, "micro_batch": 4}}
+    train = PretrainParams.model_validate(said).train
+    assert (train.lr, train.micro_batch) == (3e-4, 4)
+    assert train.global_batch * 2048 == pytest.approx(2e6, rel=0.02)
+    assert train.steps * train.global_batch * 2048 == pytest.approx(300e9, rel=1e-4)
+    assert train.warmup_steps * train.global_batch * 2048 == pytest.approx(375e6, rel=0.01)
+    assert (train.beta2, train.weight_decay, train.min_lr_ratio) == (0.95, 0.1, 0.1)
+    assert PretrainParams(size="gpt3-125m").train.lr == 6e-4
+    assert PretrainParams(size="gpt1").train.global_batch == 64
+    assert PretrainParams(size="gpt2").train == PretrainParams(size="tiny").train
+
+
 def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
     params = PretrainParams.model_validate({"size": "gpt2", "train": {"steps": 10}})
     known = params.estimate({"tokens[0].tokenizer": Vocabulary()})

@@ -3,6 +3,7 @@ rule sets are named by where they come from, and by variant where implementation
 
 catalogue    every set with its rules, their ranges and sources: plain data, nothing heavy
 view         a text with what several rules need of it, each computed once
+ngrams       repeated n-grams, compiled
 gopher, c4, fineweb, code, chinese, shape    the measures
 scoring      the sets of a pipeline file -> one figure a rule
 """

@@ -10,12 +10,13 @@ import re
 from dataclasses import dataclass
 
 from stages.text.rules.view import View, ends_sentence
+from stages.text.scanning import as_array, c4_lines, utf8
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICY = re.compile(
     "terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
 )
-_LONG_WORD = re.compile(r"\S{1001}")
+_LONGEST_WORD = 1_000  # characters
 SHORT_LINE = 30  # characters
 Scores = dict[str, float]
 
@@ -55,18 +56,17 @@ def c4_page(text: str, rules: C4) -> Page:
     """The lines that C4 keeps: with an end mark, enough words, none of absurd length, no word of
     JavaScript or of cookies. Lines for which the page is dropped are counted and left out."""
     page = Page([])
-    for written in text.splitlines():
-        line = written.strip()
-        if not line.endswith(rules.end_marks) and "[" not in line:
-            continue
-        if len(line) > 1_000 and _LONG_WORD.search(line):
-            continue
-        words = len(line.split())
+    data = utf8(text)
+    marks = as_array(utf8("".join(rules.end_marks)))
+    starts, stops = c4_lines(as_array(data), marks, rules.min_words, _LONGEST_WORD)
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        line = data[start:stop].decode("utf-8", "surrogatepass")
         if "[" in line:
-            line = _CITATION.sub("", line)
-            words = words if rules.citations_are_words else len(line.split())
-        if not line.endswith(rules.end_marks) or line.endswith("...") or words < rules.min_words:
-            continue
+            written, line = line, _CITATION.sub("", line)
+            words = len((written if rules.citations_are_words else line).split())
+            ends = line.endswith(rules.end_marks) and not line.endswith("...")
+            if words < rules.min_words or not ends:
+                continue
         lowered = line.lower()
         if "lorem ipsum" in lowered:
             page.lorem_ipsum += 1

@@ -43,6 +43,15 @@ def test_a_waterfall_steps_down_from_what_was_read_to_what_is_left() -> None:
     assert "short: -30 documents (30.0%)" in titles(drawing)
 
 
+def test_a_long_name_of_a_rule_keeps_its_end() -> None:
+    rule = "gopher_repetition:datatrove.duplicate_10_gram_characters"
+    drawing = charts.draw(
+        panels.waterfall("x", "documents", [("read", 9), (rule, -4), ("kept", 5)])
+    )
+    assert ".duplicate_10_gram_characters<" in drawing and f">{rule}<" not in drawing
+    assert any(title.startswith(rule) for title in titles(drawing)), "the whole name is told"
+
+
 def test_a_curve_shows_each_key_and_says_its_values() -> None:
     drawing = charts.draw(panels.curve("x", ["loss", "lr", "missing"], unit="nats"), SERIES)
     assert drawing.count("<polyline") == 2
@@ -73,6 +82,13 @@ def test_a_logarithmic_axis_encloses_its_line(values: tuple[float, float]) -> No
 def test_zero_on_a_logarithmic_axis_makes_it_a_linear_one() -> None:
     series = [{"step": 0, "y": 0.0}, {"step": 1, "y": 5.0}]
     assert "<polyline" in charts.draw(panels.curve("x", ["y"], log_y=True), series)
+
+
+def test_a_number_at_the_right_end_is_not_cut_off() -> None:
+    drawing = charts.draw(panels.curve("x", ["y"]), [{"step": 0, "y": 1}, {"step": 300000, "y": 2}])
+    labels = [e for e in parsed(drawing).iter() if e.tag.endswith("text")]
+    (last,) = [e for e in labels if e.text == "300 k"]
+    assert last.get("class") == "end" and float(last.get("x", 0)) <= charts.WIDTH
 
 
 def test_thinning_keeps_every_spike() -> None:

@@ -37,7 +37,7 @@ def test_the_lexicon_forgets_and_goes_on(monkeypatch):
     first = lexicon.words("one two three four")
     lexicon.words("five six seven eight")
     assert (lexicon.words("one two three four").hashes == first.hashes).all()
-    monkeypatch.setattr(words_module, "_CACHED_CHARACTERS", 10)
+    monkeypatch.setattr(words_module, "_CACHED_BYTES", 10)
     assert len(Lexicon().words("x" * 100)) == 1
 
 
@@ -45,6 +45,11 @@ def test_scripts_without_spaces_are_cut_into_characters():
     assert len(Lexicon().words("我爱北京 hello")) == 5
     assert len(Lexicon().words("ひらがな")) == 4
     assert len(Lexicon().words("한국어 단어")) == 2
+
+
+def test_what_cannot_be_written_as_utf8_is_folded_as_it_is():
+    assert fold("É\ud800 x") == "e\ud800 x"
+    assert Lexicon().words("漢é\ud800 ok").folded.all(), "é\ud800 is a word with a letter"
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,17 @@ PIECE = st.sampled_from(
         ),
     ]
 )
-TEXT = st.lists(st.lists(PIECE, max_size=4).map(" ".join), max_size=9).map("\n".join)
+LINES = st.lists(st.lists(PIECE, max_size=4).map(" ".join), max_size=9)
+TEXT = LINES.map("\n".join)
+BREAK = st.sampled_from(
+    ["\n", "\r\n", "\x0b", "\x1e", "\x85", "\u2028", " \n\xa0", "\x1f", "\ud800\n"]
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(TEXT)
-def test_the_page_is_its_definition_in_both_variants(text):
+@given(st.lists(st.tuples(LINES.map(" ".join) | st.text(max_size=9), BREAK), max_size=9))
+def test_the_page_is_its_definition_in_both_variants(lines):
+    text = "".join(map("".join, lines))
     for name, min_words, marks, before in (
         ("c4", 5, (".", "?", "!", '"'), False),
         ("c4:datatrove", 3, (".", "?", "!", '"', "'"), True),

@@ -1,0 +1,89 @@
+"""Images on Ray and under SIGKILL: the same bytes as one undisturbed process."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from drawing import png
+
+from pipeline.context import Context
+from pipeline.stage import Inputs
+from stages.image_text import ImageTextParams, image_text
+from stages.images import sources
+
+pytestmark = pytest.mark.integration
+
+OPTIONS = {
+    "eval_fraction": 0.2,
+    "resize": {"shorter": 16},
+    "dedup": {"near": 2},
+    "shard_samples": 80,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six hundred pairs, of which every tenth is there twice and some are broken."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    for number in range(600):
+        data = png(number % 540, 32, 24)
+        (folder / f"{number:03}.png").write_bytes(data[:-40] if number % 97 == 1 else data)
+        (folder / f"{number:03}.txt").write_text(f"picture {number}")
+    return folder
+
+
+def run(folder, photos, **options):
+    ctx = Context.local(folder)
+    params = ImageTextParams(sources=(str(photos),), **OPTIONS, **options)
+    image_text(params, Inputs({}), ctx.out, ctx)
+    return ctx.out
+
+
+def bytes_of(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def made(photos, tmp_path_factory):
+    """What one process makes without Ray's tasks."""
+    return run(tmp_path_factory.mktemp("made"), photos)
+
+
+def test_two_workers_make_the_same_bytes(ray_session, photos, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_RECORDS", 75)
+    on_ray = run(tmp_path, photos, workers={"num": 2, "cpus": 0.5})
+    assert len(list((tmp_path / "scratch" / "judged").iterdir())) == 8
+    assert bytes_of(on_ray) == bytes_of(made) and len(bytes_of(made)) > 10
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from pipeline.context import Context
+from pipeline.stage import Inputs
+from stages.image_text import ImageTextParams, image_text
+ctx = Context.local(Path(sys.argv[1]))
+params = ImageTextParams(sources=(sys.argv[2],), **json.loads(sys.argv[3]))
+image_text(params, Inputs({}), ctx.out, ctx)
+"""
+
+
+def test_a_driver_killed_anywhere_goes_on_to_the_same_bytes(photos, made, tmp_path):
+    """Killed as every third piece or shard commits, then left alone."""
+    arguments = [str(tmp_path), str(photos), json.dumps(OPTIONS)]
+    command = [sys.executable, "-c", DRIVER, *arguments]
+    seen, kills = 0, 0
+    while not (tmp_path / "out" / "index.json").exists():
+        driver = subprocess.Popen(command)
+        while driver.poll() is None and len(list(tmp_path.glob("scratch/*/0*"))) <= seen:
+            time.sleep(0.002)
+        if driver.poll() is None:
+            kills += 1
+        driver.kill()
+        driver.wait()
+        seen = len(list(tmp_path.glob("scratch/*/0*"))) + 2
+    assert kills >= 3 and bytes_of(tmp_path / "out") == bytes_of(made)

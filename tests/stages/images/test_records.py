@@ -1,0 +1,340 @@
+"""Sources to records: what is found, in which order, and what is broken, however it is cut."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from drawing import jpeg, png
+
+from pipeline.errors import InputError
+from stages.images import sources
+from stages.images.manifests import BrokenFile, Columns
+from stages.images.records import content_digest, read
+from stages.images.sources import pieces, whole_files
+
+IMAGES = [png(number, 8, 8) for number in range(7)]
+
+
+def records(source, columns=None):
+    found = pieces([str(source)])
+    return [record for piece in found for record in read(piece, columns or Columns())]
+
+
+def told(found):
+    return [(r.key, r.image, r.captions, r.meta, r.broken) for r in found]
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three pairs, one image below, one without a caption."""
+    root = tmp_path / "photos"
+    (root / "below").mkdir(parents=True)
+    (root / "a.PNG").write_bytes(IMAGES[0])
+    (root / "a.txt").write_text("first\nsecond\n")
+    (root / "a.json").write_text(json.dumps({"label": "x", "captions": ["third"]}))
+    (root / "below" / "b.png").write_bytes(IMAGES[1])
+    (root / "below" / "b.txt").write_bytes("\ufeffgrüßt\r\n".encode())
+    (root / "c.jpeg").write_bytes(jpeg(3))
+    (root / "note.md").write_text("no image")
+    return root
+
+
+def test_a_folder_gives_images_with_what_lies_beside_them(folder):
+    assert told(records(folder)) == [
+        ("a", IMAGES[0], ("first", "second", "third"), {"label": "x"}, ""),
+        ("below/b", IMAGES[1], ("grüßt",), {}, ""),
+        ("c", jpeg(3), (), {}, ""),
+    ]
+    assert [r.place for r in records(folder)] == ["a.PNG", "below/b.png", "c.jpeg"]
+
+
+def test_nothing_outside_the_folder_is_read(folder, tmp_path):
+    (tmp_path / "secret.png").write_bytes(IMAGES[2])
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "d.png").symlink_to(tmp_path / "secret.png")
+    (folder / "e.png").write_bytes(IMAGES[3])
+    (folder / "e.txt").symlink_to("../secret.txt")
+    (folder / "f.png").symlink_to("f.png")
+    os.mkfifo(folder / "g.png")
+    (folder / "h.png").symlink_to("a.PNG")
+    found = {r.key: r for r in records(folder)}
+    assert [found[key].broken for key in "defgh"] == ["broken.path"] * 4 + [""]
+    assert found["h"].image == IMAGES[0] and not found["d"].image
+
+
+MANIFEST = [{"file_name": f"images/{n}.png", "text": f"caption {n}", "label": n} for n in range(7)]
+
+
+def write_manifest(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as stream:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, data in enumerate(IMAGES):
+        (tmp_path / "images" / f"{number}.png").write_bytes(data)
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100])
+def test_manifests_give_the_same_however_they_are_cut(images, suffix, count, monkeypatch):
+    rows = [dict(row) for row in MANIFEST]
+    rows[2]["text"] = 'with a "quote",\nanother line and ü\t'
+    path = write_manifest(images / f"pairs.{suffix}", rows)
+    monkeypatch.setattr(sources, "PIECE_RECORDS", count)
+    found = records(path, Columns(meta=("label", "missing")))
+    assert len(pieces([str(path)])) == {1: 7, 2: 4, 3: 3, 7: 1, 100: 1}[count]
+    assert [(r.key, r.image, r.captions) for r in found] == [
+        (f"images/{n}", IMAGES[n], (rows[n]["text"],)) for n in range(7)
+    ]
+    assert [str(r.meta["label"]) for r in found] == [str(n) for n in range(7)]
+    assert [r.place for r in found][-1] == f"pairs.{suffix}, record 7"
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_tars_give_the_same_however_they_are_cut(tmp_path, count, monkeypatch):
+    files = [
+        (f"sub/{n}.{ext}", content)
+        for n, data in enumerate(IMAGES)
+        for ext, content in [("png", data), ("txt", b"one\ntwo"), ("json", b'{"n": %d}' % n)]
+    ]
+    path = write_tar(tmp_path / "t.tar", files)
+    whole = told(records(path))
+    monkeypatch.setattr(sources, "PIECE_RECORDS", count)
+    assert (
+        told(records(path))
+        == whole
+        == [(f"sub/{n}", data, ("one", "two"), {"n": n}, "") for n, data in enumerate(IMAGES)]
+    )
+    assert [p.first for p in pieces([str(path)])] == list(range(0, 7, count))
+
+
+def test_pieces_are_bounded_by_bytes_too(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 1)
+    assert [piece.names for piece in pieces([str(folder)])] == [
+        ("a.PNG",),
+        ("below/b.png",),
+        ("c.jpeg",),
+    ]
+    path = write_tar(tmp_path / "t.tar", [("a.png", b"1"), ("a.txt", b"2"), ("b.png", b"3")])
+    assert [(p.start, p.end) for p in pieces([str(path)])] == [(0, 2048), (2048, None)]
+
+
+def test_columns_may_be_named_and_must_be_there(images):
+    rows = [{"where": "images/0.png", "short": "s", "long": ["l", 1, "m"]}]
+    path = write_manifest(images / "p.jsonl", rows)
+    found = records(path, Columns("where", ("long", "short")))
+    assert told(found) == [("images/0", IMAGES[0], ("l", "m", "s"), {}, "")]
+    path = write_manifest(images / "p.csv", [{"where": "images/0.png", "short": "s"}])
+    for columns, missing in [
+        (Columns(), "image_column to one of where, short"),
+        (Columns("where"), "caption_columns to one of where, short"),
+        (Columns("where", ("short", "long")), "caption_columns to one of"),
+    ]:
+        with pytest.raises(InputError, match="no column") as caught:
+            records(path, columns)
+        assert missing in caught.value.remedy and caught.value.where == str(path)
+
+
+def test_parquet_may_hold_the_images_themselves(images):
+    rows = [
+        {"image": {"bytes": IMAGES[0], "path": "x.png"}, "caption": "a"},
+        {"image": {"bytes": None, "path": "images/1.png"}, "caption": "b"},
+        {"image": None, "caption": "c"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), images / "p.parquet")
+    found = records(images / "p.parquet")
+    assert [(r.key, r.image, r.broken) for r in found] == [
+        ("0", IMAGES[0], ""),
+        ("images/1", IMAGES[1], ""),
+        ("2", b"", "broken.columns"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("images/none.png", "broken.image"),
+        ("images", "broken.path"),
+        ("", "broken.columns"),
+        ("../outside.png", "broken.path"),
+        ("images/../../outside.png", "broken.path"),
+        ("/etc/hostname", "broken.path"),
+        ("images/\0.png", "broken.path"),
+        ("https://example.org/a.png", "broken.image"),
+        ("x" * 5000, "broken.image"),
+    ],
+)
+def test_a_path_that_leads_nowhere_or_outside_is_a_broken_record(images, name, rule):
+    root = images / "images" / ".."
+    (images.parent / "outside.png").write_bytes(IMAGES[0])
+    rows = [{"image": name, "caption": "x"}, {"image": "images/0.png", "caption": "y"}]
+    path = write_manifest(images / "p.jsonl", rows)
+    for columns in (Columns(), Columns(root=str(root))):
+        bad, good = records(path, columns)
+        assert bad.broken == rule and bad.error and not bad.image
+        assert good.image == IMAGES[0]
+
+
+def test_broken_rows_stop_nothing(images):
+    (images / "p.csv").write_text(
+        "image,caption\nimages/0.png\n\nimages/1.png,a,b\nimages/2.png,c\n"
+    )
+    assert [r.broken for r in records(images / "p.csv")] == ["broken.columns"] * 2 + [""]
+    good = json.dumps({"image": "images/0.png", "caption": "x"})
+    (images / "p.jsonl").write_text(f'{good}\n[1]\n\n{{"image\n{"[" * 100_000}\n{good}\n')
+    found = records(images / "p.jsonl")
+    assert [r.broken for r in found] == ["", *["broken.columns"] * 3, ""]
+    assert [r.place for r in found] == [f"p.jsonl, record {n}" for n in (1, 2, 4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.parquet", b"PAR1"), ("p.csv", b"image,caption\n\0\0,x\n" + b'"' + b"y" * 5000)],
+)
+def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BrokenFile):
+        records(tmp_path / name)
+    assert content_digest(str(tmp_path / name), Columns())
+
+
+def test_hostile_members_of_a_tar_are_counted_and_not_followed(tmp_path):
+    link = tarfile.TarInfo("a.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    path = write_tar(
+        tmp_path / "t.tar",
+        [
+            ("", link),
+            ("a.txt", b"caption of nothing"),
+            ("../b.png", IMAGES[0]),
+            ("c.png", IMAGES[1]),
+            ("c.txt", b"\xff\xfe"),
+            ("d.png", IMAGES[2]),
+            ("d.json", b"[1]"),
+            ("e.png", IMAGES[3]),
+            ("e.json", b"[" * 100_000),
+            ("f.png", IMAGES[4]),
+            ("f.txt", b"good"),
+        ],
+    )
+    assert [(r.key, r.broken) for r in records(path)] == [
+        ("a.png", "broken.member"),
+        ("a", "broken.image"),
+        ("../b.png", "broken.member"),
+        ("c", "broken.caption"),
+        ("d", "broken.json"),
+        ("e", "broken.json"),
+        ("f", ""),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_cut_tar_gives_what_is_whole_first(tmp_path, count, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_RECORDS", count)
+    files = [(f"{n}.png", data) for n, data in enumerate(IMAGES)]
+    path = write_tar(tmp_path / "t.tar", files)
+    path.write_bytes(path.read_bytes()[:3300])
+    seen = []
+    with pytest.raises(BrokenFile, match="cut short"):
+        for piece in pieces([str(path)]):
+            for record in read(piece, Columns()):
+                seen.append((record.key, record.broken))
+    assert seen == [("0", ""), ("1", ""), ("2", "broken.member")]
+
+
+def test_sources_that_are_not_there_are_the_users_error(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    for name, words in [
+        ("nowhere", "does not exist"),
+        ("empty", "holds no jpg, jpeg, png, webp file"),
+        ("*.tar", "nothing of a known type"),
+        ("photos/note.md", "nothing of a known type"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            whole_files([str(tmp_path / name)])
+    for name in ("pipe:cat t.tar |", "https://example.org/t.tar", "s3://bucket/t.tar"):
+        with pytest.raises(InputError, match="does not exist"):
+            whole_files([name])
+
+
+def test_a_glob_is_every_file_that_it_fits(images):
+    for name in ("b.tar", "a.tar", "c.txt"):
+        write_tar(images / name, [])
+    found = whole_files([str(images / "*"), str(images / "images")])
+    assert [(p.source, p.place, p.origin) for p in found] == [
+        (images.name, "a.tar", 0),
+        (images.name, "b.tar", 0),
+        ("images", "", 1),
+    ]
+
+
+def test_the_digest_is_of_all_that_is_read_wherever_it_lies(images, folder, tmp_path_factory):
+    columns = Columns()
+    manifest = write_manifest(images / "p.jsonl", MANIFEST)
+    tar = write_tar(images / "t.tar", [("a.png", IMAGES[0])])
+    named = [folder, manifest, tar]
+    before = [content_digest(str(path), columns) for path in named]
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / images.name
+    os.system(f"cp -r {images} {elsewhere}")
+    moved = [elsewhere / path.relative_to(images) for path in named]
+    assert [content_digest(str(path), columns) for path in moved] == before
+    (folder / "below" / "b.txt").write_text("other")
+    (images / "images" / "3.png").write_bytes(IMAGES[0])
+    write_tar(tar, [("a.png", IMAGES[1])])
+    after = [content_digest(str(path), columns) for path in named]
+    assert all(a != b for a, b in zip(after, before, strict=True))
+    (images / "images" / "3.png").unlink()
+    assert content_digest(str(manifest), columns) not in (before[1], after[1])
+
+
+def test_what_is_broken_stops_no_digest(images, folder):
+    (folder / "d.png").symlink_to("../images/0.png")
+    os.mkfifo(folder / "e.png")
+    names = ["images/none.png", "../x.png", "images", "x" * 5000, "images/\0.png", 7, ""]
+    rows = [{"image": name, "caption": "x"} for name in names]
+    path = images / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = content_digest(str(path), Columns())
+    assert content_digest(str(folder), Columns())
+    (images / "images" / "none.png").write_bytes(IMAGES[0])
+    assert content_digest(str(path), Columns()) != before
+
+
+def test_images_that_parquet_names_by_a_struct_are_in_the_digest(images):
+    rows = [{"image": {"bytes": None, "path": "images/1.png"}, "caption": "b"}]
+    path = images / "p.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    before = content_digest(str(path), Columns())
+    (images / "images" / "1.png").write_bytes(IMAGES[0])
+    assert content_digest(str(path), Columns()) != before

@@ -1,0 +1,410 @@
+"""The stage: counts add up, nothing depends on how the work was cut, and mistakes are explained."""
+
+import io
+import json
+import re
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+from drawing import encode, jpeg, png, scene
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.context import Context
+from pipeline.errors import InputError, Interrupted
+from pipeline.stage import Inputs
+from stages.data.image_text import ImageTextStore, decode_rgb
+from stages.image_text import ImageTextParams, image_text
+from stages.images import judging, sources
+
+
+def run(folder, *names, **options):
+    """Run the stage on these sources in a fresh context of `folder`."""
+    ctx = Context.local(folder)
+    image_text(ImageTextParams(sources=tuple(map(str, names)), **options), Inputs({}), ctx.out, ctx)
+    return ctx
+
+
+def bytes_of(ctx):
+    files = sorted(path for path in ctx.out.rglob("*") if path.is_file())
+    return {path.relative_to(ctx.out).as_posix(): path.read_bytes() for path in files}
+
+
+def stored(ctx, split="train"):
+    return list(ImageTextStore(ctx.out, split))
+
+
+def stats_of(ctx):
+    return json.loads((ctx.out / "stats.json").read_text())
+
+
+def dropped_rows(ctx):
+    return pq.read_table(ctx.out / "dropped").to_pylist()
+
+
+def reasons(ctx):
+    return {row["key"]: row["rule"] for row in dropped_rows(ctx)}
+
+
+def write_pairs(folder, images, caption="caption of {}"):
+    """Images with captions beside them, by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+        text = caption.format(name)
+        (folder / name).with_suffix(".txt").write_text(text)
+    return folder
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A folder, a manifest and a tar: good pairs, copies, and one of each common fault."""
+    folder = write_pairs(
+        tmp_path / "photos",
+        {
+            **{f"{n}.png": png(n) for n in range(6)},
+            "copy.png": png(2),
+            "near.jpg": encode(scene(3), "JPEG", quality=85),
+            "torn.png": png(9)[:-40],
+            "text.jpg": b"not an image",
+            "tall.png": png(10, 20, 90),
+            "tiny.png": png(11, 8, 8),
+        },
+    )
+    (folder / "mute.png").write_bytes(png(12))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(jpeg(20))
+    rows = [
+        {"image": "images/a.jpg", "caption": "a manifest's"},
+        {"image": "images/none.jpg", "caption": "missing"},
+        {"image": "../../outside.jpg", "caption": "outside"},
+        {"image": "images/a.jpg"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tar(
+        tmp_path / "cut.tar",
+        [
+            *(("x/0.png", png(30)), ("x/0.txt", b"zero\nnought"), ("x/0.json", b'{"label": 1}')),
+            *(("x/1.png", png(31)), ("x/1.txt", b"one")),
+        ],
+    )
+    whole = (tmp_path / "cut.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"x/1.txt") + 10])
+    return [folder, tmp_path / "pairs.jsonl", tmp_path / "cut.tar"]
+
+
+FILTERS = {"width": (16, None), "max_aspect": 3.0}
+
+
+def test_every_record_ends_in_one_place_with_its_reason(world, tmp_path):
+    ctx = run(tmp_path / "w", *world, filters=FILTERS, dedup={"near": 6, "near_color": 8.0})
+    kept, stats = stored(ctx), stats_of(ctx)
+    assert reasons(ctx) == {
+        "copy": "exact_duplicate",
+        "near": "near_duplicate",
+        "torn": "broken.image",
+        "text": "broken.image",
+        "tall": "aspect",
+        "tiny": "width",
+        "mute": "broken.caption",
+        "images/none": "broken.image",
+        "../../outside": "broken.path",
+        "images/a": "broken.caption",
+        "x/1": "broken.member",
+        "": "broken.file",
+    }
+    assert [s.key for s in kept][:6] == ["0", "1", "2", "3", "4", "5"]
+    rows = dropped_rows(ctx)
+    assert stats["read"]["samples"] == len(kept) + len(rows) == stats["kept"]["samples"] + len(rows)
+    assert (
+        stats["dropped"]["samples"]
+        == len(rows)
+        == sum(counts["samples"] for counts in stats["by_rule"].values())
+    )
+    captions = sum(len(s.captions) for s in kept)
+    assert stats["kept"]["captions"] == captions
+    assert stats["read"]["captions"] == captions + stats["dropped"]["captions"]
+    by_key = {row["key"]: row for row in rows}
+    assert by_key["tall"]["score"] == 4.5 and by_key["tiny"]["score"] == 8
+    assert by_key["tall"]["captions"] == ["caption of tall.png"]
+    assert (by_key["tall"]["width"], by_key["tall"]["height"]) == (20, 90)
+    assert "cut short" in by_key[""]["reason"] and by_key[""]["place"] == "cut.tar"
+    log = (ctx.attempt_dir / "log.txt").read_text()
+    assert "broken: photos/torn.png" in log and "broken: " in log
+
+
+def test_samples_say_what_they_are_and_where_they_were(world, tmp_path):
+    ctx = run(tmp_path / "w", *world)
+    found = {s.meta["key"]: s for s in stored(ctx)}
+    assert found["x/0"].captions == ("zero", "nought") and found["x/0"].key == "x-0"
+    assert dict(found["x/0"].meta) == {
+        **{"width": 64, "height": 48, "source": tmp_path.name, "label": 1},
+        **{"key": "x/0", "place": "cut.tar/x/0"},
+    }
+    assert found["0"].image == png(0) and found["images/a"].image == jpeg(20)
+    index = json.loads((ctx.out / "index.json").read_text())
+    assert index["image_size"] is None
+    assert index["counts"]["read"] == index["counts"]["kept"] + index["counts"]["dropped"]
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 9), st.sampled_from([1 << 16, 1 << 20]))
+def test_nothing_depends_on_how_the_sources_are_cut(tmp_path_factory, records, samples, size):
+    folder = tmp_path_factory.mktemp("cut")
+    pairs = write_pairs(folder / "p", {f"{n}.png": png(n % 9) for n in range(12)})
+    options = {"eval_fraction": 0.3, "shard_samples": samples, "shard_bytes": size}
+    whole = run(folder / "whole", pairs, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "PIECE_RECORDS", records)
+        cut = run(folder / "cut", pairs, **options)
+    assert bytes_of(cut) == bytes_of(whole)
+    shards = ImageTextStore(cut.out).index["splits"]["train"]["shards"]
+    assert all(shard["samples"] <= samples for shard in shards)
+
+
+def test_a_stopped_stage_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_RECORDS", 2)
+    whole = run(tmp_path / "whole", *world, shard_samples=2)
+    judged = []
+
+    def stop(work, commit, judge=judging.judge_piece):
+        judge(work, commit)
+        judged.append(commit.name)
+        if len(judged) == 3:
+            Context.local(tmp_path / "w").cancel_file.touch()
+
+    monkeypatch.setattr(judging, "judge_piece", stop)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "w", *world, shard_samples=2)
+    Context.local(tmp_path / "w").cancel_file.unlink()
+    again = run(tmp_path / "w", *world, shard_samples=2)
+    assert len(judged) == len(set(judged)) == len(list((again.scratch / "judged").iterdir()))
+    assert bytes_of(again) == bytes_of(whole)
+
+
+def test_of_copies_the_first_stays_in_the_order_of_sources(tmp_path):
+    a = write_pairs(tmp_path / "a", {"x.png": png(1), "y.png": png(2)}, "same")
+    b = write_pairs(tmp_path / "b", {"x.png": png(2), "z.png": png(3)}, "same")
+    for names, keys in [((a, b), ["x", "y", "z"]), ((b, a), ["x", "z", "x"])]:
+        ctx = run(tmp_path / f"w{names[0].name}", *names)
+        found = stored(ctx)
+        assert [s.meta["key"] for s in found] == keys
+        assert len({s.key for s in found}) == 3  # a key that is there twice gets a mark
+    loose = run(tmp_path / "loose", a, b, dedup={"exact": False})
+    assert len(stored(loose)) == 4
+    strict = run(tmp_path / "strict", a, b, dedup={"captions": True})
+    assert len(stored(strict)) == 1 and set(reasons(strict).values()) == {
+        "exact_duplicate",
+        "caption_duplicate",
+    }
+
+
+def test_captions_outside_the_bounds_are_left_out_and_then_their_images(tmp_path):
+    folder = write_pairs(tmp_path / "p", {"a.png": png(1), "b.png": png(2)}, "x")
+    (folder / "a.txt").write_text(
+        "word\nthree words here\nthree  words\x07 here\n\nfar too many words"
+    )
+    (folder / "b.txt").write_text("两个\n")
+    filters = {"caption_words": (2, 3), "caption_characters": (None, 20)}
+    ctx = run(tmp_path / "w", folder, filters=filters)
+    assert [s.captions for s in stored(ctx)] == [("three words here",), ("两个",)]
+    stats = stats_of(ctx)
+    assert (stats["read"]["captions"], stats["kept"]["captions"]) == (4, 2)
+    ctx = run(tmp_path / "v", folder, filters={"caption_words": (3, 3)})
+    assert [(r["key"], r["rule"], r["score"]) for r in dropped_rows(ctx)] == [
+        ("b", "caption_words", 2.0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("resize", "sizes", "kinds"),
+    [
+        ({}, [(64, 48), (48, 64), (16, 12)], ["PNG", "JPEG", "PNG"]),
+        ({"shorter": 24}, [(32, 24), (24, 32), (16, 12)], ["PNG", "JPEG", "PNG"]),
+        ({"longer": 32}, [(32, 24), (24, 32), (16, 12)], ["PNG", "JPEG", "PNG"]),
+        ({"longer": 32, "enlarge": True}, [(32, 24), (24, 32), (32, 24)], ["PNG", "JPEG", "PNG"]),
+        ({"format": "webp"}, [(64, 48), (48, 64), (16, 12)], ["WEBP"] * 3),
+        ({"shorter": 12, "format": "jpeg"}, [(16, 12), (12, 16), (16, 12)], ["JPEG"] * 3),
+    ],
+)
+def test_images_are_resized_as_asked_and_else_left_alone(tmp_path, resize, sizes, kinds):
+    data = {"a.png": png(1), "b.jpg": jpeg(2, 48, 64), "c.png": png(3, 16, 12)}
+    folder = write_pairs(tmp_path / "p", data)
+    ctx = run(tmp_path / "w", folder, resize=resize)
+    found = stored(ctx)
+    images = [Image.open(io.BytesIO(s.image)) for s in found]
+    assert [image.size for image in images] == sizes and [i.format for i in images] == kinds
+    assert [(s.meta["width"], s.meta["height"]) for s in found] == sizes
+    for sample, (name, before) in zip(found, data.items(), strict=True):
+        unchanged = Image.open(io.BytesIO(before))
+        image = Image.open(io.BytesIO(sample.image))
+        same = (unchanged.size, unchanged.format) == (image.size, image.format)
+        assert (sample.image == before) == same, name
+    assert stats_of(ctx)["resized"] == sum(
+        s.image != before for s, before in zip(found, data.values(), strict=True)
+    )
+    index = json.loads((ctx.out / "index.json").read_text())
+    assert index["image_size"] == resize.get("shorter", resize.get("longer"))
+
+
+def test_resizing_is_bicubic_and_antialiased(tmp_path):
+    folder = write_pairs(tmp_path / "p", {"a.png": png(1)})
+    (sample,) = stored(run(tmp_path / "w", folder, resize={"longer": 16}))
+    wanted = scene(1).resize((16, 12), Image.Resampling.BICUBIC)
+    assert decode_rgb(sample.image).tobytes() == wanted.tobytes()
+
+
+def test_what_is_held_out_is_a_matter_of_keys_alone(tmp_path):
+    a = write_pairs(tmp_path / "a", {f"{n}.png": png(n, 16, 12) for n in range(60)})
+    ctx = run(tmp_path / "w", a, eval_fraction=0.25)
+    held = {s.key for s in stored(ctx, "eval")}
+    assert 8 <= len(held) <= 24 and len(stored(ctx)) == 60 - len(held)
+    other = write_pairs(tmp_path / "b", {f"{n}.png": png(n, 16, 12) for n in range(30, 90)})
+    again = {s.key for s in stored(run(tmp_path / "v", other, eval_fraction=0.25), "eval")}
+    shared = {str(n) for n in range(30, 60)}
+    assert held & shared == again & shared
+    third = {s.key for s in stored(run(tmp_path / "u", a, eval_fraction=0.25, seed=1), "eval")}
+    assert third != held
+
+
+def test_what_belongs_together_is_held_out_together(tmp_path):
+    files = [
+        (f"{n}.{ext}", content)
+        for n in range(40)
+        for ext, content in [
+            ("png", png(n, 16, 12)),
+            ("txt", b"x"),
+            ("json", json.dumps({"concept": n // 4, "set": "Val" if n < 3 else "train"}).encode()),
+        ]
+    ]
+    tar = write_tar(tmp_path / "t.tar", files)
+    ctx = run(tmp_path / "w", tar, eval_fraction=0.4, eval_by="concept")
+    train, held = ({s.meta["concept"] for s in stored(ctx, name)} for name in ("train", "eval"))
+    assert train and held and not train & held
+    ctx = run(tmp_path / "v", tar, split_field="set")
+    assert [s.key for s in stored(ctx, "eval")] == ["0", "1", "2"]
+
+
+def test_sources_may_be_held_out_as_a_whole(tmp_path):
+    a = write_pairs(tmp_path / "a", {"x.png": png(1), "y.png": png(2)})
+    b = write_pairs(tmp_path / "b", {"z.png": png(3), "copy.png": png(1)})
+    ctx = run(tmp_path / "w", a, eval_sources=(str(b),))
+    assert [s.meta["key"] for s in stored(ctx)] == ["x", "y"]
+    assert [s.meta["key"] for s in stored(ctx, "eval")] == ["z"]
+
+
+def test_too_much_that_is_broken_is_a_failure_if_asked(world, tmp_path):
+    with pytest.raises(InputError, match="more than max_bad allows") as caught:
+        run(tmp_path / "w", *world, max_bad=2)
+    assert "photos/" in caught.value.where
+    run(tmp_path / "v", *world, max_bad=20)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "remedy"),
+    [
+        ({"filters": {"width": (1000, None)}}, "nothing is left of 2 images", "loosen"),
+        ({"split_field": "set"}, "all of 2 images are held out", "hold out less"),
+        ({"caption_columns": ("none",)}, "dropped 2 by broken.caption", "log"),
+    ],
+)
+def test_nothing_left_is_explained(tmp_path, options, words, remedy):
+    files = [
+        (f"{n}.{ext}", content)
+        for n in range(2)
+        for ext, content in [
+            ("png", png(n)),
+            ("json", b'{"set": "eval", "captions": "x"}'),
+        ]
+    ]
+    with pytest.raises(InputError, match=words) as caught:
+        run(tmp_path / "w", write_tar(tmp_path / "t.tar", files), **options)
+    assert remedy in caught.value.remedy
+
+
+def test_hostile_names_captions_and_metadata_reach_no_terminal(tmp_path):
+    deep = b'{"a": ' + b"[" * 985 + b"]" * 985 + b"}"
+    files = [
+        *(("a\x1b[2J.png", png(1)), ("a\x1b[2J.txt", b"escape")),
+        *((b"b\xff.png".decode("utf-8", "surrogateescape"), png(2)), ("b.txt", b"alone")),
+        *(
+            ("c.png", png(3)),
+            ("c.txt", "one\x1b[31m \u202etwo\ud800".encode("utf-8", "surrogatepass")),
+        ),
+        *(("d.png", png(4)), ("d.txt", "one\x1b[31m \u202etwo\r\n\x00".encode())),
+        *(("e.png", png(5)), ("e.txt", b"deep"), ("e.json", deep)),
+        *(("f.png", png(6)), ("f.txt", b"x"), ("f.json", b'{"s": "\\ud800\\u001b", "n": 1e999}')),
+    ]
+    tar = write_tar(tmp_path / "t.tar", files)
+    odd = tmp_path / b"odd\xff\x07".decode("utf-8", "surrogateescape")
+    write_pairs(odd, {b"g\xfe.png".decode("utf-8", "surrogateescape"): png(7)}, "good")
+    ctx = run(tmp_path / "w", tar, odd, split_field="s")
+    found = {s.key: s for s in stored(ctx)}
+    assert found["d"].captions == ("one two",) and found["f"].meta["s"] == "\ud800\x1b"
+    assert {"d", "f", "g-xdcfe"} <= set(found) and reasons(ctx)["c"] == "broken.caption"
+    stats = stats_of(ctx)
+    assert stats["read"]["samples"] == stats["kept"]["samples"] + stats["dropped"]["samples"]
+    shown = [json.loads(path.read_text()) for path in ctx.observed.glob("*s.json")]
+    shown += [dropped_rows(ctx), (ctx.attempt_dir / "log.txt").read_text(), stats]
+    assert not re.search(
+        "[\x00-\x09\x0b-\x1f\x7f\u202e\ud800-\udfff]", json.dumps(shown, ensure_ascii=False)
+    )
+
+
+def test_the_report_shows_counts_sizes_and_captions(world, tmp_path):
+    ctx = run(tmp_path / "w", *world, dedup={"near": 6, "near_color": 8.0})
+    panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
+    steps = dict(panels["Images: samples"]["steps"])
+    assert (
+        steps["kept"]
+        == len(stored(ctx))
+        == sum(count for name, count in steps.items() if name != "kept")
+    )
+    assert sum(panels["Shorter side of kept images, pixels"]["counts"]) == steps["kept"]
+    assert {"stays": "2.png: caption of 2.png", "goes": "copy.png: caption of copy.png"} in panels[
+        "Copies that were dropped"
+    ]["items"]
+    assert panels["Captions"]["items"][0]["place"] == "0.png"
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert results["images"] == steps["kept"] and results["duplicates"] == 2
+
+
+def problems(**options):
+    options = {"sources": ("a",), **options}
+    return [problem.key for problem in ImageTextParams(**options).check({})]
+
+
+def test_settings_that_cannot_work_are_named():
+    assert problems() == []
+    assert problems(sources=("a", "b"), eval_sources=("a",)) == ["sources"]
+    assert problems(split_field="x", eval_fraction=0.1) == ["split_field"]
+    assert problems(eval_by="x") == ["eval_by"]
+    assert problems(meta_columns=("x", "x")) == ["meta_columns"]
+    assert problems(filters={"width": (9, 3), "caption_words": (2, 1)}) == [
+        "filters.width",
+        "filters.caption_words",
+    ]
+    assert problems(resize={"shorter": 3, "longer": 3}) == ["resize"]
+    assert problems(resize={"enlarge": True}) == ["resize.enlarge"]
+
+
+def test_content_decides_and_the_cost_is_told(tmp_path):
+    a = write_pairs(tmp_path / "a" / "p", {"x.png": png(1)})
+    b = write_pairs(tmp_path / "b" / "p", {"x.png": png(1)})
+    one, two = (ImageTextParams(sources=(str(path),)) for path in (a, b))
+    assert one.externals() == two.externals() and list(one.externals()) == ["sources.0"]
+    held = ImageTextParams(sources=(str(a),), eval_sources=(str(b),))
+    assert list(held.externals()) == ["sources.0", "eval_sources.0"]
+    assert one.estimate({})["disk_bytes"] == len(png(1))
+    assert ImageTextParams(sources=("nowhere",)).estimate({}) == {}
