@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +24,12 @@ COSTS = {
     "seconds": ("time", wording.duration),
 }
 MINOR = ("flops", "disk_bytes")  # what a narrow terminal does without
+KINDS = ("weights", "gradients", "optimizer", "activations", "buffers")
+WAYS = {"reduced": "gradients", "gathered": "weights", "exchanged": "experts"}
+TRAINING = {"active_parameters", "steps", "hardware_flops", "devices", "communication_bytes"} | {
+    f"{name}_bytes" for name in (*KINDS, *WAYS)
+}
+"""What a stage estimates that trains a model: shown in a table of its own."""
 KEYS = ("name", "uses", "verdict", "reason", "kind", "fingerprint", "needs", "estimate", "warnings")
 
 
@@ -123,9 +129,42 @@ def show_plan(made: Plan) -> None:
     console.say(f"plan of {made.pipeline}", "bold")
     console.show(table)
     for stage in made.stages:
+        if stage.verdict in ("run", "resume") and stage.estimate.keys() >= TRAINING:
+            show_training(stage.name, stage.estimate)
+    for stage in made.stages:
         for warning in stage.warnings:
             console.say(f"  warning: {stage.name}: {warning}", "yellow")
     console.say(summary(made), "dim")
+
+
+def show_training(name: str, estimate: Mapping[str, float]) -> None:
+    """What a training takes, in figures and where they come from."""
+    table = console.table(name, "", "of which", right=[""], flexible=["of which"])
+    console.show(console.rows(table, training_rows(estimate)))
+
+
+def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+    """A row a subject: what, how much, of which."""
+    number, size = wording.number, wording.size
+    yield "parameters", number(found["parameters"]), f"{number(found['active_parameters'])} active"
+    each = number(found["tokens"] / found["steps"])
+    yield "tokens", number(found["tokens"]), f"{number(found['steps'])} steps of {each}"
+    again = found["hardware_flops"] > found["flops"]
+    computed = f"{number(found['hardware_flops'])} with recomputation" if again else ""
+    yield "FLOPs", number(found["flops"]), computed
+    parts = ", ".join(f"{kind} {size(found[f'{kind}_bytes'])}" for kind in KINDS)
+    room = f"at once, of {size(found['device_bytes'])}" if "device_bytes" in found else "at once"
+    yield "memory a device", size(found["memory_bytes"]), room
+    yield "", "", parts
+    sent = {word: found[f"{way}_bytes"] for way, word in WAYS.items()}
+    told = ", ".join(f"{word} {size(much)}" for word, much in sent.items() if much)
+    yield "sent a device and step", size(found["communication_bytes"]), told
+    if "mfu" in found:
+        step = wording.duration(found["step_seconds"])
+        yield "MFU", f"{100 * found['mfu']:.0f} %", f"{step} a step"
+    hours = number(found["seconds"] * found["devices"] / 3600)
+    together = f"{hours} device hours on {number(found['devices'])}"
+    yield "time", wording.duration(found["seconds"]), together
 
 
 def reason_of(stage: PlannedStage) -> str:

@@ -24,7 +24,8 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number where there is little room: 0.0312, 12.5, 1,234, 3.41 M, 3e-5; empty for None."""
+    """A number where there is little room: 0.0312, 12.5, 1,234, 3.41 M, 3.14e23, 3e-5; empty for
+    None."""
     if value is None:
         return ""
     if not math.isfinite(value):
@@ -32,6 +33,8 @@ def number(value: float | None) -> str:
     size = abs(value)
     if value == int(value) and size < 1e5:
         return f"{int(value):,}"
+    if size >= 1e18:
+        return f"{value:.3g}".replace("e+", "e")
     if size >= 99_999.5:
         unit, suffix = next(u for u in _UNITS if size >= 0.9995 * u[0])
         return f"{value / unit:.3g} {suffix}"

@@ -43,10 +43,12 @@ from pydantic import Field, model_validator
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import Inputs, Params, stage
+from pipeline.stage import EXECUTION, Inputs, Params, stage
 from stages.models.config import LanguageConfig
 from stages.models.presets import recipe
 from stages.models.settings import ModelSection
+from stages.training.devices import HardwareSection
+from stages.training.outlook import Training
 from stages.training.pretraining import LOAD, Pretraining
 from stages.training.settings import MixtureSection, TrainSection
 
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.training.rank import Rank
 
-CPU_FLOPS, GPU_FLOPS = 4e10, 2e14
-"""What a core, and a GPU, may be expected to do in a second; for estimates only."""
 PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", "")
 
 
@@ -74,6 +74,8 @@ class PretrainParams(Params):
     train: TrainSection = TrainSection()
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of log^2 Z, which keeps the logits near 0 (Chowdhery et al. 2022: 1e-4)."""
+    hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
+    """What it is to run on: for the plan alone."""
     seed: int = 0
     """Of the weights and the order of the samples; the pipeline's, if left out."""
 
@@ -95,40 +97,21 @@ class PretrainParams(Params):
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the shape and the batch."""
-        yield from self.model.check(self.size, _vocabulary(upstream), self.train.expert_parallel)
+        vocabulary = _vocabulary(upstream)
+        wrong = list(self.model.check(self.size, vocabulary, self.train.expert_parallel))
+        yield from wrong or self._outlook(self.config(vocabulary)).refusals()
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """Parameters, tokens, FLOPs, bytes a device, seconds."""
-        config = self.config(_vocabulary(upstream))
-        tokens = float(self.train.steps * self.train.global_batch * config.context)
-        flops = tokens * config.flops_per_token
-        return {
-            "parameters": config.parameters,
-            "tokens": tokens,
-            "flops": flops,
-            "memory_bytes": memory_bytes(
-                config, self.train, self.workers.num, recompute=self.model.recompute
-            ),
-            "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.keep),
-            "seconds": flops / _speed(self),
-        }
+        """See `stages.training.outlook`."""
+        return self._outlook(self.config(_vocabulary(upstream))).estimate()
 
-
-def memory_bytes(
-    config: LanguageConfig, train: TrainSection, world: int, *, recompute: bool = False
-) -> float:
-    """Bytes on one device: weights, gradients, Adam's state (Rajbhandari et al. 2020, section 5)
-    and the activations of one micro-batch, logits and their gradient among them."""
-    low = 2 if train.dtype == "bfloat16" else 4
-    share = [world if train.zero >= stage else 1 for stage in (1, 2, 3)]
-    masters = 12 if low == 2 or train.zero else 8
-    state = config.parameters * (low / share[2] + low / share[1] + masters / share[0])
-    positions = train.micro(world) * config.context
-    block = 16 * config.width + 2 * config.heads
-    kept = block + config.layers * config.width if recompute else config.layers * block
-    return state + positions * (low * kept + 8 * config.vocab_size)
+    def _outlook(self, config: LanguageConfig) -> Training:
+        """What is planned, with a model of that shape."""
+        model = self.model
+        choices = {"recompute": model.recompute, "masked": model.mask_documents}
+        return Training(config, self.train, self.workers, self.hardware, **choices)
 
 
 @stage(
@@ -265,11 +248,6 @@ def _vocabulary(upstream: Mapping[str, Params]) -> int:
         if isinstance(size, int):
             return size
     return 4096
-
-
-def _speed(params: Params) -> float:
-    each = params.workers.gpus * GPU_FLOPS or params.workers.cpus * CPU_FLOPS
-    return params.workers.num * each
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:

@@ -84,8 +84,9 @@ def test_looking_is_cheap(arguments: list[str], store: Path, tmp_path: Path) -> 
     assert float(str(found["cpu"])) < BUDGET
 
 
-def test_planning_is_cheap(tmp_path: Path) -> None:
-    file = ROOT / "configs" / "quickstart.yaml"
+@pytest.mark.parametrize("config", ["quickstart.yaml", "gpt3-13b.yaml"])
+def test_planning_is_cheap(config: str, tmp_path: Path) -> None:
+    file = ROOT / "configs" / config
     found = probe(["plan", str(file), "--store", str(tmp_path / "new")], tmp_path)
     assert found == {"code": 0, "cpu": found["cpu"], "heavy": []}
     assert float(str(found["cpu"])) < BUDGET

@@ -21,7 +21,7 @@ from stages.data.corpus import Corpus
 from stages.data.tokenizer import EOS, Tokenizer
 from stages.data.tokens import Samples, TokenStore, write_index, write_shard
 from stages.models.gpt import GPT
-from stages.pretrain import PretrainParams, _show_mixture, memory_bytes, objective_of, pretrain
+from stages.pretrain import PretrainParams, _show_mixture, objective_of, pretrain
 from stages.training.pretraining import Pretraining
 from stages.training.rank import Rank
 
@@ -134,18 +134,6 @@ def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
     assert known["tokens"] == 10 * 32 * 1024
     assert known["flops"] == known["tokens"] * config.flops_per_token
     assert params.estimate({})["parameters"] > known["parameters"]
-
-
-def test_sharding_takes_its_share_off_the_memory() -> None:
-    config = PretrainParams(size="gpt2").config(50257)
-    sizes = []
-    for zero in (0, 1, 2, 3):
-        train = PretrainParams.model_validate({"train": {"zero": zero, "micro_batch": 1}}).train
-        sizes.append(memory_bytes(config, train, 4) / config.parameters)
-    activations = sizes[0] - 16
-    assert sizes[1] - activations == pytest.approx(4 + 4 + 12 / 4)
-    assert sizes[2] - activations == pytest.approx(4 + 4 / 4 + 12 / 4)
-    assert sizes[3] - activations == pytest.approx((4 + 4 + 12) / 4)
 
 
 def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path) -> None:

@@ -1,0 +1,245 @@
+"""What training a language model costs, before any process starts: arithmetic, traffic, time.
+
+    layout = Layout.of(train, world, recompute=True)
+    work = arithmetic(config, layout, steps, global_batch)
+    sent = traffic(config, layout)
+    made = forecast(config, layout, work, sent, DEVICES["h100"])
+
+Formulas of the papers, bent to what our engine does (`stages.training.engine`); what memory it
+takes is in `stages.training.memory`. Imports no torch: `headwater plan` reads this module.
+
+Symbols: n devices, e of them hold one set of experts, b bytes of a number, P weights, N positions
+of a micro-batch, C width, k experts a token is sent to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.training.devices import LINK
+
+if TYPE_CHECKING:
+    from stages.models.config import LanguageConfig
+    from stages.training.devices import Device
+    from stages.training.settings import TrainSection
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step falls on devices."""
+
+    world: int
+    zero: int
+    """The ZeRO stage that is run."""
+    dtype: str
+    micro: int
+    """Samples of one pass on one device."""
+    passes: int
+    """Forward and backward passes of a step on one device."""
+    recompute: bool = False
+    expert_parallel: int = 1
+    """Devices over which one set of experts is spread."""
+    masked: bool = False
+    """Whether attention is given a mask of documents."""
+    gpu: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        train: TrainSection,
+        world: int,
+        *,
+        recompute: bool = False,
+        masked: bool = False,
+        gpu: bool = True,
+    ) -> Layout:
+        """The layout of a pipeline file's `train` on so many devices.
+
+        As in the engine, one rank has nothing to shard, and 16-bit weights need the float32
+        masters that DeepSpeed keeps from stage 1 on.
+        """
+        low = train.dtype != "float32"
+        zero = max(1, train.zero) if low else train.zero if world > 1 else 0
+        micro = min(train.micro(world), max(1, train.share(world)))
+        passes = max(1, train.share(world) // micro)
+        spread = train.expert_parallel
+        return cls(world, zero, train.dtype, micro, passes, recompute, spread, masked, gpu)
+
+    @property
+    def bytes(self) -> int:
+        """Of a weight, an activation or a gradient."""
+        return BYTES[self.dtype]
+
+    @property
+    def copies(self) -> int:
+        """Devices that hold the same experts."""
+        return self.world // self.expert_parallel
+
+
+def expert_parameters(config: LanguageConfig) -> int:
+    """Weights of all experts; routers are none of them."""
+    experts = getattr(config, "experts", None)
+    if experts is None:
+        return 0
+    feed_forward: int = config.feed_forward_parameters  # type: ignore[union-attr]
+    return int(switch_layers(config) * experts.num * feed_forward)
+
+
+def switch_layers(config: LanguageConfig) -> int:
+    """Blocks with experts."""
+    return int(getattr(config, "switch_layers", 0))
+
+
+def choices(config: LanguageConfig) -> int:
+    """Experts that a token is sent to; 0 where there are none."""
+    experts = getattr(config, "experts", None)
+    return int(experts.top_k) if experts else 0
+
+
+# --- arithmetic --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The work of a whole training."""
+
+    tokens: float
+    flops: float
+    """Of the model: 6 per weight that a token passes, and attention over the full context. What
+    an MFU counts (Chowdhery et al. 2022, appendix B)."""
+    hardware_flops: float
+    """What devices compute: the same, and with recomputation each block's forward pass again."""
+
+
+def arithmetic(config: LanguageConfig, layout: Layout, steps: int, global_batch: int) -> Arithmetic:
+    """Tokens and FLOPs of a training."""
+    tokens = float(steps) * global_batch * config.context
+    each = float(config.flops_per_token)
+    again = recomputed_flops_per_token(config) if layout.recompute else 0.0
+    return Arithmetic(tokens, tokens * each, tokens * (each + again))
+
+
+def recomputed_flops_per_token(config: LanguageConfig) -> float:
+    """One more forward pass through the blocks: a third of their part of `flops_per_token`. The
+    head is not recomputed, as in Narayanan et al. 2021, equation 3."""
+    head = 6.0 * config.vocab_size * config.width
+    return (config.flops_per_token - head) / 3
+
+
+# --- traffic -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device sends in one step (it receives as many)."""
+
+    reduced: float
+    """Gradients."""
+    gathered: float
+    """Weights: after the update at ZeRO 1 and 2, before each use at ZeRO 3."""
+    exchanged: float
+    """Tokens on their way to experts and back."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.reduced + self.gathered + self.exchanged
+
+
+def traffic(config: LanguageConfig, layout: Layout) -> Traffic:
+    """What one device sends in a step: a ring's (n - 1) / n of what is reduced or gathered.
+
+    Rajbhandari et al. 2020 (arXiv 1910.02054), section 7, but that DeepSpeed at stages 1 and 2
+    all-reduces gradients whose owners alone need them (2 P instead of P): it scatters only from
+    stage 3 on. Stages 2 and 3 keep no whole gradients, so they reduce after every pass.
+    """
+    spread = expert_parameters(config)
+    dense = config.parameters - spread
+    rings = ((dense, layout.world), (spread / layout.expert_parallel, layout.copies))
+    ring = sum(numbers * (n - 1) / n for numbers, n in rings) * layout.bytes
+    passes = layout.passes if layout.zero >= 2 else 1
+    reduced = ring * passes * (1 if layout.zero == 3 else 2)
+    gathered = ring * {0: 0, 1: 1, 2: 1, 3: 2 * layout.passes}[layout.zero]
+    return Traffic(reduced, gathered, exchanged(config, layout) * layout.passes)
+
+
+def exchanged(config: LanguageConfig, layout: Layout) -> float:
+    """Bytes of tokens that one device sends to experts in one pass: there and back, forward and
+    backward; recomputing goes there and back once more. Of the tokens 1 / e stay."""
+    away = (layout.expert_parallel - 1) / layout.expert_parallel
+    ways = 6 if layout.recompute else 4
+    token = config.width * layout.bytes * choices(config)
+    return ways * switch_layers(config) * token * layout.micro * config.context * away
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What to expect of a device; within a third, if the network is not the bottleneck."""
+
+    step_seconds: float
+    seconds: float
+    mfu: float
+    """Model FLOPs over what the devices could do in that time."""
+
+
+def forecast(
+    config: LanguageConfig,
+    layout: Layout,
+    work: Arithmetic,
+    sent: Traffic,
+    device: Device,
+    *,
+    steps: int,
+    per_node: int = 8,
+    cores: float = 1,
+) -> Forecast:
+    """Time and MFU: arithmetic at the device's efficiency for that width, then the traffic that
+    nothing hides, then the optimizer.
+
+    Our engine reduces gradients when the backward pass is over, so nothing hides that; weights of
+    ZeRO 3 are fetched ahead, so they take time only as far as they take longer than arithmetic.
+
+    Args:
+        cores: processors of a worker; of GPUs each has one.
+    """
+    peak = device.peak[layout.dtype] * cores
+    computing = work.hardware_flops / steps / layout.world
+    computing /= peak * device.efficiency(config.width)
+    gathering = _seconds(sent.gathered, layout.world, device, per_node)
+    if layout.zero == 3:
+        gathering = max(0.0, gathering - computing)
+    waiting = _seconds(sent.reduced, layout.world, device, per_node) + gathering
+    waiting += _exchange_seconds(sent.exchanged, layout, device, per_node)
+    each = computing + waiting + _update_seconds(config, layout, device)
+    mfu = work.flops / steps / layout.world / (each * peak)
+    return Forecast(each, each * steps, mfu)
+
+
+def _seconds(sent: float, world: int, device: Device, per_node: int) -> float:
+    """A ring's time. Over several nodes each node's adapters carry it together, once."""
+    rate = device.within
+    if world > per_node:
+        rate = min(rate, per_node * device.between)
+    return sent / (LINK * rate)
+
+
+def _exchange_seconds(sent: float, layout: Layout, device: Device, per_node: int) -> float:
+    """An all-to-all's time: each device's own adapter carries what leaves the node."""
+    spread = layout.expert_parallel
+    inside = min(1.0, (per_node - 1) / (spread - 1)) if spread > 1 else 1.0
+    return sent / LINK * (inside / device.within + (1 - inside) / device.between)
+
+
+UPDATE = 30
+"""Bytes that AdamW moves a weight: gradient, master and two moments in, all but the first out."""
+
+
+def _update_seconds(config: LanguageConfig, layout: Layout, device: Device) -> float:
+    held = config.parameters if layout.zero == 0 else config.parameters / layout.world
+    return UPDATE * held / device.bandwidth

@@ -1,0 +1,151 @@
+"""What devices do in a second and hold, for plans: a table of data sheets.
+
+Peaks are dense, without sparsity, of the unit that a matrix product runs on. Links are one way.
+`attainable` and `half` say what share of the peak large models reach in training: matrices of
+width `half` reach half of `attainable`. They are fitted to published trainings, not promised:
+
+    A100   44 % at width 2,304 to 52 % at 25,600, pipeline and tensor parallelism included
+           (Narayanan et al. 2021, arXiv 2104.04473, table 1); 43 to 46 % for Llama 2 7B to 70B
+           (Touvron et al. 2023, arXiv 2307.09288, table 2: hours of A100)
+    H100   38 to 43 % at width 16,384 (Dubey et al. 2024, arXiv 2407.21783, table 4)
+    V100   39 of 125 teraFLOP/s at width 1,536 on one device (Shoeybi et al. 2019,
+           arXiv 1909.08053, section 5.1)
+
+Imports no torch: `headwater plan` reads this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.stage import Section
+
+GIB = 2.0**30
+SPARE = 0.06
+"""Share of a GPU's memory that training cannot use: the driver's context, NCCL's buffers, gaps
+between what the allocator handed out."""
+LINK = 0.8
+"""Share of a link's rate that collectives reach: about 235 of 300 GB/s within an HGX A100, 185 of
+200 between two (NVIDIA's nccl-tests)."""
+
+DeviceName = Literal["v100-32gb", "a100-40gb", "a100-80gb", "h100", "h200", "cpu"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU, or one core of a processor."""
+
+    name: str
+    peak: Mapping[str, float]
+    """FLOP/s by dtype; a dtype that is missing it cannot compute in."""
+    memory: float
+    """Bytes that the driver offers; inf where nobody knows."""
+    bandwidth: float
+    """Bytes a second to and from its memory."""
+    within: float
+    """Bytes a second to others of its node, one way."""
+    between: float
+    """Bytes a second to other nodes, one way: its own share of the node's network."""
+    attainable: float
+    half: float
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.name != "cpu"
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a training can fill."""
+        return self.memory * (1 - SPARE)
+
+    def efficiency(self, width: int) -> float:
+        """The share of the peak that blocks of that width reach while nothing is waited for."""
+        return self.attainable * width / (width + self.half)
+
+
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        # DGX-1V: NVLink 2, four 100 Gb/s adapters for eight GPUs; float32 without tensor cores.
+        Device(
+            "v100-32gb",
+            {"float32": 15.7e12, "float16": 125e12},
+            memory=31.7 * GIB,
+            bandwidth=0.9e12,
+            within=150e9,
+            between=6.25e9,
+            attainable=0.40,
+            half=500,
+        ),
+        # DGX A100: NVLink 3, a 200 Gb/s adapter a GPU. float32 as torch computes by default: not
+        # in TF32.
+        Device(
+            "a100-40gb",
+            {"float32": 19.5e12, "float16": 312e12, "bfloat16": 312e12},
+            memory=39.4 * GIB,
+            bandwidth=1.555e12,
+            within=300e9,
+            between=25e9,
+            attainable=0.58,
+            half=700,
+        ),
+        Device(
+            "a100-80gb",
+            {"float32": 19.5e12, "float16": 312e12, "bfloat16": 312e12},
+            memory=79.2 * GIB,
+            bandwidth=2.039e12,
+            within=300e9,
+            between=25e9,
+            attainable=0.58,
+            half=700,
+        ),
+        # DGX H100 (SXM): NVLink 4, a 400 Gb/s adapter a GPU.
+        Device(
+            "h100",
+            {"float32": 67e12, "float16": 989e12, "bfloat16": 989e12},
+            memory=79.1 * GIB,
+            bandwidth=3.35e12,
+            within=450e9,
+            between=50e9,
+            attainable=0.50,
+            half=1000,
+        ),
+        Device(
+            "h200",
+            {"float32": 67e12, "float16": 989e12, "bfloat16": 989e12},
+            memory=139.8 * GIB,
+            bandwidth=4.8e12,
+            within=450e9,
+            between=50e9,
+            attainable=0.50,
+            half=1000,
+        ),
+        # One core with AVX-512, measured: torch's product of two 2,048 x 2,048 matrices on one
+        # thread; gloo between two processes of a machine. bfloat16 is emulated.
+        Device(
+            "cpu",
+            {"float32": 110e9},
+            memory=float("inf"),
+            bandwidth=10e9,
+            within=1e9,
+            between=1e9,
+            attainable=0.7,
+            half=150,
+        ),
+    )
+}
+
+
+class HardwareSection(Section):
+    """What the stage is to run on, for the plan: nothing is looked up and nothing is asked."""
+
+    device: DeviceName | None = None
+    """The device of each worker. Named, `plan` says memory, MFU and days for it and refuses what
+    does not fit; left out, processors are taken for what they are and GPUs for good ones."""
+    per_node: Annotated[int, Field(ge=1)] = 8
+    """Devices of a node: what lies within shares the fast links."""

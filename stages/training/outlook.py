@@ -1,0 +1,194 @@
+"""What a plan says of training a language model, and what it refuses.
+
+`estimate` brings arithmetic, memory, traffic and time under the names that `headwater plan` shows;
+`refusals` names, for what does not fit a device, the first change of the file that makes it fit.
+Imports no torch: `headwater plan` reads this module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from pipeline.disk import readable
+from pipeline.errors import Problem
+from stages.training.cost import Layout, arithmetic, forecast, traffic
+from stages.training.devices import DEVICES
+from stages.training.memory import memory
+
+if TYPE_CHECKING:
+    from pipeline.stage import Workers
+    from stages.models.config import LanguageConfig
+    from stages.training.cost import Forecast
+    from stages.training.devices import Device, HardwareSection
+    from stages.training.settings import TrainSection
+
+SOME_GPU = 2e14
+"""FLOP/s that a GPU of which nothing is known may be expected to do."""
+KNOBS = ("train.zero", "train.micro_batch", "model.recompute", "train.expert_parallel")
+"""What is turned to make a training fit."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as a plan sees it."""
+
+    config: LanguageConfig
+    train: TrainSection
+    workers: Workers
+    hardware: HardwareSection
+    recompute: bool = False
+    masked: bool = False
+    """Whether tokens see their own document alone."""
+
+    @property
+    def device(self) -> Device | None:
+        """What it runs on; None for GPUs that the file does not name."""
+        if self.hardware.device:
+            return DEVICES[self.hardware.device]
+        return None if self.workers.gpus else DEVICES["cpu"]
+
+    @property
+    def layout(self) -> Layout:
+        """How a step falls on devices."""
+        return self._layout(self.workers.num)
+
+    def _layout(self, world: int) -> Layout:
+        return Layout.of(
+            self.train,
+            world,
+            recompute=self.recompute,
+            masked=self.masked,
+            gpu=self.device is None or self.device.gpu,
+        )
+
+    def estimate(self) -> dict[str, float]:
+        """What `Params.estimate` promises, and of one device: its memory by kind
+        (`weights_bytes`…, `memory_bytes` at once of `device_bytes`), what it sends in a step
+        (`communication_bytes`), and where the device is known `step_seconds` and `mfu`."""
+        config, train, layout = self.config, self.train, self.layout
+        work = arithmetic(config, layout, train.steps, train.global_batch)
+        held, sent = memory(config, layout), traffic(config, layout)
+        found = {
+            "parameters": config.parameters,
+            "active_parameters": config.active_parameters,
+            "tokens": work.tokens,
+            "steps": train.steps,
+            "flops": work.flops,
+            "hardware_flops": work.hardware_flops,
+            "devices": layout.world,
+            "memory_bytes": held.peak,
+            "weights_bytes": held.weights,
+            "gradients_bytes": held.gradients,
+            "optimizer_bytes": held.optimizer,
+            "activations_bytes": held.activations,
+            "buffers_bytes": held.buffers,
+            "communication_bytes": sent.total,
+            "reduced_bytes": sent.reduced,
+            "gathered_bytes": sent.gathered,
+            "exchanged_bytes": sent.exchanged,
+            "disk_bytes": 4.0 * config.parameters * (1 + 3 * train.keep),
+        }
+        return {name: float(value) for name, value in found.items()} | self._time()
+
+    def _time(self) -> dict[str, float]:
+        layout, device = self.layout, self.device
+        if device is None or layout.dtype not in device.peak:
+            work = arithmetic(self.config, layout, self.train.steps, self.train.global_batch)
+            return {"seconds": work.flops / (layout.world * (self.workers.gpus or 1) * SOME_GPU)}
+        made = self._forecast(layout, device)
+        time = {"seconds": made.seconds, "step_seconds": made.step_seconds, "mfu": made.mfu}
+        if math.isfinite(device.usable):
+            time["device_bytes"] = device.usable
+        return time
+
+    def _forecast(self, layout: Layout, device: Device) -> Forecast:
+        return forecast(
+            self.config,
+            layout,
+            arithmetic(self.config, layout, self.train.steps, self.train.global_batch),
+            traffic(self.config, layout),
+            device,
+            steps=self.train.steps,
+            per_node=self.hardware.per_node,
+            cores=1 if device.gpu else self.workers.cpus,
+        )
+
+    def refusals(self) -> Iterator[Problem]:
+        """Yield what the device that the file names cannot do."""
+        name, device = self.hardware.device, self.device
+        if name is None or device is None:
+            return
+        if device.gpu != bool(self.workers.gpus):
+            said, hint = (
+                (f"{name} is a GPU, workers.gpus is 0", "set workers.gpus: 1")
+                if device.gpu
+                else ("is a processor, workers.gpus is not 0", "name the GPU")
+            )
+            yield Problem("hardware.device", said, hint)
+        elif self.train.dtype not in device.peak:
+            able = " or ".join(device.peak)
+            said = f"{name} computes no {self.train.dtype}"
+            yield Problem("train.dtype", said, f"{able}, or another hardware.device")
+        elif (need := memory(self.config, self.layout).peak) > device.usable:
+            said = f"takes {readable(need)} a device, {name} has room for {readable(device.usable)}"
+            knobs = self._remedy(device)
+            hint = ", ".join(f"{key}: {value}" for key, value in knobs.items())
+            first = next(iter(knobs), "model")
+            yield Problem(first, said, hint or "a smaller model, or a device with more memory")
+
+    def _remedy(self, device: Device) -> dict[str, str]:
+        """The fewest changes of the file that make it fit, and of those the ones with the fastest
+        step: of the layout, then with twice the workers, and so on; empty if nothing does."""
+        world = self.workers.num
+        while world <= self.train.global_batch:
+            own = self._layout(world)
+            fitting = [
+                (self._changes(own, layout), layout)
+                for layout in self._layouts(own)
+                if memory(self.config, layout).peak <= device.usable
+            ]
+            if fitting and self.train.global_batch % world == 0:
+                cost = {
+                    layout: (len(knobs), self._forecast(layout, device).step_seconds)
+                    for knobs, layout in fitting
+                }
+                more = {"workers.num": str(world)} if world > self.workers.num else {}
+                return more | min(fitting, key=lambda pair: cost[pair[1]])[0]
+            world *= 2
+        return {}
+
+    def _layouts(self, own: Layout) -> Iterator[Layout]:
+        """All layouts of so many workers that take less memory than the file's."""
+        share = own.micro * own.passes
+        for zero, micro, recompute, spread in product(
+            range(own.zero, 4),
+            [micro for micro in range(own.micro, 0, -1) if share % micro == 0],
+            sorted({own.recompute, True}),
+            self._spreads(own.world),
+        ):
+            yield replace(
+                own,
+                zero=zero,
+                micro=micro,
+                passes=share // micro,
+                recompute=recompute,
+                expert_parallel=spread,
+            )
+
+    def _spreads(self, world: int) -> list[int]:
+        """Sizes of expert parallelism from the file's on."""
+        experts, own = getattr(self.config, "experts", None), self.train.expert_parallel
+        if experts is None:
+            return [own]
+        sizes = range(own, min(experts.num, world) + 1)
+        return [size for size in sizes if experts.num % size == 0 and world % size == 0] or [own]
+
+    def _changes(self, own: Layout, layout: Layout) -> dict[str, str]:
+        fields = ("zero", "micro", "recompute", "expert_parallel")
+        pairs = [(getattr(own, name), getattr(layout, name)) for name in fields]
+        told = zip(KNOBS, pairs, strict=True)
+        return {key: str(new).lower() for key, (old, new) in told if old != new}

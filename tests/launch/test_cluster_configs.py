@@ -1,0 +1,76 @@
+"""The pipelines for clusters validate and plan on a machine that has none of the devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from launch.cli import cli
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DAY = 86400.0
+
+
+def plan(config: str, tmp_path: Path, *overrides: str, code: int = 0) -> str:
+    words = ["plan", str(CONFIGS / config), *overrides, "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(cli, words, prog_name="headwater")
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def estimate(config: str, stage: str, tmp_path: Path, *overrides: str) -> dict[str, Any]:
+    data = json.loads(plan(config, tmp_path, *overrides, "--json"))
+    return {found["name"]: found["estimate"] for found in data["stages"]}[stage]
+
+
+def test_gpt3_13b(tmp_path: Path) -> None:
+    found = estimate("gpt3-13b.yaml", "gpt", tmp_path)
+    assert found["parameters"] == pytest.approx(12.85e9, rel=0.01)
+    assert found["tokens"] == pytest.approx(300e9, rel=0.001)
+    # Brown et al. 2020, table D.1, which leaves attention out.
+    assert found["flops"] == pytest.approx(2.31e22, rel=0.1)
+    # 16 bytes of states a weight, over 256 devices
+    states = sum(found[f"{kind}_bytes"] for kind in ("weights", "gradients", "optimizer"))
+    assert states == pytest.approx(16 * found["parameters"] / 256)
+    assert 0.3 < found["mfu"] < 0.55
+    assert 5 * DAY < found["seconds"] < 12 * DAY
+    assert found["memory_bytes"] < found["device_bytes"]
+
+
+def test_switch_base_64e(tmp_path: Path) -> None:
+    """Half of the experts of the 7.4 G that Fedus et al. 2021, table 9, have with 128."""
+    found = estimate("switch-base-64e.yaml", "switch", tmp_path)
+    assert found["parameters"] == pytest.approx(3.8e9, rel=0.05)
+    assert found["tokens"] == pytest.approx(576e9, rel=0.002)
+    # A dense decoder of that shape: 12 d^2 + 3 d inner a block, and the head.
+    dense = 24 * (4 * 768**2 + 3 * 768 * 2048) + 32000 * 768
+    assert found["active_parameters"] == pytest.approx(dense, rel=0.01)
+    assert found["exchanged_bytes"] > 0
+    alone = estimate("switch-base-64e.yaml", "switch", tmp_path, "switch.train.expert_parallel=1")
+    assert alone["exchanged_bytes"] == 0
+    assert alone["weights_bytes"] > 5 * found["weights_bytes"]
+
+
+def test_the_plan_tells_people_what_a_training_takes(tmp_path: Path) -> None:
+    shown = plan("gpt3-13b.yaml", tmp_path, "gpt.model.recompute=true")
+    for words in (
+        "12.9 G active",
+        "143 k steps of 2.1 M",
+        "2.46e22  3.27e22 with recomputation",
+        "at once, of 74.4 GiB",
+        "weights 95.8 MiB, gradients 95.8 MiB, optimizer 574.6 MiB, activations ",
+        "sent a device and step",
+        "device hours on 256",
+    ):
+        assert words in shown
+
+
+def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    said = plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", code=2)
+    assert "gpt.train.micro_batch: takes 56" in said
+    assert "a100-40gb has room for 37.0 GiB (train.micro_batch: 2)" in said
+    plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", "gpt.train.micro_batch=2")

@@ -1,0 +1,129 @@
+"""Memory by kind: the papers' formulas, and what autograd really keeps of each block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.decoder import Decoder
+from stages.models.gpt import GPT
+from stages.training import engine, expert_parallel
+from stages.training.cost import Layout, expert_parameters
+from stages.training.memory import BUCKET, activations, block, memory
+from stages.training.settings import TrainSection
+
+GPT_7_5B = GPTConfig(51200, 2048, layers=36, width=4096, heads=32)
+SMALL = GPTConfig(vocab_size=97, context=24, layers=2, width=32, heads=4)
+MODERN = DecoderConfig(97, 24, layers=2, width=32, heads=4, kv_heads=4, inner=48, head_size=8)
+SWITCH = replace(MODERN, experts=ExpertsConfig(num=4, every=1, capacity_factor=None))
+
+
+@pytest.mark.parametrize(
+    ("zero", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)], ids=str
+)
+def test_states_of_7_5_billion_weights_on_64_devices(zero: int, gigabytes: float) -> None:
+    """Rajbhandari et al. 2020, figure 1: 16 bits, Adam, 64 devices, exactly 7.5e9 weights."""
+    held = memory(GPT_7_5B, Layout(64, zero, "bfloat16", 1, 1))
+    scale = 7.5e9 / GPT_7_5B.parameters
+    # At stage 0 the engine keeps no float32 masters; 16 bits run at stage 1 or above.
+    masters = 4 * 7.5 if zero == 0 else 0.0
+    assert held.states * scale / 1e9 + masters == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_16_bits_run_at_stage_1_at_least_as_the_engine_says() -> None:
+    for dtype in ("float32", "bfloat16"):
+        for zero in range(4):
+            for world in (1, 2):
+                train = TrainSection.model_validate({"dtype": dtype, "zero": zero})
+                assert Layout.of(train, world).zero == engine.effective_zero(train, world)
+
+
+def test_the_bucket_is_the_one_that_the_engine_sets() -> None:
+    config = engine._config(TrainSection(), 2, False)["zero_optimization"]
+    assert config["reduce_bucket_size"] == BUCKET
+
+
+def test_experts_are_shared_by_those_who_hold_them_together() -> None:
+    config = replace(SWITCH, experts=ExpertsConfig(num=8, every=1))
+    spread = expert_parameters(config)
+    dense = config.parameters - spread
+    held = memory(config, Layout(4, 1, "float32", 1, 1, expert_parallel=4))
+    assert held.weights == held.gradients == 4 * (dense + spread / 4)
+    assert held.optimizer == 12 * config.parameters / 4
+
+
+def kept(model: GPT | Decoder, masked: bool) -> int:
+    """Bytes that autograd keeps of a forward pass through the blocks, weights apart."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(0, 97, (3, 24), generator=torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = model.hidden(tokens, segments_BT=tokens.sort().values if masked else None)
+    assert result.requires_grad  # the graph, and so each storage, was alive until here
+    return sum(found.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "close"),
+    [
+        (SMALL, 0.001),
+        (MODERN, 0.001),
+        (replace(MODERN, kv_heads=2), 0.001),
+        (replace(MODERN, qk_norm=True), 0.001),
+        (SWITCH, 0.01),
+        (
+            replace(SWITCH, experts=ExpertsConfig(num=4, every=1, top_k=2, capacity_factor=None)),
+            0.01,
+        ),
+    ],
+    ids=["gpt", "llama", "grouped", "qwen3", "switch", "top-2"],
+)
+def test_a_block_keeps_what_its_operators_save(
+    config: GPTConfig | DecoderConfig, close: float
+) -> None:
+    kind = GPT if isinstance(config, GPTConfig) else Decoder
+    deep = replace(config, layers=5)
+    experts = isinstance(config, DecoderConfig) and config.experts is not None
+    for masked in (False, True):
+        layout = Layout(1, 0, "float32", 3, 1, masked=masked, gpu=False)
+        many, few = (kept(kind(c), masked) for c in (deep, config))  # type: ignore[arg-type]
+        measured = (many - few) / 3 / (3 * 24)
+        assert block(config, layout, experts=experts) == pytest.approx(measured, rel=close)
+
+
+def test_recomputing_keeps_one_stream_a_block() -> None:
+    config = GPTConfig(50257, 2048, layers=40, width=5120, heads=40)
+    plain = Layout(64, 3, "bfloat16", 1, 4)
+    whole, thrifty = (activations(config, replace(plain, recompute=r)) for r in (False, True))
+    saved = 39 * (block(config, plain) - 2 * 5120) * 2048
+    # The block that is made again meets its gradients, and no longer the head.
+    assert whole - thrifty == pytest.approx(saved, rel=0.03)
+
+
+def test_gradients_and_activations_meet_only_where_passes_follow_each_other() -> None:
+    once, twice = (
+        memory(SMALL, Layout(1, 0, "float32", 1, passes, gpu=False)) for passes in (1, 2)
+    )
+    assert twice.peak - once.peak <= once.gradients
+    large = replace(SMALL, layers=12, context=512)
+    once, twice = (
+        memory(large, Layout(1, 0, "float32", 4, passes, gpu=False)) for passes in (1, 2)
+    )
+    assert twice.peak == once.peak + once.gradients
+
+
+def test_modules_that_hold_shares_are_those_that_the_formula_divides() -> None:
+    model = Decoder(SWITCH)
+    layers = [m for m in model.modules() if isinstance(m, expert_parallel.Switch)]
+    held = sum(p.numel() for layer in layers for p in layer.experts.parameters())
+    assert held == expert_parameters(SWITCH)
