@@ -50,6 +50,10 @@ class PPOTrain(TrainSection):
     """Linear warm-up: a share of the steps if below 1, else a number of steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices."""
+    spike_sigma: Annotated[float, Field(ge=0)] = 0
+    """An update is skipped if its gradient norm lies more than this many standard deviations above
+    the mean of the updates before; 0 skips only what is not finite. Off unless asked for: scores
+    have heavy tails, and the updates of one iteration are not alike."""
     eval_samples: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts on which reward and KL are measured; 0 takes all."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 1

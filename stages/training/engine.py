@@ -2,8 +2,9 @@
 
 ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm is
 that of the averaged gradient (DeepSpeed reports none in float32), with the same coefficient
-min(1, clip / (norm + 1e-6)) as the other stages; and a gradient that is not finite makes every
-rank skip the step, for the norm is the same number on all of them.
+min(1, clip / (norm + 1e-6)) as the other stages; and every update is judged once its norm is
+known, by all ranks from the same numbers: one whose gradient is not finite is left out, and so is
+one that stands out (`stages.training.guard`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from stages.training.expert_parallel import (
     spread,
     total_over_experts,
 )
+from stages.training.guard import SpikeGuard
+from stages.training.optimizers import AdamW
 from stages.training.shards import Fragment, layout
 
 if TYPE_CHECKING:
@@ -32,21 +35,26 @@ if TYPE_CHECKING:
     from stages.training.settings import TrainSection
 
 
+NOT_FINITE = "the gradient is not finite"
+
+
 class Step(NamedTuple):
     """What became of one optimizer step."""
 
     norm: float
     """Global norm of the gradient before clipping; inf or NaN if it was not finite."""
-    applied: bool
+    why: str = ""
+    """What was wrong, if it was left out."""
 
+    @property
+    def applied(self) -> bool:
+        """Whether the weights were updated."""
+        return not self.why
 
-class AdamW(torch.optim.AdamW):
-    """Torch's own, less the decorators that import its compiler (2.5 s and 60 MB a rank) merely
-    to say that an optimizer is not to be compiled."""
-
-    step = torch.no_grad()(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined]
-    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
-    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    @property
+    def spike(self) -> bool:
+        """Whether it was left out though its gradient was finite."""
+        return not self.applied and math.isfinite(self.norm)
 
 
 class Engine:
@@ -68,6 +76,7 @@ class Engine:
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
         self._lr = settings.lr * trainable.lr
         self._adam = _adam(trainable, self.parameters, settings, self._lr)
+        self._adam.admit = self._admit
         self._deepspeed = deepspeed.initialize(
             model=self.module,
             optimizer=self._adam,
@@ -81,7 +90,10 @@ class Engine:
                 lambda part, kind: _cut(masters[part.name], part, starts.get(part.name, 0)),
                 ["fp32"],
             )
+        self.guard = SpikeGuard(settings.spike_sigma, settings.spike_window)
         self.history: list[Step] = []
+        self._loss: float | None = None
+        self._made: Step | None = None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The forward pass of the module."""
@@ -113,37 +125,57 @@ class Engine:
         self._deepspeed.backward(loss * self.rank.world if self.rank.world > 1 else loss)
         self.rank.beat()
 
-    def step(self) -> Step:
-        """Clip and update; skipped on all ranks if the gradient is not finite anywhere."""
-        made = self._step_plain() if self.zero == 0 else self._step_zero()
+    def step(self, loss: float | None = None) -> Step:
+        """Clip and update; left out on all ranks if the gradient is not finite anywhere, or if it
+        or the loss stands out.
+
+        `loss` is that of the gradient, alike on all ranks; without it the norm alone is judged.
+        """
+        self._loss, self._made = loss, None
+        if self.zero == 0:
+            self._step_plain()
+        else:
+            self._deepspeed.step()
+        # DeepSpeed itself leaves out what is not finite.
+        made = self._made or Step(float(self._deepspeed.get_global_grad_norm()), NOT_FINITE)
         self.history.append(made)
         self.rank.beat()
         return made
 
-    def _step_plain(self) -> Step:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+    def _step_plain(self) -> None:
         norm = self._norm()
-        if not math.isfinite(norm):
+        if not self._judge(norm).applied:
             self._deepspeed.zero_grad()
-            return Step(norm, False)
+            return
         if self.clip and norm + 1e-6 > self.clip:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
         self._deepspeed.step()
-        return Step(norm, True)
+
+    def _admit(self) -> bool:
+        """Whether the optimizer may update: it asks for each of its groups."""
+        made = self._made or self._judge(float(self._deepspeed.optimizer._global_grad_norm))
+        return made.applied
+
+    def _judge(self, norm: float) -> Step:
+        figures = {"the gradient norm": norm}
+        if self._loss is not None:
+            figures["the loss"] = self._loss
+        why = self.guard.spike(figures) if math.isfinite(norm) else NOT_FINITE
+        if not why:
+            self.guard.note(figures)
+        self._made = Step(norm, why)
+        return self._made
 
     def _norm(self) -> float:
-        """Of the whole gradient: experts that live elsewhere are asked for theirs."""
+        """Of the whole gradient: experts that live elsewhere are asked for theirs. The same bits on
+        all ranks, for they are to judge it alike."""
         trained = [p for p in self.parameters.values() if p.grad is not None]
         norm = total_norm(p for p in trained if not is_apart(p))
         if apart := [p for p in trained if is_apart(p)]:
             elsewhere = total_over_experts(total_norm(apart).square(), group_name(apart[0]))
             norm = (norm.square() + elsewhere).sqrt()
-        return float(norm)
-
-    def _step_zero(self) -> Step:
-        self._deepspeed.step()
-        norm = float(self._deepspeed.get_global_grad_norm())
-        return Step(norm, bool(self._deepspeed.was_step_applied()))
+        return self.rank.sum(float(norm)) / self.rank.world
 
     @property
     def updates(self) -> float:

@@ -7,11 +7,12 @@ A step is a function of the weights and its number: the generators are seeded fr
 rank) and the data is a function of the step. So a run that was killed and resumed makes the same
 numbers as one that was not; on the same layout, bit for bit.
 
-Guard: an update whose gradient is not finite is skipped, on all ranks alike. After `skip_limit`
-bad steps in a row the loop goes back to the newest anchor and past the data that broke it
-(Chowdhery et al. 2022, section 5.1), at most `rollbacks` times; then it gives up. Anchors are the
-checkpoints that fell due by the step while all was well: those that an interrupt left are none,
-so that a run which was stopped goes back as far as one which was not.
+Guard: an update whose gradient is not finite is skipped, on all ranks alike, and so is one whose
+loss or norm stands out (`stages.training.guard`). After `skip_limit` bad steps in a row the loop
+goes back to the newest anchor and past the data that broke it (Chowdhery et al. 2022, section 5.1),
+at most `rollbacks` times; then it gives up. Anchors are the checkpoints that fell due by the step
+while all was well: those that an interrupt left are none, so that a run which was stopped goes back
+as far as one which was not.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Position:
     """Steps of which an update was skipped."""
     bad: int = 0
     """Steps in a row, up to this one, that went wrong."""
+    why: str = ""
+    """What was wrong with the last that did."""
     rollbacks: int = 0
 
 
@@ -83,7 +86,7 @@ def fit(
 
     Raises:
         Interrupted: the context was cancelled; a checkpoint of the last step is there.
-        Failure: the gradient stayed non-finite, or a checkpoint could not be written.
+        Failure: steps kept going wrong, or a checkpoint could not be written.
     """
     torch.manual_seed(mix(seed))
     trainables = objective.setup(rank, settings, seed)
@@ -162,32 +165,38 @@ class Fit:
         self._guard(found)
         self.rank.beat()
         self.rank.pulse.step_seconds = self.meter.median
-        self._report({**found, "lr": next(iter(rates.values())), **self._norms(), **speed})
+        self._report({**found, "lr": next(iter(rates.values())), **self._updates(), **speed})
 
     def _guard(self, found: Mapping[str, float]) -> None:
         """Count what went wrong. Norms and losses are alike on all ranks, so is this."""
         position = self.position
-        made = [step.applied for engine in self.engines.values() for step in engine.history]
-        skipped, finite = made.count(False), math.isfinite(found.get("loss", 0.0))
+        made = [step for engine in self.engines.values() for step in engine.history]
+        skipped = [step.why for step in made if not step.applied]
+        finite = math.isfinite(found.get("loss", 0.0))
         position.bad = 0 if finite and not skipped else position.bad + 1
-        position.skipped += skipped > 0
+        position.skipped += bool(skipped)
         if skipped:
-            what = "step" if skipped == len(made) else f"{skipped} of {len(made)} updates"
-            self._say(f"step {position.step}: the gradient is not finite; {what} skipped")
+            what = "step" if len(skipped) == len(made) else f"{len(skipped)} of {len(made)} updates"
+            position.why = skipped[0]
+            self._say(f"step {position.step}: {position.why}; {what} skipped")
         elif not finite:
-            self._say(f"step {position.step}: the loss is not finite, though the gradient is")
+            position.why = "the loss is not finite, though the gradient is"
+            self._say(f"step {position.step}: {position.why}")
 
-    def _norms(self) -> dict[str, float]:
-        """The gradient's norm of each engine: the largest, if it made several updates."""
+    def _updates(self) -> dict[str, float]:
+        """The gradient's norm of each engine, the largest if it made several updates; and how many
+        updates stood out, where any did."""
+        spikes = sum(made.spike for engine in self.engines.values() for made in engine.history)
         norms = {
             key: max((made.norm for made in engine.history), default=0.0)
             for key, engine in self.engines.items()
         }
         for engine in self.engines.values():
             engine.history.clear()
-        if len(norms) == 1:
-            return {"grad_norm": norms.popitem()[1]}
-        return {f"grad_norm_{key}": norm for key, norm in norms.items()}
+        found = {
+            f"grad_norm_{key}" if len(norms) > 1 else "grad_norm": n for key, n in norms.items()
+        }
+        return {**found, "spike": float(spikes)} if spikes else found
 
     def _due(self, every: int) -> bool:
         """Whether this step is one of every `every`-th; never at 0."""
@@ -240,6 +249,7 @@ class Fit:
                 self.engines,
                 {
                     "loop": asdict(position),
+                    "guard": {key: e.guard.state_dict() for key, e in self.engines.items()},
                     "objective": self.objective.state_dict(),
                     "last": self._last,
                 },
@@ -287,6 +297,8 @@ class Fit:
         extra: dict[str, Any] = self.saves.load(saved, self.engines)
         self.position = Position(**extra["loop"])
         self._last = extra["last"]
+        for key, engine in self.engines.items():
+            engine.guard.load_state_dict(extra["guard"][key])
         self.objective.load_state_dict(extra["objective"])
 
     def _roll_back(self) -> None:
@@ -302,9 +314,10 @@ class Fit:
             saved = self.saves.newest(anchor=True)
         if saved is None:
             raise Failure(
-                f"the gradient was not finite for {now.bad} steps, up to step {now.step}",
+                f"{now.bad} steps in a row went wrong, up to step {now.step}: {now.why}",
                 where=self.rank.stage,
-                remedy="lower train.lr, lengthen train.warmup, or look at the data",
+                remedy="lower train.lr, lengthen train.warmup, or look at the data; "
+                "train.spike_sigma says what stands out",
             )
         self._take_up(saved)
         self.position.offset = now.step + now.offset - self.position.step

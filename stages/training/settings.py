@@ -35,7 +35,7 @@ class TrainSection(Section):
     - the order of sums: another layout agrees within rounding, the same one bit for bit;
     - dropout: masks are drawn on each rank for each forward pass, so that another number of
       workers or another micro-batch draws others, no worse and no better;
-    - what is done after gradients that are not finite: see `checkpoint_every`.
+    - what is done after steps that keep going wrong: see `checkpoint_every`.
     """
 
     steps: Annotated[int, Field(ge=1)] = 300
@@ -68,8 +68,14 @@ class TrainSection(Section):
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256
     """Held-out samples of one evaluation; 0 takes all."""
+    spike_sigma: Annotated[float, Field(ge=0)] = 6
+    """A step is skipped if its loss or gradient norm lies more than this many standard deviations
+    above the mean of the steps before; 0 skips only what is not finite."""
+    spike_window: Annotated[int, Field(ge=4)] = 128
+    """How many of the steps before; until half as many were made, nothing stands out."""
     skip_limit: Annotated[int, Field(ge=0)] = 5
-    """Steps in a row that are skipped for a gradient that is not finite, before rolling back."""
+    """Steps in a row that are skipped, for a gradient that is not finite or for standing out,
+    before rolling back."""
     rollbacks: Annotated[int, Field(ge=0)] = 1
     """Times that training goes back to the last checkpoint that was due, and past the data that
     broke it."""
@@ -83,7 +89,7 @@ class TrainSection(Section):
     """Workers that hold the experts of a layer together, each its share; 1: each holds all."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
     """Steps between checkpoints; 0 saves only when interrupted and at the end, and leaves nothing
-    to go back to after gradients that are not finite."""
+    to go back to after steps that went wrong."""
     keep: Annotated[int, Field(ge=1), EXECUTION] = 2
     """Checkpoints that are kept, besides the one to go back to."""
     watchdog: Annotated[Limits, EXECUTION] = Limits()

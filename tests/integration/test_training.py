@@ -153,10 +153,56 @@ def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
     assert "step 5: the gradient is not finite" in (pair.ctx.attempt_dir / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_that_stands_out_is_left_out_by_all(
+    rooms: dict[str, Room], layout: str, tmp_path: Path
+) -> None:
+    """A finite spike on one rank leaves the weights of a training that had no such step."""
+    room, rank = rooms[layout], int(layout != "single")
+    made, weights = settings(layout, steps=10, spike_window=8), []
+    for name, poison in (("spike", 1000.0), ("gap", float("nan"))):
+        bad = Toy(poison_step=7, poison_rank=rank, poison=poison)
+        found = room.group.run(fit, bad, made, seed=3, name=f"{name}-{layout}", out=tmp_path / name)
+        assert {result["skipped_steps"] for result in found} == {1.0}
+        weights.append(torch.load(tmp_path / name / "weights.pt", weights_only=True))
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+    assert room.series(f"spike-{layout}", "spike") == {8: 1.0}
+    assert not room.series(f"gap-{layout}", "spike")
+    log = (room.ctx.attempt_dir / "log.txt").read_text()
+    assert f"spike-{layout}_step 8: the gradient norm" in log
+    assert "sigma above" in log
+
+
+def test_what_stands_out_is_known_after_a_resume(pair: Room) -> None:
+    """The band is that of the steps before the stop, bit for bit."""
+    made = settings(steps=STEPS, spike_window=24)
+    spike = {"poison_step": STOP + 1, "poison_rank": 1, "poison": 1000.0}
+    calm = pair.group.run(fit, Toy(**spike), made, seed=3, name="calm")
+    try:
+        with pytest.raises(Interrupted):
+            pair.group.run(fit, Toy(**spike, stop_at=STOP - 1), made, seed=3, name="hit")
+    finally:
+        pair.ctx.cancel_file.unlink(missing_ok=True)
+    assert pair.group.run(fit, Toy(**spike), made, seed=3, name="hit") == calm
+    assert calm[0]["skipped_steps"] == 1
+    assert pair.series("hit", "loss") == pair.series("calm", "loss")
+
+
+def test_spikes_that_stay_end_the_training(single: Room) -> None:
+    bad = Toy(poison_step=6, poison_steps=100, poison=1000.0)
+    made = settings("single", skip_limit=1, spike_window=8)
+    with pytest.raises(Failure, match=r"2 steps in a row .* sigma above") as caught:
+        single.group.run(fit, bad, made, seed=3, name="spiked")
+    assert "train.spike_sigma" in caught.value.remedy
+
+
 def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
     made = settings(skip_limit=1, checkpoint_every=1)
-    with pytest.raises(Failure, match="not finite for 2 steps") as caught:
+    with pytest.raises(
+        Failure, match="2 steps in a row went wrong, up to step 4: the gradient"
+    ) as caught:
         pair.group.run(fit, bad, made, seed=3, name="hopeless")
     assert "lower train.lr" in caught.value.remedy
     found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
@@ -170,7 +216,7 @@ def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: Room) 
     log = (single.ctx.attempt_dir / "log.txt").read_text()
     assert "infinite_step 4: the loss is not finite, though the gradient is" in log
     assert found["skipped_steps"] == 0
-    with pytest.raises(Failure, match="not finite for 1 steps, up to step 4"):
+    with pytest.raises(Failure, match="1 steps in a row went wrong, up to step 4: the loss"):
         single.group.run(fit, Infinite(at=3), settings("single", skip_limit=0), seed=3, name="inf2")
 
 

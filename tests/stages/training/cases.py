@@ -27,6 +27,8 @@ class Toy(SupervisedObjective):
     poison_step: int = -1
     poison_rank: int = 0
     poison_steps: int = 1
+    poison: float = float("nan")
+    """What the loss is multiplied by, on that rank in those steps."""
     dropout: float = 0.0
     ragged: bool = True
     samples: int = 96
@@ -67,7 +69,7 @@ class Toy(SupervisedObjective):
         total = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
         bad = self.poison_step <= self.step_now < self.poison_step + self.poison_steps
         if bad and self.rank.index == self.poison_rank and torch.is_grad_enabled():
-            total = total * float("nan")
+            total = total * self.poison
         return Loss(total)
 
     stop_at: int = -1
