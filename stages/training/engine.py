@@ -1,10 +1,9 @@
 """A module under a DeepSpeed engine: backward, clipped step, and its weights by name.
 
-ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm is
-that of the averaged gradient (DeepSpeed reports none in float32), with the same coefficient
-min(1, clip / (norm + 1e-6)) as the other stages; and every update is judged once its norm is
-known, by all ranks from the same numbers: one whose gradient is not finite is left out, and so is
-one that stands out (`stages.training.guard`).
+ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm,
+which is that of the averaged gradient (DeepSpeed reports none in float32); and what follows from
+the norm at every stage. All ranks judge the same number: an update whose gradient is not finite is
+left out, and so is one that stands out (`stages.training.guard`); the others are clipped.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from stages.training.expert_parallel import (
     total_over_experts,
 )
 from stages.training.guard import SpikeGuard
-from stages.training.optimizers import AdamW
+from stages.training.optimizers import AdamW, clip
 from stages.training.shards import Fragment, layout
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class Engine:
 
         self.name = name
         self.rank = rank
-        self.clip = settings.clip
+        self.settings = settings
         self.zero = effective_zero(settings, rank.world)
         self.module: nn.Module = trainable.module
         shares = spread(self.module, settings.expert_parallel, rank)
@@ -143,18 +142,16 @@ class Engine:
         return made
 
     def _step_plain(self) -> None:
-        norm = self._norm()
-        if not self._judge(norm).applied:
+        if self._judge(self._norm()).applied:
+            self._deepspeed.step()
+        else:
             self._deepspeed.zero_grad()
-            return
-        if self.clip and norm + 1e-6 > self.clip:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
-        self._deepspeed.step()
 
-    def _admit(self) -> bool:
-        """Whether the optimizer may update: it asks for each of its groups."""
+    def _admit(self, gradients: list[Tensor]) -> bool:
+        """Whether the optimizer may update: it asks with each of its groups, which are clipped."""
         made = self._made or self._judge(float(self._deepspeed.optimizer._global_grad_norm))
+        if made.applied:
+            clip(gradients, made.norm, self.settings.clip, self.settings.clip_by)
         return made.applied
 
     def _judge(self, norm: float) -> Step:
@@ -240,7 +237,7 @@ def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # we say where the boundary is
         "zero_allow_untested_optimizer": True,  # it knows torch's own by name only
-        "gradient_clipping": settings.clip if zero else 0.0,
+        "gradient_clipping": 0.0,  # ours to do
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},

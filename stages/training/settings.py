@@ -16,6 +16,7 @@ from pipeline.stage import EXECUTION, Params, Section, Workers
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 Dtype = Literal["float32", "bfloat16"]
+ClipBy = Literal["norm", "norm_soft", "value"]
 
 
 class Limits(Section):
@@ -61,7 +62,10 @@ class TrainSection(Section):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of Adam's second moment."""
     clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global norm of the gradient; 0 leaves it as it is."""
+    """Largest global norm of the gradient (or see `clip_by`); 0 leaves it as it is."""
+    clip_by: ClipBy = "norm"
+    """`norm` scales a gradient that is longer than `clip` down to it; `norm_soft` scales every
+    gradient g by clip / (|g| + clip); `value` brings each number of it into [-clip, clip]."""
     dtype: Dtype = "float32"
     """Of activations and gradients; master weights and moments are always float32."""
     eval_every: Annotated[int, Field(ge=0)] = 0

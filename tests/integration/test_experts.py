@@ -77,6 +77,21 @@ def test_a_balance_over_the_whole_batch_is_alike_too(rooms: dict[str, Room]) -> 
         assert rooms[layout].series(f"batch-{layout}", "loss") == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize(("by", "limit"), [("norm_soft", 0.4), ("value", 0.002)])
+def test_clipping_knows_the_experts_of_all_ranks(
+    rooms: dict[str, Room], by: str, limit: float
+) -> None:
+    form = {"clip_by": by, "clip": limit, "steps": 5, "eps": 0.1, "lr": 0.3}
+    layouts = ("single", "zero-0-ep-2", "zero-1-ep-2", "zero-3-ep-2")
+    for layout in layouts:
+        made = settings(layout, **form)
+        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"routed-{by}-{layout}")
+    wanted = rooms["single"].series(f"routed-{by}-single", "loss")
+    for layout in layouts[1:]:
+        found = rooms[layout].series(f"routed-{by}-{layout}", "loss")
+        assert found == pytest.approx(wanted, abs=2e-5), layout
+
+
 def test_a_checkpoint_of_any_layout_continues_on_the_next(
     rooms: dict[str, Room], trained: dict[str, Path]
 ) -> None:

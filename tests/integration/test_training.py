@@ -98,6 +98,21 @@ def test_gradient_norms_are_those_of_the_whole_batch(
         assert pair.series(layout, "grad_norm") == pytest.approx(wanted, rel=1e-4), layout
 
 
+@pytest.mark.parametrize(("by", "limit"), [("norm", 0.2), ("norm_soft", 0.5), ("value", 0.003)])
+def test_clipping_is_that_of_plain_pytorch_in_each_form(
+    rooms: dict[str, Room], by: str, limit: float
+) -> None:
+    """A large eps leaves Adam the scale of its gradients."""
+    form = {"steps": 6, "eps": 0.1, "lr": 0.3, "clip_by": by}
+    wanted = plain_losses(settings(clip=limit, **form), 3)
+    assert wanted != pytest.approx(plain_losses(settings(clip=10.0, **form), 3), abs=1e-3)
+    for layout in ("single", "zero-0", "zero-2", "zero-3"):
+        name = f"{by}-{layout}"
+        rooms[layout].group.run(fit, Toy(), settings(layout, clip=limit, **form), seed=3, name=name)
+        found = list(rooms[layout].series(name, "loss").values())
+        assert found == pytest.approx(wanted, abs=2e-5), name
+
+
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
     figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
     assert figures["lr"] == pytest.approx(3e-3)

@@ -229,7 +229,8 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=1.0, betas=(settings.beta1, settings.beta2))
+    betas = (settings.beta1, settings.beta2)
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.eps)
     losses = []
     for step in range(settings.steps):
         start = step * settings.global_batch
@@ -239,12 +240,26 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         loss = objective.loss(model, batch).total / objective.weight(batch)
         adam.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        clip_plainly(model, settings)
         for group in adam.param_groups:
             group["lr"] = settings.lr * factor(settings, step)
         adam.step()
         losses.append(loss.item())
     return losses
+
+
+def clip_plainly(model: Any, settings: Any) -> None:
+    from torch.nn import utils
+
+    if settings.clip_by == "norm":
+        utils.clip_grad_norm_(model.parameters(), settings.clip)
+    elif settings.clip_by == "value":
+        utils.clip_grad_value_(model.parameters(), settings.clip)
+    else:
+        gradients = [p.grad for p in model.parameters()]
+        norm = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
+        for gradient in gradients:
+            gradient.mul_(settings.clip / (norm + settings.clip))
 
 
 def little_world(folder: Path) -> Path:
