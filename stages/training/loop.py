@@ -118,9 +118,8 @@ class Fit:
         self.seed = seed
         self.prefix = "" if name == "train" else f"{name}_"
         self.engines = engines
-        self.saves = (
-            Checkpoints(folder, rank, settings.keep, self._say, self._committed) if folder else None
-        )
+        keeping = (settings.keep, self._say, self._committed, settings.keep_every)
+        self.saves = Checkpoints(folder, rank, *keeping) if folder else None
         self.position = Position()
         self.meter = Meter(rank, getattr(torch, settings.dtype), objective.flops_per_token)
         self._last: dict[str, float] = {}

@@ -96,6 +96,8 @@ class TrainSection(Section):
     to go back to after steps that went wrong."""
     keep: Annotated[int, Field(ge=1), EXECUTION] = 2
     """Checkpoints that are kept, besides the one to go back to."""
+    keep_every: Annotated[int, Field(ge=0), EXECUTION] = 0
+    """Checkpoints of steps that this divides are kept too; 0 keeps no more."""
     watchdog: Annotated[Limits, EXECUTION] = Limits()
     """When a silent group counts as stuck."""
 
