@@ -34,7 +34,7 @@ from pipeline.artifact import hash_file
 from pipeline.disk import ABSENT, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from stages.training import tensors
-from stages.training.shards import KINDS, Fragment
+from stages.training.shards import Fragment
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
@@ -199,7 +199,7 @@ class Checkpoints:
             def read(fragment: Fragment, kind: str, name: str = name) -> Tensor:
                 return reader.read(f"{name}/{kind}/{fragment.name}", fragment.start, fragment.count)
 
-            engine.shards.load(read, KINDS, facts["updates"])
+            engine.shards.load(read, updates=facts["updates"])
         return reader.extra()
 
     def _copies(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Tensor]]:

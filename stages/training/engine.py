@@ -25,6 +25,7 @@ from stages.training.expert_parallel import (
     total_over_experts,
 )
 from stages.training.guard import SpikeGuard
+from stages.training.muon import MARK, Muon, know_ranges, matrices
 from stages.training.optimizers import AdamW, clip
 from stages.training.shards import Fragment, layout
 
@@ -74,13 +75,15 @@ class Engine:
         """Of the whole parameters, of which this rank may hold a part."""
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
         self._lr = settings.lr * trainable.lr
-        self._adam = _adam(trainable, self.parameters, settings, self._lr)
+        self._adam = _optimizer(trainable, self.parameters, settings, self._lr)
         self._adam.admit = self._admit
         self._deepspeed = deepspeed.initialize(
             model=self.module,
             optimizer=self._adam,
             config=_config(settings, self.zero, bool(shares)),
         )[0]
+        if isinstance(self._adam, Muon) and self.zero:
+            know_ranges(self._adam, self._deepspeed.optimizer)
         self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero > 0
         self.shards = layout(self.zero, self._deepspeed, self._adam, self.parameters, rank, shares)
         if masters:
@@ -214,22 +217,26 @@ def effective_zero(settings: TrainSection, world: int) -> int:
     return settings.zero if world > 1 else 0
 
 
-def _adam(
+def _optimizer(
     trainable: Trainable, parameters: Mapping[str, Tensor], settings: TrainSection, lr: float
 ) -> AdamW:
+    turned = matrices(trainable.module) if settings.optimizer == "muon" else set()
     groups: list[dict[str, Any]] = []
-    for decays, apart in product((True, False), repeat=2):
+    for kind in product((True, False), repeat=3):
         members = [
             p
             for n, p in parameters.items()
-            if trainable.decay(n, p) is decays and is_apart(p) is apart
+            if (trainable.decay(n, p), is_apart(p), n in turned) == kind
         ]
         if members:
-            decay = settings.weight_decay if decays else 0.0
+            decays, apart, by_muon = kind
             marks = {"moe": True, "name": group_name(members[0])} if apart else {}
+            marks |= {MARK: None} if by_muon else {}
+            decay = settings.weight_decay if decays else 0.0
             groups.append({"params": members, "weight_decay": decay, **marks})
     betas = (settings.beta1, settings.beta2)
-    return AdamW(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
+    make = Muon if settings.optimizer == "muon" else AdamW
+    return make(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
 
 
 def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:

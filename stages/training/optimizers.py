@@ -34,7 +34,10 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the groups that are set, if it is admitted."""
         if self.admit(list(self._gradients())):
-            torch.optim.AdamW.step.__wrapped__(self, closure)  # type: ignore[attr-defined]
+            self._plain_step()
+
+    def _plain_step(self) -> None:
+        torch.optim.AdamW.step.__wrapped__(self)  # type: ignore[attr-defined]
 
     def _gradients(self) -> Iterator[Tensor]:
         for group in self.param_groups:

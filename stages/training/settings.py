@@ -43,6 +43,9 @@ class TrainSection(Section):
     """Optimizer steps (PPO: iterations)."""
     global_batch: Annotated[int, Field(ge=1)] = 32
     """Samples of one optimizer step, over all ranks and micro-batches."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` turns the matrices of the blocks (Jordan et al. 2024), at AdamW's learning rate, and
+    leaves the rest to AdamW; at ZeRO 0, 1 and 2."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -137,6 +140,10 @@ class TrainSection(Section):
                 f"{key}.expert_parallel",
                 f"workers.num ({workers.num}) is not divisible by {self.expert_parallel}",
                 f"{_nearest(workers.num, self.expert_parallel)} workers are",
+            )
+        if self.optimizer == "muon" and self.zero == 3:
+            yield Problem(
+                f"{key}.zero", "Muon needs whole matrices, which ZeRO 3 cuts up", "set 0, 1 or 2"
             )
         if self.dtype == "bfloat16" and not workers.gpus:
             yield Problem(

@@ -92,6 +92,17 @@ def test_clipping_knows_the_experts_of_all_ranks(
         assert found == pytest.approx(wanted, abs=2e-5), layout
 
 
+def test_muon_turns_each_expert_wherever_it_is(rooms: dict[str, Room]) -> None:
+    layouts = ("single", "zero-0-ep-2", "zero-1-ep-1", "zero-1-ep-2", "zero-2-ep-2")
+    for layout in layouts:
+        made = settings(layout, optimizer="muon", steps=8)
+        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"turned-{layout}")
+    wanted = rooms["single"].series("turned-single", "loss")
+    for layout in layouts[1:]:
+        found = rooms[layout].series(f"turned-{layout}", "loss")
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5), layout
+
+
 def test_a_checkpoint_of_any_layout_continues_on_the_next(
     rooms: dict[str, Room], trained: dict[str, Path]
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,57 @@ def test_clipping_is_that_of_plain_pytorch_in_each_form(
         rooms[layout].group.run(fit, Toy(), settings(layout, clip=limit, **form), seed=3, name=name)
         found = list(rooms[layout].series(name, "loss").values())
         assert found == pytest.approx(wanted, abs=2e-5), name
+
+
+WITH_MUON = ["single", "zero-0", "zero-1", "zero-2"]
+
+
+@pytest.fixture(scope="module")
+def turned(rooms: dict[str, Room]) -> dict[str, dict[int, float]]:
+    """The losses of a training with Muon on each layout."""
+    runs = {}
+    for layout in WITH_MUON:
+        made = settings(layout, optimizer="muon", steps=12)
+        rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"muon-{layout}")
+        runs[layout] = rooms[layout].series(f"muon-{layout}", "loss")
+    return runs
+
+
+def test_muon_is_the_same_on_every_layout(
+    turned: dict[str, dict[int, float]], straight: dict[int, float]
+) -> None:
+    """Matrices that two ranks keep halves of are turned whole; torch's own, which rounds to
+    bfloat16, comes near."""
+    wanted = turned["single"]
+    for layout, losses in turned.items():
+        assert losses == pytest.approx(wanted, abs=1e-4), layout
+    plainly = plain_losses(settings(optimizer="muon", steps=12), 3)
+    assert list(wanted.values()) == pytest.approx(plainly, abs=5e-3)
+    assert wanted[12] != pytest.approx(straight[12], abs=2e-2)
+
+
+def test_a_checkpoint_of_muon_continues_on_any_layout(
+    rooms: dict[str, Room], turned: dict[str, dict[int, float]]
+) -> None:
+    made = {"optimizer": "muon", "steps": 12}
+    rest = {step: loss for step, loss in turned["single"].items() if step > 8}
+    for then, now in pairwise([*WITH_MUON, *reversed(WITH_MUON[:-1]), "zero-2"]):
+        name = f"muon-{then}-to-{now}"
+        source = stopped_at(rooms[then], settings(then, **made), f"muon-half-{then}", 8)
+        shutil.copytree(source, rooms[now].checkpoints(name))
+        rooms[now].group.run(fit, Toy(), settings(now, **made), seed=3, name=name)
+        assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
+
+
+def stopped_at(room: Room, made: TrainSection, name: str, step: int) -> Path:
+    """Train up to a checkpoint at a step, unless that was done."""
+    if not room.checkpoints(name).exists():
+        try:
+            with pytest.raises(Interrupted):
+                room.group.run(fit, Toy(stop_at=step - 1), made, seed=3, name=name)
+        finally:
+            room.ctx.cancel_file.unlink(missing_ok=True)
+    return room.checkpoints(name)
 
 
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:

@@ -225,12 +225,17 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     torch.manual_seed(mix(seed))
     objective = Toy()
     model = objective.setup(Rank(), settings, seed)["model"].module
+    turned = [p for p in model.h.parameters() if p.ndim == 2 and settings.optimizer == "muon"]
+    known = set(map(id, turned))
+    rest = [p for p in model.parameters() if id(p) not in known]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (settings.beta1, settings.beta2)
-    adam = torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.eps)
+    optimizers: list[Any] = [torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.eps)]
+    if turned:
+        optimizers += [torch.optim.Muon(turned, 1.0, adjust_lr_fn="match_rms_adamw")]
     losses = []
     for step in range(settings.steps):
         start = step * settings.global_batch
@@ -238,12 +243,13 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
             [objective.train[start + i] for i in range(settings.global_batch)]
         )
         loss = objective.loss(model, batch).total / objective.weight(batch)
-        adam.zero_grad()
+        model.zero_grad()
         loss.backward()
         clip_plainly(model, settings)
-        for group in adam.param_groups:
-            group["lr"] = settings.lr * factor(settings, step)
-        adam.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * factor(settings, step)
+            optimizer.step()
         losses.append(loss.item())
     return losses
 

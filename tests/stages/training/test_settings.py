@@ -30,6 +30,13 @@ def test_bfloat16_is_for_gpus() -> None:
     assert not problems(dtype="bfloat16", gpus=1)
 
 
+def test_muon_wants_whole_matrices() -> None:
+    assert problems(optimizer="muon", zero=3) == [
+        "train.zero: Muon needs whole matrices, which ZeRO 3 cuts up (set 0, 1 or 2)"
+    ]
+    assert not problems(optimizer="muon", zero=2)
+
+
 def test_the_batch_falls_on_ranks_and_passes() -> None:
     made = TrainSection(global_batch=32, micro_batch=4)
     assert (made.share(2), made.micro(2)) == (16, 4)
