@@ -30,6 +30,16 @@ class Limits(Section):
     """Seconds allowed before the first step: imports, reading, compiling."""
 
 
+class RampSection(Section):
+    """A global batch that grows from `start` to `global_batch`, as GPT-3's did (Brown et al. 2020,
+    appendix B), by `start` samples at a time."""
+
+    start: Annotated[int, Field(ge=1)]
+    """Samples of the first step; `global_batch` is a multiple of it."""
+    steps: Annotated[int, Field(ge=1)]
+    """Steps until the batch is whole."""
+
+
 class TrainSection(Section):
     """How a model is trained. Fields marked EXECUTION change the speed, not the result, but for
 
@@ -43,6 +53,8 @@ class TrainSection(Section):
     """Optimizer steps (PPO: iterations)."""
     global_batch: Annotated[int, Field(ge=1)] = 32
     """Samples of one optimizer step, over all ranks and micro-batches."""
+    batch_ramp: RampSection | None = None
+    """Begins with smaller batches; left out: all are alike."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` turns the matrices of the blocks (Jordan et al. 2024), at AdamW's learning rate, and
     leaves the rest to AdamW; at ZeRO 0, 1 and 2."""
@@ -110,31 +122,62 @@ class TrainSection(Section):
             raise ValueError(f"warmup ({self.warmup:g}) is longer than steps ({self.steps})")
         return self
 
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> TrainSection:
+        if ramp := self.batch_ramp:
+            if self.global_batch % ramp.start:
+                told = f"global_batch ({self.global_batch}) is no multiple of {ramp.start}"
+                raise ValueError(f"batch_ramp.start: {told}")
+            if ramp.steps > self.steps:
+                told = f"{ramp.steps} are more than steps ({self.steps})"
+                raise ValueError(f"batch_ramp.steps: {told}")
+        return self
+
     @property
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""
         return round(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
 
-    def share(self, world: int) -> int:
-        """Samples of one step on one rank."""
-        return self.global_batch // world
+    @property
+    def samples(self) -> int:
+        """Of the whole training, if no step is leapt over."""
+        return self.first(self.steps)
 
-    def micro(self, world: int) -> int:
+    def batch(self, step: int) -> int:
+        """Samples of a step over all ranks."""
+        if (ramp := self.batch_ramp) is None:
+            return self.global_batch
+        grown = (self.global_batch // ramp.start - 1) * min(step, ramp.steps) // ramp.steps
+        return ramp.start * (1 + grown)
+
+    def first(self, step: int) -> int:
+        """The first sample of a step: how many the steps before it have."""
+        if (ramp := self.batch_ramp) is None:
+            return step * self.global_batch
+        rises = self.global_batch // ramp.start - 1
+        risen = (-(-ramp.steps * rise // rises) for rise in range(1, rises + 1))
+        return ramp.start * (step + sum(max(0, step - at) for at in risen))
+
+    def share(self, world: int, step: int | None = None) -> int:
+        """Samples on one rank, of a step or of a whole batch."""
+        return (self.global_batch if step is None else self.batch(step)) // world
+
+    def micro(self, world: int, step: int | None = None) -> int:
         """Samples of one forward pass on one rank."""
-        return self.micro_batch or self.share(world)
+        return self.micro_batch or self.share(world, step)
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
         """Yield what does not add up between the batch and the workers."""
         per_pass = workers.num * (self.micro_batch or 1)
-        if self.global_batch % per_pass:
+        least, place = self.global_batch, f"{key}.global_batch"
+        if self.batch_ramp:
+            least, place = self.batch_ramp.start, f"{key}.batch_ramp.start"
+        if least % per_pass:
             parts = f"workers.num ({workers.num})"
             if self.micro_batch:
                 parts += f" x {key}.micro_batch ({self.micro_batch})"
-            yield Problem(
-                f"{key}.global_batch",
-                f"{self.global_batch} is not divisible by {parts}",
-                f"{_nearest(self.global_batch, per_pass)} is",
-            )
+            remedy = f"{_nearest(least, per_pass)} is"
+            yield Problem(place, f"{least} is not divisible by {parts}", remedy)
         if workers.num % self.expert_parallel:
             yield Problem(
                 f"{key}.expert_parallel",

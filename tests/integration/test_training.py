@@ -164,6 +164,22 @@ def stopped_at(room: Room, made: TrainSection, name: str, step: int) -> Path:
     return room.checkpoints(name)
 
 
+def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
+    rooms: dict[str, Room],
+) -> None:
+    ramp = {"batch_ramp": {"start": 4, "steps": 8}, "micro_batch": 2, "steps": 12}
+    wanted = dict(enumerate(plain_losses(settings(**ramp), 3), 1))
+    for layout in ("single", "zero-0", "zero-3"):
+        made, name = settings(layout, **ramp), f"ramp-{layout}"
+        rooms[layout].group.run(fit, Toy(), made, seed=3, name=name)
+        assert rooms[layout].series(name, "loss") == pytest.approx(wanted, abs=1e-5), layout
+    made, pair = settings("zero-1", **ramp), rooms["zero-1"]
+    calm = pair.group.run(fit, Toy(), made, seed=3, name="ramp-calm")
+    stopped_at(pair, made, "ramp-hit", 5)
+    assert pair.group.run(fit, Toy(), made, seed=3, name="ramp-hit") == calm
+    assert pair.series("ramp-hit", "loss") == pair.series("ramp-calm", "loss")
+
+
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
     figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
     assert figures["lr"] == pytest.approx(3e-3)

@@ -238,10 +238,8 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         optimizers += [torch.optim.Muon(turned, 1.0, adjust_lr_fn="match_rms_adamw")]
     losses = []
     for step in range(settings.steps):
-        start = step * settings.global_batch
-        batch = objective.collate(
-            [objective.train[start + i] for i in range(settings.global_batch)]
-        )
+        samples = range(settings.first(step), settings.first(step + 1))
+        batch = objective.collate([objective.train[i] for i in samples])
         loss = objective.loss(model, batch).total / objective.weight(batch)
         model.zero_grad()
         loss.backward()

@@ -118,8 +118,8 @@ def test_muon_takes_the_matrices_of_blocks_and_no_router() -> None:
     from stages.models.decoder import Decoder
 
     shape = DecoderConfig(
-        50, 8, layers=1, width=16, heads=2, kv_heads=1, inner=8, head_size=8, tied=False, qk_norm=True,
-        experts=ExpertsConfig(num=2, every=1),
+        50, 8, layers=1, width=16, heads=2, kv_heads=1, inner=8, head_size=8, tied=False,
+        qk_norm=True, experts=ExpertsConfig(num=2, every=1),
     )  # fmt: skip
     found = {name.removeprefix("layers.0.") for name in matrices(Decoder(shape))}
     assert found == {

@@ -48,6 +48,27 @@ def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> N
     assert TrainSection(steps=300, warmup=warmup).warmup_steps == steps
 
 
+@pytest.mark.parametrize(
+    ("ramp", "message"),
+    [
+        ({"start": 5, "steps": 10}, r"global_batch \(32\) is no multiple of 5"),
+        ({"start": 8, "steps": 301}, r"301 are more than steps \(300\)"),
+    ],
+)
+def test_a_ramp_that_does_not_fit_is_refused(ramp: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainSection.model_validate({"batch_ramp": ramp})
+
+
+def test_the_least_batch_of_a_ramp_falls_on_ranks_and_passes() -> None:
+    ramp = {"start": 8, "steps": 10}
+    assert problems(workers=2, global_batch=32, micro_batch=8, batch_ramp=ramp) == [
+        "train.batch_ramp.start: 8 is not divisible by workers.num (2) x train.micro_batch (8) "
+        "(16 is)"
+    ]
+    assert not problems(workers=2, global_batch=32, micro_batch=4, batch_ramp=ramp)
+
+
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"warmup \(500\) is longer than steps \(300\)"):
         TrainSection(steps=300, warmup=500)
