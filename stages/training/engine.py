@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 NOT_FINITE = "the gradient is not finite"
+SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's dynamic loss scale (Micikevicius et al. 2018, section 3.2) goes by."""
 
 
 class Step(NamedTuple):
@@ -45,6 +47,8 @@ class Step(NamedTuple):
     """Global norm of the gradient before clipping; inf or NaN if it was not finite."""
     why: str = ""
     """What was wrong, if it was left out."""
+    overflow: bool = False
+    """Whether that is how float16 finds the limit of its loss scale: nothing is amiss then."""
 
     @property
     def applied(self) -> bool:
@@ -92,6 +96,10 @@ class Engine:
                 lambda part, kind: _cut(masters[part.name], part, starts.get(part.name, 0)),
                 ["fp32"],
             )
+        self._scaler: Any = None
+        if settings.dtype == "float16":
+            self._scaler = self._deepspeed.optimizer.loss_scaler
+            self._scaler.raise_error_at_min_scale = False  # the loop gives up, after it went back
         self.guard = SpikeGuard(settings.spike_sigma, settings.spike_window)
         self.history: list[Step] = []
         self._loss: float | None = None
@@ -134,12 +142,15 @@ class Engine:
         `loss` is that of the gradient, alike on all ranks; without it the norm alone is judged.
         """
         self._loss, self._made = loss, None
+        scale = self.loss_scale
         if self.zero == 0:
             self._step_plain()
         else:
             self._deepspeed.step()
         # DeepSpeed itself leaves out what is not finite.
-        made = self._made or Step(float(self._deepspeed.get_global_grad_norm()), NOT_FINITE)
+        made = self._made or Step(math.inf, NOT_FINITE)
+        if scale > 1 and made.why == NOT_FINITE:
+            made = Step(math.inf, f"the gradient overflows at loss scale {scale:g}", True)
         self.history.append(made)
         self.rank.beat()
         return made
@@ -182,6 +193,22 @@ class Engine:
         """Updates that the optimizer has made: the `step` of its bias correction."""
         return self.shards.updates
 
+    @property
+    def loss_scale(self) -> float:
+        """What float16 multiplies the loss by."""
+        return float(self._scaler.cur_scale) if self._scaler else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State beside weights and moments: what the next update is judged and scaled by."""
+        scale = {name: getattr(self._scaler, name) for name in SCALE} if self._scaler else {}
+        return {"guard": self.guard.state_dict(), "scale": scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.guard.load_state_dict(state["guard"])
+        for name, value in state["scale"].items():
+            setattr(self._scaler, name, value)
+
     def fragments(self) -> list[Fragment]:
         """The parts of weights and moments that this rank is to save."""
         return self.shards.owned
@@ -210,9 +237,9 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def effective_zero(settings: TrainSection, world: int) -> int:
-    """The ZeRO stage that is run: one rank has nothing to shard, and bfloat16 needs the float32
-    masters that DeepSpeed keeps from stage 1 on."""
-    if settings.dtype == "bfloat16":
+    """The ZeRO stage that is run: one rank has nothing to shard, and what is not float32 needs the
+    float32 masters that DeepSpeed keeps from stage 1 on."""
+    if settings.dtype != "float32":
         return max(1, settings.zero)
     return settings.zero if world > 1 else 0
 
@@ -249,6 +276,7 @@ def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "fp16": {"enabled": settings.dtype == "float16", "loss_scale": 0, "min_loss_scale": 1},
         "zero_optimization": {
             "stage": zero,
             "overlap_comm": False,

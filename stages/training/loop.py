@@ -172,7 +172,10 @@ class Fit:
         made = [step for engine in self.engines.values() for step in engine.history]
         skipped = [step.why for step in made if not step.applied]
         finite = math.isfinite(found.get("loss", 0.0))
-        position.bad = 0 if finite and not skipped else position.bad + 1
+        if not finite or not all(step.applied or step.overflow for step in made):
+            position.bad += 1
+        elif not skipped:
+            position.bad = 0
         position.skipped += bool(skipped)
         if skipped:
             what = "step" if len(skipped) == len(made) else f"{len(skipped)} of {len(made)} updates"
@@ -183,19 +186,22 @@ class Fit:
             self._say(f"step {position.step}: {position.why}")
 
     def _updates(self) -> dict[str, float]:
-        """The gradient's norm of each engine, the largest if it made several updates; and how many
-        updates stood out, where any did."""
-        spikes = sum(made.spike for engine in self.engines.values() for made in engine.history)
+        """The gradient's norm of each engine, the largest if it made several updates; how many
+        updates stood out, where any did; and float16's loss scale."""
+        rest = {}
+        if spikes := sum(made.spike for e in self.engines.values() for made in e.history):
+            rest["spike"] = float(spikes)
+        if self.settings.dtype == "float16":
+            rest["loss_scale"] = next(iter(self.engines.values())).loss_scale
         norms = {
             key: max((made.norm for made in engine.history), default=0.0)
             for key, engine in self.engines.items()
         }
         for engine in self.engines.values():
             engine.history.clear()
-        found = {
-            f"grad_norm_{key}" if len(norms) > 1 else "grad_norm": n for key, n in norms.items()
-        }
-        return {**found, "spike": float(spikes)} if spikes else found
+        if len(norms) == 1:
+            return {"grad_norm": norms.popitem()[1], **rest}
+        return {**{f"grad_norm_{key}": norm for key, norm in norms.items()}, **rest}
 
     def _due(self, every: int) -> bool:
         """Whether this step is one of every `every`-th; never at 0."""
@@ -248,7 +254,7 @@ class Fit:
                 self.engines,
                 {
                     "loop": asdict(position),
-                    "guard": {key: e.guard.state_dict() for key, e in self.engines.items()},
+                    "engines": {key: engine.state_dict() for key, engine in self.engines.items()},
                     "objective": self.objective.state_dict(),
                     "last": self._last,
                 },
@@ -297,7 +303,7 @@ class Fit:
         self.position = Position(**extra["loop"])
         self._last = extra["last"]
         for key, engine in self.engines.items():
-            engine.guard.load_state_dict(extra["guard"][key])
+            engine.load_state_dict(extra["engines"][key])
         self.objective.load_state_dict(extra["objective"])
 
     def _roll_back(self) -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Params, Section, Workers
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 ClipBy = Literal["norm", "norm_soft", "value"]
 
 
@@ -82,7 +82,8 @@ class TrainSection(Section):
     """`norm` scales a gradient that is longer than `clip` down to it; `norm_soft` scales every
     gradient g by clip / (|g| + clip); `value` brings each number of it into [-clip, clip]."""
     dtype: Dtype = "float32"
-    """Of activations and gradients; master weights and moments are always float32."""
+    """Of activations and gradients; master weights and moments are always float32. With float16
+    the loss is scaled as far up as gradients stay finite; steps that find the limit are skipped."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256
@@ -188,10 +189,10 @@ class TrainSection(Section):
             yield Problem(
                 f"{key}.zero", "Muon needs whole matrices, which ZeRO 3 cuts up", "set 0, 1 or 2"
             )
-        if self.dtype == "bfloat16" and not workers.gpus:
+        if self.dtype != "float32" and not workers.gpus:
             yield Problem(
                 f"{key}.dtype",
-                "bfloat16 needs a GPU: processors emulate it, several times slower than float32",
+                f"{self.dtype} needs a GPU: processors emulate it, several times slower",
                 "set float32, or workers.gpus",
             )
 

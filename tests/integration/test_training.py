@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import Faulty, Gathering, Infinite, Toy, Two, late, pid, plain_losses
+from cases import Faulty, Gathering, Half, Infinite, Toy, Two, late, pid, plain_losses
 from rooms import Room
 
 from pipeline.context import Context
@@ -153,12 +154,15 @@ def test_a_checkpoint_of_muon_continues_on_any_layout(
         assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
 
 
-def stopped_at(room: Room, made: TrainSection, name: str, step: int) -> Path:
+def stopped_at(
+    room: Room, made: TrainSection, name: str, step: int, objective: Toy | None = None
+) -> Path:
     """Train up to a checkpoint at a step, unless that was done."""
     if not room.checkpoints(name).exists():
+        stopping = replace(objective or Toy(), stop_at=step - 1)
         try:
             with pytest.raises(Interrupted):
-                room.group.run(fit, Toy(stop_at=step - 1), made, seed=3, name=name)
+                room.group.run(fit, stopping, made, seed=3, name=name)
         finally:
             room.ctx.cancel_file.unlink(missing_ok=True)
     return room.checkpoints(name)
@@ -178,6 +182,35 @@ def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
     stopped_at(pair, made, "ramp-hit", 5)
     assert pair.group.run(fit, Toy(), made, seed=3, name="ramp-hit") == calm
     assert pair.series("ramp-hit", "loss") == pair.series("ramp-calm", "loss")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_as_float32_does(pair: Room, dtype: str) -> None:
+    wanted = dict(enumerate(plain_losses(settings(steps=8), 3), 1))
+    for zero in (1, 3):
+        made = settings(f"zero-{zero}", steps=8, dtype=dtype)
+        pair.group.run(fit, Half(), made, seed=3, name=f"{dtype}-{zero}")
+        found = pair.series(f"{dtype}-{zero}", "loss")
+        assert found == pytest.approx(wanted, abs=0.02), zero
+        assert found != pytest.approx(wanted, abs=1e-5), "rounded"
+
+
+def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pair: Room) -> None:
+    """That is no step gone wrong: it does not count towards going back."""
+    made = settings(steps=10, dtype="float16", skip_limit=0)
+    loud = {"poison_step": 2, "poison_steps": 3, "poison": 1e4, "poison_rank": 1}
+    calm = pair.group.run(fit, Half(**loud), made, seed=3, name="scale-calm")
+    assert calm[0]["skipped_steps"] == 3
+    scales = list(pair.series("scale-calm", "loss_scale").values())
+    assert scales == [65536.0] * 3 + [32768.0] + [16384.0] * 6
+    stopped_at(pair, made, "scale-hit", 6, Half(**loud))
+    assert pair.group.run(fit, Half(**loud), made, seed=3, name="scale-hit") == calm
+    for figure in ("loss", "loss_scale"):
+        assert pair.series("scale-hit", figure) == pair.series("scale-calm", figure)
+    assert (
+        "the gradient overflows at loss scale 65536"
+        in (pair.ctx.attempt_dir / "log.txt").read_text()
+    )
 
 
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:

@@ -65,7 +65,7 @@ class Toy(SupervisedObjective):
         import torch
         from torch.nn import functional as F
 
-        logits = model(batch["tokens"])
+        logits = model(batch["tokens"]).float()
         total = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
         bad = self.poison_step <= self.step_now < self.poison_step + self.poison_steps
         if bad and self.rank.index == self.poison_rank and torch.is_grad_enabled():
@@ -94,6 +94,17 @@ class Toy(SupervisedObjective):
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class Half(Toy):
+    """Trains in half precision on a processor, which can, though DeepSpeed holds it too slow."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+        return super().open(rank)
 
 
 @dataclass

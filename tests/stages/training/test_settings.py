@@ -25,9 +25,10 @@ def test_micro_batches_must_fill_the_share_of_a_rank() -> None:
     assert not problems(workers=2, global_batch=32, micro_batch=8)
 
 
-def test_bfloat16_is_for_gpus() -> None:
-    assert "needs a GPU" in problems(dtype="bfloat16")[0]
-    assert not problems(dtype="bfloat16", gpus=1)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_for_gpus(dtype: str) -> None:
+    assert f"{dtype} needs a GPU" in problems(dtype=dtype)[0]
+    assert not problems(dtype=dtype, gpus=1)
 
 
 def test_muon_wants_whole_matrices() -> None:
