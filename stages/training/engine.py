@@ -84,7 +84,7 @@ class Engine:
         self._deepspeed = deepspeed.initialize(
             model=self.module,
             optimizer=self._adam,
-            config=_config(settings, self.zero, bool(shares)),
+            config=_config(settings, self.zero, bool(shares), rank.device.type == "cuda"),
         )[0]
         if isinstance(self._adam, Muon) and self.zero:
             know_ranges(self._adam, self._deepspeed.optimizer)
@@ -237,9 +237,9 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def effective_zero(settings: TrainSection, world: int) -> int:
-    """The ZeRO stage that is run: one rank has nothing to shard, and what is not float32 needs the
-    float32 masters that DeepSpeed keeps from stage 1 on."""
-    if settings.dtype != "float32":
+    """The ZeRO stage that is run: one rank has nothing to shard, but what is not float32, or not on
+    the device, needs the float32 masters that DeepSpeed keeps from stage 1 on."""
+    if settings.dtype != "float32" or settings.offload != "none":
         return max(1, settings.zero)
     return settings.zero if world > 1 else 0
 
@@ -266,7 +266,7 @@ def _optimizer(
     return make(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
 
 
-def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:
+def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # we say where the boundary is
@@ -277,8 +277,10 @@ def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": settings.dtype == "bfloat16"},
         "fp16": {"enabled": settings.dtype == "float16", "loss_scale": 0, "min_loss_scale": 1},
+        "zero_force_ds_cpu_optimizer": False,  # torch's own is as fast, and needs no compiler
         "zero_optimization": {
             "stage": zero,
+            "offload_optimizer": {"device": settings.offload, "pin_memory": gpu},
             "overlap_comm": False,
             "contiguous_gradients": zero == 3 or experts,
             "reduce_bucket_size": 50_000_000,

@@ -105,6 +105,9 @@ class TrainSection(Section):
     other passes draw other masks."""
     zero: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
     """ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    offload: Annotated[Literal["none", "cpu"], EXECUTION] = "none"
+    """`cpu` keeps master weights and moments in the memory of the host, and updates them there
+    (Ren et al. 2021); with ZeRO 1, 2 or 3, and AdamW."""
     expert_parallel: Annotated[int, Field(ge=1), EXECUTION] = 1
     """Workers that hold the experts of a layer together, each its share; 1: each holds all."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
@@ -188,6 +191,10 @@ class TrainSection(Section):
         if self.optimizer == "muon" and self.zero == 3:
             yield Problem(
                 f"{key}.zero", "Muon needs whole matrices, which ZeRO 3 cuts up", "set 0, 1 or 2"
+            )
+        if self.optimizer == "muon" and self.offload != "none":
+            yield Problem(
+                f"{key}.offload", "Muon's products would take the host for ever", "leave it out"
             )
         if self.dtype != "float32" and not workers.gpus:
             yield Problem(

@@ -213,6 +213,24 @@ def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pai
     )
 
 
+def test_an_optimizer_on_the_host_makes_the_same_updates(rooms: dict[str, Room]) -> None:
+    """And skips the same steps, and takes up checkpoints that were saved without it."""
+    bad = Toy(poison_step=3)
+    rooms["single"].group.run(fit, bad, settings("single", steps=8), seed=3, name="at-home")
+    wanted = rooms["single"].series("at-home", "loss")
+    for layout in ("single", "zero-1", "zero-2", "zero-3"):
+        made, name = settings(layout, steps=8, offload="cpu"), f"host-{layout}"
+        source = stopped_at(rooms["zero-3"], settings("zero-3", steps=8), "not-host", 5, bad)
+        for begin in (0, 5):
+            if begin:
+                name = f"{name}-later"
+                shutil.copytree(source, rooms[layout].checkpoints(name))
+            rooms[layout].group.run(fit, bad, made, seed=3, name=name)
+            rest = {step: loss for step, loss in wanted.items() if step > begin}
+            found = rooms[layout].series(name, "loss")
+            assert found == pytest.approx(rest, abs=1e-5, nan_ok=True), name
+
+
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
     figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
     assert figures["lr"] == pytest.approx(3e-3)

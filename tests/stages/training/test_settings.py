@@ -38,6 +38,11 @@ def test_muon_wants_whole_matrices() -> None:
     assert not problems(optimizer="muon", zero=2)
 
 
+def test_muon_is_not_for_the_host() -> None:
+    assert "train.offload: Muon's" in problems(optimizer="muon", offload="cpu")[0]
+    assert not problems(offload="cpu")
+
+
 def test_the_batch_falls_on_ranks_and_passes() -> None:
     made = TrainSection(global_batch=32, micro_batch=4)
     assert (made.share(2), made.micro(2)) == (16, 4)
