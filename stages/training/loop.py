@@ -302,8 +302,8 @@ class Fit:
         extra: dict[str, Any] = self.saves.load(saved, self.engines)
         self.position = Position(**extra["loop"])
         self._last = extra["last"]
-        for key, engine in self.engines.items():
-            engine.load_state_dict(extra["engines"][key])
+        for key, state in extra.get("engines", {}).items():
+            self.engines[key].load_state_dict(state)
         self.objective.load_state_dict(extra["objective"])
 
     def _roll_back(self) -> None:

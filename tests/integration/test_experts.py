@@ -92,6 +92,18 @@ def test_clipping_knows_the_experts_of_all_ranks(
         assert found == pytest.approx(wanted, abs=2e-5), layout
 
 
+def test_experts_are_updated_on_the_host_too(
+    rooms: dict[str, Room],
+) -> None:
+    runs = {}
+    for layout, where in (("single", "none"), ("zero-1-ep-2", "cpu"), ("zero-3-ep-2", "cpu")):
+        made = settings(layout, offload=where, steps=5)
+        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"routed-host-{layout}")
+        runs[layout] = rooms[layout].series(f"routed-host-{layout}", "loss")
+    for layout, losses in runs.items():
+        assert losses == pytest.approx(runs["single"], abs=1e-5), layout
+
+
 def test_muon_turns_each_expert_wherever_it_is(rooms: dict[str, Room]) -> None:
     layouts = ("single", "zero-0-ep-2", "zero-1-ep-1", "zero-1-ep-2", "zero-2-ep-2")
     for layout in layouts:
