@@ -26,7 +26,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
-from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
+from pipeline.stage import EXECUTION, Inputs, Params, Section, Workers, stage
 from stages.training.settings import MixtureSection, Schedule, TrainSection
 
 if TYPE_CHECKING:
@@ -50,10 +50,20 @@ class PPOTrain(TrainSection):
     """Linear warm-up: a share of the steps if below 1, else a number of steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices."""
+    spike_sigma: Annotated[float, Field(ge=0)] = 0
+    """An update is skipped if its gradient norm lies more than this many standard deviations above
+    the mean of the updates before; 0 skips only what is not finite. Off unless asked for: scores
+    have heavy tails, and the updates of one iteration are not alike."""
     eval_samples: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts on which reward and KL are measured; 0 takes all."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 1
     """Iterations between checkpoints: an iteration is long, and may be stopped in its middle."""
+
+    def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
+        """As of every training; and all iterations are alike."""
+        yield from super().check(workers, key)
+        if self.batch_ramp:
+            yield Problem(f"{key}.batch_ramp", "the iterations of PPO are alike", "leave it out")
 
 
 class KLSection(Section):

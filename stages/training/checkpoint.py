@@ -34,7 +34,7 @@ from pipeline.artifact import hash_file
 from pipeline.disk import ABSENT, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from stages.training import tensors
-from stages.training.shards import KINDS, Fragment
+from stages.training.shards import Fragment
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
@@ -87,10 +87,12 @@ class Checkpoints:
         keep: int,
         say: Callable[[str], None] = lambda _: None,
         committed: Callable[[int], None] = lambda _: None,
+        keep_every: int = 0,
     ) -> None:
         self.folder = folder
         self.rank = rank
         self.keep = keep
+        self.keep_every = keep_every
         self.saved_step = -1
         """The step of the newest save, or of what `newest` found."""
         self._say = say
@@ -197,7 +199,7 @@ class Checkpoints:
             def read(fragment: Fragment, kind: str, name: str = name) -> Tensor:
                 return reader.read(f"{name}/{kind}/{fragment.name}", fragment.start, fragment.count)
 
-            engine.shards.load(read, KINDS, facts["updates"])
+            engine.shards.load(read, updates=facts["updates"])
         return reader.extra()
 
     def _copies(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Tensor]]:
@@ -220,7 +222,7 @@ class Checkpoints:
                 write_share(folder, self.rank.index, *rest)
                 if self.rank.first and self._commit(folder, rest[1]):
                     self._committed(rest[1]["step"])
-                    prune(self.folder, self.keep)
+                    prune(self.folder, self.keep, self.keep_every)
         except BaseException as error:
             self._error = error
 
@@ -287,13 +289,16 @@ def commit(folder: Path, facts: Mapping[str, Any], notes: Sequence[Mapping[str, 
     write_atomic(folder / MANIFEST, json.dumps({**manifest, "seal": _seal(manifest)}))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` committed checkpoints and the newest anchor."""
-    committed = sorted(path for path in folder.iterdir() if (path / MANIFEST).exists())
-    anchors = [path for path in committed if Saved(path, read_manifest(path)).anchor]
-    for path in committed[:-keep]:
-        if path not in anchors[-1:]:
-            remove(path)
+def prune(folder: Path, keep: int, every: int = 0) -> None:
+    """Remove all but the newest `keep` committed checkpoints, the newest anchor, and those of each
+    `every`-th step."""
+    paths = sorted(path for path in folder.iterdir() if (path / MANIFEST).exists())
+    committed = [Saved(path, read_manifest(path)) for path in paths]
+    anchors = [saved for saved in committed if saved.anchor]
+    for saved in committed[:-keep]:
+        stays = bool(every) and saved.step > 0 and saved.step % every == 0
+        if not stays and saved not in anchors[-1:]:
+            remove(saved.path)
 
 
 def remove(path: Path) -> None:

@@ -1,9 +1,9 @@
 """A module under a DeepSpeed engine: backward, clipped step, and its weights by name.
 
-ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm is
-that of the averaged gradient (DeepSpeed reports none in float32), with the same coefficient
-min(1, clip / (norm + 1e-6)) as the other stages; and a gradient that is not finite makes every
-rank skip the step, for the norm is the same number on all of them.
+ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm,
+which is that of the averaged gradient (DeepSpeed reports none in float32); and what follows from
+the norm at every stage. All ranks judge the same number: an update whose gradient is not finite is
+left out, and so is one that stands out (`stages.training.guard`); the others are clipped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from stages.training.expert_parallel import (
     spread,
     total_over_experts,
 )
+from stages.training.guard import SpikeGuard
+from stages.training.muon import MARK, Muon, know_ranges, matrices
+from stages.training.optimizers import AdamW, clip
 from stages.training.shards import Fragment, layout
 
 if TYPE_CHECKING:
@@ -32,21 +35,30 @@ if TYPE_CHECKING:
     from stages.training.settings import TrainSection
 
 
+NOT_FINITE = "the gradient is not finite"
+SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's dynamic loss scale (Micikevicius et al. 2018, section 3.2) goes by."""
+
+
 class Step(NamedTuple):
     """What became of one optimizer step."""
 
     norm: float
     """Global norm of the gradient before clipping; inf or NaN if it was not finite."""
-    applied: bool
+    why: str = ""
+    """What was wrong, if it was left out."""
+    overflow: bool = False
+    """Whether that is how float16 finds the limit of its loss scale: nothing is amiss then."""
 
+    @property
+    def applied(self) -> bool:
+        """Whether the weights were updated."""
+        return not self.why
 
-class AdamW(torch.optim.AdamW):
-    """Torch's own, less the decorators that import its compiler (2.5 s and 60 MB a rank) merely
-    to say that an optimizer is not to be compiled."""
-
-    step = torch.no_grad()(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined]
-    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
-    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    @property
+    def spike(self) -> bool:
+        """Whether it was left out though its gradient was finite."""
+        return not self.applied and math.isfinite(self.norm)
 
 
 class Engine:
@@ -57,7 +69,7 @@ class Engine:
 
         self.name = name
         self.rank = rank
-        self.clip = settings.clip
+        self.settings = settings
         self.zero = effective_zero(settings, rank.world)
         self.module: nn.Module = trainable.module
         shares = spread(self.module, settings.expert_parallel, rank)
@@ -67,12 +79,15 @@ class Engine:
         """Of the whole parameters, of which this rank may hold a part."""
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
         self._lr = settings.lr * trainable.lr
-        self._adam = _adam(trainable, self.parameters, settings, self._lr)
+        self._adam = _optimizer(trainable, self.parameters, settings, self._lr)
+        self._adam.admit = self._admit
         self._deepspeed = deepspeed.initialize(
             model=self.module,
             optimizer=self._adam,
-            config=_config(settings, self.zero, bool(shares)),
+            config=_config(settings, self.zero, bool(shares), rank.device.type == "cuda"),
         )[0]
+        if isinstance(self._adam, Muon) and self.zero:
+            know_ranges(self._adam, self._deepspeed.optimizer)
         self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero > 0
         self.shards = layout(self.zero, self._deepspeed, self._adam, self.parameters, rank, shares)
         if masters:
@@ -81,7 +96,14 @@ class Engine:
                 lambda part, kind: _cut(masters[part.name], part, starts.get(part.name, 0)),
                 ["fp32"],
             )
+        self._scaler: Any = None
+        if settings.dtype == "float16":
+            self._scaler = self._deepspeed.optimizer.loss_scaler
+            self._scaler.raise_error_at_min_scale = False  # the loop gives up, after it went back
+        self.guard = SpikeGuard(settings.spike_sigma, settings.spike_window)
         self.history: list[Step] = []
+        self._loss: float | None = None
+        self._made: Step | None = None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The forward pass of the module."""
@@ -113,42 +135,79 @@ class Engine:
         self._deepspeed.backward(loss * self.rank.world if self.rank.world > 1 else loss)
         self.rank.beat()
 
-    def step(self) -> Step:
-        """Clip and update; skipped on all ranks if the gradient is not finite anywhere."""
-        made = self._step_plain() if self.zero == 0 else self._step_zero()
+    def step(self, loss: float | None = None) -> Step:
+        """Clip and update; left out on all ranks if the gradient is not finite anywhere, or if it
+        or the loss stands out.
+
+        `loss` is that of the gradient, alike on all ranks; without it the norm alone is judged.
+        """
+        self._loss, self._made = loss, None
+        scale = self.loss_scale
+        if self.zero == 0:
+            self._step_plain()
+        else:
+            self._deepspeed.step()
+        # DeepSpeed itself leaves out what is not finite.
+        made = self._made or Step(math.inf, NOT_FINITE)
+        if scale > 1 and made.why == NOT_FINITE:
+            made = Step(math.inf, f"the gradient overflows at loss scale {scale:g}", True)
         self.history.append(made)
         self.rank.beat()
         return made
 
-    def _step_plain(self) -> Step:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = self._norm()
-        if not math.isfinite(norm):
+    def _step_plain(self) -> None:
+        if self._judge(self._norm()).applied:
+            self._deepspeed.step()
+        else:
             self._deepspeed.zero_grad()
-            return Step(norm, False)
-        if self.clip and norm + 1e-6 > self.clip:
-            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
-        self._deepspeed.step()
-        return Step(norm, True)
+
+    def _admit(self, gradients: list[Tensor]) -> bool:
+        """Whether the optimizer may update: it asks with each of its groups, which are clipped."""
+        made = self._made or self._judge(float(self._deepspeed.optimizer._global_grad_norm))
+        if made.applied:
+            clip(gradients, made.norm, self.settings.clip, self.settings.clip_by)
+        return made.applied
+
+    def _judge(self, norm: float) -> Step:
+        figures = {"the gradient norm": norm}
+        if self._loss is not None:
+            figures["the loss"] = self._loss
+        why = self.guard.spike(figures) if math.isfinite(norm) else NOT_FINITE
+        if not why:
+            self.guard.note(figures)
+        self._made = Step(norm, why)
+        return self._made
 
     def _norm(self) -> float:
-        """Of the whole gradient: experts that live elsewhere are asked for theirs."""
+        """Of the whole gradient: experts that live elsewhere are asked for theirs. The same bits on
+        all ranks, for they are to judge it alike."""
         trained = [p for p in self.parameters.values() if p.grad is not None]
         norm = total_norm(p for p in trained if not is_apart(p))
         if apart := [p for p in trained if is_apart(p)]:
             elsewhere = total_over_experts(total_norm(apart).square(), group_name(apart[0]))
             norm = (norm.square() + elsewhere).sqrt()
-        return float(norm)
-
-    def _step_zero(self) -> Step:
-        self._deepspeed.step()
-        norm = float(self._deepspeed.get_global_grad_norm())
-        return Step(norm, bool(self._deepspeed.was_step_applied()))
+        return self.rank.sum(float(norm)) / self.rank.world
 
     @property
     def updates(self) -> float:
         """Updates that the optimizer has made: the `step` of its bias correction."""
         return self.shards.updates
+
+    @property
+    def loss_scale(self) -> float:
+        """What float16 multiplies the loss by."""
+        return float(self._scaler.cur_scale) if self._scaler else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State beside weights and moments: what the next update is judged and scaled by."""
+        scale = {name: getattr(self._scaler, name) for name in SCALE} if self._scaler else {}
+        return {"guard": self.guard.state_dict(), "scale": scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.guard.load_state_dict(state["guard"])
+        for name, value in state["scale"].items():
+            setattr(self._scaler, name, value)
 
     def fragments(self) -> list[Fragment]:
         """The parts of weights and moments that this rank is to save."""
@@ -178,43 +237,50 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def effective_zero(settings: TrainSection, world: int) -> int:
-    """The ZeRO stage that is run: one rank has nothing to shard, and bfloat16 needs the float32
-    masters that DeepSpeed keeps from stage 1 on."""
-    if settings.dtype == "bfloat16":
+    """The ZeRO stage that is run: one rank has nothing to shard, but what is not float32, or not on
+    the device, needs the float32 masters that DeepSpeed keeps from stage 1 on."""
+    if settings.dtype != "float32" or settings.offload != "none":
         return max(1, settings.zero)
     return settings.zero if world > 1 else 0
 
 
-def _adam(
+def _optimizer(
     trainable: Trainable, parameters: Mapping[str, Tensor], settings: TrainSection, lr: float
 ) -> AdamW:
+    turned = matrices(trainable.module) if settings.optimizer == "muon" else set()
     groups: list[dict[str, Any]] = []
-    for decays, apart in product((True, False), repeat=2):
+    for kind in product((True, False), repeat=3):
         members = [
             p
             for n, p in parameters.items()
-            if trainable.decay(n, p) is decays and is_apart(p) is apart
+            if (trainable.decay(n, p), is_apart(p), n in turned) == kind
         ]
         if members:
-            decay = settings.weight_decay if decays else 0.0
+            decays, apart, by_muon = kind
             marks = {"moe": True, "name": group_name(members[0])} if apart else {}
+            marks |= {MARK: None} if by_muon else {}
+            decay = settings.weight_decay if decays else 0.0
             groups.append({"params": members, "weight_decay": decay, **marks})
     betas = (settings.beta1, settings.beta2)
-    return AdamW(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
+    make = Muon if settings.optimizer == "muon" else AdamW
+    return make(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
 
 
-def _config(settings: TrainSection, zero: int, experts: bool) -> dict[str, Any]:
+def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,  # we say where the boundary is
         "zero_allow_untested_optimizer": True,  # it knows torch's own by name only
-        "gradient_clipping": settings.clip if zero else 0.0,
+        "gradient_clipping": 0.0,  # ours to do
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "fp16": {"enabled": settings.dtype == "float16", "loss_scale": 0, "min_loss_scale": 1},
+        "zero_force_ds_cpu_optimizer": False,  # torch's own is as fast, and needs no compiler
         "zero_optimization": {
             "stage": zero,
+            "offload_optimizer": {"device": settings.offload, "pin_memory": gpu},
             "overlap_comm": False,
             "contiguous_gradients": zero == 3 or experts,
             "reduce_bucket_size": 50_000_000,

@@ -7,11 +7,12 @@ A step is a function of the weights and its number: the generators are seeded fr
 rank) and the data is a function of the step. So a run that was killed and resumed makes the same
 numbers as one that was not; on the same layout, bit for bit.
 
-Guard: an update whose gradient is not finite is skipped, on all ranks alike. After `skip_limit`
-bad steps in a row the loop goes back to the newest anchor and past the data that broke it
-(Chowdhery et al. 2022, section 5.1), at most `rollbacks` times; then it gives up. Anchors are the
-checkpoints that fell due by the step while all was well: those that an interrupt left are none,
-so that a run which was stopped goes back as far as one which was not.
+Guard: an update whose gradient is not finite is skipped, on all ranks alike, and so is one whose
+loss or norm stands out (`stages.training.guard`). After `skip_limit` bad steps in a row the loop
+goes back to the newest anchor and past the data that broke it (Chowdhery et al. 2022, section 5.1),
+at most `rollbacks` times; then it gives up. Anchors are the checkpoints that fell due by the step
+while all was well: those that an interrupt left are none, so that a run which was stopped goes back
+as far as one which was not.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Position:
     """Steps of which an update was skipped."""
     bad: int = 0
     """Steps in a row, up to this one, that went wrong."""
+    why: str = ""
+    """What was wrong with the last that did."""
     rollbacks: int = 0
 
 
@@ -83,7 +86,7 @@ def fit(
 
     Raises:
         Interrupted: the context was cancelled; a checkpoint of the last step is there.
-        Failure: the gradient stayed non-finite, or a checkpoint could not be written.
+        Failure: steps kept going wrong, or a checkpoint could not be written.
     """
     torch.manual_seed(mix(seed))
     trainables = objective.setup(rank, settings, seed)
@@ -115,9 +118,8 @@ class Fit:
         self.seed = seed
         self.prefix = "" if name == "train" else f"{name}_"
         self.engines = engines
-        self.saves = (
-            Checkpoints(folder, rank, settings.keep, self._say, self._committed) if folder else None
-        )
+        keeping = (settings.keep, self._say, self._committed, settings.keep_every)
+        self.saves = Checkpoints(folder, rank, *keeping) if folder else None
         self.position = Position()
         self.meter = Meter(rank, getattr(torch, settings.dtype), objective.flops_per_token)
         self._last: dict[str, float] = {}
@@ -163,20 +165,26 @@ class Fit:
         self.rank.beat()
         self.rank.pulse.step_seconds = self.meter.median
         lr = {"lr": next(iter(rates.values()))}
-        self._report({**found, **lr, **self._norms(), **speed, **self._spent()})
+        self._report({**found, **lr, **self._updates(), **speed, **self._spent()})
 
     def _guard(self, found: Mapping[str, float]) -> None:
         """Count what went wrong. Norms and losses are alike on all ranks, so is this."""
         position = self.position
-        made = [step.applied for engine in self.engines.values() for step in engine.history]
-        skipped, finite = made.count(False), math.isfinite(found.get("loss", 0.0))
-        position.bad = 0 if finite and not skipped else position.bad + 1
-        position.skipped += skipped > 0
+        made = [step for engine in self.engines.values() for step in engine.history]
+        skipped = [step.why for step in made if not step.applied]
+        finite = math.isfinite(found.get("loss", 0.0))
+        if not finite or not all(step.applied or step.overflow for step in made):
+            position.bad += 1
+        elif not skipped:
+            position.bad = 0
+        position.skipped += bool(skipped)
         if skipped:
-            what = "step" if skipped == len(made) else f"{skipped} of {len(made)} updates"
-            self._say(f"step {position.step}: the gradient is not finite; {what} skipped")
+            what = "step" if len(skipped) == len(made) else f"{len(skipped)} of {len(made)} updates"
+            position.why = skipped[0]
+            self._say(f"step {position.step}: {position.why}; {what} skipped")
         elif not finite:
-            self._say(f"step {position.step}: the loss is not finite, though the gradient is")
+            position.why = "the loss is not finite, though the gradient is"
+            self._say(f"step {position.step}: {position.why}")
 
     def _spent(self) -> dict[str, float]:
         """What the steps so far were made of: runs are compared by it."""
@@ -184,8 +192,14 @@ class Fit:
         spent = {"tokens": tokens, "flops": tokens * flops}
         return {name: value for name, value in spent.items() if value}
 
-    def _norms(self) -> dict[str, float]:
-        """The gradient's norm of each engine: the largest, if it made several updates."""
+    def _updates(self) -> dict[str, float]:
+        """The gradient's norm of each engine, the largest if it made several updates; how many
+        updates stood out, where any did; and float16's loss scale."""
+        rest = {}
+        if spikes := sum(made.spike for e in self.engines.values() for made in e.history):
+            rest["spike"] = float(spikes)
+        if self.settings.dtype == "float16":
+            rest["loss_scale"] = next(iter(self.engines.values())).loss_scale
         norms = {
             key: max((made.norm for made in engine.history), default=0.0)
             for key, engine in self.engines.items()
@@ -193,8 +207,8 @@ class Fit:
         for engine in self.engines.values():
             engine.history.clear()
         if len(norms) == 1:
-            return {"grad_norm": norms.popitem()[1]}
-        return {f"grad_norm_{key}": norm for key, norm in norms.items()}
+            return {"grad_norm": norms.popitem()[1], **rest}
+        return {**{f"grad_norm_{key}": norm for key, norm in norms.items()}, **rest}
 
     def _due(self, every: int) -> bool:
         """Whether this step is one of every `every`-th; never at 0."""
@@ -247,6 +261,7 @@ class Fit:
                 self.engines,
                 {
                     "loop": asdict(position),
+                    "engines": {key: engine.state_dict() for key, engine in self.engines.items()},
                     "objective": self.objective.state_dict(),
                     "last": self._last,
                 },
@@ -294,6 +309,8 @@ class Fit:
         extra: dict[str, Any] = self.saves.load(saved, self.engines)
         self.position = Position(**extra["loop"])
         self._last = extra["last"]
+        for key, state in extra.get("engines", {}).items():
+            self.engines[key].load_state_dict(state)
         self.objective.load_state_dict(extra["objective"])
 
     def _roll_back(self) -> None:
@@ -309,9 +326,10 @@ class Fit:
             saved = self.saves.newest(anchor=True)
         if saved is None:
             raise Failure(
-                f"the gradient was not finite for {now.bad} steps, up to step {now.step}",
+                f"{now.bad} steps in a row went wrong, up to step {now.step}: {now.why}",
                 where=self.rank.stage,
-                remedy="lower train.lr, lengthen train.warmup, or look at the data",
+                remedy="lower train.lr, lengthen train.warmup, or look at the data; "
+                "train.spike_sigma says what stands out",
             )
         self._take_up(saved)
         self.position.offset = now.step + now.offset - self.position.step

@@ -1,7 +1,8 @@
 """Which samples a step trains on: a function of (seed, step), at any world size.
 
 Sample i of a run is fixed by the seed alone. Step s of global batch G takes samples
-s*G .. s*G + G - 1; how they fall on ranks and micro-batches changes nothing but the speed.
+s*G .. s*G + G - 1, and where the batch grows, as many as are its from where the step before ended;
+how they fall on ranks and micro-batches changes nothing but the speed.
 """
 
 from __future__ import annotations
@@ -40,22 +41,20 @@ class Shuffled:
 def micro_batches(objective: SupervisedObjective, step: int) -> list[list[Any]]:
     """This rank's samples of a step, in micro-batches of equal size."""
     rank, settings = objective.rank, objective.settings
-    micro = settings.micro(rank.world)
-    passes = settings.share(rank.world) // micro
+    micro, share = settings.micro(rank.world, step), settings.share(rank.world, step)
     if objective.ragged:
         mine = _alike(objective, step)[rank.index :: rank.world]
     else:
-        share = settings.share(rank.world)
-        start = step * settings.global_batch + rank.index * share
-        mine = _take(objective.train, start, share)
-    return [mine[i * micro : (i + 1) * micro] for i in range(passes)]
+        mine = _take(objective.train, settings.first(step) + rank.index * share, share)
+    return [mine[start : start + micro] for start in range(0, share, micro)]
 
 
 def _alike(objective: SupervisedObjective, step: int) -> list[Any]:
     """All samples of a step by falling length: the ranks, dealt to in turn, get like shares, and
     each micro-batch holds like lengths, so that little is padded and nobody waits long."""
-    G = objective.settings.global_batch
-    return sorted(_take(objective.train, step * G, G), key=objective.length, reverse=True)
+    settings = objective.settings
+    samples = _take(objective.train, settings.first(step), settings.batch(step))
+    return sorted(samples, key=objective.length, reverse=True)
 
 
 def _take(samples: Samples, start: int, count: int) -> list[Any]:

@@ -15,7 +15,8 @@ from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Params, Section, Workers
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+ClipBy = Literal["norm", "norm_soft", "value"]
 
 
 class Limits(Section):
@@ -29,19 +30,34 @@ class Limits(Section):
     """Seconds allowed before the first step: imports, reading, compiling."""
 
 
+class RampSection(Section):
+    """A global batch that grows from `start` to `global_batch`, as GPT-3's did (Brown et al. 2020,
+    appendix B), by `start` samples at a time."""
+
+    start: Annotated[int, Field(ge=1)]
+    """Samples of the first step; `global_batch` is a multiple of it."""
+    steps: Annotated[int, Field(ge=1)]
+    """Steps until the batch is whole."""
+
+
 class TrainSection(Section):
     """How a model is trained. Fields marked EXECUTION change the speed, not the result, but for
 
     - the order of sums: another layout agrees within rounding, the same one bit for bit;
     - dropout: masks are drawn on each rank for each forward pass, so that another number of
       workers or another micro-batch draws others, no worse and no better;
-    - what is done after gradients that are not finite: see `checkpoint_every`.
+    - what is done after steps that keep going wrong: see `checkpoint_every`.
     """
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimizer steps (PPO: iterations)."""
     global_batch: Annotated[int, Field(ge=1)] = 32
     """Samples of one optimizer step, over all ranks and micro-batches."""
+    batch_ramp: RampSection | None = None
+    """Begins with smaller batches; left out: all are alike."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` turns the matrices of the blocks (Jordan et al. 2024), at AdamW's learning rate, and
+    leaves the rest to AdamW; at ZeRO 0, 1 and 2."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -61,15 +77,25 @@ class TrainSection(Section):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of Adam's second moment."""
     clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global norm of the gradient; 0 leaves it as it is."""
+    """Largest global norm of the gradient (or see `clip_by`); 0 leaves it as it is."""
+    clip_by: ClipBy = "norm"
+    """`norm` scales a gradient that is longer than `clip` down to it; `norm_soft` scales every
+    gradient g by clip / (|g| + clip); `value` brings each number of it into [-clip, clip]."""
     dtype: Dtype = "float32"
-    """Of activations and gradients; master weights and moments are always float32."""
+    """Of activations and gradients; master weights and moments are always float32. With float16
+    the loss is scaled as far up as gradients stay finite; steps that find the limit are skipped."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256
     """Held-out samples of one evaluation; 0 takes all."""
+    spike_sigma: Annotated[float, Field(ge=0)] = 6
+    """A step is skipped if its loss or gradient norm lies more than this many standard deviations
+    above the mean of the steps before; 0 skips only what is not finite."""
+    spike_window: Annotated[int, Field(ge=4)] = 128
+    """How many of the steps before; until half as many were made, nothing stands out."""
     skip_limit: Annotated[int, Field(ge=0)] = 5
-    """Steps in a row that are skipped for a gradient that is not finite, before rolling back."""
+    """Steps in a row that are skipped, for a gradient that is not finite or for standing out,
+    before rolling back."""
     rollbacks: Annotated[int, Field(ge=0)] = 1
     """Times that training goes back to the last checkpoint that was due, and past the data that
     broke it."""
@@ -79,13 +105,18 @@ class TrainSection(Section):
     other passes draw other masks."""
     zero: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
     """ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    offload: Annotated[Literal["none", "cpu"], EXECUTION] = "none"
+    """`cpu` keeps master weights and moments in the memory of the host, and updates them there
+    (Ren et al. 2021); with ZeRO 1, 2 or 3, and AdamW."""
     expert_parallel: Annotated[int, Field(ge=1), EXECUTION] = 1
     """Workers that hold the experts of a layer together, each its share; 1: each holds all."""
     checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
     """Steps between checkpoints; 0 saves only when interrupted and at the end, and leaves nothing
-    to go back to after gradients that are not finite."""
+    to go back to after steps that went wrong."""
     keep: Annotated[int, Field(ge=1), EXECUTION] = 2
     """Checkpoints that are kept, besides the one to go back to."""
+    keep_every: Annotated[int, Field(ge=0), EXECUTION] = 0
+    """Checkpoints of steps that this divides are kept too; 0 keeps no more."""
     watchdog: Annotated[Limits, EXECUTION] = Limits()
     """When a silent group counts as stuck."""
 
@@ -95,41 +126,80 @@ class TrainSection(Section):
             raise ValueError(f"warmup ({self.warmup:g}) is longer than steps ({self.steps})")
         return self
 
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> TrainSection:
+        if ramp := self.batch_ramp:
+            if self.global_batch % ramp.start:
+                told = f"global_batch ({self.global_batch}) is no multiple of {ramp.start}"
+                raise ValueError(f"batch_ramp.start: {told}")
+            if ramp.steps > self.steps:
+                told = f"{ramp.steps} are more than steps ({self.steps})"
+                raise ValueError(f"batch_ramp.steps: {told}")
+        return self
+
     @property
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""
         return round(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
 
-    def share(self, world: int) -> int:
-        """Samples of one step on one rank."""
-        return self.global_batch // world
+    @property
+    def samples(self) -> int:
+        """Of the whole training, if no step is leapt over."""
+        return self.first(self.steps)
 
-    def micro(self, world: int) -> int:
+    def batch(self, step: int) -> int:
+        """Samples of a step over all ranks."""
+        if (ramp := self.batch_ramp) is None:
+            return self.global_batch
+        grown = (self.global_batch // ramp.start - 1) * min(step, ramp.steps) // ramp.steps
+        return ramp.start * (1 + grown)
+
+    def first(self, step: int) -> int:
+        """The first sample of a step: how many the steps before it have."""
+        if (ramp := self.batch_ramp) is None:
+            return step * self.global_batch
+        rises = self.global_batch // ramp.start - 1
+        risen = (-(-ramp.steps * rise // rises) for rise in range(1, rises + 1))
+        return ramp.start * (step + sum(max(0, step - at) for at in risen))
+
+    def share(self, world: int, step: int | None = None) -> int:
+        """Samples on one rank, of a step or of a whole batch."""
+        return (self.global_batch if step is None else self.batch(step)) // world
+
+    def micro(self, world: int, step: int | None = None) -> int:
         """Samples of one forward pass on one rank."""
-        return self.micro_batch or self.share(world)
+        return self.micro_batch or self.share(world, step)
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
         """Yield what does not add up between the batch and the workers."""
         per_pass = workers.num * (self.micro_batch or 1)
-        if self.global_batch % per_pass:
+        least, place = self.global_batch, f"{key}.global_batch"
+        if self.batch_ramp:
+            least, place = self.batch_ramp.start, f"{key}.batch_ramp.start"
+        if least % per_pass:
             parts = f"workers.num ({workers.num})"
             if self.micro_batch:
                 parts += f" x {key}.micro_batch ({self.micro_batch})"
-            yield Problem(
-                f"{key}.global_batch",
-                f"{self.global_batch} is not divisible by {parts}",
-                f"{_nearest(self.global_batch, per_pass)} is",
-            )
+            remedy = f"{_nearest(least, per_pass)} is"
+            yield Problem(place, f"{least} is not divisible by {parts}", remedy)
         if workers.num % self.expert_parallel:
             yield Problem(
                 f"{key}.expert_parallel",
                 f"workers.num ({workers.num}) is not divisible by {self.expert_parallel}",
                 f"{_nearest(workers.num, self.expert_parallel)} workers are",
             )
-        if self.dtype == "bfloat16" and not workers.gpus:
+        if self.optimizer == "muon" and self.zero == 3:
+            yield Problem(
+                f"{key}.zero", "Muon needs whole matrices, which ZeRO 3 cuts up", "set 0, 1 or 2"
+            )
+        if self.optimizer == "muon" and self.offload != "none":
+            yield Problem(
+                f"{key}.offload", "Muon's products would take the host for ever", "leave it out"
+            )
+        if self.dtype != "float32" and not workers.gpus:
             yield Problem(
                 f"{key}.dtype",
-                "bfloat16 needs a GPU: processors emulate it, several times slower than float32",
+                f"{self.dtype} needs a GPU: processors emulate it, several times slower",
                 "set float32, or workers.gpus",
             )
 

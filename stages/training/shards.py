@@ -1,4 +1,4 @@
-"""Where ZeRO keeps the float32 weights and Adam's moments on this rank, by parameter name.
+"""Where ZeRO keeps the float32 weights and the optimizer's moments on this rank, by parameter name.
 
 Every stage is seen as a list of fragments: `count` numbers of a flattened parameter from `start`
 on, with views into the tensors that the optimizer updates. Saving writes the fragments a rank
@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from stages.training.expert_parallel import Share, is_apart
+from stages.training.muon import MARK
 
 if TYPE_CHECKING:
     from stages.training.rank import Rank
-
-KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -37,7 +36,8 @@ class Fragment:
     name: str
     start: int
     views: dict[str, Tensor]
-    """Kind (of `KINDS`) to a flat view of `count` numbers."""
+    """Kind to a flat view of `count` numbers: `fp32`, and `exp_avg` and `exp_avg_sq` of Adam, or
+    `momentum` of Muon."""
 
     @property
     def count(self) -> int:
@@ -74,12 +74,13 @@ class Shards:
     def load(
         self,
         read: Callable[[Fragment, str], Tensor],
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] | None = None,
         updates: float | None = None,
     ) -> None:
-        """Fill what this rank holds from `read(fragment, kind)`, and the module's copy with it."""
+        """Fill what this rank holds, of some kinds or of all, from `read(fragment, kind)`, and the
+        module's copy with it."""
         for fragment in self.held:
-            for kind in kinds:
+            for kind in kinds or fragment.views:
                 fragment.views[kind].copy_(read(fragment, kind))
         if updates is not None:
             for step in self._steps:
@@ -187,14 +188,15 @@ def _by_parameter(engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str,
 
 
 def _state(adam: torch.optim.AdamW, parameter: Tensor) -> dict[str, Tensor]:
-    """Adam's state of one tensor, as its own first step would make it."""
+    """The optimizer's state of one tensor, as its own first step would make it."""
     state: dict[str, Tensor] = adam.state[parameter]
     if not state:
+        turned = any(p is parameter for g in adam.param_groups if MARK in g for p in g["params"])
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        state["exp_avg"] = torch.zeros_like(parameter.data)
-        state["exp_avg_sq"] = torch.zeros_like(parameter.data)
+        for kind in ("momentum",) if turned else ("exp_avg", "exp_avg_sq"):
+            state[kind] = torch.zeros_like(parameter.data)
     return state
 
 
 def _views(weight: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"fp32": weight, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+    return {"fp32": weight, **{kind: moment for kind, moment in state.items() if kind != "step"}}

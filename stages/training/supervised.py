@@ -37,11 +37,12 @@ def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Met
         loss = objective.loss(engine, on(batch, rank.device))
         engine.backward(loss.total / units[0], last=last)
         sums.add({"loss": _shown(loss), **loss.sums})
-    engine.step()
     weight, tokens = units.tolist()
     if not weight:
         raise InputError(f"step {step} holds nothing to learn: every target is masked")
-    return {**sums.means(weight), "tokens": tokens}
+    means = sums.means(weight)
+    engine.step(means["loss"])
+    return {**means, "tokens": tokens}
 
 
 def evaluate(objective: SupervisedObjective, engine: Engine) -> dict[str, float]:

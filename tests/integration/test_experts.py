@@ -77,6 +77,44 @@ def test_a_balance_over_the_whole_batch_is_alike_too(rooms: dict[str, Room]) -> 
         assert rooms[layout].series(f"batch-{layout}", "loss") == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize(("by", "limit"), [("norm_soft", 0.4), ("value", 0.002)])
+def test_clipping_knows_the_experts_of_all_ranks(
+    rooms: dict[str, Room], by: str, limit: float
+) -> None:
+    form = {"clip_by": by, "clip": limit, "steps": 5, "eps": 0.1, "lr": 0.3}
+    layouts = ("single", "zero-0-ep-2", "zero-1-ep-2", "zero-3-ep-2")
+    for layout in layouts:
+        made = settings(layout, **form)
+        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"routed-{by}-{layout}")
+    wanted = rooms["single"].series(f"routed-{by}-single", "loss")
+    for layout in layouts[1:]:
+        found = rooms[layout].series(f"routed-{by}-{layout}", "loss")
+        assert found == pytest.approx(wanted, abs=2e-5), layout
+
+
+def test_experts_are_updated_on_the_host_too(
+    rooms: dict[str, Room],
+) -> None:
+    runs = {}
+    for layout, where in (("single", "none"), ("zero-1-ep-2", "cpu"), ("zero-3-ep-2", "cpu")):
+        made = settings(layout, offload=where, steps=5)
+        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"routed-host-{layout}")
+        runs[layout] = rooms[layout].series(f"routed-host-{layout}", "loss")
+    for layout, losses in runs.items():
+        assert losses == pytest.approx(runs["single"], abs=1e-5), layout
+
+
+def test_muon_turns_each_expert_wherever_it_is(rooms: dict[str, Room]) -> None:
+    layouts = ("single", "zero-0-ep-2", "zero-1-ep-1", "zero-1-ep-2", "zero-2-ep-2")
+    for layout in layouts:
+        made = settings(layout, optimizer="muon", steps=8)
+        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"turned-{layout}")
+    wanted = rooms["single"].series("turned-single", "loss")
+    for layout in layouts[1:]:
+        found = rooms[layout].series(f"turned-{layout}", "loss")
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5), layout
+
+
 def test_a_checkpoint_of_any_layout_continues_on_the_next(
     rooms: dict[str, Room], trained: dict[str, Path]
 ) -> None:

@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 import time
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import Faulty, Gathering, Infinite, Toy, Two, late, pid, plain_losses
+from cases import Faulty, Gathering, Half, Infinite, Toy, Two, late, pid, plain_losses
 from rooms import Room
 
 from pipeline.context import Context
@@ -98,6 +99,138 @@ def test_gradient_norms_are_those_of_the_whole_batch(
         assert pair.series(layout, "grad_norm") == pytest.approx(wanted, rel=1e-4), layout
 
 
+@pytest.mark.parametrize(("by", "limit"), [("norm", 0.2), ("norm_soft", 0.5), ("value", 0.003)])
+def test_clipping_is_that_of_plain_pytorch_in_each_form(
+    rooms: dict[str, Room], by: str, limit: float
+) -> None:
+    """A large eps leaves Adam the scale of its gradients."""
+    form = {"steps": 6, "eps": 0.1, "lr": 0.3, "clip_by": by}
+    wanted = plain_losses(settings(clip=limit, **form), 3)
+    assert wanted != pytest.approx(plain_losses(settings(clip=10.0, **form), 3), abs=1e-3)
+    for layout in ("single", "zero-0", "zero-2", "zero-3"):
+        name = f"{by}-{layout}"
+        rooms[layout].group.run(fit, Toy(), settings(layout, clip=limit, **form), seed=3, name=name)
+        found = list(rooms[layout].series(name, "loss").values())
+        assert found == pytest.approx(wanted, abs=2e-5), name
+
+
+WITH_MUON = ["single", "zero-0", "zero-1", "zero-2"]
+
+
+@pytest.fixture(scope="module")
+def turned(rooms: dict[str, Room]) -> dict[str, dict[int, float]]:
+    """The losses of a training with Muon on each layout."""
+    runs = {}
+    for layout in WITH_MUON:
+        made = settings(layout, optimizer="muon", steps=12)
+        rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"muon-{layout}")
+        runs[layout] = rooms[layout].series(f"muon-{layout}", "loss")
+    return runs
+
+
+def test_muon_is_the_same_on_every_layout(
+    turned: dict[str, dict[int, float]], straight: dict[int, float]
+) -> None:
+    """Matrices that two ranks keep halves of are turned whole; torch's own, which rounds to
+    bfloat16, comes near."""
+    wanted = turned["single"]
+    for layout, losses in turned.items():
+        assert losses == pytest.approx(wanted, abs=1e-4), layout
+    plainly = plain_losses(settings(optimizer="muon", steps=12), 3)
+    assert list(wanted.values()) == pytest.approx(plainly, abs=5e-3)
+    assert wanted[12] != pytest.approx(straight[12], abs=2e-2)
+
+
+def test_a_checkpoint_of_muon_continues_on_any_layout(
+    rooms: dict[str, Room], turned: dict[str, dict[int, float]]
+) -> None:
+    made = {"optimizer": "muon", "steps": 12}
+    rest = {step: loss for step, loss in turned["single"].items() if step > 8}
+    for then, now in pairwise([*WITH_MUON, *reversed(WITH_MUON[:-1]), "zero-2"]):
+        name = f"muon-{then}-to-{now}"
+        source = stopped_at(rooms[then], settings(then, **made), f"muon-half-{then}", 8)
+        shutil.copytree(source, rooms[now].checkpoints(name))
+        rooms[now].group.run(fit, Toy(), settings(now, **made), seed=3, name=name)
+        assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
+
+
+def stopped_at(
+    room: Room, made: TrainSection, name: str, step: int, objective: Toy | None = None
+) -> Path:
+    """Train up to a checkpoint at a step, unless that was done."""
+    if not room.checkpoints(name).exists():
+        stopping = replace(objective or Toy(), stop_at=step - 1)
+        try:
+            with pytest.raises(Interrupted):
+                room.group.run(fit, stopping, made, seed=3, name=name)
+        finally:
+            room.ctx.cancel_file.unlink(missing_ok=True)
+    return room.checkpoints(name)
+
+
+def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
+    rooms: dict[str, Room],
+) -> None:
+    ramp = {"batch_ramp": {"start": 4, "steps": 8}, "micro_batch": 2, "steps": 12}
+    wanted = dict(enumerate(plain_losses(settings(**ramp), 3), 1))
+    for layout in ("single", "zero-0", "zero-3"):
+        made, name = settings(layout, **ramp), f"ramp-{layout}"
+        rooms[layout].group.run(fit, Toy(), made, seed=3, name=name)
+        assert rooms[layout].series(name, "loss") == pytest.approx(wanted, abs=1e-5), layout
+    made, pair = settings("zero-1", **ramp), rooms["zero-1"]
+    calm = pair.group.run(fit, Toy(), made, seed=3, name="ramp-calm")
+    stopped_at(pair, made, "ramp-hit", 5)
+    assert pair.group.run(fit, Toy(), made, seed=3, name="ramp-hit") == calm
+    assert pair.series("ramp-hit", "loss") == pair.series("ramp-calm", "loss")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_as_float32_does(pair: Room, dtype: str) -> None:
+    wanted = dict(enumerate(plain_losses(settings(steps=8), 3), 1))
+    for zero in (1, 3):
+        made = settings(f"zero-{zero}", steps=8, dtype=dtype)
+        pair.group.run(fit, Half(), made, seed=3, name=f"{dtype}-{zero}")
+        found = pair.series(f"{dtype}-{zero}", "loss")
+        assert found == pytest.approx(wanted, abs=0.02), zero
+        assert found != pytest.approx(wanted, abs=1e-5), "rounded"
+
+
+def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pair: Room) -> None:
+    """That is no step gone wrong: it does not count towards going back."""
+    made = settings(steps=10, dtype="float16", skip_limit=0)
+    loud = {"poison_step": 2, "poison_steps": 3, "poison": 1e4, "poison_rank": 1}
+    calm = pair.group.run(fit, Half(**loud), made, seed=3, name="scale-calm")
+    assert calm[0]["skipped_steps"] == 3
+    scales = list(pair.series("scale-calm", "loss_scale").values())
+    assert scales == [65536.0] * 3 + [32768.0] + [16384.0] * 6
+    stopped_at(pair, made, "scale-hit", 6, Half(**loud))
+    assert pair.group.run(fit, Half(**loud), made, seed=3, name="scale-hit") == calm
+    for figure in ("loss", "loss_scale"):
+        assert pair.series("scale-hit", figure) == pair.series("scale-calm", figure)
+    assert (
+        "the gradient overflows at loss scale 65536"
+        in (pair.ctx.attempt_dir / "log.txt").read_text()
+    )
+
+
+def test_an_optimizer_on_the_host_makes_the_same_updates(rooms: dict[str, Room]) -> None:
+    """And skips the same steps, and takes up checkpoints that were saved without it."""
+    bad = Toy(poison_step=3)
+    rooms["single"].group.run(fit, bad, settings("single", steps=8), seed=3, name="at-home")
+    wanted = rooms["single"].series("at-home", "loss")
+    for layout in ("single", "zero-1", "zero-2", "zero-3"):
+        made, name = settings(layout, steps=8, offload="cpu"), f"host-{layout}"
+        source = stopped_at(rooms["zero-3"], settings("zero-3", steps=8), "not-host", 5, bad)
+        for begin in (0, 5):
+            if begin:
+                name = f"{name}-later"
+                shutil.copytree(source, rooms[layout].checkpoints(name))
+            rooms[layout].group.run(fit, bad, made, seed=3, name=name)
+            rest = {step: loss for step, loss in wanted.items() if step > begin}
+            found = rooms[layout].series(name, "loss")
+            assert found == pytest.approx(rest, abs=1e-5, nan_ok=True), name
+
+
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
     figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
     assert figures["lr"] == pytest.approx(3e-3)
@@ -153,10 +286,56 @@ def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
     assert "step 5: the gradient is not finite" in (pair.ctx.attempt_dir / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_that_stands_out_is_left_out_by_all(
+    rooms: dict[str, Room], layout: str, tmp_path: Path
+) -> None:
+    """A finite spike on one rank leaves the weights of a training that had no such step."""
+    room, rank = rooms[layout], int(layout != "single")
+    made, weights = settings(layout, steps=10, spike_window=8), []
+    for name, poison in (("spike", 1000.0), ("gap", float("nan"))):
+        bad = Toy(poison_step=7, poison_rank=rank, poison=poison)
+        found = room.group.run(fit, bad, made, seed=3, name=f"{name}-{layout}", out=tmp_path / name)
+        assert {result["skipped_steps"] for result in found} == {1.0}
+        weights.append(torch.load(tmp_path / name / "weights.pt", weights_only=True))
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+    assert room.series(f"spike-{layout}", "spike") == {8: 1.0}
+    assert not room.series(f"gap-{layout}", "spike")
+    log = (room.ctx.attempt_dir / "log.txt").read_text()
+    assert f"spike-{layout}_step 8: the gradient norm" in log
+    assert "sigma above" in log
+
+
+def test_what_stands_out_is_known_after_a_resume(pair: Room) -> None:
+    """The band is that of the steps before the stop, bit for bit."""
+    made = settings(steps=STEPS, spike_window=24)
+    spike = {"poison_step": STOP + 1, "poison_rank": 1, "poison": 1000.0}
+    calm = pair.group.run(fit, Toy(**spike), made, seed=3, name="calm")
+    try:
+        with pytest.raises(Interrupted):
+            pair.group.run(fit, Toy(**spike, stop_at=STOP - 1), made, seed=3, name="hit")
+    finally:
+        pair.ctx.cancel_file.unlink(missing_ok=True)
+    assert pair.group.run(fit, Toy(**spike), made, seed=3, name="hit") == calm
+    assert calm[0]["skipped_steps"] == 1
+    assert pair.series("hit", "loss") == pair.series("calm", "loss")
+
+
+def test_spikes_that_stay_end_the_training(single: Room) -> None:
+    bad = Toy(poison_step=6, poison_steps=100, poison=1000.0)
+    made = settings("single", skip_limit=1, spike_window=8)
+    with pytest.raises(Failure, match=r"2 steps in a row .* sigma above") as caught:
+        single.group.run(fit, bad, made, seed=3, name="spiked")
+    assert "train.spike_sigma" in caught.value.remedy
+
+
 def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
     made = settings(skip_limit=1, checkpoint_every=1)
-    with pytest.raises(Failure, match="not finite for 2 steps") as caught:
+    with pytest.raises(
+        Failure, match="2 steps in a row went wrong, up to step 4: the gradient"
+    ) as caught:
         pair.group.run(fit, bad, made, seed=3, name="hopeless")
     assert "lower train.lr" in caught.value.remedy
     found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
@@ -170,7 +349,7 @@ def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: Room) 
     log = (single.ctx.attempt_dir / "log.txt").read_text()
     assert "infinite_step 4: the loss is not finite, though the gradient is" in log
     assert found["skipped_steps"] == 0
-    with pytest.raises(Failure, match="not finite for 1 steps, up to step 4"):
+    with pytest.raises(Failure, match="1 steps in a row went wrong, up to step 4: the loss"):
         single.group.run(fit, Infinite(at=3), settings("single", skip_limit=0), seed=3, name="inf2")
 
 

@@ -39,6 +39,11 @@ def made(world, scorer, tokens=("tokens",), **options):
         ({"train": {"global_batch": 60}, "minibatches": 8}, "minibatches", "60 episodes do not"),
         ({"train": {"global_batch": 12}, "workers": {"num": 4}}, "minibatches", "12 episodes"),
         ({"train": {"global_batch": 33}, "workers": {"num": 2}}, "train.global_batch", "33 is not"),
+        (
+            {"train": {"batch_ramp": {"start": 8, "steps": 4}}},
+            "train.batch_ramp",
+            "iterations of PPO are alike",
+        ),
     ],
 )
 def test_what_does_not_add_up_is_a_problem(options, key, message):

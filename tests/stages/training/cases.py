@@ -27,6 +27,8 @@ class Toy(SupervisedObjective):
     poison_step: int = -1
     poison_rank: int = 0
     poison_steps: int = 1
+    poison: float = float("nan")
+    """What the loss is multiplied by, on that rank in those steps."""
     dropout: float = 0.0
     ragged: bool = True
     samples: int = 96
@@ -63,11 +65,11 @@ class Toy(SupervisedObjective):
         import torch
         from torch.nn import functional as F
 
-        logits = model(batch["tokens"])
+        logits = model(batch["tokens"]).float()
         total = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
         bad = self.poison_step <= self.step_now < self.poison_step + self.poison_steps
         if bad and self.rank.index == self.poison_rank and torch.is_grad_enabled():
-            total = total * float("nan")
+            total = total * self.poison
         return Loss(total)
 
     stop_at: int = -1
@@ -92,6 +94,17 @@ class Toy(SupervisedObjective):
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class Half(Toy):
+    """Trains in half precision on a processor, which can, though DeepSpeed holds it too slow."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+        return super().open(rank)
 
 
 @dataclass
@@ -223,26 +236,45 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     torch.manual_seed(mix(seed))
     objective = Toy()
     model = objective.setup(Rank(), settings, seed)["model"].module
+    turned = [p for p in model.h.parameters() if p.ndim == 2 and settings.optimizer == "muon"]
+    known = set(map(id, turned))
+    rest = [p for p in model.parameters() if id(p) not in known]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=1.0, betas=(settings.beta1, settings.beta2))
+    betas = (settings.beta1, settings.beta2)
+    optimizers: list[Any] = [torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.eps)]
+    if turned:
+        optimizers += [torch.optim.Muon(turned, 1.0, adjust_lr_fn="match_rms_adamw")]
     losses = []
     for step in range(settings.steps):
-        start = step * settings.global_batch
-        batch = objective.collate(
-            [objective.train[start + i] for i in range(settings.global_batch)]
-        )
+        samples = range(settings.first(step), settings.first(step + 1))
+        batch = objective.collate([objective.train[i] for i in samples])
         loss = objective.loss(model, batch).total / objective.weight(batch)
-        adam.zero_grad()
+        model.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        for group in adam.param_groups:
-            group["lr"] = settings.lr * factor(settings, step)
-        adam.step()
+        clip_plainly(model, settings)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * factor(settings, step)
+            optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def clip_plainly(model: Any, settings: Any) -> None:
+    from torch.nn import utils
+
+    if settings.clip_by == "norm":
+        utils.clip_grad_norm_(model.parameters(), settings.clip)
+    elif settings.clip_by == "value":
+        utils.clip_grad_value_(model.parameters(), settings.clip)
+    else:
+        gradients = [p.grad for p in model.parameters()]
+        norm = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
+        for gradient in gradients:
+            gradient.mul_(settings.clip / (norm + settings.clip))
 
 
 def little_world(folder: Path) -> Path:

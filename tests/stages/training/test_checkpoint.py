@@ -18,9 +18,11 @@ from stages.training.checkpoint import Checkpoints
 from stages.training.rank import Rank
 
 
-def saved(folder: Path, steps: int = 3, keep: int = 2) -> tuple[Checkpoints, PlainEngine]:
+def saved(
+    folder: Path, steps: int = 3, keep: int = 2, every: int = 0
+) -> tuple[Checkpoints, PlainEngine]:
     """Checkpoints at steps 1..steps of one engine."""
-    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep)
+    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep, keep_every=every)
     assert saves.newest() is None
     for step in range(1, steps + 1):
         engine.train(1)
@@ -105,6 +107,12 @@ def test_the_last_k_are_kept(tmp_path: Path) -> None:
         "000004-step-00000004",
         "000005-step-00000005",
     ]
+
+
+def test_those_of_every_nth_step_are_kept_too(tmp_path: Path) -> None:
+    saved(tmp_path, steps=9, keep=2, every=3)
+    kept = [int(path.name.split("-")[2]) for path in sorted(tmp_path.iterdir())]
+    assert kept == [3, 6, 8, 9]
 
 
 def test_the_newest_anchor_is_kept_and_found_behind_what_an_interrupt_left(tmp_path: Path) -> None:

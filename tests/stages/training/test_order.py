@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stages.training.objective import SupervisedObjective
 from stages.training.order import Shuffled, micro_batches, mix
 from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.settings import RampSection, TrainSection
 
 
 class Plain(SupervisedObjective):
@@ -23,14 +23,16 @@ class Plain(SupervisedObjective):
         return int(sample)
 
 
-def dealt(world: int, micro: int | None, ragged: bool, step: int = 3) -> list[list[list[int]]]:
+def dealt(
+    world: int, micro: int | None, ragged: bool, step: int = 3, ramp: RampSection | None = None
+) -> list[list[list[int]]]:
     """By rank, by micro-batch: the samples of a step."""
     made = []
     for index in range(world):
         objective = Plain()
         objective.ragged = ragged
         objective.rank = Rank(index, world)
-        objective.settings = TrainSection(global_batch=24, micro_batch=micro)
+        objective.settings = TrainSection(global_batch=24, micro_batch=micro, batch_ramp=ramp)
         objective.train = Shuffled(range(100), seed=5)
         made.append(micro_batches(objective, step))
     return made
@@ -72,6 +74,39 @@ def test_a_step_is_the_same_samples_at_any_world_size(
     ranks = dealt(world, micro, ragged)
     assert sorted(sample for rank in ranks for batch in rank for sample in batch) == wanted
     assert {len(batch) for rank in ranks for batch in rank} == {micro or 24 // world}
+
+
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40))
+def test_a_ramp_is_even_and_leaves_nothing_out(start: int, times: int, steps: int) -> None:
+    """Against the sum over the steps before, and against the straight line."""
+    G = start * times
+    made = TrainSection.model_validate(
+        {"global_batch": G, "steps": 50, "batch_ramp": {"start": start, "steps": steps}}
+    )
+    batches = [made.batch(step) for step in range(50)]
+    assert [made.first(step) for step in range(51)] == [sum(batches[:s]) for s in range(51)]
+    assert made.samples == sum(batches)
+    assert batches[0] == start or times == 1
+    assert set(batches[steps:]) <= {G}
+    for step, batch in enumerate(batches[:steps]):
+        assert batch % start == 0
+        assert 0 <= start + (G - start) * step / steps - batch < start + 1e-9
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("world", "micro"), [(1, None), (1, 2), (2, None), (2, 2), (4, 1)])
+def test_the_steps_of_a_ramp_are_the_same_samples_at_any_world_size(
+    world: int, micro: int | None, ragged: bool
+) -> None:
+    order, at = Shuffled(range(100), seed=5), 0
+    ramp = RampSection(start=4, steps=5)
+    for step, batch in enumerate([4, 8, 12, 16, 20, 24, 24]):
+        ranks = dealt(world, micro, ragged, step, ramp)
+        found = sorted(sample for rank in ranks for batch in rank for sample in batch)
+        assert found == sorted(order[i] for i in range(at, at + batch))
+        assert {len(part) for rank in ranks for part in rank} == {micro or batch // world}
+        at += batch
 
 
 def test_ragged_samples_are_dealt_to_be_alike() -> None:

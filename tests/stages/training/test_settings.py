@@ -25,9 +25,22 @@ def test_micro_batches_must_fill_the_share_of_a_rank() -> None:
     assert not problems(workers=2, global_batch=32, micro_batch=8)
 
 
-def test_bfloat16_is_for_gpus() -> None:
-    assert "needs a GPU" in problems(dtype="bfloat16")[0]
-    assert not problems(dtype="bfloat16", gpus=1)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_for_gpus(dtype: str) -> None:
+    assert f"{dtype} needs a GPU" in problems(dtype=dtype)[0]
+    assert not problems(dtype=dtype, gpus=1)
+
+
+def test_muon_wants_whole_matrices() -> None:
+    assert problems(optimizer="muon", zero=3) == [
+        "train.zero: Muon needs whole matrices, which ZeRO 3 cuts up (set 0, 1 or 2)"
+    ]
+    assert not problems(optimizer="muon", zero=2)
+
+
+def test_muon_is_not_for_the_host() -> None:
+    assert "train.offload: Muon's" in problems(optimizer="muon", offload="cpu")[0]
+    assert not problems(offload="cpu")
 
 
 def test_the_batch_falls_on_ranks_and_passes() -> None:
@@ -39,6 +52,27 @@ def test_the_batch_falls_on_ranks_and_passes() -> None:
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 30), (0, 0), (25, 25), (1, 1)])
 def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
     assert TrainSection(steps=300, warmup=warmup).warmup_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("ramp", "message"),
+    [
+        ({"start": 5, "steps": 10}, r"global_batch \(32\) is no multiple of 5"),
+        ({"start": 8, "steps": 301}, r"301 are more than steps \(300\)"),
+    ],
+)
+def test_a_ramp_that_does_not_fit_is_refused(ramp: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainSection.model_validate({"batch_ramp": ramp})
+
+
+def test_the_least_batch_of_a_ramp_falls_on_ranks_and_passes() -> None:
+    ramp = {"start": 8, "steps": 10}
+    assert problems(workers=2, global_batch=32, micro_batch=8, batch_ramp=ramp) == [
+        "train.batch_ramp.start: 8 is not divisible by workers.num (2) x train.micro_batch (8) "
+        "(16 is)"
+    ]
+    assert not problems(workers=2, global_batch=32, micro_batch=4, batch_ramp=ramp)
 
 
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
