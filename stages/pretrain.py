@@ -230,7 +230,7 @@ def _show_mixture(
         )
     corpus = objective.corpus
     mixture = corpus.mixture
-    samples = train.steps * train.global_batch
+    samples = train.samples
     drawn = (mixture.schedule.drawn(samples) * objective.config.context).tolist()
     names = [str(artifact.manifest["run"]["stage"]) for artifact in tokens]
     held, epochs = [store.tokens for store in corpus.stores()], mixture.epochs(samples)

@@ -1,7 +1,7 @@
 """What training a language model costs, before any process starts: arithmetic, traffic, time.
 
     layout = Layout.of(train, world, recompute=True)
-    work = arithmetic(config, layout, steps, global_batch)
+    work = arithmetic(config, layout, samples)
     sent = traffic(config, layout)
     made = forecast(config, layout, work, sent, DEVICES["h100"])
 
@@ -114,9 +114,9 @@ class Arithmetic:
     """What devices compute: the same, and with recomputation each block's forward pass again."""
 
 
-def arithmetic(config: LanguageConfig, layout: Layout, steps: int, global_batch: int) -> Arithmetic:
-    """Tokens and FLOPs of a training."""
-    tokens = float(steps) * global_batch * config.context
+def arithmetic(config: LanguageConfig, layout: Layout, samples: float) -> Arithmetic:
+    """Tokens and FLOPs of a training on so many samples."""
+    tokens = float(samples) * config.context
     each = float(config.flops_per_token)
     again = recomputed_flops_per_token(config) if layout.recompute else 0.0
     return Arithmetic(tokens, tokens * each, tokens * (each + again))

@@ -70,7 +70,7 @@ class Training:
         (`weights_bytes`…, `memory_bytes` at once of `device_bytes`), what it sends in a step
         (`communication_bytes`), and where the device is known `step_seconds` and `mfu`."""
         config, train, layout = self.config, self.train, self.layout
-        work = arithmetic(config, layout, train.steps, train.global_batch)
+        work = arithmetic(config, layout, train.samples)
         held, sent = memory(config, layout), traffic(config, layout)
         found = {
             "parameters": config.parameters,
@@ -97,7 +97,7 @@ class Training:
     def _time(self) -> dict[str, float]:
         layout, device = self.layout, self.device
         if device is None or layout.dtype not in device.peak:
-            work = arithmetic(self.config, layout, self.train.steps, self.train.global_batch)
+            work = arithmetic(self.config, layout, self.train.samples)
             return {"seconds": work.flops / (layout.world * (self.workers.gpus or 1) * SOME_GPU)}
         made = self._forecast(layout, device)
         time = {"seconds": made.seconds, "step_seconds": made.step_seconds, "mfu": made.mfu}
@@ -109,7 +109,7 @@ class Training:
         return forecast(
             self.config,
             layout,
-            arithmetic(self.config, layout, self.train.steps, self.train.global_batch),
+            arithmetic(self.config, layout, self.train.samples),
             traffic(self.config, layout),
             device,
             steps=self.train.steps,

@@ -51,7 +51,7 @@ def training(
 ) -> tuple[float, float, float]:
     """FLOPs of the model and of the hardware, and device hours on A100s."""
     steps = tokens / (batch * config.context)
-    work = arithmetic(config, layout, steps, batch)  # type: ignore[arg-type]
+    work = arithmetic(config, layout, steps * batch)
     sent = traffic(config, layout)
     made = forecast(config, layout, work, sent, A100, steps=steps)  # type: ignore[arg-type]
     return work.flops, work.hardware_flops, made.seconds * world / 3600
@@ -62,7 +62,7 @@ def test_megatrons_models(row: Row) -> None:
     config = row.config
     assert config.parameters / 1e9 == pytest.approx(row.billions, rel=0.03)
     layout = Layout(row.devices, 1, "bfloat16", 1, 1, recompute=True)
-    work = arithmetic(config, layout, 1, row.batch)
+    work = arithmetic(config, layout, row.batch)
     B, s, h, n, V = row.batch, 2048, row.width, row.layers, 51200
     theirs = 96 * B * s * n * h**2 * (1 + s / (6 * h) + V / (16 * n * h))  # equation 3
     assert work.hardware_flops == pytest.approx(theirs, rel=0.001)
@@ -83,7 +83,7 @@ def test_days_of_the_largest(
 ) -> None:
     """The same, section 5.1: at the speed that they measured."""
     layout = Layout(devices, 1, "bfloat16", 1, 1, recompute=True)
-    work = arithmetic(config, layout, 1, 1)
+    work = arithmetic(config, layout, 1)
     flops = work.hardware_flops / work.tokens * tokens
     assert flops / (devices * teraflops * 1e12) / DAY == pytest.approx(days, rel=0.1)
 
@@ -196,7 +196,7 @@ def test_tokens_travel_to_experts_and_back() -> None:
 def test_a_slow_network_and_a_narrow_model_take_their_share() -> None:
     def mfu(config: GPTConfig, layout: Layout, **options: int) -> float:
         batch = layout.world * layout.micro * layout.passes
-        work = arithmetic(config, layout, 10, batch)
+        work = arithmetic(config, layout, 10 * batch)
         sent = traffic(config, layout)
         return forecast(config, layout, work, sent, A100, steps=10, **options).mfu
 
@@ -209,6 +209,6 @@ def test_a_slow_network_and_a_narrow_model_take_their_share() -> None:
     for device in DEVICES.values():
         for dtype in device.peak:
             sent = traffic(large, replace(layout, dtype=dtype))
-            work = arithmetic(large, layout, 1, 256)
+            work = arithmetic(large, layout, 256)
             made = forecast(large, replace(layout, dtype=dtype), work, sent, device, steps=1)
             assert 0 < made.mfu < device.attainable

@@ -42,7 +42,7 @@ def test_16_bits_run_at_stage_1_at_least_as_the_engine_says() -> None:
 
 
 def test_the_bucket_is_the_one_that_the_engine_sets() -> None:
-    config = engine._config(TrainSection(), 2, False)["zero_optimization"]
+    config = engine._config(TrainSection(), 2, False, False)["zero_optimization"]
     assert config["reduce_bucket_size"] == BUCKET
 
 
