@@ -23,15 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
+from stages.images.transforms import CLIP_MEAN, CLIP_STD
 from stages.models.clip import CLIP
 from stages.models.clip_config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.models.huggingface import copy_tokenizer
 
 NATIVE = "headwater_clip"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pixels (red, green, blue; from 0 to 1) of the released models' training images."""
-
 _CARD = """---
 library_name: transformers
 pipeline_tag: zero-shot-image-classification
@@ -326,8 +323,8 @@ def _preprocessor(size: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
     }
 
 
