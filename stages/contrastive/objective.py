@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError, Interrupted
 from stages.contrastive.caching import Judge, backward_cached, backward_whole
+from stages.contrastive.captions import Words, open_words
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
 from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, plain_view
 from stages.data.image_text import ImageTextStore
-from stages.data.tokenizer import Tokenizer
 from stages.models.clip import CLIP, LOG_SCALE_LIMIT
 from stages.models.clip_config import CLIPConfig
 from stages.models.clip_folder import load_clip, save_clip
@@ -89,8 +89,8 @@ class Contrastive:
         self._model = self._build()
         return {"model": Trainable(self._model)}
 
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer, size = Tokenizer(self.tokenizer_folder), self.config.text.vocab_size
+    def _tokenizer(self) -> Words:
+        tokenizer, size = open_words(self.tokenizer_folder), self.config.text.vocab_size
         if len(tokenizer) != size:
             raise InputError(
                 f"the tokenizer has {len(tokenizer)} ids, the model {size}",
@@ -247,6 +247,11 @@ class Contrastive:
         model: Any = engines["model"].module
         model.limit_scale()
         save_clip(model, out, self.tokenizer_folder, card=self.card)
+
+
+def shape_of(rank: Rank, folder: Path) -> CLIPConfig:
+    """The shape of the model in a CLIP folder."""
+    return load_clip(folder).config
 
 
 @torch.no_grad()

@@ -18,9 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import InputError
-from stages.contrastive.captions import mark, pad
+from stages.contrastive.captions import Words, mark, pad
 from stages.data.image_text import BadImage, ImageTextStore, Sample, decode_rgb
-from stages.data.tokenizer import Tokenizer
 from stages.images.transforms import (
     CLIP_MEAN,
     CLIP_STD,
@@ -81,7 +80,7 @@ class Views:
     """
 
     store: ImageTextStore
-    tokenizer: Tokenizer
+    tokenizer: Words
     text: TextConfig
     image_size: int
     augmentation: Augmentation
@@ -115,7 +114,7 @@ class Views:
         return len(self.store) // self.global_batch
 
 
-def plain_view(sample: Sample, tokenizer: Tokenizer, text: TextConfig, image_size: int) -> View:
+def plain_view(sample: Sample, tokenizer: Words, text: TextConfig, image_size: int) -> View:
     """A pair as evaluation sees it: the middle of the image, the main caption.
 
     Raises:

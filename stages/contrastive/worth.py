@@ -13,13 +13,12 @@ from torch import Tensor
 
 from pipeline import panels
 from pipeline.errors import InputError
-from stages.contrastive.captions import encode
+from stages.contrastive.captions import Words, encode, open_words
 from stages.contrastive.probe import probe
 from stages.contrastive.retrieval import recalls
 from stages.contrastive.views import middle, to_pixels
 from stages.contrastive.zeroshot import ZeroShot, read_classes, zero_shot
 from stages.data.image_text import ImageTextStore, Sample
-from stages.data.tokenizer import Tokenizer
 from stages.generation.pause import Pause
 from stages.models.clip import CLIP
 from stages.models.clip_folder import load_clip
@@ -57,7 +56,7 @@ class Bench:
     """A model at work on one rank."""
 
     model: CLIP
-    tokenizer: Tokenizer
+    tokenizer: Words
     rank: Rank
     batch: int
     beat: Callable[[], None]
@@ -110,7 +109,7 @@ def measure(
     if not count:
         raise InputError("no pairs are held out", where=str(pairs), remedy="make an eval split")
     model = load_clip(folder).to(rank.device)
-    bench = Bench(model, Tokenizer(folder), rank, asked.batch, Pause(rank, cancel_file))
+    bench = Bench(model, open_words(folder), rank, asked.batch, Pause(rank, cancel_file))
     image_NE = bench.shared_images(store, count)
     train, trained_NE = ImageTextStore(pairs), None
     if asked.label:

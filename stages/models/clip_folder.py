@@ -294,7 +294,8 @@ def _import(theirs: Mapping[str, Tensor], model: CLIP, raw: Mapping[str, Any]) -
 def _mark_texts(folder: Path, text: TextConfig) -> None:
     """Have `AutoTokenizer` put the marks around a text, cut it to the context, pad it right."""
     fast, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not (fast.exists() and settings.exists()):
+    ours = (folder / "tokenizer.model").exists()  # others do so already
+    if not (ours and fast.exists() and settings.exists()):
         return
     told = json.loads(settings.read_text())
     marks = {told["bos_token"]: text.bos, told["eos_token"]: text.eos}

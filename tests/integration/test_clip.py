@@ -17,8 +17,9 @@ from transformers import CLIPModel
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted
-from stages.clip import ClipEvaluateParams, ClipParams, ClipTrain, clip, evaluate
+from stages.clip import clip, evaluate
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
+from stages.contrastive.settings import ClipEvaluateParams, ClipParams, ClipTrain
 from stages.contrastive.views import Augmentation, Views, collate
 from stages.data.image_text import ImageTextStore
 from stages.data.tokenizer import Tokenizer
@@ -223,7 +224,7 @@ def test_statistics_of_batch_norms_are_alike_and_survive(
 
 
 def edges(**paths: Path) -> Any:
-    return SimpleNamespace(path=lambda name: paths[name])
+    return SimpleNamespace(path=lambda name: paths[name], get_path=paths.get)
 
 
 def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
@@ -245,6 +246,12 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     assert results["eval_image_to_text_r5"] > 0.6
     model = CLIPModel.from_pretrained(ctx.out).eval()
     assert sum(p.numel() for p in model.parameters()) == results["parameters"]
+
+    more = Context.local(tmp_path / "more")
+    going_on = params.model_copy(update={"size": "tiny", "train": settings(steps=3, warmup=0)})
+    clip(going_on, edges(pairs=world / "pairs", base=ctx.out), more.out, more)
+    again = [p["loss"] for p in read_series(more.observed / "metrics.jsonl") if "loss" in p]
+    assert again[0] < 0.8 * trained[0]["loss"], "it begins where the other ended"
 
     worth = Context.local(tmp_path / "worth")
     classes = tmp_path / "classes.json"

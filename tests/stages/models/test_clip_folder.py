@@ -139,7 +139,8 @@ def test_images_are_prepared_as_transformers_prepares_them(tmp_path):
 def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
     from transformers import AutoTokenizer
 
-    from stages.contrastive.captions import encode
+    from stages.contrastive.captions import encode, open_words
+    from stages.data.tokenizer import Tokenizer
 
     texts = ["the cat sleeps", "the owl", "what does the saw do? " * 4]
     ours = write_tokenizer(tmp_path / "tokenizer", texts * 9, 310)
@@ -150,6 +151,11 @@ def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
         texts, padding="max_length", truncation=True, return_tensors="pt"
     )["input_ids"]
     assert torch.equal(encode(ours, texts, shape, trim=False), theirs)
+    assert type(open_words(tmp_path / "clip")) is Tokenizer
+    (tmp_path / "clip/tokenizer.model").unlink()
+    foreign = open_words(tmp_path / "clip")
+    assert len(foreign) == len(ours)
+    assert torch.equal(encode(foreign, texts, shape, trim=False), theirs)
     assert encode(ours, texts[:2], shape).shape[1] < 12
     reference = CLIPModel.from_pretrained(tmp_path / "clip").eval()
     torch.testing.assert_close(
@@ -158,6 +164,16 @@ def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
         rtol=0,
         atol=1e-5,
     )
+
+
+def test_tokenizers_that_cannot_be_read_are_refused(tmp_path):
+    from stages.contrastive.captions import open_words
+
+    with pytest.raises(InputError, match="no tokenizer here"):
+        open_words(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        open_words(tmp_path)
 
 
 def edit(folder, key, **changes):
