@@ -168,7 +168,7 @@ class VisionTransformer(nn.Module):
         if pixels_B3HW.shape[1:] != (3, size, size):
             given = "x".join(map(str, pixels_B3HW.shape[1:]))
             raise ValueError(f"images are 3x{size}x{size} here, not {given}")
-        patches_BNP = split(pixels_B3HW, self.shape.patch)
+        patches_BNP = split(pixels_B3HW.to(self.patch.weight.dtype), self.shape.patch)
         positions_NC = self.position_embedding[1:]
         if self.kept < self.shape.patches:
             chosen_BK = self._choose(len(pixels_B3HW), pixels_B3HW.device)

@@ -134,6 +134,16 @@ def test_patch_dropout_keeps_the_class_token_and_places():
     assert torch.equal(tower(pixels), tower(pixels)), "evaluation sees all patches"
 
 
+@pytest.mark.parametrize("config", [VIT, RESNET])
+def test_in_bfloat16_towers_take_the_same_images_and_give_float32(config):
+    model = made(config)
+    expected = model(images(config), captions())
+    found = model.bfloat16()(images(config), captions())
+    for low, high in zip(found[:2], expected[:2], strict=True):
+        assert low.dtype == torch.float32
+        assert ((low * high).sum(1) > 0.99).all()
+
+
 def test_recomputing_changes_no_gradient():
     model = lively(made(VIT))
     grads = []
