@@ -127,11 +127,16 @@ def shape_of(world: Path, **changes: Any) -> CLIPConfig:
 
 @dataclass
 class Hot(Contrastive):
-    """Begins near the limit of the logit scale, and wants to go over it."""
+    """Begins just under the limit of the logit scale, and soon wants to go over it."""
 
-    begin: float = 0.0
+    begin: float = 1.0
+    room: float = 0.0005
 
     def _build(self) -> CLIP:
-        model = super()._build()
+        return self.heated(super()._build())
+
+    def heated(self, model: CLIP) -> CLIP:
+        """The same model with its scale near its limit."""
         torch.nn.init.constant_(model.logit_scale, self.begin)
+        model.log_scale_limit = self.begin + self.room
         return model

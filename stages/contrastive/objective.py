@@ -26,7 +26,7 @@ from stages.contrastive.losses import contrastive_loss, sigmoid_loss
 from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, plain_view
 from stages.data.image_text import ImageTextStore
-from stages.models.clip import CLIP, LOG_SCALE_LIMIT
+from stages.models.clip import CLIP
 from stages.models.clip_config import CLIPConfig
 from stages.models.clip_folder import load_clip, save_clip
 from stages.models.towers import VisionTransformer
@@ -84,9 +84,9 @@ class Contrastive:
             self.augmentation, seed, settings.global_batch, self.any_caption,
         ))  # fmt: skip
         self.facts = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
+        self._model = self._build()  # before anything else draws random numbers
         rank.barrier()
         self._peak = rank.sum(gemm_peak(rank.device, getattr(torch, settings.dtype)))
-        self._model = self._build()
         return {"model": Trainable(self._model)}
 
     def _tokenizer(self) -> Words:
@@ -261,9 +261,10 @@ def limit_scale(engine: Engine) -> None:
     The module's own copy follows with the next update; until then its forward pass takes the
     limit for it (`stages.models.clip`), so that all ZeRO stages compute the same.
     """
+    model: Any = engine.module
     for fragment in engine.shards.held:
         if fragment.name == "logit_scale":
-            fragment.views["fp32"].clamp_(max=LOG_SCALE_LIMIT)
+            fragment.views["fp32"].clamp_(max=model.log_scale_limit)
 
 
 @torch.no_grad()

@@ -44,8 +44,9 @@ class CLIP(nn.Module):
         else:
             self.visual = ModifiedResNet(config.vision, config.embed)
         self.text = TextTransformer(config.text, config)
-        self.logit_scale = nn.Parameter(torch.empty(()))
-        self.logit_bias = nn.Parameter(torch.empty(())) if config.bias else None
+        self.log_scale_limit = LOG_SCALE_LIMIT
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = nn.Parameter(torch.empty(1)) if config.bias else None
         self.reset()
 
     @torch.no_grad()
@@ -65,7 +66,7 @@ class CLIP(nn.Module):
         """Both normalised embeddings_BE, the logits' scale and their bias (0 if there is none),
         all in float32."""
         scale = self.scale()
-        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.float() * 1.0
+        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias[0].float()
         return self.encode_image(pixels_B3HW), self.encode_text(tokens_BT), scale, bias
 
     def encode_image(self, pixels_B3HW: Tensor) -> Tensor:
@@ -77,15 +78,15 @@ class CLIP(nn.Module):
         return F.normalize(self.text(tokens_BT).float(), dim=1)
 
     def scale(self) -> Tensor:
-        """What cosines are multiplied by: at most 100."""
-        log = self.logit_scale.float()
-        over = (log - LOG_SCALE_LIMIT).clamp(min=0).detach()
+        """What cosines are multiplied by: at most e to `log_scale_limit`, which is 100."""
+        log = self.logit_scale[0].float()
+        over = (log - self.log_scale_limit).clamp(min=0).detach()
         return (log - over).exp()
 
     @torch.no_grad()
     def limit_scale(self) -> None:
         """Set the scale back to its limit."""
-        self.logit_scale.clamp_(max=LOG_SCALE_LIMIT)
+        self.logit_scale.clamp_(max=self.log_scale_limit)
 
     def recompute(self, on: bool = True) -> None:
         """Whether transformer blocks are computed again in the backward pass, to save memory."""

@@ -251,8 +251,8 @@ def _export(state: Mapping[str, Tensor], patch: int) -> dict[str, Tensor]:
     found = {}
     for name, value in state.items():
         if name in _TOWERS:
-            whole = name == "visual.patch.weight"
-            found[_TOWERS[name]] = value.view(-1, 3, patch, patch) if whole else value
+            shape = {"visual.patch.weight": (-1, 3, patch, patch), "logit_scale": ()}.get(name)
+            found[_TOWERS[name]] = value if shape is None else value.view(shape)
         elif ".blocks." in name:
             found.update(_export_block(name, value))
     return found
@@ -281,7 +281,7 @@ def _import(theirs: Mapping[str, Tensor], model: CLIP, raw: Mapping[str, Any]) -
     found = {}
     for name, own in model.state_dict().items():
         if name == "logit_bias":
-            found[name] = torch.tensor(float(raw["logit_bias"]))
+            found[name] = torch.tensor([float(raw["logit_bias"])])
             continue
         names = [_TOWERS[name]] if name in _TOWERS else [n for n, _ in _export_block(name, own)]
         parts = [left.pop(n) for n in names]
