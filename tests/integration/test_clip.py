@@ -22,11 +22,12 @@ from stages.clip import clip, evaluate
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
 from stages.contrastive.settings import ClipEvaluateParams, ClipParams, ClipTrain
 from stages.contrastive.views import Augmentation, Views, collate
+from stages.contrastive.worth import Questions, measure
 from stages.data.image_text import ImageTextStore
 from stages.data.tokenizer import Tokenizer
 from stages.models.clip import CLIP
 from stages.models.clip_config import ResNetConfig
-from stages.models.clip_folder import load_clip
+from stages.models.clip_folder import load_clip, save_clip
 from stages.training.loop import fit
 from stages.training.order import mix
 from stages.training.rank import Rank
@@ -220,6 +221,18 @@ def test_statistics_of_batch_norms_are_alike_and_survive(
     assert one["visual.bn1.running_mean"].abs().sum() > 0
 
 
+def test_two_ranks_measure_what_one_does(
+    pair: Room, single: Room, world: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    save_clip(CLIP(shape_of(world)), tmp_path, world / "tokenizer")
+    asked = Questions(label="shape", limit=31, batch=8)
+    (alone,) = single.group.run(measure, tmp_path, world / "pairs", asked)
+    first, second = pair.group.run(measure, tmp_path, world / "pairs", asked)
+    assert second is None
+    assert first.figures == pytest.approx(alone.figures)
+
+
 def edges(**paths: Path) -> Any:
     return SimpleNamespace(path=lambda name: paths[name], get_path=paths.get)
 
@@ -245,7 +258,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     assert sum(p.numel() for p in model.parameters()) == results["parameters"]
 
     more = Context.local(tmp_path / "more")
-    going_on = params.model_copy(update={"size": "tiny", "train": settings(steps=3, warmup=0)})
+    going_on = ClipParams(size="tiny", train=settings(steps=3, warmup=0))
     clip(going_on, edges(pairs=world / "pairs", base=ctx.out), more.out, more)
     again = [p["loss"] for p in read_series(more.observed / "metrics.jsonl") if "loss" in p]
     assert again[0] < 0.8 * trained[0]["loss"], "it begins where the other ended"
@@ -254,9 +267,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     classes = tmp_path / "classes.json"
     told = {"templates": ["{}", "a {} thing"], "classes": ["red", "green", "blue", "black"]}
     classes.write_text(json.dumps(told))
-    asked = ClipEvaluateParams.model_validate(
-        {"classes": str(classes), "label": "colour", "workers": {"num": 2}}
-    )
+    asked = ClipEvaluateParams(classes=str(classes), label="colour")
     evaluate(asked, edges(model=ctx.out, pairs=world / "pairs"), worth.out, worth)
     figures = json.loads((worth.out / "metrics.json").read_text())
     assert figures["zero_shot"] > 0.6
