@@ -140,3 +140,10 @@ class Hot(Contrastive):
         torch.nn.init.constant_(model.logit_scale, self.begin)
         model.log_scale_limit = self.begin + self.room
         return model
+
+    def step(self, engines: Any, step: int) -> Any:
+        found = super().step(engines, step)
+        held = [f for f in engines["model"].shards.held if f.name == "logit_scale"]
+        values = [float(fragment.views["fp32"].max()) for fragment in held]
+        total, holders = self.rank.total([sum(values), len(values)]).tolist()
+        return {**found, "master": total / holders}

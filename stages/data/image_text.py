@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import CorruptArtifact, InputError
 from stages.data import tars
@@ -43,7 +43,6 @@ SHARD_BYTES = 128 << 20  # what a writer holds
 _FORMATS = ("JPEG", "PNG", "WEBP")  # the only decoders that untrusted bytes reach
 _ORIENTATION = 0x0112  # the EXIF tag
 _HELD_OPEN = 256  # tars of one store
-_DEEP = ("I", "F")  # modes of more than eight bits a value
 
 Index = npt.NDArray[np.int64]
 
@@ -79,7 +78,14 @@ def decode_rgb(data: bytes) -> Image.Image:
     except BadImage:
         raise
     except Exception as error:  # what decoders raise on damaged bytes has no common ancestor
-        raise BadImage(str(error).partition("\n")[0][:200] or type(error).__name__) from error
+        raise BadImage(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """What a decoder says, without the address of what it read: the same each time."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image in JPEG, PNG or WebP that can be read"
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -91,7 +97,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith(_DEEP):
+    if image.mode.startswith("I"):  # sixteen bits a value
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -272,11 +278,12 @@ class ImageTextStore:
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = bisect.bisect_right(self._starts, index) - 1
-        places = self._places[shard][index - self._starts[shard]].reshape(3, 2)
-        start, end = int(places[0, 0]) - tars.BLOCK, int(places[2].sum())
-        blocks = self._read(shard, start, end - start)
+        numbers = self._places[shard][index - self._starts[shard]].tolist()
+        places = list(zip(numbers[::2], numbers[1::2], strict=True))
+        start = numbers[0] - tars.BLOCK
+        blocks = self._read(shard, start, sum(places[2]) - start)
         try:
-            return _sample(blocks, [(int(at) - start, int(size)) for at, size in places])
+            return _sample(blocks, [(at - start, size) for at, size in places])
         except ValueError as error:
             raise CorruptArtifact(
                 f"sample {index} of {self.split} is not what its index names: {error}",
@@ -299,7 +306,7 @@ class ImageTextStore:
             raise CorruptArtifact(f"{size} bytes where {shard['size']} are named", where=str(tar))
         path = self.folder / "index" / f"{tar.stem}.npy"
         try:
-            places: Index = np.load(path, mmap_mode="r", allow_pickle=False)
+            places: Index = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise CorruptArtifact(f"unreadable index: {error}", where=str(path)) from error
         if places.shape != (shard["samples"], 6):

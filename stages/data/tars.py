@@ -116,24 +116,39 @@ class Group:
 
 
 def groups(found: Iterable[Member]) -> Iterator[Group]:
-    """The samples of an archive in order; what has no suffix belongs to none."""
+    """The samples of an archive in order; what has no suffix belongs to none. Where the archive
+    breaks off, the last one is a problem: more of it may have followed.
+
+    Raises:
+        BrokenTar: as `members`.
+    """
     current: Group | None = None
-    for member in found:
-        key, suffix = _key_and_suffix(member.name)
-        twice = current is not None and current.key == key and suffix in current.members
-        problem = member.problem or ("a second file of that name" if twice else "")
-        if problem:
-            yield Group(member.name, member.header, problem=problem)
-            continue
-        if not suffix:
-            continue
-        if current is None or current.key != key:
-            if current is not None:
+    problems: list[Group] = []
+    try:
+        for member in found:
+            key, suffix = _key_and_suffix(member.name)
+            if current is not None and current.key != key:
                 yield current
-            current = Group(key, member.header)
-        current.members[suffix] = member
+                yield from problems
+                current, problems = None, []
+            twice = current is not None and suffix in current.members
+            problem = member.problem or ("a second file of that name" if twice else "")
+            if problem:
+                problems.append(Group(member.name, member.header, problem=problem))
+            elif suffix:
+                current = current or Group(key, member.header)
+                current.members[suffix] = member
+            if current is None:
+                yield from problems
+                problems = []
+    except BrokenTar:
+        if current is not None:
+            yield Group(current.key, current.header, problem="the archive breaks off in it")
+        yield from problems
+        raise
     if current is not None:
         yield current
+    yield from problems
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
@@ -206,13 +221,13 @@ class _Extensions:
 def _pax_records(content: bytes) -> Iterator[tuple[str, str]]:
     """The records `LENGTH KEY=VALUE\\n`."""
     while content.strip(b"\0"):
-        length, _, rest = content.partition(b" ")
-        end = _decimal(length.decode("ascii", "replace"))
-        key, equals, value = rest[: end - len(length) - 1].partition(b"=")
-        if not equals or not value.endswith(b"\n"):
+        length = content.partition(b" ")[0]
+        record = content[: _decimal(length.decode("ascii", "replace"))]
+        key, equals, value = record[len(length) + 1 : -1].partition(b"=")
+        if not equals or not record.endswith(b"\n"):
             raise BrokenTar("damaged PAX records")
-        yield key.decode("utf-8", "replace"), value[:-1].decode("utf-8", "surrogateescape")
-        content = content[end:]
+        yield key.decode("utf-8", "replace"), value.decode("utf-8", "surrogateescape")
+        content = content[len(record) :]
 
 
 def _decimal(text: str) -> int:

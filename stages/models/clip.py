@@ -66,7 +66,7 @@ class CLIP(nn.Module):
         """Both normalised embeddings_BE, the logits' scale and their bias (0 if there is none),
         all in float32."""
         scale = self.scale()
-        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias[0].float()
+        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.float().sum()
         return self.encode_image(pixels_B3HW), self.encode_text(tokens_BT), scale, bias
 
     def encode_image(self, pixels_B3HW: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class CLIP(nn.Module):
 
     def scale(self) -> Tensor:
         """What cosines are multiplied by: at most e to `log_scale_limit`, which is 100."""
-        log = self.logit_scale[0].float()
+        log = self.logit_scale.float().sum()
         over = (log - self.log_scale_limit).clamp(min=0).detach()
         return (log - over).exp()
 

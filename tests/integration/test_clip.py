@@ -55,8 +55,8 @@ def hot(world: Path) -> Hot:
     return Hot(world / "pairs", world / "tokenizer", shape_of(world), changes)
 
 
-def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float]]:
-    """Losses and scales of a loop in plain PyTorch, with the scale set back after each step as the
+def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[float]]:
+    """Losses, scales and their weight after each step of a loop in plain PyTorch, set back as the
     published code does: no engine, no shards, one process, one batch, no limit in the model."""
     torch.manual_seed(mix(SEED))
     model = hot.heated(CLIP(hot.config).train())
@@ -67,7 +67,7 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float]]:
     adam = torch.optim.AdamW(groups, betas=(made.beta1, made.beta2), eps=made.eps)
     store, tokenizer = ImageTextStore(hot.pairs), Tokenizer(hot.tokenizer_folder)
     views = Views(store, tokenizer, hot.config.text, 24, hot.augmentation, SEED, BATCH)
-    losses, scales = [], []
+    losses, scales, weights = [], [], []
     for step in range(made.steps):
         pairs = [views[step * BATCH + i] for i in range(BATCH)]
         batch = collate(pairs, hot.config.text, torch.device("cpu"))
@@ -87,7 +87,8 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float]]:
             model.logit_scale.clamp_(max=model.log_scale_limit)
         losses.append(loss.item())
         scales.append(scale.item())
-    return losses, scales
+        weights.append(model.logit_scale.item())
+    return losses, scales, weights
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +101,11 @@ def straight(single: Room, hot: Hot) -> dict[int, float]:
 def test_the_loop_trains_as_plain_pytorch_does(
     single: Room, hot: Hot, straight: dict[int, float]
 ) -> None:
-    losses, scales = plain(hot, settings())
+    losses, scales, weights = plain(hot, settings())
     assert list(straight.values()) == pytest.approx(losses, abs=1e-4)
     found = list(single.series("clip", "logit_scale").values())
     assert found == pytest.approx(scales, rel=1e-5)
+    assert list(single.series("clip", "master").values()) == pytest.approx(weights, rel=1e-5)
     assert scales.count(max(scales)) > 1, f"the limit is met: {scales}"
     assert max(scales) == pytest.approx(math.exp(hot.begin + hot.room))
     assert straight[STEPS] < straight[1]
@@ -113,7 +115,7 @@ def test_every_layout_trains_alike(
     pair: Room, single: Room, hot: Hot, straight: dict[int, float]
 ) -> None:
     """ZeRO 0-3 on two ranks, each with all logits or its own, whole or in parts."""
-    scales = single.series("clip", "logit_scale")
+    scales, masters = single.series("clip", "logit_scale"), single.series("clip", "master")
     held_out = single.series("clip", "eval_loss")
     single.group.run(fit, hot, settings(micro_batch=4), seed=SEED, name="clip-parts")
     assert single.series("clip-parts", "loss") == pytest.approx(straight, abs=1e-4)
@@ -125,6 +127,7 @@ def test_every_layout_trains_alike(
         assert results[0] == results[1]
         assert pair.series(name, "loss") == pytest.approx(straight, abs=1e-4), name
         assert pair.series(name, "logit_scale") == pytest.approx(scales, rel=1e-4), name
+        assert pair.series(name, "master") == pytest.approx(masters, rel=1e-4), name
         assert pair.series(name, "eval_loss") == pytest.approx(held_out, abs=1e-3), name
 
 

@@ -95,7 +95,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(loss):
     whole = {"pixels": images(VIT, 12), "tokens": captions(3).repeat(4, 1)}
     whole["tokens"][:, 2] = torch.arange(12) + 5
     expected = gradients(model, [whole], loss)
-    for size in (6, 3, 1):
+    for size in (5, 3):
         found = gradients(model, parts(whole, size), loss)
         assert found[0].loss.item() == pytest.approx(expected[0].loss.item(), abs=1e-6)
         assert found[0].right.item() == expected[0].right.item()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from stages.contrastive.captions import encode
-from stages.contrastive.probe import fit_logistic, probe
+from stages.contrastive.probe import STRENGTHS, fit_logistic, probe
 from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.worth import Questions, measure
 from stages.contrastive.zeroshot import class_embeddings, classify, read_classes, zero_shot
@@ -155,12 +155,22 @@ def test_logistic_regression_is_that_of_scikit_learn(l2):
     assert (found.predict(fresh).numpy() == reference.predict(fresh.numpy())).mean() > 0.99
 
 
-def test_the_probe_learns_a_line_and_names_its_strength():
-    x_NE = unit(300, 11)
-    labels = ["up" if x > 0 else "down" for x in x_NE[:, 0]]
-    accuracy, l2 = probe(x_NE[:200], labels[:200], x_NE[200:], labels[200:])
-    assert accuracy > 0.9
-    assert l2 < 10, "a clean line wants little penalty"
+def test_the_probe_takes_the_strength_that_does_best_on_every_fifth_row():
+    x_NE, noise_N = 4 * unit(150, 11, 60), 4 * unit(150, 12, 60)[:, 0]
+    labels = ["up" if x > 0 else "down" for x in x_NE[:, 0] + 0.5 * noise_N]
+    class_N = torch.tensor([label == "up" for label in labels]).long()
+    held_N = torch.arange(100) % 5 == 4
+    kept = x_NE[:100][~held_N], class_N[:100][~held_N]
+    scored = {
+        l2: fit_logistic(*kept, 2, l2, steps=200).accuracy(
+            x_NE[:100][held_N], class_N[:100][held_N]
+        )
+        for l2 in STRENGTHS
+    }
+    assert len(set(scored.values())) > 1
+    accuracy, l2 = probe(x_NE[:100], labels[:100], x_NE[100:], labels[100:])
+    assert scored[l2] == max(scored.values())
+    assert accuracy > 0.6
 
 
 @pytest.fixture(scope="module")
