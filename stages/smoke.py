@@ -1,5 +1,6 @@
 """Does a model folder load and work, with `transformers` alone? `python -m stages.smoke FOLDER`.
 
+A CLIP with a ResNet tower, for which `transformers` has no class, is loaded by our own reader.
 Exit code 0 and one line if so; 1 and the reason if not. Promotion asks before it moves an alias.
 """
 
@@ -7,13 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 TOKENS = 8
 
 
 def check(folder: Path) -> str:
-    """Load the folder and use it once: generate from a language model, score with a scorer.
+    """Load the folder and use it once: generate from a language model, score with a scorer,
+    compare an image and a caption with a CLIP.
 
     Returns:
         What was seen, in one line.
@@ -27,6 +31,8 @@ def check(folder: Path) -> str:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = json.loads((folder / "config.json").read_text())
+    if "clip" in config.get("model_type", ""):
+        return _check_clip(folder, config)
     start = torch.tensor([[config.get("bos_token_id") or 0]])
     architecture = (config.get("architectures") or [""])[0]
     if architecture.endswith("ForSequenceClassification"):
@@ -40,6 +46,27 @@ def check(folder: Path) -> str:
         start, attention_mask=torch.ones_like(start), max_new_tokens=TOKENS, do_sample=False
     )
     return f"{architecture} generates {made.shape[1] - 1} tokens"
+
+
+def _check_clip(folder: Path, config: Mapping[str, Any]) -> str:
+    import torch
+
+    native = config["model_type"] != "clip"
+    size = config["vision" if native else "vision_config"]["image_size"]
+    pixels, tokens = torch.zeros(1, 3, size, size), torch.zeros(1, 3, dtype=torch.long)
+    if native:
+        from stages.models.clip_folder import load_clip
+
+        image, text, *_ = load_clip(folder)(pixels, tokens)
+        name = "CLIP"
+    else:
+        from transformers import CLIPModel
+
+        seen = CLIPModel.from_pretrained(folder).eval()(input_ids=tokens, pixel_values=pixels)
+        image, text, name = seen.image_embeds, seen.text_embeds, "CLIPModel"
+    cosine = (image * text).sum()
+    _finite(cosine)
+    return f"{name} compares: cosine {cosine.item():.3f}"
 
 
 def _finite(values: object) -> None:

@@ -34,7 +34,7 @@ def test_fine_tuning_decays_nothing_whatever_else_is_written():
 
 @pytest.mark.parametrize("stage", TRAINED, ids=lambda stage: stage.uses)
 def test_few_steps_are_no_error_of_a_default(stage):
-    assert len(TRAINED) == 4
+    assert len(TRAINED) == 5
     for steps in (1, 2, 3):
         train: TrainSection = stage.params(train={"steps": steps}).train
         assert train.warmup_steps <= steps

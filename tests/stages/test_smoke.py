@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from clips import RESNET, VIT, made
 
+from stages.models.clip_folder import save_clip
 from stages.models.huggingface import load_language_model, save_language_model
 from stages.smoke import check, main
 
@@ -13,6 +15,17 @@ def test_folders_that_work(world, scorer, capsys):
     assert main([str(world / "policy")]) == 0
     assert capsys.readouterr().out.startswith("GPT2LMHeadModel generates ")
     assert check(scorer).startswith("GPT2ForSequenceClassification scores ")
+
+
+@pytest.mark.parametrize(("config", "name"), [(VIT, "CLIPModel"), (RESNET, "CLIP")])
+def test_clips_that_work_and_do_not(tmp_path, config, name):
+    model = made(config)
+    save_clip(model, tmp_path)
+    assert check(tmp_path).startswith(f"{name} compares: cosine ")
+    torch.nn.init.constant_(model.text.ln_final.bias, float("nan"))
+    save_clip(model, tmp_path)
+    with pytest.raises(ValueError, match="not finite"):
+        check(tmp_path)
 
 
 def test_a_folder_without_a_model(tmp_path, capsys):
