@@ -1,0 +1,231 @@
+"""The transformer towers of CLIP: images in patches, and captions, one device, plain PyTorch.
+
+    pixels ─ patches ─ linear ─┐
+                      class ───┴─ + positions ─ ln_pre ─ blocks ─ [class] ─ ln_post ─ proj
+    tokens ─ embedding ───────── + positions ─ causal blocks ─ [first eos] ─ ln_final ─ proj
+
+Pre-LayerNorm blocks with biases. Start: as in the released code (Radford et al. 2021): attention
+width^-1/2, feed-forward (2 width)^-1/2, residual projections divided by sqrt(2 layers).
+
+Shape suffixes: B batch, H, W image height and width, N patches, K kept patches, P pixels of a
+patch (all channels), T tokens, C width, E dimensions of the common space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from stages.models.clip_config import Activation, CLIPConfig, TextConfig, ViTConfig
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid approximation of GELU: x σ(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+}
+
+
+class Attention(nn.Module):
+    """Self-attention over all heads at once, causal or not."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Mix tokens."""
+        B, T, C = x_BTC.shape
+        q, k, v = (
+            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+            for part in self.qkv(x_BTC).split(C, dim=2)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return cast(Tensor, self.out(y.transpose(1, 2).reshape(B, T, C)))
+
+
+class FeedForward(nn.Module):
+    """Two layers, the hidden one four times as wide."""
+
+    def __init__(self, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, 4 * width)
+        self.proj = nn.Linear(4 * width, width)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Transform each token alone."""
+        return cast(Tensor, self.proj(self.activation(self.fc(x_BTC))))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normalised copy, added to the stream."""
+
+    def __init__(self, width: int, heads: int, config: CLIPConfig, *, causal: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn = Attention(width, heads, causal=causal)
+        self.ln_2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = FeedForward(width, config.activation)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """One layer."""
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+        return x_BTC + cast(Tensor, self.mlp(self.ln_2(x_BTC)))
+
+
+class Blocks(nn.Module):
+    """A stack of blocks. `recompute` trades a second forward pass for the activations' memory."""
+
+    def __init__(self, shape: ViTConfig | TextConfig, config: CLIPConfig, *, causal: bool) -> None:
+        super().__init__()
+        self.recompute = False
+        self.layers = nn.ModuleList(
+            Block(shape.width, shape.heads, config, causal=causal) for _ in range(shape.layers)
+        )
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """All layers."""
+        for block in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x_BTC = checkpoint(block, x_BTC, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC)
+        return x_BTC
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw the weights anew."""
+        residual = (2 * len(self.layers)) ** -0.5
+        for name, parameter in self.named_parameters():
+            width = parameter.shape[-1]
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "ln_" in name:
+                parameter.fill_(1.0)
+            elif name.endswith("fc.weight"):
+                parameter.normal_(std=(2 * width) ** -0.5)
+            elif name.endswith("qkv.weight"):
+                parameter.normal_(std=width**-0.5)
+            else:  # back to the stream, whose width is that of the output
+                parameter.normal_(std=parameter.shape[0] ** -0.5 * residual)
+
+
+class VisionTransformer(nn.Module):
+    """Images -> embeddings by a class token.
+
+    In training, `patch_dropout` hides that share of an image's patches, drawn anew for each image:
+    they cost nothing (Li et al. 2022, "FLIP"). The class token always stays.
+    """
+
+    def __init__(self, shape: ViTConfig, config: CLIPConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        self.patch_dropout = 0.0
+        self.patch = nn.Linear(3 * shape.patch**2, shape.width, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(shape.width))
+        self.position_embedding = nn.Parameter(torch.empty(shape.patches + 1, shape.width))
+        self.ln_pre = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.blocks = Blocks(shape, config, causal=False)
+        self.ln_post = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.proj = nn.Linear(shape.width, config.embed, bias=False)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw the weights anew."""
+        self.blocks.reset()
+        self.patch.weight.normal_(std=(3 * self.patch.in_features) ** -0.5)
+        for parameter in (self.class_embedding, self.position_embedding, self.proj.weight):
+            parameter.normal_(std=self.shape.width**-0.5)
+        for norm in (self.ln_pre, self.ln_post):
+            norm.reset_parameters()
+
+    @property
+    def kept(self) -> int:
+        """Patches that are looked at."""
+        if not self.training:
+            return self.shape.patches
+        return max(1, round(self.shape.patches * (1 - self.patch_dropout)))
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Embeddings_BE, not normalised.
+
+        Raises:
+            ValueError: the images have another size.
+        """
+        size = self.shape.image_size
+        if pixels_B3HW.shape[1:] != (3, size, size):
+            given = "x".join(map(str, pixels_B3HW.shape[1:]))
+            raise ValueError(f"images are 3x{size}x{size} here, not {given}")
+        patches_BNP = split(pixels_B3HW.to(self.patch.weight.dtype), self.shape.patch)
+        positions_NC = self.position_embedding[1:]
+        if self.kept < self.shape.patches:
+            chosen_BK = self._choose(len(pixels_B3HW), pixels_B3HW.device)
+            patches_BNP = patches_BNP.gather(
+                1, chosen_BK[..., None].expand(-1, -1, patches_BNP.shape[2])
+            )
+            x_BNC = self.patch(patches_BNP) + positions_NC[chosen_BK]
+        else:
+            x_BNC = self.patch(patches_BNP) + positions_NC
+        first_B1C = (self.class_embedding + self.position_embedding[0]).expand(len(x_BNC), 1, -1)
+        x_BTC = self.blocks(self.ln_pre(torch.cat([first_B1C, x_BNC], 1)))
+        return cast(Tensor, self.proj(self.ln_post(x_BTC[:, 0])))
+
+    def _choose(self, batch: int, device: torch.device) -> Tensor:
+        """Which patches_BK of each image are looked at, in their order."""
+        drawn_BN = torch.rand(batch, self.shape.patches, device=device)
+        return drawn_BN.topk(self.kept, dim=1).indices.sort(dim=1).values
+
+
+def split(pixels_B3HW: Tensor, side: int) -> Tensor:
+    """Images -> patches_BNP, row by row; channels, rows and columns of a patch in that order."""
+    B, _, H, W = pixels_B3HW.shape
+    grid = pixels_B3HW.view(B, 3, H // side, side, W // side, side)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, 3 * side * side)
+
+
+class TextTransformer(nn.Module):
+    """Captions -> embeddings, read at the first end-of-text token; what follows it is not seen."""
+
+    def __init__(self, shape: TextConfig, config: CLIPConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.width)
+        self.position_embedding = nn.Parameter(torch.empty(shape.context, shape.width))
+        self.blocks = Blocks(shape, config, causal=True)
+        self.ln_final = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.proj = nn.Linear(shape.width, config.embed, bias=False)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw the weights anew."""
+        self.blocks.reset()
+        self.token_embedding.weight.normal_(std=0.02)
+        self.position_embedding.normal_(std=0.01)
+        self.proj.weight.normal_(std=self.shape.width**-0.5)
+        self.ln_final.reset_parameters()
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Embeddings_BE, not normalised.
+
+        Raises:
+            ValueError: a caption is longer than the context.
+        """
+        B, T = tokens_BT.shape
+        if self.shape.context < T:
+            raise ValueError(f"{T} tokens do not fit a context of {self.shape.context}")
+        x_BTC = self.blocks(self.token_embedding(tokens_BT) + self.position_embedding[:T])
+        at_B = (tokens_BT == self.shape.eos).int().argmax(1)
+        x_BC = x_BTC[torch.arange(B, device=x_BTC.device), at_B]
+        return cast(Tensor, self.proj(self.ln_final(x_BC)))

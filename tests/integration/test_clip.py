@@ -1,0 +1,268 @@
+"""CLIP on two processes and on one, in parts and whole: the same numbers, whatever the layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from clips import Hot, clip_world, shape_of
+from rooms import Room
+from transformers import CLIPModel
+
+from pipeline.context import Context, read_series
+from pipeline.errors import Interrupted
+from stages.clip import clip, evaluate
+from stages.contrastive.losses import contrastive_loss, sigmoid_loss
+from stages.contrastive.settings import ClipEvaluateParams, ClipParams, ClipTrain
+from stages.contrastive.views import Augmentation, Views, collate
+from stages.data.image_text import ImageTextStore
+from stages.data.tokenizer import Tokenizer
+from stages.models.clip import CLIP, LOG_SCALE_LIMIT
+from stages.models.clip_config import ResNetConfig
+from stages.models.clip_folder import load_clip
+from stages.training.loop import fit
+from stages.training.order import mix
+from stages.training.rank import Rank
+from stages.training.schedule import factor
+
+pytestmark = pytest.mark.integration
+
+STEPS, BATCH, SEED = 10, 16, 3
+BEGIN = LOG_SCALE_LIMIT - 0.004
+"""The first updates carry the scale over its limit."""
+
+
+def settings(zero: int = 1, **fields: object) -> ClipTrain:
+    known = {"steps": STEPS, "global_batch": BATCH, "lr": 3e-3, "clip": 2.0, "warmup": 2}
+    rest = {"checkpoint_every": 0, "zero": zero, "eval_samples": 30}
+    return ClipTrain.model_validate({**known, **rest, **fields})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clip_world(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def hot(world: Path) -> Hot:
+    changes = Augmentation((0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.0))
+    return Hot(world / "pairs", world / "tokenizer", shape_of(world), changes, begin=BEGIN)
+
+
+def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float]]:
+    """Losses and scales of a loop in plain PyTorch, with the scale set back after each step as the
+    published code does: no engine, no shards, one process, one batch, no limit in the model."""
+    torch.manual_seed(mix(SEED))
+    model = CLIP(hot.config).train()
+    torch.nn.init.constant_(model.logit_scale, hot.begin)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.2},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, betas=(made.beta1, made.beta2), eps=made.eps)
+    store, tokenizer = ImageTextStore(hot.pairs), Tokenizer(hot.tokenizer_folder)
+    views = Views(store, tokenizer, hot.config.text, 24, hot.augmentation, SEED, BATCH)
+    losses, scales = [], []
+    for step in range(made.steps):
+        pairs = [views[step * BATCH + i] for i in range(BATCH)]
+        batch = collate(pairs, hot.config.text, torch.device("cpu"))
+        image_BE = model.encode_image(batch["pixels"])
+        text_BE = model.encode_text(batch["tokens"])
+        scale = model.logit_scale.exp()
+        logits_BB, own_B = scale * image_BE @ text_BE.T, torch.arange(BATCH)
+        loss = torch.nn.functional.cross_entropy(logits_BB, own_B)
+        loss = (loss + torch.nn.functional.cross_entropy(logits_BB.T, own_B)) / 2
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), made.clip)
+        for group in adam.param_groups:
+            group["lr"] = made.lr * factor(made, step)
+        adam.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=LOG_SCALE_LIMIT)
+        losses.append(loss.item())
+        scales.append(scale.item())
+    return losses, scales
+
+
+@pytest.fixture(scope="module")
+def straight(single: Room, hot: Hot) -> dict[int, float]:
+    """The losses of an undisturbed training on one process in one batch."""
+    single.group.run(fit, hot, settings(eval_every=5), seed=SEED, name="clip")
+    return single.series("clip", "loss")
+
+
+def test_the_loop_trains_as_plain_pytorch_does(
+    single: Room, hot: Hot, straight: dict[int, float]
+) -> None:
+    losses, scales = plain(hot, settings())
+    assert list(straight.values()) == pytest.approx(losses, abs=1e-4)
+    assert list(single.series("clip", "logit_scale").values()) == pytest.approx(scales, rel=1e-5)
+    assert max(scales) == pytest.approx(100), "the limit was met"
+    assert min(scales[3:]) < 99.9, "and left again"
+    assert straight[STEPS] < straight[1] - 0.5
+
+
+def test_every_layout_trains_alike(
+    pair: Room, single: Room, hot: Hot, straight: dict[int, float]
+) -> None:
+    """ZeRO 0-3 on two ranks, each with all logits or its own, whole or in parts."""
+    scales = single.series("clip", "logit_scale")
+    held_out = single.series("clip", "eval_loss")
+    single.group.run(fit, hot, settings(micro_batch=4), seed=SEED, name="clip-parts")
+    assert single.series("clip-parts", "loss") == pytest.approx(straight, abs=1e-4)
+    for zero in range(4):
+        for local, micro in ((False, None), (True, 4)):
+            name = f"clip-{zero}-{micro}"
+            made = settings(zero, micro_batch=micro, eval_every=5)
+            results = pair.group.run(
+                fit, replace(hot, local_loss=local), made, seed=SEED, name=name
+            )
+            assert results[0] == results[1]
+            assert pair.series(name, "loss") == pytest.approx(straight, abs=1e-4), name
+            assert pair.series(name, "logit_scale") == pytest.approx(scales, rel=1e-4), name
+            assert pair.series(name, "eval_loss") == pytest.approx(held_out, abs=1e-3), name
+
+
+def test_training_goes_on_where_it_stopped(
+    pair: Room, single: Room, hot: Hot, straight: dict[int, float], tmp_path: Path
+) -> None:
+    """In the middle of an epoch: bit for bit on the same layout, within rounding on another."""
+    whole = settings(3, micro_batch=4)
+    pair.group.run(fit, hot, whole, seed=SEED, name="clip-whole", out=tmp_path / "whole")
+    try:
+        with pytest.raises(Interrupted, match=f"stopped at step 7 of {STEPS}"):
+            stopping = Stopping(**{**vars_of(hot), "stop_at": 6})
+            pair.group.run(fit, stopping, whole, seed=SEED, name="clip-stopped")
+    finally:
+        pair.ctx.cancel_file.unlink(missing_ok=True)
+    shutil.copytree(pair.checkpoints("clip-stopped"), single.checkpoints("clip-moved"))
+    pair.group.run(fit, hot, whole, seed=SEED, name="clip-stopped", out=tmp_path / "resumed")
+    single.group.run(fit, hot, settings(), seed=SEED, name="clip-moved")
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "resumed")]
+    assert files[0] == files[1]
+    rest = {step: loss for step, loss in straight.items() if step > 7}
+    assert single.series("clip-moved", "loss") == pytest.approx(rest, abs=1e-4)
+
+
+class Stopping(Hot):
+    """Somebody asks the run to stop during a step."""
+
+    def __init__(self, stop_at: int, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.stop_at = stop_at
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.stop_at and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
+        return super().step(engines, step)
+
+
+def vars_of(hot: Hot) -> dict[str, Any]:
+    return {name: getattr(hot, name) for name in hot.__dataclass_fields__}
+
+
+def halves(rank: Rank, sigmoid: bool, local: bool) -> dict[str, torch.Tensor]:
+    """The share of a loss in float64 and the gradients of this rank's rows."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 8, 5, generator=generator, dtype=torch.double)
+    whole = torch.nn.functional.normalize(rows, dim=2)
+    own = slice(rank.index * 8 // rank.world, (rank.index + 1) * 8 // rank.world)
+    image_BE, text_BE = (whole[i, own].clone().requires_grad_() for i in (0, 1))
+    scale, bias = (torch.tensor(v, dtype=torch.double, requires_grad=True) for v in (7.0, -2.0))
+    if sigmoid:
+        share = sigmoid_loss(image_BE, text_BE, scale, bias, rank)
+    else:
+        share = contrastive_loss(image_BE, text_BE, scale, rank, local=local)
+    share.loss.backward()
+    found = {"image": image_BE.grad, "text": text_BE.grad, "scale": scale.grad, "bias": bias.grad}
+    return {
+        "loss": share.loss.detach(),
+        "right": share.right,
+        **{k: v for k, v in found.items() if v is not None},
+    }
+
+
+@pytest.mark.parametrize(("sigmoid", "local"), [(False, False), (False, True), (True, False)])
+def test_two_ranks_halves_are_the_whole(
+    pair: Room, single: Room, sigmoid: bool, local: bool
+) -> None:
+    (whole,) = single.group.run(halves, sigmoid, local)
+    parts = pair.group.run(halves, sigmoid, local)
+    for name in ("loss", "right", "scale", *(["bias"] if sigmoid else [])):
+        torch.testing.assert_close(parts[0][name] + parts[1][name], whole[name])
+    for name in ("image", "text"):
+        torch.testing.assert_close(torch.cat([p[name] for p in parts]), whole[name])
+
+
+def test_statistics_of_batch_norms_are_alike_and_survive(
+    pair: Room, world: Path, tmp_path: Path
+) -> None:
+    tower = ResNetConfig(32, (1, 1, 1, 1), 4, 2)
+    resnet = Stopping(
+        stop_at=2, pairs=world / "pairs", tokenizer_folder=world / "tokenizer",
+        config=shape_of(world, vision=tower), begin=2.0,
+    )  # fmt: skip
+    made = settings(2, steps=5, micro_batch=4)
+    try:
+        with pytest.raises(Interrupted):
+            pair.group.run(fit, resnet, made, seed=SEED, name="resnet")
+    finally:
+        pair.ctx.cancel_file.unlink(missing_ok=True)
+    resnet.stop_at = -1
+    for name in ("resnet", "resnet-whole"):
+        pair.group.run(fit, resnet, made, seed=SEED, name=name, out=tmp_path / name)
+    one, other = (load_clip(tmp_path / n).state_dict() for n in ("resnet", "resnet-whole"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert one["visual.bn1.running_mean"].abs().sum() > 0
+
+
+def edges(**paths: Path) -> Any:
+    return SimpleNamespace(path=lambda name: paths[name], get_path=paths.get)
+
+
+def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
+    world: Path, tmp_path: Path
+) -> None:
+    ctx = Context.local(tmp_path / "clip")
+    params = ClipParams.model_validate({
+        "size": "nano", "image_size": 24, "patch_dropout": 0.2, "threads": 1,
+        "train": {"steps": 60, "global_batch": 32, "lr": 3e-3, "eval_every": 30},
+        "workers": {"num": 2},
+    })  # fmt: skip
+    clip(params, edges(pairs=world / "pairs", tokenizer=world / "tokenizer"), ctx.out, ctx)
+    series = read_series(ctx.observed / "metrics.jsonl")
+    trained = [point for point in series if "loss" in point]
+    assert len(trained) == 60
+    assert trained[-1]["loss"] < 0.7 * trained[0]["loss"]
+    assert all(point["mfu"] > 0 and point["pairs_per_second"] > 0 for point in trained)
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert results["eval_image_to_text_r5"] > 0.6
+    model = CLIPModel.from_pretrained(ctx.out).eval()
+    assert sum(p.numel() for p in model.parameters()) == results["parameters"]
+
+    more = Context.local(tmp_path / "more")
+    going_on = params.model_copy(update={"size": "tiny", "train": settings(steps=3, warmup=0)})
+    clip(going_on, edges(pairs=world / "pairs", base=ctx.out), more.out, more)
+    again = [p["loss"] for p in read_series(more.observed / "metrics.jsonl") if "loss" in p]
+    assert again[0] < 0.8 * trained[0]["loss"], "it begins where the other ended"
+
+    worth = Context.local(tmp_path / "worth")
+    classes = tmp_path / "classes.json"
+    told = {"templates": ["{}", "a {} thing"], "classes": ["red", "green", "blue", "black"]}
+    classes.write_text(json.dumps(told))
+    asked = ClipEvaluateParams.model_validate(
+        {"classes": str(classes), "label": "colour", "workers": {"num": 2}}
+    )
+    evaluate(asked, edges(model=ctx.out, pairs=world / "pairs"), worth.out, worth)
+    figures = json.loads((worth.out / "metrics.json").read_text())
+    assert figures["zero_shot"] > 0.6
+    assert figures["linear_probe"] > 0.8
+    assert figures["image_to_text_r5"] > 0.6
+    assert (figures["images"], figures["texts"]) == (32, 48)

@@ -1,0 +1,204 @@
+"""Retrieval, zero-shot classification and the linear probe against brute force."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from clips import clip_world, shape_of
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from stages.contrastive.captions import encode
+from stages.contrastive.probe import fit_logistic, probe
+from stages.contrastive.retrieval import alike, recalls
+from stages.contrastive.worth import Questions, measure
+from stages.contrastive.zeroshot import class_embeddings, classify, read_classes, zero_shot
+from stages.data.image_text import ImageTextStore
+from stages.data.tokenizer import Tokenizer
+from stages.models.clip import CLIP
+from stages.models.clip_folder import load_clip, save_clip
+from stages.training.rank import Rank
+
+
+def unit(rows, seed, dimensions=8):
+    drawn = torch.randn(rows, dimensions, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(drawn.double(), dim=1)
+
+
+def test_recalls_are_those_of_sorted_lists():
+    """Images have one to three captions; one caption belongs to two images."""
+    image_NE, text_ME = unit(30, 0), unit(50, 1)
+    rng = np.random.default_rng(2)
+    owned = [set(rng.choice(49, rng.integers(1, 4), replace=False).tolist()) for _ in range(30)]
+    owned[3] |= {7}
+    owned[4] |= {7}
+    truth_NM = torch.tensor([[m in own for m in range(50)] for own in owned])
+    found = recalls(image_NE, text_ME, truth_NM)
+    for k in (1, 5, 10):
+        hits = 0
+        for n, own in enumerate(owned):
+            near = sorted(range(50), key=lambda m: -float(image_NE[n] @ text_ME[m]))[:k]
+            hits += bool(own & set(near))
+        assert found[f"image_to_text_r{k}"] == pytest.approx(hits / 30)
+        asked = [m for m in range(50) if any(m in own for own in owned)]
+        hits = 0
+        for m in asked:
+            near = sorted(range(30), key=lambda n: -float(image_NE[n] @ text_ME[m]))[:k]
+            hits += any(m in owned[n] for n in near)
+        assert found[f"text_to_image_r{k}"] == pytest.approx(hits / len(asked))
+
+
+def test_a_model_that_says_the_same_of_all_finds_nothing():
+    same = torch.ones(20, 4) / 2
+    found = recalls(same, same, torch.eye(20, dtype=torch.bool))
+    assert set(found.values()) == {0.0}
+
+
+def test_equal_texts_are_alike():
+    expected = torch.tensor([[True, False], [False, False], [True, False]])
+    assert torch.equal(alike(["a", "b", "a"], ["a", "c"]), expected)
+
+
+def write_classes(folder, **changes):
+    told = {
+        "templates": ["{}", "a picture of a {}"],
+        "classes": ["red", {"name": "green", "words": ["green", "lime"]}, "blue", "black"],
+    }
+    path = folder / "classes.json"
+    path.write_text(json.dumps({**told, **changes}))
+    return path
+
+
+def test_an_ensemble_is_the_normalised_mean_of_normalised_prompts(tmp_path):
+    classes = read_classes(write_classes(tmp_path), "colour")
+    table = {}
+
+    def encode_texts(texts):
+        for text in texts:
+            table.setdefault(text, unit(1, 100 + len(table))[0])
+        return torch.stack([table[text] for text in texts])
+
+    image_NE = unit(40, 5)
+    labels = [classes.names[i % 4] for i in range(40)]
+    ensemble, single = zero_shot(image_NE, labels, classes, encode_texts)
+    assert len(table) == 10
+    centres = {
+        "red": ["red", "a picture of a red"],
+        "green": ["green", "lime", "a picture of a green", "a picture of a lime"],
+        "blue": ["blue", "a picture of a blue"],
+        "black": ["black", "a picture of a black"],
+    }
+
+    def accuracy(prompts):
+        right = 0
+        for image, label in zip(image_NE, labels, strict=True):
+            cosines = {}
+            for name, texts in prompts.items():
+                mean = sum(table[text] for text in texts) / len(texts)
+                cosines[name] = float(image @ mean) / float(mean.norm())
+            right += max(cosines, key=cosines.get) == label
+        return right / len(labels)
+
+    assert ensemble.accuracy == pytest.approx(accuracy(centres))
+    alone = {name: [f"a picture of a {name}"] for name in classes.names}
+    assert single["a picture of a {}"].accuracy == pytest.approx(accuracy(alone))
+    assert ensemble.balanced == pytest.approx(ensemble.accuracy), "ten of each"
+    rare = classify(
+        image_NE[:5], labels[:5], class_embeddings([["red"]] * 4, encode_texts), classes.names
+    )
+    assert set(rare.per_class) == set(classes.names)
+
+
+def test_a_list_under_the_labels_name_will_do(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"templates": ["{}"], "shape": ["disc", "square"]}))
+    assert read_classes(path, "shape").names == ("disc", "square")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"templates": ["a photo"]}, "no list of texts with {}"),
+        ({"classes": ["red"]}, "lists classes"),
+        ({"classes": ["red", {"words": ["green"]}]}, "no class"),
+        ({"classes": ["red", "red"]}, "named twice"),
+    ],
+)
+def test_files_that_are_no_classes_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        read_classes(write_classes(tmp_path, **changes), "colour")
+
+
+def test_unreadable_classes_and_unknown_labels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot read the classes"):
+        read_classes(tmp_path / "none.json", "colour")
+    with pytest.raises(InputError, match="1 labels are no classes: pink"):
+        classify(unit(2, 0), ["red", "pink"], unit(2, 1), ["red", "blue"])
+
+
+@pytest.mark.parametrize("l2", [0.01, 1.0])
+def test_logistic_regression_is_that_of_scikit_learn(l2):
+    x_NE = 3 * unit(120, 7)
+    class_N = (x_NE[:, :3] + 0.7 * unit(120, 8)[:, :3]).argmax(1)
+    reference = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=5000).fit(
+        x_NE.numpy(), class_N.numpy()
+    )
+    found = fit_logistic(x_NE, class_N, 3, l2)
+    torch.testing.assert_close(
+        found.weight, torch.from_numpy(reference.coef_), rtol=1e-3, atol=1e-4
+    )
+    fresh = 3 * unit(200, 9)
+    assert (found.predict(fresh).numpy() == reference.predict(fresh.numpy())).mean() > 0.99
+
+
+def test_the_probe_learns_a_line_and_names_its_strength():
+    x_NE = unit(300, 11)
+    labels = ["up" if x > 0 else "down" for x in x_NE[:, 0]]
+    accuracy, l2 = probe(x_NE[:200], labels[:200], x_NE[200:], labels[200:])
+    assert accuracy > 0.9
+    assert l2 < 10, "a clean line wants little penalty"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = clip_world(tmp_path_factory.mktemp("clips"))
+    torch.manual_seed(0)
+    save_clip(CLIP(shape_of(made)), made / "model", made / "tokenizer")
+    return made
+
+
+def test_a_folder_is_measured_as_by_hand(world, tmp_path):
+    asked = Questions("first", write_classes(tmp_path), "colour", limit=20, batch=7)
+    found = measure(Rank(), world / "model", world / "pairs", asked)
+    model, tokenizer = load_clip(world / "model"), Tokenizer(world / "tokenizer")
+    store = ImageTextStore(world / "pairs", "eval")
+    from stages.contrastive.views import middle, to_pixels
+
+    pixels = to_pixels([middle(store[i], 24) for i in range(20)], torch.device("cpu"))
+    captions = list(dict.fromkeys(store[i].captions[0] for i in range(20)))
+    with torch.no_grad():
+        image_NE = model.encode_image(pixels)
+        text_ME = model.encode_text(encode(tokenizer, captions, model.config.text))
+    truth = alike([store[i].captions[0] for i in range(20)], captions)
+    for name, value in recalls(image_NE, text_ME, truth).items():
+        assert found.figures[name] == pytest.approx(value)
+    assert (found.figures["images"], found.figures["texts"]) == (20, 16)
+    assert found.figures["chance"] == 0.25
+    assert {"zero_shot", "zero_shot_single", "linear_probe"} <= set(found.figures)
+    assert found.figures["linear_probe"] > 0.5, "even untrained features tell colours"
+    titles = [panel["title"] for panel in found.panels]
+    assert titles[0] == "Recall among 20 images, 16 texts"
+
+
+def test_what_cannot_be_measured_is_said(world, tmp_path):
+    with pytest.raises(InputError, match="no text `taste`"):
+        asked = Questions(label="taste")
+        measure(Rank(), world / "model", world / "pairs", asked)
+    from clips import write_pairs
+
+    with pytest.raises(InputError, match="no pairs are held out"):
+        measure(Rank(), world / "model", write_pairs(tmp_path, 4, 0), Questions())

@@ -1,0 +1,157 @@
+"""The stages of CLIP: what cannot work is said before anything starts, estimates, identity."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.fingerprint import identity
+from pipeline.stage import Params
+from stages.contrastive.settings import ClipEvaluateParams, ClipParams, memory_bytes
+
+
+class Vocabulary(Params):
+    vocab_size: int = 512
+
+
+def problems(**fields: object) -> list[str]:
+    return [str(p) for p in ClipParams.model_validate(fields).check({"tokenizer": Vocabulary()})]
+
+
+def test_a_good_file_has_no_problems() -> None:
+    assert not problems(workers={"num": 2})
+    assert not problems(size="ViT-B/32", image_size=64, train={"global_batch": 64})
+    assert not problems(size="RN-tiny", export="native", model={"vision": {"blocks": [2, 1, 1, 1]}})
+    assert not problems(model={"vision": {"width": 192, "heads": 6}, "text": {"context": 16}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"size": "huge"}, "size: no preset 'huge' (presets: nano, tiny, small"),
+        ({"image_size": 60}, "image_size: image size 60 is not a multiple of the patch of 8"),
+        (
+            {"size": "RN-tiny", "export": "native", "image_size": 60},
+            "image_size: image size 60 is not a multiple of 32",
+        ),
+        (
+            {"model": {"vision": {"width": 130}}},
+            "model.vision.width: vision: width 130 is not a multiple of 4 heads",
+        ),
+        (
+            {"model": {"text": {"width": 130, "heads": 4}}},
+            "model.text.width: text: width 130 is not a multiple of 4 heads",
+        ),
+        ({"model": {"text": {"context": 2}}}, "model.text.context: a context of 2 has no room"),
+        ({"model": {"vision": {"blocks": [1, 1, 1, 1]}}}, "model.vision.blocks: a ViT has none"),
+        (
+            {"size": "RN-tiny", "export": "native", "model": {"vision": {"patch": 8}}},
+            "model.vision.patch: a ResNet has none",
+        ),
+        (
+            {"size": "RN-tiny", "export": "native", "patch_dropout": 0.5},
+            "patch_dropout: a ResNet looks at no patches",
+        ),
+        (
+            {"size": "RN50"},
+            "export: transformers has no class for ResNet towers (set export: native",
+        ),
+        ({"export": "native"}, "export: a ViT is exported for transformers"),
+        ({"augment": {"scale": [0.9, 0.5]}}, "augment.scale: [0.9, 0.5] is no range within (0, 1]"),
+        ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is no range above 0"),
+        (
+            {"train": {"global_batch": 255}, "workers": {"num": 2}},
+            "train.global_batch: 255 is not divisible by workers.num (2) (256 is)",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(
+    fields: dict[str, object], said: str
+) -> None:
+    found = problems(**fields)
+    assert len(found) == 1
+    assert found[0].startswith(said)
+
+
+def test_how_it_is_computed_is_no_part_of_identity() -> None:
+    plain = ClipParams()
+    other = ClipParams.model_validate(
+        {
+            "local_loss": False, "threads": 4, "model": {"recompute": True},
+            "train": {"micro_batch": 8, "zero": 3}, "workers": {"num": 8},
+        }
+    )  # fmt: skip
+    assert identity(plain) == identity(other)
+    assert identity(plain) != identity(ClipParams(patch_dropout=0.5))
+
+
+def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
+    fields = {"size": "ViT-B/32", "train": {"steps": 10, "global_batch": 64}}
+    params = ClipParams.model_validate(fields)
+    known = params.estimate({"tokenizer": Vocabulary(vocab_size=49408)})
+    assert known["parameters"] == 151_277_313
+    assert known["flops"] == 640 * params.config(49408).flops_per_pair()
+    half = ClipParams.model_validate({**fields, "patch_dropout": 0.5})
+    assert half.estimate({})["flops"] < 0.85 * known["flops"]
+    parts = ClipParams.model_validate({**fields, "train": {"global_batch": 64, "micro_batch": 8}})
+    whole = ClipParams.model_validate({**fields, "train": {"global_batch": 64}})
+    assert parts.estimate({})["flops"] == whole.estimate({})["flops"]
+    assert parts.estimate({})["seconds"] == pytest.approx(4 / 3 * whole.estimate({})["seconds"])
+    assert parts.estimate({})["memory_bytes"] < whole.estimate({})["memory_bytes"]
+
+
+def test_sharding_and_recomputing_take_their_share_off_the_memory() -> None:
+    sizes = []
+    for zero in (0, 1, 2, 3):
+        params = ClipParams.model_validate(
+            {
+                "size": "ViT-B/32",
+                "train": {"zero": zero, "micro_batch": 1, "global_batch": 4},
+                "workers": {"num": 4},
+            }
+        )
+        config = params.config(49408)
+        sizes.append(memory_bytes(config, params) / config.parameters)
+    rest = sizes[0] - 16
+    assert sizes[1] - rest == pytest.approx(4 + 4 + 12 / 4)
+    assert sizes[2] - rest == pytest.approx(4 + 4 / 4 + 12 / 4)
+    assert sizes[3] - rest == pytest.approx((4 + 4 + 12) / 4)
+    thrifty = ClipParams.model_validate({"size": "ViT-B/32", "model": {"recompute": True}})
+    plain = ClipParams(size="ViT-B/32")
+    saved = thrifty.estimate({})["memory_bytes"] / plain.estimate({})["memory_bytes"]
+    assert saved < 0.5
+
+
+def test_a_sigmoid_loss_has_a_bias_and_a_resnet_its_heads() -> None:
+    assert ClipParams(loss="siglip").config(512).bias
+    wide = ClipParams.model_validate(
+        {"size": "RN-tiny", "export": "native", "model": {"vision": {"width": 24}}}
+    )
+    vision = wide.config(512).vision
+    assert (vision.width, vision.heads) == (24, 12)
+    assert math.isclose(vision.features / vision.heads, 64)
+
+
+def test_the_content_of_the_classes_counts_and_not_their_place(tmp_path: Path) -> None:
+    made = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"templates": ["{}"], "classes": ["x", "y"]}))
+        made.append(ClipEvaluateParams(classes=str(path), label="kind"))
+    assert identity(made[0]) == identity(made[1])
+    assert made[0].externals() == made[1].externals()
+    (tmp_path / "b.json").write_text("{}")
+    assert made[0].externals() != made[1].externals()
+    assert not ClipEvaluateParams().externals()
+    with pytest.raises(InputError, match="cannot read the classes"):
+        ClipEvaluateParams(classes=str(tmp_path / "none.json"), label="kind").externals()
+
+
+def test_classes_want_labels() -> None:
+    (problem,) = ClipEvaluateParams(classes="classes.json").check({})
+    assert str(problem).startswith("label: classes without labels")
+    assert not list(ClipEvaluateParams(label="kind").check({}))
