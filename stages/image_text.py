@@ -113,9 +113,8 @@ class ImageTextParams(Params):
             yield Problem("split_field", "decides alone", "leave out eval_fraction, eval_sources")
         if self.eval_by and not self.eval_fraction:
             yield Problem("eval_by", "holds nothing out alone", "set eval_fraction")
-        for name in ("image_column", "caption_columns", "meta_columns"):
-            found = getattr(self, name)
-            if isinstance(found, tuple) and len(set(found)) < len(found):
+        for name in ("caption_columns", "meta_columns"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
                 yield Problem(name, "a column is named twice", "name each once")
         yield from self.filters.problems()
         yield from self.resize.problems()

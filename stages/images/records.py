@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,42 +74,48 @@ def content_digest(source: str, columns: Columns) -> str:
     """
     state = xxhash.xxh3_128()
     for piece in whole_files([source]):
-        state.update(f"{piece.source}\0{piece.place}\n".encode())
-        for name, path in _files(piece, columns):
-            digest = file_digest(path) if path else "outside"
-            state.update(f"{name}\0{digest}\n".encode("utf-8", "surrogatepass"))
+        try:
+            digest = file_digest(Path(piece.path)) if piece.place else ""
+        except OSError as error:
+            raise unreadable(piece.path, error) from error
+        state.update(f"{piece.source}\0{piece.place}\0{digest}\n".encode("utf-8", "surrogatepass"))
+        for name, path in _named_files(piece, columns):
+            line = f"{name}\0{_digest_or_reason(_root(piece, columns), path)}\n"
+            state.update(line.encode("utf-8", "surrogatepass"))
     return state.hexdigest()
 
 
-def _files(piece: Piece, columns: Columns) -> Iterator[tuple[str, Path | None]]:
-    """Every file that the records of an uncut piece are made from; none where it leads outside."""
+def _named_files(piece: Piece, columns: Columns) -> Iterator[tuple[str, Path]]:
+    """The files beside a source's own that its records are made from."""
+    root = _root(piece, columns)
     if piece.kind == "folder":
         for name in piece.names:
-            path = Path(piece.path, name)
+            path = root / name
             for beside in (path, path.with_suffix(".txt"), path.with_suffix(".json")):
-                yield f"{name}{beside.suffix}", _inside_or_none(Path(piece.path), beside)
-        return
-    yield piece.place, Path(piece.path)
-    if piece.kind == "tar":
-        return
-    root = _root(piece, columns)
-    try:
-        for _, row, found in rows(piece, columns):
-            named = row.get(found.image or "")
-            if isinstance(named, str):
-                yield named, _inside_or_none(root, Path(root, named))
-    except BrokenFile:
-        return  # the bytes of the file itself are in the digest
+                yield f"{name}{beside.suffix}", beside
+    elif piece.kind != "tar":
+        with suppress(BrokenFile):  # the bytes of the file itself are in the digest
+            for _, row, found in rows(piece, columns):
+                named = _named(row.get(found.image or ""))
+                if isinstance(named, str):
+                    yield named, Path(root, named)
 
 
-def _inside_or_none(root: Path, path: Path) -> Path | None:
+def _digest_or_reason(root: Path, path: Path) -> str:
+    """What identifies the content of a file, or why it has none: that stops no plan."""
     try:
-        return _inside(root, path)
-    except _BrokenRecord:
-        return None
+        real = _inside(root, path)
+        return file_digest(real) if stat.S_ISREG(real.stat().st_mode) else "not a file"
+    except _BrokenRecord as error:
+        return error.rule
+    except OSError as error:
+        return str(error.strerror)
 
 
 def _root(piece: Piece, columns: Columns) -> Path:
+    """The folder that nothing may lead out of."""
+    if piece.kind == "folder":
+        return Path(piece.path)
     return Path(columns.root).expanduser() if columns.root else Path(piece.path).parent
 
 
@@ -202,17 +209,22 @@ def _manifest(piece: Piece, columns: Columns) -> Iterator[Record]:
         try:
             if row.get(None):
                 raise _BrokenRecord("broken.columns", row[None])
-            value = row.get(found.image or "")
-            if isinstance(value, dict):  # the feature `Image` of Hugging Face's datasets
-                value = value.get("bytes") or value.get("path")
-            if isinstance(value, str):
-                key = str(Path(value).with_suffix("")) if Path(value).name else key
-            image = _image_of(value, root)
+            named = _named(row.get(found.image or ""))
+            if isinstance(named, str) and Path(named).name:
+                key = str(Path(named).with_suffix(""))
+            image = _image_of(named, root)
             captions = tuple(text for name in found.captions for text in _texts(row.get(name)))
             meta = {name: row[name] for name in found.meta if row.get(name) is not None}
             yield Record(key, place, image, captions, json.loads(json.dumps(meta, default=str)))
         except _BrokenRecord as error:
             yield _broken(key, place, error)
+
+
+def _named(value: object) -> object:
+    """What a row says of its image: a path, bytes, or something else."""
+    if isinstance(value, dict):  # the feature `Image` of Hugging Face's datasets
+        return value.get("bytes") or value.get("path")
+    return value
 
 
 def _image_of(value: object, root: Path) -> bytes:

@@ -237,18 +237,13 @@ def _cut_parquet(piece: Piece) -> Iterator[Piece]:
 
 
 def file_digest(path: Path) -> str:
-    """What identifies the content of a file; `missing` if it is none.
+    """What identifies the content of a file.
 
     Raises:
-        InputError: it cannot be read.
+        OSError: it cannot be read.
     """
-    if not path.is_file():
-        return "missing"
     state = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
-    except OSError as error:
-        raise unreadable(str(path), error) from error
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
     return state.hexdigest()

@@ -312,3 +312,25 @@ def test_the_digest_is_of_all_that_is_read_wherever_it_lies(images, folder, tmp_
     assert all(a != b for a, b in zip(after, before, strict=True))
     (images / "images" / "3.png").unlink()
     assert content_digest(str(manifest), columns) not in (before[1], after[1])
+
+
+def test_what_is_broken_stops_no_digest(images, folder):
+    (folder / "d.png").symlink_to("../images/0.png")
+    os.mkfifo(folder / "e.png")
+    names = ["images/none.png", "../x.png", "images", "x" * 5000, "images/\0.png", 7, ""]
+    rows = [{"image": name, "caption": "x"} for name in names]
+    path = images / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = content_digest(str(path), Columns())
+    assert content_digest(str(folder), Columns())
+    (images / "images" / "none.png").write_bytes(IMAGES[0])
+    assert content_digest(str(path), Columns()) != before
+
+
+def test_images_that_parquet_names_by_a_struct_are_in_the_digest(images):
+    rows = [{"image": {"bytes": None, "path": "images/1.png"}, "caption": "b"}]
+    path = images / "p.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    before = content_digest(str(path), Columns())
+    (images / "images" / "1.png").write_bytes(IMAGES[0])
+    assert content_digest(str(path), Columns()) != before
