@@ -162,7 +162,7 @@ def test_samples_say_what_they_are_and_where_they_were(world, tmp_path):
     assert index["counts"]["read"] == index["counts"]["kept"] + index["counts"]["dropped"]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 9), st.sampled_from([1 << 16, 1 << 20]))
 def test_nothing_depends_on_how_the_sources_are_cut(tmp_path_factory, records, samples, size):
     folder = tmp_path_factory.mktemp("cut")
@@ -270,11 +270,11 @@ def test_resizing_is_bicubic_and_antialiased(tmp_path):
 
 
 def test_what_is_held_out_is_a_matter_of_keys_alone(tmp_path):
-    a = write_pairs(tmp_path / "a", {f"{n}.png": png(n) for n in range(60)})
+    a = write_pairs(tmp_path / "a", {f"{n}.png": png(n, 16, 12) for n in range(60)})
     ctx = run(tmp_path / "w", a, eval_fraction=0.25)
     held = {s.key for s in stored(ctx, "eval")}
     assert 8 <= len(held) <= 24 and len(stored(ctx)) == 60 - len(held)
-    other = write_pairs(tmp_path / "b", {f"{n}.png": png(n) for n in range(30, 90)})
+    other = write_pairs(tmp_path / "b", {f"{n}.png": png(n, 16, 12) for n in range(30, 90)})
     again = {s.key for s in stored(run(tmp_path / "v", other, eval_fraction=0.25), "eval")}
     shared = {str(n) for n in range(30, 60)}
     assert held & shared == again & shared
@@ -287,7 +287,7 @@ def test_what_belongs_together_is_held_out_together(tmp_path):
         (f"{n}.{ext}", content)
         for n in range(40)
         for ext, content in [
-            ("png", png(n)),
+            ("png", png(n, 16, 12)),
             ("txt", b"x"),
             ("json", json.dumps({"concept": n // 4, "set": "Val" if n < 3 else "train"}).encode()),
         ]

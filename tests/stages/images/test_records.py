@@ -219,9 +219,10 @@ def test_broken_rows_stop_nothing(images):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("p.parquet", b"PAR1"), ("p.csv", b"image,caption\n\0\0,x\n" + b'"' + b"y" * (1 << 25))],
+    [("p.parquet", b"PAR1"), ("p.csv", b"image,caption\n\0\0,x\n" + b'"' + b"y" * 5000)],
 )
-def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content):
+def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BrokenFile):
         records(tmp_path / name)
@@ -282,6 +283,9 @@ def test_sources_that_are_not_there_are_the_users_error(tmp_path, folder):
     ]:
         with pytest.raises(InputError, match=words):
             whole_files([str(tmp_path / name)])
+    for name in ("pipe:cat t.tar |", "https://example.org/t.tar", "s3://bucket/t.tar"):
+        with pytest.raises(InputError, match="does not exist"):
+            whole_files([name])
 
 
 def test_a_glob_is_every_file_that_it_fits(images):
