@@ -27,13 +27,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveInt
 
+from pipeline import panels
 from pipeline.errors import HeadwaterError, InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 from stages.images.settings import Copies, Filters, Resize
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from pipeline.context import Context
-    from stages.images.choosing import Figures, ShardPlan
+    from stages.images.choosing import Figures, ShardPlan, Verdicts
     from stages.images.ledger import Ledger
     from stages.images.manifests import Columns
 
@@ -130,16 +134,20 @@ class ImageTextParams(Params):
         return {"seconds": size / BYTES_A_SECOND / self.workers.num, **disk}
 
 
-@stage("image_text", output="ImageText", version=1)
+@stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=1)
 def image_text(params: ImageTextParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, filter, deduplicate, resize and shard images with captions."""
     from stages.data.image_text import write_index
-    from stages.images.choosing import Figures, decide, held_out, plan_shards
+    from stages.images.choosing import Figures, decide, drop_below, held_out, plan_shards
     from stages.images.ledger import write_dropped, write_stats
 
+    _check_model(params, inputs)
     figures = Figures.of(_judge(params, ctx))
     verdicts = decide(figures, params.dedup)
     ctx.check_cancelled()
+    if params.filters.min_clip_score is not None:
+        scores = _score(figures, verdicts, inputs.path("model"), params, ctx)
+        drop_below(verdicts, scores, params.filters.min_clip_score)
     ledger = write_dropped(figures, verdicts, out)
     _tell_broken(ledger, params.max_bad, ctx)
     outside = held_out(figures, verdicts.kept, params.eval_fraction, len(params.sources))
@@ -155,6 +163,16 @@ def image_text(params: ImageTextParams, inputs: Inputs, out: Path, ctx: Context)
     told = {name: stats[name]["samples"] for name in ("read", "kept", "dropped")}
     write_index(out, splits, image_size=params.resize.side, counts=told)
     _report(ledger, counts, ctx)
+
+
+def _check_model(params: ImageTextParams, inputs: Inputs) -> None:
+    wanted, given = params.filters.min_clip_score is not None, "model" in inputs
+    if wanted != given:
+        raise InputError(
+            "a CLIP model and the least score by it go together",
+            where="filters.min_clip_score" if wanted else "model",
+            remedy="name both `model` and `filters.min_clip_score`, or neither",
+        )
 
 
 def _judge(params: ImageTextParams, ctx: Context) -> list[Path]:
@@ -195,6 +213,40 @@ def _judge(params: ImageTextParams, ctx: Context) -> list[Path]:
     )
     ctx.log(f"{images:,} records read in {time.monotonic() - started:.1f} s")
     return commits
+
+
+def _score(
+    figures: Figures, verdicts: Verdicts, model: Path, params: ImageTextParams, ctx: Context
+) -> npt.NDArray[np.float64]:
+    """What the model says of each kept pair, a scratch table a task."""
+    import numpy as np
+
+    from stages.data.shards import run_shards
+    from stages.images.scoring import score_table, score_works
+
+    works = score_works(model, figures, verdicts.kept)
+    started, done = time.monotonic(), 0
+
+    def on_commit(index: int) -> None:
+        nonlocal done
+        done += len(works[index].rows)
+        rate = done / max(1e-3, time.monotonic() - started)
+        ctx.progress(done, len(verdicts.kept), "images scored", images_per_second=rate)
+
+    commits = run_shards(
+        score_table,
+        works,
+        ctx.scratch / "scored",
+        workers=params.workers,
+        ctx=ctx,
+        on_commit=on_commit,
+    )
+    scores = np.concatenate([np.empty(0), *map(np.load, commits)])
+    counts, edges = np.histogram(scores, bins=24)
+    least = [params.filters.min_clip_score or 0.0]
+    title = "Cosine of image and caption"
+    ctx.panel(panels.histogram(title, edges.tolist(), counts.tolist(), thresholds=least))
+    return scores
 
 
 def _write(

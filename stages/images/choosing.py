@@ -51,6 +51,15 @@ class Figures:
         """A column's values of some rows."""
         return self.table[name].take(pa.array(rows))
 
+    def by_commit(self, rows: Rows) -> list[tuple[Path, Rows]]:
+        """The scratch tables that hold these rows, with their numbers in each."""
+        starts = np.cumsum([0, *self.counts])
+        commits = np.searchsorted(starts, rows, side="right") - 1
+        return [
+            (self.commits[at], rows[commits == at] - starts[at])
+            for at in np.unique(commits).tolist()
+        ]
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -81,6 +90,14 @@ def decide(figures: Figures, copies: Copies) -> Verdicts:
     if copies.captions:
         _drop_equal(figures, verdicts, "caption", "caption_duplicate")
     return verdicts
+
+
+def drop_below(verdicts: Verdicts, scores: npt.NDArray[np.float64], least: float) -> None:
+    """Drop what scores less; `scores` are those of the kept rows in order."""
+    rows = verdicts.kept
+    low = scores < least
+    verdicts.rule[rows[low]] = "clip_score"
+    verdicts.score[rows[low]] = scores[low]
 
 
 def _drop_equal(figures: Figures, verdicts: Verdicts, column: str, rule: str) -> None:

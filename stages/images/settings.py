@@ -27,6 +27,9 @@ class Filters(Section):
     """Characters of a caption. Captions outside are left out; an image that has no other goes."""
     caption_words: Bounds = OPEN
     """Words of a caption, likewise; a character counts as one in scripts without spaces."""
+    min_clip_score: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """The least cosine between an image, as it is stored, and its main caption, by the CLIP on the
+    edge `model`; asked last, of what is no copy."""
 
     def problems(self) -> Iterator[Problem]:
         """Bounds between which nothing lies."""

@@ -49,16 +49,7 @@ class ShardWork:
 
 def shard_works(plans: Sequence[ShardPlan], figures: Figures, out: Path) -> list[ShardWork]:
     """The tasks that write these shards."""
-    starts = np.cumsum([0, *figures.counts])
-    works = []
-    for plan in plans:
-        commits = np.searchsorted(starts, plan.rows, side="right") - 1
-        held = [
-            (figures.commits[at], plan.rows[commits == at] - starts[at])
-            for at in np.unique(commits).tolist()
-        ]
-        works.append(ShardWork(out, plan.stem, plan.keys, held))
-    return works
+    return [ShardWork(out, plan.stem, plan.keys, figures.by_commit(plan.rows)) for plan in plans]
 
 
 def write_planned(work: ShardWork, commit: Path) -> None:
@@ -74,13 +65,19 @@ def write_planned(work: ShardWork, commit: Path) -> None:
 
 def _chosen(work: ShardWork) -> Iterator[dict[str, Any]]:
     for path, rows in work.parts:
-        before = 0
-        columns = ["image", "captions", "meta"]
-        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=columns):
-            within = rows[(rows >= before) & (rows < before + len(batch))] - before
-            if len(within):
-                yield from batch.take(pa.array(within)).to_pylist()
-            before += len(batch)
+        yield from rows_of(path, rows, ["image", "captions", "meta"])
+
+
+def rows_of(
+    table: Path, rows: npt.NDArray[np.int64], columns: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Some rows of a scratch table in order, a batch in memory at a time."""
+    before = 0
+    for batch in pq.ParquetFile(table).iter_batches(BATCH, columns=columns):
+        within = rows[(rows >= before) & (rows < before + len(batch))] - before
+        if len(within):
+            yield from batch.take(pa.array(within)).to_pylist()
+        before += len(batch)
 
 
 def described(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:

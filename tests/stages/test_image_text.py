@@ -4,9 +4,12 @@ import io
 import json
 import re
 import tarfile
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from drawing import encode, jpeg, png, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +21,7 @@ from pipeline.stage import Inputs
 from stages.data.image_text import ImageTextStore, decode_rgb
 from stages.image_text import ImageTextParams, image_text
 from stages.images import judging, sources
+from stages.images.transforms import center, to_tensor
 
 
 def run(folder, *names, **options):
@@ -408,3 +412,59 @@ def test_content_decides_and_the_cost_is_told(tmp_path):
     assert list(held.externals()) == ["sources.0", "eval_sources.0"]
     assert one.estimate({})["disk_bytes"] == len(png(1))
     assert ImageTextParams(sources=("nowhere",)).estimate({}) == {}
+
+
+@pytest.fixture
+def judge_of_pairs(tmp_path):
+    """A CLIP with random weights and its tokenizer."""
+    import clips
+
+    from stages.models.clip import CLIP
+    from stages.models.clip_folder import save_clip
+
+    lines = [f"caption of {name}.png {number}" for number, name in enumerate("abcdefgh")]
+    clips.write_tokenizer(tmp_path / "world" / "tokenizer", lines * 9, 300)
+    torch.manual_seed(0)
+    model = clips.lively(CLIP(clips.shape_of(tmp_path / "world")))
+    save_clip(model, tmp_path / "clip", tmp_path / "world" / "tokenizer")
+    return tmp_path / "clip"
+
+
+def test_pairs_that_a_clip_finds_unlike_go(judge_of_pairs, tmp_path, monkeypatch):
+    from stages.contrastive.captions import encode
+    from stages.data.tokenizer import Tokenizer
+    from stages.models.clip_folder import load_clip
+
+    folder = write_pairs(tmp_path / "p", {f"{n}.png": png(n) for n in range(20)})
+    clip, words = load_clip(judge_of_pairs), Tokenizer(judge_of_pairs)
+    cosines = np.empty(20)
+    for n in range(20):
+        text = encode(words, [f"caption of {n}.png"], clip.config.text, trim=False)
+        with torch.inference_mode():
+            image_E = clip.encode_image(to_tensor(center(scene(n), 24))[None])[0]
+            cosines[n] = image_E @ clip.encode_text(text)[0]
+    least = float(np.median(cosines))
+    assert np.ptp(cosines) > 0.01
+    edges = Inputs({"model": SimpleNamespace(path=judge_of_pairs)})
+    monkeypatch.setattr(sources, "PIECE_RECORDS", 7)
+    ctx = Context.local(tmp_path / "w")
+    params = ImageTextParams(sources=(str(folder),), filters={"min_clip_score": least})
+    image_text(params, edges, ctx.out, ctx)
+    assert {s.key for s in stored(ctx)} == {str(n) for n in range(20) if cosines[n] >= least}
+    rows = {row["key"]: row for row in dropped_rows(ctx)}
+    assert len(rows) == 10 and {row["rule"] for row in rows.values()} == {"clip_score"}
+    for key, row in rows.items():
+        assert row["score"] == pytest.approx(cosines[int(key)], abs=1e-4)
+    panels = json.loads((ctx.observed / "panels.json").read_text())
+    (spread,) = [p for p in panels if p["title"] == "Cosine of image and caption"]
+    assert sum(spread["counts"]) == 20 and spread["thresholds"] == [least]
+
+
+def test_a_score_and_the_model_that_gives_it_go_together(tmp_path):
+    folder = write_pairs(tmp_path / "p", {"a.png": png(1)})
+    with pytest.raises(InputError, match="go together"):
+        run(tmp_path / "w", folder, filters={"min_clip_score": 0.2})
+    edges = Inputs({"model": SimpleNamespace(path=tmp_path)})
+    ctx = Context.local(tmp_path / "v")
+    with pytest.raises(InputError, match="go together"):
+        image_text(ImageTextParams(sources=(str(folder),)), edges, ctx.out, ctx)
