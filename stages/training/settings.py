@@ -34,10 +34,13 @@ class RampSection(Section):
     """A global batch that grows from `start` to `global_batch`, as GPT-3's did (Brown et al. 2020,
     appendix B), by `start` samples at a time."""
 
-    start: Annotated[int, Field(ge=1)]
-    """Samples of the first step; `global_batch` is a multiple of it."""
-    steps: Annotated[int, Field(ge=1)]
+    start: Annotated[int, Field(ge=0)] = 0
+    """Samples of the first step; `global_batch` is a multiple of it. 0: all batches are alike."""
+    steps: Annotated[int, Field(ge=0)] = 0
     """Steps until the batch is whole."""
+
+    def __bool__(self) -> bool:
+        return self.start > 0
 
 
 class TrainSection(Section):
@@ -53,7 +56,7 @@ class TrainSection(Section):
     """Optimizer steps (PPO: iterations)."""
     global_batch: Annotated[int, Field(ge=1)] = 32
     """Samples of one optimizer step, over all ranks and micro-batches."""
-    batch_ramp: RampSection | None = None
+    batch_ramp: RampSection = RampSection()
     """Begins with smaller batches; left out: all are alike."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` turns the matrices of the blocks (Jordan et al. 2024), at AdamW's learning rate, and
@@ -128,7 +131,10 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _ramp_fits(self) -> TrainSection:
-        if ramp := self.batch_ramp:
+        ramp = self.batch_ramp
+        if bool(ramp.start) != bool(ramp.steps):
+            raise ValueError("batch_ramp: start and steps go together")
+        if ramp:
             if self.global_batch % ramp.start:
                 told = f"global_batch ({self.global_batch}) is no multiple of {ramp.start}"
                 raise ValueError(f"batch_ramp.start: {told}")
@@ -149,14 +155,14 @@ class TrainSection(Section):
 
     def batch(self, step: int) -> int:
         """Samples of a step over all ranks."""
-        if (ramp := self.batch_ramp) is None:
+        if not (ramp := self.batch_ramp):
             return self.global_batch
         grown = (self.global_batch // ramp.start - 1) * min(step, ramp.steps) // ramp.steps
         return ramp.start * (1 + grown)
 
     def first(self, step: int) -> int:
         """The first sample of a step: how many the steps before it have."""
-        if (ramp := self.batch_ramp) is None:
+        if not (ramp := self.batch_ramp):
             return step * self.global_batch
         rises = self.global_batch // ramp.start - 1
         risen = (-(-ramp.steps * rise // rises) for rise in range(1, rises + 1))

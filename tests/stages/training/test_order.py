@@ -32,7 +32,9 @@ def dealt(
         objective = Plain()
         objective.ragged = ragged
         objective.rank = Rank(index, world)
-        objective.settings = TrainSection(global_batch=24, micro_batch=micro, batch_ramp=ramp)
+        objective.settings = TrainSection(
+            global_batch=24, micro_batch=micro, batch_ramp=ramp or RampSection()
+        )
         objective.train = Shuffled(range(100), seed=5)
         made.append(micro_batches(objective, step))
     return made

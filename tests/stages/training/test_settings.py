@@ -58,6 +58,7 @@ def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> N
     ("ramp", "message"),
     [
         ({"start": 5, "steps": 10}, r"global_batch \(32\) is no multiple of 5"),
+        ({"start": 8}, "start and steps go together"),
         ({"start": 8, "steps": 301}, r"301 are more than steps \(300\)"),
     ],
 )
