@@ -24,7 +24,7 @@ from stages.text.settings import Share
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.text.counting import TokenCounter
-    from stages.text.decontamination import Tally
+    from stages.text.decontamination import Jury, Tally
     from stages.text.evaluation_sets import Evaluation
 
 
@@ -53,8 +53,8 @@ class DecontaminateParams(Params):
     max_overlap: Share = 0.0
     """The share of an item's n-grams that a document may hold; at 0 a single one is too many."""
     max_occurrences: PositiveInt | None = 10
-    """N-grams that the documents hold more often are common speech and count for nothing; null
-    counts all."""
+    """N-grams that more documents hold are common speech and count for nothing; null counts all.
+    `items_common` tells of how many items nothing else is left."""
     action: Literal["drop", "cut"] = "drop"
     """Drop a contaminated document, or cut out what matched and keep the rest as one document."""
     cut: CutSection = CutSection()
@@ -110,7 +110,7 @@ def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: C
             where="sets",
             remedy="raise max_overlap, or see whether the sets are copies of the documents",
         )
-    _report(params, evaluation, tally, int(jury.ignored.sum()), ctx)
+    _report(params, evaluation, tally, jury, ctx)
 
 
 def _search(
@@ -147,8 +147,9 @@ def _search(
 
 
 def _report(
-    params: DecontaminateParams, evaluation: Evaluation, tally: Tally, ignored: int, ctx: Context
+    params: DecontaminateParams, evaluation: Evaluation, tally: Tally, jury: Jury, ctx: Context
 ) -> None:
+    ignored, common = int(jury.ignored.sum()), jury.common
     for unit in tally.units:
         losses = {"contaminated": tally.dropped[unit], "cut out": tally.removed[unit]}
         steps = [(name, -lost) for name, lost in losses.items() if lost]
@@ -175,6 +176,7 @@ def _report(
         items=len(evaluation.items),
         items_too_short=len(evaluation.too_short),
         items_found=len(tally.found),
+        items_common=common,
         common_ngrams=ignored,
     )
 

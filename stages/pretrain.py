@@ -65,7 +65,7 @@ class PretrainParams(Params):
 
     size: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
-    bring the paper's learning rate, batch, warm-up and steps where `train` says nothing of them."""
+    bring what `recipe` there knows of the paper's training, where `train` says nothing of it."""
     model: ModelSection = ModelSection()
     packing: Literal["windows", "best_fit"] = "windows"
     """What a sample is: a window of all documents in a row, or whole documents side by side, with
@@ -183,11 +183,16 @@ def continuations(
     """What the exported model writes after each prompt, at the beginning of a document."""
     if not rank.first:
         return []
+    import torch
+
     from stages.data.tokenizer import EOS, PAD, Tokenizer
     from stages.generation.sampling import Decoding, sample
     from stages.models.huggingface import load_language_model
 
-    model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
+    try:
+        model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
+    except torch.OutOfMemoryError:  # of a model that several devices hold together: no reason
+        return []  # to lose what was trained
     ids = [[EOS, *tokenizer.encode(prompt)] for prompt in prompts]
     room = model.config.context - max(map(len, ids))
     if room < 1:
@@ -206,7 +211,7 @@ def _show(objective: Pretraining, ctx: Context) -> None:
     ctx.panel(panels.curve("Gradient norm", ["grad_norm"], log_y=True))
     ctx.panel(panels.curve("Speed", ["tokens_per_second"], unit="tokens/s"))
     if objective.expert_layers:
-        loads = [f"{LOAD}{number}" for number in range(len(objective.expert_layers))]
+        loads = [f"{LOAD}{layer}" for layer in objective.expert_layers]
         ctx.panel(panels.curve("Busiest expert of each layer", loads, unit="of an even share"))
         ctx.panel(panels.curve("Tokens that no expert had room for", ["dropped_tokens"]))
         ctx.panel(panels.curve("Entropy of the router", ["router_entropy"], unit="nats"))
@@ -256,6 +261,6 @@ def _card(params: PretrainParams, config: LanguageConfig) -> str:
 
 A decoder of {config.layers} layers, width {config.width}, {config.heads} heads, context
 {config.context}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
-work on a token. Trained for {train.steps} steps of {train.global_batch} samples with AdamW (peak
-learning rate {train.lr:g}, {train.schedule}). Documents end with `</s>`.
+work on a token. Trained for {train.steps} steps, on {train.samples} samples, with {train.optimizer}
+(peak learning rate {train.lr:g}, {train.schedule}). Documents end with `</s>`.
 """

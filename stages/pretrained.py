@@ -49,7 +49,15 @@ class PretrainedParams(Params):
 
         folder = Path(self.path)
         if folder.is_dir():
-            return {path.name: hash_file(path) for path in _files(folder)}
+            found = {path.name: hash_file(path) for path in _files(folder)}
+            if "config.json" not in found or not any(n.endswith(".safetensors") for n in found):
+                raise InputError(
+                    "no config.json with safetensors beside it (links out of the folder do not "
+                    "count)",
+                    where=self.path,
+                    remedy="give a folder that holds the files themselves",
+                )
+            return found
         if self.path.count("/") != 1 or self.path.startswith((".", "/", "~")):
             raise InputError(
                 "no such folder", where=self.path, remedy="give a folder, or owner/name of the hub"

@@ -60,7 +60,9 @@ def memorise(experts: int, steps: int, *, until: float = 0.0, balance: float = 1
 
 
 def _shape(experts: int, balance: float) -> DecoderConfig:
-    spread = ExpertsConfig(num=experts, every=1, capacity_factor=None, balance_coef=balance)
+    spread = ExpertsConfig(
+        num=experts, every=1, capacity_factor=None, balance_coef=balance, balance_over="batch"
+    )
     return DecoderConfig(
         KEYS + VALUES, context=2, layers=2, width=64, heads=2, kv_heads=2, inner=256, head_size=32,
         qk_norm=True, experts=spread if experts else None,

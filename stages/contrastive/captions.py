@@ -36,6 +36,8 @@ class Foreign:
         from tokenizers import Tokenizer as FastTokenizer
 
         self._fast = FastTokenizer.from_file(str(path))
+        self._fast.no_padding()
+        self._fast.no_truncation()
 
     def __len__(self) -> int:
         return int(self._fast.get_vocab_size())

@@ -127,15 +127,18 @@ class Contrastive:
         micro = self.settings.micro(rank.world)
         parts = [views[at : at + micro] for at in range(0, len(views), micro)]
         batches = [collate(part, self.config.text, rank.device) for part in parts]
+        statistics = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
         if len(batches) == 1:
             share, scale = backward_whole(engine, batches[0], self._judge)
         else:
             share, scale = backward_cached(engine, batches, self._judge)
-        engine.step()
-        limit_scale(engine)
-        average_statistics(engine.module, rank)
         totals = rank.total(torch.stack([share.loss.detach().double(), share.right.double()]))
         loss, right = totals.tolist()
+        if not engine.step(loss).applied:
+            for buffer, before in statistics:
+                buffer.copy_(before)
+        limit_scale(engine)
+        average_statistics(engine.module, rank)
         seconds = time.perf_counter() - start
         return {
             "loss": loss,

@@ -18,6 +18,7 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 """What closes an archive."""
 LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of PAX records: names need no more
+_LOOK = 1 << 20  # bytes behind the end that are looked at together
 _REGULAR = (b"\x00", b"0", b"7")
 _FOLDER = b"5"
 _EXTENDING = (b"x", b"g", b"L", b"K")
@@ -82,7 +83,7 @@ def members(descriptor: int, start: int = 0, end: int | None = None) -> Iterator
     while end is None or first < end:
         block = os.pread(descriptor, BLOCK, at)
         if len(block) == BLOCK and not any(block):
-            return
+            return _end(descriptor, at)
         header = _Header(block, at)
         content, size = at + BLOCK, told.size if told.size is not None else header.size
         at = content + size + -size % BLOCK
@@ -96,6 +97,18 @@ def members(descriptor: int, start: int = 0, end: int | None = None) -> Iterator
             problem = told.problem or _problem(header.kind, name)
             yield Member(name, content, size, first, problem)
         first, told = at, _Extensions()
+
+
+def _end(descriptor: int, at: int) -> None:
+    """See that an end mark is the end: behind it there are zeros alone.
+
+    Raises:
+        BrokenTar: there is more, as in archives laid end to end, or behind a hole.
+    """
+    while block := os.pread(descriptor, _LOOK, at):
+        if block.strip(b"\0"):
+            raise BrokenTar(f"more follows the end mark before byte {at + len(block)}")
+        at += len(block)
 
 
 @dataclass(slots=True)
@@ -127,7 +140,7 @@ def groups(found: Iterable[Member]) -> Iterator[Group]:
     try:
         for member in found:
             key, suffix = _key_and_suffix(member.name)
-            if current is not None and current.key != key:
+            if suffix and current is not None and current.key != key:
                 yield current
                 yield from problems
                 current, problems = None, []
@@ -187,14 +200,14 @@ class _Header:
         if _number(block[148:156], at) != total:
             raise BrokenTar(f"damaged header at byte {at}")
         self.kind = block[156:157]
-        self.size = _number(block[124:136], at) if self.kind not in _KINDS or self._sized else 0
+        self.size = _number(block[124:136], at) if self._sized else 0
         prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
         self.name = f"{prefix}/{_text(block[:100])}" if prefix else _text(block[:100])
 
     @property
     def _sized(self) -> bool:
-        """Links, devices and pipes have no content, whatever their headers say."""
-        return self.kind == b"S"
+        """Links, devices, pipes and folders have no content, whatever their headers say."""
+        return self.kind == b"S" or self.kind not in (*_KINDS, _FOLDER)
 
 
 class _Extensions:
@@ -220,14 +233,15 @@ class _Extensions:
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, str]]:
     """The records `LENGTH KEY=VALUE\\n`."""
-    while content.strip(b"\0"):
-        length = content.partition(b" ")[0]
-        record = content[: _decimal(length.decode("ascii", "replace"))]
+    at = 0
+    while at < len(content) and content[at]:
+        length = content[at : at + 20].partition(b" ")[0]
+        record = content[at : at + _decimal(length.decode("ascii", "replace"))]
         key, equals, value = record[len(length) + 1 : -1].partition(b"=")
         if not equals or not record.endswith(b"\n"):
             raise BrokenTar("damaged PAX records")
         yield key.decode("utf-8", "replace"), value.decode("utf-8", "surrogateescape")
-        content = content[len(record) :]
+        at += len(record)
 
 
 def _decimal(text: str) -> int:

@@ -32,8 +32,19 @@ def document_loss(
     """Loss (nats a token), perplexity and bits per byte on the held-out documents.
 
     Windows of the context's length, each from an empty memory; all of them if `windows` is 0.
+
+    Raises:
+        InputError: the tokens were made with another vocabulary than the model's.
     """
-    samples = TokenStore(tokens, "eval").samples(model.config.context)
+    store = TokenStore(tokens, "eval")
+    if not store.vocab_size == model.config.vocab_size == len(tokenizer):
+        raise InputError(
+            f"the tokens are of {store.vocab_size} ids, the model knows {model.config.vocab_size}"
+            f" and its tokenizer {len(tokenizer)}",
+            where=str(tokens),
+            remedy="give tokens that were packed with the model's tokenizer",
+        )
+    samples = store.samples(model.config.context)
     count = min(windows or len(samples), len(samples))
     sizes = torch.tensor(tokenizer.byte_counts)
     nats, seen, size = 0.0, 0, 0

@@ -215,7 +215,14 @@ def _read_clip(raw: Mapping[str, Any], folder: Path) -> CLIPConfig:
             raise ValueError("the feed-forward layer is not four times as wide as the tower")
         if section["hidden_act"] not in ("quick_gelu", "gelu"):
             raise InputError(f"unknown activation {section['hidden_act']!r}", where=str(folder))
-    eos = text["eos_token_id"]
+    for key in ("hidden_act", "layer_norm_eps"):
+        if text[key] != vision[key]:
+            raise InputError(
+                f"the towers differ in {key}: {text[key]!r} and {vision[key]!r}",
+                where=str(folder),
+                remedy="only models whose towers have it in common can be read",
+            )
+    legacy, last = text["eos_token_id"] == _LEGACY_EOS, text["vocab_size"] - 1
     return CLIPConfig(
         ViTConfig(
             vision["image_size"], vision["patch_size"], vision["num_hidden_layers"],
@@ -224,8 +231,9 @@ def _read_clip(raw: Mapping[str, Any], folder: Path) -> CLIPConfig:
         TextConfig(
             text["vocab_size"], text["max_position_embeddings"], text["num_hidden_layers"],
             text["hidden_size"], text["num_attention_heads"],
-            eos=text["vocab_size"] - 1 if eos == _LEGACY_EOS else eos,
-            bos=text["bos_token_id"] or 0, pad=text["pad_token_id"] or 0,
+            eos=last if legacy else text["eos_token_id"],
+            bos=last - 1 if legacy else text["bos_token_id"] or 0,
+            pad=text["pad_token_id"] or 0,
         ),
         raw.get("projection_dim") or 512,
         vision["hidden_act"],

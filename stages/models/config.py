@@ -80,8 +80,8 @@ class GPTConfig:
 class ExpertsConfig(Section):
     """The experts of a Switch layer and how tokens are sent to them.
 
-    A group, over which capacity and the local balance loss are counted, is one sequence: so the
-    function does not depend on how a batch falls on ranks and micro-batches.
+    A group, over which capacity and the balance loss are counted, is one sequence: so the function
+    does not depend on how a batch falls on ranks and micro-batches, unless `balance_over: batch`.
     """
 
     num: Annotated[int, Field(ge=1)]
@@ -99,8 +99,9 @@ class ExpertsConfig(Section):
     """The same without a gradient; none is dropless, which an exported model always is."""
     balance_coef: Annotated[float, Field(ge=0)] = 1e-2
     """Of the load-balancing loss (Fedus et al. 2021, equation 4)."""
-    balance_over: Literal["group", "batch"] = "batch"
-    """Whose load is to be even: of each group, or of the micro-batches of all ranks together."""
+    balance_over: Literal["group", "batch"] = "group"
+    """Whose load is to be even: of each group, or of the micro-batches of all ranks together, which
+    lets sequences differ, and makes the loss depend on `micro_batch`."""
     z_coef: Annotated[float, Field(ge=0)] = 0.0
     """Of the router's z-loss (Zoph et al. 2022, equation 5)."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0

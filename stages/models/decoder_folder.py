@@ -135,16 +135,17 @@ def read_config(raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> Dec
 
 
 def _refuse(raw: Mapping[str, Any], where: str) -> None:
-    scaling = (raw.get("rope_parameters") or raw.get("rope_scaling") or {}).get(
-        "rope_type", "default"
-    )
+    ropes = [raw.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+    scalings = {rope.get("rope_type", rope.get("type", "default")) for rope in ropes}
+    partial = {rope.get("partial_rotary_factor", 1.0) for rope in (raw, *ropes)}
     every = raw.get("decoder_sparse_step", 1)
     sizes = {raw.get("moe_intermediate_size"), raw.get("intermediate_size")}
     odd = {
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(raw.get("attention_bias")),
         "mlp_bias": bool(raw.get("mlp_bias")),
-        "rope_parameters": scaling != "default",
+        "rope_parameters": scalings | {"default"} != {"default"},
+        "partial_rotary_factor": partial != {1.0},
         "use_sliding_window": bool(raw.get("use_sliding_window")),
         "mlp_only_layers": bool(raw.get("mlp_only_layers")),
         "moe_intermediate_size": raw["model_type"] == "qwen3_moe" and every > 1 and len(sizes) > 1,

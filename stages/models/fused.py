@@ -35,8 +35,9 @@ def linear_cross_entropy(
     learned_N = targets_N != IGNORED
     if not bool(learned_N.all()):
         x_NC, targets_N = x_NC[learned_N], targets_N[learned_N]
+    wanted = torch.is_grad_enabled()  # inside of a function autograd never is
     sums: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x_NC, weight_VC, targets_N, z_coef
+        x_NC, weight_VC, targets_N, z_coef, wanted
     )
     return sums
 
@@ -46,9 +47,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, z_coef: float
+        ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, z_coef: float, wanted: bool
     ) -> tuple[Tensor, Tensor]:
-        wanted = any(ctx.needs_input_grad)
+        wanted = wanted and any(ctx.needs_input_grad)
         total = x_NC.new_zeros((), dtype=torch.float32)
         squares = torch.zeros_like(total)
         dx_NC = torch.empty_like(x_NC) if wanted else None
@@ -77,14 +78,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     dweight_VC += error_NV.T @ x_NC[part]
         if dx_NC is not None and dweight_VC is not None:
-            ctx.save_for_backward(dx_NC, dweight_VC.to(weight_VC.dtype))
+            ctx.save_for_backward(dx_NC, dweight_VC)
+            ctx.dtype = weight_VC.dtype
         cross_entropy = total.clone()
         ctx.mark_non_differentiable(cross_entropy)
         return total + z_coef * squares, cross_entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         dx_NC, dweight_VC = ctx.saved_tensors
         dx_NC = dx_NC * gradient.to(dx_NC.dtype)
-        return dx_NC, dweight_VC * gradient.to(dweight_VC.dtype), None, None
+        # A sum over many positions may be too large for 16 bits until it is scaled down.
+        return dx_NC, (dweight_VC * gradient).to(ctx.dtype), None, None, None

@@ -30,6 +30,13 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 _BUFFERS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
 _CHAT_TAG = "conversational"
+_ONLY = {
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+"""Of a GPT-2's config, what ours computes."""
 
 
 class SpecialIds(NamedTuple):
@@ -253,16 +260,26 @@ def _load(folder: Path, dropout: float) -> tuple[GPTConfig, dict[str, Tensor]]:
         )
     if raw.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
         raise InputError(f"unknown activation {raw['activation_function']!r}", where=str(folder))
-    config = GPTConfig(
-        vocab_size=raw["vocab_size"],
-        context=raw["n_positions"],
-        layers=raw["n_layer"],
-        width=raw["n_embd"],
-        heads=raw["n_head"],
-        dropout=dropout,
-        feed_forward=raw.get("n_inner"),
-        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
-    )
+    for key, usual in _ONLY.items():
+        if raw.get(key, usual) != usual:
+            raise InputError(
+                f"models with {key} = {raw[key]!r} cannot be read",
+                where=str(folder),
+                remedy=f"only those with {usual!r} can",
+            )
+    try:
+        config = GPTConfig(
+            vocab_size=raw["vocab_size"],
+            context=raw["n_positions"],
+            layers=raw["n_layer"],
+            width=raw["n_embd"],
+            heads=raw["n_head"],
+            dropout=dropout,
+            feed_forward=raw.get("n_inner"),
+            norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(f"the config lacks something: {error}", where=str(folder)) from error
     return config, _read_weights(folder)
 
 

@@ -69,11 +69,13 @@ _ADAM: dict[str, float | int | str] = {
 def recipe(name: str) -> dict[str, float | int | str]:
     """What a paper says of training a preset, by the keys of `train:`; empty where it says nothing.
 
-    GPT-3: Brown et al. 2020, table 2.1 and appendix B, 300 billion tokens; GPT-1: Radford et al.
-    2018, section 4.1. Batches are rounded to a multiple of 32 samples.
+    GPT-3: Brown et al. 2020, table 2.1 and appendix B, 300 billion tokens (its batch grew over the
+    first billions, which `batch_ramp` can do where the workers are few enough); GPT-1: Radford et
+    al. 2018, section 4.1, less the number of steps. Batches are rounded to 32 samples.
     """
     if name == "gpt1":
-        return {"lr": 2.5e-4, "global_batch": 64, "schedule": "cosine", "min_lr_ratio": 0.0}
+        rest = {"global_batch": 64, "weight_decay": 0.01}
+        return {"lr": 2.5e-4, "schedule": "cosine", "min_lr_ratio": 0.0, **rest}
     if name not in _GPT3:
         return {}
     lr, tokens = _GPT3[name]

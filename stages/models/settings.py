@@ -32,12 +32,16 @@ class ModelSection(Section):
     inner: Annotated[int | None, Field(ge=1)] = None
     """Hidden width of the feed-forward layer and of each expert; left out: 4 widths (gpt2), or
     8/3 of one rounded up to a multiple of 64, which makes as many weights with a gate."""
+    head_size: Annotated[int | None, Field(ge=2)] = None
+    """Width of a head; left out: width over heads. Not gpt2."""
     kv_heads: Annotated[int | None, Field(ge=1)] = None
     """Heads of keys and values that the queries share; left out: as many as heads. Not gpt2."""
     tied: bool = True
     """Whether the head is the embedding; always in gpt2."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary frequencies. Not gpt2."""
+    norm_eps: Annotated[float | None, Field(gt=0)] = None
+    """Added to the mean square before its root; left out: 1e-5 (gpt2), 1e-6."""
     experts: ExpertsConfig | None = None
     """The experts of family `switch`."""
     init_scale: Annotated[float | None, Field(gt=0)] = None
@@ -62,9 +66,16 @@ class ModelSection(Section):
         width, heads = self.width or base.width, self.heads or base.heads
         if self.family == "gpt2":
             return GPTConfig(
-                vocab_size, context, layers, width, heads, self.dropout, feed_forward=self.inner
+                vocab_size,
+                context,
+                layers,
+                width,
+                heads,
+                self.dropout,
+                feed_forward=self.inner,
+                norm_eps=self.norm_eps or 1e-5,
             )
-        if width % heads:
+        if width % heads and not self.head_size:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         experts = self.experts if self.family == "switch" else None
         return DecoderConfig(
@@ -75,11 +86,12 @@ class ModelSection(Section):
             heads,
             kv_heads=self.kv_heads or heads,
             inner=self.inner or -(-8 * width // (3 * 64)) * 64,
-            head_size=width // heads,
+            head_size=self.head_size or width // heads,
             qk_norm=self.family != "llama",
             tied=self.tied,
             dropout=self.dropout,
             rope_theta=self.rope_theta,
+            norm_eps=self.norm_eps or 1e-6,
             experts=experts,
             init_scale=self.init_scale or (0.1 if experts else None),
         )
@@ -90,7 +102,7 @@ class ModelSection(Section):
             yield Problem("size", f"no preset {size!r}", f"presets: {', '.join(PRESETS)}")
             return
         width, heads = self.width or PRESETS[size].width, self.heads or PRESETS[size].heads
-        if width % heads:
+        if width % heads and not self.head_size:
             near = max(1, round(width / heads)) * heads
             yield Problem(
                 "model.width", f"{width} is not a multiple of {heads} heads", f"{near} is"
@@ -126,8 +138,9 @@ class ModelSection(Section):
         if expert_parallel > 1 and self.experts is None:
             yield Problem("train.expert_parallel", "there are no experts to spread", "set it to 1")
         if self.family == "gpt2":
-            modern = ("kv_heads", "experts", "init_scale")
+            modern = ("head_size", "kv_heads", "experts", "init_scale")
             odd = [key for key in modern if getattr(self, key) is not None]
             odd += [] if self.tied else ["tied"]
+            odd += ["rope_theta"] if self.rope_theta != 10_000.0 else []
             for key in odd:
                 yield Problem(f"model.{key}", "gpt2 has no such choice", "set model.family: llama")

@@ -69,7 +69,8 @@ def _compare(wanted: LanguageConfig, given: LanguageConfig, folder: Path) -> Non
         if isinstance(wanted, DecoderConfig) and isinstance(given, DecoderConfig):
             if not given.experts or _layout(wanted) == _layout(given):
                 wanted, given = (
-                    replace(c, dropout=0.0, experts=None, init_scale=None) for c in (wanted, given)
+                    replace(c, context=2, dropout=0.0, experts=None, init_scale=None)
+                    for c in (wanted, given)
                 )
         else:
             wanted, given = replace(wanted, dropout=0.0), replace(given, dropout=0.0)
@@ -82,5 +83,6 @@ def _compare(wanted: LanguageConfig, given: LanguageConfig, folder: Path) -> Non
 
 
 def _layout(config: DecoderConfig) -> tuple[int, ...]:
-    experts = config.experts
-    return (experts.num, experts.every) if experts else ()
+    """Of the experts, what decides the function that the weights make."""
+    e = config.experts
+    return (e.num, e.every, e.top_k, e.normalize_gates and e.top_k > 1) if e else ()

@@ -75,11 +75,14 @@ def search_shard(work: SearchWork, commit: Path) -> None:
 
 
 def frequencies(commits: Sequence[Path], grams: int) -> Numbers:
-    """How often the corpus holds each gram, shape (grams,)."""
+    """How many documents hold each gram, shape (grams,)."""
     counts = np.zeros(grams, np.int64)
     for commit in commits:
-        column = _flat(pq.read_table(commit, columns=["gram"])["gram"])
-        counts += np.bincount(column, minlength=grams)
+        column = pq.read_table(commit, columns=["gram"])["gram"]
+        sizes = pc.list_value_length(column).to_numpy()
+        documents = np.repeat(np.arange(len(sizes)), sizes)
+        once = np.unique(documents * grams + _flat(column))
+        counts += np.bincount(once % max(grams, 1), minlength=grams)
     return counts
 
 
@@ -117,6 +120,11 @@ class Jury:
         self.ignored = np.zeros(len(counts), np.bool_) if most is None else counts > most
         self._sizes = evaluation.sizes(self.ignored)
         self._max_overlap = max_overlap
+
+    @property
+    def common(self) -> int:
+        """Items of which every gram is ignored: nothing of them is looked for."""
+        return int((self._sizes == 0).sum())
 
     def judge(self, hits: Hits) -> Verdict | None:
         """The verdict on a document with these hits; None for one that may stay as it is."""

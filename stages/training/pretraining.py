@@ -116,7 +116,8 @@ class Pretraining(LanguageObjective):
         if trace.routing:
             units = self.weight(batch)
             total = total + self._upkeep(trace.routing) * units
-            sums |= {name: value * units for name, value in told(trace.routing).items()}
+            layers = dict(zip(self.expert_layers, trace.routing, strict=True))
+            sums |= {name: value * units for name, value in told(layers).items()}
         return Loss(total, sums, shown=trace.cross_entropy)
 
     def _bytes_of(self, batch: Batch) -> Tensor:
@@ -161,16 +162,16 @@ class Pretraining(LanguageObjective):
         return [layer for layer in range(self.config.layers) if self.config.has_experts(layer)]
 
 
-def told(routing: Sequence[Routing]) -> dict[str, Tensor]:
+def told(routing: Mapping[int, Routing]) -> dict[str, Tensor]:
     """What is reported of routers: means over layers, and the load of each layer's experts."""
     import torch
 
     def mean(name: str) -> Tensor:
-        return torch.stack([getattr(layer, name).detach() for layer in routing]).mean()
+        return torch.stack([getattr(layer, name).detach() for layer in routing.values()]).mean()
 
     figures = {"balance_loss": mean("balance"), "router_z": mean("z")}
     figures |= {"dropped_tokens": mean("dropped"), "router_entropy": mean("entropy")}
-    return figures | {f"{LOAD}{n}": layer.load_E for n, layer in enumerate(routing)}
+    return figures | {f"{LOAD}{number}": layer.load_E for number, layer in routing.items()}
 
 
 def _busiest(found: Mapping[str, Any]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted
 from stages.clip import clip, evaluate
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
+from stages.contrastive.objective import Contrastive
 from stages.contrastive.settings import ClipEvaluateParams, ClipParams, ClipTrain
 from stages.contrastive.views import Augmentation, Views, collate
 from stages.contrastive.worth import Questions, measure
@@ -222,6 +223,37 @@ def test_statistics_of_batch_norms_are_alike_and_survive(
     one, other = (load_clip(tmp_path / n).state_dict() for n in ("resnet", "resnet-whole"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert one["visual.bn1.running_mean"].abs().sum() > 0
+
+
+class Spoilt(Contrastive):
+    """At the second step what the first layer says of the images is no number."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        module = engines["model"].module
+        hooks = []
+        if step == 1:
+            first = next(m for m in module.modules() if isinstance(m, torch.nn.Conv2d))
+            hooks.append(first.register_forward_hook(lambda *told: told[-1] * float("nan")))
+        try:
+            return super().step(engines, step)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def test_a_skipped_step_leaves_the_statistics_as_they_were(
+    single: Room, world: Path, tmp_path: Path
+) -> None:
+    config = shape_of(world, vision=ResNetConfig(32, (1, 1, 1, 1), 4, 2))
+    spoilt = Spoilt(world / "pairs", world / "tokenizer", config)
+    for micro in (None, 8):
+        made = settings(0, steps=3, micro_batch=micro)
+        (found,) = single.group.run(
+            fit, spoilt, made, seed=SEED, name=f"spoilt-{micro}", out=tmp_path / str(micro)
+        )
+        assert found["skipped_steps"] == 1
+        held = load_clip(tmp_path / str(micro)).state_dict()
+        assert all(bool(torch.isfinite(value).all()) for value in held.values())
 
 
 def test_two_ranks_measure_what_one_does(

@@ -81,8 +81,9 @@ def brute_overlap(document, items, n, most, corpus):
     for item in items:
         if len(item.split()) < 8:
             continue
-        common = "|".join(f" {text} " for text in corpus)
-        counted = [g for g in grams(item, n) if most is None or common.count(f" {g} ") <= most]
+        counted = [
+            g for g in grams(item, n) if most is None or sum(holds(t, g) for t in corpus) <= most
+        ]
         if counted:
             best = max(best, sum(holds(document, g) for g in counted) / len(counted))
     return best
@@ -190,6 +191,11 @@ def test_common_ngrams_count_for_nothing(tmp_path):
     corpus = write_documents(tmp_path / "c", texts)
     name = write_set(tmp_path / "a.jsonl", [f"{licence} {sentence(50)}"])
     assert dropped(run(tmp_path / "w", corpus, name)) == {}
+    alone = write_set(tmp_path / "b.jsonl", [licence])
+    results = run(tmp_path / "x", corpus, alone).observed / "results.json"
+    assert json.loads(results.read_text())["items_common"] == 1, "nothing of it is looked for"
+    leaked = write_documents(tmp_path / "l", [" ".join([licence] * 12), sentence(3)])
+    assert list(dropped(run(tmp_path / "z", leaked, alone))) == ["d0"], "one document, not common"
     with pytest.raises(InputError, match="all 12 documents are contaminated"):
         run(tmp_path / "y", corpus, name, max_occurrences=12)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,15 @@ def test_the_perplexity_is_that_of_the_windows(world):
     text = "".join(tokenizer.decode(row[1:].tolist()) for row in rows)
     bits = expected * rows[:, 1:].numel() / math.log(2)
     assert found["bits_per_byte"] == pytest.approx(bits / len(text.encode()), rel=0.2)
+
+
+def test_tokens_of_another_vocabulary_are_refused(world, tmp_path):
+    model, tokenizer = load_language_model(world / "policy"), Tokenizer(world / "policy")
+    shutil.copytree(world / "tokens", tmp_path / "tokens")
+    index = tmp_path / "tokens" / "index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "vocab_size": 999}))
+    with pytest.raises(InputError, match="the tokens are of 999 ids"):
+        document_loss(model, tmp_path / "tokens", tokenizer)
 
 
 def test_a_paired_gain_has_the_error_of_its_pairs():

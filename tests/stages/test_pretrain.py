@@ -20,6 +20,7 @@ from pipeline.stage import Params
 from stages.data.corpus import Corpus
 from stages.data.tokenizer import EOS, Tokenizer
 from stages.data.tokens import Samples, TokenStore, write_index, write_shard
+from stages.models.config import DecoderConfig
 from stages.models.gpt import GPT
 from stages.pretrain import PretrainParams, _show_mixture, objective_of, pretrain
 from stages.training.pretraining import Pretraining
@@ -89,6 +90,16 @@ def test_experts_are_checked_before_anything_starts() -> None:
     assert (
         "no block of 2 is a 3th" in problems(model={**switch, "experts": {"num": 4, "every": 3}})[0]
     )
+
+
+def test_a_shape_of_somebody_elses_can_be_said() -> None:
+    said = {"family": "qwen3", "width": 96, "heads": 5, "head_size": 32, "kv_heads": 1}
+    params = PretrainParams.model_validate({"model": {**said, "norm_eps": 1e-5}})
+    assert not list(params.check({}))
+    config = params.config(300)
+    assert isinstance(config, DecoderConfig)
+    assert (config.head_size, config.norm_eps, config.heads) == (32, 1e-5, 5)
+    assert "gpt2 has no such choice" in problems(model={**SHAPE, "rope_theta": 5e5})[0]
 
 
 def test_weights_go_with_stores_and_not_with_a_temperature() -> None:
@@ -358,7 +369,7 @@ def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     series = read_series(ctx.observed / "metrics.jsonl")
     before = read_series(first.observed / "metrics.jsonl")
     assert series[0]["loss"] < before[0]["loss"] - 1, "it goes on from the dense weights"
-    assert all(1 <= point["load_layer_0"] <= 4 for point in series if "loss" in point)
+    assert all(1 <= point["load_layer_1"] <= 4 for point in series if "loss" in point)
     assert_transformers_agree(ctx.out)
     assert dict(ctx_results(ctx))["eval_loss"] < dict(ctx_results(first))["eval_loss"]
 

@@ -65,6 +65,12 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "snapshot"
+    cached.mkdir()
+    for path in elsewhere.iterdir():
+        (cached / path.name).symlink_to(path)
+    with pytest.raises(InputError, match="links out of the folder"):
+        PretrainedParams(path=str(cached)).externals()
     with pytest.raises(InputError, match="no such folder"):
         PretrainedParams(path=str(tmp_path / "nothing")).externals()
     config = json.loads((elsewhere / "config.json").read_text())

@@ -55,6 +55,35 @@ def test_names_and_contents_are_those_of_the_standard_library(tmp_path_factory, 
     assert [data[m.offset : m.offset + m.size] for m in found] == [c for _, c in members]
 
 
+def test_what_follows_an_end_mark_is_not_lost_without_a_word(tmp_path):
+    one, two = (written(tmp_path / f"{n}.tar", (f"{n}.jpg", b"1")) for n in "ab")
+    (tmp_path / "both.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(tars.BrokenTar, match="more follows the end mark"):
+        read(tmp_path / "both.tar")
+    holed = bytearray(written(tmp_path / "h.tar", ("a.jpg", b"1"), ("b.jpg", b"2")).read_bytes())
+    holed[2 * tars.BLOCK : 3 * tars.BLOCK] = bytes(tars.BLOCK)
+    (tmp_path / "h.tar").write_bytes(holed)
+    with pytest.raises(tars.BrokenTar, match="more follows"):
+        read(tmp_path / "h.tar")
+
+
+def test_hidden_files_do_not_part_a_sample(tmp_path):
+    names = ["a.jpg", "._a.txt", "a.txt", "b.jpg", ".DS_Store", "b.txt"]
+    path = written(tmp_path / "t.tar", *((name, b"1") for name in names))
+    assert [(g.key, sorted(g.members)) for g in grouped(path)] == [
+        ("a", ["jpg", "txt"]),
+        ("b", ["jpg", "txt"]),
+    ]
+
+
+def test_a_folder_has_no_content_whatever_its_size(tmp_path):
+    folder = link("d", tarfile.DIRTYPE)
+    folder.size = 4096
+    data = folder.tobuf(tarfile.USTAR_FORMAT) + tars.encoded("d/a.jpg", b"1") + tars.END
+    (tmp_path / "t.tar").write_bytes(data)
+    assert [m.name for m in read(tmp_path / "t.tar")] == ["d/a.jpg"]
+
+
 def test_a_reader_may_begin_at_any_header(tmp_path):
     names = ["a.jpg", "long" * 60 + ".txt", "b.jpg", "c.jpg"]
     path = written(tmp_path / "t.tar", *((name, name.encode()) for name in names))

@@ -97,6 +97,18 @@ def test_the_oldest_folders_end_at_the_largest_id(tmp_path):
     ours = load_clip(tmp_path)
     expected = their_features(theirs, images(VIT), tokens_BT)[1]
     torch.testing.assert_close(ours.encode_text(tokens_BT), expected, rtol=0, atol=1e-5)
+    text = ours.config.text
+    assert (text.bos, text.eos) == (text.vocab_size - 2, text.vocab_size - 1), "as their tokenizer"
+
+
+def test_towers_that_differ_are_refused(tmp_path):
+    their_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["hidden_act"] = "gelu"
+    config["vision_config"]["hidden_act"] = "quick_gelu"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="towers differ in hidden_act"):
+        load_clip(tmp_path)
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET, replace(VIT, bias=True)])

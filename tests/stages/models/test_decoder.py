@@ -131,6 +131,10 @@ def test_what_ours_does_not_compute_is_refused(tmp_path, tokens_BT):
         (tmp_path / "config.json").write_text(json.dumps({**raw, key: value}))
         with pytest.raises(InputError, match=f"models with {key} ="):
             load_language_model(tmp_path)
+    older = {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **older}))
+    with pytest.raises(InputError, match="models with rope_parameters ="):
+        load_language_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": 4}))
     with pytest.raises(InputError, match=r"lack something.*layers\.3"):
         load_language_model(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models import fused
 from stages.models.fused import IGNORED, linear_cross_entropy
@@ -80,12 +81,24 @@ def test_bfloat16_is_summed_in_float32() -> None:
     torch.testing.assert_close(weight.grad.double(), dweight, rtol=0.02, atol=0.05)
 
 
-def test_without_a_gradient_nothing_is_kept() -> None:
+def test_without_a_gradient_none_is_made() -> None:
     x, weight, targets = inputs()
-    with torch.no_grad():
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
         loss = linear_cross_entropy(x, weight, targets)[0]
+    assert counted.get_total_flops() == 2 * N * C * V, "the logits, and no more"
     assert not loss.requires_grad
     assert loss == linear_cross_entropy(x, weight, targets)[0]
+
+
+def test_a_sum_beyond_16_bits_is_scaled_before_it_is_rounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused, "_ON_CPU", V)
+    x, weight, targets = inputs(torch.float16)
+    with torch.no_grad():
+        x[:, 0], targets[:] = 6e4, 3
+    (linear_cross_entropy(x, 0 * weight, targets)[0] * 1e-4).backward()
+    assert weight.grad is not None and torch.isfinite(weight.grad).all()
 
 
 def test_a_model_gives_the_loss_of_its_logits() -> None:

@@ -176,6 +176,12 @@ def test_folders_that_are_no_gpt2_are_refused(tmp_path):
     edit(tmp_path, activation_function="relu")
     with pytest.raises(InputError, match="unknown activation 'relu'"):
         load_language_model(tmp_path)
+    edit(tmp_path, activation_function="gelu_new", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(InputError, match="scale_attn_by_inverse_layer_idx = True"):
+        load_language_model(tmp_path)
+    edit(tmp_path, scale_attn_by_inverse_layer_idx=False, n_head=7)
+    with pytest.raises(InputError, match="not a multiple of 7 heads"):
+        load_language_model(tmp_path)
     edit(tmp_path, model_type="bert")
     with pytest.raises(InputError, match="models of type 'bert'"):
         load_language_model(tmp_path)

@@ -74,7 +74,10 @@ def test_other_shapes_are_refused(folder: Path, tmp_path: Path) -> None:
     switch = replace(DENSE, experts=ExpertsConfig(num=4))
     save_language_model(first_weights(switch, folder), tmp_path / "switch")
     assert isinstance(first_weights(switch, tmp_path / "switch"), Decoder)
-    with pytest.raises(InputError, match="another shape"):
-        first_weights(replace(DENSE, experts=ExpertsConfig(num=2)), tmp_path / "switch")
+    for other in (ExpertsConfig(num=2), ExpertsConfig(num=4, top_k=2)):
+        with pytest.raises(InputError, match="another shape"):
+            first_weights(replace(DENSE, experts=other), tmp_path / "switch")
+    longer = replace(switch, context=32)
+    assert first_weights(longer, tmp_path / "switch").config.context == 32
     with pytest.raises(InputError, match="another shape"):
         first_weights(DENSE, tmp_path / "switch")
