@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.images.transforms import CLIP_MEAN, CLIP_STD
 from stages.models.clip import CLIP
 from stages.models.clip_config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from stages.models.folders import read_config, read_weights
 from stages.models.huggingface import copy_tokenizer
 
 NATIVE = "headwater_clip"
@@ -102,7 +103,7 @@ def load_clip(folder: Path) -> CLIP:
     Raises:
         InputError: the folder holds no CLIP, or weights are missing or of another shape.
     """
-    raw = _read_config(folder)
+    raw = read_config(folder)
     kind = raw.get("model_type")
     if kind not in ("clip", NATIVE):
         raise InputError(
@@ -110,7 +111,7 @@ def load_clip(folder: Path) -> CLIP:
             where=str(folder),
             remedy=f"give a folder of model_type clip or {NATIVE}",
         )
-    weights = _read_weights(folder)
+    weights = read_weights(folder)
     try:
         config = _read_native(raw) if kind == NATIVE else _read_clip(raw, folder)
         model = CLIP(config)
@@ -120,26 +121,6 @@ def load_clip(folder: Path) -> CLIP:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"weights and config disagree: {error}", where=str(folder)) from error
     return model.eval()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"not a model folder: {error}", where=str(folder)) from error
-    return config
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights, from one file or several."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = {"model.safetensors"}
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        return {k: v for name in sorted(names) for k, v in load_file(folder / name).items()}
-    except Exception as error:  # safetensors raises its own type, which it does not export
-        raise InputError(f"cannot read the weights: {error}", where=str(folder)) from error
 
 
 def _config(model: CLIP) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.models import decoder_folder
 from stages.models.decoder import Decoder
+from stages.models.folders import read_config, read_weights
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
 
@@ -117,7 +118,7 @@ def load_language_model(folder: Path, *, dropout: float = 0.0) -> GPT | Decoder:
     Raises:
         InputError: the folder holds another model, or weights are missing or of another shape.
     """
-    raw = _read_config(folder)
+    raw = read_config(folder)
     if raw.get("model_type") in decoder_folder.ARCHITECTURES:
         return _load_decoder(raw, folder, dropout)
     config, weights = _load(folder, dropout)
@@ -129,7 +130,7 @@ def load_language_model(folder: Path, *, dropout: float = 0.0) -> GPT | Decoder:
 def _load_decoder(raw: Mapping[str, Any], folder: Path, dropout: float) -> Decoder:
     try:
         model = Decoder(decoder_folder.read_config(raw, str(folder), dropout))
-        weights = decoder_folder.collect(_read_weights(folder), model.config)
+        weights = decoder_folder.collect(read_weights(folder), model.config)
     except (KeyError, ValueError) as error:
         raise InputError(f"config or weights lack something: {error}", where=str(folder)) from error
     _fill(model, weights, folder)
@@ -156,7 +157,7 @@ def load_scorer(folder: Path, *, dropout: float = 0.0) -> Scorer:
 
 def special_ids(folder: Path) -> SpecialIds:
     """The ids of pad, bos and eos that a model folder's config names."""
-    config = _read_config(folder)
+    config = read_config(folder)
     return SpecialIds(
         pad=_one(config.get("pad_token_id"), DEFAULT_IDS.pad),
         bos=_one(config.get("bos_token_id"), DEFAULT_IDS.bos),
@@ -241,17 +242,9 @@ def _write_card(folder: Path, task: str, tags: list[str], text: str) -> None:
     (folder / "README.md").write_text("\n".join([*lines, "---", "", body, ""]))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"not a model folder: {error}", where=str(folder)) from error
-    return config
-
-
 def _load(folder: Path, dropout: float) -> tuple[GPTConfig, dict[str, Tensor]]:
     """The config and the raw weights of a GPT-2 folder, whole or in shards."""
-    raw = _read_config(folder)
+    raw = read_config(folder)
     if raw.get("model_type") != "gpt2":
         raise InputError(
             f"cannot read models of type {raw.get('model_type')!r}",
@@ -280,18 +273,7 @@ def _load(folder: Path, dropout: float) -> tuple[GPTConfig, dict[str, Tensor]]:
         )
     except (KeyError, ValueError) as error:
         raise InputError(f"the config lacks something: {error}", where=str(folder)) from error
-    return config, _read_weights(folder)
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = {"model.safetensors"}
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        return {k: v for name in sorted(names) for k, v in load_file(folder / name).items()}
-    except Exception as error:  # safetensors raises its own type, which it does not export
-        raise InputError(f"cannot read the weights: {error}", where=str(folder)) from error
+    return config, read_weights(folder)
 
 
 def _fill(model: torch.nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:

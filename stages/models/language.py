@@ -11,6 +11,7 @@ V vocabulary, N chosen positions, E experts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -62,8 +63,8 @@ class Seen(NamedTuple):
     """Cosines and sines (B, 1, T, D) of the positions, where a family turns by them."""
 
 
-class LanguageModel(nn.Module):
-    """A decoder. Subclasses set `blocks` and `embedding`, and define `embed` and `norm`.
+class LanguageModel(nn.Module, ABC):
+    """A decoder. A family defines what is abstract here.
 
     `recompute` trades a second forward pass for the memory of the activations.
     """
@@ -72,22 +73,22 @@ class LanguageModel(nn.Module):
     recompute = False
 
     @property
+    @abstractmethod
     def blocks(self) -> Iterable[nn.Module]:
         """The layers in order; each maps (x_BTC, Seen) to (x_BTC, Routing or None)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def unembedding(self) -> Tensor:
         """The head's weight_VC."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The first hidden states_BTC."""
-        raise NotImplementedError
 
+    @abstractmethod
     def norm(self, x_BTC: Tensor) -> Tensor:
         """The last normalisation."""
-        raise NotImplementedError
 
     def rotary(self, positions_BT: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines of the positions; none where they are learned."""

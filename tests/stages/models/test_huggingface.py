@@ -192,3 +192,12 @@ def test_broken_weights_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputError, match="cannot read the weights"):
         load_language_model(tmp_path)
+
+
+def test_an_index_does_not_lead_out_of_the_folder(tmp_path):
+    save_language_model(GPT(CONFIG), tmp_path / "elsewhere")
+    save_language_model(GPT(CONFIG), tmp_path / "model")
+    named = {"weight_map": {"transformer.wte.weight": "../elsewhere/model.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(named))
+    with pytest.raises(InputError, match="not in the folder"):
+        load_language_model(tmp_path / "model")
