@@ -213,6 +213,8 @@ def answers(bench: Bench) -> Findings:
 
     figures: dict[str, float] = {}
     likely = {}
+    if {"sft", "augmented"} <= set(bench.paths):
+        Tokenizer(bench.paths["sft"]).require(Tokenizer(bench.paths["augmented"]))
     for name, suffix in (("sft", ""), ("augmented", "_augmented")):
         if folder := bench.paths.get(name):
             model, tokenizer = load_language_model(folder).to(bench.device), Tokenizer(folder)

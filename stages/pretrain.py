@@ -3,6 +3,7 @@
     gpt:
       uses: pretrain
       tokens: ${tokens}
+      tokenizer: ${tokenizer}           # that packed the tokens; or `start`'s, if left out
       size: tiny                        # a preset; or each of layers, width, heads under `model`
       model: {context: 256}
       train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
@@ -15,8 +16,8 @@ normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), wh
       model: {family: switch, experts: {num: 8, every: 2, capacity_factor: 1.25}}
       train: {expert_parallel: 2, zero: 2}
 
-`start: ${model}` begins with the weights of a model of the same shape; those of a dense one may
-become one with experts.
+`start: ${model}` begins with the weights of a model of the same shape and tokenizer; those of a
+dense one may become one with experts.
 
 Several stores of tokens, of one tokenizer, make a mixture. Its weights belong to this stage, so a
 change of them packs nothing again:
@@ -102,6 +103,7 @@ class PretrainParams(Params):
         yield from wrong or self._outlook(self.config(vocabulary)).refusals()
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
+        yield from _other_vocabularies(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """See `stages.training.outlook`."""
@@ -153,22 +155,38 @@ def objective_of(
     tokenizer: Path | None = None,
     start: Path | None = None,
 ) -> Pretraining:
-    """What is trained: the model's shape for the tokens' vocabulary, the tokens as samples."""
+    """What is trained: the model's shape for the tokens' vocabulary, the tokens as samples.
+
+    Raises:
+        InputError: no tokenizer is given, or the tokens are not of it or not of the one that
+            `start` was trained with.
+    """
     from stages.data.corpus import Corpus
+    from stages.data.tokenizer import Tokenizer
     from stages.data.tokens import TokenStore
 
+    folder = tokenizer or start
+    if folder is None:
+        raise InputError(
+            "no tokenizer is given, which the model is to be written with",
+            where="tokenizer",
+            remedy="name the one that the tokens were packed with",
+        )
     config, mixture = params.config(TokenStore(tokens[0]).vocab_size), params.mixture
+    corpus = Corpus(
+        tuple(tokens),
+        config.context,
+        params.seed,
+        params.packing,
+        mixture.weights,
+        mixture.temperature,
+    )
+    for given in filter(None, dict.fromkeys((folder, start))):
+        corpus.require(Tokenizer(given))
     return Pretraining(
         config,
-        Corpus(
-            tuple(tokens),
-            config.context,
-            params.seed,
-            params.packing,
-            mixture.weights,
-            mixture.temperature,
-        ),
-        tokenizer or tokens[0],
+        corpus,
+        folder,
         start,
         params.z_loss,
         params.model.mask_documents,
@@ -220,19 +238,7 @@ def _show(objective: Pretraining, ctx: Context) -> None:
 def _show_mixture(
     objective: Pretraining, train: TrainSection, tokens: Sequence[Artifact], ctx: Context
 ) -> None:
-    """What is drawn of each store in the whole run, and how often that goes through it.
-
-    Raises:
-        InputError: the stores were packed with different tokenizers.
-    """
-    references = [artifact.manifest["inputs"].get("tokenizer", ()) for artifact in tokens]
-    made_by = {reference["digest"] for found in references for reference in found}
-    if len(made_by) > 1:
-        raise InputError(
-            "the stores of tokens were packed with different tokenizers",
-            where="tokens",
-            remedy="pack all of them with one",
-        )
+    """What is drawn of each store in the whole run, and how often that goes through it."""
     corpus = objective.corpus
     mixture = corpus.mixture
     samples = train.samples
@@ -253,6 +259,16 @@ def _vocabulary(upstream: Mapping[str, Params]) -> int:
         if isinstance(size, int):
             return size
     return 4096
+
+
+def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
+    """What the plan can tell of tokens that another tokenizer packed."""
+    own = getattr(upstream.get("tokenizer"), "vocab_size", None)
+    for edge in upstream:
+        size = getattr(upstream.get(f"{edge}.tokenizer"), "vocab_size", None)
+        if edge.startswith("tokens[") and own and size and size != own:
+            told = f"has {own} ids, and the one that packed {edge} has {size}"
+            yield Problem("tokenizer", told, "name the one that the tokens were packed with")
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:

@@ -195,7 +195,7 @@ class PackParams(Params):
     "tokenize.pack",
     inputs={"documents": "Documents", "tokenizer": "Tokenizer"},
     output="Tokens",
-    version=1,
+    version=2,
 )
 def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Encode documents into a shuffled, memory-mapped token store with held-out documents."""
@@ -204,8 +204,8 @@ def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.data.tokens import write_index
 
     commits = _encode(params, inputs, ctx)
-    vocab_size = len(Tokenizer(inputs.path("tokenizer")))
-    layout = Layout(commits, vocab_size, params.eval_share)
+    tokenizer = Tokenizer(inputs.path("tokenizer"))
+    layout = Layout(commits, len(tokenizer), params.eval_share)
     if not len(layout.order["train"]):
         raise InputError(
             "no document is left to train on",
@@ -215,7 +215,13 @@ def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     for leftover in out.iterdir():
         leftover.unlink()
     splits = {split: _write_split(layout, split, params, out, ctx) for split in ("train", "eval")}
-    write_index(out, vocab_size=vocab_size, eos_id=EOS, splits=splits)
+    write_index(
+        out,
+        vocab_size=len(tokenizer),
+        eos_id=EOS,
+        splits=splits,
+        tokenizer=tokenizer.digest,
+    )
     _report_tokens(layout, ctx)
 
 

@@ -63,8 +63,13 @@ def compare_policies(
 
     The KL is that of the second to the first, in nats of a response. `beat` is called after each
     batch of responses.
+
+    Raises:
+        InputError: the models are of different tokenizers.
     """
     tokenizer = Tokenizer(after)
+    for other in (before, reward):
+        tokenizer.require(Tokenizer(other))
     policies = [load_language_model(path).to(device) for path in (before, after)]
     room = min(policy.config.context for policy in policies) - max_new_tokens
     asked = read_prompts(prompts, "eval", tokenizer, room)

@@ -102,9 +102,12 @@ class PPOObjective:
         and the critic that starts as it.
 
         Raises:
-            InputError: no prompt leaves room for a response, or the models' vocabularies differ.
+            InputError: no prompt leaves room for a response, or the models, or the pretraining
+                tokens, are of different tokenizers.
         """
         self.rank, self.train, self.seed = rank, settings, seed
+        tokenizer = Tokenizer(self.policy_path)
+        tokenizer.require(Tokenizer(self.reward_path))
         policy, critic = load_language_model(self.policy_path), load_scorer(self.reward_path)
         if policy.config.vocab_size != critic.body.config.vocab_size:
             raise InputError(
@@ -120,11 +123,10 @@ class PPOObjective:
         self.reward = load_scorer(self.reward_path).to(rank.device, dtype).requires_grad_(False)
         self.width = context
         room = context - self.settings.max_new_tokens
-        tokenizer = Tokenizer(self.policy_path)
         self.prompts = Shuffled(read_prompts(self.prompts_path, "train", tokenizer, room), seed)
         self.held_out = read_prompts(self.prompts_path, "eval", tokenizer, room)
         self.control = self.settings.control()
-        self.pages = self._pages(policy.config.context)
+        self.pages = self._pages(policy.config.context, tokenizer)
         self._ema = {}
         if self.settings.ema:
             self._ema = {name: p.detach().clone() for name, p in policy.named_parameters()}
@@ -137,17 +139,19 @@ class PPOObjective:
     def _pretraining(self, step: int) -> Pages | None:
         return Pages(self, step) if self.pages else None
 
-    def _pages(self, context: int) -> Corpus | None:
+    def _pages(self, context: int, tokenizer: Tokenizer) -> Corpus | None:
         if not self.tokens_paths or not self.settings.update.ptx:
             return None
         asked = self.settings
-        return Corpus(
+        pages = Corpus(
             self.tokens_paths,
             min(asked.ptx_length or context, context),
             mix(self.seed, 3),
             weights=asked.ptx_weights,
             temperature=asked.ptx_temperature,
         )
+        pages.require(tokenizer)
+        return pages
 
     def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """One iteration.

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from stages.data.bestfit import BestFit
 from stages.data.hashing import fold64
 from stages.data.mixing import Interleaved, Mixture, temperature_weights
-from stages.data.tokens import Samples, TokenStore
+from stages.data.tokens import Samples, TokenStore, Vocabulary
 
 Packing = Literal["windows", "best_fit"]
 
@@ -83,19 +83,40 @@ class Corpus:
         """The stores in order.
 
         Raises:
-            InputError: their vocabularies differ.
+            InputError: they were packed with different tokenizers.
         """
         stores = [TokenStore(path, split) for path in self.paths]
-        sizes = sorted({store.vocab_size for store in stores})
-        if len(sizes) > 1:
-            raise InputError(
-                f"the stores of tokens have vocabularies of {' and '.join(map(str, sizes))}",
-                where="tokens",
-                remedy="pack all of them with one tokenizer",
-            )
+        first = stores[0]
+        for other in stores[1:]:
+            if _differ(first, other):
+                raise InputError(
+                    f"{first.path} was packed with {_maker(first)}, {other.path} with "
+                    f"{_maker(other)}",
+                    where="tokens",
+                    remedy="pack all of them with one tokenizer",
+                )
         return stores
+
+    def require(self, tokenizer: Vocabulary) -> None:
+        """See that all tokens are a tokenizer's own.
+
+        Raises:
+            InputError: some are another's.
+        """
+        for store in self.stores():
+            store.require(tokenizer)
 
     def _samples(self, store: TokenStore, seed: int) -> Samples | BestFit:
         if self.packing == "best_fit":
             return BestFit(store, self.length, seed)
         return store.samples(self.length, seed)
+
+
+def _differ(one: TokenStore, other: TokenStore) -> bool:
+    """Whether two stores are of different tokenizers, as far as they say."""
+    named = one.tokenizer and other.tokenizer
+    return one.vocab_size != other.vocab_size or bool(named and one.tokenizer != other.tokenizer)
+
+
+def _maker(store: TokenStore) -> str:
+    return f"tokenizer {(store.tokenizer or 'unknown')[:12]} of {store.vocab_size} ids"

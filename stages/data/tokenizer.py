@@ -108,6 +108,20 @@ class Tokenizer:
         pattern = self._chunks.pattern if self._chunks else ""
         return xxhash.xxh3_128_hexdigest(self._model + pattern.encode())
 
+    def require(self, other: Tokenizer) -> None:
+        """See that another tokenizer makes the same ids of every text.
+
+        Raises:
+            InputError: it does not.
+        """
+        if self.digest != other.digest:
+            raise InputError(
+                f"the tokenizers differ: {self.digest[:12]} of {len(self)} ids in {self.path}, "
+                f"{other.digest[:12]} of {len(other)} ids in {other.path}",
+                where=str(other.path),
+                remedy="take models that were trained from the same one",
+            )
+
     @cached_property
     def pieces(self) -> list[str]:
         """Every piece by id."""

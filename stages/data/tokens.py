@@ -1,6 +1,6 @@
 """Tokens on disk and the samples that training reads from them.
 
-    index.json                       dtype, vocabulary, counts, the shards of each split
+    index.json                       dtype, tokenizer, counts, the shards of each split
     train-00000.bin, eval-00000.bin  little-endian uint16 or uint32; `eos_id` ends each document
     train-00000.idx.npy              uint64: where each document of the shard ends
 
@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +62,37 @@ def write_shard(
     return Shard(name, len(tokens), len(ends))
 
 
+class Vocabulary(Protocol):
+    """What decides the ids of a text: `stages.data.tokenizer.Tokenizer` is one."""
+
+    path: Path
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+
+    @property
+    def digest(self) -> str:
+        """The same for the same ids of every text."""
+
+
 def write_index(
-    out: Path, *, vocab_size: int, eos_id: int, splits: Mapping[str, Sequence[Shard]]
+    out: Path,
+    *,
+    vocab_size: int,
+    eos_id: int,
+    splits: Mapping[str, Sequence[Shard]],
+    tokenizer: str | None = None,
 ) -> None:
-    """Write `index.json`, last: it names the shards of each split in order."""
+    """Write `index.json`, last: it names the shards of each split in order.
+
+    Args:
+        out: the store.
+        vocab_size: all ids are below it.
+        eos_id: ends each document.
+        splits: their shards.
+        tokenizer: the digest of what made the ids; None where nobody knows.
+    """
     from pipeline.disk import write_atomic
 
     index = {
@@ -73,6 +100,7 @@ def write_index(
         "dtype": token_dtype(vocab_size).name,
         "vocab_size": vocab_size,
         "eos_id": eos_id,
+        "tokenizer": tokenizer,
         "splits": {
             split: {
                 "tokens": sum(shard.tokens for shard in shards),
@@ -96,6 +124,7 @@ class TokenStore:
         index = self._read_index()
         self.vocab_size: int = index["vocab_size"]
         self.eos_id: int = index["eos_id"]
+        self.tokenizer: str | None = index.get("tokenizer")
         self.dtype = np.dtype(index["dtype"]).newbyteorder("<")
         self._shards = [Shard(**shard) for shard in index["splits"][split]["shards"]]
         self._maps = [self._map(shard) for shard in self._shards]
@@ -143,6 +172,24 @@ class TokenStore:
                 return np.asarray(ids[start : int(ends[index])], np.int64)
             index -= shard.documents
         raise IndexError(index)
+
+    def require(self, tokenizer: Vocabulary) -> None:
+        """See that the tokens are a tokenizer's own. Of a store that does not say what made it,
+        the sizes of the vocabularies are compared.
+
+        Raises:
+            InputError: they are another's.
+        """
+        if self.tokenizer is None and self.vocab_size == tokenizer.vocab_size:
+            return
+        if self.tokenizer != tokenizer.digest:
+            made_by = f"tokenizer {self.tokenizer[:12]}" if self.tokenizer else "a tokenizer"
+            raise InputError(
+                f"the tokens were packed with {made_by} of {self.vocab_size} ids, not with "
+                f"{tokenizer.digest[:12]} of {tokenizer.vocab_size} ids in {tokenizer.path}",
+                where=str(self.path),
+                remedy="pack the documents with that tokenizer, or name the one that packed them",
+            )
 
     def samples(self, length: int, seed: int | None = None) -> Samples:
         """The split cut into samples of `length` inputs; see `Samples`."""

@@ -34,15 +34,16 @@ def document_loss(
     Windows of the context's length, each from an empty memory; all of them if `windows` is 0.
 
     Raises:
-        InputError: the tokens were made with another vocabulary than the model's.
+        InputError: the tokens were packed with another tokenizer than the model's, or that has
+            more ids than the model.
     """
     store = TokenStore(tokens, "eval")
-    if not store.vocab_size == model.config.vocab_size == len(tokenizer):
+    store.require(tokenizer)
+    if len(tokenizer) > model.config.vocab_size:
         raise InputError(
-            f"the tokens are of {store.vocab_size} ids, the model knows {model.config.vocab_size}"
-            f" and its tokenizer {len(tokenizer)}",
-            where=str(tokens),
-            remedy="give tokens that were packed with the model's tokenizer",
+            f"the model knows {model.config.vocab_size} ids, its tokenizer {len(tokenizer)}",
+            where=str(tokenizer.path),
+            remedy="give a model folder with the tokenizer that it was trained with",
         )
     samples = store.samples(model.config.context)
     count = min(windows or len(samples), len(samples))

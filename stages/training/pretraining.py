@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError
 from stages.models.config import DecoderConfig, LanguageConfig
 from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.data.corpus import Corpus
-    from stages.data.tokenizer import Tokenizer
     from stages.models.language import Routing
     from stages.training.engine import Engine
     from stages.training.rank import Rank
@@ -43,35 +41,19 @@ class Pretraining(LanguageObjective):
     """Of the exported model."""
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Map the tokens and draw or read the initial weights.
-
-        Raises:
-            InputError: the tokenizer is not the one that made the tokens.
-        """
+        """Map the tokens and draw or read the initial weights."""
         import torch
 
+        from stages.data.tokenizer import Tokenizer
         from stages.models.upcycling import first_weights
 
         corpus = self.corpus
         self.train, self.held_out, self.facts = corpus.train, corpus.held_out, corpus.facts
         self.flops_per_token = float(self.config.flops_per_token)
-        self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
+        self._bytes = torch.tensor(Tokenizer(self.tokenizer_folder).byte_counts, device=rank.device)
         model = first_weights(self.config, self.start)
         model.recompute = self.recompute
         return {"model": Trainable(model)}
-
-    def _tokenizer(self) -> Tokenizer:
-        from stages.data.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer(self.tokenizer_folder)
-        if len(tokenizer) != self.config.vocab_size:
-            raise InputError(
-                f"the tokenizer has {len(tokenizer)} ids, the tokens were made with "
-                f"{self.config.vocab_size}",
-                where=str(self.tokenizer_folder),
-                remedy="name the tokenizer that the tokens were packed with",
-            )
-        return tokenizer
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the

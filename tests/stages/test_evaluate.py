@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toyworld import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
@@ -35,6 +36,7 @@ from stages.generation.perplexity import (
     mean_loss,
     paired_gain,
 )
+from stages.models.gpt import GPT, GPTConfig
 from stages.models.huggingface import load_language_model
 from stages.training.rank import Rank
 
@@ -99,9 +101,29 @@ def test_tokens_of_another_vocabulary_are_refused(world, tmp_path):
     model, tokenizer = load_language_model(world / "policy"), Tokenizer(world / "policy")
     shutil.copytree(world / "tokens", tmp_path / "tokens")
     index = tmp_path / "tokens" / "index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "vocab_size": 999}))
-    with pytest.raises(InputError, match="the tokens are of 999 ids"):
+    nameless = {**json.loads(index.read_text()), "vocab_size": 999, "tokenizer": None}
+    index.write_text(json.dumps(nameless))
+    with pytest.raises(InputError, match="packed with a tokenizer of 999 ids, not with"):
         document_loss(model, tmp_path / "tokens", tokenizer)
+    small = GPT(GPTConfig(vocab_size=300, context=40, layers=1, width=16, heads=1))
+    with pytest.raises(InputError, match="the model knows 300 ids, its tokenizer 340"):
+        document_loss(small, world / "tokens", tokenizer)
+
+
+def test_tokens_of_another_tokenizer_of_the_same_size_are_refused(world, tmp_path):
+    model = load_language_model(world / "policy")
+    other = Tokenizer(another_tokenizer(world / "policy", tmp_path / "other"))
+    assert len(other) == model.config.vocab_size
+    with pytest.raises(InputError) as caught:
+        document_loss(model, world / "tokens", other)
+    made_by = Tokenizer(world / "policy").digest
+    for named in (made_by[:12], other.digest[:12], str(world / "tokens"), str(other.path)):
+        assert named in str(caught.value)
+    paths = {"sft": world / "policy", "augmented": other.path, "reward": other.path,
+             "conversations": world / "conversations", "policy": world / "speaker"}  # fmt: skip
+    for task in ("answers", "policy"):
+        with pytest.raises(InputError, match="the tokenizers differ"):
+            carry_out(Rank(), [task], paths, PARAMS)
 
 
 def test_a_paired_gain_has_the_error_of_its_pairs():

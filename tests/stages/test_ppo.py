@@ -1,8 +1,12 @@
 """The ppo stage without its processes: parameters, prompts, pages, comparison."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from toyworld import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
@@ -97,6 +101,17 @@ def test_models_of_other_vocabularies_do_not_go_together(world, tmp_path):
     save_scorer(other, tmp_path, world / "tokenizer")
     with pytest.raises(InputError, match="the reward model 50"):
         made(world, tmp_path)
+
+
+def test_models_and_pages_of_other_tokenizers_of_one_size_are_refused(world, scorer, tmp_path):
+    other = another_tokenizer(scorer, tmp_path / "scorer")
+    with pytest.raises(InputError, match=f"the tokenizers differ: .* in {other}"):
+        made(world, other)
+    store = shutil.copytree(world / "tokens", tmp_path / "tokens")
+    index = json.loads((store / "index.json").read_text())
+    (store / "index.json").write_text(json.dumps({**index, "tokenizer": "0" * 32}))
+    with pytest.raises(InputError, match="packed with tokenizer 000000000000 of 340 ids"):
+        made(world, scorer, tokens=(store,))
 
 
 def test_pages_are_other_windows_for_every_minibatch(world, scorer):

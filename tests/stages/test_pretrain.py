@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from parity import assert_transformers_agree
+from toyworld import another_tokenizer
 
 from pipeline.artifact import Artifact
 from pipeline.context import Context, read_series
@@ -170,13 +171,38 @@ def objective(world: Path) -> Pretraining:
 
 def test_a_tokenizer_of_other_tokens_is_refused(world: Path, tmp_path: Path) -> None:
     params = PretrainParams.model_validate({"model": SHAPE})
-    ids = np.arange(900, dtype="<u2")
-    shard = write_shard(tmp_path, "train-00000", ids, np.array([900], np.uint64))
-    splits = {"train": [shard], "eval": [shard]}
-    write_index(tmp_path, vocab_size=999, eos_id=3, splits=splits)
-    made = objective_of(params, (tmp_path,), world / "tokenizer")
-    with pytest.raises(InputError, match="340 ids, the tokens were made with 999"):
-        made.setup(Rank(), params.train, 0)
+    tokens = (second_store(tmp_path / "nameless", vocab_size=999),)
+    with pytest.raises(InputError, match=r"a tokenizer of 999 ids, not with .* of 340"):
+        objective_of(params, tokens, world / "tokenizer")
+    with pytest.raises(InputError, match="no tokenizer is given"):
+        objective_of(params, tokens)
+
+
+def test_a_tokenizer_or_a_start_of_the_same_size_is_told_apart(world: Path, tmp_path: Path) -> None:
+    """The same numbers would be trained on in silence, as other text."""
+    params, tokens = PretrainParams.model_validate({"model": SHAPE}), (world / "tokens",)
+    other = another_tokenizer(world / "policy", tmp_path / "other")
+    own = Tokenizer(world / "tokenizer").digest[:12]
+    for tokenizer, start in ((other, None), (None, other), (world / "tokenizer", other)):
+        with pytest.raises(InputError, match=f"tokenizer {own} of 340 ids, .* in {other}") as found:
+            objective_of(params, tokens, tokenizer, start)
+        assert found.value.where == str(world / "tokens")
+        assert found.value.exit_code == 2
+    made = objective_of(params, tokens, start=world / "policy")
+    assert made.tokenizer_folder == world / "policy", "a start brings its tokenizer"
+
+
+def test_the_plan_tells_vocabularies_apart() -> None:
+    class Larger(Vocabulary):
+        vocab_size: int = 600
+
+    edges: dict[str, Params] = {"tokens[0]": Params(), "tokens[0].tokenizer": Vocabulary()}
+    params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 32}})
+    assert not list(params.check({**edges, "tokenizer": Vocabulary()}))
+    assert [str(p) for p in params.check({**edges, "tokenizer": Larger()})] == [
+        "tokenizer: has 600 ids, and the one that packed tokens[0] has 512 "
+        "(name the one that the tokens were packed with)"
+    ]
 
 
 def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
@@ -256,13 +282,15 @@ def test_one_store_gives_the_samples_it_always_gave(world: Path) -> None:
     assert len(made.held_out) == len(held_out)
 
 
-def second_store(folder: Path, vocab_size: int = 340, held_out: int = 90) -> Path:
+def second_store(
+    folder: Path, vocab_size: int = 340, held_out: int = 90, tokenizer: str | None = None
+) -> Path:
     folder.mkdir()
     shards = {}
     for split, size in (("train", 700), ("eval", held_out)):
         ids = np.full(size, 300, "<u2")
         shards[split] = [write_shard(folder, f"{split}-0", ids, np.array([size], np.uint64))]
-    write_index(folder, vocab_size=vocab_size, eos_id=3, splits=shards)
+    write_index(folder, vocab_size=vocab_size, eos_id=3, splits=shards, tokenizer=tokenizer)
     return folder
 
 
@@ -297,8 +325,11 @@ def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="3 weights for 2 stores"):
         _ = Corpus((world / "tokens", other), 16, 0, weights=(1, 2, 3)).train
     strange = second_store(tmp_path / "strange", vocab_size=500)
-    with pytest.raises(InputError, match="vocabularies of 340 and 500"):
+    with pytest.raises(InputError, match=r"340 ids, .*/strange with tokenizer unknown of 500"):
         _ = Corpus((world / "tokens", strange), 16, 0).train
+    named = second_store(tmp_path / "named", tokenizer="1" * 32)
+    with pytest.raises(InputError, match="/named with tokenizer 111111111111 of 340"):
+        _ = Corpus((world / "tokens", named), 16, 0).train
 
 
 def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None:
@@ -310,20 +341,15 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
     )
     ctx = Context.local(tmp_path / "w")
 
-    def artifacts(*tokenizers: str) -> Any:
-        references = [[{"digest": digest}] for digest in tokenizers]
-        return [
-            Artifact(path, {"inputs": {"tokenizer": made_by}, "run": {"stage": name}})
-            for name, path, made_by in zip("ab", made.corpus.paths, references, strict=True)
-        ]
-
-    _show_mixture(made, params.train, artifacts("x", "x"), ctx)
+    artifacts = [
+        Artifact(path, {"run": {"stage": name}})
+        for name, path in zip("ab", made.corpus.paths, strict=True)
+    ]
+    _show_mixture(made, params.train, artifacts, ctx)
     (table,) = json.loads((ctx.observed / "panels.json").read_text())
     assert [row[:2] for row in table["rows"]] == [["a", 50.0], ["b", 50.0]]
     assert table["rows"][1][2:4] == [700, 80 * 16]
     assert dict(ctx_results(ctx))["epochs_1"] == pytest.approx(80 / (700 // 16))
-    with pytest.raises(InputError, match="different tokenizers"):
-        _show_mixture(made, params.train, artifacts("x", "y"), ctx)
 
 
 def test_experts_are_told_and_kept_busy(world: Path) -> None:
@@ -358,7 +384,7 @@ def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     params = {"model": dense, "train": train, "workers": {"num": 2}}
     pretrain(PretrainParams.model_validate(params), Inputs(world), first.out, first)  # type: ignore[arg-type]
     inputs: Any = Inputs(world)
-    inputs.get_path = lambda name: first.out if name == "start" else world / name
+    inputs.get_path = {"start": first.out}.get
     ctx = Context.local(tmp_path / "switch")
     params = {
         "model": {**dense, "family": "switch", "experts": {"num": 4}},

@@ -169,6 +169,8 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
         assert store.window(0, store.tokens).tolist() == [i for ids in expected for i in ids]
         assert [store.document(i).tolist() for i in range(len(chosen))] == expected
     assert store.vocab_size == 400 and store.dtype == np.uint16 and store.eos_id == EOS
+    store.require(encoder)
+    assert store.tokenizer == encoder.digest
     assert len(list(ctx.out.glob("train-*.bin"))) > 1
     tokens = {s: TokenStore(ctx.out, s).tokens for s in ("train", "eval")}
     assert results(ctx)["train_tokens"] == tokens["train"]

@@ -7,6 +7,7 @@ that names what was asked for, then one on another thing of the same sort, then 
 from __future__ import annotations
 
 import random
+import shutil
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,13 @@ def write_tokenizer(folder: Path) -> None:
         )  # fmt: skip
 
 
+def another_tokenizer(world: Path, folder: Path) -> Path:
+    """A copy of a folder's files whose tokenizer has as many ids and cuts text elsewhere."""
+    shutil.copytree(world, folder)
+    (folder / "tokenizer_config.json").write_text('{"chunks": "..?"}')
+    return folder
+
+
 def write_tokens(folder: Path, tokenizer: Tokenizer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng, shards = random.Random(3), {}
@@ -82,7 +90,9 @@ def write_tokens(folder: Path, tokenizer: Tokenizer) -> None:
         ids = np.array([i for row in rows for i in row], "<u2")
         ends = np.cumsum([len(row) for row in rows]).astype(np.uint64)
         shards[split] = [write_shard(folder, f"{split}-00000", ids, ends)]
-    write_index(folder, vocab_size=len(tokenizer), eos_id=3, splits=shards)
+    write_index(
+        folder, vocab_size=len(tokenizer), eos_id=3, splits=shards, tokenizer=tokenizer.digest
+    )
 
 
 def supervised(model: GPT, rows: list, steps: int, lr: float = 3e-3) -> None:
