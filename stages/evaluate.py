@@ -189,12 +189,12 @@ def carry_out(
 
 def documents(bench: Bench, model: str) -> Findings:
     """Perplexity and bits per byte of one model on held-out documents."""
-    from stages.data.tokenizer import Tokenizer
+    from stages.data.foreign import open_tokenizer
     from stages.generation.perplexity import document_loss
     from stages.models.huggingface import load_language_model
 
     folder = bench.paths[model]
-    loaded, tokenizer = load_language_model(folder).to(bench.device), Tokenizer(folder)
+    loaded, tokenizer = load_language_model(folder).to(bench.device), open_tokenizer(folder)
     found = document_loss(
         loaded, bench.paths["tokens"], tokenizer, windows=bench.params.windows,
         device=bench.device, beat=bench.beat,
@@ -373,15 +373,16 @@ def answer_tasks(
         InputError: a choice is longer than the model's context.
         Interrupted: somebody asked the run to stop.
     """
-    from stages.data.tokenizer import EOS, PAD, Tokenizer
+    from stages.data.foreign import open_tokenizer
     from stages.generation.grading import Examiner
     from stages.generation.pause import Pause
     from stages.models.huggingface import load_language_model
 
-    model = load_language_model(folder).to(rank.device)
+    model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
     examiner = Examiner(
-        model, Tokenizer(folder), model.config.context, EOS, PAD, params.seed, params.pmi,
-        params.document_start, params.batch, rank.device, Pause(rank, cancel_file),
+        model, tokenizer, model.config.context, tokenizer.start_id, tokenizer.filler,
+        params.seed, params.pmi, params.document_start, params.batch, rank.device,
+        Pause(rank, cancel_file),
     )  # fmt: skip
     total, done = sum(len(params.chosen(task)) for task in files), 0
     found: dict[str, list[Answer]] = {}

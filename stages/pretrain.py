@@ -38,11 +38,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline import panels
+from pipeline.disk import read_json
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 from stages.models.config import LanguageConfig
@@ -118,7 +119,7 @@ class PretrainParams(Params):
 
 @stage(
     "pretrain",
-    inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer?", "start": "Model?"},
+    inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "start": "Model?"},
     output="Model",
     version=1,
 )
@@ -162,7 +163,7 @@ def objective_of(
             `start` was trained with.
     """
     from stages.data.corpus import Corpus
-    from stages.data.tokenizer import Tokenizer
+    from stages.data.foreign import has_tokenizer, open_tokenizer
     from stages.data.tokens import TokenStore
 
     folder = tokenizer or start
@@ -172,7 +173,8 @@ def objective_of(
             where="tokenizer",
             remedy="name the one that the tokens were packed with",
         )
-    config, mixture = params.config(TokenStore(tokens[0]).vocab_size), params.mixture
+    size = _known_ids(start, TokenStore(tokens[0]).vocab_size)
+    config, mixture = params.config(size), params.mixture
     corpus = Corpus(
         tuple(tokens),
         config.context,
@@ -181,8 +183,9 @@ def objective_of(
         mixture.weights,
         mixture.temperature,
     )
-    for given in filter(None, dict.fromkeys((folder, start))):
-        corpus.require(Tokenizer(given))
+    corpus.require(open_tokenizer(folder))
+    if start and has_tokenizer(start):
+        corpus.require(open_tokenizer(start))
     return Pretraining(
         config,
         corpus,
@@ -195,6 +198,26 @@ def objective_of(
     )
 
 
+def _known_ids(start: Path | None, used: int) -> int:
+    """The ids that the model knows: those that the tokens use, or as many as `start` has rows for,
+    for models of the hub have some to spare.
+
+    Raises:
+        InputError: the tokens use more than `start` knows.
+    """
+    if start is None:
+        return used
+    config: dict[str, Any] = read_json(start / "config.json", {})
+    known = config.get("vocab_size", used)
+    if used > known:
+        raise InputError(
+            f"the tokens use {used} ids, and the model to start from knows {known}",
+            where=str(start),
+            remedy="pack the documents with its own tokenizer",
+        )
+    return int(known)
+
+
 def continuations(
     rank: Rank, folder: Path, prompts: Sequence[str], seed: int
 ) -> list[dict[str, str]]:
@@ -203,20 +226,23 @@ def continuations(
         return []
     import torch
 
-    from stages.data.tokenizer import EOS, PAD, Tokenizer
+    from stages.data.foreign import open_tokenizer
     from stages.generation.sampling import Decoding, sample
     from stages.models.huggingface import load_language_model
 
     try:
-        model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
+        model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
     except torch.OutOfMemoryError:  # of a model that several devices hold together: no reason
         return []  # to lose what was trained
-    ids = [[EOS, *tokenizer.encode(prompt)] for prompt in prompts]
+    ids = [[tokenizer.start_id, *tokenizer.encode(prompt)] for prompt in prompts]
     room = model.config.context - max(map(len, ids))
     if room < 1:
         return []
     decoding = Decoding(min(80, room), temperature=0.8, top_p=0.95)
-    drawn = sample(model, ids, decoding, eos_id=EOS, pad_id=PAD, seed=seed, device=rank.device)
+    drawn = sample(
+        model, ids, decoding, eos_id=tokenizer.eos_id, pad_id=tokenizer.filler, seed=seed,
+        device=rank.device,
+    )  # fmt: skip
     return [
         {"prompt": prompt or "(nothing)", "text": tokenizer.decode(drawn.ids(row))}
         for row, prompt in enumerate(prompts)
@@ -254,7 +280,7 @@ def _show_mixture(
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
     """The tokenizer's vocabulary, where the plan knows it."""
-    for edge in ("tokenizer", "tokens[0].tokenizer"):
+    for edge in ("start", "tokenizer", "tokens[0].tokenizer"):
         size = getattr(upstream.get(edge), "vocab_size", None)
         if isinstance(size, int):
             return size

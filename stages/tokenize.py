@@ -1,5 +1,5 @@
 """Tokenizers and token stores: `tokenize.train` (Documents -> Tokenizer), `tokenize.pack`
-(Documents, Tokenizer -> Tokens).
+(Documents, Tokenizer or Model -> Tokens).
 
     tokenizer: {uses: tokenize.train, documents: ${clean}, vocab_size: 4096}
     tokens:    {uses: tokenize.pack, documents: ${clean}, tokenizer: ${tokenizer}}
@@ -16,7 +16,9 @@ languages differ much in size, `language_alpha: 0.3` keeps the small ones from b
       language_alpha: 0.3
       reserved: ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
 
-The token store is what training reads by memory map.
+The token store is what training reads by memory map. To go on training a model that was brought in
+by `pretrained`, pack with its own tokenizer, `tokenizer: ${base}`: byte-level BPE or SentencePiece
+as the hub has them.
 """
 
 from __future__ import annotations
@@ -193,18 +195,18 @@ class PackParams(Params):
 
 @stage(
     "tokenize.pack",
-    inputs={"documents": "Documents", "tokenizer": "Tokenizer"},
+    inputs={"documents": "Documents", "tokenizer": "Tokenizer|Model"},
     output="Tokens",
     version=2,
 )
 def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Encode documents into a shuffled, memory-mapped token store with held-out documents."""
+    from stages.data.foreign import open_tokenizer
     from stages.data.packing import Layout
-    from stages.data.tokenizer import EOS, Tokenizer
     from stages.data.tokens import write_index
 
     commits = _encode(params, inputs, ctx)
-    tokenizer = Tokenizer(inputs.path("tokenizer"))
+    tokenizer = open_tokenizer(inputs.path("tokenizer"))
     layout = Layout(commits, len(tokenizer), params.eval_share)
     if not len(layout.order["train"]):
         raise InputError(
@@ -218,7 +220,7 @@ def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     write_index(
         out,
         vocab_size=len(tokenizer),
-        eos_id=EOS,
+        eos_id=tokenizer.eos_id,
         splits=splits,
         tokenizer=tokenizer.digest,
     )

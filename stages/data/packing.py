@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from stages.data import tokens
 from stages.data.documents import Documents
+from stages.data.foreign import AnyTokenizer, open_tokenizer
 from stages.data.hashing import fraction, hash64
-from stages.data.tokenizer import EOS, Tokenizer
 
 SLICES = 64  # at least, of a corpus that has a megabyte for each: workers end at about one time
 SLICE_BYTES = (1 << 20, 16 << 20)  # of text, at least and about at most
@@ -70,8 +70,8 @@ def _row_group(part: Path, number: int) -> pa.Table:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer(folder)
+def _tokenizer(folder: Path) -> AnyTokenizer:
+    return open_tokenizer(folder)
 
 
 def encode_shard(work: Encoding, commit: Path) -> None:
@@ -81,9 +81,7 @@ def encode_shard(work: Encoding, commit: Path) -> None:
     tokenizer = _tokenizer(work.tokenizer)
     table = _row_group(work.part, work.row_group)[work.rows]
     dtype = tokens.token_dtype(len(tokenizer))
-    encoded = [
-        np.array([*tokenizer.encode(text), EOS], dtype) for text in table["text"].to_pylist()
-    ]
+    encoded = [np.array(tokenizer.document(text), dtype) for text in table["text"].to_pylist()]
     index = np.empty(len(encoded), _ENCODED)
     index["end"] = np.cumsum([len(ids) for ids in encoded])
     index["order"] = [hash64(f"{work.seed} {name}") for name in table["id"].to_pylist()]

@@ -40,20 +40,31 @@ FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
 class Tokenizer:
-    """Encodes and decodes with the SentencePiece model of a Tokenizer or Model folder."""
+    """Encodes and decodes with the SentencePiece model of a Tokenizer or Model folder.
+
+    Raises:
+        InputError: there is none, or it is somebody else's, whose control ids are not these.
+    """
+
+    eos_id, bos_id, pad_id, filler, start_id = EOS, BOS, PAD, PAD, EOS
+    """A document begins after the end of the one before; `filler` is where nobody looks."""
 
     def __init__(self, path: Path) -> None:
-        model = Path(path) / "tokenizer.model"
-        if not model.exists():
+        self.path = Path(path)
+        model = self.path / "tokenizer.model"
+        if not model.exists() and not (self.path / "tokenizer.json").exists():
             raise InputError(
                 "no tokenizer here", where=str(model), remedy="name a Tokenizer artifact"
             )
-        self.path = Path(path)
+        if not is_ours(self.path):
+            raise InputError(
+                "the tokenizer is of another make: it has no <|user|> and <|assistant|> where "
+                "chats have them",
+                where=str(self.path),
+                remedy="fine-tune, reward and align models whose tokenizer `tokenize.train` made",
+            )
         self._model = model.read_bytes()
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-        except RuntimeError as error:
-            raise CorruptArtifact(f"unreadable tokenizer: {error}", where=str(model)) from error
+        self._pieces = _processor(model)
         config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
         self._chunks = re.compile(config[CHUNKS]) if CHUNKS in config else None
 
@@ -102,6 +113,10 @@ class Tokenizer:
         piece: str = self._pieces.id_to_piece(int(token))
         return piece
 
+    def document(self, text: str) -> list[int]:
+        """The ids of a text and its end."""
+        return [*self.encode(text), EOS]
+
     @property
     def digest(self) -> str:
         """A name of all that decides the ids of a text."""
@@ -140,6 +155,27 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a SentencePiece model with the control ids of this module.
+
+    Raises:
+        CorruptArtifact: what is there cannot be read.
+    """
+    model = folder / "tokenizer.model"
+    if not model.exists():
+        return False
+    pieces, marks = _processor(model), CONTROLS[: ASSISTANT + 1]
+    count = min(len(marks), pieces.vocab_size())
+    return tuple(pieces.id_to_piece(i) for i in range(count)) == marks
+
+
+def _processor(model: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+    except RuntimeError as error:
+        raise CorruptArtifact(f"unreadable tokenizer: {error}", where=str(model)) from error
 
 
 def well_formed(text: str) -> str:

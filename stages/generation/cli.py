@@ -7,9 +7,10 @@ from pathlib import Path
 from pipeline.errors import InputError
 from stages.data.chat import encode_prompt
 from stages.data.conversations import Message
-from stages.data.tokenizer import EOS, Tokenizer
+from stages.data.foreign import open_tokenizer
+from stages.data.tokenizer import Tokenizer
 from stages.generation.sampling import Decoding, sample
-from stages.models.huggingface import is_chat, load_language_model, special_ids
+from stages.models.huggingface import is_chat, load_language_model
 
 
 def generate_text(
@@ -24,19 +25,19 @@ def generate_text(
 ) -> str:
     """One response to a prompt, by the model in `folder`.
 
-    A model whose card says that it converses is given the prompt as a user's message; any other
-    goes on where the prompt ends.
+    A model whose card says that it converses in our chat format is given the prompt as a user's
+    message; any other goes on where the prompt ends, at the beginning of a document.
 
     Raises:
         InputError: the folder holds no model, the prompt fills the context, or a setting is out
             of its range.
     """
     folder = Path(folder)
-    model, tokenizer, special = load_language_model(folder), Tokenizer(folder), special_ids(folder)
-    if is_chat(folder):
+    model, tokenizer = load_language_model(folder), open_tokenizer(folder)
+    if isinstance(tokenizer, Tokenizer) and is_chat(folder):
         ids = encode_prompt(tokenizer, [Message("user", prompt)])
     else:
-        ids = [EOS, *tokenizer.encode(prompt)]  # the end of a document precedes the next one
+        ids = [tokenizer.start_id, *tokenizer.encode(prompt)]
     room = model.config.context - len(ids)
     if room < 1:
         raise InputError(
@@ -47,5 +48,6 @@ def generate_text(
         decoding = Decoding(min(max_new_tokens, room), temperature, top_k, top_p)
     except ValueError as error:
         raise InputError(str(error)) from error
-    drawn = sample(model, [ids], decoding, eos_id=special.eos, pad_id=special.pad, seed=seed)
+    end, filler = tokenizer.eos_id, tokenizer.filler
+    drawn = sample(model, [ids], decoding, eos_id=end, pad_id=filler, seed=seed)
     return tokenizer.decode(drawn.ids(0))

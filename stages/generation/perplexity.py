@@ -12,6 +12,7 @@ import torch
 from pipeline.errors import InputError
 from stages.data.chat import encode_conversation, encode_prompt
 from stages.data.conversations import Conversations
+from stages.data.foreign import AnyTokenizer
 from stages.data.tokenizer import EOS, PAD, Tokenizer
 from stages.data.tokens import TokenStore
 from stages.generation.likelihood import Likelihood, likelihoods
@@ -22,7 +23,7 @@ from stages.models.language import LanguageModel
 def document_loss(
     model: LanguageModel,
     tokens: Path,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     *,
     windows: int = 0,
     batch: int = 16,

@@ -41,11 +41,11 @@ _ONLY = {
 
 
 class SpecialIds(NamedTuple):
-    """Token ids that generation and scoring need to know."""
+    """Token ids that generation and scoring need to know; None is written as none."""
 
-    pad: int = 0
-    bos: int = 2
-    eos: int = 3
+    pad: int | None = 0
+    bos: int | None = 2
+    eos: int | None = 3
 
 
 DEFAULT_IDS = SpecialIds()
@@ -156,12 +156,13 @@ def load_scorer(folder: Path, *, dropout: float = 0.0) -> Scorer:
 
 
 def special_ids(folder: Path) -> SpecialIds:
-    """The ids of pad, bos and eos that a model folder's config names."""
+    """The ids of pad, bos and eos that a model folder's config names; None for one that it has
+    not."""
     config = read_config(folder)
     return SpecialIds(
-        pad=_one(config.get("pad_token_id"), DEFAULT_IDS.pad),
-        bos=_one(config.get("bos_token_id"), DEFAULT_IDS.bos),
-        eos=_one(config.get("eos_token_id"), DEFAULT_IDS.eos),
+        pad=_one(config.get("pad_token_id")),
+        bos=_one(config.get("bos_token_id")),
+        eos=_one(config.get("eos_token_id")),
     )
 
 
@@ -199,7 +200,8 @@ def _config(config: GPTConfig, ids: SpecialIds) -> dict[str, Any]:
     }
 
 
-def _token_ids(ids: SpecialIds) -> dict[str, int]:
+def _token_ids(ids: SpecialIds) -> dict[str, int | None]:
+    """Also those that are none: left out, `transformers` would put the family's own there."""
     return {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
 
 
@@ -283,8 +285,8 @@ def _fill(model: torch.nn.Module, weights: Mapping[str, Tensor], folder: Path) -
         raise InputError(f"weights and config disagree: {error}", where=str(folder)) from error
 
 
-def _one(value: Any, fallback: int) -> int:
-    """Some configs name several eos ids: the first one counts."""
+def _one(value: Any) -> int | None:
+    """Some configs name several eos ids: the first one counts. -1 is an old way to say none."""
     if isinstance(value, list):
         value = value[0] if value else None
-    return fallback if value is None else int(value)
+    return None if value is None or value < 0 else int(value)

@@ -44,13 +44,14 @@ class Pretraining(LanguageObjective):
         """Map the tokens and draw or read the initial weights."""
         import torch
 
-        from stages.data.tokenizer import Tokenizer
+        from stages.data.foreign import open_tokenizer
         from stages.models.upcycling import first_weights
 
         corpus = self.corpus
         self.train, self.held_out, self.facts = corpus.train, corpus.held_out, corpus.facts
         self.flops_per_token = float(self.config.flops_per_token)
-        self._bytes = torch.tensor(Tokenizer(self.tokenizer_folder).byte_counts, device=rank.device)
+        self._tokenizer = open_tokenizer(self.tokenizer_folder)
+        self._bytes = torch.tensor(self._tokenizer.byte_counts, device=rank.device)
         model = first_weights(self.config, self.start)
         model.recompute = self.recompute
         return {"model": Trainable(model)}
@@ -62,7 +63,6 @@ class Pretraining(LanguageObjective):
         import torch
 
         from stages.data.bestfit import Packed
-        from stages.data.tokenizer import EOS
         from stages.data.tokens import boundaries
 
         if isinstance(samples[0], Packed):
@@ -74,7 +74,7 @@ class Pretraining(LanguageObjective):
             "targets": torch.from_numpy(windows)[:, 1:],
         }
         if self.mask_documents:
-            segments, positions = boundaries(windows[:, :-1], EOS)
+            segments, positions = boundaries(windows[:, :-1], self._tokenizer.eos_id)
             found["segments"] = torch.from_numpy(segments)
             found["positions"] = torch.from_numpy(positions)
         return found
@@ -103,8 +103,8 @@ class Pretraining(LanguageObjective):
         return Loss(total, sums, shown=trace.cross_entropy)
 
     def _bytes_of(self, batch: Batch) -> Tensor:
-        # What is ignored counts as <pad>, which stands for no bytes.
-        found: Tensor = self._bytes[batch["targets"].clamp(min=0)].sum()
+        targets = batch["targets"]
+        found: Tensor = self._bytes[targets[targets >= 0]].sum()
         return found
 
     def _upkeep(self, routing: Sequence[Routing]) -> Tensor:
@@ -131,10 +131,12 @@ class Pretraining(LanguageObjective):
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""
-        from stages.models.huggingface import save_language_model
+        from stages.models.huggingface import SpecialIds, save_language_model
 
         model: Any = engines["model"].module
-        save_language_model(model, out, self.tokenizer_folder, card=self.card)
+        own = self._tokenizer
+        ids = SpecialIds(own.pad_id, own.bos_id, own.eos_id)
+        save_language_model(model, out, self.tokenizer_folder, card=self.card, ids=ids)
 
     @cached_property
     def expert_layers(self) -> list[int]:

@@ -1,0 +1,130 @@
+"""Tokenizers of the hub: their ids, marks and bytes, against `transformers` and against ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign import END, TEXTS, write_tokenizer
+from transformers import AutoTokenizer
+
+from pipeline.errors import InputError
+from stages.data.foreign import ForeignTokenizer, open_tokenizer
+from stages.data.tokenizer import BOS, EOS, Tokenizer
+from stages.data.tokenizer_training import export, train
+
+STRANGE = [*TEXTS, "", "  two\n\ttabs", f"a {END} is text", "né \udcff 北京 🙂"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("foreign")
+    write_tokenizer(found)
+    return found
+
+
+def edit(folder: Path, name: str, **changes: Any) -> None:
+    path = folder / name
+    said = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**said, **changes}))
+
+
+def test_ids_are_those_of_transformers_and_never_a_mark(folder: Path) -> None:
+    tokenizer = open_tokenizer(folder)
+    assert isinstance(tokenizer, ForeignTokenizer)
+    auto = AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == auto(text)["input_ids"]
+    assert len(tokenizer) == len(auto)
+    assert tokenizer.encode_batch(STRANGE) == [tokenizer.encode(text) for text in STRANGE]
+    for text in STRANGE:
+        ids = tokenizer.encode(text)
+        assert not {0, 1} & set(ids)
+        assert tokenizer.decode(ids) == text.replace("\udcff", "\ufffd")
+        assert tokenizer.document(text) == [*ids, 0]
+    assert tokenizer.decode([0, *tokenizer.encode("cat"), 0]) == "cat"
+
+
+def test_bytes_of_ids_are_those_of_the_text(folder: Path) -> None:
+    tokenizer = open_tokenizer(folder)
+    for text in STRANGE:
+        size = sum(tokenizer.byte_counts[i] for i in tokenizer.document(text))
+        assert size == len(text.replace("\udcff", "\ufffd").encode())
+
+
+def test_documents_begin_with_the_mark_of_tokenizers_that_have_one(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, begin=True)
+    tokenizer = open_tokenizer(tmp_path)
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.document("the cat") == [*auto("the cat")["input_ids"], 0]
+    assert (tokenizer.start_id, tokenizer.bos_id, tokenizer.eos_id) == (1, 1, 0)
+    assert (tokenizer.pad_id, tokenizer.filler) == (None, 0)
+
+
+def test_sentencepiece_of_the_hub_is_read_as_our_own(tmp_path: Path) -> None:
+    """What we export, without what marks it as ours."""
+    export(train(TEXTS * 3, 320), tmp_path)
+    ours = open_tokenizer(tmp_path)
+    assert isinstance(ours, Tokenizer)
+    (tmp_path / "tokenizer.model").unlink()
+    foreign = open_tokenizer(tmp_path)
+    assert isinstance(foreign, ForeignTokenizer)
+    assert (foreign.eos_id, foreign.bos_id, len(foreign)) == (EOS, BOS, len(ours))
+    assert foreign.byte_counts == ours.byte_counts
+    for text in TEXTS:
+        assert foreign.encode(text) == ours.encode(text)
+        assert foreign.decode(ours.encode(text)) == text
+    assert foreign.digest != ours.digest
+
+
+def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match="nothing says which token ends a document"):
+        open_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", eos_token_id=[0, 7], pad_token_id=5, bos_token_id=-1)
+    found = open_tokenizer(tmp_path)
+    assert (found.eos_id, found.bos_id, found.pad_id, found.start_id) == (0, None, 5, 0)
+    assert found.digest == open_tokenizer(folder).digest
+    edit(tmp_path, "config.json", eos_token_id=1)
+    assert open_tokenizer(tmp_path).digest != found.digest, "documents end otherwise"
+
+
+def test_marks_that_disagree_or_are_no_pieces_are_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", eos_token_id=1)
+    with pytest.raises(InputError, match=r"is id 0, eos_token_id of config\.json is 1"):
+        open_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", eos_token_id=[1, 0])
+    assert open_tokenizer(tmp_path).eos_id == 0
+    for name in ("pad", "bos", "eos"):
+        write_tokenizer(tmp_path)
+        edit(tmp_path, "tokenizer_config.json", **{f"{name}_token": "<nowhere>"})
+        with pytest.raises(InputError, match=f"the {name} token '<nowhere>' .* is none of"):
+            open_tokenizer(tmp_path)
+
+
+def test_what_loses_text_or_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "tokenizer.json", decoder={"type": "WordPiece", "prefix": "##", "cleanup": True})
+    with pytest.raises(InputError, match=r"of this kind \(WordPiece\) does not bring"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        open_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="no tokenizer here"):
+        open_tokenizer(tmp_path / "nothing")
+
+
+def test_chats_want_a_tokenizer_of_ours(folder: Path, world: Path, tmp_path: Path) -> None:
+    """Also where a SentencePiece model lies beside, as in Llama 2: 3 is no `</s>` there."""
+    with pytest.raises(InputError, match="of another make"):
+        Tokenizer(folder)
+    write_tokenizer(tmp_path)
+    model = (world / "tokenizer" / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(model.replace(b"<|assistant|>", b"<|somebody_|>"))
+    with pytest.raises(InputError, match="of another make"):
+        Tokenizer(tmp_path)
+    assert isinstance(open_tokenizer(tmp_path), ForeignTokenizer)
