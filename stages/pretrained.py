@@ -1,32 +1,46 @@
 """Bring in a language model that somebody else trained, to go on from.
 
     base: {uses: pretrained, path: ./Qwen3-0.6B-Base}
+    tokens:
+      uses: tokenize.pack
+      documents: ${clean}
+      tokenizer: ${base}                # the model's own
     gpt:
       uses: pretrain
-      tokens: ${tokens}                 # packed with the model's own tokenizer
+      tokens: ${tokens}
       start: ${base}
       model: {family: qwen3, …}         # the same shape
 
 `path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, or a name on
-the Hugging Face hub (`owner/name`, with `revision`). Weights are read from safetensors alone,
-checked against the config, and written as float32; the tokenizer's files come along. Figures:
-`parameters`, `active_parameters`.
+the Hugging Face hub (`owner/name`, with `revision`). A model of the hub is what its commit holds: a
+branch or tag is looked up when the pipeline is planned, and the model's card names the commit.
+
+Weights are read from safetensors alone, checked against the config, and written as float32; the
+tokenizer's files come along. It may be any byte-level BPE, or SentencePiece, of a `tokenizer.json`,
+and trains and measures language models; fine-tuning and what comes after take models whose
+tokenizer was made here, for chats have control tokens. Figures: `parameters`, `active_parameters`.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.disk import read_json
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
 
 if TYPE_CHECKING:
     from pipeline.context import Context
 
-WEIGHTS, DESCRIPTION = ("*.safetensors", "*.safetensors.index.json"), ("*.json", "*.txt", "*.model")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+DESCRIPTION = ("*.json", "*.txt", "*.model", "README.md")
 """What of a folder is looked at: never a pickle."""
+_PATIENCE = 10  # seconds for the hub to answer
 _OURS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
@@ -39,11 +53,19 @@ class PretrainedParams(Params):
     """Of the hub's repository: a commit, a tag or a branch; the folder's content decides in a
     local one."""
 
+    @property
+    def vocab_size(self) -> int | None:
+        """The ids that a local folder's model knows, for the plan of what is trained from it."""
+        config: dict[str, Any] = read_json(Path(self.path) / "config.json", {})
+        found = config.get("vocab_size")
+        return found if isinstance(found, int) else None
+
     def externals(self) -> dict[str, str]:
-        """The content of a local folder; of the hub, the name and the revision.
+        """The content of a local folder; of the hub, the name and the commit.
 
         Raises:
-            InputError: there is no such folder, and it is no name of the hub's either.
+            InputError: there is no such folder, and it is no name of the hub's either; or the hub
+                does not say which commit a branch or tag is.
         """
         from pipeline.artifact import hash_file
 
@@ -62,24 +84,68 @@ class PretrainedParams(Params):
             raise InputError(
                 "no such folder", where=self.path, remedy="give a folder, or owner/name of the hub"
             )
-        return {"hub": f"{self.path}@{self.revision or 'main'}"}
+        return {"hub": f"{self.path}@{self.commit()}"}
+
+    def commit(self) -> str:
+        """The hub's commit that the revision is now.
+
+        Raises:
+            InputError: the hub has no such repository or revision, or is not reached.
+        """
+        if re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            return str(self.revision)
+        from huggingface_hub import HfApi
+
+        with _told(self.path):
+            asked = HfApi().model_info(self.path, revision=self.revision, timeout=_PATIENCE)
+            return str(asked.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=1)
+@stage("pretrained", inputs={}, output="Model", version=2)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Bring in a language model that somebody else trained, to go on from."""
-    from stages.models.huggingface import load_language_model, save_language_model, special_ids
+    from stages.models.huggingface import (
+        is_chat,
+        load_language_model,
+        save_language_model,
+        special_ids,
+    )
 
-    folder = Path(params.path)
+    folder, origin = Path(params.path), params.path
     if not folder.is_dir():
-        folder = _download(params, ctx.scratch / "hub")
+        commit = params.commit()
+        folder, origin = _download(params.path, commit, ctx.scratch / "hub"), f"{origin}@{commit}"
     model = load_language_model(folder)
-    card = f"# {folder.name}\n\nTaken over from `{params.path}`."
-    save_language_model(model, out, folder, card=card, ids=special_ids(folder))
+    ours = _check_tokenizer(folder, model.config.vocab_size)
+    card = f"# {Path(params.path).name}\n\nTaken over from `{origin}`."
+    chat = ours and is_chat(folder)
+    save_language_model(model, out, folder, card=card, chat=chat, ids=special_ids(folder))
     for path in _files(folder, DESCRIPTION):
         if not (out / path.name).exists() and path.name not in _OURS:
             shutil.copyfile(path, out / path.name)
     ctx.result(parameters=model.config.parameters, active_parameters=model.config.active_parameters)
+
+
+def _check_tokenizer(folder: Path, known: int) -> bool:
+    """See that a tokenizer that comes along is one that we can use; whether it is of our make.
+
+    Raises:
+        InputError: it cannot be read, it lacks the end of documents, or has ids that the model
+            does not know.
+    """
+    from stages.data.foreign import has_tokenizer, open_tokenizer
+    from stages.data.tokenizer import Tokenizer
+
+    if not has_tokenizer(folder):
+        return False
+    tokenizer = open_tokenizer(folder)
+    if len(tokenizer) > known:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} ids, the model knows {known}",
+            where=str(folder),
+            remedy="take both from the same model",
+        )
+    return isinstance(tokenizer, Tokenizer)
 
 
 def _files(folder: Path, patterns: tuple[str, ...] = (*WEIGHTS, *DESCRIPTION)) -> list[Path]:
@@ -89,26 +155,29 @@ def _files(folder: Path, patterns: tuple[str, ...] = (*WEIGHTS, *DESCRIPTION)) -
     return sorted(path for path in found if path.is_file() and path.resolve().parent == root)
 
 
-def _download(params: PretrainedParams, folder: Path) -> Path:
+def _download(name: str, commit: str, folder: Path) -> Path:
     """The hub's files, in a folder of the stage's own.
 
     Raises:
         InputError: the hub has no such repository, or is not reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    with _told(name):
+        patterns = [*WEIGHTS, *DESCRIPTION]
+        found = snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=folder)
+    return Path(found)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What the hub's library raises as the user's error: it has several trees of its own."""
     try:
-        found = snapshot_download(
-            params.path,
-            revision=params.revision,
-            allow_patterns=[*WEIGHTS, *DESCRIPTION],
-            local_dir=folder,
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        yield
+    except Exception as error:
         raise InputError(
             f"the hub does not give it: {error}",
-            where=params.path,
-            remedy="check the name and the connection, or give a local folder",
+            where=name,
+            remedy="check the name and the connection, or give a local folder; a full commit as "
+            "`revision` is planned without the hub",
         ) from error
-    return Path(found)

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from foreign import FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
+from parity import assert_transformers_agree
+from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
-from stages.models.huggingface import load_language_model, special_ids
+from stages.data.documents import documents_writer, write_stats
+from stages.data.foreign import open_tokenizer
+from stages.data.tokens import TokenStore
+from stages.generation.cli import generate_text
+from stages.generation.perplexity import document_loss
+from stages.models.huggingface import is_chat, load_language_model, special_ids
+from stages.pretrain import PretrainParams, continuations, objective_of
 from stages.pretrained import PretrainedParams, pretrained
+from stages.tokenize import PackParams, pack
+from stages.training.rank import Rank
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    folder = tmp_path / "Qwen3-mini"
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, intermediate_size=48, max_position_embeddings=32,
-        eos_token_id=7, bos_token_id=5, pad_token_id=1,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    folder = write_model(tmp_path / "Qwen3-mini", "qwen3")
     (folder / "merges.txt").write_text("a b")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     return folder
@@ -41,13 +48,15 @@ def bring_in(folder: Path, tmp_path: Path) -> Path:
 def test_weights_config_and_tokenizer_come_along(elsewhere: Path, tmp_path: Path) -> None:
     out = bring_in(elsewhere, tmp_path)
     theirs = Qwen3ForCausalLM.from_pretrained(elsewhere).eval()
-    tokens = torch.randint(8, 64, (2, 9))
+    tokens = torch.randint(8, KNOWN, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(load_language_model(out)(tokens), theirs(tokens).logits)
         again = Qwen3ForCausalLM.from_pretrained(out).eval()
         torch.testing.assert_close(again(tokens).logits, theirs(tokens).logits)
-    assert special_ids(out) == (1, 5, 7)
-    assert (out / "tokenizer.json").read_text() == "{}"
+    assert special_ids(out) == (None, None, 0), "none is invented"
+    assert Qwen3ForCausalLM.from_pretrained(out).config.pad_token_id is None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (elsewhere / name).read_bytes()
     assert (out / "merges.txt").exists()
     assert not (out / "pytorch_model.bin").exists()
 
@@ -60,8 +69,10 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
     assert params.externals() == first, "a link out of the folder is not followed"
     (elsewhere / "merges.txt").write_text("b c")
     assert params.externals() != first
-    hub = PretrainedParams(path="openai-community/gpt2", revision="abc")
-    assert hub.externals() == {"hub": "openai-community/gpt2@abc"}
+    assert params.vocab_size == KNOWN
+    first = params.externals()
+    (elsewhere / "README.md").write_text("tags:\n- conversational\n")
+    assert params.externals() != first, "the card decides how prompts are given"
 
 
 def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
@@ -77,3 +88,140 @@ def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
     (elsewhere / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
     with pytest.raises(InputError, match="models of type 'mamba'"):
         bring_in(elsewhere, tmp_path)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What a hub says of the one branch that it has."""
+
+    commit = "a" * 40
+
+    def do_GET(self) -> None:
+        known = self.path.startswith("/api/models/org/name/revision/dev")
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"id": "org/name", "sha": self.commit}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_branch_of_the_hub_is_the_commit_that_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
+    )
+    branch = PretrainedParams(path="org/name", revision="dev")
+    try:
+        assert branch.externals() == {"hub": f"org/name@{'a' * 40}"}
+        Hub.commit = "b" * 40
+        assert branch.externals() == {"hub": f"org/name@{'b' * 40}"}
+        with pytest.raises(InputError, match="the hub does not give it"):
+            PretrainedParams(path="org/name", revision="gone").externals()
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(InputError, match="the hub does not give it") as found:
+        branch.externals()
+    assert "a full commit" in found.value.remedy
+    whole = PretrainedParams(path="org/name", revision="c" * 40)
+    assert whole.externals() == {"hub": f"org/name@{'c' * 40}"}, "which needs no hub"
+
+
+def test_a_chat_model_of_ours_stays_one_and_no_other_becomes_one(
+    world: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    out = bring_in(world / "policy", tmp_path)
+    assert is_chat(out)
+    prompt = "and the owl?"
+    answers = {generate_text(folder, prompt, 12, seed=1) for folder in (out, world / "policy")}
+    assert len(answers) == 1
+    (elsewhere / "README.md").write_text("---\ntags:\n- conversational\n---\n")
+    assert is_chat(elsewhere) and not is_chat(bring_in(elsewhere, tmp_path / "other"))
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
+    config = json.loads((elsewhere / "tokenizer.json").read_text())
+    more = [{**config["added_tokens"][0], "id": i, "content": f"<|{i}|>"} for i in range(KNOWN)]
+    config["added_tokens"] += more
+    (elsewhere / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"the tokenizer has .* ids, the model knows 320"):
+        bring_in(elsewhere, tmp_path)
+
+
+# --- on from there -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documents")
+    texts = [f"{TEXTS[i % 2]} and {i}" for i in range(40)]
+    with documents_writer(folder) as writer:
+        for i, text in enumerate(texts):
+            row = {"id": f"{i}", "text": text, "source": "s", "lang": "en", "meta": "{}"}
+            writer.write(row)
+    size = {"documents": len(texts), "characters": sum(map(len, texts))}
+    nothing = {"documents": 0, "characters": 0}
+    write_stats(folder, {"read": size, "kept": size, "dropped": nothing})
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_goes_on_with_the_models_own_tokenizer(
+    family: str, documents: Path, tmp_path: Path
+) -> None:
+    base = bring_in(write_model(tmp_path / family, family), tmp_path / "base")
+    ctx = Context.local(tmp_path / "tokens")
+    edges = {"documents": documents, "tokenizer": base}
+    artifacts: Any = {name: SimpleNamespace(path=path) for name, path in edges.items()}
+    pack(PackParams(eval_share=0.3), Inputs(artifacts), ctx.out, ctx)
+    store, auto = TokenStore(ctx.out), AutoTokenizer.from_pretrained(base)
+    first = store.document(0).tolist()
+    assert first == [*auto(auto.decode(first, skip_special_tokens=True))["input_ids"], 0]
+    params = PretrainParams.model_validate(
+        {"model": {**shape(family), "mask_documents": True}, "train": {"global_batch": 4}}
+    )
+    upstream = {"start": PretrainedParams(path=str(base))}
+    assert not list(params.check(upstream))
+    assert params.estimate(upstream)["parameters"] == params.config(KNOWN).parameters
+    made = objective_of(params, (ctx.out,), start=base)
+    model: Any = made.setup(Rank(), params.train, 0)["model"].module
+    batch = made.collate([made.train[0], made.train[1]])
+    ends = batch["tokens"] == 0
+    assert ends[:, 1:].any() and not batch["positions"][ends].any()
+    with torch.no_grad():
+        told = made.loss(model.eval(), batch)
+        logits = load_language_model(base)(
+            batch["tokens"], segments_BT=batch["segments"], positions_BT=batch["positions"]
+        )
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(told.shown, expected)
+    text = auto.decode(batch["targets"][0], skip_special_tokens=True)
+    alone = made.collate([made.train[0]])
+    with torch.no_grad():
+        counted = int(made.loss(model, alone).sums["bytes"])
+    assert abs(counted - len(text.encode())) <= 9, "but for characters that the window cuts"
+    made.export({"model": SimpleNamespace(module=model)}, tmp_path / "out")  # type: ignore[dict-item]
+    assert_transformers_agree(tmp_path / "out")
+    assert special_ids(tmp_path / "out") == special_ids(base)
+    again = open_tokenizer(tmp_path / "out")
+    figures = document_loss(load_language_model(tmp_path / "out"), ctx.out, again)
+    assert figures["loss"] == pytest.approx(math.log(KNOWN), abs=0.5)
+    (written,) = continuations(Rank(), tmp_path / "out", ("the cat",), 0)
+    assert set(written) == {"prompt", "text"}
+
+
+def test_tokens_of_another_model_are_told_apart(documents: Path, tmp_path: Path) -> None:
+    """As many ids, other pieces."""
+    base = write_model(tmp_path / "base", "qwen3")
+    write_tokenizer(tmp_path / "other", [text[::-1] for text in TEXTS])
+    ctx = Context.local(tmp_path / "tokens")
+    edges: Any = {"documents": documents, "tokenizer": tmp_path / "other"}
+    artifacts: Any = {name: SimpleNamespace(path=path) for name, path in edges.items()}
+    pack(PackParams(eval_share=0.3), Inputs(artifacts), ctx.out, ctx)
+    params = PretrainParams.model_validate({"model": shape("qwen3")})
+    for tokenizer in (None, tmp_path / "other"):
+        with pytest.raises(InputError, match=f"the tokens were packed with .* in {base}"):
+            objective_of(params, (ctx.out,), tokenizer, base)
