@@ -25,25 +25,31 @@ class Cache:
         self.valid_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=like.device)
         self.count_B = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.length = 0
+        self.context = config.context
         self.padded = False
 
     def admit(self, mask_BT: Tensor | None, batch: int, steps: int) -> Tensor:
         """Make room for the next tokens and return their positions_BT.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the cache is full, or a row is longer than the model's context.
         """
         start, stop = self.length, self.length + steps
         if stop > self.valid_BS.shape[1]:
             raise ValueError(f"{stop} tokens do not fit a cache of {self.valid_BS.shape[1]}")
+        padded = mask_BT is not None
         if mask_BT is None:
             mask_BT = self.valid_BS.new_ones(batch, steps)
-        else:
-            self.padded = True
+        count_B = self.count_B + mask_BT.sum(1)
+        # A look at the counts waits for the device: not while even padding would fit.
+        if stop > self.context and int(count_B.max()) > self.context:
+            longest = int(count_B.max())
+            raise ValueError(f"{longest} tokens do not fit a context of {self.context}")
         self.valid_BS[:, start:stop] = mask_BT
         positions_BT = self.count_B[:, None] + mask_BT.cumsum(1) - 1
-        self.count_B += mask_BT.sum(1)
+        self.count_B = count_B
         self.length = stop
+        self.padded |= padded
         return positions_BT.clamp(min=0)
 
     def keep(self, rows: Tensor) -> None:
@@ -79,7 +85,11 @@ def visible(valid_BS: Tensor, steps: int) -> Tensor:
     return ((past_TS & valid_BS[:, None]) | own_TS)[:, None]
 
 
-def within_documents(segments_BT: Tensor) -> Tensor:
-    """Which keys a token sees that is to see its own document alone, as bool (B, 1, T, T)."""
+def within_documents(segments_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """Which keys a token sees that is to see its own document alone, as bool (B, 1, T, T); where
+    a mask says what is real, of those only the real ones."""
     same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return same_BTT.tril()[:, None]
+    past_B1TT = same_BTT.tril()[:, None]
+    if mask_BT is None:
+        return past_B1TT
+    return past_B1TT & visible(mask_BT.bool(), segments_BT.shape[1])

@@ -114,8 +114,8 @@ class LanguageModel(nn.Module, ABC):
             tokens_BT: token ids.
             mask_BT: True where a token is real. Needed for padding on the left; padding on the
                 right needs none, for nothing real ever looks to its right.
-            segments_BT: the number of each token's document: it sees no other.
-            positions_BT: of each token; counted along the row where left out.
+            segments_BT: the number of each token's document: it sees no other. Not with a cache.
+            positions_BT: of each token; counted along the row where left out. Not with a cache.
             cache: what was read before; filled in place.
             at_BT: True where logits are wanted (row-major order), so that the head, the dearest
                 layer of a small model, runs nowhere else.
@@ -126,7 +126,8 @@ class LanguageModel(nn.Module, ABC):
             trace: filled with what else there is to know.
 
         Raises:
-            ValueError: a sequence is longer than the context.
+            ValueError: a sequence is longer than the context, with what the cache holds; or
+                segments or positions come with a cache.
         """
         x_BTC = self.hidden(
             tokens_BT,
@@ -187,6 +188,8 @@ class LanguageModel(nn.Module, ABC):
         """Positions and the bool mask of who sees whom (None: plainly causal)."""
         B, T = tokens_BT.shape
         if cache is not None:
+            if segments_BT is not None or positions_BT is not None:
+                raise ValueError("a cache holds one document a row and counts its positions itself")
             positions = cache.admit(mask_BT, B, T)
             return positions, cache.mask(T)
         if self.config.context < T:
@@ -195,5 +198,5 @@ class LanguageModel(nn.Module, ABC):
             row_T = torch.arange(T, device=tokens_BT.device)[None]
             positions_BT = row_T if mask_BT is None else (mask_BT.cumsum(1) - 1).clamp(min=0)
         if segments_BT is not None:
-            return positions_BT, within_documents(segments_BT)
+            return positions_BT, within_documents(segments_BT, mask_BT)
         return positions_BT, None if mask_BT is None else visible(mask_BT.bool(), T)

@@ -149,6 +149,23 @@ def test_a_document_in_a_row_of_several_is_read_as_if_alone():
         torch.testing.assert_close(together, alone)
 
 
+def test_documents_in_a_padded_row_are_read_as_if_alone(model):
+    """One document's number may stand in the padding too: it is no part of it."""
+    pieces = [random_tokens(1, n) for n in (4, 5, 9, 3)]
+    numbers = [torch.full((1, p.shape[1]), k) for k, p in zip((0, 0, 1, 1), pieces, strict=True)]
+    mask_BT = torch.arange(21)[None] >= 4
+    mask_BT[:, 18:] = False
+    positions = [torch.arange(n)[None] for n in (4, 5, 9, 3)]
+    together = model(
+        torch.cat(pieces, 1),
+        mask_BT=mask_BT,
+        segments_BT=torch.cat(numbers, 1),
+        positions_BT=torch.cat(positions, 1),
+    )
+    alone = torch.cat([model(piece) for piece in pieces[1:3]], 1)
+    torch.testing.assert_close(together[:, 4:18], alone)
+
+
 @pytest.mark.parametrize("steps", [[20], [1] * 20, [5, 1, 1, 7, 6]])
 def test_reading_through_a_cache_is_reading_at_once(model, steps):
     tokens_BT = random_tokens(2, 20)
@@ -177,3 +194,22 @@ def test_a_full_cache_says_so(model):
     cache = model.cache(1, 4)
     with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
         model(random_tokens(1, 5), cache=cache)
+
+
+def test_a_cache_ends_where_the_context_does(model):
+    """Padding takes no place in it, and what is refused is not half read."""
+    tokens_BT = random_tokens(1, 25)
+    padded_BT = torch.cat([torch.zeros(1, 6, dtype=torch.long), tokens_BT[:, :20]], 1)
+    cache = model.cache(1, 40)
+    first = model(padded_BT, mask_BT=torch.arange(26)[None] >= 6, cache=cache)[:, 6:]
+    rest = model(tokens_BT[:, 20:24], cache=cache)
+    torch.testing.assert_close(torch.cat([first, rest], 1), model(tokens_BT[:, :24]))
+    with pytest.raises(ValueError, match="25 tokens do not fit a context of 24"):
+        model(tokens_BT[:, 24:], cache=cache)
+    assert (cache.length, cache.count_B.tolist()) == (30, [24])
+
+
+@pytest.mark.parametrize("what", ["segments_BT", "positions_BT"])
+def test_what_a_cache_does_not_know_is_refused(model, what):
+    with pytest.raises(ValueError, match="a cache holds one document a row"):
+        model(random_tokens(1, 4), cache=model.cache(1, 8), **{what: torch.zeros(1, 4).long()})
