@@ -12,7 +12,8 @@
 The defaults are for small models. InstructGPT (Ouyang et al. 2022, appendix C.4) used 256,000
 episodes in batches of 512 with 8 minibatches and one inner epoch, kl.coefficient 0.02,
 temperature 1, clip 0.2, an average of the weights at 0.992, 8 pretraining examples an episode
-with weight 27.8, and no discount.
+with weight 27.8, and no discount. A policy with experts is not kept from favouring some of them: no
+balance loss is added to the reward's.
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@
       train: {steps: 200, global_batch: 16, lr: 3.0e-4}
 
 `swap: true` trains the speaker, p(question | answer): the fields of each conversation change
-places. `steps` is fixed, not epochs, so that two data sets compare at equal training. Figures:
-`loss`, `eval_loss` (nats a learned token), `perplexity`, `tokens`, `conversations`, `too_long`.
+places. `steps` is fixed, not epochs, so that two data sets compare at equal training. A model with
+experts keeps them busy as in pretraining, by the balance loss that its config has a coefficient
+for (`balance_loss` in the series; padding counts as any token).
+Figures: `loss`, `eval_loss` (nats a learned token), `perplexity`, `tokens`, `conversations`,
+`too_long`.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ class SftParams(Params):
     "sft",
     inputs={"model": "Model", "conversations": "Conversations*"},
     output="Model",
-    version=1,
+    version=2,
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
@@ -136,6 +139,7 @@ class FineTuning(LanguageObjective):
         from stages.training.order import Shuffled
 
         model = load_language_model(self.model_path, dropout=self.dropout).train()
+        self._experts: Any = getattr(model.config, "experts", None)
         self.flops_per_token = float(model.config.flops_per_token)
         limit = self.max_length or model.config.context
         data, too_long = self._encoded("train", limit)
@@ -180,8 +184,20 @@ class FineTuning(LanguageObjective):
         return collate(samples)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        """Summed cross-entropy over the learned positions, the only ones with logits."""
-        return Loss(model(batch["tokens"], targets_BT=batch["targets"]))
+        """Summed cross-entropy over the learned positions, the only ones with logits; and what
+        keeps experts busy, which all positions are sent to."""
+        import torch
+
+        from stages.models.language import Trace, upkeep
+
+        trace = Trace()
+        total = model(batch["tokens"], targets_BT=batch["targets"], trace=trace)
+        if not trace.routing:
+            return Loss(total)
+        units, layers = self.weight(batch), trace.routing
+        balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
+        total = total + upkeep(self._experts, layers) * units
+        return Loss(total, {"balance_loss": balance * units}, shown=trace.cross_entropy)
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""

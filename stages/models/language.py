@@ -12,7 +12,7 @@ V vocabulary, N chosen positions, E experts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.cache import Cache, visible, within_documents
-from stages.models.config import LanguageConfig
+from stages.models.config import ExpertsConfig, LanguageConfig
 from stages.models.fused import linear_cross_entropy
 
 INIT_STD = 0.02
@@ -51,6 +51,15 @@ class Trace:
     """One a layer with experts."""
     cross_entropy: Tensor | None = None
     """The loss without z-loss and balance, no gradient; with targets."""
+
+
+def upkeep(experts: ExpertsConfig, routing: Sequence[Routing]) -> Tensor:
+    """What keeps routers in bounds, a scalar with a gradient: their balance and z losses with
+    their coefficients, added up over layers. It is of a position: a loss that is a sum over
+    positions takes it as often."""
+    return torch.stack(
+        [experts.balance_coef * layer.balance + experts.z_coef * layer.z for layer in routing]
+    ).sum()
 
 
 class Seen(NamedTuple):

@@ -84,7 +84,7 @@ class Pretraining(LanguageObjective):
         a gradient the targets' bytes too."""
         import torch
 
-        from stages.models.language import Trace
+        from stages.models.language import Trace, upkeep
 
         masks = {}
         if self.mask_documents:
@@ -97,7 +97,8 @@ class Pretraining(LanguageObjective):
         sums = {} if training else {"bytes": self._bytes_of(batch)}
         if trace.routing:
             units = self.weight(batch)
-            total = total + self._upkeep(trace.routing) * units
+            assert isinstance(self.config, DecoderConfig) and self.config.experts
+            total = total + upkeep(self.config.experts, trace.routing) * units
             layers = dict(zip(self.expert_layers, trace.routing, strict=True))
             sums |= {name: value * units for name, value in told(layers).items()}
         return Loss(total, sums, shown=trace.cross_entropy)
@@ -106,17 +107,6 @@ class Pretraining(LanguageObjective):
         targets = batch["targets"]
         found: Tensor = self._bytes[targets[targets >= 0]].sum()
         return found
-
-    def _upkeep(self, routing: Sequence[Routing]) -> Tensor:
-        """What the routers add to the loss, a position's mean."""
-        import torch
-
-        assert isinstance(self.config, DecoderConfig)
-        experts = self.config.experts
-        assert experts is not None
-        return torch.stack(
-            [experts.balance_coef * layer.balance + experts.z_coef * layer.z for layer in routing]
-        ).sum()
 
     def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """One step; of the experts' load the busiest's is reported."""

@@ -15,7 +15,10 @@ from pipeline.errors import InputError
 from pipeline.stage import Params
 from stages.data.conversations import Conversation, Message, write_conversations
 from stages.data.tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
-from stages.models.huggingface import is_chat, load_language_model
+from stages.models.config import DecoderConfig, ExpertsConfig
+from stages.models.families import language_model
+from stages.models.huggingface import is_chat, load_language_model, save_language_model
+from stages.models.language import Trace
 from stages.pretrain import PretrainParams
 from stages.sft import FineTuning, SftParams, sft, swapped
 from stages.training.rank import Rank
@@ -88,6 +91,26 @@ def test_the_loss_is_the_cross_entropy_of_the_answer(objective: FineTuning) -> N
         )
         found = objective.loss(model, batch).total
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
+    """As in pretraining: the reported loss is the cross-entropy alone."""
+    experts = ExpertsConfig(num=4, every=1, balance_coef=0.5)
+    sizes = {"context": 40, "layers": 2, "width": 32, "heads": 2, "inner": 48}
+    config = DecoderConfig(340, **sizes, kv_heads=2, head_size=16, qk_norm=True, experts=experts)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = language_model(config)
+    save_language_model(model, tmp_path, world / "tokenizer")  # type: ignore[arg-type]
+    made = FineTuning(tmp_path, (world / "conversations",))
+    module = made.setup(Rank(), SftParams().train, 0)["model"].module
+    batch = made.collate([made.train[0], made.train[1]])
+    found, trace = made.loss(module, batch), Trace()
+    alone = module(batch["tokens"], targets_BT=batch["targets"], trace=trace)
+    balance = torch.stack([layer.balance for layer in trace.routing]).sum()
+    units = made.weight(batch)
+    torch.testing.assert_close(found.shown, alone.detach())
+    torch.testing.assert_close(found.total, alone + 0.5 * balance * units)
+    assert found.sums["balance_loss"].item() / units == pytest.approx(balance.item() / 2)
 
 
 def test_swapping_asks_for_the_question() -> None:
