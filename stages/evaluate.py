@@ -335,7 +335,7 @@ class TasksParams(Params):
         return {f"tasks.{task.name}": task.digest for task in self.load()}
 
 
-@stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=1)
+@stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=2)
 def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Score a model on tasks of multiple choice and of cloze, few-shot or zero-shot."""
     from pipeline.disk import write_atomic

@@ -84,8 +84,8 @@ class Item:
 
     @property
     def question(self) -> tuple[str, tuple[str, ...]]:
-        """What makes it the same as another."""
-        return self.context, self.choices
+        """What makes it the same as another, in whatever order the choices stand."""
+        return self.context, tuple(sorted(self.choices))
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,27 @@ def test_an_item_is_never_its_own_shot_nor_is_one_that_says_the_same(tmp_path: P
         assert item.context not in {shot.context for shot in shots}
 
 
+def test_a_question_with_its_choices_in_another_order_is_no_shot(tmp_path: Path) -> None:
+    """It would give the answer away; and a shot shows the answer by its own order."""
+    colours = ["red", "green", "blue"]
+    rows = [
+        {"question": f"q{n // 2}", "choices": colours[n % 2 :] + colours[: n % 2],
+         "answer": (1 - n) % 2 * 2}
+        for n in range(6)
+    ]  # fmt: skip
+    task = load(written(tmp_path / "turned.jsonl", rows))
+    for item in task.scored:
+        assert item.choices[item.answer] == ("blue" if item.line % 2 else "green")
+        shots = task.shots_of(item, 4, seed=0)
+        assert item.context not in {shot.context for shot in shots}
+        for shot in shots:
+            right = "blue" if shot.line % 2 else "green"
+            assert shot.solved == f"{shot.context} {right}"
+            assert f"{shot.context} {right}" in task.prompt(item, shots)
+    with pytest.raises(InputError, match="5 shots are asked for, 4 items"):
+        task.shots_of(task.scored[0], 5, seed=0)
+
+
 def test_shots_come_from_the_train_part_where_there_is_one(tmp_path: Path) -> None:
     task = many(tmp_path, train=6)
     assert len(task.scored) == 34
