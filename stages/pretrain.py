@@ -279,22 +279,29 @@ def _show_mixture(
 
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
-    """The tokenizer's vocabulary, where the plan knows it."""
+    """The ids that the model is to know, where the plan can tell."""
     for edge in ("start", "tokenizer", "tokens[0].tokenizer"):
-        size = getattr(upstream.get(edge), "vocab_size", None)
-        if isinstance(size, int):
-            return size
+        for name in ("known_ids", "vocab_size"):
+            size = getattr(upstream.get(edge), name, None)
+            if isinstance(size, int):
+                return size
     return 4096
 
 
 def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
     """What the plan can tell of tokens that another tokenizer packed."""
     own = getattr(upstream.get("tokenizer"), "vocab_size", None)
+    known = getattr(upstream.get("start"), "known_ids", None)
     for edge in upstream:
         size = getattr(upstream.get(f"{edge}.tokenizer"), "vocab_size", None)
-        if edge.startswith("tokens[") and own and size and size != own:
+        if not edge.startswith("tokens[") or not size:
+            continue
+        if own and size != own:
             told = f"has {own} ids, and the one that packed {edge} has {size}"
             yield Problem("tokenizer", told, "name the one that the tokens were packed with")
+        if known and size > known:
+            told = f"knows {known} ids, and {edge} was packed with {size}"
+            yield Problem("start", told, "pack the documents with its own tokenizer")
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:

@@ -54,8 +54,9 @@ class PretrainedParams(Params):
     local one."""
 
     @property
-    def vocab_size(self) -> int | None:
-        """The ids that a local folder's model knows, for the plan of what is trained from it."""
+    def known_ids(self) -> int | None:
+        """The ids that a local folder's model has rows for, for the plan of what is trained from
+        it; its tokenizer may have less."""
         config: dict[str, Any] = read_json(Path(self.path) / "config.json", {})
         found = config.get("vocab_size")
         return found if isinstance(found, int) else None

@@ -27,7 +27,7 @@ from stages.generation.perplexity import document_loss
 from stages.models.huggingface import is_chat, load_language_model, special_ids
 from stages.pretrain import PretrainParams, continuations, objective_of
 from stages.pretrained import PretrainedParams, pretrained
-from stages.tokenize import PackParams, pack
+from stages.tokenize import PackParams, TrainParams, pack
 from stages.training.rank import Rank
 
 
@@ -69,7 +69,7 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
     assert params.externals() == first, "a link out of the folder is not followed"
     (elsewhere / "merges.txt").write_text("b c")
     assert params.externals() != first
-    assert params.vocab_size == KNOWN
+    assert params.known_ids == KNOWN
     first = params.externals()
     (elsewhere / "README.md").write_text("tags:\n- conversational\n")
     assert params.externals() != first, "the card decides how prompts are given"
@@ -184,6 +184,11 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     upstream = {"start": PretrainedParams(path=str(base))}
     assert not list(params.check(upstream))
     assert params.estimate(upstream)["parameters"] == params.config(KNOWN).parameters
+    others = {**upstream, "tokens[0]": PackParams(), "tokens[0].tokenizer": TrainParams()}
+    assert [str(problem) for problem in params.check(others)] == [
+        "start: knows 320 ids, and tokens[0] was packed with 4096 "
+        "(pack the documents with its own tokenizer)"
+    ]
     made = objective_of(params, (ctx.out,), start=base)
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
     batch = made.collate([made.train[0], made.train[1]])
