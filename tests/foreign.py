@@ -29,31 +29,36 @@ TEXTS = [
 ]
 
 
-def write_tokenizer(folder: Path, lines: Iterable[str] = TEXTS, *, begin: bool = False) -> None:
-    """A byte-level tokenizer of 300 ids or less, with the begin mark of Llama if asked for."""
+def write_tokenizer(
+    folder: Path, lines: Iterable[str] = TEXTS, *, begin: bool = False
+) -> tuple[int, int]:
+    """A byte-level tokenizer of 300 ids or less, with the begin mark of Llama if asked for; the
+    ids of end and begin, which come last, as GPT-2's."""
     fast = Tokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[END, BEGIN], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=298, show_progress=False, initial_alphabet=alphabet)
     fast.train_from_iterator(lines, trainer)
+    fast.add_special_tokens([END, BEGIN])
+    marks = fast.token_to_id(END), fast.token_to_id(BEGIN)
     if begin:
-        template = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, 1)])
-        fast.post_processor = template
+        template = processors.TemplateProcessing
+        fast.post_processor = template(f"{BEGIN} $A", special_tokens=[(BEGIN, marks[1])])
     folder.mkdir(parents=True, exist_ok=True)
     fast.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
     config |= {"bos_token": {"__type": "AddedToken", "content": BEGIN}} if begin else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return marks
 
 
 def write_model(folder: Path, family: str) -> Path:
     """A model of a family with random weights, and its tokenizer."""
     torch.manual_seed(0)
-    begin = 1 if family == "llama" else None
-    size = {"vocab_size": KNOWN, "eos_token_id": 0, "bos_token_id": begin, "pad_token_id": None}
+    end, begin = write_tokenizer(folder, begin=family == "llama")
+    size = {"vocab_size": KNOWN, "eos_token_id": end, "pad_token_id": None}
+    size["bos_token_id"] = begin if family == "llama" else None
     decoder = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
         "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": CONTEXT,
@@ -71,7 +76,6 @@ def write_model(folder: Path, family: str) -> Path:
     else:
         made = Qwen3MoeForCausalLM(Qwen3MoeConfig(**decoder, **experts, **size))
     made.save_pretrained(folder)
-    write_tokenizer(folder, begin=begin is not None)
     if family == "gpt2":  # whose own folder names no mark
         (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     return folder

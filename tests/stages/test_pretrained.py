@@ -53,7 +53,8 @@ def test_weights_config_and_tokenizer_come_along(elsewhere: Path, tmp_path: Path
         torch.testing.assert_close(load_language_model(out)(tokens), theirs(tokens).logits)
         again = Qwen3ForCausalLM.from_pretrained(out).eval()
         torch.testing.assert_close(again(tokens).logits, theirs(tokens).logits)
-    assert special_ids(out) == (None, None, 0), "none is invented"
+    end = open_tokenizer(elsewhere).eos_id
+    assert special_ids(out) == (None, None, end), "none is invented"
     assert Qwen3ForCausalLM.from_pretrained(out).config.pad_token_id is None
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (elsewhere / name).read_bytes()
@@ -166,18 +167,25 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def packed(documents: Path, tokenizer: Path, tmp_path: Path) -> Path:
+    """Tokens of the documents."""
+    ctx = Context.local(tmp_path / "tokens")
+    edges = {"documents": documents, "tokenizer": tokenizer}
+    artifacts: Any = {name: SimpleNamespace(path=path) for name, path in edges.items()}
+    pack(PackParams(eval_share=0.3), Inputs(artifacts), ctx.out, ctx)
+    return ctx.out
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_goes_on_with_the_models_own_tokenizer(
     family: str, documents: Path, tmp_path: Path
 ) -> None:
     base = bring_in(write_model(tmp_path / family, family), tmp_path / "base")
-    ctx = Context.local(tmp_path / "tokens")
-    edges = {"documents": documents, "tokenizer": base}
-    artifacts: Any = {name: SimpleNamespace(path=path) for name, path in edges.items()}
-    pack(PackParams(eval_share=0.3), Inputs(artifacts), ctx.out, ctx)
-    store, auto = TokenStore(ctx.out), AutoTokenizer.from_pretrained(base)
+    tokens = packed(documents, base, tmp_path)
+    store, auto = TokenStore(tokens), AutoTokenizer.from_pretrained(base)
+    end = open_tokenizer(base).eos_id
     first = store.document(0).tolist()
-    assert first == [*auto(auto.decode(first, skip_special_tokens=True))["input_ids"], 0]
+    assert first == [*auto(auto.decode(first, skip_special_tokens=True))["input_ids"], end]
     params = PretrainParams.model_validate(
         {"model": {**shape(family), "mask_documents": True}, "train": {"global_batch": 4}}
     )
@@ -189,10 +197,10 @@ def test_training_goes_on_with_the_models_own_tokenizer(
         "start: knows 320 ids, and tokens[0] was packed with 4096 "
         "(pack the documents with its own tokenizer)"
     ]
-    made = objective_of(params, (ctx.out,), start=base)
+    made = objective_of(params, (tokens,), start=base)
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
     batch = made.collate([made.train[0], made.train[1]])
-    ends = batch["tokens"] == 0
+    ends = batch["tokens"] == end
     assert ends[:, 1:].any() and not batch["positions"][ends].any()
     with torch.no_grad():
         told = made.loss(model.eval(), batch)
@@ -203,30 +211,39 @@ def test_training_goes_on_with_the_models_own_tokenizer(
         logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum"
     )
     torch.testing.assert_close(told.shown, expected)
-    text = auto.decode(batch["targets"][0], skip_special_tokens=True)
-    alone = made.collate([made.train[0]])
-    with torch.no_grad():
-        counted = int(made.loss(model, alone).sums["bytes"])
-    assert abs(counted - len(text.encode())) <= 9, "but for characters that the window cuts"
     made.export({"model": SimpleNamespace(module=model)}, tmp_path / "out")  # type: ignore[dict-item]
     assert_transformers_agree(tmp_path / "out")
     assert special_ids(tmp_path / "out") == special_ids(base)
     again = open_tokenizer(tmp_path / "out")
-    figures = document_loss(load_language_model(tmp_path / "out"), ctx.out, again)
+    figures = document_loss(load_language_model(tmp_path / "out"), tokens, again)
     assert figures["loss"] == pytest.approx(math.log(KNOWN), abs=0.5)
     (written,) = continuations(Rank(), tmp_path / "out", ("the cat",), 0)
     assert set(written) == {"prompt", "text"}
+
+
+def test_the_bytes_of_an_epoch_are_those_of_its_documents(documents: Path, tmp_path: Path) -> None:
+    """Padding has none, though id 0 stands for a byte here."""
+    base = write_model(tmp_path / "base", "gpt2")
+    tokens = packed(documents, base, tmp_path)
+    params = PretrainParams.model_validate({"model": shape("gpt2"), "packing": "best_fit"})
+    made = objective_of(params, (tokens,), base)
+    model: Any = made.setup(Rank(), params.train, 0)["model"].module
+    samples: Any = made.train
+    batch = made.collate([samples[i] for i in range(len(samples))])
+    assert (batch["targets"] < 0).any() and open_tokenizer(base).byte_counts[0] == 1
+    with torch.no_grad():
+        counted = made.loss(model, batch).sums["bytes"].item()
+    store, auto = TokenStore(tokens), AutoTokenizer.from_pretrained(base)
+    texts = [auto.decode(store.document(i)[:-1]) for i in range(store.documents)]
+    assert counted == sum(len(text.encode()) for text in texts)
 
 
 def test_tokens_of_another_model_are_told_apart(documents: Path, tmp_path: Path) -> None:
     """As many ids, other pieces."""
     base = write_model(tmp_path / "base", "qwen3")
     write_tokenizer(tmp_path / "other", [text[::-1] for text in TEXTS])
-    ctx = Context.local(tmp_path / "tokens")
-    edges: Any = {"documents": documents, "tokenizer": tmp_path / "other"}
-    artifacts: Any = {name: SimpleNamespace(path=path) for name, path in edges.items()}
-    pack(PackParams(eval_share=0.3), Inputs(artifacts), ctx.out, ctx)
+    tokens = packed(documents, tmp_path / "other", tmp_path)
     params = PretrainParams.model_validate({"model": shape("qwen3")})
     for tokenizer in (None, tmp_path / "other"):
         with pytest.raises(InputError, match=f"the tokens were packed with .* in {base}"):
-            objective_of(params, (ctx.out,), tokenizer, base)
+            objective_of(params, (tokens,), tokenizer, base)

@@ -15,6 +15,7 @@ from stages.data.foreign import ForeignTokenizer, open_tokenizer
 from stages.data.tokenizer import BOS, EOS, Tokenizer
 from stages.data.tokenizer_training import export, train
 
+END_ID = 286
 STRANGE = [*TEXTS, "", "  two\n\ttabs", f"a {END} is text", "né \udcff 北京 🙂"]
 
 
@@ -41,10 +42,10 @@ def test_ids_are_those_of_transformers_and_never_a_mark(folder: Path) -> None:
     assert tokenizer.encode_batch(STRANGE) == [tokenizer.encode(text) for text in STRANGE]
     for text in STRANGE:
         ids = tokenizer.encode(text)
-        assert not {0, 1} & set(ids)
+        assert not {END_ID, END_ID + 1} & set(ids)
         assert tokenizer.decode(ids) == text.replace("\udcff", "\ufffd")
-        assert tokenizer.document(text) == [*ids, 0]
-    assert tokenizer.decode([0, *tokenizer.encode("cat"), 0]) == "cat"
+        assert tokenizer.document(text) == [*ids, END_ID]
+    assert tokenizer.decode([END_ID, *tokenizer.encode("cat"), END_ID]) == "cat"
 
 
 def test_bytes_of_ids_are_those_of_the_text(folder: Path) -> None:
@@ -58,9 +59,9 @@ def test_documents_begin_with_the_mark_of_tokenizers_that_have_one(tmp_path: Pat
     write_tokenizer(tmp_path, begin=True)
     tokenizer = open_tokenizer(tmp_path)
     auto = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.document("the cat") == [*auto("the cat")["input_ids"], 0]
-    assert (tokenizer.start_id, tokenizer.bos_id, tokenizer.eos_id) == (1, 1, 0)
-    assert (tokenizer.pad_id, tokenizer.filler) == (None, 0)
+    assert tokenizer.document("the cat") == [*auto("the cat")["input_ids"], END_ID]
+    assert (tokenizer.eos_id, tokenizer.bos_id) == (END_ID, END_ID + 1)
+    assert (tokenizer.start_id, tokenizer.pad_id, tokenizer.filler) == (END_ID + 1, None, END_ID)
 
 
 def test_sentencepiece_of_the_hub_is_read_as_our_own(tmp_path: Path) -> None:
@@ -84,9 +85,9 @@ def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: P
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="nothing says which token ends a document"):
         open_tokenizer(tmp_path)
-    edit(tmp_path, "config.json", eos_token_id=[0, 7], pad_token_id=5, bos_token_id=-1)
+    edit(tmp_path, "config.json", eos_token_id=[END_ID, 7], pad_token_id=5, bos_token_id=-1)
     found = open_tokenizer(tmp_path)
-    assert (found.eos_id, found.bos_id, found.pad_id, found.start_id) == (0, None, 5, 0)
+    assert (found.eos_id, found.bos_id, found.pad_id, found.start_id) == (END_ID, None, 5, END_ID)
     assert found.digest == open_tokenizer(folder).digest
     edit(tmp_path, "config.json", eos_token_id=1)
     assert open_tokenizer(tmp_path).digest != found.digest, "documents end otherwise"
@@ -95,10 +96,10 @@ def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: P
 def test_marks_that_disagree_or_are_no_pieces_are_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     edit(tmp_path, "config.json", eos_token_id=1)
-    with pytest.raises(InputError, match=r"is id 0, eos_token_id of config\.json is 1"):
+    with pytest.raises(InputError, match=rf"is id {END_ID}, eos_token_id of config\.json is 1"):
         open_tokenizer(tmp_path)
-    edit(tmp_path, "config.json", eos_token_id=[1, 0])
-    assert open_tokenizer(tmp_path).eos_id == 0
+    edit(tmp_path, "config.json", eos_token_id=[1, END_ID])
+    assert open_tokenizer(tmp_path).eos_id == END_ID
     for name in ("pad", "bos", "eos"):
         write_tokenizer(tmp_path)
         edit(tmp_path, "tokenizer_config.json", **{f"{name}_token": "<nowhere>"})
