@@ -16,5 +16,5 @@ def test_experts_memorise_sooner_at_equal_flops_and_only_if_they_are_kept_busy()
     switch = memorise(8, STEPS, until=dense.loss)
     assert switch.steps <= 0.35 * STEPS, switch
     collapsed = memorise(8, round(0.35 * STEPS), until=dense.loss, balance=0.0)
-    assert collapsed.loss > dense.loss, collapsed
-    assert collapsed.busiest > 2 * switch.busiest
+    assert collapsed.loss > 1.5 * dense.loss, collapsed
+    assert collapsed.busiest > 2 * switch.busiest, (collapsed, switch)
