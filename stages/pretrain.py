@@ -15,6 +15,10 @@ normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), wh
       model: {family: switch, experts: {num: 8, every: 2, capacity_factor: 1.25}}
       train: {expert_parallel: 2, zero: 2}
 
+A training is spread by ZeRO 0 to 3 (`zero`), by `expert_parallel`, with `offload: cpu` and
+`model.recompute` to save memory, in any combination; a sample and a layer's matrices stay whole on
+one worker: there is no sequence (Ulysses), tensor (AutoTP) or pipeline parallelism.
+
 `start: ${model}` begins with the weights of a model of the same shape; those of a dense one may
 become one with experts.
 
@@ -37,16 +41,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Inputs, Params, stage
+from pipeline.stage import EXECUTION, Absent, Inputs, Params, stage
 from stages.models.config import LanguageConfig
 from stages.models.presets import recipe
 from stages.models.settings import ModelSection
+from stages.training.absent import LAYOUTS
 from stages.training.devices import HardwareSection
 from stages.training.outlook import Training
 from stages.training.pretraining import LOAD, Pretraining
@@ -62,6 +67,8 @@ PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", 
 
 class PretrainParams(Params):
     """See the module."""
+
+    absent: ClassVar[Absent] = LAYOUTS
 
     size: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
