@@ -263,11 +263,12 @@ def _vocabulary(upstream: Mapping[str, Params]) -> int:
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:
-    train = params.train
+    train, base = params.train, params.model.mup
+    mup = f", muP from width {base.base_width}" if base else ""
     return f"""# {params.model.family}, {config.parameters / 1e6:.1f} M parameters
 
 A decoder of {config.layers} layers, width {config.width}, {config.heads} heads, context
 {config.context}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
 work on a token. Trained for {train.steps} steps, on {train.samples} samples, with {train.optimizer}
-(peak learning rate {train.lr:g}, {train.schedule}). Documents end with `</s>`.
+(peak learning rate {train.lr:g}{mup}, {train.schedule}). Documents end with `</s>`.
 """

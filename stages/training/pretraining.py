@@ -50,6 +50,7 @@ class Pretraining(LanguageObjective):
         """
         import torch
 
+        from stages.models.mup import rates
         from stages.models.upcycling import first_weights
 
         corpus = self.corpus
@@ -58,7 +59,8 @@ class Pretraining(LanguageObjective):
         self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
         model = first_weights(self.config, self.start)
         model.recompute = self.recompute
-        return {"model": Trainable(model)}
+        muon = self.settings.optimizer == "muon"
+        return {"model": Trainable(model, rates=rates(model, muon=muon))}
 
     def _tokenizer(self) -> Tokenizer:
         from stages.data.tokenizer import Tokenizer
