@@ -19,6 +19,10 @@ A training is spread by ZeRO 0 to 3 (`zero`), by `expert_parallel`, with `offloa
 `model.recompute` to save memory, in any combination; a sample and a layer's matrices stay whole on
 one worker: there is no sequence (Ulysses), tensor (AutoTP) or pipeline parallelism.
 
+`model.mup` carries a learning rate from a narrow model to a wide one: tune it with `mup:
+{base_width: 256}` at width 256, and then change the width alone (Yang et al. 2022).
+`model.compile` has torch.compile make kernels of the blocks.
+
 `start: ${model}` begins with the weights of a model of the same shape; those of a dense one may
 become one with experts.
 
@@ -108,6 +112,9 @@ class PretrainParams(Params):
         wrong = list(self.model.check(self.size, vocabulary, self.train.expert_parallel))
         yield from wrong or self._outlook(self.config(vocabulary)).refusals()
         yield from self.train.check(self.workers)
+        if self.model.compile and self.train.zero == 3:
+            told = "ZeRO 3 gathers weights by hooks within a block, where a compiled one has none"
+            yield Problem("model.compile", told, "set train.zero to 0, 1 or 2, or leave it out")
         yield from self.mixture.check(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
@@ -180,6 +187,7 @@ def objective_of(
         params.z_loss,
         params.model.mask_documents,
         params.model.recompute,
+        params.model.compile,
         _card(params, config),
     )
 

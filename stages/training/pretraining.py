@@ -39,6 +39,7 @@ class Pretraining(LanguageObjective):
     z_coef: float = 0.0
     mask_documents: bool = False
     recompute: bool = False
+    compile: bool = False
     card: str = ""
     """Of the exported model."""
 
@@ -59,6 +60,10 @@ class Pretraining(LanguageObjective):
         self._bytes = torch.tensor(self._tokenizer().byte_counts, device=rank.device)
         model = first_weights(self.config, self.start)
         model.recompute = self.recompute
+        if self.compile:
+            from stages.training.compiling import compile_blocks
+
+            compile_blocks(model, rank.device)
         muon = self.settings.optimizer == "muon"
         return {"model": Trainable(model, rates=rates(model, muon=muon))}
 

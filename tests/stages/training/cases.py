@@ -161,6 +161,28 @@ class Two(Toy):
 
 
 @dataclass
+class Compiled(Toy):
+    """Sequences of one length through blocks that are compiled, or that are not."""
+
+    compile: bool = True
+    recompute: bool = False
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from stages.training.compiling import compile_blocks
+
+        trainables = super().open(rank)
+        model: Any = trainables["model"].module
+        model.recompute = self.recompute
+        if self.compile:
+            compile_blocks(model, rank.device)
+        self.held_out = None
+        return trainables
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        return super().collate([sample[:5] for sample in samples])
+
+
+@dataclass
 class Faulty(Toy):
     """Something happens to a rank at a step: it is killed, stopped, or raises."""
 
