@@ -58,9 +58,9 @@ class ModelSection(Section):
     recompute: Annotated[bool, EXECUTION] = False
     """Compute each block again in the backward pass: a third more work for far less memory."""
     compile: Annotated[bool, EXECUTION] = False
-    """Have torch.compile make kernels of each block before the first step, which takes seconds to
-    minutes and pays on GPUs; at ZeRO 0, 1 and 2. Blocks with experts run as they are. With dropout,
-    other masks are drawn."""
+    """Have torch.compile make kernels of each block at its first step, which takes seconds to
+    minutes; for GPUs: processors gain nothing. At ZeRO 0, 1 and 2; blocks with experts run as they
+    are. With dropout, other masks are drawn."""
 
     def config(self, size: str, vocab_size: int) -> LanguageConfig:
         """The shape, with the preset's where nothing is said.
