@@ -53,6 +53,11 @@ SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 """How a pipeline file names a secret; the value never enters the file, the store or a log."""
 
 
+Absent = Mapping[str, tuple[str, str]]
+"""Keys, in lower case, that people know from elsewhere and that nothing here answers to: what is
+wrong with each, and what to do instead."""
+
+
 class _Execution:
     """Marks a field that says how the work is done, not what it is: it never enters identity."""
 
@@ -96,6 +101,9 @@ class Params(Section):
     """The processes the stage runs on."""
     retries: Annotated[Retries, EXECUTION] = Retries()
     """How often failures are tried again."""
+
+    absent: ClassVar[Absent] = {}
+    """What is said of an unknown key, wherever it stands in the stage's parameters."""
 
     def externals(self) -> dict[str, str]:
         """Content digests of what the stage reads from outside the store, by name.

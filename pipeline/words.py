@@ -11,22 +11,18 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import did_you_mean
 from pipeline.reader import KeyPath
-from pipeline.stage import sections
+from pipeline.stage import Absent, sections
 
 NAMES = "use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
 
 _SECTION = "a section of `key: value` lines"
 _EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": _SECTION,
-    "model_type": _SECTION,
-    "model_attributes_type": _SECTION,
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _SECTION),
 }
 _LIMITS = {
     "greater_than": "must be over {gt:g}",
@@ -69,7 +65,8 @@ def problems(
     for path, details in by_path.items():
         inside = any(other[: len(path)] == path for other in by_path if other != path)
         if not (inside and details[0]["type"] in _EXPECTED):  # another branch of a union fits
-            found.append(_wrong(path, details, _keys(model, path[:-1], edges)))
+            known = _keys(model, path[:-1], edges)
+            found.append(_wrong(path, details, known, getattr(model, "absent", {})))
     return found
 
 
@@ -95,7 +92,7 @@ def remedy(expected: Iterable[str], value: Any) -> str:
     return ""
 
 
-def _wrong(path: KeyPath, details: list[ErrorDetails], known: set[str]) -> Wrong:
+def _wrong(path: KeyPath, details: list[ErrorDetails], known: set[str], absent: Absent) -> Wrong:
     """The findings at one key as one: the branches of a union are alternatives."""
     first = details[0]
     kind, value = first["type"], first["input"]
@@ -104,7 +101,8 @@ def _wrong(path: KeyPath, details: list[ErrorDetails], known: set[str]) -> Wrong
     if kind == "extra_forbidden" and path[-1] in known:
         return Wrong(path, "does not go with the other values here")
     if kind == "extra_forbidden":
-        return Wrong(path, "unknown key", did_you_mean(str(path[-1]), known))
+        name = str(path[-1])
+        return Wrong(path, *absent.get(name.lower(), ("unknown key", did_you_mean(name, known))))
     context = first.get("ctx", {})
     value = context.get("tag", value)
     expected = list(dict.fromkeys(word for word in map(_expected, details) if word))

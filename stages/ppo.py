@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
-from pipeline.stage import EXECUTION, Inputs, Params, Section, Workers, stage
+from pipeline.stage import EXECUTION, Absent, Inputs, Params, Section, Workers, stage
+from stages.training.absent import LAYOUTS
 from stages.training.settings import MixtureSection, Schedule, TrainSection
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class PtxSection(Section):
 
 class PPOParams(Params):
     """What a pipeline file may say of the stage."""
+
+    absent: ClassVar[Absent] = LAYOUTS
 
     seed: int = 0
     """Of prompts, draws and minibatches; the pipeline's, if left out."""

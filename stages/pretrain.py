@@ -16,6 +16,14 @@ normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), wh
       model: {family: switch, experts: {num: 8, every: 2, capacity_factor: 1.25}}
       train: {expert_parallel: 2, zero: 2}
 
+A training is spread by ZeRO 0 to 3 (`zero`), by `expert_parallel`, with `offload: cpu` and
+`model.recompute` to save memory, in any combination; a sample and a layer's matrices stay whole on
+one worker: there is no sequence (Ulysses), tensor (AutoTP) or pipeline parallelism.
+
+`model.mup` carries a learning rate from a narrow model to a wide one: tune it with `mup:
+{base_width: 256}` at width 256, and then change the width alone (Yang et al. 2022).
+`model.compile` has torch.compile make kernels of the blocks.
+
 `start: ${model}` begins with the weights of a model of the same shape and tokenizer; those of a
 dense one may become one with experts.
 
@@ -38,17 +46,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline import panels
 from pipeline.disk import read_json
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Inputs, Params, stage
+from pipeline.stage import EXECUTION, Absent, Inputs, Params, stage
 from stages.models.config import LanguageConfig
 from stages.models.presets import recipe
 from stages.models.settings import ModelSection
+from stages.training.absent import LAYOUTS
 from stages.training.devices import HardwareSection
 from stages.training.outlook import Training
 from stages.training.pretraining import LOAD, Pretraining
@@ -64,6 +73,8 @@ PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", 
 
 class PretrainParams(Params):
     """See the module."""
+
+    absent: ClassVar[Absent] = LAYOUTS
 
     size: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
@@ -103,6 +114,9 @@ class PretrainParams(Params):
         wrong = list(self.model.check(self.size, vocabulary, self.train.expert_parallel))
         yield from wrong or self._outlook(self.config(vocabulary)).refusals()
         yield from self.train.check(self.workers)
+        if self.model.compile and self.train.zero == 3:
+            told = "ZeRO 3 gathers weights by hooks within a block, where a compiled one has none"
+            yield Problem("model.compile", told, "set train.zero to 0, 1 or 2, or leave it out")
         yield from self.mixture.check(upstream)
         yield from _other_vocabularies(upstream)
 
@@ -194,6 +208,7 @@ def objective_of(
         params.z_loss,
         params.model.mask_documents,
         params.model.recompute,
+        params.model.compile,
         _card(params, config),
     )
 
@@ -305,11 +320,12 @@ def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:
-    train = params.train
+    train, base = params.train, params.model.mup
+    mup = f", muP from width {base.base_width}" if base else ""
     return f"""# {params.model.family}, {config.parameters / 1e6:.1f} M parameters
 
 A decoder of {config.layers} layers, width {config.width}, {config.heads} heads, context
 {config.context}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
 work on a token. Trained for {train.steps} steps, on {train.samples} samples, with {train.optimizer}
-(peak learning rate {train.lr:g}, {train.schedule}). Documents end with `</s>`.
+(peak learning rate {train.lr:g}{mup}, {train.schedule}). Documents end with `</s>`.
 """

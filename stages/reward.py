@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
-from pipeline.stage import Inputs, Params, stage
+from pipeline.stage import Absent, Inputs, Params, stage
+from stages.training.absent import LAYOUTS
 from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class RewardTrain(TrainSection):
 
 class RewardParams(Params):
     """What a pipeline file may say of the stage."""
+
+    absent: ClassVar[Absent] = LAYOUTS
 
     seed: int = 0
     """Of the head's start and the order of the prompts; the pipeline's, if left out."""

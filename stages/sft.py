@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import Inputs, Params, stage
+from pipeline.stage import Absent, Inputs, Params, stage
+from stages.training.absent import LAYOUTS
 from stages.training.objective import Batch, LanguageObjective, Loss, Trainable
 from stages.training.settings import TrainSection
 
@@ -54,6 +55,8 @@ class SftTrain(TrainSection):
 
 class SftParams(Params):
     """See the module."""
+
+    absent: ClassVar[Absent] = LAYOUTS
 
     train: SftTrain = SftTrain()
     swap: bool = False

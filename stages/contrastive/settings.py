@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.artifact import hash_file
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Params, Section
+from pipeline.stage import EXECUTION, Absent, Params, Section
 from stages.models.clip_config import (
     PRESETS,
     Activation,
@@ -23,6 +23,7 @@ from stages.models.clip_config import (
     ViTConfig,
     preset,
 )
+from stages.training.absent import LAYOUTS
 from stages.training.settings import TrainSection
 
 CPU_FLOPS, GPU_FLOPS = 4e10, 2e14
@@ -121,6 +122,8 @@ class ClipTrain(TrainSection):
 
 class ClipParams(Params):
     """See `stages.clip`."""
+
+    absent: ClassVar[Absent] = LAYOUTS
 
     size: str = "tiny"
     """A preset of `stages.models.clip_config`: nano, tiny, small, RN-tiny, ViT-B/32, RN50…"""

@@ -2,16 +2,33 @@
 
 GPTConfig       the block of GPT-2 and GPT-3: LayerNorm, learned positions, GELU, tied head
 DecoderConfig   the modern block: RMSNorm, rotary positions, SwiGLU; with `experts`, a Switch
+MuP             a parametrisation of either, under which one learning rate serves every width
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.stage import Section
+
+
+class MuP(Section):
+    """The maximal update parametrisation: the learning rate that is best at `base_width` is so at
+    every width (Yang et al. 2022, "Tensor Programs V"; the rules are in `stages.models.mup`).
+
+    What grows with the width is taken to grow in proportion: heads or their size, and the hidden
+    width of feed-forward layers. A model of `base_width` whose heads are of `base_head_size` is
+    trained as without.
+    """
+
+    base_width: Annotated[int, Field(ge=1)]
+    """The width at which the learning rate was tuned."""
+    base_head_size: Annotated[int, Field(ge=1)] = 64
+    """Products of queries and keys are divided by the head's size, times the root of this one."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class GPTConfig:
     feed_forward: int | None = None
     """Hidden width of the feed-forward layer; four times the width if left out."""
     norm_eps: float = 1e-5
+    mup: MuP | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.vocab_size, self.context, self.layers, self.width, self.heads, self.inner)
@@ -147,6 +165,7 @@ class DecoderConfig:
     init_scale: float | None = None
     """Matrices start from a normal distribution cut at two deviations of sqrt(scale / fan_in), as
     Fedus et al. 2021 with 0.1; left out: 0.02, residual projections 0.02 / sqrt(2 layers)."""
+    mup: MuP | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.vocab_size, self.context, self.layers, self.width, self.heads)
@@ -206,6 +225,17 @@ class DecoderConfig:
 
 
 LanguageConfig = GPTConfig | DecoderConfig
+
+
+def width_multiple(config: LanguageConfig) -> float:
+    """The width over that at which the learning rate was tuned; 1 without muP."""
+    return config.width / config.mup.base_width if config.mup else 1.0
+
+
+def attention_scale(config: LanguageConfig) -> float:
+    """What products of queries and keys are multiplied by."""
+    base = config.mup.base_head_size if config.mup else config.head_size
+    return math.sqrt(base / config.head_size) / math.sqrt(config.head_size)
 
 
 def _check_heads(width: int, heads: int) -> None:

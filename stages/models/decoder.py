@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.models.config import DecoderConfig
+from stages.models.config import DecoderConfig, attention_scale, width_multiple
 from stages.models.language import INIT_STD, LanguageModel, Routing, Seen
 from stages.models.switch import Experts, Switch, swiglu
 
@@ -34,6 +34,7 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
+        self.scale = attention_scale(config)
         self.heads = [config.heads, config.kv_heads, config.kv_heads]
         self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_size, bias=False)
         self.out = nn.Linear(config.heads * config.head_size, config.width, bias=False)
@@ -57,6 +58,7 @@ class Attention(nn.Module):
             attn_mask=seen.mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=seen.mask is None and seen.cache is None,
+            scale=self.scale,
             enable_gqa=self.heads[0] != self.heads[1],
         )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, -1)
@@ -124,22 +126,25 @@ class Decoder(LanguageModel):
     @torch.no_grad()
     def reset(self) -> None:
         """Draw the weights anew from torch's global generator, each expert's on its own."""
-        residual = INIT_STD / math.sqrt(2 * self.config.layers)
+        narrower = 1 / math.sqrt(width_multiple(self.config))
+        hidden, scale = INIT_STD * narrower, self.config.init_scale
+        residual = hidden / math.sqrt(2 * self.config.layers)
         for name, parameter in self.named_parameters():
-            plain = residual if name.endswith(("out.weight", "down", "down.weight")) else INIT_STD
+            plain = residual if name.endswith(("out.weight", "down", "down.weight")) else hidden
             if "norm" in name:
                 parameter.fill_(1.0)
             elif parameter.ndim == 3:
                 continue  # experts draw their own
             elif name.endswith(("embedding.weight", "lm_head.weight")):
                 parameter.normal_(std=INIT_STD)
+            elif name.endswith("router.weight"):
+                start(parameter, plain * narrower, scale and scale * narrower**2)
             else:
-                start(parameter, plain, self.config.init_scale)
+                start(parameter, plain, scale)
         for experts in self.modules():
             if isinstance(experts, Experts):
                 experts.reset(
-                    lambda w: start(w, INIT_STD, self.config.init_scale),
-                    lambda w: start(w, residual, self.config.init_scale),
+                    lambda w: start(w, hidden, scale), lambda w: start(w, residual, scale)
                 )
 
     @property

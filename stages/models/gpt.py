@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.models.config import GPTConfig
+from stages.models.config import GPTConfig, attention_scale, width_multiple
 from stages.models.language import INIT_STD, LanguageModel, Seen
 
 __all__ = ["GPT", "GPTConfig"]
@@ -33,6 +33,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.layer, self.dropout = config.heads, layer, config.dropout
+        self.scale = attention_scale(config)
         self.c_attn = nn.Linear(config.width, 3 * config.width)
         self.c_proj = nn.Linear(config.width, config.width)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -53,6 +54,7 @@ class Attention(nn.Module):
             attn_mask=seen.mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=seen.mask is None and seen.cache is None,
+            scale=self.scale,
         )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
         return cast(Tensor, self.resid_dropout(self.c_proj(y_BTC)))
@@ -107,15 +109,16 @@ class GPT(LanguageModel):
     @torch.no_grad()
     def reset(self) -> None:
         """Draw the weights anew from torch's global generator."""
+        hidden = INIT_STD / math.sqrt(width_multiple(self.config))
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
-                parameter.normal_(std=INIT_STD / math.sqrt(2 * self.config.layers))
+                parameter.normal_(std=hidden / math.sqrt(2 * self.config.layers))
             elif name.endswith("bias"):
                 parameter.zero_()
             elif "ln_" in name:
                 parameter.fill_(1.0)
             else:
-                parameter.normal_(std=INIT_STD)
+                parameter.normal_(std=hidden if name.startswith("h.") else INIT_STD)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:

@@ -4,8 +4,9 @@
 
 The weights of GPT-2 in `transformers` are those of `stages.models.gpt` under `transformer.`, with
 the four projections of a block stored input-major (its Conv1D); for the modern decoder see
-`stages.models.decoder_folder`. JSON is written by hand, with sorted keys, so that equal weights
-give equal bytes whatever library version wrote them.
+`stages.models.decoder_folder`. A folder says nothing of muP: its weights hold the factors
+(`stages.models.mup`). JSON is written by hand, with sorted keys, so that equal weights give equal
+bytes whatever library version wrote them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from stages.models.decoder import Decoder
 from stages.models.folders import read_config, read_weights
 from stages.models.gpt import GPT, GPTConfig
 from stages.models.heads import Scorer
+from stages.models.mup import folded
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -70,13 +72,14 @@ def save_language_model(
         chat: whether prompts are to be given in the chat format (marked in the card).
         ids: the ids of pad, bos and eos.
     """
+    state = folded(model.state_dict(), model.config)
     if isinstance(model, Decoder):
         config = {**decoder_folder.config_json(model.config), **_token_ids(ids)}
-        parts = decoder_folder.export(model.state_dict(), model.config)
+        parts = decoder_folder.export(state, model.config)
         weights = {name: _plain(value) for name, value in parts.items()}
     else:
         config = {**_config(model.config, ids), "architectures": ["GPT2LMHeadModel"]}
-        own = _export(model.state_dict())
+        own = _export(state)
         weights = {f"transformer.{name}": value for name, value in own.items()}
     _save(folder, tokenizer_folder, weights)
     _write_json(folder / "config.json", config)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.cache import Cache, visible, within_documents
-from stages.models.config import ExpertsConfig, LanguageConfig
+from stages.models.config import ExpertsConfig, LanguageConfig, width_multiple
 from stages.models.fused import linear_cross_entropy
 
 INIT_STD = 0.02
@@ -149,7 +149,7 @@ class LanguageModel(nn.Module, ABC):
         if targets_BT is None:
             return self.head(x_BTC if at_BT is None else x_BTC[at_BT])
         total, cross_entropy = linear_cross_entropy(
-            x_BTC.flatten(0, 1), self.unembedding, targets_BT.flatten(), z_coef=z_coef
+            self._read(x_BTC.flatten(0, 1)), self.unembedding, targets_BT.flatten(), z_coef=z_coef
         )
         if trace is not None:
             trace.cross_entropy = cross_entropy
@@ -157,7 +157,12 @@ class LanguageModel(nn.Module, ABC):
 
     def head(self, x_C: Tensor) -> Tensor:
         """Logits over the vocabulary of final hidden states (…, C)."""
-        return F.linear(x_C, self.unembedding)
+        return F.linear(self._read(x_C), self.unembedding)
+
+    def _read(self, x_C: Tensor) -> Tensor:
+        """What the head multiplies of final hidden states (…, C): muP makes less of wide ones."""
+        multiple = width_multiple(self.config)
+        return x_C if multiple == 1 else x_C / multiple
 
     def hidden(
         self,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Section
-from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig, LanguageConfig
+from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig, LanguageConfig, MuP
 from stages.models.presets import PRESETS, preset
 
 Family = Literal["gpt2", "llama", "qwen3", "switch"]
@@ -47,6 +47,9 @@ class ModelSection(Section):
     init_scale: Annotated[float | None, Field(gt=0)] = None
     """Variance of the first weights times the fan-in; left out: 0.1 with experts (Fedus et al.
     2021, section 2.4), else GPT-2's start. Not gpt2."""
+    mup: MuP | None = None
+    """Carries the learning rate from a narrow model to a wide one: tune it with `mup:
+    {base_width: 256}` at width 256, then set `width` alone."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the embeddings, the attention weights and both residual branches."""
     mask_documents: bool = False
@@ -54,6 +57,10 @@ class ModelSection(Section):
     stands before it in its sample."""
     recompute: Annotated[bool, EXECUTION] = False
     """Compute each block again in the backward pass: a third more work for far less memory."""
+    compile: Annotated[bool, EXECUTION] = False
+    """Have torch.compile make kernels of each block at its first step, which takes seconds to
+    minutes; for GPUs: processors gain nothing. At ZeRO 0, 1 and 2; blocks with experts run as they
+    are. With dropout, other masks are drawn."""
 
     def config(self, size: str, vocab_size: int) -> LanguageConfig:
         """The shape, with the preset's where nothing is said.
@@ -74,6 +81,7 @@ class ModelSection(Section):
                 self.dropout,
                 feed_forward=self.inner,
                 norm_eps=self.norm_eps or 1e-5,
+                mup=self.mup,
             )
         if width % heads and not self.head_size:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
@@ -94,6 +102,7 @@ class ModelSection(Section):
             norm_eps=self.norm_eps or 1e-6,
             experts=experts,
             init_scale=self.init_scale or (0.1 if experts else None),
+            mup=self.mup,
         )
 
     def check(self, size: str, vocab_size: int, expert_parallel: int) -> Iterator[Problem]:

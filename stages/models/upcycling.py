@@ -20,6 +20,7 @@ from stages.models.decoder import Decoder
 from stages.models.families import language_model
 from stages.models.gpt import GPT
 from stages.models.huggingface import load_language_model
+from stages.models.mup import unfolded
 
 _ROUTER_STD = 1e-3
 """Of a fresh router before a layer that was dense: it hardly prefers anybody."""
@@ -40,7 +41,7 @@ def first_weights(config: LanguageConfig, folder: Path | None) -> GPT | Decoder:
     if _experts(config) and not _experts(given.config):
         assert isinstance(config, DecoderConfig)
         weights = upcycled(weights, config)
-    model.load_state_dict(weights)
+    model.load_state_dict(unfolded(weights, config))
     return model
 
 
@@ -69,11 +70,11 @@ def _compare(wanted: LanguageConfig, given: LanguageConfig, folder: Path) -> Non
         if isinstance(wanted, DecoderConfig) and isinstance(given, DecoderConfig):
             if not given.experts or _layout(wanted) == _layout(given):
                 wanted, given = (
-                    replace(c, context=2, dropout=0.0, experts=None, init_scale=None)
+                    replace(c, context=2, dropout=0.0, experts=None, init_scale=None, mup=None)
                     for c in (wanted, given)
                 )
         else:
-            wanted, given = replace(wanted, dropout=0.0), replace(given, dropout=0.0)
+            wanted, given = (replace(c, dropout=0.0, mup=None) for c in (wanted, given))
     if wanted != given:
         raise InputError(
             f"the weights are of another shape: {given}, not {wanted}",

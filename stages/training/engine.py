@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,9 +23,10 @@ from stages.training.expert_parallel import (
     spread,
     total_over_experts,
 )
+from stages.training.groups import optimizer, set_rate
 from stages.training.guard import SpikeGuard
-from stages.training.muon import MARK, Muon, know_ranges, matrices
-from stages.training.optimizers import AdamW, clip
+from stages.training.muon import Muon, know_ranges
+from stages.training.optimizers import clip
 from stages.training.shards import Fragment, layout
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Engine:
         """Of the whole parameters, of which this rank may hold a part."""
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
         self._lr = settings.lr * trainable.lr
-        self._adam = _optimizer(trainable, self.parameters, settings, self._lr)
+        self._adam = optimizer(trainable, self.parameters, settings, self._lr)
         self._adam.admit = self._admit
         self._deepspeed = deepspeed.initialize(
             model=self.module,
@@ -121,10 +121,9 @@ class Engine:
         """Set the learning rate to `factor` of its peak.
 
         Returns:
-            The learning rate.
+            The learning rate of what has no multiple of its own.
         """
-        for group in self._adam.param_groups:
-            group["lr"] = self._lr * factor
+        set_rate(self._adam, self._lr * factor)
         return self._lr * factor
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
@@ -242,28 +241,6 @@ def effective_zero(settings: TrainSection, world: int) -> int:
     if settings.dtype != "float32" or settings.offload != "none":
         return max(1, settings.zero)
     return settings.zero if world > 1 else 0
-
-
-def _optimizer(
-    trainable: Trainable, parameters: Mapping[str, Tensor], settings: TrainSection, lr: float
-) -> AdamW:
-    turned = matrices(trainable.module) if settings.optimizer == "muon" else set()
-    groups: list[dict[str, Any]] = []
-    for kind in product((True, False), repeat=3):
-        members = [
-            p
-            for n, p in parameters.items()
-            if (trainable.decay(n, p), is_apart(p), n in turned) == kind
-        ]
-        if members:
-            decays, apart, by_muon = kind
-            marks = {"moe": True, "name": group_name(members[0])} if apart else {}
-            marks |= {MARK: None} if by_muon else {}
-            decay = settings.weight_decay if decays else 0.0
-            groups.append({"params": members, "weight_decay": decay, **marks})
-    betas = (settings.beta1, settings.beta2)
-    make = Muon if settings.optimizer == "muon" else AdamW
-    return make(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
 
 
 def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict[str, Any]:

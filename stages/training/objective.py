@@ -56,6 +56,9 @@ class Trainable:
     """Times the schedule's learning rate."""
     decay: Callable[[str, Tensor], bool] = matrices
     """Which parameters (name, tensor) are decayed."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Of parameters by name: what multiplies their learning rate, and divides their decay, so that
+    a step takes the same off every decayed weight. 1 for those that are not named."""
 
 
 class Samples(Protocol):

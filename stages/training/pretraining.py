@@ -37,6 +37,7 @@ class Pretraining(LanguageObjective):
     z_coef: float = 0.0
     mask_documents: bool = False
     recompute: bool = False
+    compile: bool = False
     card: str = ""
     """Of the exported model."""
 
@@ -45,6 +46,7 @@ class Pretraining(LanguageObjective):
         import torch
 
         from stages.data.foreign import open_tokenizer
+        from stages.models.mup import rates
         from stages.models.upcycling import first_weights
 
         corpus = self.corpus
@@ -54,7 +56,12 @@ class Pretraining(LanguageObjective):
         self._bytes = torch.tensor(self._tokenizer.byte_counts, device=rank.device)
         model = first_weights(self.config, self.start)
         model.recompute = self.recompute
-        return {"model": Trainable(model)}
+        if self.compile:
+            from stages.training.compiling import compile_blocks
+
+            compile_blocks(model, rank.device)
+        muon = self.settings.optimizer == "muon"
+        return {"model": Trainable(model, rates=rates(model, muon=muon))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the

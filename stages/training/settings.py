@@ -50,6 +50,9 @@ class TrainSection(Section):
     - dropout: masks are drawn on each rank for each forward pass, so that another number of
       workers or another micro-batch draws others, no worse and no better;
     - what is done after steps that keep going wrong: see `checkpoint_every`.
+
+    A sample is always computed whole on one worker, and a layer's matrices too: there is no
+    sequence, tensor or pipeline parallelism.
     """
 
     steps: Annotated[int, Field(ge=1)] = 300

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import Field, ValidationError
 
-from pipeline.stage import Section
+from pipeline.stage import Absent, Section
 from pipeline.words import Wrong, got, problems, remedy
 
 
@@ -20,6 +20,8 @@ class Outer(Section):
     table: dict[str, Inner] = Field(default_factory=dict)
     switch: bool | str = False
     long: Annotated[str, Field(max_length=1)] = ""
+
+    absent: ClassVar[Absent] = {"dize": ("there is no dize", "say size")}
 
 
 def wrong(data: dict[str, Any]) -> list[Wrong]:
@@ -85,3 +87,10 @@ def test_keys_of_mappings_are_no_fields() -> None:
 def test_the_edges_of_a_stage_stand_beside_its_parameters() -> None:
     assert wrong({"edgy": 1}) == [Wrong(("edgy",), "unknown key", "did you mean 'edge'?")]
     assert wrong({"table": {"a": {"size": 1, "edgy": 1}}})[0].remedy == "known: size"
+
+
+@pytest.mark.parametrize("data", [{"Dize": 1}, {"table": {"a": {"size": 1, "dize": 2}}}])
+def test_a_key_known_from_elsewhere_is_told_why_it_is_not_here(data: dict[str, Any]) -> None:
+    (found,) = wrong(data)
+    assert found.path[-1] in ("dize", "Dize")
+    assert (found.message, found.remedy) == ("there is no dize", "say size")

@@ -161,6 +161,22 @@ def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path)
     assert module.recompute
 
 
+def test_compiling_and_muP_reach_the_model_from_the_file(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "true")
+    said = {**SHAPE, "compile": True, "mup": {"base_width": 16}}
+    params = PretrainParams.model_validate({"model": said})
+    plain = PretrainParams.model_validate({"model": {**said, "compile": False}})
+    assert identity(params) == identity(plain)
+    assert identity(params) != identity(PretrainParams.model_validate({"model": SHAPE}))
+    made = objective_of(params, (world / "tokens",), world / "tokenizer")
+    trainable = made.setup(Rank(), params.train, 0)["model"]
+    module: Any = trainable.module
+    assert all(block._compiled_call_impl for block in module.blocks)
+    assert trainable.rates["h.1.mlp.c_fc.weight"] == 0.5
+
+
 @pytest.fixture
 def objective(world: Path) -> Pretraining:
     params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 8}})

@@ -161,6 +161,28 @@ class Two(Toy):
 
 
 @dataclass
+class Compiled(Toy):
+    """Sequences of one length through blocks that are compiled, or that are not."""
+
+    compile: bool = True
+    recompute: bool = False
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from stages.training.compiling import compile_blocks
+
+        trainables = super().open(rank)
+        model: Any = trainables["model"].module
+        model.recompute = self.recompute
+        if self.compile:
+            compile_blocks(model, rank.device)
+        self.held_out = None
+        return trainables
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        return super().collate([sample[:5] for sample in samples])
+
+
+@dataclass
 class Faulty(Toy):
     """Something happens to a rank at a step: it is killed, stopped, or raises."""
 
@@ -306,7 +328,7 @@ def little_world(folder: Path) -> Path:
 
 @dataclass
 class Routed(SupervisedObjective):
-    """Learn the next token of sequences of one length with experts in every block."""
+    """Learn the next token of sequences of one length with experts in every block, under muP."""
 
     over: str = "group"
     capacity_factor: float | None = 1.25
@@ -316,8 +338,9 @@ class Routed(SupervisedObjective):
     def open(self, rank: Any) -> dict[str, Trainable]:
         import torch
 
-        from stages.models.config import DecoderConfig, ExpertsConfig
+        from stages.models.config import DecoderConfig, ExpertsConfig, MuP
         from stages.models.decoder import Decoder
+        from stages.models.mup import rates
         from stages.training.order import Shuffled
 
         generator = torch.Generator().manual_seed(7)
@@ -333,9 +356,11 @@ class Routed(SupervisedObjective):
         )  # fmt: skip
         shape = DecoderConfig(
             VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
-            qk_norm=True, experts=experts, init_scale=0.1,
+            qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),
         )  # fmt: skip
-        return {"model": Trainable(Decoder(shape))}
+        model = Decoder(shape)
+        paced = rates(model, muon=self.settings.optimizer == "muon")
+        return {"model": Trainable(model, rates=paced)}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         import torch

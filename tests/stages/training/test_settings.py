@@ -1,8 +1,12 @@
 """What a pipeline file may say of training, and what is refused before anything starts."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from pipeline.errors import SpecError
+from pipeline.spec import load
 from pipeline.stage import Workers
 from stages.training.settings import TrainSection
 
@@ -79,3 +83,28 @@ def test_the_least_batch_of_a_ramp_falls_on_ranks_and_passes() -> None:
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"warmup \(500\) is longer than steps \(300\)"):
         TrainSection(steps=300, warmup=500)
+
+
+@pytest.mark.parametrize(
+    ("said", "key", "why"),
+    [
+        ("train: {sequence_parallel: 2}", "train.sequence_parallel", "(Ulysses): a sample is"),
+        ("layout: {sequence_parallel: 2}", "layout", "train.zero 0 to 3"),
+        ("workers: {tensor_parallel_size: 2}", "workers.tensor_parallel_size", "AutoTP"),
+        ("model: {pp: 2}", "model.pp", "no pipeline parallelism"),
+        ("deepspeed: {tensor_parallel: {autotp_size: 2}}", "deepspeed", "AutoTP"),
+    ],
+)
+def test_layouts_known_from_elsewhere_are_refused_with_what_there_is_instead(
+    tmp_path: Path, said: str, key: str, why: str
+) -> None:
+    file = tmp_path / "f.yaml"
+    tokens = "artifact:0123456789abcdef"
+    file.write_text(f"name: x\nstages:\n  gpt: {{uses: pretrain, tokens: {tokens}, {said}}}\n")
+    with pytest.raises(SpecError) as caught:
+        load(file)
+    (problem,) = caught.value.problems
+    assert caught.value.exit_code == 2
+    assert problem.key == f"gpt.{key}"
+    assert why in str(problem)
+    assert "train.expert_parallel" in problem.remedy

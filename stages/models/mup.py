@@ -1,0 +1,82 @@
+"""The maximal update parametrisation, muP (Yang et al. 2022, "Tensor Programs V", 2203.03466).
+
+Under it activations, and what a step of Adam changes in them, are as large in a wide model as in a
+narrow one, so that a learning rate found at the base width serves any other. With m the width over
+the base width, and all else that grows in proportion:
+
+    parameter                     first deviation   learning rate   besides
+    matrices of blocks, experts   / sqrt(m)         / m             queries times keys / head size
+    embeddings, gains, biases     as it is          as it is
+    head, tied or not             as it is          as it is        logits / m
+    router                        / m               / m
+
+The head follows the paper's table 8, which lets it be the embedding; the router, which maps a
+width to a fixed number of experts as a head does, its table 3, which says the same without a factor
+in the forward pass. Muon's updates have singular values of the root of the width (see
+`stages.training.muon`), so the matrices' learning rate falls with the root of m there.
+
+A decayed weight loses as much a step at every width: the rate that multiplies its decay is divided
+out, as in the paper's own package (`MuAdamW`).
+
+`transformers` knows no such factors, nor does it need them: those of the logits go into the last
+norm, which nothing but the head reads, and those of the attention into the queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from stages.models.config import DecoderConfig, LanguageConfig, attention_scale, width_multiple
+from stages.models.language import LanguageModel
+
+_LAST_NORM = ("ln_f.weight", "ln_f.bias", "final_norm.weight")
+
+
+def rates(model: LanguageModel, *, muon: bool = False) -> dict[str, float]:
+    """What the learning rate of each parameter that is not 1's is multiplied by.
+
+    Args:
+        model: its config says whether there is muP at all.
+        muon: whether Muon updates the matrices of blocks.
+    """
+    multiple = width_multiple(model.config)
+    blocks = {id(p) for block in model.blocks for p in block.parameters() if p.ndim >= 2}
+    found = {}
+    for name, parameter in model.named_parameters():
+        if multiple != 1 and id(parameter) in blocks:
+            rooted = muon and "router" not in name.split(".")
+            found[name] = 1 / (math.sqrt(multiple) if rooted else multiple)
+    return found
+
+
+def folded(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
+    """The weights with which a model without muP is the same function."""
+    return _times(state, config, 1)
+
+
+def unfolded(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
+    """The weights with which a model of this config is what one without muP is with `state`."""
+    return _times(state, config, -1)
+
+
+def _times(state: Mapping[str, Tensor], config: LanguageConfig, power: int) -> dict[str, Tensor]:
+    found = dict(state)
+    if config.mup is None:
+        return found
+    logits = width_multiple(config) ** -power
+    queries = (attention_scale(config) * math.sqrt(config.head_size)) ** power
+    for name, value in state.items():
+        if name in _LAST_NORM:
+            found[name] = value * logits
+        elif name.endswith("attention.q_norm.weight"):
+            found[name] = value * queries
+        elif name.endswith((".attn.c_attn.weight", ".attn.c_attn.bias", ".attention.qkv.weight")):
+            if isinstance(config, DecoderConfig) and config.qk_norm:
+                continue  # what comes before that norm makes no difference
+            rows = config.heads * config.head_size
+            found[name] = value.clone()
+            found[name][:rows] *= queries
+    return found
