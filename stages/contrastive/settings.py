@@ -14,19 +14,18 @@ from pydantic import Field
 from pipeline.artifact import hash_file
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Params, Section
+from stages.contrastive.outlook import ClipTraining
 from stages.models.clip_config import (
     PRESETS,
     Activation,
     CLIPConfig,
     ResNetConfig,
-    TextConfig,
     ViTConfig,
     preset,
 )
+from stages.training.devices import HardwareSection
 from stages.training.settings import TrainSection
 
-CPU_FLOPS, GPU_FLOPS = 4e10, 2e14
-"""What a core, and a GPU, may be expected to do in a second; for estimates only."""
 MARKS = (0, 2, 3)
 """Ids of pad, bos and eos in every tokenizer of ours."""
 Size = Annotated[int | None, Field(ge=1)]
@@ -146,6 +145,8 @@ class ClipParams(Params):
     less."""
     threads: Annotated[int, Field(ge=1), EXECUTION] = 1
     """That read, decode and augment the pairs of coming steps, on each rank."""
+    hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
+    """What it is to run on: for the plan alone."""
 
     def config(self, vocab_size: int) -> CLIPConfig:
         """The model's shape.
@@ -166,7 +167,8 @@ class ClipParams(Params):
         if self.size not in PRESETS:
             yield Problem("size", f"no preset {self.size!r}", f"presets: {', '.join(PRESETS)}")
             return
-        yield from self._check_towers(_vocabulary(upstream))
+        wrong = list(self._check_towers(_vocabulary(upstream)))
+        yield from wrong or self._outlook(upstream).refusals()
         yield from self.augment.check()
         yield from self.train.check(self.workers)
 
@@ -194,55 +196,26 @@ class ClipParams(Params):
             yield Problem(_place(said), said)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """Parameters, FLOPs, bytes a device, seconds."""
-        config = self.config(_vocabulary(upstream))
-        pairs = float(self.train.steps * self.train.global_batch)
+        """See `stages.contrastive.outlook`."""
+        return self._outlook(upstream).estimate()
+
+    def _outlook(self, upstream: Mapping[str, Params]) -> ClipTraining:
+        """What is planned: the base's shape, where the plan knows it."""
+        base = upstream.get("base")
+        shape = base if isinstance(base, ClipParams) else self
+        config = replace(shape.config(_vocabulary(upstream)), bias=self.loss == "siglip")
         kept = None
         if isinstance(config.vision, ViTConfig):
             kept = max(1, round(config.vision.patches * (1 - self.patch_dropout)))
-        flops = pairs * config.flops_per_pair(kept=kept)
-        passes = 4 / 3 if self.train.micro(self.workers.num) < self._share else 1
-        return {
-            "parameters": config.parameters,
-            "flops": flops,
-            "memory_bytes": memory_bytes(config, self, kept),
-            "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.keep),
-            "seconds": passes * flops / _speed(self),
-        }
-
-    @property
-    def _share(self) -> int:
-        return self.train.share(self.workers.num)
-
-
-def memory_bytes(config: CLIPConfig, params: ClipParams, kept: int | None = None) -> float:
-    """Bytes on one device: weights, gradients and Adam's state (Rajbhandari et al. 2020, section
-    5), the activations of one micro-batch, and the logits of the whole batch with their
-    gradient."""
-    train, world = params.train, params.workers.num
-    low = 2 if train.dtype == "bfloat16" else 4
-    share = [world if train.zero >= stage else 1 for stage in (1, 2, 3)]
-    masters = 12 if low == 2 or train.zero else 8
-    state = config.parameters * (low / share[2] + low / share[1] + masters / share[0])
-    kept_numbers = _activations(config, kept, recompute=params.model.recompute)
-    rows = train.share(world) * 2 if params.local_loss else train.global_batch
-    logits = 2 * 4.0 * rows * train.global_batch
-    return state + train.micro(world) * low * kept_numbers + logits
-
-
-def _activations(config: CLIPConfig, kept: int | None, *, recompute: bool) -> float:
-    """Numbers that are kept of one pair for the backward pass."""
-    vision, text = config.vision, config.text
-
-    def blocks(tower: ViTConfig | TextConfig, tokens: int) -> float:
-        block = 18 * tower.width + 2 * tower.heads
-        return tokens * (block + tower.layers * tower.width if recompute else tower.layers * block)
-
-    if isinstance(vision, ViTConfig):
-        image = blocks(vision, (vision.patches if kept is None else kept) + 1)
-    else:  # what a convolution gives, normalised, and through its nonlinearity
-        image = sum(3.0 * c.out * c.side**2 for c in vision.convolutions())
-    return image + blocks(text, text.context)
+        return ClipTraining(
+            config,
+            self.train,
+            self.workers,
+            self.hardware,
+            self.model.recompute,
+            kept=kept,
+            local_loss=self.local_loss,
+        )
 
 
 class ClipEvaluateParams(Params):
@@ -316,10 +289,8 @@ def _place(said: str) -> str:
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
     """The tokenizer's vocabulary, where the plan knows it."""
-    size = getattr(upstream.get("tokenizer"), "vocab_size", None)
-    return size if isinstance(size, int) else 4096
-
-
-def _speed(params: Params) -> float:
-    each = params.workers.gpus * GPU_FLOPS or params.workers.cpus * CPU_FLOPS
-    return params.workers.num * each
+    for edge in ("tokenizer", "base.tokenizer"):
+        size = getattr(upstream.get(edge), "vocab_size", None)
+        if isinstance(size, int):
+            return size
+    return 4096

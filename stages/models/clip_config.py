@@ -211,6 +211,15 @@ class CLIPConfig:
         towers = self.vision.parameters(self.embed) + self.text.parameters(self.embed)
         return towers + 1 + self.bias
 
+    @property
+    def width(self) -> int:
+        """Mean width of the matrices that a pair passes, by FLOPs: how well a device does."""
+        sides = (self.vision.flops(self.embed), self.text.flops(self.embed))
+        vision = self.vision
+        # Of a ResNet between the inner and outer channels of the third group, which does most.
+        wide = 8 * vision.width if isinstance(vision, ResNetConfig) else vision.width
+        return round((sides[0] * wide + sides[1] * self.text.width) / sum(sides))
+
     def flops_per_pair(self, *, kept: int | None = None, tokens: int | None = None) -> int:
         """Of a forward and backward pass on an image, of which `kept` patches are looked at, and a
         caption of `tokens`."""
