@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "clip",
     inputs={"pairs": "ImageText", "tokenizer": "Tokenizer?", "base": "Model?"},
     output="Model",
-    version=1,
+    version=2,
 )
 def clip(params: ClipParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a CLIP on images with captions."""

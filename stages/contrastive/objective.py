@@ -27,9 +27,8 @@ from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, plain_view
 from stages.data.image_text import ImageTextStore
 from stages.models.clip import CLIP
-from stages.models.clip_config import CLIPConfig
+from stages.models.clip_config import CLIPConfig, ViTConfig
 from stages.models.clip_folder import load_clip, save_clip
-from stages.models.towers import VisionTransformer
 from stages.training.metrics import gemm_peak
 from stages.training.objective import Metrics, State, Trainable
 from stages.training.rank import Rank
@@ -79,9 +78,10 @@ class Contrastive:
                 where="train.global_batch",
                 remedy=f"set at most {len(store)}",
             )
+        patches, kept = self._patches()
         self._ahead = self._views(Views(
             store, self.tokenizer, self.config.text, self.config.vision.image_size,
-            self.augmentation, seed, settings.global_batch, self.any_caption,
+            self.augmentation, seed, settings.global_batch, self.any_caption, patches, kept,
         ))  # fmt: skip
         self.facts = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
         self._model = self._build()  # before anything else draws random numbers
@@ -99,6 +99,13 @@ class Contrastive:
             )
         return tokenizer
 
+    def _patches(self) -> tuple[int, int]:
+        """Of an image, and those that are looked at; none of a ResNet's."""
+        vision = self.config.vision
+        if not isinstance(vision, ViTConfig):
+            return 0, 0
+        return vision.patches, vision.kept(self.patch_dropout)
+
     def _views(self, views: Views) -> Ahead[View]:
         """This rank's part of every step."""
         G, share = self.settings.global_batch, self.settings.share(self.rank.world)
@@ -113,8 +120,6 @@ class Contrastive:
         model = CLIP(self.config)
         if self.base is not None:
             model.load_state_dict(load_clip(self.base).state_dict(), strict=False)
-        if isinstance(model.visual, VisionTransformer):
-            model.visual.patch_dropout = self.patch_dropout
         model.recompute(self.recompute)
         return model.train()
 
@@ -162,8 +167,7 @@ class Contrastive:
     def _flops(self, batches: Sequence[Mapping[str, Tensor]]) -> float:
         """What a forward and backward pass of this rank's pairs takes; a pass that is made again
         to save memory counts once."""
-        visual = self._model.visual
-        kept = visual.kept if isinstance(visual, VisionTransformer) else None
+        kept = self._patches()[1]
         return sum(
             float(self.config.flops_per_pair(kept=kept, tokens=batch["tokens"].shape[1]))
             * len(batch["tokens"])

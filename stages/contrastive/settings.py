@@ -206,7 +206,7 @@ class ClipParams(Params):
         config = replace(shape.config(_vocabulary(upstream)), bias=self.loss == "siglip")
         kept = None
         if isinstance(config.vision, ViTConfig):
-            kept = max(1, round(config.vision.patches * (1 - self.patch_dropout)))
+            kept = config.vision.kept(self.patch_dropout)
         return ClipTraining(
             config,
             self.train,

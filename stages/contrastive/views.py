@@ -43,6 +43,8 @@ class View(NamedTuple):
     """(height, width, 3)"""
     ids: list[int]
     """The caption between its marks."""
+    places: npt.NDArray[np.int64] | None = None
+    """The patches that are looked at, in their order; None: all."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Views:
     global_batch: int
     any_caption: bool = True
     """Draw one of a pair's captions; else take its first."""
+    patches: int = 0
+    """Of an image, if some of them are hidden."""
+    kept: int = 0
+    """How many of them are looked at."""
 
     def __getitem__(self, number: int) -> View:
         """Pair `number` of the run.
@@ -100,7 +106,10 @@ class Views:
         image = self.augmentation(_decoded(sample), self.image_size, rng)
         chosen = int(rng.integers(len(sample.captions))) if self.any_caption else 0
         ids = self.tokenizer.encode(sample.captions[chosen])
-        return View(np.asarray(image), mark(ids, self.text))
+        places = None
+        if self.kept < self.patches:
+            places = np.sort(rng.permutation(self.patches)[: self.kept])
+        return View(np.asarray(image), mark(ids, self.text), places)
 
     def _place(self, number: int) -> int:
         """Where pair `number` is in the endless order of epochs."""
@@ -134,10 +143,16 @@ def middle(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
 
 
 def collate(views: Sequence[View], text: TextConfig, device: torch.device) -> dict[str, Tensor]:
-    """`pixels` (B, 3, H, W), normalised, and `tokens` (B, T) on the device."""
-    pixels = to_pixels([view.pixels for view in views], device)
-    tokens = pad([view.ids for view in views], text)
-    return {"pixels": pixels, "tokens": tokens.to(device)}
+    """`pixels` (B, 3, H, W), normalised, and `tokens` (B, T) on the device; where patches are
+    hidden, also `places` (B, K) of the others."""
+    batch = {
+        "pixels": to_pixels([view.pixels for view in views], device),
+        "tokens": pad([view.ids for view in views], text).to(device),
+    }
+    places = [view.places for view in views if view.places is not None]
+    if places:
+        batch["places"] = torch.from_numpy(np.stack(places)).to(device)
+    return batch
 
 
 def to_pixels(images: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> Tensor:

@@ -64,6 +64,10 @@ class ViTConfig:
         """Patches of an image."""
         return (self.image_size // self.patch) ** 2
 
+    def kept(self, dropout: float) -> int:
+        """Patches that are looked at where that share of them is hidden: one at least."""
+        return max(1, round(self.patches * (1 - dropout)))
+
     def parameters(self, embed: int) -> int:
         """How many weights there are, with the projection to `embed`."""
         embeddings = 3 * self.patch**2 * self.width + (self.patches + 2) * self.width
