@@ -165,7 +165,7 @@ rate {train.lr:g}, {train.schedule}) and the {params.loss} loss. Captions are re
 
 
 @stage(
-    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=1
+    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=2
 )
 def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
@@ -180,6 +180,7 @@ def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context
         params.limit,
         params.probe_limit,
         params.batch,
+        params.seed,
     )
     folders = inputs.path("model"), inputs.path("pairs")
     with WorkerGroup(params.workers, ctx) as group:

@@ -115,7 +115,7 @@ class ClipTrain(TrainSection):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the root of Adam's second moment."""
     eval_samples: Annotated[int, Field(ge=0)] = 1024
-    """Held-out pairs of one evaluation; 0 takes all."""
+    """Held-out pairs of one evaluation, the same in each, drawn at random; 0 takes all."""
 
 
 class ClipParams(Params):
@@ -235,9 +235,11 @@ class ClipEvaluateParams(Params):
     label: str | None = None
     """The field of a pair's metadata that names its class."""
     limit: Annotated[int, Field(ge=0)] = 0
-    """Held-out pairs; 0 takes all."""
+    """Held-out pairs, drawn at random; 0 takes all."""
     probe_limit: Annotated[int, Field(ge=0)] = 20_000
-    """Training pairs that the linear probe learns from; 0 takes all."""
+    """Training pairs that the linear probe learns from, drawn at random; 0 takes all."""
+    seed: int = 0
+    """Which pairs are drawn; the pipeline's, if left out."""
     batch: Annotated[int, Field(ge=1), EXECUTION] = 64
     """Images or texts of a forward pass."""
 

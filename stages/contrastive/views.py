@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from stages.contrastive.captions import Words, mark, pad
 from stages.data.image_text import BadImage, ImageTextStore, Sample, decode_rgb
+from stages.data.tokens import permute
 from stages.images.transforms import (
     CLIP_MEAN,
     CLIP_STD,
@@ -121,6 +122,12 @@ class Views:
     def steps_per_epoch(self) -> int:
         """Whole steps that the pairs fill."""
         return len(self.store) // self.global_batch
+
+
+def drawn(size: int, limit: int, seed: int) -> list[int]:
+    """Which of so many pairs are looked at where `limit` are enough (0: all), in random order:
+    stored order may go by class or by source."""
+    return [permute(i, size, key=mix(seed)) for i in range(min(limit or size, size))]
 
 
 def plain_view(sample: Sample, tokenizer: Words, text: TextConfig, image_size: int) -> View:
