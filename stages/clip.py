@@ -19,9 +19,9 @@ Out of `clip` comes a folder that `transformers.CLIPModel` loads. `transformers`
 ResNet towers: with these say `export: native`, and get a folder that `clip.evaluate` and
 `stages.models.clip_folder.load_clip` read.
 
-`base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder; `size` and `model`
-then say nothing. `train.micro_batch` gives the gradient of the whole batch in parts, at a second
-forward pass.
+`base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder (with
+`export: native`, if its image tower is a ResNet); `size` and `model` then say nothing.
+`train.micro_batch` gives the gradient of the whole batch in parts, at a second forward pass.
 
 Figures of `clip`: `loss` (last step, nats a pair), `eval_loss`, `eval_image_to_text_r1` and the
 like, `pairs`, `parameters`. Figures of `clip.evaluate`: see there.
@@ -91,28 +91,34 @@ def _shape(params: ClipParams, words: Path, base: CLIPConfig | None) -> CLIPConf
     """The model's shape: the base's, if there is one.
 
     Raises:
-        InputError: the base takes images of another size, or is no ViT where one is needed.
+        InputError: the base takes images of another size, or the tower is not of the kind that the
+            other settings are for.
     """
     if base is None:
         from stages.data.tokenizer import Tokenizer
 
-        return params.config(len(Tokenizer(words)))
-    size = base.vision.image_size
+        shape = params.config(len(Tokenizer(words)))
+    else:
+        shape = replace(base, bias=params.loss == "siglip")
+    size = shape.vision.image_size
     if params.image_size not in (None, size):
         raise InputError(
             f"the base takes images of {size} pixels, not {params.image_size}",
             where="image_size",
             remedy=f"leave it out, or set {size}",
         )
-    if isinstance(base.vision, ResNetConfig) and (
-        params.patch_dropout or params.export == "transformers"
-    ):
+    resnet = isinstance(shape.vision, ResNetConfig)
+    if resnet and (params.patch_dropout or params.export == "transformers"):
         raise InputError(
             "the base has a ResNet tower",
             where="base",
             remedy="set export: native, and no patch_dropout",
         )
-    return replace(base, bias=params.loss == "siglip")
+    if not resnet and params.export == "native":
+        raise InputError(
+            "a ViT is exported for transformers", where="export", remedy="leave it out"
+        )
+    return shape
 
 
 def _objective(params: ClipParams, pairs: Path, words: Path, config: CLIPConfig) -> Contrastive:

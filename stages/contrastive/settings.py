@@ -167,15 +167,16 @@ class ClipParams(Params):
         if self.size not in PRESETS:
             yield Problem("size", f"no preset {self.size!r}", f"presets: {', '.join(PRESETS)}")
             return
-        wrong = list(self._check_towers(_vocabulary(upstream)))
+        wrong = list(self._check_towers(upstream))
         yield from wrong or self._outlook(upstream).refusals()
         yield from self.augment.check()
         yield from self.train.check(self.workers)
 
-    def _check_towers(self, vocab_size: int) -> Iterator[Problem]:
-        resnet = isinstance(PRESETS[self.size].vision, ResNetConfig)
+    def _check_towers(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        shaped = self._shaped(upstream)
+        resnet = isinstance(PRESETS[shaped.size].vision, ResNetConfig)
         odd = ("patch", "layers") if resnet else ("blocks",)
-        for name in odd:
+        for name in odd if shaped is self else ():
             if getattr(self.model.vision, name) is not None:
                 tower = "a ResNet" if resnet else "a ViT"
                 yield Problem(f"model.vision.{name}", f"{tower} has none", "leave it out")
@@ -187,10 +188,12 @@ class ClipParams(Params):
                 "transformers has no class for ResNet towers",
                 "set export: native (clip.evaluate and load_clip read it), or take a ViT",
             )
-        if not resnet and self.export == "native":
+        # Without a size it may be a base that the plan does not know; see `stages.clip`.
+        told = shaped is not self or "size" in self.model_fields_set
+        if not resnet and self.export == "native" and told:
             yield Problem("export", "a ViT is exported for transformers", "leave it out")
         try:
-            self.config(vocab_size)
+            self.config(_vocabulary(upstream))
         except ValueError as error:
             said = str(error)
             yield Problem(_place(said), said)
@@ -199,11 +202,21 @@ class ClipParams(Params):
         """See `stages.contrastive.outlook`."""
         return self._outlook(upstream).estimate()
 
+    def _shaped(self, upstream: Mapping[str, Params]) -> ClipParams:
+        """Those that say the model's shape: the base's, where the plan knows it."""
+        edge, found = "base", self
+        while isinstance(base := upstream.get(edge), ClipParams):
+            edge, found = f"{edge}.base", base
+        try:
+            found.config(_vocabulary(upstream))
+        except (KeyError, ValueError):  # which the base's own check says
+            return self
+        return found
+
     def _outlook(self, upstream: Mapping[str, Params]) -> ClipTraining:
         """What is planned: the base's shape, where the plan knows it."""
-        base = upstream.get("base")
-        shape = base if isinstance(base, ClipParams) else self
-        config = replace(shape.config(_vocabulary(upstream)), bias=self.loss == "siglip")
+        shape = self._shaped(upstream).config(_vocabulary(upstream))
+        config = replace(shape, bias=self.loss == "siglip")
         kept = None
         if isinstance(config.vision, ViTConfig):
             kept = config.vision.kept(self.patch_dropout)

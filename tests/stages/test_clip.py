@@ -11,7 +11,9 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity
 from pipeline.stage import Params
+from stages.clip import _shape
 from stages.contrastive.settings import ClipEvaluateParams, ClipParams
+from stages.models.clip_config import preset
 
 
 class Vocabulary(Params):
@@ -60,7 +62,7 @@ def test_a_good_file_has_no_problems() -> None:
             {"size": "RN50"},
             "export: transformers has no class for ResNet towers (set export: native",
         ),
-        ({"export": "native"}, "export: a ViT is exported for transformers"),
+        ({"size": "tiny", "export": "native"}, "export: a ViT is exported for transformers"),
         ({"augment": {"scale": [0.9, 0.5]}}, "augment.scale: [0.9, 0.5] is no range within (0, 1]"),
         ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is no range above 0"),
         (
@@ -75,6 +77,35 @@ def test_what_cannot_work_is_said_before_anything_starts(
     found = problems(**fields)
     assert len(found) == 1
     assert found[0].startswith(said)
+
+
+RESNET = preset("RN-tiny", vocab_size=512)
+
+
+def test_a_resnet_goes_on_as_a_resnet() -> None:
+    """Whether the plan knows the base (it is of the same file) or not (it is an artifact)."""
+    base = ClipParams(size="RN-tiny", export="native")
+    good, bad = ClipParams(export="native"), ClipParams()
+    for upstream in ({}, {"base": base}, {"base": ClipParams(export="native"), "base.base": base}):
+        assert not list(good.check(upstream))
+    (problem,) = bad.check({"base": base})
+    assert problem.key == "export"
+    (problem,) = good.check({"base": ClipParams()})
+    assert str(problem).startswith("export: a ViT is exported for transformers")
+    assert _shape(good, Path(), RESNET) == RESNET
+    with pytest.raises(InputError, match="the base has a ResNet tower"):
+        _shape(bad, Path(), RESNET)
+    with pytest.raises(InputError, match="a ViT is exported for transformers"):
+        _shape(good, Path(), preset("tiny", vocab_size=512))
+    with pytest.raises(InputError, match="images of 64 pixels, not 32"):
+        _shape(ClipParams(export="native", image_size=32), Path(), RESNET)
+    plan = good.estimate({"base": base, "base.tokenizer": Vocabulary()})
+    assert plan["parameters"] == base.config(512).parameters
+
+
+def test_a_base_that_cannot_be_is_the_bases_own_problem() -> None:
+    for base in (ClipParams(size="huge"), ClipParams(image_size=60)):
+        assert not list(ClipParams().check({"base": base}))
 
 
 def test_how_it_is_computed_is_no_part_of_identity() -> None:

@@ -213,12 +213,6 @@ def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     assert not list(ClipParams.model_validate(changed).check({}))
 
 
-def test_a_base_brings_its_shape() -> None:
-    base = ClipParams(size="ViT-B/32")
-    found = ClipParams().estimate({"base": base})
-    assert found["parameters"] == base.config(4096).parameters
-
-
 def test_every_device_has_an_expectation() -> None:
     for name, device in DEVICES.items():
         for dtype in device.peak:
