@@ -164,9 +164,9 @@ def _card(config: CLIPConfig, params: ClipParams) -> str:
 
 {tower}, on images of {vision.image_size} pixels, and a text transformer of {config.text.layers}
 layers, width {config.text.width}, context {config.text.context}, that meet in {config.embed}
-dimensions. Trained for {train.steps} steps of {train.global_batch} pairs with AdamW (peak learning
-rate {train.lr:g}, {train.schedule}) and the {params.loss} loss. Captions are read between <s> and
-</s>.
+dimensions. Trained for {train.steps} steps of {train.global_batch} pairs with {train.optimizer}
+(peak learning rate {train.lr:g}, {train.schedule}) and the {params.loss} loss. Captions are read
+between the ids {config.text.bos} and {config.text.eos}, and padded with {config.text.pad}.
 """
 
 

@@ -207,10 +207,6 @@ class Ahead(Generic[T]):
                 self._coming[coming] = self._ask(self._numbers(coming))
         return [item for future in self._coming.pop(step) for item in future.result()]
 
-    def close(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
     def _ask(self, numbers: range) -> list[Future[list[T]]]:
         cuts = [numbers[at : at + _CHUNK] for at in range(0, len(numbers), _CHUNK)]
         return [self._pool.submit(_made, self._make, cut) for cut in cuts]

@@ -130,8 +130,8 @@ def _drop(
 
 
 def held_out(figures: Figures, rows: Rows, share: float, sources: int) -> npt.NDArray[np.bool_]:
-    """Which rows are held out: those whose field says so, those of sources from number `sources`
-    on, and a share of the rest by hash."""
+    """Which rows are held out. Where a field names the split, it decides alone; else those of
+    sources from number `sources` on are, and a share of the rest by hash."""
     named = figures.of_rows("split", rows)
     if named.null_count < len(rows):
         names = [str(name).lower() in EVAL_NAMES for name in named.to_pylist()]

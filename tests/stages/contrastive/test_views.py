@@ -117,7 +117,6 @@ def test_threads_give_steps_in_any_order_of_asking(threads):
     for step in (0, 1, 2, 7, 8, 3):
         assert ahead.take(step) == [n * n for n in range(10 * step, 10 * step + 10)]
         assert all(step < known <= step + 2 for known in ahead._coming)
-    ahead.close()
 
 
 def test_what_goes_wrong_in_a_thread_is_raised_where_it_is_wanted():
@@ -127,4 +126,3 @@ def test_what_goes_wrong_in_a_thread_is_raised_where_it_is_wanted():
     assert len(ahead.take(0)) == len(ahead.take(1)) == 10
     with pytest.raises(ZeroDivisionError):
         ahead.take(2)
-    ahead.close()
