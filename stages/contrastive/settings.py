@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.artifact import hash_file
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Params, Section
+from pipeline.stage import EXECUTION, Params, Section, Workers
 from stages.contrastive.outlook import ClipTraining
 from stages.models.clip_config import (
     PRESETS,
@@ -116,6 +116,15 @@ class ClipTrain(TrainSection):
     """Added to the root of Adam's second moment."""
     eval_samples: Annotated[int, Field(ge=0)] = 1024
     """Held-out pairs of one evaluation, the same in each, drawn at random; 0 takes all."""
+
+    def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
+        """Yield what does not add up, or is of other models."""
+        yield from super().check(workers, key)
+        if self.batch_ramp:
+            told = "the loss of a CLIP is one of whole batches, all alike"
+            yield Problem(f"{key}.batch_ramp", told, "leave it out")
+        if self.expert_parallel > 1:
+            yield Problem(f"{key}.expert_parallel", "a CLIP has no experts", "leave it out")
 
 
 class ClipParams(Params):

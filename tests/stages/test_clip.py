@@ -66,6 +66,14 @@ def test_a_good_file_has_no_problems() -> None:
         ({"augment": {"scale": [0.9, 0.5]}}, "augment.scale: [0.9, 0.5] is no range within (0, 1]"),
         ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is no range above 0"),
         (
+            {"train": {"global_batch": 64, "batch_ramp": {"start": 16, "steps": 4}}},
+            "train.batch_ramp: the loss of a CLIP is one of whole batches",
+        ),
+        (
+            {"train": {"expert_parallel": 2}, "workers": {"num": 2}},
+            "train.expert_parallel: a CLIP has no experts",
+        ),
+        (
             {"train": {"global_batch": 255}, "workers": {"num": 2}},
             "train.global_batch: 255 is not divisible by workers.num (2) (256 is)",
         ),
