@@ -167,10 +167,11 @@ def traffic(config: LanguageConfig, layout: Layout) -> Traffic:
 
 def of_weights(ring: float, layout: Layout, *, forwards: int = 1) -> tuple[float, float]:
     """Bytes of gradients, and of weights, that one device sends in a step, where once around the
-    ring is `ring`, and each pass goes forward so many times before it goes backward."""
+    ring is `ring`, and each pass goes forward so many times before it goes backward. DeepSpeed
+    foresees a backward pass after each forward one, and at ZeRO 3 fetches for both (measured)."""
     passes = layout.passes if layout.zero >= 2 else 1
     reduced = ring * passes * (1 if layout.zero == 3 else 2)
-    gathered = ring * {0: 0, 1: 1, 2: 1, 3: (forwards + 1) * layout.passes}[layout.zero]
+    gathered = ring * {0: 0, 1: 1, 2: 1, 3: 2 * forwards * layout.passes}[layout.zero]
     return reduced, gathered
 
 
