@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +26,9 @@ COSTS = {
 MINOR = ("flops", "disk_bytes")  # what a narrow terminal does without
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers")
 WAYS = {"reduced": "gradients", "gathered": "weights", "exchanged": "experts"}
+TOWERS = {"image": "image tower", "text": "text tower"}
+PARTS = TOWERS | {"similarity": "features and logits", "batch": "pixels"}
+"""Of a CLIP, what computes and what is held."""
 TRAINING = {"active_parameters", "steps", "hardware_flops", "devices", "communication_bytes"} | {
     f"{name}_bytes" for name in (*KINDS, *WAYS)
 }
@@ -146,17 +149,25 @@ def show_training(name: str, estimate: Mapping[str, float]) -> None:
 def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     """A row a subject: what, how much, of which."""
     number, size = wording.number, wording.size
-    yield "parameters", number(found["parameters"]), f"{number(found['active_parameters'])} active"
-    each = number(found["tokens"] / found["steps"])
-    yield "tokens", number(found["tokens"]), f"{number(found['steps'])} steps of {each}"
+    pairs = "pairs" in found
+    active = f"{number(found['active_parameters'])} active"
+    shares = _parts(found, TOWERS, "parameters", number) if pairs else active
+    yield "parameters", number(found["parameters"]), shares
+    samples = "pairs" if pairs else "tokens"
+    each = number(found[samples] / found["steps"])
+    yield samples, number(found[samples]), f"{number(found['steps'])} steps of {each}"
     again = found["hardware_flops"] > found["flops"]
     computed = f"{number(found['hardware_flops'])} with recomputation" if again else ""
     yield "FLOPs", number(found["flops"]), computed
-    parts = ", ".join(f"{kind} {size(found[f'{kind}_bytes'])}" for kind in KINDS)
+    if pairs:
+        yield "", "", _parts(found, TOWERS | {"similarity": "similarity"}, "flops", number)
     room = f"at once, of {size(found['device_bytes'])}" if "device_bytes" in found else "at once"
     yield "memory a device", size(found["memory_bytes"]), room
-    yield "", "", parts
-    sent = {word: found[f"{way}_bytes"] for way, word in WAYS.items()}
+    yield "", "", _parts(found, {kind: kind for kind in KINDS}, "bytes", size)
+    if pairs:
+        yield "", "", f"in activations: {_parts(found, PARTS, 'bytes', size)}"
+    ways = WAYS | ({"exchanged": "features"} if pairs else {})
+    sent = {word: found[f"{way}_bytes"] for way, word in ways.items()}
     told = ", ".join(f"{word} {size(much)}" for word, much in sent.items() if much)
     yield "sent a device and step", size(found["communication_bytes"]), told
     if "mfu" in found:
@@ -165,6 +176,16 @@ def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     hours = number(found["seconds"] * found["devices"] / 3600)
     together = f"{hours} device hours on {number(found['devices'])}"
     yield "time", wording.duration(found["seconds"]), together
+
+
+def _parts(
+    found: Mapping[str, float],
+    words: Mapping[str, str],
+    unit: str,
+    said: Callable[[float], str],
+) -> str:
+    """`image tower 304 M, text tower 124 M`."""
+    return ", ".join(f"{word} {said(found[f'{key}_{unit}'])}" for key, word in words.items())
 
 
 def reason_of(stage: PlannedStage) -> str:

@@ -19,9 +19,9 @@ Out of `clip` comes a folder that `transformers.CLIPModel` loads. `transformers`
 ResNet towers: with these say `export: native`, and get a folder that `clip.evaluate` and
 `stages.models.clip_folder.load_clip` read.
 
-`base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder; `size` and `model`
-then say nothing. `train.micro_batch` gives the gradient of the whole batch in parts, at a second
-forward pass.
+`base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder (with
+`export: native`, if its image tower is a ResNet); `size` and `model` then say nothing.
+`train.micro_batch` gives the gradient of the whole batch in parts, at a second forward pass.
 
 Figures of `clip`: `loss` (last step, nats a pair), `eval_loss`, `eval_image_to_text_r1` and the
 like, `pairs`, `parameters`. Figures of `clip.evaluate`: see there.
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "clip",
     inputs={"pairs": "ImageText", "tokenizer": "Tokenizer?", "base": "Model?"},
     output="Model",
-    version=1,
+    version=2,
 )
 def clip(params: ClipParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a CLIP on images with captions."""
@@ -91,28 +91,34 @@ def _shape(params: ClipParams, words: Path, base: CLIPConfig | None) -> CLIPConf
     """The model's shape: the base's, if there is one.
 
     Raises:
-        InputError: the base takes images of another size, or is no ViT where one is needed.
+        InputError: the base takes images of another size, or the tower is not of the kind that the
+            other settings are for.
     """
     if base is None:
         from stages.data.tokenizer import Tokenizer
 
-        return params.config(len(Tokenizer(words)))
-    size = base.vision.image_size
+        shape = params.config(len(Tokenizer(words)))
+    else:
+        shape = replace(base, bias=params.loss == "siglip")
+    size = shape.vision.image_size
     if params.image_size not in (None, size):
         raise InputError(
             f"the base takes images of {size} pixels, not {params.image_size}",
             where="image_size",
             remedy=f"leave it out, or set {size}",
         )
-    if isinstance(base.vision, ResNetConfig) and (
-        params.patch_dropout or params.export == "transformers"
-    ):
+    resnet = isinstance(shape.vision, ResNetConfig)
+    if resnet and (params.patch_dropout or params.export == "transformers"):
         raise InputError(
             "the base has a ResNet tower",
             where="base",
             remedy="set export: native, and no patch_dropout",
         )
-    return replace(base, bias=params.loss == "siglip")
+    if not resnet and params.export == "native":
+        raise InputError(
+            "a ViT is exported for transformers", where="export", remedy="leave it out"
+        )
+    return shape
 
 
 def _objective(params: ClipParams, pairs: Path, words: Path, config: CLIPConfig) -> Contrastive:
@@ -158,14 +164,14 @@ def _card(config: CLIPConfig, params: ClipParams) -> str:
 
 {tower}, on images of {vision.image_size} pixels, and a text transformer of {config.text.layers}
 layers, width {config.text.width}, context {config.text.context}, that meet in {config.embed}
-dimensions. Trained for {train.steps} steps of {train.global_batch} pairs with AdamW (peak learning
-rate {train.lr:g}, {train.schedule}) and the {params.loss} loss. Captions are read between <s> and
-</s>.
+dimensions. Trained for {train.steps} steps of {train.global_batch} pairs with {train.optimizer}
+(peak learning rate {train.lr:g}, {train.schedule}) and the {params.loss} loss. Captions are read
+between the ids {config.text.bos} and {config.text.eos}, and padded with {config.text.pad}.
 """
 
 
 @stage(
-    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=1
+    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=2
 )
 def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
@@ -180,6 +186,7 @@ def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context
         params.limit,
         params.probe_limit,
         params.batch,
+        params.seed,
     )
     folders = inputs.path("model"), inputs.path("pairs")
     with WorkerGroup(params.workers, ctx) as group:

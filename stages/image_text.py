@@ -134,7 +134,7 @@ class ImageTextParams(Params):
         return {"seconds": size / BYTES_A_SECOND / self.workers.num, **disk}
 
 
-@stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=1)
+@stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=2)
 def image_text(params: ImageTextParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, filter, deduplicate, resize and shard images with captions."""
     from stages.data.image_text import write_index

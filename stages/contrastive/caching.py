@@ -8,8 +8,8 @@ sees them through their embeddings alone:
     3. embed each micro-batch again, with a graph, and backpropagate that gradient through it
 
 The memory is that of one micro-batch, the work that of two forward passes and one backward pass.
-Both forward passes of a micro-batch draw the same random numbers, and the first leaves the
-statistics of batch norms alone.
+The first forward pass leaves the statistics of batch norms alone. The model must draw no random
+numbers: what is random about a pair is drawn with it (`stages.contrastive.views`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from stages.training.engine import Engine
 
 Pairs = Mapping[str, Any]
-"""`pixels` (B, 3, H, W) and `tokens` (B, T) on the device."""
+"""`pixels` (B, 3, H, W), `tokens` (B, T) and, where patches are hidden, `places` (B, K)."""
+Embedded = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Embeddings of images and captions, scale, bias."""
 Judge = Callable[[Tensor, Tensor, Tensor, Tensor], Share]
-"""Embeddings of images and captions, scale, bias -> this rank's share of the loss."""
+"""What `Embedded` is of -> this rank's share of the loss."""
 
 
 def backward_whole(engine: Engine, pairs: Pairs, judge: Judge) -> tuple[Share, Tensor]:
@@ -39,7 +41,7 @@ def backward_whole(engine: Engine, pairs: Pairs, judge: Judge) -> tuple[Share, T
     Returns:
         The share of the loss, and the scale that it was computed with.
     """
-    image_BE, text_BE, scale, bias = engine(pairs["pixels"], pairs["tokens"])
+    image_BE, text_BE, scale, bias = _embedded(engine, pairs)
     share = judge(image_BE, text_BE, scale, bias)
     engine.backward(share.loss)
     return share, scale.detach()
@@ -47,12 +49,8 @@ def backward_whole(engine: Engine, pairs: Pairs, judge: Judge) -> tuple[Share, T
 
 def backward_cached(engine: Engine, batches: Sequence[Pairs], judge: Judge) -> tuple[Share, Tensor]:
     """The same gradient as `backward_whole` of all micro-batches in a row."""
-    device = batches[0]["pixels"].device
-    states, made = [], []
     with torch.no_grad(), frozen_statistics(engine.module):
-        for pairs in batches:
-            states.append(_random_state(device))
-            made.append(engine(pairs["pixels"], pairs["tokens"]))
+        made = [_embedded(engine, pairs) for pairs in batches]
     scale, bias = made[0][2], made[0][3]
     leaves = [torch.cat([m[0] for m in made]), torch.cat([m[1] for m in made]), scale, bias]
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
@@ -62,13 +60,17 @@ def backward_cached(engine: Engine, batches: Sequence[Pairs], judge: Judge) -> t
     del made
     image_grads, text_grads = torch.split(grads[0], sizes), torch.split(grads[1], sizes)
     for i, pairs in enumerate(batches):
-        _set_random_state(states[i], device)
-        image_BE, text_BE, scale_again, bias_again = engine(pairs["pixels"], pairs["tokens"])
+        image_BE, text_BE, scale_again, bias_again = _embedded(engine, pairs)
         surrogate = (image_BE * image_grads[i]).sum() + (text_BE * text_grads[i]).sum()
         # The scale is in all forward passes, and counts once: each hands back its part.
         of_one = scale_again * grads[2] + bias_again * grads[3]
         engine.backward(surrogate + of_one / len(batches), last=i == len(batches) - 1)
     return Share(share.loss.detach(), share.right), scale.detach()
+
+
+def _embedded(engine: Engine, pairs: Pairs) -> Embedded:
+    made: Embedded = engine(pairs["pixels"], pairs["tokens"], pairs.get("places"))
+    return made
 
 
 @contextmanager
@@ -83,14 +85,3 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), on_gpu
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

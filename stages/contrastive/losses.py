@@ -25,8 +25,8 @@ class Share(NamedTuple):
     loss: Tensor
     """Scalar with a gradient; nats a pair."""
     right: Tensor
-    """How many of this rank's images are nearest to their own caption, and captions to their own
-    image: the mean of both."""
+    """How many of this rank's images are nearest to their own caption. CLIP's loss, which asks for
+    the image of a caption too, has the mean of both."""
 
 
 class _Gather(torch.autograd.Function):

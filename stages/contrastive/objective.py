@@ -24,14 +24,14 @@ from stages.contrastive.caching import Judge, backward_cached, backward_whole
 from stages.contrastive.captions import Words, open_words
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
 from stages.contrastive.retrieval import alike, recalls
-from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, plain_view
+from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, drawn, plain_view
 from stages.data.image_text import ImageTextStore
 from stages.models.clip import CLIP
-from stages.models.clip_config import CLIPConfig
+from stages.models.clip_config import CLIPConfig, ViTConfig
 from stages.models.clip_folder import load_clip, save_clip
-from stages.models.towers import VisionTransformer
 from stages.training.metrics import gemm_peak
 from stages.training.objective import Metrics, State, Trainable
+from stages.training.order import mix
 from stages.training.rank import Rank
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Contrastive:
         self.rank, self.settings = rank, settings
         store = ImageTextStore(self.pairs)
         self.held_out = ImageTextStore(self.pairs, "eval")
+        self._asked = drawn(len(self.held_out), settings.eval_samples, mix(seed, 3))
         self.tokenizer = self._tokenizer()
         if len(store) < settings.global_batch:
             raise InputError(
@@ -79,9 +80,10 @@ class Contrastive:
                 where="train.global_batch",
                 remedy=f"set at most {len(store)}",
             )
+        patches, kept = self._patches()
         self._ahead = self._views(Views(
             store, self.tokenizer, self.config.text, self.config.vision.image_size,
-            self.augmentation, seed, settings.global_batch, self.any_caption,
+            self.augmentation, seed, settings.global_batch, self.any_caption, patches, kept,
         ))  # fmt: skip
         self.facts = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
         self._model = self._build()  # before anything else draws random numbers
@@ -99,6 +101,13 @@ class Contrastive:
             )
         return tokenizer
 
+    def _patches(self) -> tuple[int, int]:
+        """Of an image, and those that are looked at; none of a ResNet's."""
+        vision = self.config.vision
+        if not isinstance(vision, ViTConfig):
+            return 0, 0
+        return vision.patches, vision.kept(self.patch_dropout)
+
     def _views(self, views: Views) -> Ahead[View]:
         """This rank's part of every step."""
         G, share = self.settings.global_batch, self.settings.share(self.rank.world)
@@ -113,8 +122,6 @@ class Contrastive:
         model = CLIP(self.config)
         if self.base is not None:
             model.load_state_dict(load_clip(self.base).state_dict(), strict=False)
-        if isinstance(model.visual, VisionTransformer):
-            model.visual.patch_dropout = self.patch_dropout
         model.recompute(self.recompute)
         return model.train()
 
@@ -162,8 +169,7 @@ class Contrastive:
     def _flops(self, batches: Sequence[Mapping[str, Tensor]]) -> float:
         """What a forward and backward pass of this rank's pairs takes; a pass that is made again
         to save memory counts once."""
-        visual = self._model.visual
-        kept = visual.kept if isinstance(visual, VisionTransformer) else None
+        kept = self._patches()[1]
         return sum(
             float(self.config.flops_per_pair(kept=kept, tokens=batch["tokens"].shape[1]))
             * len(batch["tokens"])
@@ -171,7 +177,7 @@ class Contrastive:
         )
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Loss and recalls on the first held-out pairs, their main captions.
+        """Loss and recalls on held-out pairs, their main captions.
 
         `eval_loss` is the mean over batches of `global_batch` pairs (or all, if they are fewer),
         of which each rank computes a part: the same at any layout.
@@ -179,12 +185,11 @@ class Contrastive:
         Raises:
             Interrupted: the run is to stop.
         """
-        wanted = self.settings.eval_samples or len(self.held_out)
-        count = min(len(self.held_out), wanted)
+        count = len(self._asked)
         if not count:
             return {}
-        image_NE, text_NE, scale, bias = self._embed(engines["model"], count)
-        names = [self.held_out[i].captions[0] for i in range(count)]
+        image_NE, text_NE, scale, bias = self._embed(engines["model"], self._asked)
+        names = [self.held_out[row].captions[0] for row in self._asked]
         judge = self._alone
         batch = min(count, self.settings.global_batch)
         whole = range(0, count - batch + 1, batch)
@@ -203,12 +208,13 @@ class Contrastive:
         return contrastive_loss(image_BE, text_BE, scale, Rank())
 
     @torch.no_grad()
-    def _embed(self, engine: Engine, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings of the first held-out pairs, on every rank, with scale and bias. All ranks
-        make equally many passes: sharded weights are gathered by all together."""
+    def _embed(self, engine: Engine, rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings of held-out pairs, on every rank, with scale and bias. All ranks make equally
+        many passes: sharded weights are gathered by all together."""
         rank, text, size = self.rank, self.config.text, self.config.vision.image_size
+        count = len(rows)
         share = -(-count // rank.world)
-        mine = [min(at, count - 1) for at in range(rank.index * share, (rank.index + 1) * share)]
+        mine = [rows[min(rank.index * share + at, count - 1)] for at in range(share)]
         micro = self.settings.micro(rank.world)
         made = []
         engine.eval()

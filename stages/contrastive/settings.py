@@ -13,21 +13,20 @@ from pydantic import Field
 
 from pipeline.artifact import hash_file
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Absent, Params, Section
+from pipeline.stage import EXECUTION, Absent, Params, Section, Workers
+from stages.contrastive.outlook import ClipTraining
 from stages.models.clip_config import (
     PRESETS,
     Activation,
     CLIPConfig,
     ResNetConfig,
-    TextConfig,
     ViTConfig,
     preset,
 )
 from stages.training.absent import LAYOUTS
+from stages.training.devices import HardwareSection
 from stages.training.settings import TrainSection
 
-CPU_FLOPS, GPU_FLOPS = 4e10, 2e14
-"""What a core, and a GPU, may be expected to do in a second; for estimates only."""
 MARKS = (0, 2, 3)
 """Ids of pad, bos and eos in every tokenizer of ours."""
 Size = Annotated[int | None, Field(ge=1)]
@@ -117,7 +116,16 @@ class ClipTrain(TrainSection):
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the root of Adam's second moment."""
     eval_samples: Annotated[int, Field(ge=0)] = 1024
-    """Held-out pairs of one evaluation; 0 takes all."""
+    """Held-out pairs of one evaluation, the same in each, drawn at random; 0 takes all."""
+
+    def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
+        """Yield what does not add up, or is of other models."""
+        yield from super().check(workers, key)
+        if self.batch_ramp:
+            told = "the loss of a CLIP is one of whole batches, all alike"
+            yield Problem(f"{key}.batch_ramp", told, "leave it out")
+        if self.expert_parallel > 1:
+            yield Problem(f"{key}.expert_parallel", "a CLIP has no experts", "leave it out")
 
 
 class ClipParams(Params):
@@ -149,6 +157,8 @@ class ClipParams(Params):
     less."""
     threads: Annotated[int, Field(ge=1), EXECUTION] = 1
     """That read, decode and augment the pairs of coming steps, on each rank."""
+    hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
+    """What it is to run on: for the plan alone."""
 
     def config(self, vocab_size: int) -> CLIPConfig:
         """The model's shape.
@@ -169,14 +179,16 @@ class ClipParams(Params):
         if self.size not in PRESETS:
             yield Problem("size", f"no preset {self.size!r}", f"presets: {', '.join(PRESETS)}")
             return
-        yield from self._check_towers(_vocabulary(upstream))
+        wrong = list(self._check_towers(upstream))
+        yield from wrong or self._outlook(upstream).refusals()
         yield from self.augment.check()
         yield from self.train.check(self.workers)
 
-    def _check_towers(self, vocab_size: int) -> Iterator[Problem]:
-        resnet = isinstance(PRESETS[self.size].vision, ResNetConfig)
+    def _check_towers(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        shaped = self._shaped(upstream)
+        resnet = isinstance(PRESETS[shaped.size].vision, ResNetConfig)
         odd = ("patch", "layers") if resnet else ("blocks",)
-        for name in odd:
+        for name in odd if shaped is self else ():
             if getattr(self.model.vision, name) is not None:
                 tower = "a ResNet" if resnet else "a ViT"
                 yield Problem(f"model.vision.{name}", f"{tower} has none", "leave it out")
@@ -188,64 +200,47 @@ class ClipParams(Params):
                 "transformers has no class for ResNet towers",
                 "set export: native (clip.evaluate and load_clip read it), or take a ViT",
             )
-        if not resnet and self.export == "native":
+        # Without a size it may be a base that the plan does not know; see `stages.clip`.
+        told = shaped is not self or "size" in self.model_fields_set
+        if not resnet and self.export == "native" and told:
             yield Problem("export", "a ViT is exported for transformers", "leave it out")
         try:
-            self.config(vocab_size)
+            self.config(_vocabulary(upstream))
         except ValueError as error:
             said = str(error)
             yield Problem(_place(said), said)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """Parameters, FLOPs, bytes a device, seconds."""
-        config = self.config(_vocabulary(upstream))
-        pairs = float(self.train.steps * self.train.global_batch)
+        """See `stages.contrastive.outlook`."""
+        return self._outlook(upstream).estimate()
+
+    def _shaped(self, upstream: Mapping[str, Params]) -> ClipParams:
+        """Those that say the model's shape: the base's, where the plan knows it."""
+        edge, found = "base", self
+        while isinstance(base := upstream.get(edge), ClipParams):
+            edge, found = f"{edge}.base", base
+        try:
+            found.config(_vocabulary(upstream))
+        except (KeyError, ValueError):  # which the base's own check says
+            return self
+        return found
+
+    def _outlook(self, upstream: Mapping[str, Params]) -> ClipTraining:
+        """What is planned: the base's shape, where the plan knows it."""
+        shape = self._shaped(upstream).config(_vocabulary(upstream))
+        config = replace(shape, bias=self.loss == "siglip")
         kept = None
         if isinstance(config.vision, ViTConfig):
-            kept = max(1, round(config.vision.patches * (1 - self.patch_dropout)))
-        flops = pairs * config.flops_per_pair(kept=kept)
-        passes = 4 / 3 if self.train.micro(self.workers.num) < self._share else 1
-        return {
-            "parameters": config.parameters,
-            "flops": flops,
-            "memory_bytes": memory_bytes(config, self, kept),
-            "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.keep),
-            "seconds": passes * flops / _speed(self),
-        }
-
-    @property
-    def _share(self) -> int:
-        return self.train.share(self.workers.num)
-
-
-def memory_bytes(config: CLIPConfig, params: ClipParams, kept: int | None = None) -> float:
-    """Bytes on one device: weights, gradients and Adam's state (Rajbhandari et al. 2020, section
-    5), the activations of one micro-batch, and the logits of the whole batch with their
-    gradient."""
-    train, world = params.train, params.workers.num
-    low = 2 if train.dtype == "bfloat16" else 4
-    share = [world if train.zero >= stage else 1 for stage in (1, 2, 3)]
-    masters = 12 if low == 2 or train.zero else 8
-    state = config.parameters * (low / share[2] + low / share[1] + masters / share[0])
-    kept_numbers = _activations(config, kept, recompute=params.model.recompute)
-    rows = train.share(world) * 2 if params.local_loss else train.global_batch
-    logits = 2 * 4.0 * rows * train.global_batch
-    return state + train.micro(world) * low * kept_numbers + logits
-
-
-def _activations(config: CLIPConfig, kept: int | None, *, recompute: bool) -> float:
-    """Numbers that are kept of one pair for the backward pass."""
-    vision, text = config.vision, config.text
-
-    def blocks(tower: ViTConfig | TextConfig, tokens: int) -> float:
-        block = 18 * tower.width + 2 * tower.heads
-        return tokens * (block + tower.layers * tower.width if recompute else tower.layers * block)
-
-    if isinstance(vision, ViTConfig):
-        image = blocks(vision, (vision.patches if kept is None else kept) + 1)
-    else:  # what a convolution gives, normalised, and through its nonlinearity
-        image = sum(3.0 * c.out * c.side**2 for c in vision.convolutions())
-    return image + blocks(text, text.context)
+            kept = config.vision.kept(self.patch_dropout)
+        return ClipTraining(
+            config,
+            self.train,
+            self.workers,
+            self.hardware,
+            self.model.recompute,
+            kept=kept,
+            local_loss=self.local_loss,
+        )
 
 
 class ClipEvaluateParams(Params):
@@ -265,9 +260,11 @@ class ClipEvaluateParams(Params):
     label: str | None = None
     """The field of a pair's metadata that names its class."""
     limit: Annotated[int, Field(ge=0)] = 0
-    """Held-out pairs; 0 takes all."""
+    """Held-out pairs, drawn at random; 0 takes all."""
     probe_limit: Annotated[int, Field(ge=0)] = 20_000
-    """Training pairs that the linear probe learns from; 0 takes all."""
+    """Training pairs that the linear probe learns from, drawn at random; 0 takes all."""
+    seed: int = 0
+    """Which pairs are drawn; the pipeline's, if left out."""
     batch: Annotated[int, Field(ge=1), EXECUTION] = 64
     """Images or texts of a forward pass."""
 
@@ -319,10 +316,8 @@ def _place(said: str) -> str:
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
     """The tokenizer's vocabulary, where the plan knows it."""
-    size = getattr(upstream.get("tokenizer"), "vocab_size", None)
-    return size if isinstance(size, int) else 4096
-
-
-def _speed(params: Params) -> float:
-    each = params.workers.gpus * GPU_FLOPS or params.workers.cpus * CPU_FLOPS
-    return params.workers.num * each
+    for edge in ("tokenizer", "base.tokenizer"):
+        size = getattr(upstream.get(edge), "vocab_size", None)
+        if isinstance(size, int):
+            return size
+    return 4096

@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from stages.contrastive.captions import Words, mark, pad
 from stages.data.image_text import BadImage, ImageTextStore, Sample, decode_rgb
+from stages.data.tokens import permute
 from stages.images.transforms import (
     CLIP_MEAN,
     CLIP_STD,
@@ -43,6 +44,8 @@ class View(NamedTuple):
     """(height, width, 3)"""
     ids: list[int]
     """The caption between its marks."""
+    places: npt.NDArray[np.int64] | None = None
+    """The patches that are looked at, in their order; None: all."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ class Views:
     global_batch: int
     any_caption: bool = True
     """Draw one of a pair's captions; else take its first."""
+    patches: int = 0
+    """Of an image, if some of them are hidden."""
+    kept: int = 0
+    """How many of them are looked at."""
 
     def __getitem__(self, number: int) -> View:
         """Pair `number` of the run.
@@ -100,7 +107,10 @@ class Views:
         image = self.augmentation(_decoded(sample), self.image_size, rng)
         chosen = int(rng.integers(len(sample.captions))) if self.any_caption else 0
         ids = self.tokenizer.encode(sample.captions[chosen])
-        return View(np.asarray(image), mark(ids, self.text))
+        places = None
+        if self.kept < self.patches:
+            places = np.sort(rng.permutation(self.patches)[: self.kept])
+        return View(np.asarray(image), mark(ids, self.text), places)
 
     def _place(self, number: int) -> int:
         """Where pair `number` is in the endless order of epochs."""
@@ -112,6 +122,12 @@ class Views:
     def steps_per_epoch(self) -> int:
         """Whole steps that the pairs fill."""
         return len(self.store) // self.global_batch
+
+
+def drawn(size: int, limit: int, seed: int) -> list[int]:
+    """Which of so many pairs are looked at where `limit` are enough (0: all), in random order:
+    stored order may go by class or by source."""
+    return [permute(i, size, key=mix(seed)) for i in range(min(limit or size, size))]
 
 
 def plain_view(sample: Sample, tokenizer: Words, text: TextConfig, image_size: int) -> View:
@@ -134,10 +150,16 @@ def middle(sample: Sample, size: int) -> npt.NDArray[np.uint8]:
 
 
 def collate(views: Sequence[View], text: TextConfig, device: torch.device) -> dict[str, Tensor]:
-    """`pixels` (B, 3, H, W), normalised, and `tokens` (B, T) on the device."""
-    pixels = to_pixels([view.pixels for view in views], device)
-    tokens = pad([view.ids for view in views], text)
-    return {"pixels": pixels, "tokens": tokens.to(device)}
+    """`pixels` (B, 3, H, W), normalised, and `tokens` (B, T) on the device; where patches are
+    hidden, also `places` (B, K) of the others."""
+    batch = {
+        "pixels": to_pixels([view.pixels for view in views], device),
+        "tokens": pad([view.ids for view in views], text).to(device),
+    }
+    places = [view.places for view in views if view.places is not None]
+    if places:
+        batch["places"] = torch.from_numpy(np.stack(places)).to(device)
+    return batch
 
 
 def to_pixels(images: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> Tensor:
@@ -184,10 +206,6 @@ class Ahead(Generic[T]):
             if coming not in self._coming:
                 self._coming[coming] = self._ask(self._numbers(coming))
         return [item for future in self._coming.pop(step) for item in future.result()]
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, numbers: range) -> list[Future[list[T]]]:
         cuts = [numbers[at : at + _CHUNK] for at in range(0, len(numbers), _CHUNK)]

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from stages.contrastive.captions import Words, encode, open_words
 from stages.contrastive.probe import probe
 from stages.contrastive.retrieval import recalls
-from stages.contrastive.views import middle, to_pixels
+from stages.contrastive.views import drawn, middle, to_pixels
 from stages.contrastive.zeroshot import ZeroShot, read_classes, zero_shot
 from stages.data.image_text import ImageTextStore, Sample
 from stages.generation.pause import Pause
@@ -37,10 +37,12 @@ class Questions:
     label: str = ""
     """The field of the metadata that names an image's class."""
     limit: int = 0
-    """Held-out pairs; 0 takes all."""
+    """Held-out pairs, drawn at random; 0 takes all."""
     probe_limit: int = 0
-    """Training pairs of the linear probe; 0 takes all."""
+    """Training pairs of the linear probe, drawn at random; 0 takes all."""
     batch: int = 64
+    seed: int = 0
+    """Which pairs are drawn where there are limits."""
 
 
 @dataclass
@@ -72,26 +74,21 @@ class Bench:
         return torch.cat(made)
 
     @torch.inference_mode()
-    def images(self, samples: Sequence[Sample]) -> Tensor:
-        """Embeddings of images, of norm 1."""
-        size, made = self.model.config.vision.image_size, []
-        for at in range(0, len(samples), self.batch):
-            part = samples[at : at + self.batch]
-            pixels = to_pixels([middle(sample, size) for sample in part], self.rank.device)
+    def images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
+        """Embeddings of some images of a store, of norm 1; a batch of them is held at a time."""
+        size, made = self.model.config.vision.image_size, [torch.empty(0, self.model.config.embed)]
+        for at in range(0, len(rows), self.batch):
+            views = [middle(store[row], size) for row in rows[at : at + self.batch]]
+            pixels = to_pixels(views, self.rank.device)
             made.append(self.model.encode_image(pixels).cpu())
             self.beat()
         return torch.cat(made)
 
-    def shared_images(self, store: ImageTextStore, count: int) -> Tensor:
-        """Embeddings of the first images of a store, each made by one rank; on every rank."""
+    def shared_images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
+        """Embeddings of some images of a store, each made by one rank; on every rank."""
         rank = self.rank
-        share = -(-count // rank.world)
-        mine = range(min(count, rank.index * share), min(count, (rank.index + 1) * share))
-        made = (
-            self.images([store[i] for i in mine])
-            if mine
-            else torch.empty(0, self.model.config.embed)
-        )
+        share = -(-len(rows) // rank.world)
+        made = self.images(store, rows[rank.index * share : (rank.index + 1) * share])
         return torch.cat([torch.from_numpy(part) for part in rank.gather(made.numpy())])
 
 
@@ -105,27 +102,27 @@ def measure(
         Interrupted: somebody asked the run to stop.
     """
     store = ImageTextStore(pairs, "eval")
-    count = min(asked.limit or len(store), len(store))
-    if not count:
+    rows = drawn(len(store), asked.limit, asked.seed)
+    if not rows:
         raise InputError("no pairs are held out", where=str(pairs), remedy="make an eval split")
     model = load_clip(folder).to(rank.device)
     bench = Bench(model, open_words(folder), rank, asked.batch, Pause(rank, cancel_file))
-    image_NE = bench.shared_images(store, count)
-    train, trained_NE = ImageTextStore(pairs), None
-    if asked.label:
-        trained_NE = bench.shared_images(train, min(asked.probe_limit or len(train), len(train)))
+    image_NE = bench.shared_images(store, rows)
+    train = ImageTextStore(pairs)
+    learnt = drawn(len(train), asked.probe_limit, asked.seed) if asked.label else []
+    learnt_NE = bench.shared_images(train, learnt)
     if not rank.first:
         return None
     found = Worth()
-    captions = [store[i].captions for i in range(count)]
+    captions = [store[row].captions for row in rows]
     _retrieval(bench, image_NE, captions, asked, found)
     if asked.label:
-        labels = [_label(store, i, asked.label) for i in range(count)]
+        labels = [_label(store[row], asked.label) for row in rows]
         if asked.classes:
             _zero_shot(bench, image_NE, labels, asked, found)
-        if trained_NE is not None and len(trained_NE):
-            seen = [_label(train, i, asked.label) for i in range(len(trained_NE))]
-            _probe(trained_NE, seen, image_NE, labels, found)
+        if learnt:
+            seen = [_label(train[row], asked.label) for row in learnt]
+            _probe(learnt_NE, seen, image_NE, labels, found)
     return found
 
 
@@ -174,18 +171,17 @@ def _templates(ensemble: ZeroShot, single: Mapping[str, ZeroShot]) -> panels.Pan
 
 
 def _probe(
-    trained_NE: Tensor,
+    learnt_NE: Tensor,
     seen: Sequence[str],
     image_NE: Tensor,
     labels: Sequence[str],
     found: Worth,
 ) -> None:
-    accuracy, l2 = probe(trained_NE, seen, image_NE, labels)
+    accuracy, l2 = probe(learnt_NE, seen, image_NE, labels)
     found.figures |= {"linear_probe": accuracy, "linear_probe_l2": l2}
 
 
-def _label(store: ImageTextStore, at: int, field: str) -> str:
-    sample = store[at]
+def _label(sample: Sample, field: str) -> str:
     value = sample.meta.get(field)
     if not isinstance(value, str):
         raise InputError(

@@ -365,28 +365,3 @@ def _read_index(folder: Path, split: str) -> dict[str, Any]:
         known = ", ".join(index["splits"])
         raise InputError(f"no split {split!r}", where=str(path), remedy=f"splits are {known}")
     return index
-
-
-def index_tar(path: Path) -> Index:
-    """Where the members of a WebDataset tar's samples lie: int64 (samples, 6), offset and size of
-    image, captions and metadata; -1 where a sample has none.
-
-    Raises:
-        tars.BrokenTar: the archive is damaged or cut short.
-    """
-    with Path(path).open("rb") as stream:
-        rows = [
-            [
-                *_span(group, IMAGE_SUFFIXES),
-                *_span(group, ("txt",)),
-                *_span(group, ("json",)),
-            ]
-            for group in tars.groups(tars.members(stream.fileno()))
-            if not group.problem
-        ]
-    return np.array(rows, np.int64).reshape(-1, 6)
-
-
-def _span(group: tars.Group, suffixes: Sequence[str]) -> tuple[int, int]:
-    found = group.first(suffixes)
-    return (found.offset, found.size) if found else (-1, -1)

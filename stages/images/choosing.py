@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,8 @@ def plan_shards(
 
 
 def _keys(figures: Figures, rows: Rows) -> Iterator[str]:
-    """Each row's own key in the characters that keys have; one that is there twice gets its id."""
+    """Each row's own key in the characters that keys have; one that is there twice gets its id, and
+    where sources of one name have that twice too, a number."""
     seen: set[int] = set()
     names = zip(
         figures.of_rows("key", rows).to_pylist(),
@@ -181,9 +183,9 @@ def _keys(figures: Figures, rows: Rows) -> Iterator[str]:
         strict=True,
     )
     for name, identity in names:
-        key = _NOT_IN_KEYS.sub("-", name).strip("-")[:_LONGEST_KEY] or identity
-        code = hash64(key)
-        if code in seen:
-            key = f"{key}-{identity[:16]}"
-        seen.add(code)
+        own = _NOT_IN_KEYS.sub("-", name).strip("-")[:_LONGEST_KEY] or identity
+        longer = f"{own}-{identity[:16]}"
+        numbered = (f"{longer}-{number}" for number in count(2))
+        key = next(k for k in chain((own, longer), numbered) if hash64(k) not in seen)
+        seen.add(hash64(key))
         yield key

@@ -20,7 +20,14 @@ from PIL import Image
 from pipeline.context import escape
 from stages.data import parts
 from stages.data.hashing import fraction, hash64, name128
-from stages.data.image_text import BadImage, Sample, decode_rgb, image_suffix, stored_size
+from stages.data.image_text import (
+    MAX_PIXELS,
+    BadImage,
+    Sample,
+    decode_rgb,
+    image_suffix,
+    stored_size,
+)
 from stages.images.looks import look
 from stages.images.manifests import BrokenFile, Columns
 from stages.images.records import Record, read
@@ -156,11 +163,26 @@ class Judge:
         size = _target(image.size, self.resize)
         if size == image.size and _ENCODERS[wanted] == _ENCODERS[suffix]:
             return data, image
+        if size[0] * size[1] > MAX_PIXELS:
+            raise BadImage(f"{size[0]} x {size[1]} pixels would be stored: too many")
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, _ENCODERS[wanted], quality=self.resize.quality)
-        return buffer.getvalue(), image
+        return _encoded(image, wanted, self.resize.quality), image
+
+
+def _encoded(image: Image.Image, suffix: str, quality: int) -> bytes:
+    """The image as a file.
+
+    Raises:
+        BadImage: the format has no room for it: WebP ends at 16,383 pixels a side, JPEG at 65,500.
+    """
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, _ENCODERS[suffix], quality=quality)
+    except (OSError, ValueError) as error:
+        said = f"{image.width} x {image.height} pixels cannot be stored as {suffix}: {error}"
+        raise BadImage(said) from error
+    return buffer.getvalue()
 
 
 def judge_piece(work: tuple[Judge, Piece], commit: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from stages.images.sources import Lines, Piece, table
+from stages.images.sources import Lines, Piece, damaged, table
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path", "file")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
@@ -104,22 +104,14 @@ def _jsonl_rows(piece: Piece, columns: Columns) -> Iterator[tuple[int, Row, Colu
 
 def _parquet_rows(piece: Piece, columns: Columns) -> Iterator[tuple[int, Row, Columns]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from stages.images.parquet import cursor
 
     try:
-        with pq.ParquetFile(piece.path) as part:
-            names = tuple(part.schema_arrow.names)
-            found = columns.within(names, piece.path)
-            wanted = [n for n in names if n in {found.image, *found.captions, *found.meta}]
-            before = 0
-            for group in range(part.num_row_groups):
-                size = part.metadata.row_group(group).num_rows
-                low = max(piece.start - before, 0)
-                high = size if piece.end is None else min(piece.end - before, size)
-                if low < high:
-                    held = part.read_row_group(group, columns=wanted).slice(low, high - low)
-                    for number, row in enumerate(held.to_pylist(), before + low):
-                        yield number, row, found
-                before += size
-    except pa.ArrowException as error:
+        with cursor(piece, columns) as file:
+            for number, row in file.rows(piece.start, piece.end):
+                yield number, row, file.columns
+    except (pa.ArrowException, OSError) as error:
+        if not damaged(error):
+            raise
         raise BrokenFile(f"not a parquet file: {error}", where=piece.path) from error

@@ -221,13 +221,20 @@ def table(lines: Iterator[str], kind: str) -> Iterator[list[str]]:
     return csv.reader(lines, delimiter="\t" if kind == "tsv" else ",")
 
 
+def damaged(error: Exception) -> bool:
+    """Whether an error of pyarrow's is of a file's content; one of the system has a number."""
+    return not isinstance(error, OSError) or error.errno is None
+
+
 def _cut_parquet(piece: Piece) -> Iterator[Piece]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         rows = pq.ParquetFile(piece.path).metadata.num_rows
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError) as error:
+        if not damaged(error):
+            raise
         yield piece  # its reader says what is wrong
         return
     for start in range(0, rows, PIECE_RECORDS):

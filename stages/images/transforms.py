@@ -21,6 +21,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Their standard deviations."""
 
 _TRIES = 10  # at a crop of the wished area and ratio, before the middle is taken
+_LONGEST = 8  # sides of the middle square that are resized: enlarged, the whole could be a bomb
 Bounds = tuple[float, float]
 Size = int | tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -48,7 +49,8 @@ def random_resized_crop(
 
 def center(image: Image.Image, size: int) -> Image.Image:
     """The middle square of the image after its shorter side was resized to `size`: CLIP's own
-    preprocessing."""
+    preprocessing. Of a very long image only what is near the middle is resized."""
+    image = image.crop(_near_middle(*image.size))
     width, height = image.size
     short = min(width, height)
     if short != size:
@@ -139,6 +141,13 @@ def _middle_box(width: int, height: int, ratio: Bounds) -> Box:
         w = round(height * ratio[1])
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _near_middle(width: int, height: int) -> Box:
+    """All of the image, or of one that is longer than wide by far the part around the middle."""
+    most = _LONGEST * min(width, height)
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    return left, top, width - left, height - top
 
 
 def _resized(image: Image.Image, size: Size) -> Image.Image:

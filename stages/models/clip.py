@@ -61,17 +61,19 @@ class CLIP(nn.Module):
             self.logit_bias.fill_(SIGMOID_START[1])
 
     def forward(
-        self, pixels_B3HW: Tensor, tokens_BT: Tensor
+        self, pixels_B3HW: Tensor, tokens_BT: Tensor, places_BK: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Both normalised embeddings_BE, the logits' scale and their bias (0 if there is none),
-        all in float32."""
+        all in float32. `places_BK`: see `encode_image`."""
         scale = self.scale()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.float().sum()
-        return self.encode_image(pixels_B3HW), self.encode_text(tokens_BT), scale, bias
+        image_BE = self.encode_image(pixels_B3HW, places_BK)
+        return image_BE, self.encode_text(tokens_BT), scale, bias
 
-    def encode_image(self, pixels_B3HW: Tensor) -> Tensor:
-        """Embeddings_BE of images, of norm 1."""
-        return F.normalize(self.visual(pixels_B3HW).float(), dim=1)
+    def encode_image(self, pixels_B3HW: Tensor, places_BK: Tensor | None = None) -> Tensor:
+        """Embeddings_BE of images, of norm 1; of the patches at `places_BK` alone (ViT)."""
+        seen = () if places_BK is None else (places_BK,)
+        return F.normalize(self.visual(pixels_B3HW, *seen).float(), dim=1)
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings_BE of captions, of norm 1. What comes after the first eos does not count."""

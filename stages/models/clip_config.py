@@ -64,6 +64,10 @@ class ViTConfig:
         """Patches of an image."""
         return (self.image_size // self.patch) ** 2
 
+    def kept(self, dropout: float) -> int:
+        """Patches that are looked at where that share of them is hidden: one at least."""
+        return max(1, round(self.patches * (1 - dropout)))
+
     def parameters(self, embed: int) -> int:
         """How many weights there are, with the projection to `embed`."""
         embeddings = 3 * self.patch**2 * self.width + (self.patches + 2) * self.width
@@ -210,6 +214,15 @@ class CLIPConfig:
         """How many weights there are, the logit scale (and bias) among them."""
         towers = self.vision.parameters(self.embed) + self.text.parameters(self.embed)
         return towers + 1 + self.bias
+
+    @property
+    def width(self) -> int:
+        """Mean width of the matrices that a pair passes, by FLOPs: how well a device does."""
+        sides = (self.vision.flops(self.embed), self.text.flops(self.embed))
+        vision = self.vision
+        # Of a ResNet between the inner and outer channels of the third group, which does most.
+        wide = 8 * vision.width if isinstance(vision, ResNetConfig) else vision.width
+        return round((sides[0] * wide + sides[1] * self.text.width) / sum(sides))
 
     def flops_per_pair(self, *, kept: int | None = None, tokens: int | None = None) -> int:
         """Of a forward and backward pass on an image, of which `kept` patches are looked at, and a

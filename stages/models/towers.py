@@ -125,14 +125,13 @@ class Blocks(nn.Module):
 class VisionTransformer(nn.Module):
     """Images -> embeddings by a class token.
 
-    In training, `patch_dropout` hides that share of an image's patches, drawn anew for each image:
-    they cost nothing (Li et al. 2022, "FLIP"). The class token always stays.
+    Given which patches of each image are looked at, the others cost nothing (Li et al. 2022,
+    "FLIP"). The class token always stays.
     """
 
     def __init__(self, shape: ViTConfig, config: CLIPConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.patch_dropout = 0.0
         self.patch = nn.Linear(3 * shape.patch**2, shape.width, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(shape.width))
         self.position_embedding = nn.Parameter(torch.empty(shape.patches + 1, shape.width))
@@ -151,15 +150,12 @@ class VisionTransformer(nn.Module):
         for norm in (self.ln_pre, self.ln_post):
             norm.reset_parameters()
 
-    @property
-    def kept(self) -> int:
-        """Patches that are looked at."""
-        if not self.training:
-            return self.shape.patches
-        return max(1, round(self.shape.patches * (1 - self.patch_dropout)))
-
-    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+    def forward(self, pixels_B3HW: Tensor, places_BK: Tensor | None = None) -> Tensor:
         """Embeddings_BE, not normalised.
+
+        Args:
+            pixels_B3HW: the images.
+            places_BK: which patches of each are looked at; left out, all are.
 
         Raises:
             ValueError: the images have another size.
@@ -170,22 +166,14 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"images are 3x{size}x{size} here, not {given}")
         patches_BNP = split(pixels_B3HW.to(self.patch.weight.dtype), self.shape.patch)
         positions_NC = self.position_embedding[1:]
-        if self.kept < self.shape.patches:
-            chosen_BK = self._choose(len(pixels_B3HW), pixels_B3HW.device)
-            patches_BNP = patches_BNP.gather(
-                1, chosen_BK[..., None].expand(-1, -1, patches_BNP.shape[2])
-            )
-            x_BNC = self.patch(patches_BNP) + positions_NC[chosen_BK]
-        else:
+        if places_BK is None:
             x_BNC = self.patch(patches_BNP) + positions_NC
+        else:
+            columns = places_BK[..., None].expand(-1, -1, patches_BNP.shape[2])
+            x_BNC = self.patch(patches_BNP.gather(1, columns)) + positions_NC[places_BK]
         first_B1C = (self.class_embedding + self.position_embedding[0]).expand(len(x_BNC), 1, -1)
         x_BTC = self.blocks(self.ln_pre(torch.cat([first_B1C, x_BNC], 1)))
         return cast(Tensor, self.proj(self.ln_post(x_BTC[:, 0])))
-
-    def _choose(self, batch: int, device: torch.device) -> Tensor:
-        """Which patches_BK of each image are looked at, in their order."""
-        drawn_BN = torch.rand(batch, self.shape.patches, device=device)
-        return drawn_BN.topk(self.kept, dim=1).indices.sort(dim=1).values
 
 
 def split(pixels_B3HW: Tensor, side: int) -> Tensor:

@@ -15,7 +15,7 @@ of a micro-batch, C width, k experts a token is sent to.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stages.training.devices import LINK
 
@@ -141,7 +141,8 @@ class Traffic:
     gathered: float
     """Weights: after the update at ZeRO 1 and 2, before each use at ZeRO 3."""
     exchanged: float
-    """Tokens on their way to experts and back."""
+    """Of samples: tokens on their way to experts and back; features, which a CLIP's loss compares
+    over all devices."""
 
     @property
     def total(self) -> float:
@@ -160,10 +161,18 @@ def traffic(config: LanguageConfig, layout: Layout) -> Traffic:
     dense = config.parameters - spread
     rings = ((dense, layout.world), (spread / layout.expert_parallel, layout.copies))
     ring = sum(numbers * (n - 1) / n for numbers, n in rings) * layout.bytes
+    reduced, gathered = of_weights(ring, layout)
+    return Traffic(reduced, gathered, exchanged(config, layout) * layout.passes)
+
+
+def of_weights(ring: float, layout: Layout, *, forwards: int = 1) -> tuple[float, float]:
+    """Bytes of gradients, and of weights, that one device sends in a step, where once around the
+    ring is `ring`, and each pass goes forward so many times before it goes backward. DeepSpeed
+    foresees a backward pass after each forward one, and at ZeRO 3 fetches for both (measured)."""
     passes = layout.passes if layout.zero >= 2 else 1
     reduced = ring * passes * (1 if layout.zero == 3 else 2)
-    gathered = ring * {0: 0, 1: 1, 2: 1, 3: 2 * layout.passes}[layout.zero]
-    return Traffic(reduced, gathered, exchanged(config, layout) * layout.passes)
+    gathered = ring * {0: 0, 1: 1, 2: 1, 3: 2 * forwards * layout.passes}[layout.zero]
+    return reduced, gathered
 
 
 def exchanged(config: LanguageConfig, layout: Layout) -> float:
@@ -178,6 +187,18 @@ def exchanged(config: LanguageConfig, layout: Layout) -> float:
 # --- time --------------------------------------------------------------------------------------
 
 
+class Model(Protocol):
+    """What time depends on."""
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+
+    @property
+    def width(self) -> int:
+        """Of its matrices: how well a device does."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What to expect of a device; within a third, if the network is not the bottleneck."""
@@ -189,7 +210,7 @@ class Forecast:
 
 
 def forecast(
-    config: LanguageConfig,
+    config: Model,
     layout: Layout,
     work: Arithmetic,
     sent: Traffic,
@@ -230,9 +251,12 @@ def _seconds(sent: float, world: int, device: Device, per_node: int) -> float:
 
 
 def _exchange_seconds(sent: float, layout: Layout, device: Device, per_node: int) -> float:
-    """An all-to-all's time: each device's own adapter carries what leaves the node."""
+    """An all-to-all's time: each device's own adapter carries what leaves the node. Where experts
+    are not spread, it is features that all devices get, around a ring."""
     spread = layout.expert_parallel
-    inside = min(1.0, (per_node - 1) / (spread - 1)) if spread > 1 else 1.0
+    if spread == 1:
+        return _seconds(sent, layout.world, device, per_node)
+    inside = min(1.0, (per_node - 1) / (spread - 1))
     return sent / LINK * (inside / device.within + (1 - inside) / device.between)
 
 
@@ -240,6 +264,6 @@ UPDATE = 30
 """Bytes that AdamW moves a weight: gradient, master and two moments in, all but the first out."""
 
 
-def _update_seconds(config: LanguageConfig, layout: Layout, device: Device) -> float:
+def _update_seconds(config: Model, layout: Layout, device: Device) -> float:
     held = config.parameters if layout.zero == 0 else config.parameters / layout.world
     return UPDATE * held / device.bandwidth

@@ -62,16 +62,45 @@ class Memory:
 def memory(config: LanguageConfig, layout: Layout) -> Memory:
     """What one device holds."""
     spread = expert_parameters(config)
-    whole = config.parameters - spread + spread / layout.expert_parallel
-    part = config.parameters / layout.world
+    return held(
+        layout,
+        config.parameters - spread + spread / layout.expert_parallel,
+        config.parameters / layout.world,
+        activations(config, layout),
+        largest=_largest(config),
+        embedding=config.vocab_size * config.width,
+        sending=_sending(config, layout),
+    )
+
+
+def held(
+    layout: Layout,
+    whole: float,
+    part: float,
+    active: float,
+    *,
+    largest: float,
+    embedding: float,
+    sending: float = 0.0,
+) -> Memory:
+    """What one device holds of any model.
+
+    Args:
+        layout: how a step falls on devices.
+        whole: weights that a device works with.
+        part: those that it alone updates.
+        active: bytes of activations.
+        largest: weights of the largest module.
+        embedding: weights of the table of tokens.
+        sending: bytes on their way to other devices and from them.
+    """
     size, zero = layout.bytes, layout.zero
     weights = size * (part if zero == 3 else whole)
     gradients = size * (part if zero >= 2 else whole)
     optimizer = 12 * part if zero else 8 * whole
-    active = activations(config, layout)
-    gathered = size * min(whole, LIVE + _largest(config)) if zero == 3 else 0.0
-    standing = size * _standing(layout, whole) + gathered + _sending(config, layout)
-    reducing = gathered + size * (_reducing(layout, whole) + config.vocab_size * config.width)
+    gathered = size * min(whole, LIVE + largest) if zero == 3 else 0.0
+    standing = size * _standing(layout, whole) + gathered + sending
+    reducing = gathered + size * (_reducing(layout, whole) + embedding)
     updating = _updating(layout, whole, part)
     kept = gradients if layout.passes > 1 or zero == 3 else 0.0
     tides = (

@@ -22,8 +22,9 @@ from stages.training.memory import memory
 if TYPE_CHECKING:
     from pipeline.stage import Workers
     from stages.models.config import LanguageConfig
-    from stages.training.cost import Forecast
+    from stages.training.cost import Arithmetic, Forecast, Traffic
     from stages.training.devices import Device, HardwareSection
+    from stages.training.memory import Memory
     from stages.training.settings import TrainSection
 
 SOME_GPU = 2e14
@@ -65,17 +66,23 @@ class Training:
             gpu=self.device is None or self.device.gpu,
         )
 
+    def _work(self, layout: Layout) -> Arithmetic:
+        return arithmetic(self.config, layout, self.train.samples)
+
+    def _memory(self, layout: Layout) -> Memory:
+        return memory(self.config, layout)
+
+    def _traffic(self, layout: Layout) -> Traffic:
+        return traffic(self.config, layout)
+
     def estimate(self) -> dict[str, float]:
         """What `Params.estimate` promises, and of one device: its memory by kind
         (`weights_bytes`…, `memory_bytes` at once of `device_bytes`), what it sends in a step
         (`communication_bytes`), and where the device is known `step_seconds` and `mfu`."""
         config, train, layout = self.config, self.train, self.layout
-        work = arithmetic(config, layout, train.samples)
-        held, sent = memory(config, layout), traffic(config, layout)
-        found = {
+        work, held, sent = self._work(layout), self._memory(layout), self._traffic(layout)
+        found = self._size(layout) | {
             "parameters": config.parameters,
-            "active_parameters": config.active_parameters,
-            "tokens": work.tokens,
             "steps": train.steps,
             "flops": work.flops,
             "hardware_flops": work.hardware_flops,
@@ -94,10 +101,15 @@ class Training:
         }
         return {name: float(value) for name, value in found.items()} | self._time()
 
+    def _size(self, layout: Layout) -> dict[str, float]:
+        """What this kind of model is measured by."""
+        tokens = self._work(layout).tokens
+        return {"active_parameters": self.config.active_parameters, "tokens": tokens}
+
     def _time(self) -> dict[str, float]:
         layout, device = self.layout, self.device
         if device is None or layout.dtype not in device.peak:
-            work = arithmetic(self.config, layout, self.train.samples)
+            work = self._work(layout)
             return {"seconds": work.flops / (layout.world * (self.workers.gpus or 1) * SOME_GPU)}
         made = self._forecast(layout, device)
         time = {"seconds": made.seconds, "step_seconds": made.step_seconds, "mfu": made.mfu}
@@ -109,8 +121,8 @@ class Training:
         return forecast(
             self.config,
             layout,
-            arithmetic(self.config, layout, self.train.samples),
-            traffic(self.config, layout),
+            self._work(layout),
+            self._traffic(layout),
             device,
             steps=self.train.steps,
             per_node=self.hardware.per_node,
@@ -133,7 +145,7 @@ class Training:
             able = " or ".join(device.peak)
             said = f"{name} computes no {self.train.dtype}"
             yield Problem("train.dtype", said, f"{able}, or another hardware.device")
-        elif (need := memory(self.config, self.layout).peak) > device.usable:
+        elif (need := self._memory(self.layout).peak) > device.usable:
             said = f"takes {readable(need)} a device, {name} has room for {readable(device.usable)}"
             knobs = self._remedy(device)
             hint = ", ".join(f"{key}: {value}" for key, value in knobs.items())
@@ -149,7 +161,7 @@ class Training:
             fitting = [
                 (self._changes(own, layout), layout)
                 for layout in self._layouts(own)
-                if memory(self.config, layout).peak <= device.usable
+                if self._memory(layout).peak <= device.usable
             ]
             if fitting and self.train.global_batch % world == 0:
                 cost = {

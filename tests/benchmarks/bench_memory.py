@@ -2,13 +2,15 @@
 
     python tests/benchmarks/bench_memory.py
 
-A GPT of 13.9 M parameters (6 layers, width 384, 6 heads, context 256, vocabulary 8,192) and a
-Switch of 4 experts on two ranks, float32, under our engine at every ZeRO stage, with and without
-recomputation. Memory is the growth of a rank's resident set to its highest mark, which the kernel
-keeps, from before the model is made to the end of two steps; smaller trainings go before, so that
-libraries and their own buffers are there already. malloc is told to give back at once what is
-freed; as it comes, glibc keeps much of it for the next time, and the marks stand a quarter to nine
-tenths higher. What is sent is what the rank writes to sockets in the second step.
+A GPT of 13.9 M parameters (6 layers, width 384, 6 heads, context 256, vocabulary 8,192), a
+Switch of 4 experts and a CLIP of 13 M parameters (6 layers of width 320 for images of 128 pixels in
+patches of 16, 4 of width 256 for 32 tokens) on two ranks, float32, under our engine at every ZeRO
+stage, with and without recomputation and gradient caching. Memory is the growth of a rank's
+resident set to its highest mark, which the kernel keeps, from before the model is made to the end
+of two steps; smaller trainings go before, so that libraries and their own buffers are there
+already. malloc is told to give back at once what is freed; as it comes, glibc keeps much of it for
+the next time, and the marks stand a quarter to nine tenths higher. What is sent is what the rank
+writes to sockets in the second step.
 """
 
 from __future__ import annotations
@@ -21,12 +23,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.context import Context
 from pipeline.stage import Workers
+from stages.contrastive import cost
+from stages.contrastive.captions import mark
+from stages.contrastive.objective import Contrastive
+from stages.contrastive.settings import ClipTrain
+from stages.contrastive.views import View
+from stages.models.clip_config import CLIPConfig, TextConfig, ViTConfig
 from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig, LanguageConfig
 from stages.models.decoder import Decoder
 from stages.models.gpt import GPT
@@ -35,7 +45,7 @@ from stages.training.engine import Engine
 from stages.training.group import WorkerGroup
 from stages.training.loop import Fit
 from stages.training.memory import memory
-from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.objective import Batch, Loss, Objective, SupervisedObjective, Trainable
 from stages.training.rank import Rank
 from stages.training.settings import TrainSection
 
@@ -51,9 +61,21 @@ SWITCH = DecoderConfig(
     head_size=64,
     experts=ExpertsConfig(num=4, every=2, capacity_factor=None),
 )
+CLIP = CLIPConfig(
+    ViTConfig(image_size=128, patch=16, layers=6, width=320, heads=5),
+    TextConfig(8192, context=32, layers=4, width=256, heads=4, eos=3, bos=2, pad=0),
+    embed=256,
+)
 MIB = 2.0**20
 MMAP_THRESHOLD, TRIM_THRESHOLD, PIECE = -3, -1, 1 << 16
 """Of mallopt: what is larger than a piece goes back to the kernel when it is freed."""
+
+
+class Seen(NamedTuple):
+    """Of one rank: bytes."""
+
+    memory: float
+    sent: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,17 @@ class Case:
         """The same, as a plan sees it."""
         return Layout.of(self.settings, 2, recompute=self.recompute, gpu=False)
 
+    @property
+    def objective(self) -> Objective:
+        """What is trained."""
+        return Language(self)
+
+    @property
+    def planned(self) -> Seen:
+        """What `headwater plan` says of it."""
+        config, layout = self.config, self.layout
+        return Seen(memory(config, layout).peak, traffic(config, layout).total)
+
     def __str__(self) -> str:
         name = "Switch" if isinstance(self.config, DecoderConfig) else "GPT"
         spread = f", experts over {self.expert_parallel}" if self.expert_parallel > 1 else ""
@@ -86,11 +119,57 @@ class Case:
         return f"{name}, ZeRO-{self.zero}{spread}, {self.passes} x {self.micro} samples{again}"
 
 
-class Seen(NamedTuple):
-    """Of one rank: bytes."""
+@dataclass(frozen=True)
+class ClipCase:
+    """A training of a CLIP of two steps; several passes are gradient caching."""
 
-    memory: float
-    sent: float
+    config: CLIPConfig
+    zero: int
+    micro: int = 32
+    passes: int = 1
+    recompute: bool = False
+
+    @property
+    def settings(self) -> ClipTrain:
+        """For two ranks."""
+        said = {"steps": 9, "warmup": 0, "checkpoint_every": 0, "zero": self.zero}
+        said |= {"global_batch": 2 * self.micro * self.passes, "micro_batch": self.micro}
+        return ClipTrain.model_validate(said)
+
+    @property
+    def objective(self) -> Objective:
+        """What is trained."""
+        return Pairs(Path(), Path(), self.config, recompute=self.recompute)
+
+    @property
+    def planned(self) -> Seen:
+        """What `headwater plan` says of it."""
+        layout = Layout.of(self.settings, 2, recompute=self.recompute, gpu=False)
+        run = cost.Run(self.config, self.settings.global_batch)
+        return Seen(cost.memory(run, layout).peak, cost.traffic(run, layout).total)
+
+    def __str__(self) -> str:
+        again = ", recomputed" if self.recompute else ""
+        return f"CLIP, ZeRO-{self.zero}, {self.passes} x {self.micro} pairs{again}"
+
+
+class Pairs(Contrastive):
+    """Random images with random captions."""
+
+    def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
+        self.rank, self.settings, self._peak = rank, settings, 1.0
+        share, own = settings.share(rank.world), np.random.default_rng(rank.index)
+        side, text = self.config.vision.image_size, self.config.text
+        ids = own.integers(4, text.vocab_size, (share, text.context - 2)).tolist()
+        views = [
+            View(own.integers(0, 256, (side, side, 3), np.uint8), mark(row, text)) for row in ids
+        ]
+        self._ahead = self._views(views)
+        self._model = self._build()
+        return {"model": Trainable(self._model)}
+
+    def _views(self, views: Any) -> Any:
+        return SimpleNamespace(take=lambda step: views)
 
 
 @dataclass
@@ -121,7 +200,7 @@ class Language(SupervisedObjective):
         """Nothing is kept."""
 
 
-def measure(rank: Rank, cases: Sequence[Case]) -> list[Seen]:
+def measure(rank: Rank, cases: Sequence[Case | ClipCase]) -> list[Seen]:
     """What each training takes, rehearsals first."""
     malloc = ctypes.CDLL("libc.so.6")
     malloc.mallopt(MMAP_THRESHOLD, PIECE)
@@ -131,9 +210,9 @@ def measure(rank: Rank, cases: Sequence[Case]) -> list[Seen]:
     return [_measured(rank, case) for case in cases]
 
 
-def _measured(rank: Rank, case: Case) -> Seen:
+def _measured(rank: Rank, case: Case | ClipCase) -> Seen:
     before = _settle()
-    objective, settings = Language(case), case.settings
+    objective, settings = case.objective, case.settings
     trainable = objective.setup(rank, settings, 0)["model"]
     engines = {"model": Engine("model", trainable, settings, rank)}
     fit = Fit(rank, objective, settings, 0, "", engines, None)
@@ -166,15 +245,19 @@ def _written() -> float:
     return float(found[1])
 
 
-REHEARSALS = [
+REHEARSALS: list[Case | ClipCase] = [
     *(Case(replace(DENSE, layers=1), zero, micro=1) for zero in range(4)),
     Case(replace(SWITCH, layers=2), 1, micro=1, expert_parallel=2),
+    ClipCase(replace(CLIP, text=replace(CLIP.text, layers=1)), 1, micro=1, passes=2),
 ]
-CASES = [
+CASES: list[Case | ClipCase] = [
     *(Case(DENSE, zero, recompute=again) for again in (False, True) for zero in range(4)),
     Case(DENSE, 1, micro=8, passes=1),
     *(Case(SWITCH, zero) for zero in (1, 3)),
     *(Case(SWITCH, zero, expert_parallel=2) for zero in (1, 3)),
+    *(ClipCase(CLIP, zero) for zero in range(4)),
+    *(ClipCase(CLIP, zero, micro=16, passes=4) for zero in (1, 3)),
+    *(ClipCase(CLIP, zero, micro=64, recompute=True) for zero in (0, 1)),
 ]
 
 
@@ -184,12 +267,11 @@ def main() -> None:
         with WorkerGroup(Workers(num=2), ctx, backend="local") as group:
             found = group.run(measure, CASES)[0]
     for case, seen in zip(CASES, found, strict=True):
-        plan = memory(case.config, case.layout)
-        sent = traffic(case.config, case.layout).total
+        plan = case.planned
         print(
-            f"{case!s:48s} {seen.memory / MIB:6.0f} MiB, planned {plan.peak / MIB:6.0f}"
-            f" ({plan.peak / seen.memory - 1:+5.0%})   sent {seen.sent / MIB:6.1f} MiB,"
-            f" planned {sent / MIB:6.1f}"
+            f"{case!s:48s} {seen.memory / MIB:6.0f} MiB, planned {plan.memory / MIB:6.0f}"
+            f" ({plan.memory / seen.memory - 1:+5.0%})   sent {seen.sent / MIB:6.1f} MiB,"
+            f" planned {plan.sent / MIB:6.1f}"
         )
 
 

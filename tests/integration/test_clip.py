@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hot(world: Path) -> Hot:
     changes = Augmentation((0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.0))
-    return Hot(world / "pairs", world / "tokenizer", shape_of(world), changes)
+    return Hot(world / "pairs", world / "tokenizer", shape_of(world), changes, patch_dropout=0.3)
 
 
 def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[float]]:
@@ -67,12 +67,14 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[flo
     ]
     adam = torch.optim.AdamW(groups, betas=(made.beta1, made.beta2), eps=made.eps)
     store, tokenizer = ImageTextStore(hot.pairs), Tokenizer(hot.tokenizer_folder)
-    views = Views(store, tokenizer, hot.config.text, 24, hot.augmentation, SEED, BATCH)
+    views = Views(
+        store, tokenizer, hot.config.text, 24, hot.augmentation, SEED, BATCH, patches=9, kept=6
+    )
     losses, scales, weights = [], [], []
     for step in range(made.steps):
         pairs = [views[step * BATCH + i] for i in range(BATCH)]
         batch = collate(pairs, hot.config.text, torch.device("cpu"))
-        image_BE = model.encode_image(batch["pixels"])
+        image_BE = model.encode_image(batch["pixels"], batch["places"])
         text_BE = model.encode_text(batch["tokens"])
         scale = model.logit_scale.exp()
         logits_BB, own_B = scale * image_BE @ text_BE.T, torch.arange(BATCH)
@@ -115,7 +117,8 @@ def test_the_loop_trains_as_plain_pytorch_does(
 def test_every_layout_trains_alike(
     pair: Room, single: Room, hot: Hot, straight: dict[int, float]
 ) -> None:
-    """ZeRO 0-3 on two ranks, each with all logits or its own, whole or in parts."""
+    """ZeRO 0-3 on two ranks, each with all logits or its own, whole or in parts, with some of each
+    image's patches hidden."""
     scales, masters = single.series("clip", "logit_scale"), single.series("clip", "master")
     held_out = single.series("clip", "eval_loss")
     single.group.run(fit, hot, settings(micro_batch=4), seed=SEED, name="clip-parts")

@@ -55,6 +55,30 @@ def test_switch_base_64e(tmp_path: Path) -> None:
     assert alone["weights_bytes"] > 5 * found["weights_bytes"]
 
 
+def test_clip_vit_l_14(tmp_path: Path) -> None:
+    """Radford et al. 2021, section 2.5 and tables 18 to 20: 12 days on 256 V100s. Weights and FLOPs
+    as open_clip counts them."""
+    found = estimate("clip-vit-l-14.yaml", "clip", tmp_path)
+    assert found["parameters"] == pytest.approx(427.62e6, rel=1e-4)
+    assert found["pairs"] == 12.8e9
+    towers = found["image_flops"] + found["text_flops"]
+    assert towers == pytest.approx(3 * 175.33e9 * 12.8e9, rel=0.001)
+    assert found["flops"] == pytest.approx(towers, rel=0.001)
+    assert found["seconds"] == pytest.approx(12 * DAY, rel=0.1)
+    assert found["memory_bytes"] < found["device_bytes"]
+    shown = plan("clip-vit-l-14.yaml", tmp_path)
+    for words in (
+        "image tower 304 M, text tower 124 M",
+        "391 k steps of 32,768",
+        "image tower 6.22e21, text tower 5.11e20, similarity 1.93e18",
+        "weights 812.4 MiB, features 573.8 MiB",
+        "in activations: image tower 1.7 GiB",
+    ):
+        assert words in shown
+    said = plan("clip-vit-l-14.yaml", tmp_path, "clip.workers.num=8", code=2)
+    assert "clip.train.micro_batch: takes" in said
+
+
 def test_the_plan_tells_people_what_a_training_takes(tmp_path: Path) -> None:
     shown = plan("gpt3-13b.yaml", tmp_path, "gpt.model.recompute=true")
     for words in (

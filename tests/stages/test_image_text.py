@@ -269,6 +269,34 @@ def test_resizing_is_bicubic_and_antialiased(tmp_path):
     assert decode_rgb(sample.image).tobytes() == wanted.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("long", "resize", "reason"),
+    [
+        (encode(Image.new("RGB", (1, 20_000))), {"format": "webp"}, "1 x 20000 pixels cannot be"),
+        (encode(Image.new("RGB", (70_000, 1))), {"format": "jpeg"}, "70000 x 1 pixels cannot be"),
+        (encode(Image.new("RGB", (2, 9_000))), {"shorter": 256, "enlarge": True}, "256 x 1152000"),
+    ],
+    ids=["webp", "jpeg", "enlarged"],
+)
+def test_an_image_that_no_file_can_hold_is_dropped(tmp_path, long, resize, reason):
+    write_pairs(tmp_path / "p", {"a.png": png(0, 40, 60), "long.png": long})
+    ctx = run(tmp_path / "run", tmp_path / "p", resize=resize)
+    assert [sample.key for sample in stored(ctx)] == ["a"]
+    (row,) = dropped_rows(ctx)
+    assert (row["key"], row["rule"]) == ("long", "broken.image")
+    assert row["reason"].startswith(reason)
+
+
+def test_three_sources_of_one_name_have_keys_of_their_own(tmp_path):
+    folders = [
+        write_pairs(tmp_path / where / "photos", {"a.png": png(n)}) for n, where in enumerate("xyz")
+    ]
+    ctx = run(tmp_path / "run", *folders)
+    keys = [sample.key for sample in stored(ctx)]
+    assert len(set(keys)) == 3
+    assert [key.split("-")[0] for key in keys] == ["a"] * 3
+
+
 def test_what_is_held_out_is_a_matter_of_keys_alone(tmp_path):
     a = write_pairs(tmp_path / "a", {f"{n}.png": png(n, 16, 12) for n in range(60)})
     ctx = run(tmp_path / "w", a, eval_fraction=0.25)

@@ -82,6 +82,19 @@ def test_pixels_are_normalised_as_everybody_does(world):
     )
 
 
+def test_hidden_patches_belong_to_the_pair_and_change_nothing_else(views):
+    hiding = replace(views, patches=9, kept=6)
+    for number in (0, 7, 100):
+        plain, one, again = views[number], hiding[number], hiding[number]
+        assert plain.places is None
+        assert np.array_equal(one.places, again.places)
+        assert len(set(one.places.tolist())) == 6 and set(one.places.tolist()) <= set(range(9))
+        assert np.array_equal(one.pixels, plain.pixels) and one.ids == plain.ids
+    batch = collate([hiding[n] for n in range(8)], views.text, torch.device("cpu"))
+    assert batch["places"].shape == (8, 6)
+    assert len({tuple(row) for row in batch["places"].tolist()}) > 1, "drawn anew for each pair"
+
+
 def test_captions_are_padded_to_the_longest(views):
     batch = collate([views[n] for n in range(6)], views.text, torch.device("cpu"))
     longest = max(len(views[n].ids) for n in range(6))
@@ -104,7 +117,6 @@ def test_threads_give_steps_in_any_order_of_asking(threads):
     for step in (0, 1, 2, 7, 8, 3):
         assert ahead.take(step) == [n * n for n in range(10 * step, 10 * step + 10)]
         assert all(step < known <= step + 2 for known in ahead._coming)
-    ahead.close()
 
 
 def test_what_goes_wrong_in_a_thread_is_raised_where_it_is_wanted():
@@ -114,4 +126,3 @@ def test_what_goes_wrong_in_a_thread_is_raised_where_it_is_wanted():
     assert len(ahead.take(0)) == len(ahead.take(1)) == 10
     with pytest.raises(ZeroDivisionError):
         ahead.take(2)
-    ahead.close()

@@ -15,7 +15,8 @@ from pipeline.errors import InputError
 from stages.contrastive.captions import encode
 from stages.contrastive.probe import STRENGTHS, fit_logistic, probe
 from stages.contrastive.retrieval import alike, recalls
-from stages.contrastive.worth import Questions, measure
+from stages.contrastive.views import drawn, middle, to_pixels
+from stages.contrastive.worth import Bench, Questions, measure
 from stages.contrastive.zeroshot import class_embeddings, classify, read_classes, zero_shot
 from stages.data.image_text import ImageTextStore
 from stages.data.tokenizer import Tokenizer
@@ -182,26 +183,51 @@ def world(tmp_path_factory):
 
 
 def test_a_folder_is_measured_as_by_hand(world, tmp_path):
-    asked = Questions("first", write_classes(tmp_path), "colour", limit=20, batch=7)
+    asked = Questions("first", write_classes(tmp_path), "colour", limit=20, batch=7, seed=4)
     found = measure(Rank(), world / "model", world / "pairs", asked)
     model, tokenizer = load_clip(world / "model"), Tokenizer(world / "tokenizer")
     store = ImageTextStore(world / "pairs", "eval")
-    from stages.contrastive.views import middle, to_pixels
-
-    pixels = to_pixels([middle(store[i], 24) for i in range(20)], torch.device("cpu"))
-    captions = list(dict.fromkeys(store[i].captions[0] for i in range(20)))
+    rows = drawn(len(store), 20, 4)
+    pixels = to_pixels([middle(store[row], 24) for row in rows], torch.device("cpu"))
+    captions = list(dict.fromkeys(store[row].captions[0] for row in rows))
     with torch.no_grad():
         image_NE = model.encode_image(pixels)
         text_ME = model.encode_text(encode(tokenizer, captions, model.config.text))
-    truth = alike([store[i].captions[0] for i in range(20)], captions)
+    truth = alike([store[row].captions[0] for row in rows], captions)
     for name, value in recalls(image_NE, text_ME, truth).items():
         assert found.figures[name] == pytest.approx(value)
-    assert (found.figures["images"], found.figures["texts"]) == (20, 16)
+    assert (found.figures["images"], found.figures["texts"]) == (20, len(captions))
     assert found.figures["chance"] == 0.25
     assert {"zero_shot", "zero_shot_single", "linear_probe"} <= set(found.figures)
     assert found.figures["linear_probe"] > 0.5, "even untrained features tell colours"
     titles = [panel["title"] for panel in found.panels]
-    assert titles[0] == "Recall among 20 images, 16 texts"
+    assert titles[0] == f"Recall among 20 images, {len(captions)} texts"
+
+
+def test_a_limit_draws_at_random_and_none_takes_all():
+    few = drawn(1000, 100, 3)
+    assert len(set(few)) == 100
+    assert few == drawn(1000, 100, 3) != drawn(1000, 100, 4)
+    assert 35 < sum(row < 500 for row in few) < 65, "of both ends of what is stored"
+    assert sorted(drawn(7, 0, 3)) == sorted(drawn(7, 99, 3)) == list(range(7))
+    assert drawn(0, 5, 3) == []
+
+
+def test_images_are_read_a_batch_at_a_time(world):
+    reads, seen = [], []
+
+    class Counted(list):
+        def __getitem__(self, row):
+            reads.append(row)
+            return super().__getitem__(row)
+
+    model = load_clip(world / "model")
+    tokenizer = Tokenizer(world / "tokenizer")
+    bench = Bench(model, tokenizer, Rank(), 4, lambda: seen.append(len(reads)))
+    store = Counted(ImageTextStore(world / "pairs", "eval"))
+    made = bench.shared_images(store, range(10))
+    assert seen == [4, 8, 10]
+    assert made.shape == (10, model.config.embed)
 
 
 def test_what_cannot_be_measured_is_said(world, tmp_path):

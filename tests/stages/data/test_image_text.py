@@ -1,6 +1,5 @@
 """Images with captions: what is written is read back, by us and by others, and damage is told."""
 
-import io
 import json
 import os
 import pickle
@@ -23,7 +22,6 @@ from stages.data.image_text import (
     ImageTextStore,
     Sample,
     decode_rgb,
-    index_tar,
     write_index,
     write_shards,
 )
@@ -109,26 +107,6 @@ def test_webdataset_reads_our_shards_in_its_secure_mode(tmp_path):
     )
     wanted = [[f"key-{n}", [64, 48], "one\ntwo", dict(sample(n).meta)] for n in range(5)]
     assert json.loads(done.stdout) == wanted
-
-
-def test_an_index_of_a_foreign_tar_says_where_things_are(tmp_path):
-    path = tmp_path / "foreign.tar"
-    files = {
-        "a.txt": b"caption",
-        "a.jpg": b"image",
-        "b.json": b"{}",
-        "b.x.png": b"no",
-        "c.webp": b"w",
-    }
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        archive.addfile(tarfile.TarInfo("../d.jpg"))
-    data, found = path.read_bytes(), index_tar(path)
-    read = [[data[at : at + size] for at, size in row.reshape(3, 2) if at >= 0] for row in found]
-    assert read == [[b"image", b"caption"], [b"{}"], [b"w"]] and found.shape == (3, 6)
 
 
 def test_threads_and_copies_in_other_processes_read_the_same(tmp_path):

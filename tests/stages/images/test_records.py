@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -217,9 +218,62 @@ def test_broken_rows_stop_nothing(images):
     assert [r.place for r in found] == [f"p.jsonl, record {n}" for n in (1, 2, 4, 5, 6)]
 
 
+def test_a_parquet_file_of_one_row_group_is_decoded_once(tmp_path, monkeypatch):
+    rows = [{"image": IMAGES[n % 7], "caption": f"c{n}"} for n in range(400)]
+    path = write_manifest(tmp_path / "p.parquet", rows)
+    whole = told(records(path))
+    monkeypatch.setattr(sources, "PIECE_RECORDS", 5)
+    decoded, plain = [], pq.ParquetFile.iter_batches
+
+    def counted(file, *given, **named):
+        for batch in plain(file, *given, **named):
+            decoded.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    cut = pieces([str(path)])
+    assert len(cut) == 80
+    found = [record for piece in cut for record in read(piece, Columns())]
+    assert told(found) == whole and sum(decoded) == 400
+    every_third = [record for piece in cut[1::3] for record in read(piece, Columns())]
+    assert told(every_third) == [record for at in range(1, 80, 3) for record in whole[5 * at :][:5]]
+    assert told(read(cut[2], Columns())) == whole[10:15], "and back"
+
+
+def test_only_the_row_groups_of_a_piece_are_decoded(tmp_path):
+    rows = [{"image": IMAGES[n % 7], "caption": f"c{n}"} for n in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=10)
+    (whole,) = pieces([str(tmp_path / "p.parquet")])
+    data = bytearray((tmp_path / "p.parquet").read_bytes())
+    for at in range(pq.ParquetFile(tmp_path / "p.parquet").metadata.row_group(4).num_columns):
+        column = pq.ParquetFile(tmp_path / "p.parquet").metadata.row_group(4).column(at)
+        data[column.data_page_offset : column.data_page_offset + 40] = bytes(40)
+    (tmp_path / "p.parquet").write_bytes(data)
+    for start in (0, 20, 50):
+        piece = replace(whole, start=start, end=start + 10)
+        captions = [record.captions for record in read(piece, Columns())]
+        assert captions == [(f"c{n}",) for n in range(start, start + 10)]
+    with pytest.raises(BrokenFile):
+        list(read(replace(whole, start=40, end=50), Columns()))
+
+
+def damaged_parquet(at):
+    """A parquet file with its magic bytes and with zeros in its pages or its footer."""
+    file = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"x" * 50] * 300, "caption": ["y"] * 300}), file)
+    data = bytearray(file.getvalue())
+    data[at : at + 30] = bytes(30)
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("p.parquet", b"PAR1"), ("p.csv", b"image,caption\n\0\0,x\n" + b'"' + b"y" * 5000)],
+    [
+        ("p.parquet", b"PAR1"),
+        ("p.parquet", damaged_parquet(-60)),
+        ("p.parquet", damaged_parquet(4)),
+        ("p.csv", b"image,caption\n\0\0,x\n" + b'"' + b"y" * 5000),
+    ],
 )
 def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatch):
     monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)

@@ -94,6 +94,16 @@ def test_the_middle_is_resized_as_torch_does_it(shape, size):
     assert (found - wanted).abs().max() <= 1.01
 
 
+def test_the_middle_of_a_very_long_image_takes_no_more_memory_than_that_of_another():
+    """Whole, it would be resized to 4 x 10^9 pixels."""
+    long = Image.new("RGB", (4, 250_000), "white")
+    long.paste("red", (0, 124_996, 4, 125_004))
+    for image in (long, long.transpose(Image.Transpose.ROTATE_90)):
+        found = np.asarray(center(image, 256))
+        assert found.shape == (256, 256, 3)
+        assert (found == (255, 0, 0)).all()
+
+
 def test_an_image_of_the_right_size_is_left_alone():
     assert center(scene(2, 32, 32), 32).tobytes() == scene(2, 32, 32).tobytes()
 

@@ -42,11 +42,11 @@ def test_parameters_and_flops_are_those_counted(config):
 
 
 def test_hidden_patches_cost_nothing():
-    model = made(VIT).train()
-    model.visual.patch_dropout = 0.5
+    model, kept = made(VIT), VIT.vision.kept(0.5)
+    places_BK = torch.arange(kept).expand(3, -1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images(VIT), captions(3, 7))
-    assert model.visual.kept == 4
+        model(images(VIT), captions(3, 7), places_BK)
+    assert kept == 4
     assert counter.get_total_flops() == VIT.flops_per_pair(kept=4, tokens=7)
 
 
@@ -111,27 +111,20 @@ def test_captions_are_read_at_the_first_end():
     assert (model.encode_text(before_BT) - model.encode_text(tokens_BT)).abs().max() > 1e-3
 
 
-def test_patch_dropout_keeps_the_class_token_and_places():
+def test_hiding_patches_keeps_the_class_token_and_places():
     """What is left is what a tower without the other patches computes."""
-    tower = lively(made(VIT)).visual.train()
-    tower.patch_dropout = 0.6
+    tower = lively(made(VIT)).visual
     pixels = images(VIT, 4)
-    seen = []
-    tower.ln_pre.register_forward_hook(lambda *args: seen.append(args[1][0]))
-    torch.manual_seed(3)
-    found = tower(pixels)
-    assert seen[0].shape == (4, 1 + 4, 48)
-    chosen_BK = (torch.manual_seed(3), tower._choose(4, pixels.device))[1]
-    assert len({tuple(row) for row in chosen_BK.tolist()}) > 1, "drawn anew for each image"
+    chosen_BK = torch.tensor([[0, 1, 2, 3], [1, 3, 5, 8], [0, 4, 6, 7], [5, 6, 7, 8]])
+    found = tower(pixels, chosen_BK)
     for image, chosen_K, embedding in zip(pixels, chosen_BK, found, strict=True):
-        assert chosen_K.unique().numel() == 4
         patches = tower.patch(split(image[None], 8)[0, chosen_K])
         x_TC = torch.cat([tower.class_embedding[None], patches])
         places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + chosen_K])
         x_BTC = tower.blocks(tower.ln_pre(x_TC + tower.position_embedding[places])[None])
         torch.testing.assert_close(tower.proj(tower.ln_post(x_BTC[0, 0])), embedding)
-    tower.eval()
-    assert torch.equal(tower(pixels), tower(pixels)), "evaluation sees all patches"
+    every_BK = torch.arange(9).expand(4, -1)
+    torch.testing.assert_close(tower(pixels, every_BK), tower(pixels))
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET])
