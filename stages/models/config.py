@@ -80,8 +80,9 @@ class GPTConfig:
 class ExpertsConfig(Section):
     """The experts of a Switch layer and how tokens are sent to them.
 
-    A group, over which capacity and the balance loss are counted, is one sequence: so the function
-    does not depend on how a batch falls on ranks and micro-batches, unless `balance_over: batch`.
+    A group, over which capacity and the balance loss are counted, is the real tokens of one
+    sequence: so the function does not depend on padding, nor on how a batch falls on ranks and
+    micro-batches, unless `balance_over: batch`.
     """
 
     num: Annotated[int, Field(ge=1)]

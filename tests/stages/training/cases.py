@@ -9,11 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.data.bestfit import Packed
+from stages.models.config import DecoderConfig, ExpertsConfig, LanguageConfig
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.pretraining import Pretraining
 
 VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
 """Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
@@ -304,55 +307,37 @@ def little_world(folder: Path) -> Path:
     return folder
 
 
-@dataclass
-class Routed(SupervisedObjective):
-    """Learn the next token of sequences of one length with experts in every block."""
+def routed_config(over: str = "group") -> DecoderConfig:
+    """A dense block, then one of experts; large enough for ZeRO-3 to cut every matrix."""
+    experts = ExpertsConfig(num=4, every=2, balance_over=over, z_coef=1e-3)
+    return DecoderConfig(
+        VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
+        qk_norm=True, experts=experts, init_scale=0.1,
+    )  # fmt: skip
 
-    over: str = "group"
-    capacity_factor: float | None = 1.25
+
+@dataclass
+class Routed(Pretraining):
+    """Pretraining of a model with experts on samples of two short documents, unequally padded."""
+
+    config: LanguageConfig = field(default_factory=routed_config)
+    corpus: Any = None
+    tokenizer_folder: Path = Path()
+    mask_documents: bool = True
     stop_at: int = -1
-    samples: int = 96
 
     def open(self, rank: Any) -> dict[str, Trainable]:
         import torch
 
-        from stages.models.config import DecoderConfig, ExpertsConfig
         from stages.models.decoder import Decoder
         from stages.training.order import Shuffled
 
-        generator = torch.Generator().manual_seed(7)
-        starts = torch.randint(0, VOCABULARY, (self.samples + 16,), generator=generator).tolist()
-        data = [
-            torch.tensor([(start + k * k) % VOCABULARY for k in range(CONTEXT + 1)])
-            for start in starts
-        ]
-        self.train, self.held_out = Shuffled(data[16:], self.seed), data[:16]
-        experts = ExpertsConfig(
-            num=4, every=1, capacity_factor=self.capacity_factor, balance_over=self.over,
-            z_coef=1e-3,
-        )  # fmt: skip
-        shape = DecoderConfig(
-            VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
-            qk_norm=True, experts=experts, init_scale=0.1,
-        )  # fmt: skip
-        return {"model": Trainable(Decoder(shape))}
-
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        import torch
-
-        rows = torch.stack(list(samples))
-        return {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
-
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        from stages.models.language import Trace
-
-        trace = Trace()
-        total = model(batch["tokens"], targets_BT=batch["targets"], trace=trace)
-        routing = trace.routing
-        aux = sum(1e-2 * layer.balance + 1e-3 * layer.z for layer in routing)
-        units = batch["targets"].numel()
-        dropped = sum(layer.dropped for layer in routing) / len(routing)
-        return Loss(total + aux * units, {"dropped": dropped * units}, shown=total)
+        samples = [packed(number) for number in range(100)]
+        self.train, self.held_out = Shuffled(samples[4:], self.seed), samples[:4]
+        self._bytes = torch.ones(VOCABULARY)
+        model = Decoder(self.config)
+        model.recompute = self.recompute
+        return {"model": Trainable(model)}
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.stop_at and self.rank.ctx:
@@ -364,3 +349,21 @@ class Routed(SupervisedObjective):
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+def packed(number: int) -> Packed:
+    """Two documents and 1 to 11 places of padding."""
+    import numpy as np
+
+    lengths = (3 + number % 5, 2 + number % 7)
+    rest = CONTEXT - sum(lengths)
+    runs = [
+        (number * 37 + 11 * k + np.arange(n + 1) ** 2) % VOCABULARY for k, n in enumerate(lengths)
+    ]
+    positions = np.concatenate([np.arange(n) for n in (*lengths, rest)])
+    return Packed(
+        tokens=np.pad(np.concatenate([run[:-1] for run in runs]), (0, rest)),
+        targets=np.pad(np.concatenate([run[1:] for run in runs]), (0, rest), constant_values=-100),
+        segments=np.repeat(np.arange(3), (*lengths, rest)),
+        positions=positions,
+    )
