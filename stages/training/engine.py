@@ -81,11 +81,11 @@ class Engine:
         self._lr = settings.lr * trainable.lr
         self._adam = _optimizer(trainable, self.parameters, settings, self._lr)
         self._adam.admit = self._admit
-        self._deepspeed = deepspeed.initialize(
-            model=self.module,
-            optimizer=self._adam,
-            config=_config(settings, self.zero, bool(shares), rank.device.type == "cuda"),
-        )[0]
+        config = _config(settings, self.zero, bool(shares), rank.device.type == "cuda")
+        with _one_kind_of_optimizer(self.zero):
+            self._deepspeed = deepspeed.initialize(
+                model=self.module, optimizer=self._adam, config=config
+            )[0]
         if isinstance(self._adam, Muon) and self.zero:
             know_ranges(self._adam, self._deepspeed.optimizer)
         self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero > 0
@@ -276,6 +276,7 @@ def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": settings.dtype == "float16", "loss_scale": 0, "min_loss_scale": 1},
         "zero_force_ds_cpu_optimizer": False,  # torch's own is as fast, and needs no compiler
         "zero_optimization": {
@@ -289,9 +290,26 @@ def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict
     }
 
 
+@contextmanager
+def _one_kind_of_optimizer(zero: int) -> Iterator[None]:
+    """For bfloat16 that is summed in float32 DeepSpeed has an optimizer of its own at stage 1,
+    which keeps its masters elsewhere: the one of stages 1 and 2 sums in float32 just as well."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+
+    usual = DeepSpeedEngine._do_optimizer_sanity_check
+    if zero:
+        DeepSpeedEngine._do_optimizer_sanity_check = lambda *_: ZERO_OPTIMIZATION
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = usual
+
+
 def _masters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights before DeepSpeed rounds the module: its own masters would be of rounded ones."""
-    return {name: p.detach().float().clone() for name, p in parameters.items()}
+    """The weights before DeepSpeed rounds the module: its own masters would be of rounded ones. It
+    rounds copies, so these are none."""
+    return {name: p.detach().float() for name, p in parameters.items()}
 
 
 def _cut(held: Tensor, fragment: Fragment, start: int) -> Tensor:

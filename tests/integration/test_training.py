@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Faulty, Gathering, Half, Infinite, Toy, Two, late, pid, plain_losses
+from cases import (
+    Faulty,
+    Gathering,
+    Half,
+    Infinite,
+    Toy,
+    Two,
+    late,
+    norm_of_many,
+    pid,
+    plain_losses,
+)
 from rooms import Room
 
 from pipeline.context import Context
@@ -193,6 +204,18 @@ def test_half_precision_trains_as_float32_does(pair: Room, dtype: str) -> None:
         found = pair.series(f"{dtype}-{zero}", "loss")
         assert found == pytest.approx(wanted, abs=0.02), zero
         assert found != pytest.approx(wanted, abs=1e-5), "rounded"
+
+
+@pytest.mark.parametrize(("dtype", "small"), [("bfloat16", 2**-9), ("float16", 2**-12)])
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_gradients_of_many_passes_are_added_up_in_float32(
+    pair: Room, dtype: str, small: float, offload: str
+) -> None:
+    """1 and one of the small ones are 1 in that precision."""
+    for zero in (1, 2, 3):
+        made = settings(f"zero-{zero}", dtype=dtype, offload=offload)
+        found = pair.group.run(norm_of_many, made, small, 64)
+        assert found == pytest.approx([1 + 64 * small] * 2, rel=1e-4), zero
 
 
 def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pair: Room) -> None:

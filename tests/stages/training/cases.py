@@ -224,6 +224,26 @@ def late(rank: Any, whom: int, seconds: float) -> int:
     return os.getpid()
 
 
+def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
+    """The norm of a gradient of 1 and many small ones, of a weight of one number on each rank."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from torch import nn
+
+    from stages.training.engine import Engine
+
+    get_accelerator().is_fp16_supported = lambda: True
+    engine = Engine("one", Trainable(nn.Linear(1, 1, bias=False)), settings, rank)
+    try:
+        for number in range(passes + 1):
+            each = small if number else 1.0
+            given = torch.full((1, 1), each / rank.world, dtype=getattr(torch, settings.dtype))
+            engine.backward(engine(given).float().sum() / 8, last=number == passes)
+        return 8 * engine.step().norm
+    finally:
+        engine.close()
+
+
 def pid(rank: Any) -> int:
     return os.getpid()
 
