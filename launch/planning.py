@@ -156,6 +156,8 @@ def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     room = f"at once, of {size(found['device_bytes'])}" if "device_bytes" in found else "at once"
     yield "memory a device", size(found["memory_bytes"]), room
     yield "", "", parts
+    if "host_bytes" in found:
+        yield "memory of a node", size(found["host_bytes"]), "at once, beside its devices'"
     sent = {word: found[f"{way}_bytes"] for way, word in WAYS.items()}
     told = ", ".join(f"{word} {size(much)}" for word, much in sent.items() if much)
     yield "sent a device and step", size(found["communication_bytes"]), told

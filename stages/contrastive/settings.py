@@ -206,7 +206,7 @@ class ClipParams(Params):
             "parameters": config.parameters,
             "flops": flops,
             "memory_bytes": memory_bytes(config, self, kept),
-            "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.keep),
+            "disk_bytes": 4.0 * config.parameters * (1 + 3 * self.train.checkpoints),
             "seconds": passes * flops / _speed(self),
         }
 
@@ -216,14 +216,14 @@ class ClipParams(Params):
 
 
 def memory_bytes(config: CLIPConfig, params: ClipParams, kept: int | None = None) -> float:
-    """Bytes on one device: weights, gradients and Adam's state (Rajbhandari et al. 2020, section
-    5), the activations of one micro-batch, and the logits of the whole batch with their
-    gradient."""
+    """Bytes on one device: weights, gradients (in float32, as they are added up) and Adam's state
+    (Rajbhandari et al. 2020, section 5), the activations of one micro-batch, and the logits of the
+    whole batch with their gradient."""
     train, world = params.train, params.workers.num
-    low = 2 if train.dtype == "bfloat16" else 4
-    share = [world if train.zero >= stage else 1 for stage in (1, 2, 3)]
-    masters = 12 if low == 2 or train.zero else 8
-    state = config.parameters * (low / share[2] + low / share[1] + masters / share[0])
+    low, zero = 4 if train.dtype == "float32" else 2, train.stage(world)
+    share = [world if zero >= stage else 1 for stage in (1, 2, 3)]
+    masters = 0 if train.offload != "none" else 12 if zero else 8
+    state = config.parameters * (low / share[2] + 4 / share[1] + masters / share[0])
     kept_numbers = _activations(config, kept, recompute=params.model.recompute)
     rows = train.share(world) * 2 if params.local_loss else train.global_batch
     logits = 2 * 4.0 * rows * train.global_batch

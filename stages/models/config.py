@@ -13,6 +13,10 @@ from pydantic import Field, model_validator
 
 from pipeline.stage import Section
 
+HEAD_ON_CPU, HEAD_ON_GPU = 1 << 19, 1 << 26
+"""Logits that the fused head makes at a time: what a core's cache holds, and what keeps a GPU
+busy."""
+
 
 @dataclass(frozen=True)
 class GPTConfig:

@@ -70,7 +70,7 @@ class Engine:
         self.name = name
         self.rank = rank
         self.settings = settings
-        self.zero = effective_zero(settings, rank.world)
+        self.zero = settings.stage(rank.world)
         self.module: nn.Module = trainable.module
         shares = spread(self.module, settings.expert_parallel, rank)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -234,14 +234,6 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm: Tensor = torch.nn.utils.get_total_norm(gradients, foreach=True)
     return norm
-
-
-def effective_zero(settings: TrainSection, world: int) -> int:
-    """The ZeRO stage that is run: one rank has nothing to shard, but what is not float32, or not on
-    the device, needs the float32 masters that DeepSpeed keeps from stage 1 on."""
-    if settings.dtype != "float32" or settings.offload != "none":
-        return max(1, settings.zero)
-    return settings.zero if world > 1 else 0
 
 
 def _optimizer(
