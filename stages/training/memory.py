@@ -50,6 +50,9 @@ class Memory:
     """Of one micro-batch, with what its backward pass works with first."""
     buffers: float
     """Of collectives, and the copies that the update makes: the most at one time."""
+    starting: float
+    """What the device holds before the first step: DeepSpeed brings all weights there before ZeRO 3
+    cuts them up."""
     peak: float
 
     @property
@@ -80,13 +83,15 @@ def memory(config: LanguageConfig, layout: Layout) -> Memory:
         gradients + reducing,
         (gradients if zero in (0, 3) else 0.0) + updating,
     )
+    starting = size * whole if zero == 3 else weights + optimizer
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         activations=active,
         buffers=max(standing, reducing, updating),
-        peak=weights + optimizer + max(tides),
+        starting=starting,
+        peak=max(starting, weights + optimizer + max(tides)),
     )
 
 

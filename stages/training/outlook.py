@@ -142,8 +142,10 @@ class Training:
             able = " or ".join(device.peak)
             said = f"{name} computes no {self.train.dtype}"
             yield Problem("train.dtype", said, f"{able}, or another hardware.device")
-        elif (need := memory(self.config, self.layout).peak) > device.usable:
-            said = f"takes {readable(need)} a device, {name} has room for {readable(device.usable)}"
+        elif (held := memory(self.config, self.layout)).peak > device.usable:
+            when = " before ZeRO 3 cuts the weights up" if held.peak == held.starting else ""
+            said = f"takes {readable(held.peak)} a device{when}"
+            said = f"{said}, {name} has room for {readable(device.usable)}"
             knobs = self._remedy(device)
             hint = ", ".join(f"{key}: {value}" for key, value in knobs.items())
             first = next(iter(knobs), "model")

@@ -47,7 +47,7 @@ def test_what_fits_is_planned_to_the_end() -> None:
     [
         ({"train": TRAIN | {"zero": 3}, "model": {"context": 8192}}, ["train.micro_batch"]),
         ({"train": TRAIN | {"micro_batch": 1}, "model": {"layers": 100}}, ["train.zero"]),
-        ({"train": TRAIN | {"zero": 3, "micro_batch": 1}, "size": "gpt3-175b"}, None),
+        ({"train": ALONE | {"zero": 3}, "model": {"layers": 130, "context": 8192}}, None),
         (
             {"train": TRAIN | {"micro_batch": 1, "zero": 3}, "model": {"context": 32768}},
             ["model.recompute"],
@@ -118,6 +118,8 @@ def test_what_fits_nowhere_is_told_so() -> None:
     huge = {"layers": 400, "width": 65536, "heads": 512}
     ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch": 1})
     assert (key, hint) == ("model", "a smaller model, or a device with more memory")
+    (found,) = params(train=ALONE | {"zero": 3}, size="gpt3-175b").check({})
+    assert "takes 324.2 GiB a device before ZeRO 3 cuts the weights up" in found.message
 
 
 @pytest.mark.parametrize(
