@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import Failure
 from stages.training.expert_parallel import (
+    alone,
     gathered,
     group_name,
     is_apart,
@@ -27,7 +29,7 @@ from stages.training.expert_parallel import (
 from stages.training.guard import SpikeGuard
 from stages.training.muon import MARK, Muon, know_ranges, matrices
 from stages.training.optimizers import AdamW, clip
-from stages.training.shards import Fragment, layout
+from stages.training.shards import Fragment, layout, whole_weights
 
 if TYPE_CHECKING:
     from stages.training.objective import Trainable
@@ -62,7 +64,11 @@ class Step(NamedTuple):
 
 
 class Engine:
-    """One trained module. Called like the module itself; `module` is the plain one inside."""
+    """One trained module. Called like the module itself; `module` is the plain one inside.
+
+    Raises:
+        Failure: one of its parameters has no dimension.
+    """
 
     def __init__(self, name: str, trainable: Trainable, settings: TrainSection, rank: Rank) -> None:
         import deepspeed
@@ -72,6 +78,7 @@ class Engine:
         self.settings = settings
         self.zero = settings.stage(rank.world)
         self.module: nn.Module = trainable.module
+        _check(name, self.module)
         shares = spread(self.module, settings.expert_parallel, rank)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
@@ -224,6 +231,28 @@ class Engine:
         with in_place, gathered(self.module):
             yield self.module
 
+    @contextmanager
+    def masters(self) -> Iterator[nn.Module]:
+        """The module with all its weights in float32, in the host's memory and on rank 0 alone: as
+        the optimizer has them, not as the forward pass rounds them. No device holds them whole.
+
+        It is the last thing that is done with an engine: nothing is trained afterwards.
+        """
+        import deepspeed
+
+        found = whole_weights(self.shards, self.shapes, self.rank)
+        parts = {name: self.parameters[name].data for name in found}
+        frozen = [p for p in self.module.parameters() if not p.requires_grad and self.zero == 3]
+        loose = deepspeed.zero.GatheredParameters(frozen, enabled=bool(frozen))
+        try:
+            for name, value in found.items():
+                self.parameters[name].data = value
+            with loose, alone(self.module):
+                yield self.module
+        finally:
+            for name, part in parts.items():
+                self.parameters[name].data = part
+
     def close(self) -> None:
         """Give back hooks and buffers, so that another engine can take the module's place."""
         self._deepspeed.destroy()
@@ -234,6 +263,16 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm: Tensor = torch.nn.utils.get_total_norm(gradients, foreach=True)
     return norm
+
+
+def _check(engine: str, module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise Failure(
+                f"{engine}: {name} has no dimension, and DeepSpeed cannot send it",
+                where=type(module).__name__,
+                remedy="give the parameter the shape (1,)",
+            )
 
 
 def _optimizer(

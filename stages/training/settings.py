@@ -86,8 +86,9 @@ class TrainSection(Section):
     """`norm` scales a gradient that is longer than `clip` down to it; `norm_soft` scales every
     gradient g by clip / (|g| + clip); `value` brings each number of it into [-clip, clip]."""
     dtype: Dtype = "float32"
-    """Of activations and gradients; master weights and moments are always float32. With float16
-    the loss is scaled as far up as gradients stay finite; steps that find the limit are skipped."""
+    """Of activations and gradients; master weights, moments, sums of gradients over passes and what
+    is exported are always float32. With float16 the loss is scaled as far up as gradients stay
+    finite; steps that find the limit are skipped."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256

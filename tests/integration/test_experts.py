@@ -182,8 +182,8 @@ def test_four_ranks_hold_two_copies_of_each_expert(
 ) -> None:
     with room(tmp_path / "four", 4) as four:
         for zero in (0, 1, 3):
-            made, name = settings(f"zero-{zero}-ep-2", steps=SHORT), f"four-{zero}"
+            made, name = settings(f"zero-{zero}-ep-2", steps=3), f"four-{zero}"
             four.group.run(fit, Routed(), made, seed=3, name=name)
             for figure in ("loss", "grad_norm"):
                 found = four.series(name, figure)
-                assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), name
+                assert found == pytest.approx(wanted(rooms, figure, 3), rel=1e-4), name

@@ -172,24 +172,41 @@ class Faulty(Toy):
     what: str = "kill"
     mark: str = ""
     """A file that says that it happened already: it happens once."""
-    delay: float = 0.0
-    """Seconds after the step began; the training goes on meanwhile, but not past its end."""
-    bomb: threading.Timer | None = None
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
             Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
-            if self.delay:
-                self.bomb = threading.Timer(self.delay, happen, [self.what])
-                self.bomb.start()
-            else:
-                happen(self.what)
+            happen(self.what)
         return super().step(engines, step)
+
+
+@dataclass
+class Doomed:
+    """Any objective, of which one rank is killed so many seconds after a step began: once."""
+
+    inner: Any
+    at: int
+    whom: int
+    delay: float
+    mark: str
+    bomb: threading.Timer | None = None
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.at and self.inner.rank.index == self.whom and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            self.bomb = threading.Timer(self.delay, happen, ["kill"])
+            self.bomb.start()
+        return self.inner.step(engines, step)
 
     def evaluate(self, engines: Any, step: int) -> Any:
         if self.bomb:
             self.bomb.join()
-        return super().evaluate(engines, step)
+        return self.inner.evaluate(engines, step)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
 
 def happen(what: str) -> None:
@@ -240,6 +257,34 @@ def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
             given = torch.full((1, 1), each / rank.world, dtype=getattr(torch, settings.dtype))
             engine.backward(engine(given).float().sum() / 8, last=number == passes)
         return 8 * engine.step().norm
+    finally:
+        engine.close()
+
+
+def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A number and a frozen matrix beside a trained one: all weights after a step, as exported."""
+    import torch
+    from torch import nn
+
+    from stages.training.engine import Engine
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(120, 120), nn.Linear(120, 120).requires_grad_(False)
+            self.scale = nn.Parameter(torch.full(shape, 2.0))
+
+        def forward(self, x: Any) -> Any:
+            return self.two(self.one(x)).square().sum() * self.scale.sum()
+
+    torch.manual_seed(0)
+    engine = Engine("odd", Trainable(Odd()), settings, rank)
+    try:
+        engine.rate(1.0)
+        engine.backward(engine(torch.ones(1, 120)) / rank.world)
+        engine.step()
+        with engine.masters() as module:
+            return {name: value.clone() for name, value in module.state_dict().items()}
     finally:
         engine.close()
 
