@@ -42,7 +42,7 @@ unit: install
 	$(BIN)/pytest -m "not integration and not faults and not readme and not long" --cov --cov-report=term-missing:skip-covered
 
 integration: install
-	$(BIN)/pytest -m "integration or readme"
+	$(BIN)/pytest -m "(integration or readme) and not long"
 
 faults: install
 	$(BIN)/pytest -m faults

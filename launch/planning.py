@@ -166,6 +166,8 @@ def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     yield "", "", _parts(found, {kind: kind for kind in KINDS}, "bytes", size)
     if pairs:
         yield "", "", f"in activations: {_parts(found, PARTS, 'bytes', size)}"
+    if "host_bytes" in found:
+        yield "memory of a node", size(found["host_bytes"]), "at once, beside its devices'"
     ways = WAYS | ({"exchanged": "features"} if pairs else {})
     sent = {word: found[f"{way}_bytes"] for way, word in ways.items()}
     told = ", ".join(f"{word} {size(much)}" for word, much in sent.items() if much)

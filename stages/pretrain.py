@@ -34,7 +34,8 @@ change of them packs nothing again:
       mixture: {weights: [60, 22, 18]}  # of what is trained on; or {temperature: 3}
 
 `packing: best_fit` trains on samples of whole documents instead of windows of the stream: none is
-cut that fits the context. The tokens stay as they are.
+cut that fits the context. The tokens stay as they are. Experts take no padding, and their capacity
+is that of a sample's real tokens.
 
 Out comes a folder that `transformers` loads. Figures: `loss` (last step, nats a token),
 `eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`;
@@ -135,7 +136,7 @@ class PretrainParams(Params):
     "pretrain",
     inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "start": "Model?"},
     output="Model",
-    version=1,
+    version=2,
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a language model on packed tokens, from nothing or from weights that are there."""

@@ -15,6 +15,10 @@ from pydantic import Field, model_validator
 
 from pipeline.stage import Section
 
+HEAD_ON_CPU, HEAD_ON_GPU = 1 << 19, 1 << 26
+"""Logits that the fused head makes at a time: what a core's cache holds, and what keeps a GPU
+busy."""
+
 
 class MuP(Section):
     """The maximal update parametrisation: the learning rate that is best at `base_width` is so at
@@ -98,8 +102,9 @@ class GPTConfig:
 class ExpertsConfig(Section):
     """The experts of a Switch layer and how tokens are sent to them.
 
-    A group, over which capacity and the balance loss are counted, is one sequence: so the function
-    does not depend on how a batch falls on ranks and micro-batches, unless `balance_over: batch`.
+    A group, over which capacity and the balance loss are counted, is the real tokens of one
+    sequence: so the function does not depend on padding, nor on how a batch falls on ranks and
+    micro-batches, unless `balance_over: batch`.
     """
 
     num: Annotated[int, Field(ge=1)]

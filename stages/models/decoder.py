@@ -81,8 +81,8 @@ class FeedForward(nn.Module):
         self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
         self.down = nn.Linear(config.inner, config.width, bias=False)
 
-    def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
-        """Transform each token alone."""
+    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, None]:
+        """Transform each token alone, padding too."""
         return self.down(swiglu(self.gate_up(x_BTC))), None
 
 
@@ -102,7 +102,7 @@ class Block(nn.Module):
     def forward(self, x_BTC: Tensor, seen: Seen) -> tuple[Tensor, Routing | None]:
         """One layer, and how its tokens were sent to experts if it has any."""
         x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), seen)
-        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC))
+        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), seen.real_BT)
         return x_BTC + self.dropout(y_BTC), routing
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stages.models.config import HEAD_ON_CPU, HEAD_ON_GPU
+
 IGNORED = -100
 """The target of a position at which nothing is learned."""
-_ON_CPU, _ON_GPU = 1 << 19, 1 << 26
-"""Logits at a time: what a core's cache holds, and what keeps a GPU busy."""
 
 
 def linear_cross_entropy(
@@ -54,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         squares = torch.zeros_like(total)
         dx_NC = torch.empty_like(x_NC) if wanted else None
         dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else None
-        rows = max(1, (_ON_GPU if x_NC.is_cuda else _ON_CPU) // len(weight_VC))
+        rows = max(1, (HEAD_ON_GPU if x_NC.is_cuda else HEAD_ON_CPU) // len(weight_VC))
         for start in range(0, len(x_NC), rows):
             part = slice(start, start + rows)
             target_N1 = targets_N[part, None]

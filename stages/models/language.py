@@ -70,6 +70,8 @@ class Seen(NamedTuple):
     cache: Cache | None
     rotary: tuple[Tensor, Tensor] | None
     """Cosines and sines (B, 1, T, D) of the positions, where a family turns by them."""
+    real_BT: Tensor | None = None
+    """False at padding, which experts are not to see; None where all tokens are real."""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -110,6 +112,7 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
+        real_BT: Tensor | None = None,
         cache: Cache | None = None,
         at_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
@@ -125,6 +128,8 @@ class LanguageModel(nn.Module, ABC):
                 right needs none, for nothing real ever looks to its right.
             segments_BT: the number of each token's document: it sees no other. Not with a cache.
             positions_BT: of each token; counted along the row where left out. Not with a cache.
+            real_BT: False at padding: experts neither take nor count it. Attention does not ask
+                (see `mask_BT`).
             cache: what was read before; filled in place.
             at_BT: True where logits are wanted (row-major order), so that the head, the dearest
                 layer of a small model, runs nowhere else.
@@ -143,6 +148,7 @@ class LanguageModel(nn.Module, ABC):
             mask_BT=mask_BT,
             segments_BT=segments_BT,
             positions_BT=positions_BT,
+            real_BT=real_BT,
             cache=cache,
             trace=trace,
         )
@@ -171,12 +177,13 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
+        real_BT: Tensor | None = None,
         cache: Cache | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
         """Final hidden states_BTC, after the last norm. Arguments as in `forward`."""
         positions, mask = self._attention(tokens_BT, mask_BT, segments_BT, positions_BT, cache)
-        seen = Seen(mask, cache, self.rotary(positions))
+        seen = Seen(mask, cache, self.rotary(positions), real_BT)
         x_BTC = self.embed(tokens_BT, positions)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():

@@ -45,6 +45,8 @@ class Layout:
     masked: bool = False
     """Whether attention is given a mask of documents."""
     gpu: bool = True
+    offload: bool = False
+    """Whether masters and moments are in the memory of the host, and updated there."""
 
     @classmethod
     def of(
@@ -56,17 +58,21 @@ class Layout:
         masked: bool = False,
         gpu: bool = True,
     ) -> Layout:
-        """The layout of a pipeline file's `train` on so many devices.
-
-        As in the engine, one rank has nothing to shard, and 16-bit weights need the float32
-        masters that DeepSpeed keeps from stage 1 on.
-        """
-        low = train.dtype != "float32"
-        zero = max(1, train.zero) if low else train.zero if world > 1 else 0
+        """The layout of a pipeline file's `train` on so many devices."""
         micro = min(train.micro(world), max(1, train.share(world)))
         passes = max(1, train.share(world) // micro)
-        spread = train.expert_parallel
-        return cls(world, zero, train.dtype, micro, passes, recompute, spread, masked, gpu)
+        return cls(
+            world,
+            train.stage(world),
+            train.dtype,
+            micro,
+            passes,
+            recompute,
+            train.expert_parallel,
+            masked,
+            gpu,
+            train.offload != "none",
+        )
 
     @property
     def bytes(self) -> int:
@@ -262,8 +268,13 @@ def _exchange_seconds(sent: float, layout: Layout, device: Device, per_node: int
 
 UPDATE = 30
 """Bytes that AdamW moves a weight: gradient, master and two moments in, all but the first out."""
+HOST = 25e9
+"""Bytes a second of a host's memory, and of the bus to it, that are one device's: an eighth of two
+sockets of eight channels, and a PCIe 4 of sixteen lanes."""
 
 
 def _update_seconds(config: Model, layout: Layout, device: Device) -> float:
     held = config.parameters if layout.zero == 0 else config.parameters / layout.world
+    if layout.offload:  # gradients go there, weights come back
+        return (UPDATE + 2 * layout.bytes) * held / HOST
     return UPDATE * held / device.bandwidth

@@ -149,3 +149,6 @@ class HardwareSection(Section):
     does not fit; left out, processors are taken for what they are and GPUs for good ones."""
     per_node: Annotated[int, Field(ge=1)] = 8
     """Devices of a node: what lies within shares the fast links."""
+    host_gib: Annotated[float | None, Field(gt=0)] = None
+    """GiB of memory of a node, for what its processes hold beside the devices' (`host_bytes`);
+    left out, it is taken to be enough."""

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import Failure
 from stages.training.expert_parallel import (
+    alone,
     gathered,
     group_name,
     is_apart,
@@ -27,7 +29,7 @@ from stages.training.groups import optimizer, set_rate
 from stages.training.guard import SpikeGuard
 from stages.training.muon import Muon, know_ranges
 from stages.training.optimizers import clip
-from stages.training.shards import Fragment, layout
+from stages.training.shards import Fragment, layout, whole_weights
 
 if TYPE_CHECKING:
     from stages.training.objective import Trainable
@@ -62,7 +64,11 @@ class Step(NamedTuple):
 
 
 class Engine:
-    """One trained module. Called like the module itself; `module` is the plain one inside."""
+    """One trained module. Called like the module itself; `module` is the plain one inside.
+
+    Raises:
+        Failure: one of its parameters has no dimension.
+    """
 
     def __init__(self, name: str, trainable: Trainable, settings: TrainSection, rank: Rank) -> None:
         import deepspeed
@@ -70,8 +76,9 @@ class Engine:
         self.name = name
         self.rank = rank
         self.settings = settings
-        self.zero = effective_zero(settings, rank.world)
+        self.zero = settings.stage(rank.world)
         self.module: nn.Module = trainable.module
+        _check(name, self.module)
         shares = spread(self.module, settings.expert_parallel, rank)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
@@ -81,11 +88,11 @@ class Engine:
         self._lr = settings.lr * trainable.lr
         self._adam = optimizer(trainable, self.parameters, settings, self._lr)
         self._adam.admit = self._admit
-        self._deepspeed = deepspeed.initialize(
-            model=self.module,
-            optimizer=self._adam,
-            config=_config(settings, self.zero, bool(shares), rank.device.type == "cuda"),
-        )[0]
+        config = _config(settings, self.zero, bool(shares), rank.device.type == "cuda")
+        with _one_kind_of_optimizer(self.zero):
+            self._deepspeed = deepspeed.initialize(
+                model=self.module, optimizer=self._adam, config=config
+            )[0]
         if isinstance(self._adam, Muon) and self.zero:
             know_ranges(self._adam, self._deepspeed.optimizer)
         self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero > 0
@@ -223,6 +230,28 @@ class Engine:
         with in_place, gathered(self.module):
             yield self.module
 
+    @contextmanager
+    def masters(self) -> Iterator[nn.Module]:
+        """The module with all its weights in float32, in the host's memory and on rank 0 alone: as
+        the optimizer has them, not as the forward pass rounds them. No device holds them whole.
+
+        It is the last thing that is done with an engine: nothing is trained afterwards.
+        """
+        import deepspeed
+
+        found = whole_weights(self.shards, self.shapes, self.rank)
+        parts = {name: self.parameters[name].data for name in found}
+        frozen = [p for p in self.module.parameters() if not p.requires_grad and self.zero == 3]
+        loose = deepspeed.zero.GatheredParameters(frozen, enabled=bool(frozen))
+        try:
+            for name, value in found.items():
+                self.parameters[name].data = value
+            with loose, alone(self.module):
+                yield self.module
+        finally:
+            for name, part in parts.items():
+                self.parameters[name].data = part
+
     def close(self) -> None:
         """Give back hooks and buffers, so that another engine can take the module's place."""
         self._deepspeed.destroy()
@@ -235,12 +264,14 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
     return norm
 
 
-def effective_zero(settings: TrainSection, world: int) -> int:
-    """The ZeRO stage that is run: one rank has nothing to shard, but what is not float32, or not on
-    the device, needs the float32 masters that DeepSpeed keeps from stage 1 on."""
-    if settings.dtype != "float32" or settings.offload != "none":
-        return max(1, settings.zero)
-    return settings.zero if world > 1 else 0
+def _check(engine: str, module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise Failure(
+                f"{engine}: {name} has no dimension, and DeepSpeed cannot send it",
+                where=type(module).__name__,
+                remedy="give the parameter the shape (1,)",
+            )
 
 
 def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict[str, Any]:
@@ -253,6 +284,7 @@ def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},
         "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": settings.dtype == "float16", "loss_scale": 0, "min_loss_scale": 1},
         "zero_force_ds_cpu_optimizer": False,  # torch's own is as fast, and needs no compiler
         "zero_optimization": {
@@ -266,9 +298,26 @@ def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict
     }
 
 
+@contextmanager
+def _one_kind_of_optimizer(zero: int) -> Iterator[None]:
+    """For bfloat16 that is summed in float32 DeepSpeed has an optimizer of its own at stage 1,
+    which keeps its masters elsewhere: the one of stages 1 and 2 sums in float32 just as well."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
+
+    usual = DeepSpeedEngine._do_optimizer_sanity_check
+    if zero:
+        DeepSpeedEngine._do_optimizer_sanity_check = lambda *_: ZERO_OPTIMIZATION
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = usual
+
+
 def _masters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights before DeepSpeed rounds the module: its own masters would be of rounded ones."""
-    return {name: p.detach().float().clone() for name, p in parameters.items()}
+    """The weights before DeepSpeed rounds the module: its own masters would be of rounded ones. It
+    rounds copies, so these are none."""
+    return {name: p.detach().float() for name, p in parameters.items()}
 
 
 def _cut(held: Tensor, fragment: Fragment, start: int) -> Tensor:

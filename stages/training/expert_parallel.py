@@ -199,26 +199,41 @@ def group_name(parameter: Tensor) -> str:
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """Every rank holds all experts for the time being, to look at them or to use them alone."""
-    layers = [layer for layer in module.modules() if isinstance(layer, Switch)]
+    parts = []
+    for layer, exchange in _spread(module):
+        for parameter in layer.experts.parameters():
+            parts.append((parameter, parameter.data))
+            parameter.data = exchange.everything(parameter.data)
+    try:
+        with alone(module):
+            yield
+    finally:
+        for parameter, part in parts:
+            parameter.data = part
+
+
+@contextmanager
+def alone(module: nn.Module) -> Iterator[None]:
+    """Layers ask no other rank for the time being: somebody put all experts here."""
     with ExitStack() as held:
-        for layer in layers:
-            if isinstance(layer.exchange, Apart):
-                held.enter_context(_whole(layer, layer.exchange))
+        for layer, exchange in _spread(module):
+            held.enter_context(_alone(layer, exchange))
         yield
 
 
 @contextmanager
-def _whole(layer: Switch, exchange: Apart) -> Iterator[None]:
+def _alone(layer: Switch, exchange: Apart) -> Iterator[None]:
     experts = layer.experts
     place = experts.first, experts.num
-    parts = [(parameter, parameter.data) for parameter in experts.parameters()]
-    for parameter, part in parts:
-        parameter.data = exchange.everything(part)
     experts.first, experts.num, layer.exchange = 0, experts.total, Here()
     try:
         yield
     finally:
-        for parameter, part in parts:
-            parameter.data = part
         experts.first, experts.num = place
         layer.exchange = exchange
+
+
+def _spread(module: nn.Module) -> list[tuple[Switch, Apart]]:
+    """The layers of which this rank holds a part, and how they reach the others."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Switch)]
+    return [(layer, layer.exchange) for layer in layers if isinstance(layer.exchange, Apart)]

@@ -341,7 +341,7 @@ class Fit:
     def _export(self, out: Path) -> None:
         with ExitStack() as gathered:
             for engine in self.engines.values():
-                gathered.enter_context(engine.whole())
+                gathered.enter_context(engine.masters())
             if self.rank.first:
                 self.objective.export(self.engines, out)
         self.rank.barrier()

@@ -1,9 +1,10 @@
 """What one device holds while a language model is trained, by kind, and at most at once.
 
 Weights, gradients and optimizer are those of Rajbhandari et al. 2020 (arXiv 1910.02054), section
-5; activations are counted operator by operator as Korthikanti et al. 2022 (arXiv 2205.05198),
-section 4.1, do, for our blocks: fused attention keeps no scores, and the fused head no logits.
-Buffers are DeepSpeed's, at the sizes that our engine sets.
+5, but that gradients of 16 bits are added up in float32; activations are counted operator by
+operator as Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, do, for our blocks: fused
+attention keeps no scores, and the fused head no logits. Buffers are DeepSpeed's, at the sizes that
+our engine sets.
 
 A step has three high tides, and memory is needed for the highest:
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.models.config import DecoderConfig
+from stages.models.config import HEAD_ON_CPU, HEAD_ON_GPU, DecoderConfig
 from stages.training.cost import choices, expert_parameters, switch_layers
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ LIVE = 1_000_000_000
 """Weights that ZeRO 3 keeps gathered because they are used again soon (DeepSpeed's default)."""
 SUBGROUP = 1_000_000_000
 """Weights that ZeRO 3 updates at a time (DeepSpeed's default)."""
-HEAD_ON_GPU, HEAD_ON_CPU = 1 << 26, 1 << 19
-"""Logits at a time: those of `stages.models.fused`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,9 @@ class Memory:
     """Of one micro-batch, with what its backward pass works with first."""
     buffers: float
     """Of collectives, and the copies that the update makes: the most at one time."""
+    starting: float
+    """What the device holds before the first step: DeepSpeed brings all weights there before ZeRO 3
+    cuts them up."""
     peak: float
 
     @property
@@ -96,8 +98,10 @@ def held(
     """
     size, zero = layout.bytes, layout.zero
     weights = size * (part if zero == 3 else whole)
-    gradients = size * (part if zero >= 2 else whole)
+    gradients = 4 * (part if zero >= 2 else whole)
     optimizer = 12 * part if zero else 8 * whole
+    if layout.offload:
+        optimizer = 0.0
     gathered = size * min(whole, LIVE + largest) if zero == 3 else 0.0
     standing = size * _standing(layout, whole) + gathered + sending
     reducing = gathered + size * (_reducing(layout, whole) + embedding)
@@ -108,14 +112,29 @@ def held(
         gradients + reducing,
         (gradients if zero in (0, 3) else 0.0) + updating,
     )
+    starting = size * whole if zero == 3 else weights + optimizer
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         activations=active,
         buffers=max(standing, reducing, updating),
-        peak=weights + optimizer + max(tides),
+        starting=starting,
+        peak=max(starting, weights + optimizer + max(tides)),
     )
+
+
+def host(parameters: float, layout: Layout, per_node: int) -> float:
+    """Bytes of a host's memory that the processes of one node take at once.
+
+    Each draws or reads all weights in float32 before it gives up what is not its own; then there is
+    the offloaded optimizer with its gradients, a copy of what a save writes, and at the end the
+    whole model in float32 once.
+    """
+    ranks, part = min(layout.world, per_node), parameters / layout.world
+    whole, saved = 4.0 * parameters, 12 * part
+    offloaded = (16 + layout.bytes) * part if layout.offload else 0.0
+    return max(ranks * (whole + offloaded), ranks * (offloaded + saved) + whole)
 
 
 def _standing(layout: Layout, whole: float) -> float:
@@ -131,18 +150,23 @@ def _reducing(layout: Layout, whole: float) -> float:
         return min(whole, PLAIN_BUCKET) if layout.world > 1 else 0.0
     flat = min(whole, BUCKET)
     waiting = flat if layout.zero == 2 else _standing(layout, whole)
-    return flat + waiting
+    return flat + waiting + _summed(layout, whole) / layout.bytes
+
+
+def _summed(layout: Layout, whole: float) -> float:
+    """Bytes of this device's share of reduced gradients beside the whole ones, at ZeRO 1 in 16
+    bits."""
+    return 4 * whole / layout.world if layout.zero == 1 and layout.bytes < 4 else 0.0
 
 
 def _updating(layout: Layout, whole: float, part: float) -> float:
     """Bytes of the copies of a device's gradients that the update makes: ZeRO 1-2 flattens them,
-    and all turn them into float32."""
-    if layout.zero == 0:
+    and what is float32 already a second time."""
+    if layout.zero == 0 or layout.offload:
         return 0.0
     if layout.zero == 3:
         return 4 * min(part, SUBGROUP)
-    low = 0 if layout.bytes == 4 else layout.bytes
-    return part * (layout.bytes + low + 4)
+    return part * (8 if layout.bytes == 4 else 4)
 
 
 def _sending(config: LanguageConfig, layout: Layout) -> float:

@@ -131,7 +131,8 @@ class Objective(Protocol):
         """Take up what `state_dict` gave."""
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the model folder. Called on rank 0 alone, with whole weights in the modules."""
+        """Write the model folder. Called on rank 0 alone, with whole weights in the modules: in
+        float32, on the host."""
 
 
 class SupervisedObjective(ABC):

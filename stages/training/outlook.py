@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from pipeline.disk import readable
 from pipeline.errors import Problem
 from stages.training.cost import Layout, arithmetic, forecast, traffic
-from stages.training.devices import DEVICES
-from stages.training.memory import memory
+from stages.training.devices import DEVICES, GIB
+from stages.training.memory import host, memory
 
 if TYPE_CHECKING:
     from pipeline.stage import Workers
@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 SOME_GPU = 2e14
 """FLOP/s that a GPU of which nothing is known may be expected to do."""
-KNOBS = ("train.zero", "train.micro_batch", "model.recompute", "train.expert_parallel")
+KNOBS = (
+    "train.zero",
+    "train.micro_batch",
+    "model.recompute",
+    "train.expert_parallel",
+    "train.offload",
+)
 """What is turned to make a training fit."""
 
 
@@ -78,7 +84,8 @@ class Training:
     def estimate(self) -> dict[str, float]:
         """What `Params.estimate` promises, and of one device: its memory by kind
         (`weights_bytes`…, `memory_bytes` at once of `device_bytes`), what it sends in a step
-        (`communication_bytes`), and where the device is known `step_seconds` and `mfu`."""
+        (`communication_bytes`); of a node of GPUs `host_bytes`; and where the device is known
+        `step_seconds` and `mfu`."""
         config, train, layout = self.config, self.train, self.layout
         work, held, sent = self._work(layout), self._memory(layout), self._traffic(layout)
         found = self._size(layout) | {
@@ -97,8 +104,10 @@ class Training:
             "reduced_bytes": sent.reduced,
             "gathered_bytes": sent.gathered,
             "exchanged_bytes": sent.exchanged,
-            "disk_bytes": 4.0 * config.parameters * (1 + 3 * train.keep),
+            "disk_bytes": 4.0 * config.parameters * (1 + 3 * train.checkpoints),
         }
+        if layout.gpu:
+            found["host_bytes"] = host(config.parameters, layout, self.hardware.per_node)
         return {name: float(value) for name, value in found.items()} | self._time()
 
     def _size(self, layout: Layout) -> dict[str, float]:
@@ -145,12 +154,32 @@ class Training:
             able = " or ".join(device.peak)
             said = f"{name} computes no {self.train.dtype}"
             yield Problem("train.dtype", said, f"{able}, or another hardware.device")
-        elif (need := self._memory(self.layout).peak) > device.usable:
-            said = f"takes {readable(need)} a device, {name} has room for {readable(device.usable)}"
+        elif (held := self._memory(self.layout)).peak > device.usable:
+            when = " before ZeRO 3 cuts the weights up" if held.peak == held.starting else ""
+            said = f"takes {readable(held.peak)} a device{when}"
+            said = f"{said}, {name} has room for {readable(device.usable)}"
             knobs = self._remedy(device)
             hint = ", ".join(f"{key}: {value}" for key, value in knobs.items())
             first = next(iter(knobs), "model")
             yield Problem(first, said, hint or "a smaller model, or a device with more memory")
+        else:
+            yield from self._host_refusals()
+
+    def _host_refusals(self) -> Iterator[Problem]:
+        hardware, layout = self.hardware, self.layout
+        need = host(self.config.parameters, layout, hardware.per_node)
+        if hardware.host_gib is None or not layout.gpu or need <= hardware.host_gib * GIB:
+            return
+        said = f"processes of a node take {readable(need)} of its memory at once"
+        fitting = [
+            num
+            for num in range(1, hardware.per_node)
+            if host(self.config.parameters, layout, num) <= hardware.host_gib * GIB
+        ]
+        hint = "nodes with more memory"
+        if fitting:
+            hint = f"fewer devices a node (hardware.per_node: {fitting[-1]}), or {hint}"
+        yield Problem("hardware.host_gib", said, hint)
 
     def _remedy(self, device: Device) -> dict[str, str]:
         """The fewest changes of the file that make it fit, and of those the ones with the fastest
@@ -176,15 +205,18 @@ class Training:
     def _layouts(self, own: Layout) -> Iterator[Layout]:
         """All layouts of so many workers that take less memory than the file's."""
         share = own.micro * own.passes
-        for zero, micro, recompute, spread in product(
-            range(own.zero, 4),
+        by_muon = self.train.optimizer == "muon"
+        for offload, zero, micro, recompute, spread in product(
+            [own.offload] if by_muon else sorted({own.offload, True}),
+            range(own.zero, 3 if by_muon else 4),
             [micro for micro in range(own.micro, 0, -1) if share % micro == 0],
             sorted({own.recompute, True}),
             self._spreads(own.world),
         ):
             yield replace(
                 own,
-                zero=zero,
+                zero=max(zero, 1) if offload else zero,
+                offload=offload,
                 micro=micro,
                 passes=share // micro,
                 recompute=recompute,
@@ -200,7 +232,11 @@ class Training:
         return [size for size in sizes if experts.num % size == 0 and world % size == 0] or [own]
 
     def _changes(self, own: Layout, layout: Layout) -> dict[str, str]:
-        fields = ("zero", "micro", "recompute", "expert_parallel")
+        fields = ("zero", "micro", "recompute", "expert_parallel", "offload")
         pairs = [(getattr(own, name), getattr(layout, name)) for name in fields]
-        told = zip(KNOBS, pairs, strict=True)
-        return {key: str(new).lower() for key, (old, new) in told if old != new}
+        changed = {key: new for key, (old, new) in zip(KNOBS, pairs, strict=True) if old != new}
+        if "train.offload" in changed:
+            changed["train.offload"] = "cpu"
+            if layout.zero == 1:  # it comes with that
+                changed.pop("train.zero", None)
+        return {key: str(new).lower() for key, new in changed.items()}

@@ -65,16 +65,20 @@ class Pretraining(LanguageObjective):
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the
-        segments (the documents of a sample, counted from 0) and the positions within them."""
+        segments (the documents of a sample, counted from 0) and the positions within them; of
+        packed samples also what is `real`, not padding."""
         import numpy as np
         import torch
 
-        from stages.data.bestfit import Packed
+        from stages.data.bestfit import IGNORED, Packed
         from stages.data.tokens import boundaries
 
         if isinstance(samples[0], Packed):
             names = ("tokens", "targets", "segments", "positions")
-            return {n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names}
+            packed = {
+                n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names
+            }
+            return {**packed, "real": packed["targets"] != IGNORED}
         windows = np.stack(samples)
         found = {
             "tokens": torch.from_numpy(windows)[:, :-1],
@@ -93,9 +97,9 @@ class Pretraining(LanguageObjective):
 
         from stages.models.language import Trace, upkeep
 
-        masks = {}
+        masks = {"real_BT": batch.get("real")}
         if self.mask_documents:
-            masks = {"segments_BT": batch["segments"], "positions_BT": batch["positions"]}
+            masks |= {"segments_BT": batch["segments"], "positions_BT": batch["positions"]}
         trace, training = Trace(), torch.is_grad_enabled()
         z_coef = self.z_coef if training else 0.0
         total = model(

@@ -6,6 +6,7 @@ Imports no torch: `headwater plan` reads this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -88,8 +89,9 @@ class TrainSection(Section):
     """`norm` scales a gradient that is longer than `clip` down to it; `norm_soft` scales every
     gradient g by clip / (|g| + clip); `value` brings each number of it into [-clip, clip]."""
     dtype: Dtype = "float32"
-    """Of activations and gradients; master weights and moments are always float32. With float16
-    the loss is scaled as far up as gradients stay finite; steps that find the limit are skipped."""
+    """Of activations and gradients; master weights, moments, sums of gradients over passes and what
+    is exported are always float32. With float16 the loss is scaled as far up as gradients stay
+    finite; steps that find the limit are skipped."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256
@@ -170,6 +172,22 @@ class TrainSection(Section):
         rises = self.global_batch // ramp.start - 1
         risen = (-(-ramp.steps * rise // rises) for rise in range(1, rises + 1))
         return ramp.start * (step + sum(max(0, step - at) for at in risen))
+
+    def stage(self, world: int) -> int:
+        """The ZeRO stage that is run: one rank has nothing to shard, but what is not float32, or
+        not on the device, needs the float32 masters that DeepSpeed keeps from stage 1 on."""
+        if self.dtype != "float32" or self.offload != "none":
+            return max(1, self.zero)
+        return self.zero if world > 1 else 0
+
+    @property
+    def checkpoints(self) -> int:
+        """How many there are at once, at most: those that are kept, the one to go back to where
+        interrupts left newer ones, and one that is being written."""
+        due = self.steps // self.checkpoint_every if self.checkpoint_every else 0
+        both = math.lcm(self.checkpoint_every, self.keep_every)
+        apart = self.steps // both if both else 0
+        return min(due + 1, self.keep + bool(due) + apart) + 1
 
     def share(self, world: int, step: int | None = None) -> int:
         """Samples on one rank, of a step or of a whole batch."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from stages.training.expert_parallel import Share, is_apart
 from stages.training.muon import MARK
@@ -86,6 +87,30 @@ class Shards:
             for step in self._steps:
                 step.fill_(updates)
         self._publish()
+
+
+@torch.no_grad()
+def whole_weights(
+    shards: Shards, shapes: Mapping[str, Sequence[int]], rank: Rank
+) -> dict[str, Tensor]:
+    """All weights in float32 in rank 0's host memory, by name; nothing on the other ranks.
+
+    They come one fragment after another: no device holds more than one beside its own.
+    """
+    known = rank.gather([(part.name, part.start, part.count) for part in shards.owned])
+    found = {name: torch.empty(tuple(shape)) for name, shape in shapes.items() if rank.first}
+    for owner, parts in enumerate(known):
+        for number, (name, start, count) in enumerate(parts):
+            if owner == rank.index:
+                piece = shards.owned[number].views["fp32"].to(rank.device)
+            else:
+                piece = torch.empty(count, device=rank.device)
+            if rank.world > 1:
+                dist.broadcast(piece, src=owner)
+            if rank.first:
+                found[name].view(-1)[start : start + count].copy_(piece)
+            rank.beat()
+    return found
 
 
 def layout(

@@ -11,19 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from cases import Faulty, Toy, happen_to, pid
+from cases import Doomed, Faulty, Routed, Toy, happen_to, pid, routed_config
+from clips import clip_world, shape_of
 from plain import PlainEngine, same
 from rooms import room
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Failure, HeadwaterError, InputError, Stuck, WorkerDied
 from pipeline.stage import Workers
+from stages.contrastive.objective import Contrastive
 from stages.training.checkpoint import Checkpoints
 from stages.training.group import WorkerGroup
 from stages.training.loop import fit
@@ -164,36 +167,59 @@ def test_a_killed_rank_ends_the_group_and_the_next_attempt_makes_the_same_model(
     assert "going on from step 4 of 12" in (tmp_path / "attempt-1" / "log.txt").read_text()
 
 
-LAYOUTS = ["single", "zero-0", "zero-1", "zero-2", "zero-3"]
+def gpt(_: Path) -> Any:
+    return Toy(dropout=0.1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def switch(_: Path) -> Any:
+    shape = routed_config()
+    assert shape.experts
+    restless = shape.experts.model_copy(update={"jitter": 0.01})
+    return Routed(replace(shape, dropout=0.1, experts=restless))
+
+
+def clip(folder: Path) -> Any:
+    world = clip_world(folder / "world")
+    return Contrastive(
+        world / "pairs", world / "tokenizer", shape_of(world), patch_dropout=0.2, threads=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (gpt, {}),
+        (gpt, {"zero": 0}),
+        (gpt, {"zero": 3}),
+        (switch, {"zero": 2, "expert_parallel": 2}),
+        (clip, {"zero": 1, "micro_batch": 2, "eval_samples": 8}),
+    ],
+    ids=["single", "zero-0", "zero-3", "switch", "clip"],
+)
 def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
-    tmp_path: Path, layout: str
+    tmp_path: Path, family: Callable[[Path], Any], layout: dict[str, int]
 ) -> None:
-    """SIGKILL of a random rank, twice, milliseconds into a random step: while it computes, talks
-    to its peer or writes a checkpoint. Series, weights, moments and position are the same."""
+    """SIGKILL of a random rank, twice, milliseconds into a random step: while it computes or talks
+    to its peer, and once right after a checkpoint fell due, while that is written. Series, weights,
+    moments and position are the same."""
     seed = int(os.environ.get("HEADWATER_TEST_SEED", time.time_ns() % 2**32))
     print(f"HEADWATER_TEST_SEED={seed}")
-    dice, world = random.Random(f"{seed} {layout}"), 1 if layout == "single" else 2
-    made = settings(zero=0 if layout == "single" else int(layout[-1]), checkpoint_every=2)
-    kills = [
-        Faulty(
-            dropout=0.1,
+    dice, world = random.Random(f"{seed} {family.__name__} {layout}"), 2 if layout else 1
+    made = settings(checkpoint_every=2, **layout)
+    objective = family(tmp_path)
+    for at in (dice.choice((2, 4, 6)), dice.randrange(7, 11)):
+        doomed = Doomed(
+            objective,
             at=at,
             whom=dice.randrange(world),
-            what="kill",
             delay=dice.uniform(0, 0.04),
             mark=str(tmp_path / f"killed-at-{at}"),
         )
-        for at in sorted(dice.sample(range(1, 11), 2))
-    ]
-    for objective in kills:
         with room(tmp_path, world) as hit, pytest.raises(WorkerDied):
-            hit.group.run(fit, objective, made, seed=1, name="hit")
+            hit.group.run(fit, doomed, made, seed=1, name="hit")
     with room(tmp_path, world) as both:
         for name in ("hit", "calm"):
-            both.group.run(fit, Toy(dropout=0.1), made, seed=1, name=name)
+            both.group.run(fit, objective, made, seed=1, name=name)
     assert losses(tmp_path, "hit_loss") == losses(tmp_path, "calm_loss")
     assert len(losses(tmp_path, "hit_loss")) == 12
     hit_last, calm_last = (

@@ -13,13 +13,25 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Faulty, Gathering, Half, Infinite, Toy, Two, late, pid, plain_losses
+from cases import (
+    Faulty,
+    Gathering,
+    Half,
+    Infinite,
+    Toy,
+    Two,
+    late,
+    norm_of_many,
+    odd_weights,
+    pid,
+    plain_losses,
+)
 from rooms import Room
 
 from pipeline.context import Context
 from pipeline.errors import Failure, Interrupted, WorkerDied
 from pipeline.stage import Workers
-from stages.training.checkpoint import Checkpoints
+from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.group import WorkerGroup
 from stages.training.loop import fit
 from stages.training.rank import Rank
@@ -28,7 +40,9 @@ from stages.training.settings import Limits, TrainSection
 pytestmark = pytest.mark.integration
 
 LAYOUTS = ["single", "zero-0", "zero-1", "zero-2", "zero-3"]
-STEPS, STOP = 20, 14
+STEPS, STOP = 20, 16
+TOUR = ["single", "zero-1", "zero-0", "zero-3", "zero-2", "single"]
+"""Each layout leaves a checkpoint to another once, and is left one."""
 
 
 def settings(layout: str = "zero-1", **fields: object) -> TrainSection:
@@ -44,19 +58,10 @@ def rooms(pair: Room, single: Room) -> dict[str, Room]:
     return {layout: single if layout == "single" else pair for layout in LAYOUTS}
 
 
-def stopped(room: Room, layout: str, name: str) -> None:
-    """Train up to a checkpoint at step `STOP`."""
-    try:
-        with pytest.raises(Interrupted, match=f"stopped at step {STOP} of {STEPS}"):
-            room.group.run(fit, Toy(stop_at=STOP - 1), settings(layout), seed=3, name=name)
-    finally:
-        room.ctx.cancel_file.unlink(missing_ok=True)
-
-
 @pytest.fixture(scope="module")
 def straight(single: Room) -> dict[int, float]:
     """The losses of an undisturbed training on one process."""
-    single.group.run(fit, Toy(), settings(), seed=3, name="straight")
+    single.group.run(fit, Toy(), settings(checkpoint_every=STOP), seed=3, name="straight")
     return single.series("straight", "loss")
 
 
@@ -70,7 +75,7 @@ def trained(pair: Room, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     """The same training at every ZeRO stage on two ranks: the folder of each model."""
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS[1:]}
     for layout, folder in folders.items():
-        made = settings(layout, eval_every=10)
+        made = settings(layout, eval_every=10, checkpoint_every=STOP)
         first, second = pair.group.run(fit, Toy(), made, seed=3, name=layout, out=folder)
         assert first == second
     return folders
@@ -99,15 +104,22 @@ def test_gradient_norms_are_those_of_the_whole_batch(
         assert pair.series(layout, "grad_norm") == pytest.approx(wanted, rel=1e-4), layout
 
 
-@pytest.mark.parametrize(("by", "limit"), [("norm", 0.2), ("norm_soft", 0.5), ("value", 0.003)])
+@pytest.mark.parametrize(
+    ("by", "limit", "layouts"),
+    [
+        ("norm", 0.2, ("single", "zero-3")),
+        ("norm_soft", 0.5, ("zero-0", "zero-2")),
+        ("value", 0.003, ("zero-0", "zero-3")),
+    ],
+)
 def test_clipping_is_that_of_plain_pytorch_in_each_form(
-    rooms: dict[str, Room], by: str, limit: float
+    rooms: dict[str, Room], by: str, limit: float, layouts: tuple[str, ...]
 ) -> None:
     """A large eps leaves Adam the scale of its gradients."""
-    form = {"steps": 6, "eps": 0.1, "lr": 0.3, "clip_by": by}
+    form = {"steps": 4, "eps": 0.1, "lr": 0.3, "clip_by": by}
     wanted = plain_losses(settings(clip=limit, **form), 3)
     assert wanted != pytest.approx(plain_losses(settings(clip=10.0, **form), 3), abs=1e-3)
-    for layout in ("single", "zero-0", "zero-2", "zero-3"):
+    for layout in layouts:
         name = f"{by}-{layout}"
         rooms[layout].group.run(fit, Toy(), settings(layout, clip=limit, **form), seed=3, name=name)
         found = list(rooms[layout].series(name, "loss").values())
@@ -122,7 +134,7 @@ def turned(rooms: dict[str, Room]) -> dict[str, dict[int, float]]:
     """The losses of a training with Muon on each layout."""
     runs = {}
     for layout in WITH_MUON:
-        made = settings(layout, optimizer="muon", steps=12)
+        made = settings(layout, optimizer="muon", steps=12, checkpoint_every=8)
         rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"muon-{layout}")
         runs[layout] = rooms[layout].series(f"muon-{layout}", "loss")
     return runs
@@ -144,14 +156,19 @@ def test_muon_is_the_same_on_every_layout(
 def test_a_checkpoint_of_muon_continues_on_any_layout(
     rooms: dict[str, Room], turned: dict[str, dict[int, float]]
 ) -> None:
-    made = {"optimizer": "muon", "steps": 12}
     rest = {step: loss for step, loss in turned["single"].items() if step > 8}
-    for then, now in pairwise([*WITH_MUON, *reversed(WITH_MUON[:-1]), "zero-2"]):
+    for then, now in pairwise([layout for layout in TOUR if layout in WITH_MUON]):
         name = f"muon-{then}-to-{now}"
-        source = stopped_at(rooms[then], settings(then, **made), f"muon-half-{then}", 8)
-        shutil.copytree(source, rooms[now].checkpoints(name))
-        rooms[now].group.run(fit, Toy(), settings(now, **made), seed=3, name=name)
+        copy_due(rooms[then].checkpoints(f"muon-{then}"), 8, rooms[now].checkpoints(name))
+        made = settings(now, optimizer="muon", steps=12)
+        rooms[now].group.run(fit, Toy(), made, seed=3, name=name)
         assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
+
+
+def copy_due(source: Path, step: int, target: Path) -> None:
+    """The checkpoint that fell due at a step, without later ones."""
+    (due,) = source.glob(f"*-step-{step:08d}")
+    shutil.copytree(due, target / due.name)
 
 
 def stopped_at(
@@ -173,7 +190,7 @@ def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
 ) -> None:
     ramp = {"batch_ramp": {"start": 4, "steps": 8}, "micro_batch": 2, "steps": 12}
     wanted = dict(enumerate(plain_losses(settings(**ramp), 3), 1))
-    for layout in ("single", "zero-0", "zero-3"):
+    for layout in ("single", "zero-3"):
         made, name = settings(layout, **ramp), f"ramp-{layout}"
         rooms[layout].group.run(fit, Toy(), made, seed=3, name=name)
         assert rooms[layout].series(name, "loss") == pytest.approx(wanted, abs=1e-5), layout
@@ -185,14 +202,51 @@ def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_trains_as_float32_does(pair: Room, dtype: str) -> None:
-    wanted = dict(enumerate(plain_losses(settings(steps=8), 3), 1))
-    for zero in (1, 3):
-        made = settings(f"zero-{zero}", steps=8, dtype=dtype)
-        pair.group.run(fit, Half(), made, seed=3, name=f"{dtype}-{zero}")
-        found = pair.series(f"{dtype}-{zero}", "loss")
+def test_half_precision_trains_as_float32_does(pair: Room, dtype: str, tmp_path: Path) -> None:
+    """And leaves the weights that the optimizer has, not those that the forward pass rounds."""
+    wanted = dict(enumerate(plain_losses(settings(steps=5), 3), 1))
+    for zero in (1, 2, 3):
+        made, name = settings(f"zero-{zero}", steps=5, dtype=dtype), f"{dtype}-{zero}"
+        pair.group.run(fit, Half(), made, seed=3, name=name, out=tmp_path / name)
+        found = pair.series(name, "loss")
         assert found == pytest.approx(wanted, abs=0.02), zero
         assert found != pytest.approx(wanted, abs=1e-5), "rounded"
+        saved = Checkpoints(pair.checkpoints(name), Rank(), 2).newest()
+        assert saved is not None
+        masters, rounded = Reader(saved), getattr(torch, dtype)
+        weights = torch.load(tmp_path / name / "weights.pt", weights_only=True)
+        for key, value in weights.items():
+            kept = masters.read(f"model/fp32/{key}", 0, value.numel())
+            assert torch.equal(value.flatten(), kept), (name, key)
+        assert any((value != value.to(rounded)).any() for value in weights.values())
+
+
+def test_weights_of_all_kinds_are_trained_and_exported(
+    rooms: dict[str, Room],
+) -> None:
+    """A number, and a matrix that is not trained."""
+    (wanted,) = rooms["single"].group.run(odd_weights, settings("single"), (1,))
+    assert wanted["scale"] != 2
+    for layout in LAYOUTS[1:]:
+        found, rest = rooms[layout].group.run(odd_weights, settings(layout), (1,))
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=layout)
+        assert rest.keys() == found.keys()
+    with pytest.raises(Failure, match="odd: scale has no dimension") as caught:
+        rooms["single"].group.run(odd_weights, settings("single"), ())
+    assert "(1,)" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("dtype", "small"), [("bfloat16", 2**-9), ("float16", 2**-12)])
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_gradients_of_many_passes_are_added_up_in_float32(
+    pair: Room, dtype: str, small: float, offload: str
+) -> None:
+    """1 and one of the small ones are 1 in that precision."""
+    for zero in (1, 2, 3):
+        made = settings(f"zero-{zero}", dtype=dtype, offload=offload)
+        found = pair.group.run(norm_of_many, made, small, 64)
+        assert found == pytest.approx([1 + 64 * small] * 2, rel=1e-4), zero
 
 
 def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pair: Room) -> None:
@@ -215,20 +269,20 @@ def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pai
 
 def test_an_optimizer_on_the_host_makes_the_same_updates(rooms: dict[str, Room]) -> None:
     """And skips the same steps, and takes up checkpoints that were saved without it."""
-    bad = Toy(poison_step=3)
-    rooms["single"].group.run(fit, bad, settings("single", steps=8), seed=3, name="at-home")
+    bad, saved = Toy(poison_step=2), 4
+    at_home = settings("single", steps=6, checkpoint_every=saved)
+    rooms["single"].group.run(fit, bad, at_home, seed=3, name="at-home")
     wanted = rooms["single"].series("at-home", "loss")
-    for layout in ("single", "zero-1", "zero-2", "zero-3"):
-        made, name = settings(layout, steps=8, offload="cpu"), f"host-{layout}"
-        source = stopped_at(rooms["zero-3"], settings("zero-3", steps=8), "not-host", 5, bad)
-        for begin in (0, 5):
-            if begin:
-                name = f"{name}-later"
-                shutil.copytree(source, rooms[layout].checkpoints(name))
-            rooms[layout].group.run(fit, bad, made, seed=3, name=name)
-            rest = {step: loss for step, loss in wanted.items() if step > begin}
-            found = rooms[layout].series(name, "loss")
-            assert found == pytest.approx(rest, abs=1e-5, nan_ok=True), name
+    begun = [("single", 0), ("zero-1", 0), ("zero-2", saved), ("zero-3", 0), ("zero-3", saved)]
+    for layout, begin in begun:
+        made, name = settings(layout, steps=6, offload="cpu"), f"host-{layout}-from-{begin}"
+        if begin:
+            source = rooms["single"].checkpoints("at-home")
+            copy_due(source, saved, rooms[layout].checkpoints(name))
+        rooms[layout].group.run(fit, bad, made, seed=3, name=name)
+        rest = {step: loss for step, loss in wanted.items() if step > begin}
+        found = rooms[layout].series(name, "loss")
+        assert found == pytest.approx(rest, abs=1e-5, nan_ok=True), name
 
 
 def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
@@ -247,18 +301,29 @@ def test_checkpoints_hold_a_like_share_of_each_rank(pair: Room, trained: dict[st
         assert max(sizes) < 1.1 * min(sizes), layout
 
 
-def test_a_checkpoint_of_any_layout_continues_on_any_other(
-    rooms: dict[str, Room], straight: dict[int, float]
+def test_a_checkpoint_of_each_layout_continues_on_another(
+    rooms: dict[str, Room], trained: dict[str, Path], straight: dict[int, float]
 ) -> None:
-    for layout in LAYOUTS:
-        stopped(rooms[layout], layout, f"from-{layout}")
+    for then, now in pairwise(TOUR):
+        assert_continues(rooms, straight, then, now, f"{then}-to-{now}")
+
+
+@pytest.mark.long
+def test_a_checkpoint_of_any_layout_continues_on_any_other(
+    rooms: dict[str, Room], trained: dict[str, Path], straight: dict[int, float]
+) -> None:
     for then, now in product(LAYOUTS, LAYOUTS):
-        name = f"{then}-to-{now}"
-        source = rooms[then].checkpoints(f"from-{then}")
-        shutil.copytree(source, rooms[now].checkpoints(name))
-        rooms[now].group.run(fit, Toy(), settings(now), seed=3, name=name)
-        rest = {step: loss for step, loss in straight.items() if step > STOP}
-        assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
+        assert_continues(rooms, straight, then, now, f"all-{then}-to-{now}")
+
+
+def assert_continues(
+    rooms: dict[str, Room], straight: dict[int, float], then: str, now: str, name: str
+) -> None:
+    source = rooms[then].checkpoints("straight" if then == "single" else then)
+    copy_due(source, STOP, rooms[now].checkpoints(name))
+    rooms[now].group.run(fit, Toy(), settings(now), seed=3, name=name)
+    rest = {step: loss for step, loss in straight.items() if step > STOP}
+    assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
 
 
 def test_zero_3_keeps_weights_apart_and_gives_them_whole_when_asked(
@@ -313,7 +378,7 @@ def test_what_stands_out_is_known_after_a_resume(pair: Room) -> None:
     spike = {"poison_step": STOP + 1, "poison_rank": 1, "poison": 1000.0}
     calm = pair.group.run(fit, Toy(**spike), made, seed=3, name="calm")
     try:
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted, match=f"stopped at step {STOP} of {STEPS}"):
             pair.group.run(fit, Toy(**spike, stop_at=STOP - 1), made, seed=3, name="hit")
     finally:
         pair.ctx.cancel_file.unlink(missing_ok=True)

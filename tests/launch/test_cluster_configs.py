@@ -33,9 +33,9 @@ def test_gpt3_13b(tmp_path: Path) -> None:
     assert found["tokens"] == pytest.approx(300e9, rel=0.001)
     # Brown et al. 2020, table D.1, which leaves attention out.
     assert found["flops"] == pytest.approx(2.31e22, rel=0.1)
-    # 16 bytes of states a weight, over 256 devices
+    # 18 bytes of states a weight, gradients in float32, over 256 devices
     states = sum(found[f"{kind}_bytes"] for kind in ("weights", "gradients", "optimizer"))
-    assert states == pytest.approx(16 * found["parameters"] / 256)
+    assert states == pytest.approx(18 * found["parameters"] / 256)
     assert 0.3 < found["mfu"] < 0.55
     assert 5 * DAY < found["seconds"] < 12 * DAY
     assert found["memory_bytes"] < found["device_bytes"]
@@ -86,7 +86,7 @@ def test_the_plan_tells_people_what_a_training_takes(tmp_path: Path) -> None:
         "143 k steps of 2.1 M",
         "2.46e22  3.27e22 with recomputation",
         "at once, of 74.4 GiB",
-        "weights 95.8 MiB, gradients 95.8 MiB, optimizer 574.6 MiB, activations ",
+        "weights 95.8 MiB, gradients 191.5 MiB, optimizer 574.6 MiB, activations ",
         "sent a device and step",
         "device hours on 256",
     ):

@@ -38,7 +38,7 @@ def reference(x, weight, targets, z_coef=0.0):
 def test_loss_and_gradients_are_those_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, rows: int, ignored: int
 ) -> None:
-    monkeypatch.setattr(fused, "_ON_CPU", rows * V)
+    monkeypatch.setattr(fused, "HEAD_ON_CPU", rows * V)
     x, weight, targets = inputs(ignored=ignored)
     loss = linear_cross_entropy(x, weight, targets)[0]
     (3 * loss).backward()
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_those_of_all_logits(
 
 @pytest.mark.parametrize("rows", [5, N])
 def test_z_loss_is_added_with_its_gradient(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(fused, "_ON_CPU", rows * V)
+    monkeypatch.setattr(fused, "HEAD_ON_CPU", rows * V)
     x, weight, targets = inputs(ignored=4)
     total, cross_entropy = linear_cross_entropy(x, weight, targets, z_coef=0.02)
     (3 * total).backward()
@@ -93,7 +93,7 @@ def test_without_a_gradient_none_is_made() -> None:
 def test_a_sum_beyond_16_bits_is_scaled_before_it_is_rounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused, "_ON_CPU", V)
+    monkeypatch.setattr(fused, "HEAD_ON_CPU", V)
     x, weight, targets = inputs(torch.float16)
     with torch.no_grad():
         x[:, 0], targets[:] = 6e4, 3

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from stages.models.config import DecoderConfig, ExpertsConfig
 from stages.models.decoder import Decoder
 from stages.models.language import Trace
-from stages.models.switch import Switch, balance_loss, dispatch
+from stages.models.switch import Groups, Switch, balance_loss, dispatch
 
 C, INNER = 16, 24
 
@@ -102,6 +102,28 @@ def test_how_a_batch_is_split_does_not_matter():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("over", ["group", "batch"])
+def test_padding_is_neither_sent_nor_counted(over):
+    """A padded batch is to the layer what its sequences are without their padding."""
+    switch = layer(capacity_factor=0.75, balance_over=over)
+    rows = [torch.randn(1, length, C) for length in (9, 4, 6)]
+    x_BTC, real_BT = torch.full((3, 9, C), 7.0), torch.zeros(3, 9, dtype=torch.bool)
+    for b, row_1TC in enumerate(rows):
+        x_BTC[b, : row_1TC.shape[1]], real_BT[b, : row_1TC.shape[1]] = row_1TC[0], True
+    x_BTC.requires_grad_()
+    y_BTC, routing = switch(x_BTC, real_BT)
+    alone = [switch(row_1TC) for row_1TC in rows]
+    torch.testing.assert_close(y_BTC[real_BT], torch.cat([y[0] for y, _ in alone]))
+    assert y_BTC[~real_BT].eq(0).all()
+    figures = ["z", "load_E", "dropped", "entropy", *(["balance"] if over == "group" else [])]
+    for figure in figures:
+        weighed = [getattr(told, figure) * y.shape[1] / 19 for y, told in alone]
+        torch.testing.assert_close(getattr(routing, figure), sum(weighed), msg=figure)
+    (y_BTC.square().sum() + routing.balance + routing.z).backward()
+    assert x_BTC.grad[~real_BT].eq(0).all()
+    assert x_BTC.grad[real_BT].ne(0).any(-1).all()
+
+
 def test_an_expert_without_tokens_has_a_gradient_of_zero():
     switch = layer()
     with torch.no_grad():
@@ -117,7 +139,9 @@ def test_balance_loss_is_its_formula():
     chosen = torch.tensor([[6.0, 2.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     probs = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
     first = 4 * (0.75 * 0.5 + 0.25 * 0.3)
-    assert balance_loss(chosen, probs).item() == pytest.approx((first + 1.0) / 2)
+    assert balance_loss(chosen, 8 * probs, torch.tensor([8, 8])).item() == pytest.approx(
+        (first + 1.0) / 2
+    )
 
 
 @pytest.mark.parametrize("over", ["group", "batch"])
@@ -164,7 +188,8 @@ def test_jitter_and_dropout_are_for_training():
 
 def test_first_choices_are_served_before_second_ones():
     experts_NK = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])
-    sent = dispatch(experts_NK, groups=1, num=2, capacity=2)
+    one = Groups(4, torch.arange(4), torch.tensor([4]))
+    sent = dispatch(experts_NK, one, 2, torch.tensor([2]))
     assert sent.counts_E.tolist() == [2, 2]
     assert sent.token_A.tolist() == [0, 3, 1, 2], "every token keeps its first choice alone"
 

@@ -9,11 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.data.bestfit import Packed
+from stages.models.config import DecoderConfig, ExpertsConfig, LanguageConfig, MuP
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.pretraining import Pretraining
 
 VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
 """Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
@@ -191,24 +194,41 @@ class Faulty(Toy):
     what: str = "kill"
     mark: str = ""
     """A file that says that it happened already: it happens once."""
-    delay: float = 0.0
-    """Seconds after the step began; the training goes on meanwhile, but not past its end."""
-    bomb: threading.Timer | None = None
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
             Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
-            if self.delay:
-                self.bomb = threading.Timer(self.delay, happen, [self.what])
-                self.bomb.start()
-            else:
-                happen(self.what)
+            happen(self.what)
         return super().step(engines, step)
+
+
+@dataclass
+class Doomed:
+    """Any objective, of which one rank is killed so many seconds after a step began: once."""
+
+    inner: Any
+    at: int
+    whom: int
+    delay: float
+    mark: str
+    bomb: threading.Timer | None = None
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.at and self.inner.rank.index == self.whom and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            self.bomb = threading.Timer(self.delay, happen, ["kill"])
+            self.bomb.start()
+        return self.inner.step(engines, step)
 
     def evaluate(self, engines: Any, step: int) -> Any:
         if self.bomb:
             self.bomb.join()
-        return super().evaluate(engines, step)
+        return self.inner.evaluate(engines, step)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
 
 def happen(what: str) -> None:
@@ -241,6 +261,54 @@ def late(rank: Any, whom: int, seconds: float) -> int:
         if wait:
             wait()
     return os.getpid()
+
+
+def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
+    """The norm of a gradient of 1 and many small ones, of a weight of one number on each rank."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from torch import nn
+
+    from stages.training.engine import Engine
+
+    get_accelerator().is_fp16_supported = lambda: True
+    engine = Engine("one", Trainable(nn.Linear(1, 1, bias=False)), settings, rank)
+    try:
+        for number in range(passes + 1):
+            each = small if number else 1.0
+            given = torch.full((1, 1), each / rank.world, dtype=getattr(torch, settings.dtype))
+            engine.backward(engine(given).float().sum() / 8, last=number == passes)
+        return 8 * engine.step().norm
+    finally:
+        engine.close()
+
+
+def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A number and a frozen matrix beside a trained one: all weights after a step, as exported."""
+    import torch
+    from torch import nn
+
+    from stages.training.engine import Engine
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(120, 120), nn.Linear(120, 120).requires_grad_(False)
+            self.scale = nn.Parameter(torch.full(shape, 2.0))
+
+        def forward(self, x: Any) -> Any:
+            return self.two(self.one(x)).square().sum() * self.scale.sum()
+
+    torch.manual_seed(0)
+    engine = Engine("odd", Trainable(Odd()), settings, rank)
+    try:
+        engine.rate(1.0)
+        engine.backward(engine(torch.ones(1, 120)) / rank.world)
+        engine.step()
+        with engine.masters() as module:
+            return {name: value.clone() for name, value in module.state_dict().items()}
+    finally:
+        engine.close()
 
 
 def pid(rank: Any) -> int:
@@ -326,58 +394,39 @@ def little_world(folder: Path) -> Path:
     return folder
 
 
-@dataclass
-class Routed(SupervisedObjective):
-    """Learn the next token of sequences of one length with experts in every block, under muP."""
+def routed_config(over: str = "group") -> DecoderConfig:
+    """A dense block, then one of experts; large enough for ZeRO-3 to cut every matrix."""
+    experts = ExpertsConfig(num=4, every=2, balance_over=over, z_coef=1e-3)
+    return DecoderConfig(
+        VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
+        qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),
+    )  # fmt: skip
 
-    over: str = "group"
-    capacity_factor: float | None = 1.25
+
+@dataclass
+class Routed(Pretraining):
+    """Pretraining of a model with experts on samples of two short documents, unequally padded."""
+
+    config: LanguageConfig = field(default_factory=routed_config)
+    corpus: Any = None
+    tokenizer_folder: Path = Path()
+    mask_documents: bool = True
     stop_at: int = -1
-    samples: int = 96
 
     def open(self, rank: Any) -> dict[str, Trainable]:
         import torch
 
-        from stages.models.config import DecoderConfig, ExpertsConfig, MuP
         from stages.models.decoder import Decoder
         from stages.models.mup import rates
         from stages.training.order import Shuffled
 
-        generator = torch.Generator().manual_seed(7)
-        starts = torch.randint(0, VOCABULARY, (self.samples + 16,), generator=generator).tolist()
-        data = [
-            torch.tensor([(start + k * k) % VOCABULARY for k in range(CONTEXT + 1)])
-            for start in starts
-        ]
-        self.train, self.held_out = Shuffled(data[16:], self.seed), data[:16]
-        experts = ExpertsConfig(
-            num=4, every=1, capacity_factor=self.capacity_factor, balance_over=self.over,
-            z_coef=1e-3,
-        )  # fmt: skip
-        shape = DecoderConfig(
-            VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
-            qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),
-        )  # fmt: skip
-        model = Decoder(shape)
+        samples = [packed(number) for number in range(100)]
+        self.train, self.held_out = Shuffled(samples[4:], self.seed), samples[:4]
+        self._bytes = torch.ones(VOCABULARY)
+        model = Decoder(self.config)
+        model.recompute = self.recompute
         paced = rates(model, muon=self.settings.optimizer == "muon")
         return {"model": Trainable(model, rates=paced)}
-
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        import torch
-
-        rows = torch.stack(list(samples))
-        return {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
-
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        from stages.models.language import Trace
-
-        trace = Trace()
-        total = model(batch["tokens"], targets_BT=batch["targets"], trace=trace)
-        routing = trace.routing
-        aux = sum(1e-2 * layer.balance + 1e-3 * layer.z for layer in routing)
-        units = batch["targets"].numel()
-        dropped = sum(layer.dropped for layer in routing) / len(routing)
-        return Loss(total + aux * units, {"dropped": dropped * units}, shown=total)
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.stop_at and self.rank.ctx:
@@ -389,3 +438,21 @@ class Routed(SupervisedObjective):
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+def packed(number: int) -> Packed:
+    """Two documents and 1 to 11 places of padding."""
+    import numpy as np
+
+    lengths = (3 + number % 5, 2 + number % 7)
+    rest = CONTEXT - sum(lengths)
+    runs = [
+        (number * 37 + 11 * k + np.arange(n + 1) ** 2) % VOCABULARY for k, n in enumerate(lengths)
+    ]
+    positions = np.concatenate([np.arange(n) for n in (*lengths, rest)])
+    return Packed(
+        tokens=np.pad(np.concatenate([run[:-1] for run in runs]), (0, rest)),
+        targets=np.pad(np.concatenate([run[1:] for run in runs]), (0, rest), constant_values=-100),
+        segments=np.repeat(np.arange(3), (*lengths, rest)),
+        positions=positions,
+    )

@@ -10,6 +10,7 @@ from pipeline.fingerprint import identity
 from stages.pretrain import PretrainParams
 from stages.training.devices import DEVICES
 
+ALONE = {"global_batch": 512, "dtype": "bfloat16", "zero": 1, "micro_batch": 1}
 TRAIN = {"global_batch": 512, "dtype": "bfloat16", "zero": 1, "micro_batch": 8}
 
 
@@ -46,14 +47,19 @@ def test_what_fits_is_planned_to_the_end() -> None:
     [
         ({"train": TRAIN | {"zero": 3}, "model": {"context": 8192}}, ["train.micro_batch"]),
         ({"train": TRAIN | {"micro_batch": 1}, "model": {"layers": 100}}, ["train.zero"]),
-        ({"train": TRAIN | {"zero": 3, "micro_batch": 1}, "size": "gpt3-175b"}, None),
+        ({"train": ALONE | {"zero": 3}, "model": {"layers": 130, "context": 8192}}, None),
         (
             {"train": TRAIN | {"micro_batch": 1, "zero": 3}, "model": {"context": 32768}},
             ["model.recompute"],
         ),
-        ({"train": TRAIN | {"zero": 3}, "workers": {"num": 1, "gpus": 1}}, ["workers.num"]),
+        ({"train": ALONE, "workers": {"num": 1, "gpus": 1}}, ["train.offload"]),
+        ({"train": ALONE | {"offload": "cpu"}, "size": "gpt3-13b"}, ["train.zero"]),
+        (
+            {"train": ALONE | {"optimizer": "muon"}, "workers": {"num": 1, "gpus": 1}},
+            ["workers.num"],
+        ),
     ],
-    ids=["micro-batch", "zero", "large", "recompute", "workers"],
+    ids=["micro-batch", "zero", "large", "recompute", "offload", "more than offload", "muon"],
 )
 def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     fields: dict[str, Any], keys: list[str] | None
@@ -68,14 +74,52 @@ def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     changed = params(**fields).model_dump()
     for key, value in told.items():
         section, name = key.split(".")
-        changed[section][name] = True if value == "true" else int(value)
+        changed[section][name] = {"true": True, "cpu": "cpu"}.get(value) or int(value)
     assert not list(PretrainParams.model_validate(changed).check({}))
+
+
+def test_what_the_host_has_no_room_for_is_refused() -> None:
+    """8 processes of a node read 6.7e9 weights in float32: 200 GiB."""
+    train = TRAIN | {"micro_batch": 1}
+    needed = params(train=train).estimate({})["host_bytes"] / 2**30
+    room = {"device": "a100-80gb", "host_gib": needed + 1}
+    assert not problems(train=train, hardware=room)
+    found = problems(train=train, hardware=room | {"host_gib": needed - 1})
+    assert found == [
+        (
+            "hardware.host_gib",
+            "fewer devices a node (hardware.per_node: 7), or nodes with more memory",
+        )
+    ]
+    offloaded = problems(train=train | {"offload": "cpu"}, hardware=room)
+    assert [key for key, _ in offloaded] == ["hardware.host_gib"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, 4),  # 300 steps: 2 kept, 1 to go back to, 1 being written
+        ({"keep_every": 100}, 5),  # four are saved in all
+        ({"keep_every": 100, "steps": 1000}, 12),
+        ({"keep_every": 300, "steps": 1000}, 7),
+        ({"checkpoint_every": 0}, 2),
+        ({"keep": 10}, 5),
+    ],
+)
+def test_the_disk_holds_what_is_kept_and_what_is_being_written(
+    fields: dict[str, Any], most: int
+) -> None:
+    planned = PretrainParams.model_validate({"train": fields})
+    found = planned.estimate({})
+    assert found["disk_bytes"] == 4 * found["parameters"] * (1 + 3 * most)
 
 
 def test_what_fits_nowhere_is_told_so() -> None:
     huge = {"layers": 400, "width": 65536, "heads": 512}
     ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch": 1})
     assert (key, hint) == ("model", "a smaller model, or a device with more memory")
+    (found,) = params(train=ALONE | {"zero": 3}, size="gpt3-175b").check({})
+    assert "takes 324.2 GiB a device before ZeRO 3 cuts the weights up" in found.message
 
 
 @pytest.mark.parametrize(
