@@ -9,7 +9,8 @@
 `swap: true` trains the speaker, p(question | answer): the fields of each conversation change
 places. `steps` is fixed, not epochs, so that two data sets compare at equal training. A model with
 experts keeps them busy as in pretraining, by the balance loss that its config has a coefficient
-for (`balance_loss` in the series; padding counts as any token).
+for (`balance_loss` in the series). All tokens are sent to experts, those of questions too: beside
+the loss, which is a mean over learned tokens, the balance loss counts once for each token.
 Figures: `loss`, `eval_loss` (nats a learned token), `perplexity`, `tokens`, `conversations`,
 `too_long`.
 """
@@ -27,7 +28,7 @@ from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Absent, Inputs, Params, stage
 from stages.training.absent import LAYOUTS
-from stages.training.objective import Batch, LanguageObjective, Loss, Trainable
+from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
 from stages.training.settings import TrainSection
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from stages.training.rank import Rank
 
 SHOWN = 6
+BALANCE, TOKENS = "balance_loss", "real_tokens"
+"""Figures of experts, of which the second serves the first alone."""
 
 
 class SftTrain(TrainSection):
@@ -186,21 +189,31 @@ class FineTuning(LanguageObjective):
         """Inputs and targets (B, T), padded on the right; targets are the assistant's."""
         return collate(samples)
 
+    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """One step; the balance loss is a mean over tokens."""
+        return _of_tokens(super().step(engines, step))
+
+    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """Loss and perplexity; the balance loss is a mean over tokens."""
+        return _of_tokens(super().evaluate(engines, step))
+
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy over the learned positions, the only ones with logits; and what
-        keeps experts busy, which all positions are sent to."""
+        keeps experts busy, which all tokens are sent to."""
         import torch
 
         from stages.models.language import Trace, upkeep
 
         trace = Trace()
-        total = model(batch["tokens"], targets_BT=batch["targets"], trace=trace)
+        total = model(
+            batch["tokens"], targets_BT=batch["targets"], real_BT=batch["real"], trace=trace
+        )
         if not trace.routing:
             return Loss(total)
-        units, layers = self.weight(batch), trace.routing
+        tokens, layers = batch["real"].sum(), trace.routing
         balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
-        total = total + upkeep(self._experts, layers) * units
-        return Loss(total, {"balance_loss": balance * units}, shown=trace.cross_entropy)
+        total = total + upkeep(self._experts, layers) * tokens
+        return Loss(total, {BALANCE: balance * tokens, TOKENS: tokens}, shown=trace.cross_entropy)
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""
@@ -211,7 +224,8 @@ class FineTuning(LanguageObjective):
 
 
 def collate(samples: Sequence[Encoded]) -> dict[str, Any]:
-    """Encoded conversations as `tokens` and `targets` (B, T); -100 where nothing is learned."""
+    """Encoded conversations as `tokens` and `targets` (B, T), -100 where nothing is learned, and
+    what is `real`, not padding."""
     import torch
 
     from stages.data.tokenizer import PAD
@@ -220,11 +234,22 @@ def collate(samples: Sequence[Encoded]) -> dict[str, Any]:
     T = max(map(len, samples)) - 1
     tokens = torch.full((len(samples), T), PAD)
     targets = torch.full((len(samples), T), IGNORED)
+    real = torch.zeros((len(samples), T), dtype=torch.bool)
     for row, sample in enumerate(samples):
         ids, mask = torch.from_numpy(sample.ids), torch.from_numpy(sample.mask)
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = torch.where(mask[1:], ids[1:], IGNORED)
-    return {"tokens": tokens, "targets": targets}
+        real[row, : len(ids) - 1] = True
+    return {"tokens": tokens, "targets": targets, "real": real}
+
+
+def _of_tokens(figures: Metrics) -> dict[str, float]:
+    """With balance losses a token that were sums over tokens, a learned token."""
+    found = dict(figures)
+    for prefix in ("", "eval_"):
+        if tokens := found.pop(prefix + TOKENS, 0.0):
+            found[prefix + BALANCE] /= tokens
+    return found
 
 
 def swapped(conversation: Conversation) -> Conversation:

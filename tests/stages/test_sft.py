@@ -103,14 +103,23 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     save_language_model(model, tmp_path, world / "tokenizer")  # type: ignore[arg-type]
     made = FineTuning(tmp_path, (world / "conversations",))
     module = made.setup(Rank(), SftParams().train, 0)["model"].module
-    batch = made.collate([made.train[0], made.train[1]])
+    samples = sorted((made.train[i] for i in range(12)), key=len)
+    samples = [samples[0], samples[-1]]
+    batch = made.collate(samples)
+    assert batch["real"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
+    assert not batch["real"].all()
     found, trace = made.loss(module, batch), Trace()
-    alone = module(batch["tokens"], targets_BT=batch["targets"], trace=trace)
+    alone = module(batch["tokens"], targets_BT=batch["targets"], real_BT=batch["real"], trace=trace)
     balance = torch.stack([layer.balance for layer in trace.routing]).sum()
-    units = made.weight(batch)
+    tokens = batch["real"].sum()
     torch.testing.assert_close(found.shown, alone.detach())
-    torch.testing.assert_close(found.total, alone + 0.5 * balance * units)
-    assert found.sums["balance_loss"].item() / units == pytest.approx(balance.item() / 2)
+    torch.testing.assert_close(found.total, alone + 0.5 * balance * tokens)
+    assert found.sums["balance_loss"] == pytest.approx(balance.item() / 2 * tokens)
+    # However the samples fall on micro-batches, and are padded there.
+    apart = [made.loss(module, made.collate([sample])) for sample in samples]
+    torch.testing.assert_close(found.total, apart[0].total + apart[1].total)
+    together = sum(loss.sums["balance_loss"] for loss in apart)
+    torch.testing.assert_close(found.sums["balance_loss"], together)
 
 
 def test_swapping_asks_for_the_question() -> None:
