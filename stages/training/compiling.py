@@ -9,6 +9,7 @@ gets is known only when they come.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from importlib.util import find_spec
 
@@ -38,7 +39,7 @@ def compile_blocks(model: LanguageModel, device: torch.device) -> None:
 
 def _missing(device: torch.device) -> str:
     """What torch's backend builds kernels with, if it cannot be found."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(shlex.split(compiler)[0]) is None:
         return f"a C++ compiler ({compiler}; the variable CXX may name another)"
     return "triton" if device.type == "cuda" and find_spec("triton") is None else ""

@@ -232,8 +232,9 @@ class Engine:
 
     @contextmanager
     def masters(self) -> Iterator[nn.Module]:
-        """The module with all its weights in float32, in the host's memory and on rank 0 alone: as
-        the optimizer has them, not as the forward pass rounds them. No device holds them whole.
+        """The module with all its trained weights in float32, in the host's memory and on rank 0
+        alone: as the optimizer has them, not as the forward pass rounds them. No device holds them
+        whole. Frozen weights stay where and what they are.
 
         It is the last thing that is done with an engine: nothing is trained afterwards.
         """

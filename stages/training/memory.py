@@ -127,14 +127,16 @@ def held(
 def host(parameters: float, layout: Layout, per_node: int) -> float:
     """Bytes of a host's memory that the processes of one node take at once.
 
-    Each draws or reads all weights in float32 before it gives up what is not its own; then there is
-    the offloaded optimizer with its gradients, a copy of what a save writes, and at the end the
-    whole model in float32 once.
+    Each draws all weights in float32, and rounds them if it computes in 16 bits, before it gives up
+    what is not its own (one that starts from another model's holds those too for a moment, which is
+    not counted); then there is the offloaded optimizer with its gradients, a copy of what a save
+    writes, and at the end the whole model in float32 once.
     """
     ranks, part = min(layout.world, per_node), parameters / layout.world
     whole, saved = 4.0 * parameters, 12 * part
     offloaded = (16 + layout.bytes) * part if layout.offload else 0.0
-    return max(ranks * (whole + offloaded), ranks * (offloaded + saved) + whole)
+    drawn = whole + (layout.bytes * parameters if layout.bytes < 4 else 0.0)
+    return max(ranks * max(drawn, whole + offloaded), ranks * (offloaded + saved) + whole)
 
 
 def _standing(layout: Layout, whole: float) -> float:

@@ -271,7 +271,8 @@ def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
 
     from stages.training.engine import Engine
 
-    get_accelerator().is_fp16_supported = lambda: True
+    accelerator = get_accelerator()
+    accelerator.is_fp16_supported = lambda: True
     engine = Engine("one", Trainable(nn.Linear(1, 1, bias=False)), settings, rank)
     try:
         for number in range(passes + 1):
@@ -281,6 +282,7 @@ def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
         return 8 * engine.step().norm
     finally:
         engine.close()
+        del accelerator.is_fp16_supported
 
 
 def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -411,7 +413,6 @@ class Routed(Pretraining):
     corpus: Any = None
     tokenizer_folder: Path = Path()
     mask_documents: bool = True
-    stop_at: int = -1
 
     def open(self, rank: Any) -> dict[str, Trainable]:
         import torch
@@ -427,11 +428,6 @@ class Routed(Pretraining):
         model.recompute = self.recompute
         paced = rates(model, muon=self.settings.optimizer == "muon")
         return {"model": Trainable(model, rates=paced)}
-
-    def step(self, engines: Any, step: int) -> Any:
-        if step == self.stop_at and self.rank.ctx:
-            self.rank.ctx.cancel_file.touch()
-        return super().step(engines, step)
 
     def export(self, engines: Any, out: Path) -> None:
         import torch
