@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused_with_the_change_that_fits(
 
 
 def test_what_the_host_has_no_room_for_is_refused() -> None:
-    """8 processes of a node read 6.7e9 weights in float32: 200 GiB."""
+    """8 processes of a node draw 6.7e9 weights in float32, and round them: 300 GiB."""
     train = TRAIN | {"micro_batch": 1}
     needed = params(train=train).estimate({})["host_bytes"] / 2**30
     room = {"device": "a100-80gb", "host_gib": needed + 1}
@@ -91,8 +91,6 @@ def test_what_the_host_has_no_room_for_is_refused() -> None:
             "fewer devices a node (hardware.per_node: 7), or nodes with more memory",
         )
     ]
-    offloaded = problems(train=train | {"offload": "cpu"}, hardware=room)
-    assert [key for key, _ in offloaded] == ["hardware.host_gib"]
 
 
 @pytest.mark.parametrize(
