@@ -36,6 +36,8 @@ from pipeline.stage import Inputs, Params, stage
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.data.foreign import AnyTokenizer
+    from stages.models.huggingface import SpecialIds
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "README.md")
@@ -102,43 +104,39 @@ class PretrainedParams(Params):
             return str(asked.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=2)
+@stage("pretrained", inputs={}, output="Model", version=3)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Bring in a language model that somebody else trained, to go on from."""
-    from stages.models.huggingface import (
-        is_chat,
-        load_language_model,
-        save_language_model,
-        special_ids,
-    )
+    from stages.data.tokenizer import Tokenizer
+    from stages.models.huggingface import is_chat, load_language_model, save_language_model
 
     folder, origin = Path(params.path), params.path
     if not folder.is_dir():
         commit = params.commit()
         folder, origin = _download(params.path, commit, ctx.scratch / "hub"), f"{origin}@{commit}"
     model = load_language_model(folder)
-    ours = _check_tokenizer(folder, model.config.vocab_size)
+    tokenizer = _tokenizer(folder, model.config.vocab_size)
     card = f"# {Path(params.path).name}\n\nTaken over from `{origin}`."
-    chat = ours and is_chat(folder)
-    save_language_model(model, out, folder, card=card, chat=chat, ids=special_ids(folder))
+    chat = isinstance(tokenizer, Tokenizer) and is_chat(folder)
+    save_language_model(model, out, folder, card=card, chat=chat, ids=_ids(tokenizer, folder))
     for path in _files(folder, DESCRIPTION):
         if not (out / path.name).exists() and path.name not in _OURS:
             shutil.copyfile(path, out / path.name)
+    _tokenizer(out, model.config.vocab_size)  # which goes by the config that was written
     ctx.result(parameters=model.config.parameters, active_parameters=model.config.active_parameters)
 
 
-def _check_tokenizer(folder: Path, known: int) -> bool:
-    """See that a tokenizer that comes along is one that we can use; whether it is of our make.
+def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
+    """The tokenizer that comes along, if one does, seen to be one that we can use.
 
     Raises:
         InputError: it cannot be read, it lacks the end of documents, or has ids that the model
             does not know.
     """
     from stages.data.foreign import has_tokenizer, open_tokenizer
-    from stages.data.tokenizer import Tokenizer
 
     if not has_tokenizer(folder):
-        return False
+        return None
     tokenizer = open_tokenizer(folder)
     if len(tokenizer) > known:
         raise InputError(
@@ -146,7 +144,16 @@ def _check_tokenizer(folder: Path, known: int) -> bool:
             where=str(folder),
             remedy="take both from the same model",
         )
-    return isinstance(tokenizer, Tokenizer)
+    return tokenizer
+
+
+def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
+    """The marks as the tokenizer has them: of several ends the config may name another first."""
+    from stages.models.huggingface import SpecialIds, special_ids
+
+    if tokenizer is None:
+        return special_ids(folder)
+    return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
 
 
 def _files(folder: Path, patterns: tuple[str, ...] = (*WEIGHTS, *DESCRIPTION)) -> list[Path]:

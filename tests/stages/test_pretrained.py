@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
+from foreign import BEGIN, FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
 from parity import assert_transformers_agree
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
@@ -37,6 +37,11 @@ def elsewhere(tmp_path: Path) -> Path:
     (folder / "merges.txt").write_text("a b")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     return folder
+
+
+def edit(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    said = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**said, **changes}))
 
 
 def bring_in(folder: Path, tmp_path: Path) -> Path:
@@ -85,10 +90,20 @@ def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
         PretrainedParams(path=str(cached)).externals()
     with pytest.raises(InputError, match="no such folder"):
         PretrainedParams(path=str(tmp_path / "nothing")).externals()
-    config = json.loads((elsewhere / "config.json").read_text())
-    (elsewhere / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    edit(elsewhere, model_type="mamba")
     with pytest.raises(InputError, match="models of type 'mamba'"):
         bring_in(elsewhere, tmp_path)
+
+
+def test_of_several_ends_the_tokenizers_own_is_kept(elsewhere: Path, tmp_path: Path) -> None:
+    """As of Llama 3's chat models, whose config names another one first."""
+    end = open_tokenizer(elsewhere).eos_id
+    edit(elsewhere, eos_token_id=[1, end + 1, end])
+    edit(elsewhere, "tokenizer_config.json", pad_token=BEGIN)
+    out = bring_in(elsewhere, tmp_path)
+    assert special_ids(out) == (end + 1, None, end)
+    found = open_tokenizer(out)
+    assert (found.eos_id, found.pad_id, found.bos_id) == (end, end + 1, None)
 
 
 class Hub(BaseHTTPRequestHandler):
