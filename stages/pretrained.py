@@ -110,13 +110,11 @@ def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context
     from stages.data.tokenizer import Tokenizer
     from stages.models.huggingface import is_chat, load_language_model, save_language_model
 
-    folder, origin = Path(params.path), params.path
-    if not folder.is_dir():
-        commit = params.commit()
-        folder, origin = _download(params.path, commit, ctx.scratch / "hub"), f"{origin}@{commit}"
+    origin = (ctx.externals or params.externals()).get("hub")  # as planned: a branch may have moved
+    folder = _download(origin, ctx.scratch / "hub") if origin else Path(params.path)
     model = load_language_model(folder)
     tokenizer = _tokenizer(folder, model.config.vocab_size)
-    card = f"# {Path(params.path).name}\n\nTaken over from `{origin}`."
+    card = f"# {Path(params.path).name}\n\nTaken over from `{origin or params.path}`."
     chat = isinstance(tokenizer, Tokenizer) and is_chat(folder)
     save_language_model(model, out, folder, card=card, chat=chat, ids=_ids(tokenizer, folder))
     for path in _files(folder, DESCRIPTION):
@@ -163,14 +161,16 @@ def _files(folder: Path, patterns: tuple[str, ...] = (*WEIGHTS, *DESCRIPTION)) -
     return sorted(path for path in found if path.is_file() and path.resolve().parent == root)
 
 
-def _download(name: str, commit: str, folder: Path) -> Path:
-    """The hub's files, in a folder of the stage's own.
+def _download(origin: str, scratch: Path) -> Path:
+    """The hub's files of `owner/name@commit`, in a folder of the stage's own and the commit's.
 
     Raises:
         InputError: the hub has no such repository, or is not reached.
     """
     from huggingface_hub import snapshot_download
 
+    name, _, commit = origin.rpartition("@")
+    folder = scratch / commit
     with _told(name):
         patterns = [*WEIGHTS, *DESCRIPTION]
         found = snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=folder)

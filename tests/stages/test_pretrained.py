@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -107,41 +108,82 @@ def test_of_several_ends_the_tokenizers_own_is_kept(elsewhere: Path, tmp_path: P
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What a hub says of the one branch that it has."""
+    """What a hub says of a repository with one branch, whose commits hold one model."""
 
     commit = "a" * 40
+    files: ClassVar[Path]
 
     def do_GET(self) -> None:
-        known = self.path.startswith("/api/models/org/name/revision/dev")
-        self.send_response(200 if known else 404)
+        found = self._found(self.path.partition("?")[0])
+        self.send_response(404 if found is None else 200)
+        name = Path(self.path).name.partition("?")[0]
+        self.send_header("ETag", f'"{name}-{self.commit[:4]}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("Content-Length", str(len(found or b"")))
         self.end_headers()
-        self.wfile.write(json.dumps({"id": "org/name", "sha": self.commit}).encode())
+        self.wfile.write((found or b"") if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def _found(self, path: str) -> bytes | None:
+        if path == "/api/models/org/name/revision/dev":
+            return json.dumps({"id": "org/name", "sha": self.commit}).encode()
+        if path == f"/api/models/org/name/tree/{'a' * 40}":
+            sizes = [(file.name, file.stat().st_size) for file in self.files.iterdir()]
+            tree = [{"type": "file", "path": n, "size": size, "oid": n} for n, size in sizes]
+            return json.dumps(tree).encode()
+        if path.startswith(f"/org/name/resolve/{'a' * 40}/"):
+            return (self.files / Path(path).name).read_bytes()
+        return None
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def test_a_branch_of_the_hub_is_the_commit_that_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    Hub.commit, Hub.files = "a" * 40, elsewhere
     server = HTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
-    )
+    address = f"http://127.0.0.1:{server.server_port}"
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_branch_of_the_hub_is_the_commit_that_it_is_now(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
     branch = PretrainedParams(path="org/name", revision="dev")
-    try:
-        assert branch.externals() == {"hub": f"org/name@{'a' * 40}"}
-        Hub.commit = "b" * 40
-        assert branch.externals() == {"hub": f"org/name@{'b' * 40}"}
-        with pytest.raises(InputError, match="the hub does not give it"):
-            PretrainedParams(path="org/name", revision="gone").externals()
-    finally:
-        server.shutdown()
-        server.server_close()
+    assert branch.externals() == {"hub": f"org/name@{'a' * 40}"}
+    hub.commit = "b" * 40
+    assert branch.externals() == {"hub": f"org/name@{'b' * 40}"}
     with pytest.raises(InputError, match="the hub does not give it") as found:
-        branch.externals()
+        PretrainedParams(path="org/name", revision="gone").externals()
     assert "a full commit" in found.value.remedy
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="the hub does not give it"):
+        branch.externals()
     whole = PretrainedParams(path="org/name", revision="c" * 40)
     assert whole.externals() == {"hub": f"org/name@{'c' * 40}"}, "which needs no hub"
+
+
+def test_the_commit_that_was_planned_is_brought_in(hub: type[Hub], tmp_path: Path) -> None:
+    """Whatever the branch is by now, and whatever of another commit lies in the scratch."""
+    branch = PretrainedParams(path="org/name", revision="dev")
+    ctx = Context.local(tmp_path / "w")
+    ctx.externals = branch.externals()
+    hub.commit = "b" * 40
+    other = ctx.scratch / "hub" / hub.commit
+    other.mkdir(parents=True)
+    (other / "merges.txt").write_text("of another commit")
+    pretrained(branch, Inputs({}), ctx.out, ctx)
+    assert f"org/name@{'a' * 40}" in (ctx.out / "README.md").read_text()
+    assert (ctx.out / "merges.txt").read_text() == "a b"
+    assert not (ctx.out / "pytorch_model.bin").exists()
 
 
 def test_a_chat_model_of_ours_stays_one_and_no_other_becomes_one(
