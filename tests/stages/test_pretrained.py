@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ from parity import assert_transformers_agree
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.context import Context
-from pipeline.errors import InputError
+from pipeline.errors import Failure, InputError
 from pipeline.stage import Inputs
 from stages.data.documents import documents_writer, write_stats
 from stages.data.foreign import open_tokenizer
@@ -38,6 +39,25 @@ def elsewhere(tmp_path: Path) -> Path:
     (folder / "merges.txt").write_text("a b")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     return folder
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "README.md", "model.safetensors"])
+def test_a_link_out_of_the_folder_is_refused(name: str, elsewhere: Path, tmp_path: Path) -> None:
+    """It may lead to a key; what it leads to would be published. One within is a file's name."""
+    (elsewhere / name).touch()
+    (elsewhere / name).rename(tmp_path / name)
+    (elsewhere / name).symlink_to(tmp_path / name)
+    params, ctx = PretrainedParams(path=str(elsewhere)), Context.local(tmp_path / "w")
+    with pytest.raises(InputError, match=f"{name} is a link out of the folder"):
+        params.externals()
+    ctx.externals = {"config.json": "as planned, when there was no link"}
+    with pytest.raises(InputError, match=f"{name} is a link out of the folder"):
+        pretrained(params, Inputs({}), ctx.out, ctx)
+    assert not list(ctx.out.iterdir())
+    (elsewhere / name).unlink()
+    (tmp_path / name).rename(elsewhere / "real")
+    (elsewhere / name).symlink_to("real")
+    assert name in params.externals()
 
 
 def edit(folder: Path, name: str = "config.json", **changes: Any) -> None:
@@ -72,8 +92,6 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
     params = PretrainedParams(path=str(elsewhere))
     first = params.externals()
     assert "model.safetensors" in first and "pytorch_model.bin" not in first
-    (elsewhere / "x.json").symlink_to("/etc/hostname")
-    assert params.externals() == first, "a link out of the folder is not followed"
     (elsewhere / "merges.txt").write_text("b c")
     assert params.externals() != first
     assert params.known_ids == KNOWN
@@ -83,12 +101,12 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
-    cached = tmp_path / "snapshot"
-    cached.mkdir()
-    for path in elsewhere.iterdir():
-        (cached / path.name).symlink_to(path)
-    with pytest.raises(InputError, match="links out of the folder"):
-        PretrainedParams(path=str(cached)).externals()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no config\.json with safetensors"):
+        PretrainedParams(path=str(tmp_path / "empty")).externals()
+    with pytest.raises(InputError, match="a local folder, which has no revisions") as found:
+        PretrainedParams(path=str(elsewhere), revision="main").externals()
+    assert found.value.where == "revision"
     with pytest.raises(InputError, match="no such folder"):
         PretrainedParams(path=str(tmp_path / "nothing")).externals()
     edit(elsewhere, model_type="mamba")
@@ -184,6 +202,20 @@ def test_the_commit_that_was_planned_is_brought_in(hub: type[Hub], tmp_path: Pat
     assert f"org/name@{'a' * 40}" in (ctx.out / "README.md").read_text()
     assert (ctx.out / "merges.txt").read_text() == "a b"
     assert not (ctx.out / "pytorch_model.bin").exists()
+
+
+def test_a_disk_that_refuses_is_not_the_hubs_fault(hub: type[Hub], tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    params = PretrainedParams(path="org/name", revision="dev")
+    ctx = Context.local(tmp_path / "w")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(Failure, match="is full: ") as found:
+            pretrained(params, Inputs({}), ctx.out, ctx)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "free some space" in found.value.remedy
 
 
 def test_a_chat_model_of_ours_stays_one_and_no_other_becomes_one(
