@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +80,8 @@ class Job:
     """The folders of the artifacts on each edge."""
     attempt: int
     secrets: frozenset[str] = frozenset()
+    externals: Mapping[str, str] = field(default_factory=dict)
+    """As planned; see `Context`."""
 
     @property
     def attempt_dir(self) -> Path:
@@ -193,6 +195,7 @@ def _context(job: Job) -> Context:
         stage=job.stage,
         attempt=job.attempt,
         secrets=job.secrets,
+        externals=job.externals,
     )
 
 

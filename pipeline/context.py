@@ -49,6 +49,8 @@ class Context:
     attempt: int = 1
     secrets: frozenset[str] = frozenset()
     """Names of environment variables whose values never reach a log."""
+    externals: Mapping[str, str] = field(default_factory=dict)
+    """What the parameters' `externals` said when the stage was planned: part of its identity."""
     _last_progress: float = field(default=-math.inf, repr=False)
     _results: dict[str, float] = field(default_factory=dict, repr=False)
     _panels: list[Panel] = field(default_factory=list, repr=False)

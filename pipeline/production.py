@@ -270,6 +270,7 @@ class Production:
             inputs={name: _folders(found) for name, found in self.inputs.items()},
             attempt=attempt,
             secrets=self.run.secrets(),
+            externals=self.planned.payload["externals"],
         )
 
     def _next_attempt(self) -> int:

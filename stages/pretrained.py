@@ -23,6 +23,7 @@ tokenizer was made here, for chats have control tokens. Figures: `parameters`, `
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -30,12 +31,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.disk import read_json
+from pipeline.disk import FULL, disk_errors, read_json
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.data.foreign import AnyTokenizer
+    from stages.models.huggingface import SpecialIds
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "README.md")
@@ -50,8 +53,7 @@ class PretrainedParams(Params):
     path: str
     """A folder, or `owner/name` on the Hugging Face hub."""
     revision: str | None = None
-    """Of the hub's repository: a commit, a tag or a branch; the folder's content decides in a
-    local one."""
+    """Of the hub's repository: a commit, a tag or a branch. A local folder has none."""
 
     @property
     def known_ids(self) -> int | None:
@@ -66,17 +68,22 @@ class PretrainedParams(Params):
 
         Raises:
             InputError: there is no such folder, and it is no name of the hub's either; or the hub
-                does not say which commit a branch or tag is.
+                does not say which commit a branch or tag is; or files of the folder lie elsewhere.
         """
         from pipeline.artifact import hash_file
 
         folder = Path(self.path)
         if folder.is_dir():
+            if self.revision is not None:
+                raise InputError(
+                    f"{self.path} is a local folder, which has no revisions",
+                    where="revision",
+                    remedy="leave it out; the folder's content counts",
+                )
             found = {path.name: hash_file(path) for path in _files(folder)}
             if "config.json" not in found or not any(n.endswith(".safetensors") for n in found):
                 raise InputError(
-                    "no config.json with safetensors beside it (links out of the folder do not "
-                    "count)",
+                    "no config.json with safetensors beside it",
                     where=self.path,
                     remedy="give a folder that holds the files themselves",
                 )
@@ -102,43 +109,38 @@ class PretrainedParams(Params):
             return str(asked.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=2)
+@stage("pretrained", inputs={}, output="Model", version=3)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Bring in a language model that somebody else trained, to go on from."""
-    from stages.models.huggingface import (
-        is_chat,
-        load_language_model,
-        save_language_model,
-        special_ids,
-    )
+    from stages.data.tokenizer import Tokenizer
+    from stages.models.huggingface import is_chat, load_language_model, save_language_model
 
-    folder, origin = Path(params.path), params.path
-    if not folder.is_dir():
-        commit = params.commit()
-        folder, origin = _download(params.path, commit, ctx.scratch / "hub"), f"{origin}@{commit}"
+    origin = (ctx.externals or params.externals()).get("hub")  # as planned: a branch may have moved
+    folder = _download(origin, ctx.scratch / "hub") if origin else Path(params.path)
+    described = [path for path in _files(folder) if path.suffix != ".safetensors"]
     model = load_language_model(folder)
-    ours = _check_tokenizer(folder, model.config.vocab_size)
-    card = f"# {Path(params.path).name}\n\nTaken over from `{origin}`."
-    chat = ours and is_chat(folder)
-    save_language_model(model, out, folder, card=card, chat=chat, ids=special_ids(folder))
-    for path in _files(folder, DESCRIPTION):
+    tokenizer = _tokenizer(folder, model.config.vocab_size)
+    card = f"# {Path(params.path).name}\n\nTaken over from `{origin or params.path}`."
+    chat = isinstance(tokenizer, Tokenizer) and is_chat(folder)
+    save_language_model(model, out, folder, card=card, chat=chat, ids=_ids(tokenizer, folder))
+    for path in described:
         if not (out / path.name).exists() and path.name not in _OURS:
             shutil.copyfile(path, out / path.name)
+    _tokenizer(out, model.config.vocab_size)  # which goes by the config that was written
     ctx.result(parameters=model.config.parameters, active_parameters=model.config.active_parameters)
 
 
-def _check_tokenizer(folder: Path, known: int) -> bool:
-    """See that a tokenizer that comes along is one that we can use; whether it is of our make.
+def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
+    """The tokenizer that comes along, if one does, seen to be one that we can use.
 
     Raises:
         InputError: it cannot be read, it lacks the end of documents, or has ids that the model
             does not know.
     """
     from stages.data.foreign import has_tokenizer, open_tokenizer
-    from stages.data.tokenizer import Tokenizer
 
     if not has_tokenizer(folder):
-        return False
+        return None
     tokenizer = open_tokenizer(folder)
     if len(tokenizer) > known:
         raise InputError(
@@ -146,25 +148,49 @@ def _check_tokenizer(folder: Path, known: int) -> bool:
             where=str(folder),
             remedy="take both from the same model",
         )
-    return isinstance(tokenizer, Tokenizer)
+    return tokenizer
 
 
-def _files(folder: Path, patterns: tuple[str, ...] = (*WEIGHTS, *DESCRIPTION)) -> list[Path]:
-    """The files of a model's folder by name, links that leave it left out."""
+def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
+    """The marks as the tokenizer has them: of several ends the config may name another first."""
+    from stages.models.huggingface import SpecialIds, special_ids
+
+    if tokenizer is None:
+        return special_ids(folder)
+    return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a model's folder by name.
+
+    Raises:
+        InputError: one is a link out of the folder: what is there may be anything.
+    """
     root = folder.resolve()
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() and path.resolve().parent == root)
+    found = {path for pattern in (*WEIGHTS, *DESCRIPTION) for path in folder.glob(pattern)}
+    files = sorted(path for path in found if path.is_file())
+    for path in files:
+        if not path.resolve().is_relative_to(root):
+            raise InputError(
+                f"{path.name} is a link out of the folder",
+                where=str(path),
+                remedy="give a folder that holds the files themselves",
+            )
+    return files
 
 
-def _download(name: str, commit: str, folder: Path) -> Path:
-    """The hub's files, in a folder of the stage's own.
+def _download(origin: str, scratch: Path) -> Path:
+    """The hub's files of `owner/name@commit`, in a folder of the stage's own and the commit's.
 
     Raises:
         InputError: the hub has no such repository, or is not reached.
+        Failure: the disk is full or broken.
     """
     from huggingface_hub import snapshot_download
 
-    with _told(name):
+    name, _, commit = origin.rpartition("@")
+    folder = scratch / commit
+    with disk_errors(folder), _told(name):
         patterns = [*WEIGHTS, *DESCRIPTION]
         found = snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=folder)
     return Path(found)
@@ -172,10 +198,13 @@ def _download(name: str, commit: str, folder: Path) -> Path:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """What the hub's library raises as the user's error: it has several trees of its own."""
+    """What the hub's library raises as the user's error: it has several trees of its own, some of
+    them `OSError`s. What a disk refuses passes."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (*FULL, errno.EIO):
+            raise
         raise InputError(
             f"the hub does not give it: {error}",
             where=name,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import xxhash
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -22,6 +23,10 @@ class Words(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def digest(self) -> str:
+        """A name of all that decides the ids of a text."""
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
 
@@ -35,7 +40,9 @@ class Foreign:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as FastTokenizer
 
-        self._fast = FastTokenizer.from_file(str(path))
+        content = path.read_bytes()
+        self.digest = xxhash.xxh3_128_hexdigest(content)
+        self._fast = FastTokenizer.from_str(content.decode())
         self._fast.no_padding()
         self._fast.no_truncation()
 

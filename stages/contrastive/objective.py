@@ -25,6 +25,7 @@ from stages.contrastive.captions import Words, open_words
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
 from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, drawn, plain_view
+from stages.data.foreign import has_tokenizer
 from stages.data.image_text import ImageTextStore
 from stages.models.clip import CLIP
 from stages.models.clip_config import CLIPConfig, ViTConfig
@@ -66,8 +67,8 @@ class Contrastive:
         """Open the pairs and build the towers.
 
         Raises:
-            InputError: a step wants more pairs than there are, or the tokenizer is of another
-                vocabulary.
+            InputError: a step wants more pairs than there are, or the tokenizer is not the base's,
+                or of another vocabulary than the model.
         """
         self.rank, self.settings = rank, settings
         store = ImageTextStore(self.pairs)
@@ -98,6 +99,13 @@ class Contrastive:
                 f"the tokenizer has {len(tokenizer)} ids, the model {size}",
                 where=str(self.tokenizer_folder),
                 remedy="name the tokenizer that belongs to the model",
+            )
+        base = self.base
+        if base and has_tokenizer(base) and open_words(base).digest != tokenizer.digest:
+            raise InputError(
+                f"the tokenizer has the same number of ids as that of {base}, but others",
+                where=str(self.tokenizer_folder),
+                remedy="leave `tokenizer` out: the base brings its own",
             )
         return tokenizer
 

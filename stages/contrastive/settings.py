@@ -315,9 +315,12 @@ def _place(said: str) -> str:
 
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
-    """The tokenizer's vocabulary, where the plan knows it."""
-    for edge in ("tokenizer", "base.tokenizer"):
-        size = getattr(upstream.get(edge), "vocab_size", None)
+    """The tokenizer's vocabulary, the nearest base's if none is named, where the plan knows it."""
+    base = ""
+    while True:
+        size = getattr(upstream.get(f"{base}tokenizer"), "vocab_size", None)
         if isinstance(size, int):
             return size
-    return 4096
+        if f"{base}base" not in upstream:
+            return 4096
+        base += "base."

@@ -1,7 +1,8 @@
 """The tokenizer of a model that somebody else trained: a `tokenizer.json` of the hub.
 
 Byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece as `tokenizers` writes it (Llama 2) are
-read; both bring every text back. Which ids end and begin a document is what
+read. They bring a text back, or, where the tokenizer normalizes to NFC (Qwen), its NFC; what loses
+more of a text, as lower case does, is refused. Which ids end and begin a document is what
 `tokenizer_config.json` says, or `config.json` beside it, as in GPT-2's own folder.
 """
 
@@ -21,6 +22,13 @@ from pipeline.errors import InputError
 from stages.data.tokenizer import SPACE, Tokenizer, is_ours, well_formed
 
 BYTE_LEVEL, SENTENCEPIECE = "ByteLevel", "ByteFallback"
+_HARMLESS: tuple[dict[str, Any], ...] = (
+    {"type": "NFC"},
+    {"type": "ByteLevel"},
+    {"type": "Prepend", "prepend": SPACE},
+    {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+)
+"""Normalizers whose work decoding undoes, and NFC."""
 
 
 class ForeignTokenizer:
@@ -46,6 +54,7 @@ class ForeignTokenizer:
         self._fast.no_truncation()
         self._fast.encode_special_tokens = True
         self._kind = self._known_kind()
+        self._check_normalizer()
         self.bos_id, self.pad_id = self._mark("bos"), self._mark("pad")
         self.eos_id = self._end()
 
@@ -112,29 +121,55 @@ class ForeignTokenizer:
         return len(piece.replace(SPACE, " ").encode())
 
     def _known_kind(self) -> str:
-        kinds = set(_types(self._layout.get("decoder")))
+        kinds = {str(part.get("type")) for part in _flat(self._layout.get("decoder"), "decoders")}
         for kind in (BYTE_LEVEL, SENTENCEPIECE):
             if kind in kinds:
                 return kind
         raise InputError(
             f"a tokenizer of this kind ({', '.join(sorted(kinds)) or 'no decoder'}) does not bring "
-            "every text back",
+            "texts back",
             where=str(self.path / "tokenizer.json"),
             remedy="give a model with byte-level BPE, or SentencePiece with byte fallback",
         )
+
+    def _check_normalizer(self) -> None:
+        """See that texts are encoded as they are.
+
+        Raises:
+            InputError: something of them is lost before.
+        """
+        for normalizer in _flat(self._layout.get("normalizer"), "normalizers"):
+            if normalizer not in _HARMLESS:
+                raise InputError(
+                    "the tokenizer loses something of texts: its normalizer "
+                    f"{json.dumps(normalizer)}",
+                    where=str(self.path / "tokenizer.json"),
+                    remedy="give a model whose tokenizer has no normalizer, or NFC",
+                )
 
     def _mark(self, name: str) -> int | None:
         """The id of a control token, by its name or number.
 
         Raises:
-            InputError: what is named is no piece.
+            InputError: what is named is no piece, or one that text may yield.
         """
         config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
         said = config.get(f"{name}_token")
-        piece = said["content"] if isinstance(said, dict) else said
-        if piece is None:
-            return next(iter(self._configured(name)), None)
-        found: int | None = self._fast.token_to_id(piece)
+        if said is None:
+            found = next(iter(self._configured(name)), None)
+        else:
+            found = self._named(name, said.get("content", said) if isinstance(said, dict) else said)
+        if found is not None and found not in self._special:
+            raise InputError(
+                f"the {name} token {self._fast.id_to_token(found)!r} is no special token, so that "
+                "the text of a document may yield it",
+                where=str(self.path / "tokenizer.json"),
+                remedy="list it under added_tokens with special: true, or name another",
+            )
+        return found
+
+    def _named(self, name: str, piece: Any) -> int:
+        found: int | None = self._fast.token_to_id(piece) if isinstance(piece, str) else None
         if found is None:
             raise InputError(
                 f"the {name} token {piece!r} of tokenizer_config.json is none of tokenizer.json's",
@@ -142,6 +177,12 @@ class ForeignTokenizer:
                 remedy="take both files from the same model",
             )
         return found
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """The ids that text never yields."""
+        added = self._layout.get("added_tokens", [])
+        return frozenset(token["id"] for token in added if token["special"])
 
     def _end(self) -> int:
         """The id that ends a document.
@@ -192,9 +233,11 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
 
 
-def _types(layout: Any) -> Iterator[str]:
-    """The type of a decoder, and of each of a sequence's."""
-    if isinstance(layout, dict):
-        yield str(layout.get("type"))
-        for part in layout.get("decoders", []):
-            yield from _types(part)
+def _flat(layout: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
+    """A decoder or normalizer, or those that a sequence lists under `parts`."""
+    if layout is None:
+        return
+    if layout.get("type") != "Sequence":
+        yield layout
+    for part in layout.get(parts, []):
+        yield from _flat(part, parts)

@@ -55,11 +55,17 @@ class Cursor:
         return self._starts[self._group(row)] <= self.at <= row
 
     def rows(self, start: int, end: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Rows from `start` to before `end` (None: all) with their numbers."""
+        """Rows from `start` to before `end` (None: all) with their numbers.
+
+        Raises:
+            pa.ArrowException, OSError: the file is damaged, or has less rows than it says.
+        """
         end = self.count if end is None else min(end, self.count)
         while self.at < end:
             if not len(self._rest):
-                self._rest = next(self._batches)
+                self._rest = next(self._batches, None)
+                if self._rest is None:
+                    raise pa.ArrowInvalid(f"{self.count} rows promised, only {self.at} there")
             rest, at = self._rest, self.at
             low, high = (min(max(row - at, 0), len(rest)) for row in (start, end))
             self._rest, self.at = rest.slice(high), at + high

@@ -29,7 +29,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights, from one file or several.
 
     Raises:
-        InputError: a file is missing or damaged, or the index names one outside of the folder.
+        InputError: a file is missing or damaged, or the index names one that is not of the
+            folder's safetensors.
     """
     index = folder / "model.safetensors.index.json"
     try:
@@ -38,6 +39,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             names = set(json.loads(index.read_text())["weight_map"].values())
         if outside := [name for name in names if PurePath(name).name != name]:
             raise ValueError(f"the index names {outside[0]!r}, which is not in the folder")
+        if others := [name for name in names if not name.endswith(".safetensors")]:
+            raise ValueError(f"the index names {others[0]!r}, which is no safetensors")
         return {k: v for name in sorted(names) for k, v in load_file(folder / name).items()}
     except Exception as error:  # safetensors raises its own type, which it does not export
         raise InputError(f"cannot read the weights: {error}", where=str(folder)) from error

@@ -166,6 +166,15 @@ def test_the_journal_tells_it_all(store: Store) -> None:
     assert artifact.manifest["run"] == {"id": run.id, "stage": "a", "attempt": 1}
 
 
+def test_a_stage_is_told_what_it_was_planned_to_read(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "number.txt"
+    source.write_text("3")
+    run = make(store, f"a: {{uses: toy.read, source: {source}}}")
+    go(run)
+    planned = run.payload("a")["externals"][str(source)]
+    assert f"planned as {planned}" in (run.attempt_dir("a", 1) / "log.txt").read_text()
+
+
 def test_what_is_cached_starts_nothing(store: Store) -> None:
     go(make(store, TWO_AND_SUM))
     again, launcher = make(store, TWO_AND_SUM), Threads()

@@ -109,6 +109,8 @@ def test_a_resnet_goes_on_as_a_resnet() -> None:
         _shape(ClipParams(export="native", image_size=32), Path(), RESNET)
     plan = good.estimate({"base": base, "base.tokenizer": Vocabulary()})
     assert plan["parameters"] == base.config(512).parameters
+    further = {"base": good, "base.base": base, "base.base.tokenizer": Vocabulary()}
+    assert good.estimate(further)["parameters"] == base.config(512).parameters
 
 
 def test_a_base_that_cannot_be_is_the_bases_own_problem() -> None:

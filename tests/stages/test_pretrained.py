@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from foreign import FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
+from foreign import BEGIN, FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
 from parity import assert_transformers_agree
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.context import Context
-from pipeline.errors import InputError
+from pipeline.errors import Failure, InputError
 from pipeline.stage import Inputs
 from stages.data.documents import documents_writer, write_stats
 from stages.data.foreign import open_tokenizer
@@ -37,6 +39,30 @@ def elsewhere(tmp_path: Path) -> Path:
     (folder / "merges.txt").write_text("a b")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     return folder
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "README.md", "model.safetensors"])
+def test_a_link_out_of_the_folder_is_refused(name: str, elsewhere: Path, tmp_path: Path) -> None:
+    """It may lead to a key; what it leads to would be published. One within is a file's name."""
+    (elsewhere / name).touch()
+    (elsewhere / name).rename(tmp_path / name)
+    (elsewhere / name).symlink_to(tmp_path / name)
+    params, ctx = PretrainedParams(path=str(elsewhere)), Context.local(tmp_path / "w")
+    with pytest.raises(InputError, match=f"{name} is a link out of the folder"):
+        params.externals()
+    ctx.externals = {"config.json": "as planned, when there was no link"}
+    with pytest.raises(InputError, match=f"{name} is a link out of the folder"):
+        pretrained(params, Inputs({}), ctx.out, ctx)
+    assert not list(ctx.out.iterdir())
+    (elsewhere / name).unlink()
+    (tmp_path / name).rename(elsewhere / "real")
+    (elsewhere / name).symlink_to("real")
+    assert name in params.externals()
+
+
+def edit(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    said = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**said, **changes}))
 
 
 def bring_in(folder: Path, tmp_path: Path) -> Path:
@@ -66,8 +92,6 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
     params = PretrainedParams(path=str(elsewhere))
     first = params.externals()
     assert "model.safetensors" in first and "pytorch_model.bin" not in first
-    (elsewhere / "x.json").symlink_to("/etc/hostname")
-    assert params.externals() == first, "a link out of the folder is not followed"
     (elsewhere / "merges.txt").write_text("b c")
     assert params.externals() != first
     assert params.known_ids == KNOWN
@@ -77,56 +101,121 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
-    cached = tmp_path / "snapshot"
-    cached.mkdir()
-    for path in elsewhere.iterdir():
-        (cached / path.name).symlink_to(path)
-    with pytest.raises(InputError, match="links out of the folder"):
-        PretrainedParams(path=str(cached)).externals()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no config\.json with safetensors"):
+        PretrainedParams(path=str(tmp_path / "empty")).externals()
+    with pytest.raises(InputError, match="a local folder, which has no revisions") as found:
+        PretrainedParams(path=str(elsewhere), revision="main").externals()
+    assert found.value.where == "revision"
     with pytest.raises(InputError, match="no such folder"):
         PretrainedParams(path=str(tmp_path / "nothing")).externals()
-    config = json.loads((elsewhere / "config.json").read_text())
-    (elsewhere / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    edit(elsewhere, model_type="mamba")
     with pytest.raises(InputError, match="models of type 'mamba'"):
         bring_in(elsewhere, tmp_path)
 
 
+def test_of_several_ends_the_tokenizers_own_is_kept(elsewhere: Path, tmp_path: Path) -> None:
+    """As of Llama 3's chat models, whose config names another one first."""
+    end = open_tokenizer(elsewhere).eos_id
+    edit(elsewhere, eos_token_id=[1, end + 1, end])
+    edit(elsewhere, "tokenizer_config.json", pad_token=BEGIN)
+    out = bring_in(elsewhere, tmp_path)
+    assert special_ids(out) == (end + 1, None, end)
+    found = open_tokenizer(out)
+    assert (found.eos_id, found.pad_id, found.bos_id) == (end, end + 1, None)
+
+
 class Hub(BaseHTTPRequestHandler):
-    """What a hub says of the one branch that it has."""
+    """What a hub says of a repository with one branch, whose commits hold one model."""
 
     commit = "a" * 40
+    files: ClassVar[Path]
 
     def do_GET(self) -> None:
-        known = self.path.startswith("/api/models/org/name/revision/dev")
-        self.send_response(200 if known else 404)
+        found = self._found(self.path.partition("?")[0])
+        self.send_response(404 if found is None else 200)
+        name = Path(self.path).name.partition("?")[0]
+        self.send_header("ETag", f'"{name}-{self.commit[:4]}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("Content-Length", str(len(found or b"")))
         self.end_headers()
-        self.wfile.write(json.dumps({"id": "org/name", "sha": self.commit}).encode())
+        self.wfile.write((found or b"") if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def _found(self, path: str) -> bytes | None:
+        if path == "/api/models/org/name/revision/dev":
+            return json.dumps({"id": "org/name", "sha": self.commit}).encode()
+        if path == f"/api/models/org/name/tree/{'a' * 40}":
+            sizes = [(file.name, file.stat().st_size) for file in self.files.iterdir()]
+            tree = [{"type": "file", "path": n, "size": size, "oid": n} for n, size in sizes]
+            return json.dumps(tree).encode()
+        if path.startswith(f"/org/name/resolve/{'a' * 40}/"):
+            return (self.files / Path(path).name).read_bytes()
+        return None
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def test_a_branch_of_the_hub_is_the_commit_that_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    Hub.commit, Hub.files = "a" * 40, elsewhere
     server = HTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
-    )
+    address = f"http://127.0.0.1:{server.server_port}"
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_branch_of_the_hub_is_the_commit_that_it_is_now(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
     branch = PretrainedParams(path="org/name", revision="dev")
-    try:
-        assert branch.externals() == {"hub": f"org/name@{'a' * 40}"}
-        Hub.commit = "b" * 40
-        assert branch.externals() == {"hub": f"org/name@{'b' * 40}"}
-        with pytest.raises(InputError, match="the hub does not give it"):
-            PretrainedParams(path="org/name", revision="gone").externals()
-    finally:
-        server.shutdown()
-        server.server_close()
+    assert branch.externals() == {"hub": f"org/name@{'a' * 40}"}
+    hub.commit = "b" * 40
+    assert branch.externals() == {"hub": f"org/name@{'b' * 40}"}
     with pytest.raises(InputError, match="the hub does not give it") as found:
-        branch.externals()
+        PretrainedParams(path="org/name", revision="gone").externals()
     assert "a full commit" in found.value.remedy
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="the hub does not give it"):
+        branch.externals()
     whole = PretrainedParams(path="org/name", revision="c" * 40)
     assert whole.externals() == {"hub": f"org/name@{'c' * 40}"}, "which needs no hub"
+
+
+def test_the_commit_that_was_planned_is_brought_in(hub: type[Hub], tmp_path: Path) -> None:
+    """Whatever the branch is by now, and whatever of another commit lies in the scratch."""
+    branch = PretrainedParams(path="org/name", revision="dev")
+    ctx = Context.local(tmp_path / "w")
+    ctx.externals = branch.externals()
+    hub.commit = "b" * 40
+    other = ctx.scratch / "hub" / hub.commit
+    other.mkdir(parents=True)
+    (other / "merges.txt").write_text("of another commit")
+    pretrained(branch, Inputs({}), ctx.out, ctx)
+    assert f"org/name@{'a' * 40}" in (ctx.out / "README.md").read_text()
+    assert (ctx.out / "merges.txt").read_text() == "a b"
+    assert not (ctx.out / "pytorch_model.bin").exists()
+
+
+def test_a_disk_that_refuses_is_not_the_hubs_fault(hub: type[Hub], tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    params = PretrainedParams(path="org/name", revision="dev")
+    ctx = Context.local(tmp_path / "w")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(Failure, match="is full: ") as found:
+            pretrained(params, Inputs({}), ctx.out, ctx)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "free some space" in found.value.remedy
 
 
 def test_a_chat_model_of_ours_stays_one_and_no_other_becomes_one(

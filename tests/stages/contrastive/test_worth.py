@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from clips import clip_world, shape_of
+from clips import clip_world, pair, shape_of, write_tokenizer
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from stages.contrastive.captions import encode
+from stages.contrastive.objective import Contrastive
 from stages.contrastive.probe import STRENGTHS, fit_logistic, probe
 from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.views import drawn, middle, to_pixels
@@ -202,6 +203,20 @@ def test_a_folder_is_measured_as_by_hand(world, tmp_path):
     assert found.figures["linear_probe"] > 0.5, "even untrained features tell colours"
     titles = [panel["title"] for panel in found.panels]
     assert titles[0] == f"Recall among 20 images, {len(captions)} texts"
+
+
+def test_a_base_goes_on_with_its_own_tokenizer_alone(world, tmp_path):
+    """Another one of as many ids would read captions as other words."""
+    lines = [caption[::-1] for i in range(16) for caption in pair(i, 1).captions]
+    other = write_tokenizer(tmp_path / "other", lines * 3, 330)
+    config, base = shape_of(world), world / "model"
+    assert len(other) == config.text.vocab_size
+    for same in (base, world / "tokenizer"):
+        Contrastive(world / "pairs", same, config, base=base)._tokenizer()
+    Contrastive(world / "pairs", other.path, config)._tokenizer()
+    wrong = Contrastive(world / "pairs", other.path, config, base=base)
+    with pytest.raises(InputError, match=r"the same number of ids as that of .*, but others"):
+        wrong._tokenizer()
 
 
 def test_a_limit_draws_at_random_and_none_takes_all():

@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 
 from pipeline.errors import InputError
 from stages.data.foreign import ForeignTokenizer, open_tokenizer
-from stages.data.tokenizer import BOS, EOS, Tokenizer
+from stages.data.tokenizer import BOS, EOS, SPACE, Tokenizer
 from stages.data.tokenizer_training import export, train
 
 END_ID = 286
+PAD_ID = END_ID + 1
 STRANGE = [*TEXTS, "", "  two\n\ttabs", f"a {END} is text", "né \udcff 北京 🙂"]
 
 
@@ -85,11 +86,12 @@ def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: P
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="nothing says which token ends a document"):
         open_tokenizer(tmp_path)
-    edit(tmp_path, "config.json", eos_token_id=[END_ID, 7], pad_token_id=5, bos_token_id=-1)
+    edit(tmp_path, "config.json", eos_token_id=[END_ID, 7], pad_token_id=PAD_ID, bos_token_id=-1)
     found = open_tokenizer(tmp_path)
-    assert (found.eos_id, found.bos_id, found.pad_id, found.start_id) == (END_ID, None, 5, END_ID)
+    assert (found.eos_id, found.bos_id, found.pad_id) == (END_ID, None, PAD_ID)
+    assert found.start_id == END_ID
     assert found.digest == open_tokenizer(folder).digest
-    edit(tmp_path, "config.json", eos_token_id=1)
+    edit(tmp_path, "config.json", eos_token_id=PAD_ID)
     assert open_tokenizer(tmp_path).digest != found.digest, "documents end otherwise"
 
 
@@ -101,10 +103,68 @@ def test_marks_that_disagree_or_are_no_pieces_are_refused(tmp_path: Path) -> Non
     edit(tmp_path, "config.json", eos_token_id=[1, END_ID])
     assert open_tokenizer(tmp_path).eos_id == END_ID
     for name in ("pad", "bos", "eos"):
-        write_tokenizer(tmp_path)
-        edit(tmp_path, "tokenizer_config.json", **{f"{name}_token": "<nowhere>"})
-        with pytest.raises(InputError, match=f"the {name} token '<nowhere>' .* is none of"):
+        for said in ("<nowhere>", {}, 7):
+            write_tokenizer(tmp_path)
+            edit(tmp_path, "tokenizer_config.json", **{f"{name}_token": said})
+            with pytest.raises(InputError, match=f"the {name} token {said!r} .* is none of"):
+                open_tokenizer(tmp_path)
+
+
+def test_a_mark_that_text_may_yield_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, begin=True)
+    edit(tmp_path, "config.json", pad_token_id=1)
+    with pytest.raises(InputError, match=r"the pad token .* is no special token"):
+        open_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", pad_token_id=None)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    for at, name in enumerate(("eos", "bos")):
+        plain = [{**token, "special": i != at} for i, token in enumerate(added)]
+        edit(tmp_path, "tokenizer.json", added_tokens=plain)
+        with pytest.raises(InputError, match=rf"the {name} token '<.*>' is no special token"):
             open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Lowercase"},
+        {"type": "NFKC"},
+        {"type": "Replace", "pattern": {"String": "é"}, "content": "e"},
+        {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "StripAccents"}]},
+        {"type": "Strip", "strip_left": True, "strip_right": False},
+        {"type": "Prepend", "prepend": "x"},
+    ],
+)
+def test_a_normalizer_that_loses_something_is_refused(
+    normalizer: dict[str, Any], tmp_path: Path
+) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "tokenizer.json", normalizer=normalizer)
+    with pytest.raises(InputError, match="loses something of texts: its normalizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_texts_come_back_as_nfc_from_tokenizers_that_take_it(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "tokenizer.json", normalizer={"type": "NFC"})
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("ne\u0301 A")) == "n\u00e9 A"
+
+
+def test_llama_2_puts_a_space_before_a_text_and_takes_it_away(tmp_path: Path) -> None:
+    """As its own `tokenizer.json` says it."""
+    export(train(TEXTS * 3, 320), tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    parts = [{"type": "Prepend", "prepend": SPACE}, space]
+    edit(tmp_path, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": parts})
+    decoders = json.loads((tmp_path / "tokenizer.json").read_text())["decoder"]["decoders"]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoder = {"type": "Sequence", "decoders": [*decoders, strip]}
+    edit(tmp_path, "tokenizer.json", decoder=decoder)
+    tokenizer = open_tokenizer(tmp_path)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_what_loses_text_or_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -283,6 +283,18 @@ def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatc
     assert content_digest(str(tmp_path / name), Columns())
 
 
+def test_a_manifest_of_fewer_rows_than_it_says_is_a_broken_file(tmp_path):
+    rows = [{"image": IMAGES[0], "caption": "c"}] * 30
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=10)
+    data = bytearray((tmp_path / "p.parquet").read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    count = data.index(b"\x16\x3c", footer)  # 30, as Thrift writes it
+    data[count + 1] = 0x40
+    (tmp_path / "p.parquet").write_bytes(data)
+    with pytest.raises(BrokenFile, match="rows promised"):
+        records(tmp_path / "p.parquet")
+
+
 def test_hostile_members_of_a_tar_are_counted_and_not_followed(tmp_path):
     link = tarfile.TarInfo("a.png")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

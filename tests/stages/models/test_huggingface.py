@@ -194,10 +194,16 @@ def test_broken_weights_are_refused(tmp_path):
         load_language_model(tmp_path)
 
 
-def test_an_index_does_not_lead_out_of_the_folder(tmp_path):
+def test_an_index_leads_to_the_folders_own_safetensors_alone(tmp_path):
+    """Nothing else is part of what a folder is known by."""
     save_language_model(GPT(CONFIG), tmp_path / "elsewhere")
     save_language_model(GPT(CONFIG), tmp_path / "model")
-    named = {"weight_map": {"transformer.wte.weight": "../elsewhere/model.safetensors"}}
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(named))
-    with pytest.raises(InputError, match="not in the folder"):
-        load_language_model(tmp_path / "model")
+    (tmp_path / "model/model.bin").symlink_to(tmp_path / "elsewhere/model.safetensors")
+    for name, said in (
+        ("../elsewhere/model.safetensors", "not in the folder"),
+        ("model.bin", "no safetensors"),
+    ):
+        named = {"weight_map": {"transformer.wte.weight": name}}
+        (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(named))
+        with pytest.raises(InputError, match=said):
+            load_language_model(tmp_path / "model")

@@ -86,6 +86,7 @@ class Read(Params):
 def read(params: Read, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Take a number over."""
     total = int(Path(params.source).read_text())
+    ctx.log(f"planned as {ctx.externals.get(params.source)}")
     out.joinpath("number.txt").write_text(f"{total}\n")
     ctx.result(total=total)
 
