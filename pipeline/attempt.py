@@ -185,9 +185,8 @@ def _log(job: Job, error: BaseException) -> None:
 
 
 def _context(job: Job) -> Context:
-    store = Store(job.store)
     return Context(
-        work=store.work(job.uses, job.fingerprint),
+        work=Store(job.store).work(job.uses, job.fingerprint),
         attempt_dir=job.attempt_dir,
         cancel_file=job.store / "runs" / job.run / "cancel",
         cache=job.store / "cache",

@@ -150,9 +150,8 @@ class Context:
 
     def log(self, message: str) -> None:
         """Write one line to the attempt's log."""
-        stamp = time.strftime("%H:%M:%S")
         with (self.attempt_dir / "log.txt").open("a") as log:
-            log.write(f"{stamp} {escape(redact(message, self.secrets))}\n")
+            log.write(f"{time.strftime('%H:%M:%S')} {escape(redact(message, self.secrets))}\n")
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:

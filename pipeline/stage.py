@@ -171,9 +171,8 @@ class Inputs(Mapping[str, "Artifact | tuple[Artifact, ...]"]):
     def paths(self, name: str) -> list[Path]:
         """The folders on a list edge, in the order of the pipeline file; empty if left out."""
         found = self._artifacts.get(name, ())
-        return [
-            Path(artifact.path) for artifact in (found if isinstance(found, Sequence) else (found,))
-        ]
+        artifacts = found if isinstance(found, Sequence) else (found,)
+        return [Path(artifact.path) for artifact in artifacts]
 
     def get_path(self, name: str) -> Path | None:
         """The folder of an optional edge, or None."""
@@ -227,8 +226,7 @@ def stage(
 
 def execution_fields(section: type[BaseModel]) -> frozenset[str]:
     """The fields that are marked EXECUTION: they never enter a fingerprint."""
-    fields = section.model_fields.items()
-    return frozenset(name for name, info in fields if _marks_execution(info.metadata))
+    return frozenset(n for n, i in section.model_fields.items() if _marks_execution(i.metadata))
 
 
 def sections(annotation: Any) -> Iterator[type[BaseModel]]:
