@@ -80,11 +80,15 @@ class PlainGPT(nn.Module):
 
 
 def huggingface(config: GPTConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    from vision import stand_in
+
+    stand_in()  # transformers looks for it
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = GPT2Config(
-        config.vocab_size, config.context, config.width, config.layers, config.heads,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, attn_implementation="sdpa",
+        vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.width,
+        n_layer=config.layers, n_head=config.heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        attn_implementation="sdpa",
     )  # fmt: skip
     model = GPT2LMHeadModel(shape).train()
 
