@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_tensors import kept
 
 from stages.contrastive.cost import (
     Run,
@@ -112,23 +113,6 @@ def test_features_travel_to_all_and_their_gradients_back() -> None:
     whole = traffic(run, replace(layout, zero=3)).gathered
     cached = traffic(run, replace(layout, zero=3, micro=8, passes=2)).gathered
     assert cached == 2 * 2 * whole  # two passes, each of which fetches twice for two forward ones
-
-
-def kept(model: CLIP, result: Any) -> int:
-    """Bytes that autograd keeps of what is computed, weights apart."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        embedded = result()
-    assert embedded.requires_grad  # the graph, and so each storage, was alive until here
-    return sum(found.values())
 
 
 @pytest.mark.parametrize(

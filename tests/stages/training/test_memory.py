@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from saved_tensors import kept
 
 from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig
 from stages.models.decoder import Decoder
@@ -92,22 +93,11 @@ def test_experts_are_shared_by_those_who_hold_them_together() -> None:
     assert held.optimizer == 12 * config.parameters / 4
 
 
-def kept(model: GPT | Decoder, masked: bool) -> int:
-    """Bytes that autograd keeps of a forward pass through the blocks, weights apart."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+def kept_by_blocks(model: GPT | Decoder, masked: bool) -> int:
+    """Bytes that autograd keeps of a forward pass through the blocks."""
     tokens = torch.randint(0, 97, (3, 24), generator=torch.Generator().manual_seed(0))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = model.hidden(tokens, segments_BT=tokens.sort().values if masked else None)
-    assert result.requires_grad  # the graph, and so each storage, was alive until here
-    return sum(found.values())
+    segments = tokens.sort().values if masked else None
+    return kept(model, lambda: model.hidden(tokens, segments_BT=segments))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +123,7 @@ def test_a_block_keeps_what_its_operators_save(
     experts = isinstance(config, DecoderConfig) and config.experts is not None
     for masked in (False, True):
         layout = Layout(1, 0, "float32", 3, 1, masked=masked, gpu=False)
-        many, few = (kept(kind(c), masked) for c in (deep, config))  # type: ignore[arg-type]
+        many, few = (kept_by_blocks(kind(c), masked) for c in (deep, config))  # type: ignore[arg-type]
         measured = (many - few) / 3 / (3 * 24)
         assert block(config, layout, experts=experts) == pytest.approx(measured, rel=close)
 
