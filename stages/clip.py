@@ -187,6 +187,7 @@ def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context
         params.probe_limit,
         params.batch,
         params.seed,
+        params.ensemble,
     )
     folders = inputs.path("model"), inputs.path("pairs")
     with WorkerGroup(params.workers, ctx) as group:

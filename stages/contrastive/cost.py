@@ -69,23 +69,26 @@ def similarity_flops(run: Run) -> float:
 
 def arithmetic(run: Run, layout: Layout, samples: float) -> Arithmetic:
     """FLOPs of a training on so many pairs, and the tokens of their captions at most."""
-    towers = image_flops(run) + text_flops(run)
     # Of CLIP's logits each device computes its rows and its columns, or all of them.
     times = 1 if run.sigmoid or layout.world == 1 else 2 if run.local else layout.world
-    again = towers / 3 if layout.passes > 1 else 0.0
-    if layout.recompute:
-        again += recomputed(run)
+    image, text = _computed(run)
+    again = (image + text) / 3 if layout.passes > 1 else 0.0
+    if layout.recompute:  # of transformer blocks alone
+        again += (text + (0.0 if isinstance(run.config.vision, ResNetConfig) else image)) / 3
     return Arithmetic(
         tokens=float(samples) * run.config.text.context,
-        flops=samples * (towers + similarity_flops(run)),
-        hardware_flops=samples * (towers + again + times * similarity_flops(run)),
+        flops=samples * (image_flops(run) + text_flops(run) + similarity_flops(run)),
+        hardware_flops=samples * (image + text + again + times * similarity_flops(run)),
     )
 
 
-def recomputed(run: Run) -> float:
-    """FLOPs of one more forward pass through the transformer blocks; ResNets are not recomputed."""
-    vision = 0.0 if isinstance(run.config.vision, ResNetConfig) else image_flops(run) / 3
-    return vision + text_flops(run) / 3
+def _computed(run: Run) -> tuple[float, float]:
+    """`image_flops` and `text_flops`, but for what nobody reads."""
+    config = run.config
+    return (
+        image_flops(run) - 3.0 * config.vision.unread_flops(run.kept),
+        text_flops(run) - 3.0 * config.text.unread_flops(),
+    )
 
 
 # --- traffic -----------------------------------------------------------------------------------
@@ -169,44 +172,56 @@ def image_bytes(run: Run, layout: Layout) -> float:
         numbers = sum(2.0 * c.out * c.side**2 for c in vision.convolutions())
         return layout.micro * size * (3 * vision.image_size**2 + numbers)
     patches = vision.patches if run.kept is None else run.kept
-    ends = size * (3 * vision.patch**2 * patches + 2 * vision.width * (patches + 1))
-    return layout.micro * (ends + _blocks(vision, run, layout, patches + 1))
+    ends = size * (3 * vision.patch**2 * patches + vision.width * (patches + 1))
+    return layout.micro * (ends + _blocks(vision, layout, patches + 1))
 
 
 def text_bytes(run: Run, layout: Layout) -> float:
     """What the text tower keeps of a micro-batch for its backward pass."""
     text = run.config.text
-    return layout.micro * _blocks(text, run, layout, text.context)
+    return layout.micro * _blocks(text, layout, text.context)
 
 
-def _blocks(tower: ViTConfig | TextConfig, run: Run, layout: Layout, tokens: int) -> float:
-    each = layout.bytes * tower.width if layout.recompute else block(tower, run, layout)
-    return float(tokens * tower.layers * each)
+def _blocks(tower: ViTConfig | TextConfig, layout: Layout, tokens: int) -> float:
+    if layout.recompute:
+        return float(tokens * tower.layers * layout.bytes * tower.width)
+    others = (tower.layers - 1) * block(tower, layout) + last_block(tower, layout)
+    return tokens * others + block(tower, layout)
 
 
-def block(tower: ViTConfig | TextConfig, run: Run, layout: Layout) -> float:
+def block(tower: ViTConfig | TextConfig, layout: Layout) -> float:
     """Bytes that one block keeps a token: input and output of its norms, queries, keys and values,
     what they make, and the hidden layer before and after its activation; attention and norms keep
     float32s."""
-    hidden = 3 if run.config.activation == "quick_gelu" else 2  # which keeps its sigmoid too
-    return layout.bytes * (8 + 4 * hidden) * tower.width + 4 * tower.heads + 16
+    return layout.bytes * 16 * tower.width + 4 * tower.heads + 16
+
+
+def last_block(tower: ViTConfig | TextConfig, layout: Layout) -> float:
+    """The same of the last block, of a token that is not read: what makes its key and value."""
+    return layout.bytes * 4 * tower.width + 8
 
 
 def _working(run: Run, layout: Layout) -> tuple[float, float]:
-    """Bytes that the last block of each tower works with when its backward pass begins."""
+    """Bytes that the towers work with, beyond all that they keep, when their backward passes are in
+    a last block."""
     vision, text = run.config.vision, run.config.text
     if isinstance(vision, ResNetConfig):
         image = 2.0 * layout.bytes * max(c.out * c.side**2 for c in vision.convolutions())
     else:
         patches = vision.patches if run.kept is None else run.kept
-        image = (patches + 1) * _block_working(vision, run, layout)
-    return layout.micro * image, layout.micro * text.context * _block_working(text, run, layout)
+        image = (patches + 1) * _block_working(vision, layout)
+    return layout.micro * image, layout.micro * text.context * _block_working(text, layout)
 
 
-def _block_working(tower: ViTConfig | TextConfig, run: Run, layout: Layout) -> float:
-    """A token's gradients of the stream and of both sides of the hidden layer, and the block that
-    is made again."""
-    hidden = 3 if run.config.activation == "quick_gelu" else 2
-    working = layout.bytes * tower.width * (2 + 4 * (hidden - 1))
-    again = block(tower, run, layout) - layout.bytes * tower.width if layout.recompute else 0.0
-    return working + again
+def _block_working(tower: ViTConfig | TextConfig, layout: Layout) -> float:
+    """Of a token, whichever is more: the gradients of keys, values, their input and the stream in
+    the last block, or, with what that kept given back, those of the stream and of both sides of the
+    hidden layer in the one before; and the block that is made again."""
+    stream = layout.bytes * tower.width
+    last, before = 4.0 * stream, 6.0 * stream
+    kept = last_block(tower, layout)
+    if layout.recompute:
+        last += kept - stream
+        before += block(tower, layout) - stream
+        kept = stream
+    return max(last, before - kept) if tower.layers > 1 else last

@@ -264,6 +264,10 @@ class ClipEvaluateParams(Params):
     not where it lies."""
     label: str | None = None
     """The field of a pair's metadata that names its class."""
+    ensemble: Literal["embeddings", "probabilities"] = "embeddings"
+    """How a class's prompts are averaged: their embeddings, as published, or the probabilities they
+    get among all prompts, which suits classes of many kinds of things and costs what all prompts
+    cost."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Held-out pairs, drawn at random; 0 takes all."""
     probe_limit: Annotated[int, Field(ge=0)] = 20_000

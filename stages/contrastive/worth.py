@@ -43,6 +43,8 @@ class Questions:
     batch: int = 64
     seed: int = 0
     """Which pairs are drawn where there are limits."""
+    ensemble: str = "embeddings"
+    """A class's prompts are averaged as `embeddings`, or as `probabilities`."""
 
 
 @dataclass
@@ -151,7 +153,8 @@ def _zero_shot(
 ) -> None:
     assert asked.classes is not None
     classes = read_classes(asked.classes, asked.label)
-    ensemble, single = zero_shot(image_NE, labels, classes, bench.texts)
+    scale = bench.model.scale().item() if asked.ensemble == "probabilities" else None
+    ensemble, single = zero_shot(image_NE, labels, classes, bench.texts, scale=scale)
     first = single[classes.templates[0]]
     found.figures |= {
         "zero_shot": ensemble.accuracy,

@@ -4,6 +4,10 @@ A class's prompts are all templates filled with all of its names. Their embeddin
 are averaged and brought to norm 1 again (Radford et al. 2021, section 3.1.4): an ensemble costs no
 more than one prompt. An image belongs to the class it is nearest to.
 
+The mean of a class that is many things (words for 140 animals) is near to none of them. An ensemble
+of probabilities asks how likely each prompt is among those of all classes, and takes the mean of
+each class's: it costs what all prompts cost.
+
     {"templates": ["a photo of {}", "a drawing of {}"],
      "classes": ["cat", {"name": "dog", "words": ["dog", "puppy"]}]}
 """
@@ -24,6 +28,9 @@ from pipeline.errors import InputError
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Texts -> embeddings (texts, E) of norm 1."""
+
+BLOCK = 1 << 24
+"""Numbers that are held of a matrix of images and prompts."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,23 @@ def class_embeddings(prompts: Sequence[Sequence[str]], encode: Encode) -> Tensor
     return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=1)
 
 
-def classify(
-    image_NE: Tensor, labels: Sequence[str], classes_CE: Tensor, names: Sequence[str]
-) -> ZeroShot:
-    """Compare the nearest class of each image with its label.
+def prompt_probabilities(
+    image_NE: Tensor, prompts: Sequence[Sequence[str]], encode: Encode, scale: float
+) -> Tensor:
+    """How likely (images, classes) a prompt of each class is on average, among all prompts."""
+    flat_PE = encode([prompt for each in prompts for prompt in each])
+    counts_C = torch.tensor([len(each) for each in prompts])
+    class_P = torch.arange(len(prompts)).repeat_interleave(counts_C)
+    found = []
+    for part_NE in image_NE.split(max(1, BLOCK // len(flat_PE))):  # type: ignore[no-untyped-call]
+        likely_NP = (scale * (part_NE @ flat_PE.T)).softmax(1)
+        sums_NC = likely_NP.new_zeros(len(part_NE), len(prompts))
+        found.append(sums_NC.index_add_(1, class_P, likely_NP) / counts_C)
+    return torch.cat(found)
+
+
+def classify(scores_NC: Tensor, labels: Sequence[str], names: Sequence[str]) -> ZeroShot:
+    """Compare the class of the highest score of each image with its label.
 
     Raises:
         InputError: a label is no class.
@@ -118,23 +138,34 @@ def classify(
             remedy="list every label under `classes`",
         )
     wanted_N = torch.tensor([number[label] for label in labels])
-    right_N = ((image_NE @ classes_CE.T).argmax(1).cpu() == wanted_N).double()
+    right_N = (scores_NC.argmax(1).cpu() == wanted_N).double()
     present = torch.unique(wanted_N).tolist()
     by_class = {names[c]: right_N[wanted_N == c].mean().item() for c in present}
     return ZeroShot(right_N.mean().item(), by_class)
 
 
 def zero_shot(
-    image_NE: Tensor, labels: Sequence[str], classes: Classes, encode: Encode
+    image_NE: Tensor,
+    labels: Sequence[str],
+    classes: Classes,
+    encode: Encode,
+    *,
+    scale: float | None = None,
 ) -> tuple[ZeroShot, Mapping[str, ZeroShot]]:
     """What the ensemble of all prompts tells right, and what each template alone does with a
-    class's first word."""
+    class's first word. With the `scale` of the model's logits it is one of probabilities."""
 
-    def told(prompts: Sequence[Sequence[str]]) -> ZeroShot:
-        return classify(image_NE, labels, class_embeddings(prompts, encode), classes.names)
+    def near(prompts: Sequence[Sequence[str]]) -> Tensor:
+        return image_NE @ class_embeddings(prompts, encode).T
+
+    def told(scores_NC: Tensor) -> ZeroShot:
+        return classify(scores_NC, labels, classes.names)
 
     single = {
-        template: told([[template.replace("{}", words[0])] for words in classes.words])
+        template: told(near([[template.replace("{}", words[0])] for words in classes.words]))
         for template in classes.templates
     }
-    return told(classes.prompts(classes.templates)), single
+    every = classes.prompts(classes.templates)
+    if scale is None:
+        return told(near(every)), single
+    return told(prompt_probabilities(image_NE, every, encode, scale)), single

@@ -5,7 +5,8 @@ Radford et al. 2021, tables 19 and 20, and the configs of the released models. `
 the last weight; the small sizes are ours.
 
 FLOPs are those of the matrix products and convolutions, two for each multiplication: a forward
-and a backward pass cost three forward passes.
+and a backward pass cost three forward passes. They count the networks as published, whose last
+blocks work on tokens that nobody reads; `unread_flops` are those of them that we spare.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ def _blocks(layers: int, width: int) -> int:
 
 def _block_flops(layers: int, width: int, tokens: int) -> int:
     return layers * (2 * 12 * width * width * tokens + 4 * tokens * tokens * width)
+
+
+def _unread_flops(width: int, tokens: int) -> int:
+    """Of the last block for all tokens but the one that is read, their keys and values apart."""
+    return (tokens - 1) * (2 * 10 * width * width + 4 * tokens * width)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class ViTConfig:
         patches = self.patches if kept is None else kept
         ends = 2 * self.width * (3 * self.patch**2 * patches + embed)
         return ends + _block_flops(self.layers, self.width, patches + 1)
+
+    def unread_flops(self, kept: int | None = None) -> int:
+        """Those of `flops` that are not computed."""
+        return _unread_flops(self.width, 1 + (self.patches if kept is None else kept))
 
 
 class Convolution(NamedTuple):
@@ -153,6 +163,10 @@ class ResNetConfig:
         pool = 2 * width * width * (2 * tokens + 1) + 4 * tokens * width + 2 * width * embed
         return body + pool
 
+    def unread_flops(self, kept: int | None = None) -> int:
+        """None: all that is counted is computed."""
+        return 0
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -190,6 +204,10 @@ class TextConfig:
         """Of a forward pass on one caption, padded to `tokens` (left out: to the context)."""
         length = self.context if tokens is None else tokens
         return _block_flops(self.layers, self.width, length) + 2 * self.width * embed
+
+    def unread_flops(self, tokens: int | None = None) -> int:
+        """Those of `flops` that are not computed."""
+        return _unread_flops(self.width, self.context if tokens is None else tokens)
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,37 @@ patch (all channels), T tokens, C width, E dimensions of the common space.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.clip_config import Activation, CLIPConfig, TextConfig, ViTConfig
 
 
+class _QuickGELU(torch.autograd.Function):
+    """By way of SiLU: with s = 1.702 x it is silu(s) / 1.702, and its derivative is silu'(s). It
+    keeps one tensor where x and its sigmoid are two, and makes fewer passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        s = x * 1.702
+        ctx.save_for_backward(s)
+        return F.silu(s).div_(1.702)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (s,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, s)  # type: ignore[no-any-return]
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """The sigmoid approximation of GELU: x σ(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+    return cast(Tensor, _QuickGELU.apply(x))  # type: ignore[no-untyped-call]
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -35,24 +53,43 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+class QKV(nn.Module):
+    """Queries, keys and values by one matrix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(3 * width, width))
+        self.bias = nn.Parameter(torch.empty(3 * width))
+
+    def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All three of all tokens; with `at_B`, the query of one token of each sample alone."""
+        if at_B is None:
+            return F.linear(x_BTC, self.weight, self.bias).chunk(3, dim=2)
+        C = x_BTC.shape[2]
+        q_B1C = F.linear(read(x_BTC, at_B), self.weight[:C], self.bias[:C])
+        return q_B1C, *F.linear(x_BTC, self.weight[C:], self.bias[C:]).chunk(2, dim=2)
+
+
 class Attention(nn.Module):
     """Self-attention over all heads at once, causal or not."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = QKV(width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Mix tokens."""
-        B, T, C = x_BTC.shape
+    def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> Tensor:
+        """Mix tokens; with `at_B`, for one token of each sample alone."""
         q, k, v = (
-            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)
-            for part in self.qkv(x_BTC).split(C, dim=2)
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x_BTC, at_B)
         )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return cast(Tensor, self.out(y.transpose(1, 2).reshape(B, T, C)))
+        seen = None
+        if self.causal and at_B is not None:
+            seen = (torch.arange(k.shape[2], device=at_B.device) <= at_B[:, None])[:, None, None]
+        causal = self.causal and at_B is None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+        return cast(Tensor, self.out(y.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):
@@ -79,14 +116,22 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = FeedForward(width, config.activation)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """One layer."""
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+    def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> Tensor:
+        """One layer; with `at_B`, what it makes of one token of each sample: x_B1C."""
+        mixed = self.attn(self.ln_1(x_BTC), at_B)
+        x_BTC = (x_BTC if at_B is None else read(x_BTC, at_B)) + mixed
         return x_BTC + cast(Tensor, self.mlp(self.ln_2(x_BTC)))
 
 
+def read(x_BTC: Tensor, at_B: Tensor) -> Tensor:
+    """One token of each sample, x_B1C."""
+    return x_BTC.gather(1, at_B[:, None, None].expand(-1, 1, x_BTC.shape[2]))
+
+
 class Blocks(nn.Module):
-    """A stack of blocks. `recompute` trades a second forward pass for the activations' memory."""
+    """A stack of blocks that is read at one token of each sample. Of the last block nothing else is
+    computed: of six blocks a seventh of the work. `recompute` trades a second forward pass for
+    the activations' memory."""
 
     def __init__(self, shape: ViTConfig | TextConfig, config: CLIPConfig, *, causal: bool) -> None:
         super().__init__()
@@ -95,14 +140,15 @@ class Blocks(nn.Module):
             Block(shape.width, shape.heads, config, causal=causal) for _ in range(shape.layers)
         )
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """All layers."""
+    def forward(self, x_BTC: Tensor, at_B: Tensor) -> Tensor:
+        """All layers: what they make of the token at `at_B`, x_BC."""
         for block in self.layers:
+            at = at_B if block is self.layers[-1] else None
             if self.recompute and torch.is_grad_enabled():
-                x_BTC = checkpoint(block, x_BTC, use_reentrant=False)
+                x_BTC = checkpoint(block, x_BTC, at, use_reentrant=False)
             else:
-                x_BTC = block(x_BTC)
-        return x_BTC
+                x_BTC = block(x_BTC, at)
+        return x_BTC.squeeze(1)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -172,8 +218,9 @@ class VisionTransformer(nn.Module):
             columns = places_BK[..., None].expand(-1, -1, patches_BNP.shape[2])
             x_BNC = self.patch(patches_BNP.gather(1, columns)) + positions_NC[places_BK]
         first_B1C = (self.class_embedding + self.position_embedding[0]).expand(len(x_BNC), 1, -1)
-        x_BTC = self.blocks(self.ln_pre(torch.cat([first_B1C, x_BNC], 1)))
-        return cast(Tensor, self.proj(self.ln_post(x_BTC[:, 0])))
+        first_B = torch.zeros(len(x_BNC), dtype=torch.long, device=x_BNC.device)
+        x_BC = self.blocks(self.ln_pre(torch.cat([first_B1C, x_BNC], 1)), first_B)
+        return cast(Tensor, self.proj(self.ln_post(x_BC)))
 
 
 def split(pixels_B3HW: Tensor, side: int) -> Tensor:
@@ -210,10 +257,9 @@ class TextTransformer(nn.Module):
         Raises:
             ValueError: a caption is longer than the context.
         """
-        B, T = tokens_BT.shape
+        T = tokens_BT.shape[1]
         if self.shape.context < T:
             raise ValueError(f"{T} tokens do not fit a context of {self.shape.context}")
-        x_BTC = self.blocks(self.token_embedding(tokens_BT) + self.position_embedding[:T])
-        at_B = (tokens_BT == self.shape.eos).int().argmax(1)
-        x_BC = x_BTC[torch.arange(B, device=x_BTC.device), at_B]
-        return cast(Tensor, self.proj(self.ln_final(x_BC)))
+        end_B = (tokens_BT == self.shape.eos).int().argmax(1)
+        x_BTC = self.token_embedding(tokens_BT) + self.position_embedding[:T]
+        return cast(Tensor, self.proj(self.ln_final(self.blocks(x_BTC, end_B))))

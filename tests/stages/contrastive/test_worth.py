@@ -12,13 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from stages.contrastive import zeroshot
 from stages.contrastive.captions import encode
 from stages.contrastive.objective import Contrastive
 from stages.contrastive.probe import STRENGTHS, fit_logistic, probe
 from stages.contrastive.retrieval import alike, recalls
 from stages.contrastive.views import drawn, middle, to_pixels
 from stages.contrastive.worth import Bench, Questions, measure
-from stages.contrastive.zeroshot import class_embeddings, classify, read_classes, zero_shot
+from stages.contrastive.zeroshot import classify, prompt_probabilities, read_classes, zero_shot
 from stages.data.image_text import ImageTextStore
 from stages.data.tokenizer import Tokenizer
 from stages.models.clip import CLIP
@@ -75,7 +76,7 @@ def write_classes(folder, **changes):
     return path
 
 
-def test_an_ensemble_is_the_normalised_mean_of_normalised_prompts(tmp_path):
+def test_an_ensemble_is_the_mean_of_prompts_or_of_their_probabilities(tmp_path, monkeypatch):
     classes = read_classes(write_classes(tmp_path), "colour")
     table = {}
 
@@ -109,10 +110,22 @@ def test_an_ensemble_is_the_normalised_mean_of_normalised_prompts(tmp_path):
     alone = {name: [f"a picture of a {name}"] for name in classes.names}
     assert single["a picture of a {}"].accuracy == pytest.approx(accuracy(alone))
     assert ensemble.balanced == pytest.approx(ensemble.accuracy), "ten of each"
-    rare = classify(
-        image_NE[:5], labels[:5], class_embeddings([["red"]] * 4, encode_texts), classes.names
-    )
+    rare = classify(torch.zeros(5, 4), labels[:5], classes.names)
     assert set(rare.per_class) == set(classes.names)
+
+    prompts = list(table)
+    chances = []
+    for image in image_NE:
+        odds = {prompt: float((9 * image @ table[prompt]).exp()) for prompt in prompts}
+        parts = [sum(odds[t] for t in texts) / len(texts) for texts in centres.values()]
+        chances.append([part / sum(odds.values()) for part in parts])
+    asked = [centres[name] for name in classes.names]
+    monkeypatch.setattr(zeroshot, "BLOCK", 70)
+    found_NC = prompt_probabilities(image_NE, asked, encode_texts, 9)
+    torch.testing.assert_close(found_NC, torch.tensor(chances, dtype=torch.double))
+    told, _ = zero_shot(image_NE, labels, classes, encode_texts, scale=9)
+    assert told == classify(found_NC, labels, classes.names)
+    assert told.accuracy != ensemble.accuracy
 
 
 def test_a_list_under_the_labels_name_will_do(tmp_path):
@@ -139,7 +152,7 @@ def test_unreadable_classes_and_unknown_labels_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot read the classes"):
         read_classes(tmp_path / "none.json", "colour")
     with pytest.raises(InputError, match="1 labels are no classes: pink"):
-        classify(unit(2, 0), ["red", "pink"], unit(2, 1), ["red", "blue"])
+        classify(unit(2, 0), ["red", "pink"], ["red", "blue"])
 
 
 @pytest.mark.parametrize("l2", [0.01, 1.0])

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models.clip import CLIP, LOG_SCALE_LIMIT
 from stages.models.clip_config import PRESETS, preset
-from stages.models.towers import split
+from stages.models.towers import quick_gelu, split
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,8 @@ def test_parameters_and_flops_are_those_counted(config):
     assert sum(p.numel() for p in model.parameters()) == config.parameters
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images(config), captions(3, 7))
-    assert counter.get_total_flops() * 3 == 3 * config.flops_per_pair(tokens=7)
+    unread = config.vision.unread_flops() + config.text.unread_flops(7)
+    assert counter.get_total_flops() == config.flops_per_pair(tokens=7) - 3 * unread
 
 
 def test_hidden_patches_cost_nothing():
@@ -47,7 +48,32 @@ def test_hidden_patches_cost_nothing():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images(VIT), captions(3, 7), places_BK)
     assert kept == 4
-    assert counter.get_total_flops() == VIT.flops_per_pair(kept=4, tokens=7)
+    unread = VIT.vision.unread_flops(kept) + VIT.text.unread_flops(7)
+    assert counter.get_total_flops() == VIT.flops_per_pair(kept=4, tokens=7) - 3 * unread
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("tower", ["visual", "text"])
+def test_the_token_that_is_read_is_that_of_whole_blocks(tower, recompute):
+    model = lively(made(VIT)).double()
+    blocks = getattr(model, tower).blocks
+    blocks.recompute = recompute
+    x_BTC = torch.randn(3, 9, blocks.layers[0].ln_1.weight.shape[0], dtype=torch.double)
+    at_B, gradients = torch.tensor([0, 8, 5]), []
+    whole_BTC = x_BTC
+    for block in blocks.layers:
+        whole_BTC = block(whole_BTC)
+    results = whole_BTC[torch.arange(3), at_B], blocks(x_BTC, at_B)
+    for result_BC in results:
+        gradients.append(torch.autograd.grad(result_BC.square().sum(), list(blocks.parameters())))
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_quick_gelu_is_the_published_one():
+    x = torch.linspace(-9, 9, 101, dtype=torch.double, requires_grad=True)
+    torch.testing.assert_close(quick_gelu(x), x * torch.sigmoid(1.702 * x))
+    assert torch.autograd.gradcheck(quick_gelu, x)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +147,9 @@ def test_hiding_patches_keeps_the_class_token_and_places():
         patches = tower.patch(split(image[None], 8)[0, chosen_K])
         x_TC = torch.cat([tower.class_embedding[None], patches])
         places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + chosen_K])
-        x_BTC = tower.blocks(tower.ln_pre(x_TC + tower.position_embedding[places])[None])
-        torch.testing.assert_close(tower.proj(tower.ln_post(x_BTC[0, 0])), embedding)
+        x_1TC = tower.ln_pre(x_TC + tower.position_embedding[places])[None]
+        x_1C = tower.blocks(x_1TC, torch.tensor([0]))
+        torch.testing.assert_close(tower.proj(tower.ln_post(x_1C[0])), embedding)
     every_BK = torch.arange(9).expand(4, -1)
     torch.testing.assert_close(tower(pixels, every_BK), tower(pixels))
 
