@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "clip",
     inputs={"pairs": "ImageText", "tokenizer": "Tokenizer?", "base": "Model?"},
     output="Model",
-    version=2,
+    version=3,
 )
 def clip(params: ClipParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a CLIP on images with captions."""

@@ -27,6 +27,7 @@ from stages.training.expert_parallel import (
 )
 from stages.training.groups import optimizer, set_rate
 from stages.training.guard import SpikeGuard
+from stages.training.memory import BUCKET, CPU_BUCKET
 from stages.training.muon import Muon, know_ranges
 from stages.training.optimizers import clip
 from stages.training.shards import Fragment, layout, whole_weights
@@ -293,7 +294,7 @@ def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict
             "offload_optimizer": {"device": settings.offload, "pin_memory": gpu},
             "overlap_comm": False,
             "contiguous_gradients": zero == 3 or experts,
-            "reduce_bucket_size": 50_000_000,
+            "reduce_bucket_size": BUCKET if gpu else CPU_BUCKET,
             "stage3_param_persistence_threshold": 10_000,
         },
     }

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from stages.models.config import LanguageConfig
     from stages.training.cost import Layout
 
-BUCKET = 50_000_000
-"""Numbers of a gradient that are reduced together at ZeRO 1-3: the engine's setting."""
+BUCKET, CPU_BUCKET = 50_000_000, 4_000_000
+"""Numbers of a gradient that are reduced together at ZeRO 1-3, the engine's settings: no more than
+the cache of a processor holds."""
 PLAIN_BUCKET = 500_000_000
 """The same at ZeRO 0, which DeepSpeed fixes."""
 LIVE = 1_000_000_000
@@ -104,7 +105,7 @@ def held(
         optimizer = 0.0
     gathered = size * min(whole, LIVE + largest) if zero == 3 else 0.0
     standing = size * _standing(layout, whole) + gathered + sending
-    reducing = gathered + size * (_reducing(layout, whole) + embedding)
+    reducing = gathered + size * (_reducing(layout, whole, largest) + embedding)
     updating = _updating(layout, whole, part)
     kept = gradients if layout.passes > 1 or zero == 3 else 0.0
     tides = (
@@ -143,14 +144,15 @@ def _standing(layout: Layout, whole: float) -> float:
     """Numbers of the bucket that ZeRO 3 allocates at the start (a processor, page by page)."""
     if layout.zero < 3:
         return 0.0
-    return BUCKET if layout.gpu else min(whole, BUCKET)
+    return BUCKET if layout.gpu else min(whole, CPU_BUCKET)
 
 
-def _reducing(layout: Layout, whole: float) -> float:
-    """Numbers of gradients that wait for a bucket to fill, and of their flat copy."""
+def _reducing(layout: Layout, whole: float, largest: float) -> float:
+    """Numbers of gradients that wait for a bucket to fill, and of their flat copy; a tensor that is
+    larger than a bucket is one."""
     if layout.zero == 0:
         return min(whole, PLAIN_BUCKET) if layout.world > 1 else 0.0
-    flat = min(whole, BUCKET)
+    flat = min(whole, max(largest, BUCKET if layout.gpu else CPU_BUCKET))
     waiting = flat if layout.zero == 2 else _standing(layout, whole)
     return flat + waiting + _summed(layout, whole) / layout.bytes
 

@@ -36,7 +36,7 @@ from stages.training.schedule import factor
 
 pytestmark = pytest.mark.integration
 
-STEPS, BATCH, SEED = 10, 16, 3
+STEPS, BATCH, SEED = 10, 16, 8
 
 
 def settings(zero: int = 1, **fields: object) -> ClipTrain:

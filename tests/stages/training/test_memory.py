@@ -13,7 +13,7 @@ from stages.models.decoder import Decoder
 from stages.models.gpt import GPT
 from stages.training import engine, expert_parallel
 from stages.training.cost import Layout, expert_parameters
-from stages.training.memory import BUCKET, activations, block, host, memory
+from stages.training.memory import BUCKET, CPU_BUCKET, activations, block, host, memory
 from stages.training.settings import TrainSection
 
 GPT_7_5B = GPTConfig(51200, 2048, layers=36, width=4096, heads=32)
@@ -79,9 +79,10 @@ def test_what_needs_masters_apart_runs_at_stage_1_at_least(
     assert all(layout.offload is (train.offload == "cpu") for layout in layouts)
 
 
-def test_the_bucket_is_the_one_that_the_engine_sets() -> None:
-    config = engine._config(TrainSection(), 2, False, False)["zero_optimization"]
-    assert config["reduce_bucket_size"] == BUCKET
+@pytest.mark.parametrize(("gpu", "numbers"), [(True, BUCKET), (False, CPU_BUCKET)])
+def test_the_bucket_is_the_one_that_the_engine_sets(gpu: bool, numbers: int) -> None:
+    config = engine._config(TrainSection(), 2, False, gpu)["zero_optimization"]
+    assert config["reduce_bucket_size"] == numbers
 
 
 def test_experts_are_shared_by_those_who_hold_them_together() -> None:
