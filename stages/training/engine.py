@@ -50,8 +50,9 @@ class Step(NamedTuple):
     """Global norm of the gradient before clipping; inf or NaN if it was not finite."""
     why: str = ""
     """What was wrong, if it was left out."""
-    overflow: bool = False
-    """Whether that is how float16 finds the limit of its loss scale: nothing is amiss then."""
+    amiss: bool = False
+    """Whether something is wrong. Nothing is where float16 finds the limit of its loss scale, and
+    where the norm stands out but not the loss."""
 
     @property
     def applied(self) -> bool:
@@ -155,9 +156,9 @@ class Engine:
         else:
             self._deepspeed.step()
         # DeepSpeed itself leaves out what is not finite.
-        made = self._made or Step(math.inf, NOT_FINITE)
+        made = self._made or Step(math.inf, NOT_FINITE, True)
         if scale > 1 and made.why == NOT_FINITE:
-            made = Step(math.inf, f"the gradient overflows at loss scale {scale:g}", True)
+            made = Step(math.inf, f"the gradient overflows at loss scale {scale:g}")
         self.history.append(made)
         self.rank.beat()
         return made
@@ -176,13 +177,10 @@ class Engine:
         return made.applied
 
     def _judge(self, norm: float) -> Step:
-        figures = {"the gradient norm": norm}
-        if self._loss is not None:
-            figures["the loss"] = self._loss
-        why = self.guard.spike(figures) if math.isfinite(norm) else NOT_FINITE
-        if not why:
-            self.guard.note(figures)
-        self._made = Step(norm, why)
+        if math.isfinite(norm):
+            self._made = Step(norm, *self.guard.judge(norm, self._loss))
+        else:
+            self._made = Step(norm, NOT_FINITE, True)
         return self._made
 
     def _norm(self) -> float:

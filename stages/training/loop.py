@@ -10,9 +10,9 @@ numbers as one that was not; on the same layout, bit for bit.
 Guard: an update whose gradient is not finite is skipped, on all ranks alike, and so is one whose
 loss or norm stands out (`stages.training.guard`). After `skip_limit` bad steps in a row the loop
 goes back to the newest anchor and past the data that broke it (Chowdhery et al. 2022, section 5.1),
-at most `rollbacks` times; then it gives up. Anchors are the checkpoints that fell due by the step
-while all was well: those that an interrupt left are none, so that a run which was stopped goes back
-as far as one which was not.
+at most `rollbacks` times; then it gives up. A step skipped for its norm alone is none of them.
+Anchors are the checkpoints that fell due by the step while all was well: those that an interrupt
+left are none, so that a run which was stopped goes back as far as one which was not.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Fit:
         made = [step for engine in self.engines.values() for step in engine.history]
         skipped = [step.why for step in made if not step.applied]
         finite = math.isfinite(found.get("loss", 0.0))
-        if not finite or not all(step.applied or step.overflow for step in made):
+        if not finite or any(step.amiss for step in made):
             position.bad += 1
         elif not skipped:
             position.bad = 0

@@ -98,11 +98,12 @@ class TrainSection(Section):
     """Held-out samples of one evaluation; 0 takes all."""
     spike_sigma: Annotated[float, Field(ge=0)] = 6
     """A step is skipped if its loss or gradient norm lies more than this many standard deviations
-    above the mean of the steps before; 0 skips only what is not finite."""
+    above the mean of the steps before; 0 skips only what is not finite. Norms that rise for good
+    while the loss does not are followed after a few steps."""
     spike_window: Annotated[int, Field(ge=4)] = 128
     """How many of the steps before; until half as many were made, nothing stands out."""
     skip_limit: Annotated[int, Field(ge=0)] = 5
-    """Steps in a row that are skipped, for a gradient that is not finite or for standing out,
+    """Steps in a row that are skipped, for a gradient that is not finite or a loss that stands out,
     before rolling back."""
     rollbacks: Annotated[int, Field(ge=0)] = 1
     """Times that training goes back to the last checkpoint that was due, and past the data that

@@ -355,36 +355,60 @@ def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
 def test_a_step_that_stands_out_is_left_out_by_all(
     rooms: dict[str, Room], layout: str, tmp_path: Path
 ) -> None:
-    """A finite spike on one rank leaves the weights of a training that had no such step."""
+    """A finite spike on one rank leaves the weights of a training that had no such step, also where
+    the loss is as ever."""
     room, rank = rooms[layout], int(layout != "single")
     made, weights = settings(layout, steps=10, spike_window=8), []
-    for name, poison in (("spike", 1000.0), ("gap", float("nan"))):
-        bad = Toy(poison_step=7, poison_rank=rank, poison=poison)
+    for name, poison, steep in (("spike", 1e3, 1), ("steep", 1, 1e3), ("gap", float("nan"), 1)):
+        bad = Toy(poison_step=7, poison_rank=rank, poison=poison, steep=steep)
         found = room.group.run(fit, bad, made, seed=3, name=f"{name}-{layout}", out=tmp_path / name)
         assert {result["skipped_steps"] for result in found} == {1.0}
         weights.append(torch.load(tmp_path / name / "weights.pt", weights_only=True))
-    for key, value in weights[0].items():
-        assert torch.equal(value, weights[1][key]), key
+    spike, steep, gap = weights
+    for key, value in gap.items():
+        assert torch.equal(value, spike[key]), key
+        assert torch.equal(value, steep[key]), key
     assert room.series(f"spike-{layout}", "spike") == {8: 1.0}
+    assert room.series(f"steep-{layout}", "spike") == {8: 1.0}
     assert not room.series(f"gap-{layout}", "spike")
     log = (room.ctx.attempt_dir / "log.txt").read_text()
     assert f"spike-{layout}_step 8: the gradient norm" in log
     assert "sigma above" in log
 
 
-def test_what_stands_out_is_known_after_a_resume(pair: Room) -> None:
-    """The band is that of the steps before the stop, bit for bit."""
-    made = settings(steps=STEPS, spike_window=24)
-    spike = {"poison_step": STOP + 1, "poison_rank": 1, "poison": 1000.0}
-    calm = pair.group.run(fit, Toy(**spike), made, seed=3, name="calm")
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"poison_step": STOP + 1, "poison": 1000.0},
+        {"poison_step": STOP - 1, "poison_steps": 100, "steep": 1000.0},
+    ],
+    ids=["spike", "rise"],
+)
+def test_what_stands_out_is_known_after_a_resume(pair: Room, bad: dict[str, Any]) -> None:
+    """The band is that of the steps before the stop, bit for bit: also where the last of them was
+    left out, and the next would be too but for it."""
+    made, toy = settings(steps=STEPS, spike_window=24), {**bad, "poison_rank": 1}
+    name = f"{len(bad)}-hit"
+    calm = pair.group.run(fit, Toy(**toy), made, seed=3, name=f"{name}-calm")
     try:
         with pytest.raises(Interrupted, match=f"stopped at step {STOP} of {STEPS}"):
-            pair.group.run(fit, Toy(**spike, stop_at=STOP - 1), made, seed=3, name="hit")
+            pair.group.run(fit, Toy(**toy, stop_at=STOP - 1), made, seed=3, name=name)
     finally:
         pair.ctx.cancel_file.unlink(missing_ok=True)
-    assert pair.group.run(fit, Toy(**spike), made, seed=3, name="hit") == calm
+    assert pair.group.run(fit, Toy(**toy), made, seed=3, name=name) == calm
     assert calm[0]["skipped_steps"] == 1
-    assert pair.series("hit", "loss") == pair.series("calm", "loss")
+    assert pair.series(name, "loss") == pair.series(f"{name}-calm", "loss")
+
+
+def test_norms_that_rise_for_good_are_followed(single: Room) -> None:
+    """One update is left out, for which training does not go back."""
+    bad = Toy(poison_step=6, poison_steps=100, steep=1000.0)
+    made = settings("single", skip_limit=0, spike_window=8)
+    (found,) = single.group.run(fit, bad, made, seed=3, name="risen")
+    assert found["skipped_steps"] == 1
+    assert single.series("risen", "spike") == {7: 1.0}
+    norms = single.series("risen", "grad_norm")
+    assert min(norms[step] for step in range(7, STEPS)) > 50 * norms[6]
 
 
 def test_spikes_that_stay_end_the_training(single: Room) -> None:

@@ -32,6 +32,8 @@ class Toy(SupervisedObjective):
     poison_steps: int = 1
     poison: float = float("nan")
     """What the loss is multiplied by, on that rank in those steps."""
+    steep: float = 1.0
+    """What the gradient is multiplied by there, and the loss is not."""
     dropout: float = 0.0
     ragged: bool = True
     samples: int = 96
@@ -73,6 +75,7 @@ class Toy(SupervisedObjective):
         bad = self.poison_step <= self.step_now < self.poison_step + self.poison_steps
         if bad and self.rank.index == self.poison_rank and torch.is_grad_enabled():
             total = total * self.poison
+            total = total.detach() + self.steep * (total - total.detach())
         return Loss(total)
 
     stop_at: int = -1
