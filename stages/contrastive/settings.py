@@ -117,11 +117,6 @@ class ClipTrain(TrainSection):
     """Added to the root of Adam's second moment."""
     eval_samples: Annotated[int, Field(ge=0)] = 1024
     """Held-out pairs of one evaluation, the same in each, drawn at random; 0 takes all."""
-    spike_sigma: Annotated[float, Field(ge=0)] = 0
-    """A step is skipped if its loss or gradient norm lies more than this many standard deviations
-    above the mean of the steps before; 0 skips only what is not finite. Off unless asked for:
-    while nothing is wrong, the norms of contrastive gradients leave such a band for many steps in
-    a row, and clipping bounds the step."""
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
         """Yield what does not add up, or is of other models."""

@@ -380,7 +380,7 @@ def test_a_step_that_stands_out_is_left_out_by_all(
     "bad",
     [
         {"poison_step": STOP + 1, "poison": 1000.0},
-        {"poison_step": STOP - 1, "poison_steps": 100, "steep": 1000.0},
+        {"poison_step": STOP - 1, "poison_steps": 100, "poison": 1.0, "steep": 1000.0},
     ],
     ids=["spike", "rise"],
 )
@@ -402,7 +402,7 @@ def test_what_stands_out_is_known_after_a_resume(pair: Room, bad: dict[str, Any]
 
 def test_norms_that_rise_for_good_are_followed(single: Room) -> None:
     """One update is left out, for which training does not go back."""
-    bad = Toy(poison_step=6, poison_steps=100, steep=1000.0)
+    bad = Toy(poison_step=6, poison_steps=100, poison=1.0, steep=1000.0)
     made = settings("single", skip_limit=0, spike_window=8)
     (found,) = single.group.run(fit, bad, made, seed=3, name="risen")
     assert found["skipped_steps"] == 1
