@@ -41,6 +41,7 @@ _STAGE_REF = re.compile(r"\$\{([^{}:]*)\}")
 _ARTIFACT_REF = re.compile(r"artifact:([0-9a-f]{6,16})")
 _MODEL_REF = re.compile(rf"model:({NAME.pattern}?)(?:@([A-Za-z0-9_-]+))?")
 _REFERENCE = re.compile(r"\$\{[^{}]*\}")
+_STORED = ""
 
 
 @dataclass(frozen=True)
@@ -129,18 +130,19 @@ class Spec:
 class Upstream(Mapping[str, Params]):
     """The parameters of the stages that feed one, by edge (`tokens`, `corpora[0]`).
 
-    Iterates over the direct ones; `tokens.tokenizer` reaches further up.
+    Iterates over the direct ones; `tokens.tokenizer` reaches further up. Of what lies in the store
+    already nothing is known: it has the parameters of no stage in particular.
     """
 
     def __init__(
         self, name: str, links: Mapping[str, Mapping[str, str]], params: Mapping[str, Params]
     ) -> None:
-        self._name, self._links, self._params = name, links, params
+        self._name, self._links, self._params = name, links, {_STORED: Params(), **params}
 
     def __getitem__(self, edges: str) -> Params:
         name = self._name
         for edge in edges.split("."):
-            name = self._links[name][edge]
+            name = self._links.get(name, {})[edge]
         return self._params[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -427,15 +429,15 @@ def _kinds(takes: Input) -> str:
 def _links(
     stages: Mapping[str, Stage], edges: Mapping[str, Mapping[str, tuple[Ref, ...]]]
 ) -> dict[str, dict[str, str]]:
-    """For each node the names that feed it, by edge; list edges one by one."""
+    """For each node the names that feed it, by edge; list edges one by one. What feeds it from the
+    store is `_STORED`."""
     links: dict[str, dict[str, str]] = {}
     for node, taken in edges.items():
         links[node] = {}
         for edge, refs in taken.items():
             for i, ref in enumerate(refs):
                 label = f"{edge}[{i}]" if stages[node].inputs[edge].many else edge
-                if isinstance(ref, StageRef):
-                    links[node][label] = ref.name
+                links[node][label] = ref.name if isinstance(ref, StageRef) else _STORED
     return links
 
 

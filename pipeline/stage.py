@@ -116,8 +116,9 @@ class Params(Section):
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work, here or together with the stages that feed this one.
 
-        `upstream` maps an input's name to its producer's parameters, where they are known: those
-        of a list edge as `name[0]`, `name[1]`…, those further up as `tokens.tokenizer`.
+        `upstream` maps an input's name to its producer's parameters: those of a list edge as
+        `name[0]`, `name[1]`…, those further up as `tokens.tokenizer`. An input from the store has
+        those of no stage in particular.
         """
         yield from ()
 

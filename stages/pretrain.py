@@ -113,7 +113,7 @@ class PretrainParams(Params):
         """Yield what cannot work in the shape and the batch."""
         vocabulary = _vocabulary(upstream)
         wrong = list(self.model.check(self.size, vocabulary, self.train.expert_parallel))
-        yield from wrong or self._outlook(self.config(vocabulary)).refusals()
+        yield from wrong or self._outlook(upstream).refusals()
         yield from self.train.check(self.workers)
         if self.model.compile and self.train.zero == 3:
             told = "ZeRO 3 gathers weights by hooks within a block, where a compiled one has none"
@@ -123,13 +123,19 @@ class PretrainParams(Params):
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """See `stages.training.outlook`."""
-        return self._outlook(self.config(_vocabulary(upstream))).estimate()
+        return self._outlook(upstream).estimate()
 
-    def _outlook(self, config: LanguageConfig) -> Training:
-        """What is planned, with a model of that shape."""
-        model = self.model
-        choices = {"recompute": model.recompute, "masked": model.mask_documents}
-        return Training(config, self.train, self.workers, self.hardware, **choices)
+    def _outlook(self, upstream: Mapping[str, Params]) -> Training:
+        """What is planned, with the shape of the model for the tokens' vocabulary."""
+        return Training(
+            self.config(_vocabulary(upstream)),
+            self.train,
+            self.workers,
+            self.hardware,
+            recompute=self.model.recompute,
+            masked=self.model.mask_documents,
+            start="start" in upstream,
+        )
 
 
 @stage(

@@ -122,6 +122,16 @@ def memory(run: Run, layout: Layout) -> Memory:
     )
 
 
+def reading(config: CLIPConfig) -> float:
+    """As `stages.training.memory.reading`, of a `base`: the blocks of a model with a ViT lie in the
+    file in parts, and their queries, keys and values are put together."""
+    joined = 0
+    if isinstance(config.vision, ViTConfig):
+        towers = (config.vision, config.text)
+        joined = sum(3 * tower.layers * tower.width * (tower.width + 1) for tower in towers)
+    return float(FLOAT * (config.parameters + joined))
+
+
 def _largest(config: CLIPConfig) -> float:
     vision, text = config.vision, config.text
     widest = vision.features if isinstance(vision, ResNetConfig) else 2 * vision.width

@@ -15,6 +15,7 @@ from stages.contrastive.cost import (
     image_bytes,
     image_flops,
     memory,
+    reading,
     similarity_bytes,
     similarity_flops,
     text_bytes,
@@ -51,6 +52,9 @@ class ClipTraining(Training):
 
     def _traffic(self, layout: Layout) -> Traffic:
         return traffic(self.run, layout)
+
+    def _reading(self) -> float:
+        return reading(self.config)
 
     def _size(self, layout: Layout) -> dict[str, float]:
         """Parameters, FLOPs and activations by tower, and those of the loss."""

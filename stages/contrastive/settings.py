@@ -238,6 +238,7 @@ class ClipParams(Params):
             self.workers,
             self.hardware,
             self.model.recompute,
+            start="base" in upstream,
             kept=kept,
             local_loss=self.local_loss,
         )

@@ -125,19 +125,49 @@ def held(
     )
 
 
-def host(parameters: float, layout: Layout, per_node: int) -> float:
+def host(parameters: float, layout: Layout, per_node: int, reading: float = 0.0) -> float:
     """Bytes of a host's memory that the processes of one node take at once.
 
-    Each draws all weights in float32, and rounds them if it computes in 16 bits, before it gives up
-    what is not its own (one that starts from another model's holds those too for a moment, which is
-    not counted); then there is the offloaded optimizer with its gradients, a copy of what a save
-    writes, and at the end the whole model in float32 once.
+    Each draws all weights in float32, takes those of another model if it is to start from one, and
+    rounds them if it computes in 16 bits, before it gives up what is not its own; then there is the
+    offloaded optimizer with its gradients, a copy of what a save writes, and at the end the whole
+    model in float32 once.
+
+    Args:
+        parameters: of the model.
+        layout: how a step falls on devices.
+        per_node: processes of a node.
+        reading: bytes that one holds beside its own weights while it takes another model's.
     """
     ranks, part = min(layout.world, per_node), parameters / layout.world
     whole, saved = 4.0 * parameters, 12 * part
     offloaded = (16 + layout.bytes) * part if layout.offload else 0.0
-    drawn = whole + (layout.bytes * parameters if layout.bytes < 4 else 0.0)
+    rounded = layout.bytes * parameters if layout.bytes < 4 else 0.0
+    drawn = whole + max(reading, rounded)
     return max(ranks * max(drawn, whole + offloaded), ranks * (offloaded + saved) + whole)
+
+
+def reading(config: LanguageConfig) -> float:
+    """Bytes beside a model's own while `stages.models.upcycling` fills it from a folder: a second
+    one with the folder's weights, and matrices put together of the file's. The file itself is
+    mapped, and takes no memory that the system could not have back.
+
+    Of a folder whose weights are float32, and of the same shape: others take less, as do those of a
+    dense model that become experts.
+    """
+    return 4.0 * (config.parameters + _joined(config))
+
+
+def _joined(config: LanguageConfig) -> int:
+    """Weights that are put together: queries, keys and values; the two inner sides of a
+    feed-forward layer; the experts of a layer. A GPT-2's lie in the file as they are, but muP's
+    factors take a copy of its first."""
+    if not isinstance(config, DecoderConfig):
+        return 3 * config.layers * config.width * config.width if config.mup else 0
+    heads = config.heads + 2 * config.kv_heads
+    attention = config.layers * config.width * heads * config.head_size
+    dense = (config.layers - config.switch_layers) * 2 * config.width * config.inner
+    return attention + dense + expert_parameters(config)
 
 
 def _standing(layout: Layout, whole: float) -> float:

@@ -17,7 +17,7 @@ from pipeline.disk import readable
 from pipeline.errors import Problem
 from stages.training.cost import Layout, arithmetic, forecast, traffic
 from stages.training.devices import DEVICES, GIB
-from stages.training.memory import host, memory
+from stages.training.memory import host, memory, reading
 
 if TYPE_CHECKING:
     from pipeline.stage import Workers
@@ -50,6 +50,8 @@ class Training:
     recompute: bool = False
     masked: bool = False
     """Whether tokens see their own document alone."""
+    start: bool = False
+    """Whether it begins with the weights of another model."""
 
     @property
     def device(self) -> Device | None:
@@ -81,6 +83,13 @@ class Training:
     def _traffic(self, layout: Layout) -> Traffic:
         return traffic(self.config, layout)
 
+    def _host(self, layout: Layout, per_node: int) -> float:
+        beside = self._reading() if self.start else 0.0
+        return host(self.config.parameters, layout, per_node, beside)
+
+    def _reading(self) -> float:
+        return reading(self.config)
+
     def estimate(self) -> dict[str, float]:
         """What `Params.estimate` promises, and of one device: its memory by kind
         (`weights_bytes`…, `memory_bytes` at once of `device_bytes`), what it sends in a step
@@ -107,7 +116,7 @@ class Training:
             "disk_bytes": 4.0 * config.parameters * (1 + 3 * train.checkpoints),
         }
         if layout.gpu:
-            found["host_bytes"] = host(config.parameters, layout, self.hardware.per_node)
+            found["host_bytes"] = self._host(layout, self.hardware.per_node)
         return {name: float(value) for name, value in found.items()} | self._time()
 
     def _size(self, layout: Layout) -> dict[str, float]:
@@ -167,14 +176,14 @@ class Training:
 
     def _host_refusals(self) -> Iterator[Problem]:
         hardware, layout = self.hardware, self.layout
-        need = host(self.config.parameters, layout, hardware.per_node)
+        need = self._host(layout, hardware.per_node)
         if hardware.host_gib is None or not layout.gpu or need <= hardware.host_gib * GIB:
             return
         said = f"processes of a node take {readable(need)} of its memory at once"
         fitting = [
             num
             for num in range(1, hardware.per_node)
-            if host(self.config.parameters, layout, num) <= hardware.host_gib * GIB
+            if self._host(layout, num) <= hardware.host_gib * GIB
         ]
         hint = "nodes with more memory"
         if fitting:

@@ -27,6 +27,7 @@ from pipeline.spec import (
     from_resolved,
     load,
 )
+from pipeline.stage import Params
 
 Case = tuple[str, list[str], str]
 
@@ -143,13 +144,15 @@ def test_a_promotion_may_name_its_stage_bare(file: Path) -> None:
 def test_stages_see_those_above_them(file: Path) -> None:
     found = spec(file)
     above = found.upstream("taste")
-    assert list(above) == ["juices[0]"]
-    assert len(above) == 1
+    assert list(above) == ["juices[0]", "juices[1]"]
+    assert len(above) == 2
     assert above["juices[0].trees"] == found.nodes["early"].params
     assert above["juices[0].more[0]"] == found.nodes["late"].params
-    assert "juices[1]" not in above
+    assert above["juices[1]"] == Params()
+    assert "juices[1].trees" not in above
+    assert "juices[2]" not in above
     assert above.get("juices[0].trees.none") is None
-    assert list(found.upstream("cider")) == ["trees", "more[0]"]
+    assert list(found.upstream("cider")) == ["trees", "more[0]", "more[1]", "yeast"]
 
 
 # --- run.yaml ----------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from allocations import peak
 from saved_tensors import kept
 
+from pipeline.stage import Params
 from stages.contrastive.cost import (
     Run,
     activations,
@@ -16,13 +19,16 @@ from stages.contrastive.cost import (
     image_bytes,
     image_flops,
     memory,
+    reading,
     text_bytes,
     text_flops,
     traffic,
 )
+from stages.contrastive.objective import Contrastive
 from stages.contrastive.settings import ClipParams
 from stages.models.clip import CLIP
 from stages.models.clip_config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig, preset
+from stages.models.clip_folder import save_clip
 from stages.training.cost import Layout
 from stages.training.devices import DEVICES
 
@@ -163,6 +169,25 @@ def test_what_fits_is_planned_to_the_end() -> None:
     assert found["flops"] == pytest.approx(towers)
     held = memory(Run(params().config(4096), 32768), Layout(256, 1, "float16", 128, 1, True))
     assert held.peak == found["memory_bytes"]
+
+
+@pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_base_is_held_beside_the_own(config: CLIPConfig, tmp_path: Path) -> None:
+    """What the code that reads it allocates."""
+    save_clip(CLIP(config), tmp_path)
+    objective = Contrastive(tmp_path, tmp_path, config, base=tmp_path)
+    beside = peak(objective._build, tmp_path) - 4 * config.parameters
+    assert 0.99 < beside / reading(config) < 1.05
+
+
+def test_a_base_takes_memory_of_the_host() -> None:
+    """Before the weights are rounded: float32 twice, and what is put together of parts."""
+    alone, more = (params().estimate(above) for above in ({}, {"base": Params()}))
+    config = params().config(4096)
+    processes, whole = 8, 4 * config.parameters
+    assert alone["host_bytes"] == processes * 1.5 * whole
+    assert more["host_bytes"] == processes * (whole + reading(config))
+    assert more["memory_bytes"] == alone["memory_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from allocations import peak
 from saved_tensors import kept
 
-from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig, LanguageConfig, MuP
 from stages.models.decoder import Decoder
+from stages.models.families import language_model
 from stages.models.gpt import GPT
+from stages.models.huggingface import save_language_model
+from stages.models.upcycling import first_weights
 from stages.training import engine, expert_parallel
 from stages.training.cost import Layout, expert_parameters
-from stages.training.memory import BUCKET, CPU_BUCKET, activations, block, host, memory
+from stages.training.memory import BUCKET, CPU_BUCKET, activations, block, host, memory, reading
 from stages.training.settings import TrainSection
 
 GPT_7_5B = GPTConfig(51200, 2048, layers=36, width=4096, heads=32)
@@ -58,6 +63,38 @@ def test_every_process_of_a_node_begins_with_all_weights() -> None:
         # Masters, and the rounded copies that are made of them.
         assert host(GPT_7_5B.parameters, layout, per_node) == per_node * 6 * GPT_7_5B.parameters
     assert host(GPT_7_5B.parameters, replace(layout, world=2), 8) > 2 * 4 * GPT_7_5B.parameters
+
+
+DEEP = replace(MODERN, layers=24, kv_heads=2, qk_norm=True)
+DEEP_SWITCH = replace(DEEP, experts=ExpertsConfig(num=4))
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "least"),
+    [
+        (replace(SMALL, layers=24), None, 0.99),
+        (replace(SMALL, layers=24, mup=MuP(base_width=16)), replace(SMALL, layers=24), 0.99),
+        (DEEP, None, 0.99),
+        (replace(DEEP, tied=False), None, 0.99),
+        (DEEP_SWITCH, None, 0.97),
+        (DEEP_SWITCH, DEEP, 0.6),
+    ],
+    ids=["gpt2", "gpt2 with muP", "qwen3", "untied", "experts", "experts of a dense model"],
+)
+def test_a_model_to_start_from_is_held_beside_the_own(
+    config: LanguageConfig, given: LanguageConfig | None, least: float, tmp_path: Path
+) -> None:
+    """What the code that reads it allocates; a dense model that gets experts takes less."""
+    save_language_model(language_model(given or config), tmp_path)
+    held = peak(lambda: first_weights(config, tmp_path), tmp_path)
+    beside = held - 4 * config.parameters
+    assert least < beside / reading(config) < 1.02
+
+
+def test_where_all_start_from_a_model_each_process_holds_a_second_one() -> None:
+    layout, P = Layout(16, 3, "bfloat16", 1, 1), GPT_7_5B.parameters
+    assert host(P, layout, 8, reading(GPT_7_5B)) == 8 * 8 * P
+    assert host(P, layout, 8, 0.1) == 8 * 6 * P  # the rounded copies come later
 
 
 @pytest.mark.parametrize(

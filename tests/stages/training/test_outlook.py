@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.fingerprint import identity
+from pipeline.stage import Params
 from stages.pretrain import PretrainParams
 from stages.training.devices import DEVICES
 
@@ -91,6 +92,19 @@ def test_what_the_host_has_no_room_for_is_refused() -> None:
             "fewer devices a node (hardware.per_node: 7), or nodes with more memory",
         )
     ]
+
+
+def test_a_model_to_start_from_takes_memory_of_the_host() -> None:
+    """Before the weights are rounded: float32 twice instead of float32 and bfloat16."""
+    planned = params(train=TRAIN | {"micro_batch": 1})
+    alone, more = (planned.estimate(above) for above in ({}, {"start": Params()}))
+    assert more["host_bytes"] == pytest.approx(alone["host_bytes"] * 8 / 6)
+    assert {**more, "host_bytes": 0} == {**alone, "host_bytes": 0}
+    room = {"device": "a100-80gb", "host_gib": more["host_bytes"] / 2**30 - 1}
+    tight = params(train=TRAIN | {"micro_batch": 1}, hardware=room)
+    assert not list(tight.check({}))
+    (found,) = tight.check({"start": Params()})
+    assert found.key == "hardware.host_gib"
 
 
 @pytest.mark.parametrize(
