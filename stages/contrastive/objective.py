@@ -23,7 +23,7 @@ from pipeline.errors import InputError, Interrupted
 from stages.contrastive.caching import Judge, backward_cached, backward_whole
 from stages.contrastive.captions import Words, open_words
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
-from stages.contrastive.retrieval import alike, recalls
+from stages.contrastive.retrieval import recalls
 from stages.contrastive.views import Ahead, Augmentation, View, Views, collate, drawn, plain_view
 from stages.data.foreign import has_tokenizer
 from stages.data.image_text import ImageTextStore
@@ -205,7 +205,7 @@ class Contrastive:
             float(judge(image_NE[at : at + batch], text_NE[at : at + batch], scale, bias).loss)
             for at in whole
         ]
-        found = recalls(image_NE, text_NE, alike(names, names).to(image_NE.device), at=(1, 5))
+        found = recalls(image_NE, text_NE, [[name] for name in names], names, at=(1, 5))
         figures = {"loss": sum(losses) / len(losses), **found}
         return {f"eval_{name}": value for name, value in figures.items()}
 

@@ -137,11 +137,7 @@ def _retrieval(
 ) -> None:
     used = [own if asked.captions == "all" else own[:1] for own in captions]
     texts = list(dict.fromkeys(text for own in used for text in own))
-    place = {text: i for i, text in enumerate(texts)}
-    truth_NM = torch.zeros(len(used), len(texts), dtype=torch.bool)
-    for row, own in enumerate(used):
-        truth_NM[row, [place[text] for text in own]] = True
-    figures = recalls(image_NE, bench.texts(texts), truth_NM)
+    figures = recalls(image_NE, bench.texts(texts), used, texts)
     found.figures |= {**figures, "images": float(len(used)), "texts": float(len(texts))}
     found.panels.append(
         panels.bars(f"Recall among {len(used)} images, {len(texts)} texts", figures)

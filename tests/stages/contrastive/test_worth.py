@@ -7,16 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from allocations import peak
 from clips import clip_world, pair, shape_of, write_tokenizer
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from stages.contrastive import zeroshot
+from stages.contrastive import retrieval, zeroshot
 from stages.contrastive.captions import encode
 from stages.contrastive.objective import Contrastive
 from stages.contrastive.probe import STRENGTHS, fit_logistic, probe
-from stages.contrastive.retrieval import alike, recalls
+from stages.contrastive.retrieval import recalls
 from stages.contrastive.views import drawn, middle, to_pixels
 from stages.contrastive.worth import Bench, Questions, measure
 from stages.contrastive.zeroshot import classify, prompt_probabilities, read_classes, zero_shot
@@ -32,15 +33,18 @@ def unit(rows, seed, dimensions=8):
     return F.normalize(drawn.double(), dim=1)
 
 
-def test_recalls_are_those_of_sorted_lists():
-    """Images have one to three captions; one caption belongs to two images."""
+@pytest.mark.parametrize("cells", [retrieval.CELLS, 50 * 7, 1], ids=["one", "several", "rows"])
+def test_recalls_are_those_of_sorted_lists(monkeypatch, cells):
+    """Images have one to three captions; one caption belongs to two images. Blocks are of all
+    queries, of some, of one."""
+    monkeypatch.setattr(retrieval, "CELLS", cells)
     image_NE, text_ME = unit(30, 0), unit(50, 1)
     rng = np.random.default_rng(2)
     owned = [set(rng.choice(49, rng.integers(1, 4), replace=False).tolist()) for _ in range(30)]
     owned[3] |= {7}
     owned[4] |= {7}
-    truth_NM = torch.tensor([[m in own for m in range(50)] for own in owned])
-    found = recalls(image_NE, text_ME, truth_NM)
+    texts = [f"caption {m}" for m in range(50)]
+    found = recalls(image_NE, text_ME, [[texts[m] for m in own] for own in owned], texts)
     for k in (1, 5, 10):
         hits = 0
         for n, own in enumerate(owned):
@@ -55,15 +59,42 @@ def test_recalls_are_those_of_sorted_lists():
         assert found[f"text_to_image_r{k}"] == pytest.approx(hits / len(asked))
 
 
-def test_a_model_that_says_the_same_of_all_finds_nothing():
-    same = torch.ones(20, 4) / 2
-    found = recalls(same, same, torch.eye(20, dtype=torch.bool))
-    assert set(found.values()) == {0.0}
+@pytest.mark.parametrize("cells", [retrieval.CELLS, 60, 1])
+def test_a_model_that_says_the_same_of_all_finds_nothing(monkeypatch, cells):
+    monkeypatch.setattr(retrieval, "CELLS", cells)
+    same, texts = torch.ones(20, 4) / 2, [str(m) for m in range(20)]
+    assert set(recalls(same, same, [[text] for text in texts], texts).values()) == {0.0}
 
 
-def test_equal_texts_are_alike():
-    expected = torch.tensor([[True, False], [False, False], [True, False]])
-    assert torch.equal(alike(["a", "b", "a"], ["a", "c"]), expected)
+@pytest.mark.parametrize("cells", [retrieval.CELLS, 700, 1])
+def test_captions_that_are_alike_are_right_for_each_other(monkeypatch, cells):
+    """Against one matrix of all; features of few small numbers, so that many are equally near."""
+    monkeypatch.setattr(retrieval, "CELLS", cells)
+    rng = np.random.default_rng(6)
+    image_NE, text_NE = (torch.from_numpy(rng.integers(-1, 2, (200, 4))).float() for _ in "it")
+    names = [f"caption {number}" for number in rng.integers(0, 60, 200)]
+    truth = np.array([[a == b for b in names] for a in names])
+    cosines = (image_NE @ text_NE.T).numpy()
+    found = recalls(image_NE, text_NE, [[name] for name in names], names)
+    for side, near, right in (
+        ("image_to_text", cosines, truth),
+        ("text_to_image", cosines.T, truth.T),
+    ):
+        best = np.where(right, near, -np.inf).max(1)
+        before = ((near >= best[:, None]) & ~right).sum(1)
+        for k in (1, 5, 10):
+            assert found[f"{side}_r{k}"] == pytest.approx((before < k).mean())
+    assert 0 < found["image_to_text_r1"] < found["image_to_text_r10"] < 1
+
+
+def test_recalls_hold_a_block_at_a_time(monkeypatch):
+    """All pairs at once are 9 MiB of similarities."""
+    image_NE, text_ME = unit(1000, 0).float(), unit(2400, 1).float()
+    texts = [str(m) for m in range(2400)]
+    held = [texts[2 * n : 2 * n + 2] for n in range(1000)]
+    whole = peak(lambda: recalls(image_NE, text_ME, held, texts))
+    monkeypatch.setattr(retrieval, "CELLS", 1 << 16)
+    assert peak(lambda: recalls(image_NE, text_ME, held, texts)) < 1 << 20 < 9 << 20 < whole
 
 
 def write_classes(folder, **changes):
@@ -207,8 +238,8 @@ def test_a_folder_is_measured_as_by_hand(world, tmp_path):
     with torch.no_grad():
         image_NE = model.encode_image(pixels)
         text_ME = model.encode_text(encode(tokenizer, captions, model.config.text))
-    truth = alike([store[row].captions[0] for row in rows], captions)
-    for name, value in recalls(image_NE, text_ME, truth).items():
+    used = [store[row].captions[:1] for row in rows]
+    for name, value in recalls(image_NE, text_ME, used, captions).items():
         assert found.figures[name] == pytest.approx(value)
     assert (found.figures["images"], found.figures["texts"]) == (20, len(captions))
     assert found.figures["chance"] == 0.25
