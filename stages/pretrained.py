@@ -11,9 +11,10 @@
       start: ${base}
       model: {family: qwen3, …}         # the same shape
 
-`path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, or a name on
-the Hugging Face hub (`owner/name`, with `revision`). A model of the hub is what its commit holds: a
-branch or tag is looked up when the pipeline is planned, and the model's card names the commit.
+`path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, also a snapshot
+in the cache of the hub's library, or a name on the Hugging Face hub (`owner/name`, with
+`revision`). A model of the hub is what its commit holds: a branch or tag is looked up when the
+pipeline is planned, and the model's card names the commit.
 
 Weights are read from safetensors alone, checked against the config, and written as float32; the
 tokenizer's files come along. It may be any byte-level BPE, or SentencePiece, of a `tokenizer.json`,
@@ -163,14 +164,20 @@ def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
 def _files(folder: Path) -> list[Path]:
     """The files of a model's folder by name.
 
+    A snapshot in a cache of the hub's library is of links into the blobs of its repository, which
+    belong to it: `models--owner--name/snapshots/<commit>/config.json -> ../../blobs/<hash>`.
+
     Raises:
         InputError: one is a link out of the folder: what is there may be anything.
     """
-    root = folder.resolve()
+    roots = [folder.resolve()]
+    snapshots = roots[0].parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+        roots.append(snapshots.parent / "blobs")
     found = {path for pattern in (*WEIGHTS, *DESCRIPTION) for path in folder.glob(pattern)}
     files = sorted(path for path in found if path.is_file())
     for path in files:
-        if not path.resolve().is_relative_to(root):
+        if not any(path.resolve().is_relative_to(root) for root in roots):
             raise InputError(
                 f"{path.name} is a link out of the folder",
                 where=str(path),

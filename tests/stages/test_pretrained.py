@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -58,6 +60,72 @@ def test_a_link_out_of_the_folder_is_refused(name: str, elsewhere: Path, tmp_pat
     (tmp_path / name).rename(elsewhere / "real")
     (elsewhere / name).symlink_to("real")
     assert name in params.externals()
+
+
+@pytest.fixture
+def snapshot(elsewhere: Path, tmp_path: Path) -> Path:
+    """The same model as `snapshot_download` leaves it in its cache."""
+    repository = tmp_path / "hub/models--Qwen--mini"
+    folder = repository / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(elsewhere.iterdir())):
+        shutil.copyfile(path, repository / f"blobs/{number:040x}")
+        (folder / path.name).symlink_to(f"../../blobs/{number:040x}")
+    return folder
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read_as_the_files_themselves(
+    snapshot: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    found = PretrainedParams(path=str(snapshot)).externals()
+    assert found == PretrainedParams(path=str(elsewhere)).externals()
+    (tmp_path / "latest").symlink_to(snapshot)
+    assert found == PretrainedParams(path=str(tmp_path / "latest")).externals()
+    out = bring_in(snapshot, tmp_path)
+    for path in (p for p in out.iterdir() if p.name in ("merges.txt", "tokenizer.json")):
+        assert not path.is_symlink()
+        assert path.read_bytes() == (elsewhere / path.name).read_bytes()
+    assert load_language_model(out).config == load_language_model(elsewhere).config
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "../../../secret",
+        "../../refs/main",
+        "../" + "b" * 40 + "/secret",
+        "../../blobs/link",
+        "../../../models--other--one/blobs/secret",
+    ],
+    ids=["cache", "repository", "another snapshot", "link on", "another repository"],
+)
+def test_a_link_out_of_the_hubs_repository_is_refused(to: str, snapshot: Path) -> None:
+    """A blob that is a link itself leads where that does."""
+    place = Path(os.path.normpath(snapshot / to))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.name == "link":
+        (snapshot.parents[2] / "secret").write_text("a key")
+        place.symlink_to("../../secret")
+    else:
+        place.write_text("a key")
+    (snapshot / "README.md").symlink_to(to)
+    with pytest.raises(InputError, match=r"README\.md is a link out of the folder"):
+        PretrainedParams(path=str(snapshot)).externals()
+
+
+@pytest.mark.parametrize("name", ["snapshot", "models"])
+def test_blobs_beside_any_other_folder_are_none_of_its_own(
+    name: str, snapshot: Path, tmp_path: Path
+) -> None:
+    """The names are those of a cache, both of them."""
+    moved = tmp_path / "hub" / ("models" if name == "models" else "models--Qwen--mini")
+    snapshot.parents[1].rename(moved)
+    if name == "snapshot":
+        (moved / "snapshots").rename(moved / name)
+    folder = next(moved.glob("snapshot*/*"))
+    with pytest.raises(InputError, match="is a link out of the folder"):
+        PretrainedParams(path=str(folder)).externals()
 
 
 def edit(folder: Path, name: str = "config.json", **changes: Any) -> None:
