@@ -142,7 +142,7 @@ class PretrainParams(Params):
     "pretrain",
     inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "start": "Model?"},
     output="Model",
-    version=2,
+    version=3,
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a language model on packed tokens, from nothing or from weights that are there."""

@@ -53,7 +53,7 @@ class RewardParams(Params):
     "reward",
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
-    version=3,
+    version=4,
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a reward model on K-wise rankings: all pairs of a prompt as one batch element."""

@@ -87,7 +87,7 @@ class SftParams(Params):
     "sft",
     inputs={"model": "Model", "conversations": "Conversations*"},
     output="Model",
-    version=2,
+    version=3,
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
