@@ -31,7 +31,10 @@ venv:
 demo: install
 	$(BIN)/headwater run configs/quickstart.yaml
 
-test: install lint unit integration faults
+# Two suites at a time, the longest first: one often waits while another computes. What a suite has
+# to say comes in one piece, when it ends.
+test: install
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target integration lint unit faults
 
 lint: install
 	$(BIN)/ruff check .
