@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The engine's own tests cover it; to count lines makes all others slower by a half.
+# The engine's own tests cover it, and the others need not be slowed by the counting.
 unit: install
 	$(BIN)/pytest -m "$(FAST)" tests/pipeline --cov --cov-report=term-missing:skip-covered
 	$(BIN)/pytest -m "$(FAST)" --ignore=tests/pipeline
