@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+FAST := not integration and not faults and not readme and not long
 FITS := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
 .PHONY: install venv demo test lint unit integration faults long bench docs clean
@@ -31,15 +32,20 @@ venv:
 demo: install
 	$(BIN)/headwater run configs/quickstart.yaml
 
-test: install lint unit integration faults
+# Two suites at a time, the longest first: one often waits while another computes. What a suite has
+# to say comes in one piece, when it ends.
+test: install
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target integration lint unit faults
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The engine's own tests cover it, and the others need not be slowed by the counting.
 unit: install
-	$(BIN)/pytest -m "not integration and not faults and not readme and not long" --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -m "$(FAST)" tests/pipeline --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -m "$(FAST)" --ignore=tests/pipeline
 
 integration: install
 	$(BIN)/pytest -m "(integration or readme) and not long"

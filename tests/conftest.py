@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pipeline.stage import Stage, stage_packages
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every
 # command that they start; the tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 TOYS = Path(__file__).parent / "pipeline" / "toys"
 

@@ -47,7 +47,8 @@ def run(
     command: list[str] | str, store: Path, *, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HEADWATER_STORE": str(store)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    for name in ("MLFLOW_TRACKING_URI", "MAKEFLAGS"):  # flags of the `make` that we may run under
+        environment.pop(name, None)
     words = command if isinstance(command, list) else ["bash", "-c", command]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, (

@@ -6,18 +6,18 @@ import hashlib
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from rooms import room
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted, WorkerDied
-from pipeline.stage import Workers
 from stages.models.heads import Scorer
 from stages.models.huggingface import load_language_model, save_scorer
-from stages.training.group import WorkerGroup
 from stages.training.loop import fit
 
 ALIGNMENT = Path(__file__).parents[1] / "stages" / "alignment"
@@ -46,8 +46,10 @@ def hashes(folder):
     }
 
 
+@contextmanager
 def group(folder):
-    return WorkerGroup(Workers(num=2), Context.local(folder), backend="local")
+    with room(folder, 2) as pair:
+        yield pair.group
 
 
 def rewards(folder, name):

@@ -1,4 +1,4 @@
-"""What the engine's tests share: folders in memory, and no deadline on a busy machine."""
+"""What the engine's tests share: folders in memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from memory import Folders, folders_in_memory
-
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
