@@ -15,9 +15,15 @@ from pydantic import Field, model_validator
 
 from pipeline.stage import Section
 
-HEAD_ON_CPU, HEAD_ON_GPU = 1 << 19, 1 << 26
-"""Logits that the fused head makes at a time: what a core's cache holds, and what keeps a GPU
-busy."""
+HEAD_ROWS_ON_CPU, HEAD_ON_GPU = 384, 1 << 26
+"""Positions whose logits the fused head of a processor makes at a time: fewer, and the sum of the
+weight's gradient, which each part reads and writes whole, takes longer than its products. On a GPU
+the logits."""
+
+
+def head_rows(vocab_size: int, *, gpu: bool) -> int:
+    """Positions whose logits the fused head makes at a time."""
+    return max(1, HEAD_ON_GPU // vocab_size) if gpu else HEAD_ROWS_ON_CPU
 
 
 class MuP(Section):

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.models.config import DecoderConfig, attention_scale, width_multiple
+from stages.models.fused import swiglu
 from stages.models.language import INIT_STD, LanguageModel, Routing, Seen
-from stages.models.switch import Experts, Switch, swiglu
+from stages.models.switch import Experts, Switch
 
 __all__ = ["Decoder", "DecoderConfig"]
 

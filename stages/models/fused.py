@@ -1,22 +1,23 @@
-"""The head and its cross-entropy as one: no logits of a whole batch ever exist.
+"""Operators that make fewer passes over memory, and keep less, than what they are made of.
 
-Logits are made for some rows at a time, small enough to stay in a cache, and used up at once: for
-the loss, and in the same pass for the gradient of hidden states and head (softmax minus one-hot,
-Bridle 1990). Half the time of a head and a loss of their own on a CPU, and memory for the hidden
-states instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
+The head and its cross-entropy as one: no logits of a whole batch ever exist. They are made for
+some rows at a time and used up at once: for the loss, and in the same pass for the gradient of
+hidden states and head (softmax minus one-hot, Bridle 1990). It takes memory for the hidden states
+instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
 
-Shape suffixes as in `stages.models.language`: N positions, C width, V vocabulary.
+Shape suffixes as in `stages.models.language`: N positions, C width, V vocabulary, I hidden layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from stages.models.config import HEAD_ON_CPU, HEAD_ON_GPU
+from stages.models.config import head_rows
 
 IGNORED = -100
 """The target of a position at which nothing is learned."""
@@ -54,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         squares = torch.zeros_like(total)
         dx_NC = torch.empty_like(x_NC) if wanted else None
         dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else None
-        rows = max(1, (HEAD_ON_GPU if x_NC.is_cuda else HEAD_ON_CPU) // len(weight_VC))
+        rows = head_rows(len(weight_VC), gpu=x_NC.is_cuda)
         for start in range(0, len(x_NC), rows):
             part = slice(start, start + rows)
             target_N1 = targets_N[part, None]
@@ -91,3 +92,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx_NC = dx_NC * gradient.to(dx_NC.dtype)
         # A sum over many positions may be too large for 16 bits until it is scaled down.
         return dx_NC, (dweight_VC * gradient).to(ctx.dtype), None, None, None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) times up, side by side in the last dimension (Shazeer 2020, section 2)."""
+    if torch.compiler.is_compiling():  # a compiler makes one kernel of it by itself
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    return cast(Tensor, _SwiGLU.apply(gate_up))  # type: ignore[no-untyped-call]
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its input alone, and writes both halves of the gradient to where they are wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        found = torch.empty_like(gate_up)
+        of_gate, of_up = found.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=of_up)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
+        return found

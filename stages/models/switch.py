@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.models.config import ExpertsConfig
+from stages.models.fused import swiglu
 from stages.models.language import Routing
 
 
@@ -48,12 +49,6 @@ class Here:
     def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
         """What they make of the tokens."""
         return cast(Tensor, experts(x_AC, counts_E))
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) times up, which lie side by side in the last dimension."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 class Experts(nn.Module):
@@ -162,7 +157,8 @@ class Switch(nn.Module):
         if self.config.normalize_gates:
             gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
         sent = dispatch(experts_NK, groups, self.config.num, self.capacity(groups.sizes_B))
-        answers_AC = self.exchange.apply(self.experts, x_NC[sent.token_A], sent.counts_E)
+        places_AC = sent.token_A[:, None].expand(-1, x_NC.shape[1])
+        answers_AC = self.exchange.apply(self.experts, x_NC.gather(0, places_AC), sent.counts_E)
         gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(answers_AC.dtype)
         y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, answers_AC * gates_A1)
         y_BTC = y_NC.view_as(x_BTC) if real_BT is None else groups.spread(y_NC)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.models.config import HEAD_ON_CPU, HEAD_ON_GPU, DecoderConfig
+from stages.models.config import DecoderConfig, head_rows
 from stages.training.cost import choices, expert_parameters, switch_layers
 
 if TYPE_CHECKING:
@@ -255,11 +255,11 @@ def block(config: LanguageConfig, layout: Layout, *, experts: bool = False) -> f
     heads = 3 * (config.heads + config.kv_heads) * config.head_size
     kept = size * (4 * width + heads) + softmax + _norms(config, layout)
     if not (experts and config.experts):
-        return kept + size * 4 * config.inner  # gate and up; silu of the gate; their product
+        return kept + size * 3 * config.inner  # gate and up, and their product
     # The router's input in float32 and its two outputs; for each choice the hidden layer, the token
     # sent, its answer as it is and times its gate, and where they came from and go.
     router = 8 * config.experts.num + (0 if size == 4 else 4 * width)
-    chosen = config.experts.top_k * (size * (4 * config.inner + 3 * width) + 24)
+    chosen = config.experts.top_k * (size * (3 * config.inner + 3 * width) + 24)
     return kept + router + chosen
 
 
@@ -289,7 +289,7 @@ def _head(config: LanguageConfig, layout: Layout) -> float:
     its weight in float32."""
     positions = layout.micro * config.context
     low = layout.bytes < 4
-    rows = max(1, (HEAD_ON_GPU if layout.gpu else HEAD_ON_CPU) // config.vocab_size)
+    rows = head_rows(config.vocab_size, gpu=layout.gpu)
     logits = min(rows, positions) * config.vocab_size * (10 if low else 8)
     sums = 6 * config.vocab_size * config.width if low else 0
     return float(layout.bytes * config.width * positions + logits + sums)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.config import ExpertsConfig
-from stages.models.switch import Switch, swiglu
+from stages.models.fused import swiglu
+from stages.models.switch import Switch
 from stages.training.rank import Rank
 from stages.training.worker import quiet
 

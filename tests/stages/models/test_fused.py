@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models import fused
-from stages.models.fused import IGNORED, linear_cross_entropy
+from stages.models.fused import IGNORED, linear_cross_entropy, swiglu
 from stages.models.gpt import GPT, GPTConfig
 
 N, C, V = 37, 24, 101
@@ -38,7 +38,7 @@ def reference(x, weight, targets, z_coef=0.0):
 def test_loss_and_gradients_are_those_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, rows: int, ignored: int
 ) -> None:
-    monkeypatch.setattr(fused, "HEAD_ON_CPU", rows * V)
+    monkeypatch.setattr(fused, "head_rows", lambda *_, **__: rows)
     x, weight, targets = inputs(ignored=ignored)
     loss = linear_cross_entropy(x, weight, targets)[0]
     (3 * loss).backward()
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_those_of_all_logits(
 
 @pytest.mark.parametrize("rows", [5, N])
 def test_z_loss_is_added_with_its_gradient(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(fused, "HEAD_ON_CPU", rows * V)
+    monkeypatch.setattr(fused, "head_rows", lambda *_, **__: rows)
     x, weight, targets = inputs(ignored=4)
     total, cross_entropy = linear_cross_entropy(x, weight, targets, z_coef=0.02)
     (3 * total).backward()
@@ -93,7 +93,7 @@ def test_without_a_gradient_none_is_made() -> None:
 def test_a_sum_beyond_16_bits_is_scaled_before_it_is_rounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused, "HEAD_ON_CPU", V)
+    monkeypatch.setattr(fused, "head_rows", lambda *_, **__: 1)
     x, weight, targets = inputs(torch.float16)
     with torch.no_grad():
         x[:, 0], targets[:] = 6e4, 3
@@ -113,3 +113,10 @@ def test_a_model_gives_the_loss_of_its_logits() -> None:
     torch.testing.assert_close(loss, plain)
     for one, other in zip(found, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_swiglu_is_silu_of_the_gate_times_up() -> None:
+    gate_up = torch.randn(5, 3, 14, dtype=torch.double, requires_grad=True)
+    gate, up = gate_up.chunk(2, dim=-1)
+    torch.testing.assert_close(swiglu(gate_up), gate * torch.sigmoid(gate) * up)
+    assert torch.autograd.gradcheck(swiglu, gate_up)
