@@ -114,8 +114,8 @@ def prompt_probabilities(
 ) -> Tensor:
     """How likely (images, classes) a prompt of each class is on average, among all prompts."""
     flat_PE = encode([prompt for each in prompts for prompt in each])
-    counts_C = torch.tensor([len(each) for each in prompts])
-    class_P = torch.arange(len(prompts)).repeat_interleave(counts_C)
+    counts_C = torch.tensor([len(each) for each in prompts], device=flat_PE.device)
+    class_P = torch.arange(len(prompts), device=flat_PE.device).repeat_interleave(counts_C)
     found = []
     for part_NE in image_NE.split(max(1, BLOCK // len(flat_PE))):  # type: ignore[no-untyped-call]
         likely_NP = (scale * (part_NE @ flat_PE.T)).softmax(1)

@@ -15,7 +15,8 @@ were they not taken in, none would ever be made again. Taken in, a new level is 
 window / (1 + sigma²) of them: values that are a share p of all lie sqrt((1 - p) / p) sigma above
 the mean. So a norm alone costs a few updates, and no number of them in a row is `amiss`. A loss
 that stands out says that weights or data are bad; it does not widen the band, and stays `amiss`
-until training goes back.
+until training goes back. A norm that is far higher than all others widens its band, as long as it
+is in the window: what bounds the steps then is clipping.
 
 All ranks judge the same numbers, so they judge alike. The figures are part of a checkpoint: a
 resumed training leaves out what an undisturbed one does.
