@@ -175,8 +175,8 @@ class Contrastive:
         return judge
 
     def _flops(self, batches: Sequence[Mapping[str, Tensor]]) -> float:
-        """What a forward and backward pass of this rank's pairs takes of the model as published: a
-        pass that is made again to save memory counts once, and what the last blocks spare counts."""
+        """What a forward and backward pass of this rank's pairs takes, for the MFU: of the model as
+        published, whole last blocks among it; what is made again to save memory counts once."""
         kept = self._patches()[1]
         return sum(
             float(self.config.flops_per_pair(kept=kept, tokens=batch["tokens"].shape[1]))
