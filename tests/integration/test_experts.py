@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Routed, routed_config
+from cases import Bucketed, Routed, fit_in_parts, routed_config
 from rooms import Room, room
 
 from pipeline.errors import InputError
@@ -85,6 +85,22 @@ def test_micro_batches_make_no_difference(rooms: dict[str, Room], trained: dict[
     for figure in ("loss", "grad_norm", "balance_loss"):
         found = rooms["single"].series("routed-at-once", figure)
         assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), figure
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("ep", [1, 2])
+def test_gradients_are_reduced_in_parts(
+    rooms: dict[str, Room], trained: dict[str, Path], zero: int, ep: int
+) -> None:
+    """A part holds several tensors, dense ones and experts; the largest go by themselves."""
+    layout = f"zero-{zero}-ep-{ep}"
+    made, name = settings(layout, steps=SHORT), f"parts-{layout}"
+    run = {"numbers": 15_000, "seed": 3, "name": name}
+    rooms[layout].group.run(fit_in_parts, Bucketed(), made, **run)
+    assert set(rooms[layout].series(name, "bucket").values()) == {15_000}
+    for figure in ("loss", "grad_norm"):
+        found = rooms[layout].series(name, figure)
+        assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), (layout, figure)
 
 
 @pytest.mark.parametrize("layout", ["zero-1-ep-2", "zero-3-ep-1", "zero-3-ep-2"])
