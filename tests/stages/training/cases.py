@@ -452,6 +452,17 @@ class Routed(Pretraining):
 
 
 @dataclass
+class HalfRouted(Routed):
+    """In half precision on a processor, as `Half`."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+        return super().open(rank)
+
+
+@dataclass
 class Bucketed(Routed):
     """Tells how many numbers of a gradient DeepSpeed reduces together."""
 
