@@ -8,8 +8,8 @@ little by which the fresh router prefers one expert. Gates that add up to 1 need
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,24 +66,36 @@ def _experts(config: LanguageConfig) -> bool:
 
 def _compare(wanted: LanguageConfig, given: LanguageConfig, folder: Path) -> None:
     """See that the shapes are alike in all that the weights decide."""
-    if type(wanted) is type(given):
-        if isinstance(wanted, DecoderConfig) and isinstance(given, DecoderConfig):
-            if not given.experts or _layout(wanted) == _layout(given):
-                wanted, given = (
-                    replace(c, context=2, dropout=0.0, experts=None, init_scale=None, mup=None)
-                    for c in (wanted, given)
-                )
-        else:
-            wanted, given = (replace(c, dropout=0.0, mup=None) for c in (wanted, given))
-    if wanted != given:
+    ours, theirs = _said(wanted), _said(given)
+    if isinstance(given, DecoderConfig) and not given.experts:
+        ours["experts"] = None
+    if type(wanted) is not type(given):
+        ours, theirs = ({"family": said["family"]} for said in (ours, theirs))
+    apart = [f"{key}: {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
+    if apart:
         raise InputError(
-            f"the weights are of another shape: {given}, not {wanted}",
+            f"the weights are of another shape: {'; '.join(apart)}",
             where=str(folder),
             remedy="say the same under `model`, or leave `start` out",
         )
 
 
-def _layout(config: DecoderConfig) -> tuple[int, ...]:
+def _said(config: LanguageConfig) -> dict[str, Any]:
+    """What the weights decide of a shape, by the keys of `model`. A decoder has weights for no
+    position, so its context may change."""
+    keys = ("vocab_size", "layers", "width", "heads", "inner", "norm_eps")
+    said = {"family": "gpt2", **{key: getattr(config, key) for key in keys}}
+    if isinstance(config, DecoderConfig):
+        said["family"] = "qwen3 or switch" if config.qk_norm else "llama"
+        own = ("kv_heads", "head_size", "tied", "rope_theta")
+        return said | {key: getattr(config, key) for key in own} | {"experts": _layout(config)}
+    return said | {"context": config.context}
+
+
+def _layout(config: DecoderConfig) -> dict[str, Any] | None:
     """Of the experts, what decides the function that the weights make."""
     e = config.experts
-    return (e.num, e.every, e.top_k, e.normalize_gates and e.top_k > 1) if e else ()
+    if e is None:
+        return None
+    said = {"num": e.num, "every": e.every, "top_k": e.top_k}
+    return said | {"normalize_gates": e.normalize_gates and e.top_k > 1}

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Routed, routed_config
+from cases import Bucketed, HalfRouted, Routed, fit_in_parts, routed_config
 from rooms import Room, room
 
 from pipeline.errors import InputError
+from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.loop import fit
 from stages.training.order import mix
 from stages.training.rank import Rank
@@ -85,6 +86,46 @@ def test_micro_batches_make_no_difference(rooms: dict[str, Room], trained: dict[
     for figure in ("loss", "grad_norm", "balance_loss"):
         found = rooms["single"].series("routed-at-once", figure)
         assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), figure
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("ep", [1, 2])
+def test_gradients_are_reduced_in_parts(
+    rooms: dict[str, Room], trained: dict[str, Path], zero: int, ep: int
+) -> None:
+    """A part holds several tensors, dense ones and experts; the largest go by themselves."""
+    layout = f"zero-{zero}-ep-{ep}"
+    made, name = settings(layout, steps=SHORT), f"parts-{layout}"
+    run = {"numbers": 15_000, "seed": 3, "name": name}
+    rooms[layout].group.run(fit_in_parts, Bucketed(), made, **run)
+    assert set(rooms[layout].series(name, "bucket").values()) == {15_000}
+    for figure in ("loss", "grad_norm"):
+        found = rooms[layout].series(name, figure)
+        assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), (layout, figure)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_spread_experts_train_in_half_precision_as_in_float32(
+    rooms: dict[str, Room], trained: dict[str, Path], dtype: str, zero: int, tmp_path: Path
+) -> None:
+    """And leave the weights that the optimizer has, those of all ranks' experts among them."""
+    layout, rounded = f"zero-{zero}-ep-2", getattr(torch, dtype)
+    made, name = settings(layout, steps=SHORT, dtype=dtype), f"{dtype}-{layout}"
+    rooms[layout].group.run(fit, HalfRouted(), made, seed=3, name=name, out=tmp_path)
+    found = rooms[layout].series(name, "loss")
+    assert found == pytest.approx(wanted(rooms, "loss", SHORT), abs=0.02)
+    assert found != pytest.approx(wanted(rooms, "loss", SHORT), abs=1e-5), "rounded"
+    saved = Checkpoints(rooms[layout].checkpoints(name), Rank(), 2).newest()
+    assert saved is not None
+    masters = Reader(saved)
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for key, value in weights.items():
+        kept = masters.read(f"model/fp32/{key}", 0, value.numel())
+        assert torch.equal(value.flatten(), kept), key
+    experts = weights["layers.1.feed_forward.experts.gate_up"]
+    assert experts.shape == (4, 112, 104)
+    assert all((expert != expert.to(rounded)).any() for expert in experts)
 
 
 @pytest.mark.parametrize("layout", ["zero-1-ep-2", "zero-3-ep-1", "zero-3-ep-2"])

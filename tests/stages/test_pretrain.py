@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from parity import assert_transformers_agree
-from toyworld import another_tokenizer
+from toyworld import CONTEXT, another_tokenizer
 
 from pipeline.artifact import Artifact
 from pipeline.context import Context, read_series
@@ -206,6 +206,29 @@ def test_a_tokenizer_or_a_start_of_the_same_size_is_told_apart(world: Path, tmp_
         assert found.value.exit_code == 2
     made = objective_of(params, tokens, start=world / "policy")
     assert made.tokenizer_folder == world / "policy", "a start brings its tokenizer"
+
+
+def test_a_start_of_other_positions_is_refused(world: Path) -> None:
+    """GPT-2 has weights for each: the model's context, which is the length of its samples too, so
+    that none is longer than its positions."""
+    shape = {"layers": 2, "width": 48, "heads": 2}
+
+    def begun(context: int) -> Pretraining:
+        params = PretrainParams.model_validate({"model": {**shape, "context": context}})
+        made = objective_of(params, [world / "tokens"], start=world / "policy")
+        model = made.setup(Rank(), params.train, 0)["model"].module
+        inputs = made.collate([made.train[0], made.held_out[0]])["tokens"]
+        assert inputs.shape[1] == model.wpe.num_embeddings == context
+        with pytest.raises(ValueError, match=f"{context + 1} tokens do not fit a context"):
+            model(torch.zeros(1, context + 1, dtype=torch.long))
+        return made
+
+    begun(CONTEXT)
+    for context in (CONTEXT - 8, CONTEXT + 8):
+        with pytest.raises(InputError, match=f"context: {CONTEXT}, not {context}$") as found:
+            begun(context)
+        assert found.value.exit_code == 2
+        assert "under `model`" in found.value.remedy
 
 
 def test_the_plan_tells_vocabularies_apart() -> None:

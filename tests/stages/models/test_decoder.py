@@ -21,6 +21,7 @@ from transformers import (
 from pipeline.errors import InputError
 from stages.models.config import DecoderConfig, ExpertsConfig
 from stages.models.decoder import Decoder
+from stages.models.decoder_folder import export
 from stages.models.huggingface import load_language_model, save_language_model
 from stages.models.language import Trace
 
@@ -56,12 +57,43 @@ def tokens_BT():
     return torch.randint(4, 97, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
-def gradients(model, logits_BTV, tokens_BT):
-    loss = torch.nn.functional.cross_entropy(
+def differentiate(logits_BTV, tokens_BT):
+    torch.nn.functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
-    )
-    loss.backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+    ).backward()
+
+
+def whole_gradients(model):
+    found = {name: p.grad for name, p in model.named_parameters()}
+    assert all(gradient.abs().max() > 0 for gradient in found.values())
+    return found
+
+
+def one_by_one(theirs):
+    """Their gradients, with each expert's matrices named as their files name them."""
+    for name, gradient in theirs.items():
+        source, fused, kind = name.partition(".experts.")
+        if not fused:
+            yield name, gradient
+            continue
+        for expert, part in enumerate(gradient):
+            halves = part.chunk(2) if kind == "gate_up_proj" else (part,)
+            names = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+            for half, matrix in zip(names, halves, strict=True):
+                yield f"{source}.experts.{expert}.{half}.weight", matrix
+
+
+def assert_same(ours, theirs, tokens_BT):
+    logits, reference = ours(tokens_BT), theirs(tokens_BT).logits
+    torch.testing.assert_close(logits, reference, rtol=0, atol=1e-5)
+    differentiate(logits, tokens_BT)
+    differentiate(reference, tokens_BT)
+    found = export(whole_gradients(ours), ours.config)
+    wanted = dict(one_by_one(whole_gradients(theirs)))
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * scale, msg=name)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -71,41 +103,11 @@ def test_ours_loads_in_transformers_with_the_same_logits_and_gradients(name, tmp
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     kind = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}.get(name, Qwen3MoeForCausalLM)
     assert type(theirs) is kind
-    ours, reference = model(tokens_BT), theirs(tokens_BT).logits
-    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-5)
-    gradients(theirs, reference, tokens_BT)
-    named = {name: p.grad for name, p in theirs.named_parameters()}
-    mine = gradients(model, ours, tokens_BT)
-    queries = model.config.heads * model.config.head_size
-    pairs = [
-        (mine["embedding.weight"], named["model.embed_tokens.weight"]),
-        (mine["final_norm.weight"], named["model.norm.weight"]),
-    ]
-    for layer in range(model.config.layers):
-        at, to = f"layers.{layer}.", f"model.layers.{layer}."
-        pairs += [
-            (mine[f"{at}attention.qkv.weight"][:queries], named[f"{to}self_attn.q_proj.weight"]),
-            (mine[f"{at}attention.out.weight"], named[f"{to}self_attn.o_proj.weight"]),
-            (mine[f"{at}attention_norm.weight"], named[f"{to}input_layernorm.weight"]),
-        ]
-        if model.config.has_experts(layer):
-            inner = f"{at}feed_forward."
-            pairs += [
-                (mine[f"{inner}router.weight"], named[f"{to}mlp.gate.weight"]),
-                (mine[f"{inner}experts.gate_up"], named[f"{to}mlp.experts.gate_up_proj"]),
-                (mine[f"{inner}experts.down"], named[f"{to}mlp.experts.down_proj"]),
-            ]
-        else:
-            pairs.append(
-                (mine[f"{at}feed_forward.down.weight"], named[f"{to}mlp.down_proj.weight"])
-            )
-    for own, other in pairs:
-        assert own.abs().max() > 0
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert_same(model, theirs, tokens_BT)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe"])
-def test_theirs_loads_in_ours_with_the_same_logits(name, tmp_path, tokens_BT):
+def test_theirs_loads_in_ours_with_the_same_logits_and_gradients(name, tmp_path, tokens_BT):
     moe = {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 24}
     made = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters={
@@ -117,7 +119,7 @@ def test_theirs_loads_in_ours_with_the_same_logits(name, tmp_path, tokens_BT):
     theirs.save_pretrained(tmp_path)
     model = load_language_model(tmp_path)
     assert isinstance(model, Decoder)
-    torch.testing.assert_close(model(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5)
+    assert_same(model, theirs, tokens_BT)
 
 
 def test_what_ours_does_not_compute_is_refused(tmp_path, tokens_BT):

@@ -178,12 +178,58 @@ def test_balance_pulls_towards_the_even_load():
     assert switch(x_BTC)[1].load_E.max().item() < 0.6
 
 
-def test_jitter_and_dropout_are_for_training():
-    switch = layer(jitter=0.3, dropout=0.3)
-    x_BTC = torch.randn(2, 8, C)
-    assert not torch.equal(switch(x_BTC)[0], switch(x_BTC)[0])
-    switch.eval()
-    assert torch.equal(switch(x_BTC)[0], switch(x_BTC)[0])
+def test_jitter_multiplies_the_routers_input_alone_and_in_training_alone():
+    """All experts are one and the router reads one channel, which is 1: so a token's gate tells by
+    what that was multiplied, and nothing else may change."""
+    switch = layer(num=2, jitter=0.2)
+    with torch.no_grad():
+        switch.experts.gate_up[1], switch.experts.down[1] = (
+            switch.experts.gate_up[0], switch.experts.down[0]
+        )  # fmt: skip
+        switch.router.weight.zero_()
+        switch.router.weight[0, 3] = 1.0
+        x_BTC = torch.randn(40, 100, C)
+        x_BTC[:, :, 3:5] = 1.0
+        (jittered, again), still = (switch(x_BTC)[0], switch(x_BTC)[0]), switch.eval()(x_BTC)[0]
+        assert torch.equal(switch(x_BTC)[0], still)
+        assert not torch.equal(jittered, again)
+        torch.testing.assert_close(still.double(), by_token(switch, x_BTC, None), rtol=0, atol=1e-5)
+        ratio_BT = (jittered * still).sum(-1) / still.square().sum(-1)
+        torch.testing.assert_close(jittered, still * ratio_BT[..., None])
+        factors = (ratio_BT * torch.tensor(1.0).sigmoid()).logit().flatten().sort().values
+        even = torch.linspace(0.8, 1.2, len(factors))
+        torch.testing.assert_close(factors, even, rtol=0, atol=0.4 * 0.03)
+        assert factors[0] > 0.8 - 1e-5 and factors[-1] < 1.2 + 1e-5
+        switch.router.weight[1, 4] = 1.0
+        pulls = switch.train()(x_BTC)[0].norm(dim=-1) / switch.eval()(x_BTC)[0].norm(dim=-1)
+        assert pulls.max() > 1.1, "each channel has a factor of its own"
+
+
+def test_dropout_of_experts_drops_their_share_of_the_hidden_layer_in_training_alone():
+    """All experts are one, and each number that comes out is the sum of two hidden ones, which go
+    missing each on its own."""
+    p, half = 0.3, INNER // 2
+    switch = layer(dropout=p)
+    with torch.no_grad():
+        switch.experts.gate_up.copy_(switch.experts.gate_up[:1].clone())
+        switch.experts.down.zero_()
+        for hidden in range(INNER):
+            switch.experts.down[:, hidden % half, hidden] = 1.0
+        x_BTC = torch.randn(20, 50, C)
+        dropped_BTC, whole_BTC = switch(x_BTC)[0], switch.eval()(x_BTC)[0]
+        assert torch.equal(switch(x_BTC)[0], whole_BTC)
+        gate_BT1 = switch.router(x_BTC).softmax(-1).amax(-1, keepdim=True)
+        gate, up = (x_BTC @ switch.experts.gate_up[0].T).chunk(2, -1)
+        one, other = (gate_BT1 * F.silu(gate) * up).chunk(2, -1)
+        torch.testing.assert_close(whole_BTC[..., :half], one + other, rtol=0, atol=1e-5)
+        kept = torch.stack([0 * one, one, other, one + other]) / (1 - p)
+        apart, which = (dropped_BTC[..., :half] - kept).abs().min(0)
+    assert apart.max() < 1e-5
+    # Where a hidden number is near 0, kept and dropped look alike.
+    clear = (one.abs() > 1e-3) & (other.abs() > 1e-3) & ((one + other).abs() > 1e-3)
+    shares = torch.bincount(which[clear], minlength=4) / clear.sum()
+    wanted = torch.tensor([p * p, p * (1 - p), p * (1 - p), (1 - p) ** 2])
+    torch.testing.assert_close(shares, wanted, rtol=0, atol=0.02)
 
 
 def test_first_choices_are_served_before_second_ones():
@@ -195,19 +241,37 @@ def test_first_choices_are_served_before_second_ones():
 
 
 def test_experts_start_apart_and_alike_wherever_they_live():
-    config = DecoderConfig(
-        vocab_size=32, context=8, layers=2, width=64, heads=2, kv_heads=2, inner=64, head_size=32,
-        experts=ExpertsConfig(num=4, every=2), init_scale=0.1,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    model = Decoder(config)
-    experts = model.layers[1].feed_forward.experts.gate_up.detach()
-    for one in range(4):
+    experts = started().layers[1].feed_forward.experts.gate_up.detach()
+    for one in range(8):
         for other in range(one):
             assert (experts[one] - experts[other]).abs().mean() > 0.01
-    deviation = math.sqrt(0.1 / 64)
-    assert experts.abs().max() <= 2 * deviation
-    assert experts.std().item() == pytest.approx(0.88 * deviation, rel=0.03), "of the cut normal"
+
+
+def test_matrices_start_from_a_normal_cut_at_two_deviations():
+    """With experts, at a tenth of the usual variance (Fedus et al. 2021, section 2.4): of
+    sqrt(0.1 / fan-in), whatever the matrix."""
+    matrices = {n: p.detach() for n, p in started().named_parameters() if "norm" not in n}
+    del matrices["embedding.weight"]
+    fans = {name: weight.shape[-1] for name, weight in matrices.items()}
+    at = "layers.1.feed_forward."
+    assert [fans[at + n] for n in ("router.weight", "experts.gate_up", "experts.down")] == [
+        64, 64, 96
+    ]  # fmt: skip
+    for name, weight in matrices.items():
+        unit = weight / math.sqrt(0.1 / fans[name])
+        error = 4 / math.sqrt(2 * unit.numel())
+        assert 1.9 < unit.abs().max() <= 2 + 1e-5, name
+        assert unit.std().item() == pytest.approx(0.8796, rel=error), f"{name}: of the cut normal"
+        assert abs(unit.mean()) < error, name
+
+
+def started() -> Decoder:
+    """A decoder as it starts."""
+    torch.manual_seed(3)
+    return Decoder(DecoderConfig(
+        vocab_size=32, context=8, layers=2, width=64, heads=2, kv_heads=2, inner=96, head_size=32,
+        experts=ExpertsConfig(num=8, every=2), init_scale=0.1,
+    ))  # fmt: skip
 
 
 def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():

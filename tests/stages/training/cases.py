@@ -288,6 +288,18 @@ def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
         del accelerator.is_fp16_supported
 
 
+def fit_in_parts(rank: Any, *arguments: Any, numbers: int, **named: Any) -> Any:
+    """`fit` where so many numbers of a gradient are reduced together."""
+    from stages.training import engine
+    from stages.training.loop import fit
+
+    usual, engine.CPU_BUCKET = engine.CPU_BUCKET, numbers
+    try:
+        return fit(rank, *arguments, **named)
+    finally:
+        engine.CPU_BUCKET = usual
+
+
 def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """A number and a frozen matrix beside a trained one: all weights after a step, as exported."""
     import torch
@@ -437,6 +449,26 @@ class Routed(Pretraining):
 
         out.mkdir(parents=True, exist_ok=True)
         torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class HalfRouted(Routed):
+    """In half precision on a processor, as `Half`."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+        return super().open(rank)
+
+
+@dataclass
+class Bucketed(Routed):
+    """Tells how many numbers of a gradient DeepSpeed reduces together."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        bucket = engines["model"]._deepspeed.optimizer.reduce_bucket_size
+        return {**super().step(engines, step), "bucket": float(bucket)}
 
 
 def packed(number: int) -> Packed:
