@@ -1,4 +1,5 @@
-"""The pipelines for clusters validate and plan on a machine that has none of the devices."""
+"""Pipelines that are too long for a test validate and plan; those for clusters do so on a machine
+that has none of the devices."""
 
 from __future__ import annotations
 
@@ -77,6 +78,17 @@ def test_clip_vit_l_14(tmp_path: Path) -> None:
         assert words in shown
     said = plan("clip-vit-l-14.yaml", tmp_path, "clip.workers.num=8", code=2)
     assert "clip.train.micro_batch: takes" in said
+
+
+def test_clip(tmp_path: Path) -> None:
+    """Ten minutes on two cores, its comment says."""
+    found = estimate("clip.yaml", "clip", tmp_path)
+    assert found["parameters"] == pytest.approx(2.1e6, rel=0.01)
+    assert found["image_parameters"] + found["text_parameters"] + 1 == found["parameters"]
+    assert found["pairs"] == 3400 * 64
+    assert found["devices"] == 2
+    assert found["seconds"] < 600
+    assert found["memory_bytes"] < 2**30
 
 
 def test_the_plan_tells_people_what_a_training_takes(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_looking_is_cheap(arguments: list[str], store: Path, tmp_path: Path) -> 
     assert float(str(found["cpu"])) < BUDGET
 
 
-@pytest.mark.parametrize("config", ["quickstart.yaml", "gpt3-13b.yaml"])
+@pytest.mark.parametrize("config", ["quickstart.yaml", "gpt3-13b.yaml", "clip.yaml"])
 def test_planning_is_cheap(config: str, tmp_path: Path) -> None:
     file = ROOT / "configs" / config
     found = probe(["plan", str(file), "--store", str(tmp_path / "new")], tmp_path)
