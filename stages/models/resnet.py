@@ -14,6 +14,7 @@ dimensions of the common space.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -26,6 +27,31 @@ EXPANSION = 4
 """Channels that a bottleneck gives out for each that it works with."""
 
 
+class Norm(nn.BatchNorm2d):
+    """A batch norm whose statistics stay in float32 where the model is brought to half precision:
+    a tenth of a small difference would be rounded away, and they would stand still."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in self._buffers.items():
+            if value is not None and value.dtype in (torch.float16, torch.bfloat16):
+                kept = before[name]
+                assert kept is not None
+                self._buffers[name] = kept.to(value.device, torch.float32)
+        return self
+
+    def forward(self, x_BFHW: Tensor) -> Tensor:
+        """Normalise by the statistics of the batch (in training) or by those kept."""
+        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and count is not None
+        if self.training:
+            count.add_(1)
+        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+        momentum = cast(float, self.momentum)
+        return F.batch_norm(x_BFHW, mean, var, weight, bias, self.training, momentum, self.eps)
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, (average pool), 1x1, added to a like shortcut."""
 
@@ -34,11 +60,11 @@ class Bottleneck(nn.Module):
         out = planes * EXPANSION
         self.stride = stride
         self.conv1 = nn.Conv2d(into, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = Norm(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = Norm(planes)
         self.conv3 = nn.Conv2d(planes, out, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out)
+        self.bn3 = Norm(out)
         self.shortcut = _shortcut(into, out) if shortcut else None
 
     def forward(self, x_BFHW: Tensor) -> Tensor:
@@ -54,7 +80,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(into: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(into, out, 1, bias=False), nn.BatchNorm2d(out))
+    return nn.Sequential(nn.Conv2d(into, out, 1, bias=False), Norm(out))
 
 
 class AttentionPool(nn.Module):
@@ -93,11 +119,11 @@ class ModifiedResNet(nn.Module):
         self.shape = shape
         half, width = shape.width // 2, shape.width
         self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
+        self.bn1 = Norm(half)
         self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
+        self.bn2 = Norm(half)
         self.conv3 = nn.Conv2d(half, width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.bn3 = Norm(width)
         self.groups = nn.ModuleList(
             _group(
                 width if not i else EXPANSION * (width << (i - 1)), width << i, count, 1 + (i > 0)
@@ -110,7 +136,7 @@ class ModifiedResNet(nn.Module):
     def reset(self) -> None:
         """Draw the weights anew: PyTorch's start for convolutions, every block a shortcut."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            if isinstance(module, nn.Conv2d | Norm):
                 module.reset_parameters()
         for group in self.groups:
             for block in cast(nn.Sequential, group):

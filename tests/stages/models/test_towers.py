@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from itertools import product
@@ -264,3 +265,21 @@ def test_over_its_limit_the_scale_is_the_limit_and_has_its_gradient():
 def test_a_sigmoid_model_begins_with_few_pairs_in_mind():
     *_, scale, bias = made(replace(VIT, bias=True))(images(VIT), captions())
     assert (scale.item(), bias.item()) == (pytest.approx(10), pytest.approx(-10))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_batch_norms_in_half_precision_keep_their_statistics_in_float32(dtype):
+    """They come as near to those of the batch as in float32; rounded to bfloat16 they stop at two
+    hundredths from them."""
+    whole = lively(made(RESNET)).train()
+    half = copy.deepcopy(whole).to(dtype)
+    with torch.no_grad():
+        for model in (whole, half):
+            for _ in range(60):
+                model.encode_image(images(RESNET, 4))
+    buffers = {name: b for name, b in half.named_buffers() if "running" in name}
+    assert {b.dtype for b in buffers.values()} == {torch.float32}
+    first, wanted = half.visual.bn1, whole.visual.bn1
+    torch.testing.assert_close(first.running_var, wanted.running_var, rtol=5e-3, atol=0)
+    assert first.num_batches_tracked == wanted.num_batches_tracked == 60
+    assert first.weight.dtype == dtype
