@@ -19,6 +19,7 @@ from stages.data.tokenizer import Tokenizer
 from stages.data.tokenizer_training import export, train
 from stages.models.clip import CLIP
 from stages.models.clip_config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from stages.training.objective import Trainable
 
 TEXT = TextConfig(61, 12, layers=2, width=32, heads=4, eos=3, bos=2, pad=0)
 VIT = CLIPConfig(ViTConfig(24, 8, layers=2, width=48, heads=4), TEXT, embed=20)
@@ -147,3 +148,14 @@ class Hot(Contrastive):
         values = [float(fragment.views["fp32"].max()) for fragment in held]
         total, holders = self.rank.total([sum(values), len(values)]).tolist()
         return {**found, "master": total / holders}
+
+
+@dataclass
+class Half(Hot):
+    """Trains in half precision on a processor, which can, though DeepSpeed holds it too slow."""
+
+    def setup(self, rank: Any, settings: Any, seed: int) -> dict[str, Trainable]:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+        return super().setup(rank, settings, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,3 +42,9 @@ def room(folder: Path, world: int, limits: Limits | None = None) -> Iterator[Roo
     group._processes = Forked()
     with group:
         yield Room(group, ctx)
+
+
+def copy_due(source: Path, step: int, target: Path) -> None:
+    """The checkpoint that fell due at a step, without later ones."""
+    (due,) = source.glob(f"*-step-{step:08d}")
+    shutil.copytree(due, target / due.name)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from clips import Hot, clip_world, shape_of
-from rooms import Room
+from clips import Half, Hot, clip_world, shape_of
+from rooms import Room, copy_due
+from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from pipeline.context import Context, read_series
@@ -29,6 +30,7 @@ from stages.data.tokenizer import Tokenizer
 from stages.models.clip import CLIP
 from stages.models.clip_config import ResNetConfig
 from stages.models.clip_folder import load_clip, save_clip
+from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.loop import fit
 from stages.training.order import mix
 from stages.training.rank import Rank
@@ -36,13 +38,26 @@ from stages.training.schedule import factor
 
 pytestmark = pytest.mark.integration
 
-STEPS, BATCH, SEED = 10, 16, 8
+STEPS, SAVED, BATCH, SEED = 20, 16, 16, 8
+"""Six steps are an epoch: the checkpoint is of the middle of one."""
+LAYOUTS = [
+    f"{ranks}-{batch}"
+    for ranks in ("single", "zero-0", "zero-1", "zero-2", "zero-3")
+    for batch in ("whole", "parts")
+]
+TOUR = [0, 5, 2, 9, 6, 1, 8, 3, 4, 7, 0]
+"""Each layout leaves a checkpoint to another once, and is left one."""
 
 
 def settings(zero: int = 1, **fields: object) -> ClipTrain:
     known = {"steps": STEPS, "global_batch": BATCH, "lr": 3e-3, "clip": 2.0, "warmup": 2}
     rest = {"checkpoint_every": 0, "zero": zero, "eval_samples": 30}
     return ClipTrain.model_validate({**known, **rest, **fields})
+
+
+def laid_out(layout: str, **fields: object) -> ClipTrain:
+    zero = 0 if layout.startswith("single") else int(layout[5])
+    return settings(zero, micro_batch=4 if layout.endswith("parts") else None, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -95,65 +110,138 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[flo
 
 
 @pytest.fixture(scope="module")
-def straight(single: Room, hot: Hot) -> dict[int, float]:
-    """The losses of an undisturbed training on one process in one batch."""
-    single.group.run(fit, hot, settings(eval_every=5), seed=SEED, name="clip")
-    return single.series("clip", "loss")
+def rooms(pair: Room, single: Room) -> dict[str, Room]:
+    return {layout: single if layout.startswith("single") else pair for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def trained(
+    rooms: dict[str, Room], hot: Hot, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The same training on every layout: the folder of each model."""
+    folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS}
+    for layout, folder in folders.items():
+        made = laid_out(layout, eval_every=10, checkpoint_every=SAVED)
+        results = rooms[layout].group.run(
+            fit, loss_of(hot, layout), made, seed=SEED, name=f"clip-{layout}", out=folder
+        )
+        assert results[0] == results[-1]
+    return folders
+
+
+def loss_of(hot: Hot, layout: str) -> Hot:
+    """Every ZeRO stage computes all logits on each rank once, and once each rank its own."""
+    local = layout in ("zero-0-parts", "zero-1-whole", "zero-2-parts", "zero-3-whole")
+    return replace(hot, local_loss=local)
+
+
+def wanted(single: Room, figure: str) -> dict[int, float]:
+    """Of the undisturbed training on one process in one batch."""
+    return single.series("clip-single-whole", figure)
 
 
 def test_the_loop_trains_as_plain_pytorch_does(
-    single: Room, hot: Hot, straight: dict[int, float]
+    single: Room, hot: Hot, trained: dict[str, Path]
 ) -> None:
     losses, scales, weights = plain(hot, settings())
-    assert list(straight.values()) == pytest.approx(losses, abs=1e-4)
-    found = list(single.series("clip", "logit_scale").values())
+    assert list(wanted(single, "loss").values()) == pytest.approx(losses, abs=1e-4)
+    found = list(wanted(single, "logit_scale").values())
     assert found == pytest.approx(scales, rel=1e-5)
-    assert list(single.series("clip", "master").values()) == pytest.approx(weights, rel=1e-5)
+    assert list(wanted(single, "master").values()) == pytest.approx(weights, rel=1e-5)
     assert scales.count(max(scales)) > 1, f"the limit is met: {scales}"
     assert max(scales) == pytest.approx(math.exp(hot.begin + hot.room))
-    assert straight[STEPS] < straight[1]
+    assert losses[-1] < losses[0]
 
 
 def test_every_layout_trains_alike(
-    pair: Room, single: Room, hot: Hot, straight: dict[int, float]
+    rooms: dict[str, Room], single: Room, trained: dict[str, Path]
 ) -> None:
-    """ZeRO 0-3 on two ranks, each with all logits or its own, whole or in parts, with some of each
-    image's patches hidden."""
-    scales, masters = single.series("clip", "logit_scale"), single.series("clip", "master")
-    held_out = single.series("clip", "eval_loss")
-    single.group.run(fit, hot, settings(micro_batch=4), seed=SEED, name="clip-parts")
-    assert single.series("clip-parts", "loss") == pytest.approx(straight, abs=1e-4)
-    layouts = [(0, False, None), (1, True, 4), (2, False, 4), (3, True, None)]
-    for zero, local, micro in layouts:
-        name = f"clip-{zero}-{micro}"
-        made = settings(zero, micro_batch=micro, eval_every=5)
-        results = pair.group.run(fit, replace(hot, local_loss=local), made, seed=SEED, name=name)
-        assert results[0] == results[1]
-        assert pair.series(name, "loss") == pytest.approx(straight, abs=1e-4), name
-        assert pair.series(name, "logit_scale") == pytest.approx(scales, rel=1e-4), name
-        assert pair.series(name, "master") == pytest.approx(masters, rel=1e-4), name
-        assert pair.series(name, "eval_loss") == pytest.approx(held_out, abs=1e-3), name
+    """One process, and ZeRO 0-3 on two ranks, each whole or in parts, with some of each image's
+    patches hidden."""
+    whole = load_file(trained["single-whole"] / "model.safetensors")
+    for layout, folder in trained.items():
+        for figure, error in {
+            "loss": {"abs": 1e-4},
+            "logit_scale": {"rel": 1e-4},
+            "master": {"rel": 1e-4},
+            "eval_loss": {"abs": 1e-4},
+        }.items():
+            found = rooms[layout].series(f"clip-{layout}", figure)
+            assert found == pytest.approx(wanted(single, figure), **error), (layout, figure)
+        found = load_file(folder / "model.safetensors")
+        assert found.keys() == whole.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(
+                value, whole[name], rtol=0, atol=1e-4, msg=f"{layout}: {name}"
+            )
+
+
+def test_a_checkpoint_of_each_layout_continues_on_another(
+    rooms: dict[str, Room], hot: Hot, trained: dict[str, Path]
+) -> None:
+    assert sorted(TOUR[1:]) == list(range(len(LAYOUTS)))
+    for then, now in pairwise(LAYOUTS[number] for number in TOUR):
+        assert_continues(rooms, hot, then, now, f"clip-{then}-to-{now}")
+
+
+@pytest.mark.long
+def test_a_checkpoint_of_any_layout_continues_on_any_other(
+    rooms: dict[str, Room], hot: Hot, trained: dict[str, Path]
+) -> None:
+    for then, now in product(LAYOUTS, LAYOUTS):
+        assert_continues(rooms, hot, then, now, f"clip-all-{then}-to-{now}")
+
+
+def assert_continues(rooms: dict[str, Room], hot: Hot, then: str, now: str, name: str) -> None:
+    """From the checkpoint that fell due, not the last."""
+    copy_due(rooms[then].checkpoints(f"clip-{then}"), SAVED, rooms[now].checkpoints(name))
+    rooms[now].group.run(fit, loss_of(hot, now), laid_out(now), seed=SEED, name=name)
+    losses = wanted(rooms["single-whole"], "loss")
+    rest = {step: loss for step, loss in losses.items() if step > SAVED}
+    assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
 
 
 def test_training_goes_on_where_it_stopped(
-    pair: Room, single: Room, hot: Hot, straight: dict[int, float], tmp_path: Path
+    pair: Room, hot: Hot, trained: dict[str, Path], tmp_path: Path
 ) -> None:
-    """In the middle of an epoch: bit for bit on the same layout, within rounding on another."""
-    whole = settings(3, micro_batch=4)
-    pair.group.run(fit, hot, whole, seed=SEED, name="clip-whole", out=tmp_path / "whole")
+    """In the middle of an epoch, bit for bit."""
+    layout, name = "zero-3-parts", "clip-stopped"
+    made, calm = laid_out(layout), loss_of(hot, layout)
     try:
         with pytest.raises(Interrupted, match=f"stopped at step 7 of {STEPS}"):
-            stopping = Stopping(**{**vars_of(hot), "stop_at": 6})
-            pair.group.run(fit, stopping, whole, seed=SEED, name="clip-stopped")
+            stopping = Stopping(**{**vars_of(calm), "stop_at": 6})
+            pair.group.run(fit, stopping, made, seed=SEED, name=name)
     finally:
         pair.ctx.cancel_file.unlink(missing_ok=True)
-    shutil.copytree(pair.checkpoints("clip-stopped"), single.checkpoints("clip-moved"))
-    pair.group.run(fit, hot, whole, seed=SEED, name="clip-stopped", out=tmp_path / "resumed")
-    single.group.run(fit, hot, settings(), seed=SEED, name="clip-moved")
-    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "resumed")]
+    pair.group.run(fit, calm, made, seed=SEED, name=name, out=tmp_path)
+    files = [(folder / "model.safetensors").read_bytes() for folder in (trained[layout], tmp_path)]
     assert files[0] == files[1]
-    rest = {step: loss for step, loss in straight.items() if step > 7}
-    assert single.series("clip-moved", "loss") == pytest.approx(rest, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [("bfloat16", "zero-1-whole"), ("float16", "zero-2-parts")]
+)
+def test_half_precision_trains_as_float32_does(
+    pair: Room, hot: Hot, dtype: str, layout: str, tmp_path: Path
+) -> None:
+    """And leaves the weights that the optimizer has, not those that the forward pass rounds. No
+    gradient overflows at the first loss scale, which would cost a step."""
+    hot, made = replace(hot, begin=0.3), laid_out(layout, dtype=dtype, steps=8, lr=1e-3)
+    name, losses = f"clip-{dtype}", dict(enumerate(plain(hot, made)[0], 1))
+    half = Half(**vars_of(loss_of(hot, layout)))
+    results = pair.group.run(fit, half, made, seed=SEED, name=name, out=tmp_path)
+    assert results[0]["skipped_steps"] == 0
+    found = pair.series(name, "loss")
+    assert found == pytest.approx(losses, abs=0.02)
+    assert found != pytest.approx(losses, abs=1e-5), "rounded"
+    assert found[8] < found[1] - 0.3
+    saved = Checkpoints(pair.checkpoints(name), Rank(), 2).newest()
+    assert saved is not None
+    masters, weights = Reader(saved), load_clip(tmp_path).state_dict()
+    for key, value in weights.items():
+        kept = masters.read(f"model/fp32/{key}", 0, value.numel())
+        assert torch.equal(value.flatten(), kept), key
+    assert any((v != v.to(getattr(torch, dtype))).any() for v in weights.values())
 
 
 class Stopping(Hot):
@@ -226,6 +314,19 @@ def test_statistics_of_batch_norms_are_alike_and_survive(
     one, other = (load_clip(tmp_path / n).state_dict() for n in ("resnet", "resnet-whole"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert one["visual.bn1.running_mean"].abs().sum() > 0
+
+
+def test_statistics_of_batch_norms_are_not_rounded_in_half_precision(
+    pair: Room, world: Path, tmp_path: Path
+) -> None:
+    config = shape_of(world, vision=ResNetConfig(32, (1, 1, 1, 1), 4, 2))
+    half = Half(world / "pairs", world / "tokenizer", config)
+    made = settings(2, steps=3, dtype="bfloat16", micro_batch=4)
+    pair.group.run(fit, half, made, seed=SEED, name="resnet-half", out=tmp_path)
+    state = load_clip(tmp_path).state_dict()
+    for name in ("visual.bn1.running_mean", "visual.groups.3.0.bn3.running_var"):
+        assert torch.isfinite(state[name]).all()
+        assert (state[name] != state[name].bfloat16()).any(), name
 
 
 class Spoilt(Contrastive):

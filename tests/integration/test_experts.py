@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Bucketed, HalfRouted, Routed, fit_in_parts, routed_config
-from rooms import Room, room
+from rooms import Room, copy_due, room
 
 from pipeline.errors import InputError
 from stages.training.checkpoint import Checkpoints, Reader
@@ -224,8 +224,7 @@ def test_a_checkpoint_of_any_layout_continues_on_any_other(
 def assert_continues(rooms: dict[str, Room], then: str, now: str) -> None:
     """From the checkpoint that fell due, not the last."""
     name = f"{then}-on-{now}"
-    (due,) = rooms[then].checkpoints(f"routed-{then}").glob(f"*-step-{SAVED:08d}")
-    shutil.copytree(due, rooms[now].checkpoints(name) / due.name)
+    copy_due(rooms[then].checkpoints(f"routed-{then}"), SAVED, rooms[now].checkpoints(name))
     rooms[now].group.run(fit, Routed(), settings(now), seed=3, name=name)
     rest = {step: loss for step, loss in wanted(rooms, "loss").items() if step > SAVED}
     assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name

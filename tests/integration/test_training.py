@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -26,7 +25,7 @@ from cases import (
     pid,
     plain_losses,
 )
-from rooms import Room
+from rooms import Room, copy_due
 
 from pipeline.context import Context
 from pipeline.errors import Failure, Interrupted, WorkerDied
@@ -170,12 +169,6 @@ def test_a_checkpoint_of_muon_continues_on_any_layout(
         made = settings(now, optimizer="muon", steps=12)
         rooms[now].group.run(fit, Toy(), made, seed=3, name=name)
         assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
-
-
-def copy_due(source: Path, step: int, target: Path) -> None:
-    """The checkpoint that fell due at a step, without later ones."""
-    (due,) = source.glob(f"*-step-{step:08d}")
-    shutil.copytree(due, target / due.name)
 
 
 def stopped_at(
