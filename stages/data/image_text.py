@@ -34,7 +34,6 @@ from stages.data import tars
 KIND = "ImageText"
 VERSION = 1
 SPLITS = ("train", "eval")
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192: 200 MB of RGB; what declares more is no image but a bomb
 SHARD_SAMPLES = 10_000
@@ -342,7 +341,7 @@ def _sample(blocks: bytes, places: Sequence[tuple[int, int]]) -> Sample:
         if found != size or len(contents[-1]) != size:
             raise ValueError(f"{name} has {min(found, len(contents[-1]))} bytes, not {size}")
     key, _, suffix = names[0].partition(".")
-    if suffix not in IMAGE_SUFFIXES or names[1:] != [f"{key}.txt", f"{key}.json"]:
+    if suffix not in tars.IMAGE_SUFFIXES or names[1:] != [f"{key}.txt", f"{key}.json"]:
         raise ValueError(f"{', '.join(names)} are no image, captions and metadata")
     captions = tuple(contents[1].decode().split("\n"))
     return Sample(key, contents[0], captions, json.loads(contents[2]))

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+"""Of the files that are images. Said here, for plans read it, and load no numpy."""
 BLOCK = 512
 END = bytes(2 * BLOCK)
 """What closes an archive."""

@@ -18,7 +18,6 @@ from typing import Any
 import xxhash
 
 from stages.data import tars
-from stages.data.image_text import IMAGE_SUFFIXES
 from stages.images.manifests import BrokenFile, Columns, rows
 from stages.images.sources import Piece, file_digest, unreadable, whole_files
 
@@ -153,7 +152,7 @@ def _of_group(group: tars.Group, descriptor: int, piece: Piece, columns: Columns
     try:
         if group.problem:
             raise _BrokenRecord("broken.member", group.problem)
-        image = _member(group.first(IMAGE_SUFFIXES), descriptor, LARGEST_IMAGE)
+        image = _member(group.first(tars.IMAGE_SUFFIXES), descriptor, LARGEST_IMAGE)
         if not image:
             raise _BrokenRecord("broken.image", "no image")
         text = _member(group.members.get("txt"), descriptor, LARGEST_TEXT)

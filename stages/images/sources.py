@@ -20,7 +20,6 @@ import xxhash
 
 from pipeline.errors import InputError
 from stages.data import tars
-from stages.data.image_text import IMAGE_SUFFIXES
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (*MANIFESTS, ".tar")
@@ -106,12 +105,12 @@ def _of_source(source: str) -> Iterator[Piece]:
 
 
 def _folder(path: Path, source: str) -> Piece:
-    endings = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+    endings = tuple(f".{suffix}" for suffix in tars.IMAGE_SUFFIXES)
     found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(endings))
     names = tuple(file.relative_to(path).as_posix() for file in found)
     if not names:
         raise InputError(
-            f"source {source!r} holds no {', '.join(IMAGE_SUFFIXES)} file",
+            f"source {source!r} holds no {', '.join(tars.IMAGE_SUFFIXES)} file",
             where=str(path),
             remedy="name files in it by a glob, as in 'folder/*.tar'",
         )
