@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from launch import failure
+from launch.ui import exit_handling
 from pipeline.errors import HeadwaterError, UserError, did_you_mean
 
 SELDOM = 200_000  # new objects between two searches for garbage
@@ -35,28 +35,42 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "run": Entry("launch.run", "Run", "Run a pipeline here or on a Ray cluster."),
-    "plan": Entry("launch.planning", "Run", "Say what would run and why, and what it costs."),
-    "resume": Entry("launch.run", "Run", "Go on where a run stopped."),
-    "submit": Entry("launch.submit", "Run", "Ship a run to a cluster as one job."),
-    "cancel": Entry("launch.cancel", "Run", "Stop a run at its next safe point."),
-    "list": Entry("launch.look", "Look", "List the runs of a store.", "list_runs"),
-    "status": Entry("launch.look", "Look", "Show where a run stands."),
-    "logs": Entry("launch.logs", "Look", "Print the logs of a run or of one stage."),
-    "show": Entry("launch.lineage", "Look", "Show what a run made, or where an artifact is from."),
-    "diff": Entry("launch.difference", "Look", "Say how two runs or two artifacts differ."),
-    "compare": Entry("launch.compare", "Look", "Show losses of runs against what they cost."),
-    "report": Entry("launch.look", "Look", "Write the HTML page of a run."),
-    "verify": Entry("launch.keep", "Keep", "Check every byte of artifacts."),
-    "gc": Entry("launch.keep", "Keep", "Find (and free) the space that nothing needs."),
-    "promote": Entry("launch.registry", "Models", "Register a model behind gates."),
-    "rollback": Entry("launch.registry", "Models", "Move an alias back to the version before."),
-    "models": Entry("launch.registry", "Models", "List registered models, aliases and history."),
-    "generate": Entry("launch.generate", "Models", "Sample text from a model."),
-    "cluster": Entry("launch.cluster", "Machines", "Start, stop or look at a cluster."),
-    "doctor": Entry("launch.doctor", "Machines", "Check the environment and its security."),
-    "stages": Entry("launch.reference", "Learn", "Describe the stages and their parameters."),
-    "init": Entry("launch.init", "Learn", "Write the files of a new pipeline, stage or cluster."),
+    "run": Entry("launch.commands.run", "Run", "Run a pipeline here or on a Ray cluster."),
+    "plan": Entry("launch.commands.plan", "Run", "Say what would run and why, and what it costs."),
+    "resume": Entry("launch.commands.run", "Run", "Go on where a run stopped."),
+    "submit": Entry("launch.commands.submit", "Run", "Ship a run to a cluster as one job."),
+    "cancel": Entry("launch.commands.cancel", "Run", "Stop a run at its next safe point."),
+    "list": Entry("launch.commands.status", "Look", "List the runs of a store.", "list_runs"),
+    "status": Entry("launch.commands.status", "Look", "Show where a run stands."),
+    "logs": Entry("launch.commands.logs", "Look", "Print the logs of a run or of one stage."),
+    "show": Entry(
+        "launch.commands.show", "Look", "Show what a run made, or where an artifact is from."
+    ),
+    "diff": Entry("launch.commands.diff", "Look", "Say how two runs or two artifacts differ."),
+    "compare": Entry(
+        "launch.commands.compare", "Look", "Show losses of runs against what they cost."
+    ),
+    "report": Entry("launch.commands.status", "Look", "Write the HTML page of a run."),
+    "verify": Entry("launch.commands.verify", "Keep", "Check every byte of artifacts."),
+    "gc": Entry("launch.commands.verify", "Keep", "Find (and free) the space that nothing needs."),
+    "promote": Entry(
+        "launch.commands.registry.promote", "Models", "Register a model behind gates."
+    ),
+    "rollback": Entry(
+        "launch.commands.registry.promote", "Models", "Move an alias back to the version before."
+    ),
+    "models": Entry(
+        "launch.commands.registry.promote", "Models", "List registered models, aliases and history."
+    ),
+    "generate": Entry("launch.commands.registry.generate", "Models", "Sample text from a model."),
+    "cluster": Entry("launch.commands.cluster", "Machines", "Start, stop or look at a cluster."),
+    "doctor": Entry(
+        "launch.commands.doctor", "Machines", "Check the environment and its security."
+    ),
+    "stages": Entry("launch.commands.stages", "Learn", "Describe the stages and their parameters."),
+    "init": Entry(
+        "launch.commands.init", "Learn", "Write the files of a new pipeline, stage or cluster."
+    ),
 }
 
 
@@ -101,13 +115,13 @@ class Headwater(click.Group):
         try:
             code = super().main(args, *rest, **extra)
         except HeadwaterError as error:
-            failure.end(error)
+            exit_handling.end(error)
         except click.ClickException as error:
-            failure.end(UserError(error.format_message(), remedy=failure.usage(error)))
+            exit_handling.end(UserError(error.format_message(), remedy=exit_handling.usage(error)))
         except (click.Abort, KeyboardInterrupt):
-            failure.stopped()
+            exit_handling.stopped()
         except Exception as error:
-            failure.crash(error)
+            exit_handling.crash(error)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.options import mlflow_uri
+from launch.ui.options import mlflow_uri
 from pipeline.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from pipeline.artifact import Artifact
-    from pipeline.journal import Run
+    from pipeline.execution.run import Run
+    from pipeline.storage.artifact import Artifact
 
 SMOKE_SECONDS = 600
 
@@ -25,7 +25,7 @@ def smoke(folder: Path) -> None:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "stages.smoke", str(folder)],
+            [sys.executable, "-m", "stages.models.smoke_test", str(folder)],
             capture_output=True,
             text=True,
             timeout=SMOKE_SECONDS,
@@ -67,7 +67,7 @@ def promote_run(
     Returns:
         The registry's record.
     """
-    from launch.tracking.registry import Registry
+    from launch.tracking.model_registry import Registry
 
     status = run.status()
     record = Registry(run.store, mlflow_uri()).promote(

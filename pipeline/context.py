@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import disk_errors, read_json, read_lines, whole_lines, write_atomic
 from pipeline.errors import Interrupted
 from pipeline.panels import Panel
+from pipeline.storage.atomic_io import disk_errors, read_json, read_lines, whole_lines, write_atomic
 
 PROGRESS_INTERVAL = 0.2  # seconds: people cannot read faster, and disks need not write faster
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import graph
-from pipeline.artifact import Artifact
-from pipeline.disk import read_json
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
 from pipeline.fingerprint import changes, fingerprint, payload
-from pipeline.spec import ArtifactRef, ModelRef, Node, Ref, Spec, StageRef
+from pipeline.spec.pipeline_spec import ArtifactRef, ModelRef, Node, Ref, Spec, StageRef
 from pipeline.stage import Stage
-from pipeline.store import Store
+from pipeline.storage.artifact import Artifact
+from pipeline.storage.atomic_io import read_json
+from pipeline.storage.store import Store
 
 Verdict = Literal["cached", "resume", "run", "skip"]
 Source = dict[str, str]

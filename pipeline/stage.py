@@ -41,12 +41,12 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.artifact import NAME
 from pipeline.errors import InputError, NotFound, Problem, UserError, did_you_mean
+from pipeline.storage.artifact import NAME
 
 if TYPE_CHECKING:
-    from pipeline.artifact import Artifact
     from pipeline.context import Context
+    from pipeline.storage.artifact import Artifact
 
 ENTRY_POINT_GROUP = "headwater.stages"
 SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")

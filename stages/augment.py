@@ -27,9 +27,9 @@ from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, Section, stage
 
 if TYPE_CHECKING:
-    from stages.data.conversations import Conversation
-    from stages.generation.filters import Rule
-    from stages.generation.labelling import Candidate, Labelling, Target
+    from stages.data.conversation_dataset import Conversation
+    from stages.speaker.question_filters import Rule
+    from stages.speaker.question_generation import Candidate, Labelling, Target
 
 SHOWN = 12
 
@@ -97,10 +97,10 @@ class AugmentParams(Params):
 )
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Label answers with generated questions, keep the good ones, mix them with the real."""
-    from stages.data.conversations import Conversations, write_conversations
-    from stages.generation.filters import apply
-    from stages.generation.labelling import Labelling, label, read_candidates
-    from stages.training.group import WorkerGroup
+    from stages.data.conversation_dataset import Conversations, write_conversations
+    from stages.speaker.question_filters import apply
+    from stages.speaker.question_generation import Labelling, label, read_candidates
+    from stages.training.ranks.worker_group import WorkerGroup
 
     real_path = inputs.get_path("real") or inputs.path("targets")
     real, held_out = Conversations(real_path), Conversations(real_path, "eval")
@@ -139,9 +139,9 @@ def choose_targets(
     Raises:
         InputError: none is left, or one is of an object that evaluation holds out.
     """
-    from stages.data.conversations import Conversations
-    from stages.generation.filters import normal
-    from stages.generation.labelling import Target
+    from stages.data.conversation_dataset import Conversations
+    from stages.speaker.question_filters import normal
+    from stages.speaker.question_generation import Target
 
     unlabelled = Conversations(path, "unlabelled")
     reserved = {key for conversation in held_out for key in objects(conversation)}
@@ -178,7 +178,7 @@ def rules(
     params: AugmentParams, real: Sequence[Conversation], held_out: Sequence[Conversation]
 ) -> list[tuple[str, Rule]]:
     """The chain of rules, by name."""
-    from stages.generation import filters
+    from stages.speaker import question_filters
 
     own = params.filters
 
@@ -186,22 +186,22 @@ def rules(
         return [c.prompt[-1].content for c in conversations if c.prompt]
 
     return [
-        ("unfinished", filters.unfinished),
-        ("length", filters.length(own.min_words, own.max_words)),
-        ("repetition", filters.repetition(own.repetition)),
-        ("held out", filters.known(questions(held_out))),
-        ("already asked", filters.known(questions(real))),
-        ("ambiguous", filters.ambiguous),
-        ("unlikely", filters.unlikely(own.log_prob_quantile)),
-        ("round trip", filters.one_way(own.round_trip)),
-        ("not the best", filters.not_best),
-        ("beyond the ratio", filters.beyond(int(params.ratio * len(real)))),
+        ("unfinished", question_filters.unfinished),
+        ("length", question_filters.length(own.min_words, own.max_words)),
+        ("repetition", question_filters.repetition(own.repetition)),
+        ("held out", question_filters.known(questions(held_out))),
+        ("already asked", question_filters.known(questions(real))),
+        ("ambiguous", question_filters.ambiguous),
+        ("unlikely", question_filters.unlikely(own.log_prob_quantile)),
+        ("round trip", question_filters.one_way(own.round_trip)),
+        ("not the best", question_filters.not_best),
+        ("beyond the ratio", question_filters.beyond(int(params.ratio * len(real)))),
     ]
 
 
 def converse(candidate: Candidate, target: Target, how: Labelling, inputs: Inputs) -> Conversation:
     """A candidate as a conversation that says where it comes from."""
-    from stages.data.conversations import Conversation, Message
+    from stages.data.conversation_dataset import Conversation, Message
 
     def fingerprint(edge: str) -> str | None:
         return getattr(inputs[edge], "fingerprint", None) if edge in inputs else None

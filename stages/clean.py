@@ -25,8 +25,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
-from stages.text import remote
-from stages.text.settings import (
+from stages.text.cleaning_params import (
     Dedup,
     EditName,
     Lists,
@@ -38,16 +37,17 @@ from stages.text.settings import (
     limits_of,
     wish_problems,
 )
+from stages.text.sources import fsspec_files
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.text.cleaning import Caps
-    from stages.text.counting import TokenCounter
-    from stages.text.exhibits import Exhibits
-    from stages.text.ledger import Ledger
-    from stages.text.rules import shape
-    from stages.text.sources import SourceFile
-    from stages.text.verdicts import Demands
+    from stages.text.annotate import Caps
+    from stages.text.cleaning_stats import Ledger
+    from stages.text.filter_decisions import Demands
+    from stages.text.filter_report import Exhibits
+    from stages.text.rules import length_rules
+    from stages.text.sources.source_listing import SourceFile
+    from stages.text.token_counter import TokenCounter
 
 VERSION = 5
 PLACES = ("place", "line", "row", "error")  # what `meta` says of where a record was
@@ -100,7 +100,7 @@ class CleanParams(Params):
 
     def externals(self) -> dict[str, str]:
         """The content of each source."""
-        from stages.text.sources import content_digest
+        from stages.text.sources.source_listing import content_digest
 
         lists = {f"lists.{name}": path for name, path in self.lists if path is not None}
         named = {f"sources.{at}": name for at, name in enumerate(self.sources)} | lists
@@ -116,8 +116,8 @@ class CleanParams(Params):
         for name in sorted({self.text_column, *PLACES} & set(self.meta_columns)):
             yield Problem("meta_columns", f"{name!r} is taken", "leave it out")
         for source in self.sources:
-            if remote.holds_secret(source):
-                yield Problem("sources", *remote.SPELLED_OUT)
+            if fsspec_files.holds_secret(source):
+                yield Problem("sources", *fsspec_files.SPELLED_OUT)
         for key in ("rules", "edits"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 yield Problem(key, "a name is there twice", "name each once")
@@ -156,17 +156,17 @@ class CleanParams(Params):
 )
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
-    from stages.text.census import take_census
-    from stages.text.cleaning import Caps, judged_rows
-    from stages.text.counting import TokenCounter
-    from stages.text.exhibits import Exhibits
-    from stages.text.index import index_files, write_index
-    from stages.text.ledger import write
-    from stages.text.links import Room
-    from stages.text.repeats import trim, trimmed_rows
-    from stages.text.rules.scoring import Scorer
-    from stages.text.verdicts import decide
-    from stages.text.wishes import ranked
+    from stages.text.annotate import Caps, judged_rows
+    from stages.text.cleaning_stats import write
+    from stages.text.dedup.duplicates import take_census
+    from stages.text.dedup.exact_substrings import trim, trimmed_rows
+    from stages.text.dedup.hash_index import index_files, write_index
+    from stages.text.dedup.hash_join import Room
+    from stages.text.dedup.survivor_ranking import ranked
+    from stages.text.filter_decisions import decide
+    from stages.text.filter_report import Exhibits
+    from stages.text.rules.rule_scorer import Scorer
+    from stages.text.token_counter import TokenCounter
 
     earlier = index_files(inputs.paths("against"), params.dedup)
     caps = Caps(params.max_documents, params.max_characters)
@@ -200,7 +200,7 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
 
 def _demands(params: CleanParams) -> Demands:
-    from stages.text.verdicts import Demands
+    from stages.text.filter_decisions import Demands
 
     limits = limits_of(params.rules, params.limits)
     return Demands(params.languages, params.language_score, limits)
@@ -208,9 +208,9 @@ def _demands(params: CleanParams) -> Demands:
 
 def _judge(params: CleanParams, caps: Caps, counter: TokenCounter, ctx: Context) -> list[Path]:
     """Judge the sources' files a shard a task, until the caps are reached."""
-    from stages.data.shards import run_shards
-    from stages.text.cleaning import Judge, judge_shard
-    from stages.text.sources import list_files, shards
+    from stages.distributed.shard_tasks import run_shards
+    from stages.text.annotate import Judge, judge_shard
+    from stages.text.sources.source_listing import list_files, shards
 
     cut = shards(list_files(params.sources))
     judge = Judge(
@@ -263,9 +263,9 @@ def _identity(params: CleanParams, cut: list[list[SourceFile]], counter: TokenCo
     return name128(json.dumps(decisive, sort_keys=True))
 
 
-def _lists(settings: Lists) -> shape.Lists:
-    from stages.text.rules.shape import Lists as Loaded
-    from stages.text.rules.shape import read_list
+def _lists(settings: Lists) -> length_rules.Lists:
+    from stages.text.rules.length_rules import Lists as Loaded
+    from stages.text.rules.length_rules import read_list
 
     return Loaded(*(read_list(path) if path else () for path in (settings.words, settings.urls)))
 

@@ -17,7 +17,7 @@
 
 Out of `clip` comes a folder that `transformers.CLIPModel` loads. `transformers` has no class for
 ResNet towers: with these say `export: native`, and get a folder that `clip.evaluate` and
-`stages.models.clip_folder.load_clip` read.
+`stages.models.clip.conversion_clip.load_clip` read.
 
 `base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder (with
 `export: native`, if its image tower is a ResNet); `size` and `model` then say nothing.
@@ -37,13 +37,13 @@ from typing import TYPE_CHECKING
 from pipeline import panels
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, stage
-from stages.contrastive.settings import ClipEvaluateParams, ClipParams
-from stages.models.clip_config import CLIPConfig, ResNetConfig, ViTConfig
+from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
+from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, ViTConfig
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.contrastive.objective import Contrastive
-    from stages.contrastive.worth import Worth
+    from stages.contrastive.clip_evaluation import Worth
+    from stages.objectives.contrastive import Contrastive
 
 
 @stage(
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
 )
 def clip(params: ClipParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a CLIP on images with captions."""
-    from stages.contrastive.objective import shape_of
-    from stages.training.group import WorkerGroup
-    from stages.training.loop import fit
+    from stages.objectives.contrastive import shape_of
+    from stages.training.ranks.worker_group import WorkerGroup
+    from stages.training.trainer import fit
 
     base = inputs.get_path("base")
     words = _words(inputs.get_path("tokenizer"), base)
@@ -95,7 +95,7 @@ def _shape(params: ClipParams, words: Path, base: CLIPConfig | None) -> CLIPConf
             other settings are for.
     """
     if base is None:
-        from stages.data.tokenizer import Tokenizer
+        from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
         shape = params.config(len(Tokenizer(words)))
     else:
@@ -122,8 +122,8 @@ def _shape(params: ClipParams, words: Path, base: CLIPConfig | None) -> CLIPConf
 
 
 def _objective(params: ClipParams, pairs: Path, words: Path, config: CLIPConfig) -> Contrastive:
-    from stages.contrastive.objective import Contrastive
-    from stages.contrastive.views import Augmentation
+    from stages.contrastive.pair_dataset import Augmentation
+    from stages.objectives.contrastive import Contrastive
 
     seen = params.augment
     return Contrastive(
@@ -175,9 +175,9 @@ between the ids {config.text.bos} and {config.text.eos}, and padded with {config
 )
 def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
-    from pipeline.disk import write_atomic
-    from stages.contrastive.worth import Questions, measure
-    from stages.training.group import WorkerGroup
+    from pipeline.storage.atomic_io import write_atomic
+    from stages.contrastive.clip_evaluation import Questions, measure
+    from stages.training.ranks.worker_group import WorkerGroup
 
     asked = Questions(
         params.captions,

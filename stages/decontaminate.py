@@ -18,14 +18,14 @@ from pydantic import Field, PositiveInt
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
-from stages.text import remote
-from stages.text.settings import Share
+from stages.text.cleaning_params import Share
+from stages.text.sources import fsspec_files
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.text.counting import TokenCounter
-    from stages.text.decontamination import Jury, Tally
-    from stages.text.evaluation_sets import Evaluation
+    from stages.text.decontamination.contamination_detector import Jury, Tally
+    from stages.text.decontamination.ngram_index import Evaluation
+    from stages.text.token_counter import TokenCounter
 
 
 class CutSection(Section):
@@ -62,15 +62,15 @@ class DecontaminateParams(Params):
 
     def externals(self) -> dict[str, str]:
         """The content of each evaluation set."""
-        from stages.text.sources import content_digest
+        from stages.text.sources.source_listing import content_digest
 
         return {f"sets.{at}": content_digest(name) for at, name in enumerate(self.sets)}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Sets and fields are named once, and no URL spells out a secret."""
         for name in self.sets:
-            if remote.holds_secret(name):
-                yield Problem("sets", *remote.SPELLED_OUT)
+            if fsspec_files.holds_secret(name):
+                yield Problem("sets", *fsspec_files.SPELLED_OUT)
         for key in ("sets", "text_fields"):
             names = getattr(self, key)
             if len(set(names)) < len(names):
@@ -85,9 +85,9 @@ class DecontaminateParams(Params):
 )
 def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Drop documents that hold evaluation items, or cut the items out."""
-    from stages.text.counting import TokenCounter
-    from stages.text.decontamination import Cut, Jury, frequencies, write
-    from stages.text.evaluation_sets import read_evaluation
+    from stages.text.decontamination.contamination_detector import Cut, Jury, frequencies, write
+    from stages.text.decontamination.ngram_index import read_evaluation
+    from stages.text.token_counter import TokenCounter
 
     evaluation = read_evaluation(params.sets, params.text_fields, params.ngram)
     counter = TokenCounter.of(inputs.get_path("tokenizer"))
@@ -121,9 +121,9 @@ def _search(
     ctx: Context,
 ) -> list[Path]:
     from stages.data.documents import Documents
-    from stages.data.shards import run_shards
-    from stages.text.decontamination import search_shard
-    from stages.text.evaluation_sets import save_grams
+    from stages.distributed.shard_tasks import run_shards
+    from stages.text.decontamination.contamination_detector import search_shard
+    from stages.text.decontamination.ngram_index import save_grams
 
     folder = inputs.path("documents")
     parts = len(Documents(folder).require_some().files)

@@ -23,7 +23,7 @@ corpora are for their owners to keep apart. Figures
   reward_demonstrations                 mean score of their best responses, made 0 on trained ones
   reward_before, reward_after, kl       on held-out prompts: sft, policy
 
-evaluate.tasks: a model on tasks of multiple choice and of cloze (`stages/generation/tasks.py` says
+evaluate.tasks: a model on tasks of multiple choice and of cloze (`stages/evaluation/tasks.py` says
 how their files are written), by log-likelihood.
 
     tasks:
@@ -64,9 +64,9 @@ from pipeline.stage import EXECUTION, Inputs, Params, stage
 if TYPE_CHECKING:
     import torch
 
-    from stages.generation.grading import Answer
-    from stages.generation.tasks import Task
-    from stages.training.rank import Rank
+    from stages.evaluation.task_metrics import Answer
+    from stages.evaluation.tasks import Task
+    from stages.training.ranks.rank import Rank
 
 
 class EvaluateParams(Params):
@@ -113,8 +113,8 @@ class Findings:
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure perplexity, reward accuracy, reward and KL, and the gain by augmentation."""
-    from pipeline.disk import write_atomic
-    from stages.training.group import WorkerGroup
+    from pipeline.storage.atomic_io import write_atomic
+    from stages.training.ranks.worker_group import WorkerGroup
 
     paths = {name: inputs.path(name) for name in inputs}
     planned = list(tasks(paths))
@@ -173,7 +173,7 @@ def carry_out(
     Raises:
         Interrupted: somebody asked the run to stop.
     """
-    from stages.generation.pause import Pause
+    from stages.distributed.cancellation_point import Pause
 
     found = {}
     bench = Bench(paths, params, rank.device, Pause(rank, cancel_file))
@@ -189,9 +189,9 @@ def carry_out(
 
 def documents(bench: Bench, model: str) -> Findings:
     """Perplexity and bits per byte of one model on held-out documents."""
-    from stages.data.foreign import open_tokenizer
-    from stages.generation.perplexity import document_loss
-    from stages.models.huggingface import load_language_model
+    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
+    from stages.evaluation.perplexity import document_loss
+    from stages.models.hf_export import load_language_model
 
     folder = bench.paths[model]
     loaded, tokenizer = load_language_model(folder).to(bench.device), open_tokenizer(folder)
@@ -207,9 +207,9 @@ def answers(bench: Bench) -> Findings:
     """Held-out answers under the model of the real questions, and of those with synthetic ones."""
     import math
 
-    from stages.data.tokenizer import Tokenizer
-    from stages.generation.perplexity import answer_likelihoods, mean_loss, paired_gain
-    from stages.models.huggingface import load_language_model
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.evaluation.perplexity import answer_likelihoods, mean_loss, paired_gain
+    from stages.models.hf_export import load_language_model
 
     figures: dict[str, float] = {}
     likely = {}
@@ -236,9 +236,9 @@ def answers(bench: Bench) -> Findings:
 
 def preferences(bench: Bench) -> Findings:
     """Accuracy and margin of the reward model on held-out rankings."""
-    from stages.alignment.reward_objective import judge, read_rankings
-    from stages.data.tokenizer import Tokenizer
-    from stages.models.huggingface import load_scorer
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.models.hf_export import load_scorer
+    from stages.objectives.reward_modeling import judge, read_rankings
 
     folder = bench.paths["reward"]
     scorer, tokenizer = load_scorer(folder).to(bench.device), Tokenizer(folder)
@@ -259,7 +259,7 @@ def preferences(bench: Bench) -> Findings:
 
 def policy(bench: Bench) -> Findings:
     """Reward before and after PPO, and how far it went, on held-out prompts."""
-    from stages.alignment.appraisal import compare_policies
+    from stages.alignment.policy_comparison import compare_policies
 
     params = bench.params
     seen = compare_policies(
@@ -303,7 +303,7 @@ class TasksParams(Params):
             InputError: a file is missing or broken, has too few items for its shots, or two tasks
                 have one name.
         """
-        from stages.generation.tasks import load
+        from stages.evaluation.tasks import load
 
         found = [load(path) for path in self.tasks]
         names = [task.name for task in found]
@@ -338,9 +338,9 @@ class TasksParams(Params):
 @stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=2)
 def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Score a model on tasks of multiple choice and of cloze, few-shot or zero-shot."""
-    from pipeline.disk import write_atomic
-    from stages.generation.grading import grade, record, summary, tables, whole
-    from stages.training.group import WorkerGroup
+    from pipeline.storage.atomic_io import write_atomic
+    from stages.evaluation.task_metrics import grade, record, summary, tables, whole
+    from stages.training.ranks.worker_group import WorkerGroup
 
     files = params.load()
     with WorkerGroup(params.workers, ctx) as group:
@@ -373,10 +373,10 @@ def answer_tasks(
         InputError: a choice is longer than the model's context.
         Interrupted: somebody asked the run to stop.
     """
-    from stages.data.foreign import open_tokenizer
-    from stages.generation.grading import Examiner
-    from stages.generation.pause import Pause
-    from stages.models.huggingface import load_language_model
+    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
+    from stages.distributed.cancellation_point import Pause
+    from stages.evaluation.task_metrics import Examiner
+    from stages.models.hf_export import load_language_model
 
     model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
     examiner = Examiner(

@@ -30,16 +30,16 @@ from pydantic import Field, PositiveInt
 from pipeline import panels
 from pipeline.errors import HeadwaterError, InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
-from stages.images.settings import Copies, Filters, Resize
+from stages.images.image_params import Copies, Filters, Resize
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from pipeline.context import Context
-    from stages.images.choosing import Figures, ShardPlan, Verdicts
-    from stages.images.ledger import Ledger
+    from stages.images.image_stats import Ledger
     from stages.images.manifests import Columns
+    from stages.images.selection import Figures, ShardPlan, Verdicts
 
 BYTES_A_SECOND = 4e6  # of small images on one busy core: read, decoded, hashed and written
 
@@ -121,7 +121,7 @@ class ImageTextParams(Params):
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Time and disk by the bytes of folders and tars; a manifest does not say what it names."""
-        from stages.images.sources import whole_files
+        from stages.images.image_sources import whole_files
 
         try:
             files = whole_files((*self.sources, *self.eval_sources))
@@ -137,9 +137,9 @@ class ImageTextParams(Params):
 @stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=2)
 def image_text(params: ImageTextParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, filter, deduplicate, resize and shard images with captions."""
-    from stages.data.image_text import write_index
-    from stages.images.choosing import Figures, decide, drop_below, held_out, plan_shards
-    from stages.images.ledger import write_dropped, write_stats
+    from stages.data.image_text_dataset import write_index
+    from stages.images.image_stats import write_dropped, write_stats
+    from stages.images.selection import Figures, decide, drop_below, held_out, plan_shards
 
     _check_model(params, inputs)
     figures = Figures.of(_judge(params, ctx))
@@ -179,9 +179,9 @@ def _judge(params: ImageTextParams, ctx: Context) -> list[Path]:
     """Judge the sources a piece a task."""
     import pyarrow.parquet as pq
 
-    from stages.data.shards import run_shards
-    from stages.images.judging import Judge, judge_piece
-    from stages.images.sources import pieces
+    from stages.distributed.shard_tasks import run_shards
+    from stages.images.image_annotator import Judge, judge_piece
+    from stages.images.image_sources import pieces
 
     cut = pieces((*params.sources, *params.eval_sources))
     judge = Judge(
@@ -221,8 +221,8 @@ def _score(
     """What the model says of each kept pair, a scratch table a task."""
     import numpy as np
 
-    from stages.data.shards import run_shards
-    from stages.images.scoring import score_table, score_works
+    from stages.contrastive.pair_scoring import score_table, score_works
+    from stages.distributed.shard_tasks import run_shards
 
     works = score_works(model, figures, verdicts.kept)
     started, done = time.monotonic(), 0
@@ -253,9 +253,9 @@ def _write(
     plans: list[ShardPlan], figures: Figures, params: ImageTextParams, out: Path, ctx: Context
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the shards a shard a task; what the index says of each, by split."""
-    from stages.data.image_text import SPLITS
-    from stages.data.shards import run_shards
-    from stages.images.writing import shard_works, write_planned
+    from stages.data.image_text_dataset import SPLITS
+    from stages.distributed.shard_tasks import run_shards
+    from stages.images.shard_writer import shard_works, write_planned
 
     started, done = time.monotonic(), 0
 

@@ -28,11 +28,11 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Absent, Inputs, Params, Section, Workers, stage
-from stages.training.absent import LAYOUTS
-from stages.training.settings import MixtureSection, Schedule, TrainSection
+from stages.training.training_params import MixtureSection, Schedule, TrainSection
+from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
-    from stages.alignment.ppo_objective import PPOSettings
+    from stages.objectives.ppo_ptx import PPOSettings
 
 SHOWN = 6
 
@@ -150,8 +150,8 @@ class PPOParams(Params):
 
     def settings(self) -> PPOSettings:
         """The same for the workshop."""
-        from stages.alignment.ppo_objective import PPOSettings
-        from stages.alignment.update import UpdateSettings
+        from stages.alignment.ppo_update import UpdateSettings
+        from stages.objectives.ppo_ptx import PPOSettings
 
         tolerance = self.ratio_tolerance or (1e-3 if self.train.dtype == "float32" else 0.25)
         return PPOSettings(
@@ -195,10 +195,10 @@ class PPOParams(Params):
 )
 def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Improve a policy by reinforcement learning on a reward model's scores (PPO-ptx)."""
-    from stages.alignment.appraisal import before_and_after
-    from stages.alignment.ppo_objective import PPOObjective
-    from stages.training.group import WorkerGroup
-    from stages.training.loop import fit
+    from stages.alignment.policy_comparison import before_and_after
+    from stages.objectives.ppo_ptx import PPOObjective
+    from stages.training.ranks.worker_group import WorkerGroup
+    from stages.training.trainer import fit
 
     paths = {name: inputs.path(name) for name in ("policy", "reward", "prompts")}
     tokens = tuple(inputs.paths("tokens"))

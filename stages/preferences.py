@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 from pipeline import panels
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, stage
-from stages.text.settings import ObjectsParams
+from stages.text.cleaning_params import ObjectsParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.data.preferences import Preference
+    from stages.data.preference_dataset import Preference
 
 
 @stage("preferences", output="Preferences", version=2)
 def preferences(params: ObjectsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build K-wise preferences from the docstrings of the Python installation."""
-    from stages.data.preferences import write_preferences
-    from stages.text.contrasts import contrasts
-    from stages.text.objects import collect_facts
+    from stages.data.preference_dataset import write_preferences
+    from stages.text.python_docs.preference_pairs import contrasts
+    from stages.text.python_docs.question_answers import collect_facts
 
     facts = collect_facts(params, ctx)
     found = list(contrasts(facts))

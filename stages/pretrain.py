@@ -52,22 +52,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline import panels
-from pipeline.disk import read_json
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Absent, Inputs, Params, stage
-from stages.models.config import LanguageConfig
+from pipeline.storage.atomic_io import read_json
+from stages.models.language_model_config import LanguageConfig
+from stages.models.model_params import ModelSection
 from stages.models.presets import recipe
-from stages.models.settings import ModelSection
-from stages.training.absent import LAYOUTS
-from stages.training.devices import HardwareSection
-from stages.training.outlook import Training
-from stages.training.pretraining import LOAD, Pretraining
-from stages.training.settings import MixtureSection, TrainSection
+from stages.objectives.causal_lm import LOAD, Pretraining
+from stages.training.planning.device_specs import HardwareSection
+from stages.training.planning.estimate import Training
+from stages.training.training_params import MixtureSection, TrainSection
+from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
-    from pipeline.artifact import Artifact
     from pipeline.context import Context
-    from stages.training.rank import Rank
+    from pipeline.storage.artifact import Artifact
+    from stages.training.ranks.rank import Rank
 
 PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", "")
 
@@ -122,7 +122,7 @@ class PretrainParams(Params):
         yield from _other_vocabularies(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """See `stages.training.outlook`."""
+        """See `stages.training.planning.estimate`."""
         return self._outlook(upstream).estimate()
 
     def _outlook(self, upstream: Mapping[str, Params]) -> Training:
@@ -146,8 +146,8 @@ class PretrainParams(Params):
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a language model on packed tokens, from nothing or from weights that are there."""
-    from stages.training.group import WorkerGroup
-    from stages.training.loop import fit
+    from stages.training.ranks.worker_group import WorkerGroup
+    from stages.training.trainer import fit
 
     objective = objective_of(
         params, inputs.paths("tokens"), inputs.get_path("tokenizer"), inputs.get_path("start")
@@ -183,9 +183,9 @@ def objective_of(
         InputError: no tokenizer is given, or the tokens are not of it or not of the one that
             `start` was trained with.
     """
-    from stages.data.corpus import Corpus
-    from stages.data.foreign import has_tokenizer, open_tokenizer
-    from stages.data.tokens import TokenStore
+    from stages.data.token_dataset import Corpus
+    from stages.data.token_store import TokenStore
+    from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer, open_tokenizer
 
     folder = tokenizer or start
     if folder is None:
@@ -248,9 +248,9 @@ def continuations(
         return []
     import torch
 
-    from stages.data.foreign import open_tokenizer
+    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
     from stages.generation.sampling import Decoding, sample
-    from stages.models.huggingface import load_language_model
+    from stages.models.hf_export import load_language_model
 
     try:
         model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)

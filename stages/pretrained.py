@@ -32,14 +32,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.disk import FULL, disk_errors, read_json
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
+from pipeline.storage.atomic_io import FULL, disk_errors, read_json
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.data.foreign import AnyTokenizer
-    from stages.models.huggingface import SpecialIds
+    from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer
+    from stages.models.hf_export import SpecialIds
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "README.md")
@@ -71,7 +71,7 @@ class PretrainedParams(Params):
             InputError: there is no such folder, and it is no name of the hub's either; or the hub
                 does not say which commit a branch or tag is; or files of the folder lie elsewhere.
         """
-        from pipeline.artifact import hash_file
+        from pipeline.storage.artifact import hash_file
 
         folder = Path(self.path)
         if folder.is_dir():
@@ -113,8 +113,8 @@ class PretrainedParams(Params):
 @stage("pretrained", inputs={}, output="Model", version=3)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Bring in a language model that somebody else trained, to go on from."""
-    from stages.data.tokenizer import Tokenizer
-    from stages.models.huggingface import is_chat, load_language_model, save_language_model
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.models.hf_export import is_chat, load_language_model, save_language_model
 
     origin = (ctx.externals or params.externals()).get("hub")  # as planned: a branch may have moved
     folder = _download(origin, ctx.scratch / "hub") if origin else Path(params.path)
@@ -138,7 +138,7 @@ def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
         InputError: it cannot be read, it lacks the end of documents, or has ids that the model
             does not know.
     """
-    from stages.data.foreign import has_tokenizer, open_tokenizer
+    from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer, open_tokenizer
 
     if not has_tokenizer(folder):
         return None
@@ -154,7 +154,7 @@ def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
 
 def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
     """The marks as the tokenizer has them: of several ends the config may name another first."""
-    from stages.models.huggingface import SpecialIds, special_ids
+    from stages.models.hf_export import SpecialIds, special_ids
 
     if tokenizer is None:
         return special_ids(folder)

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 
 from pipeline import panels
 from pipeline.stage import Inputs, stage
-from stages.text.settings import ObjectsParams
+from stages.text.cleaning_params import ObjectsParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.data.conversations import Conversation
-    from stages.text.objects import Fact
+    from stages.data.conversation_dataset import Conversation
+    from stages.text.python_docs.question_answers import Fact
 
 
 @stage("questions", output="Conversations", version=2)
 def questions(params: ObjectsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build questions and answers from the docstrings of the Python installation."""
-    from stages.data.conversations import write_conversations
-    from stages.text.objects import collect_facts
+    from stages.data.conversation_dataset import write_conversations
+    from stages.text.python_docs.question_answers import collect_facts
 
     facts = collect_facts(params, ctx)
     write_conversations(out, map(_conversation, facts))
@@ -37,7 +37,7 @@ def questions(params: ObjectsParams, inputs: Inputs, out: Path, ctx: Context) ->
 
 
 def _conversation(fact: Fact) -> Conversation:
-    from stages.data.conversations import Conversation, Message
+    from stages.data.conversation_dataset import Conversation, Message
 
     asked = () if fact.split == "unlabelled" else fact.question
     return Conversation(

@@ -12,11 +12,11 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import Absent, Inputs, Params, stage
-from stages.training.absent import LAYOUTS
-from stages.training.settings import TrainSection
+from stages.training.training_params import TrainSection
+from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
-    from stages.alignment.reward_objective import Appraisal
+    from stages.objectives.reward_modeling import Appraisal
 
 
 class RewardTrain(TrainSection):
@@ -57,9 +57,9 @@ class RewardParams(Params):
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a reward model on K-wise rankings: all pairs of a prompt as one batch element."""
-    from stages.alignment.reward_objective import RewardObjective, appraise
-    from stages.training.group import WorkerGroup
-    from stages.training.loop import fit
+    from stages.objectives.reward_modeling import RewardObjective, appraise
+    from stages.training.ranks.worker_group import WorkerGroup
+    from stages.training.trainer import fit
 
     objective = RewardObjective(
         inputs.path("model"), inputs.path("preferences"), params.dropout, params.centre_samples

@@ -27,16 +27,16 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Absent, Inputs, Params, stage
-from stages.training.absent import LAYOUTS
 from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
-from stages.training.settings import TrainSection
+from stages.training.training_params import TrainSection
+from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.data.chat import Encoded
-    from stages.data.conversations import Conversation
+    from stages.data.chat_template import Encoded
+    from stages.data.conversation_dataset import Conversation
     from stages.training.engine import Engine
-    from stages.training.rank import Rank
+    from stages.training.ranks.rank import Rank
 
 SHOWN = 6
 BALANCE, TOKENS = "balance_loss", "real_tokens"
@@ -91,8 +91,8 @@ class SftParams(Params):
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
-    from stages.training.group import WorkerGroup
-    from stages.training.loop import fit
+    from stages.training.ranks.worker_group import WorkerGroup
+    from stages.training.trainer import fit
 
     objective = FineTuning(
         inputs.path("model"),
@@ -141,8 +141,8 @@ class FineTuning(LanguageObjective):
         Raises:
             InputError: no conversation to train on fits into the context.
         """
-        from stages.models.huggingface import load_language_model
-        from stages.training.order import Shuffled
+        from stages.models.hf_export import load_language_model
+        from stages.training.data_order import Shuffled
 
         model = load_language_model(self.model_path, dropout=self.dropout).train()
         self._experts: Any = getattr(model.config, "experts", None)
@@ -162,7 +162,7 @@ class FineTuning(LanguageObjective):
 
     def read(self, split: str) -> Iterator[Conversation]:
         """The conversations of a split, from all inputs in turn."""
-        from stages.data.conversations import Conversations
+        from stages.data.conversation_dataset import Conversations
 
         for path in self.conversation_paths:
             for conversation in Conversations(path, split):
@@ -173,8 +173,8 @@ class FineTuning(LanguageObjective):
 
     def _encoded(self, split: str, limit: int) -> tuple[list[Encoded], int]:
         """Those that fit, and how many did not."""
-        from stages.data.chat import encode_conversation
-        from stages.data.tokenizer import Tokenizer
+        from stages.data.chat_template import encode_conversation
+        from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
         tokenizer = Tokenizer(self.model_path)
         every = [encode_conversation(tokenizer, c) for c in self.read(split)]
@@ -202,7 +202,7 @@ class FineTuning(LanguageObjective):
         keeps experts busy, which all tokens are sent to."""
         import torch
 
-        from stages.models.language import Trace, upkeep
+        from stages.models.language_model import Trace, upkeep
 
         trace = Trace()
         total = model(
@@ -217,7 +217,7 @@ class FineTuning(LanguageObjective):
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model's folder."""
-        from stages.models.huggingface import save_language_model
+        from stages.models.hf_export import save_language_model
 
         model: Any = engines["model"].module
         save_language_model(model, out, self.model_path, card=_card(self), chat=True)
@@ -228,8 +228,8 @@ def collate(samples: Sequence[Encoded]) -> dict[str, Any]:
     what is `real`, not padding."""
     import torch
 
-    from stages.data.tokenizer import PAD
-    from stages.models.fused import IGNORED
+    from stages.data.tokenizers.sentencepiece_tokenizer import PAD
+    from stages.models.fused_ops import IGNORED
 
     T = max(map(len, samples)) - 1
     tokens = torch.full((len(samples), T), PAD)
@@ -254,7 +254,7 @@ def _of_tokens(figures: Metrics) -> dict[str, float]:
 
 def swapped(conversation: Conversation) -> Conversation:
     """The last question and its answer in each other's place; what comes before is left out."""
-    from stages.data.conversations import Message
+    from stages.data.conversation_dataset import Message
 
     question = conversation.prompt[-1].content
     turns = (Message("user", conversation.response), Message("assistant", question))
@@ -283,10 +283,10 @@ def replies(
     rank: Rank, folder: Path, conversations: Sequence[Conversation], seed: int
 ) -> list[str]:
     """One sampled response to each conversation's prompt; empty where the prompt is too long."""
-    from stages.data.chat import encode_prompt
-    from stages.data.tokenizer import EOS, PAD, Tokenizer
+    from stages.data.chat_template import encode_prompt
+    from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
     from stages.generation.sampling import Decoding, sample
-    from stages.models.huggingface import load_language_model
+    from stages.models.hf_export import load_language_model
 
     model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
     prompts = [encode_prompt(tokenizer, conversation.prompt) for conversation in conversations]

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
     from pipeline.context import Context
     from stages.data.documents import Documents
-    from stages.data.packing import Layout
-    from stages.data.tokenizer import Tokenizer
-    from stages.data.tokenizer_evaluation import Counts
-    from stages.data.tokenizer_training import Recipe
-    from stages.data.tokens import Shard
+    from stages.data.token_packing import Layout
+    from stages.data.token_store import Shard
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.data.tokenizers.tokenizer_evaluation import Counts
+    from stages.data.tokenizers.tokenizer_training import Recipe
 
 CONTROLS_AND_BYTES = 16 + 256
 CHARACTERS_A_TOKEN = 3.5  # of English prose and code at small vocabularies; for estimates only
@@ -87,7 +87,7 @@ class TrainParams(Params):
 
     def recipe(self) -> Recipe:
         """The same for the workshop."""
-        from stages.data.tokenizer_training import Recipe
+        from stages.data.tokenizers.tokenizer_training import Recipe
 
         return Recipe(
             model=self.model,
@@ -122,10 +122,10 @@ class TrainParams(Params):
 def train(params: TrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Learn a SentencePiece tokenizer and export it for AutoTokenizer."""
     from stages.data.documents import Documents, read_stats
-    from stages.data.tokenizer import Tokenizer
-    from stages.data.tokenizer_sampling import sample_lines
-    from stages.data.tokenizer_training import export
-    from stages.data.tokenizer_training import train as learn
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.data.tokenizers.tokenizer_sampling import sample_lines
+    from stages.data.tokenizers.tokenizer_training import export
+    from stages.data.tokenizers.tokenizer_training import train as learn
 
     folders = inputs.paths("documents")
     sources = [Documents(folder).require_some() for folder in folders]
@@ -140,7 +140,7 @@ def train(params: TrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
 def _rates(params: TrainParams, folders: Sequence[Path]) -> dict[str, float]:
     """How often a document of each language is learnt from; empty if all are alike."""
-    from stages.data.tokenizer_sampling import language_rates, language_sizes
+    from stages.data.tokenizers.tokenizer_sampling import language_rates, language_sizes
 
     if params.language_alpha == 1:
         return {}
@@ -152,8 +152,8 @@ def _evaluate(
     params: TrainParams, inputs: Inputs, out: Path, ctx: Context, agreement_share: float
 ) -> dict[str, Counts]:
     """Counts by language over all documents, each of which has come back from its tokens."""
-    from stages.data.shards import run_shards
-    from stages.data.tokenizer_evaluation import check_shard, checks, gather
+    from stages.data.tokenizers.tokenizer_evaluation import check_shard, checks, gather
+    from stages.distributed.shard_tasks import run_shards
 
     works = [
         work
@@ -201,9 +201,9 @@ class PackParams(Params):
 )
 def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Encode documents into a shuffled, memory-mapped token store with held-out documents."""
-    from stages.data.foreign import open_tokenizer
-    from stages.data.packing import Layout
-    from stages.data.tokens import write_index
+    from stages.data.token_packing import Layout
+    from stages.data.token_store import write_index
+    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 
     commits = _encode(params, inputs, ctx)
     tokenizer = open_tokenizer(inputs.path("tokenizer"))
@@ -228,8 +228,8 @@ def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
 
 def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
-    from stages.data.packing import encode_shard, encodings, tokens_in
-    from stages.data.shards import run_shards
+    from stages.data.token_packing import encode_shard, encodings, tokens_in
+    from stages.distributed.shard_tasks import run_shards
 
     works = encodings(inputs.path("documents"), inputs.path("tokenizer"), params.seed)
     folder = ctx.scratch / "encodings"
@@ -250,7 +250,7 @@ def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
 def _write_split(
     layout: Layout, split: str, params: PackParams, out: Path, ctx: Context
 ) -> list[Shard]:
-    from stages.data.tokens import write_shard
+    from stages.data.token_store import write_shard
 
     written = []
     for number, (ids, ends) in enumerate(layout.shards(split, params.shard_tokens)):
@@ -262,7 +262,7 @@ def _write_split(
 def _report_tokenizer(
     tokenizer: Tokenizer, found: Mapping[str, Counts], sources: Sequence[Documents], ctx: Context
 ) -> None:
-    from stages.data.tokenizer_evaluation import Counts
+    from stages.data.tokenizers.tokenizer_evaluation import Counts
 
     total = sum(found.values(), Counts())
     ctx.result(
@@ -294,7 +294,7 @@ def _report_tokenizer(
 
 
 def _languages(found: Mapping[str, Counts]) -> panels.Panel:
-    from stages.data.tokenizer_evaluation import unspaced
+    from stages.data.tokenizers.tokenizer_evaluation import unspaced
 
     rows = [
         (
@@ -336,7 +336,7 @@ def _best_fit(lengths: npt.NDArray[np.int64]) -> panels.Panel:
     """What best-fit packing would cost and save, by context."""
     import numpy as np
 
-    from stages.data.bestfit import plan
+    from stages.data.best_fit_packing import plan
 
     ends, rows = np.cumsum(lengths), []
     for context in (2**k for k in range(7, 15)):

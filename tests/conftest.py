@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
 
-TOYS = Path(__file__).parent / "pipeline" / "toys"
+TOYS = Path(__file__).parent / "support" / "toys"
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def ray_session() -> Iterator[Any]:
     """
     import ray
 
-    from launch.rayside import EmbeddedRay
-    from pipeline.production import Resources
+    from launch.ray_launcher import EmbeddedRay
+    from pipeline.execution.stage_executor import Resources
 
     paths = [str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parity import assert_transformers_agree
+from hf_parity import assert_transformers_agree
 
-from pipeline.artifact import Artifact
+from pipeline.storage.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

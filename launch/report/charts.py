@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from launch.wording import number
+from launch.ui.formatting import number
 from pipeline.context import escape
-from pipeline.disk import read_json
 from pipeline.panels import Panel
+from pipeline.storage.atomic_io import read_json
 
 WIDTH = 520  # units of a drawing, which scales to its place
 HEIGHT = 222

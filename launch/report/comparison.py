@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import wording
 from launch.report import charts
-from launch.report.page import template
-from launch.report.trajectories import colour, lines
-from launch.trajectory import Training, differences, figures, meeting, spell
+from launch.report.curve_charts import colour, lines
+from launch.report.run_page import template
+from launch.report.training_curves import Training, differences, figures, meeting, spell
+from launch.ui import formatting
 from pipeline.context import redact
-from pipeline.disk import write_atomic
+from pipeline.storage.atomic_io import write_atomic
 
 TITLES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "time", "step": "steps"}
 CLOCKS = ((2 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "minutes"))
@@ -91,12 +91,12 @@ def _drawing(found: Sequence[Training], axis: str, *, wide: bool) -> dict[str, A
 def _unit(axis: str, end: float) -> tuple[str, float, Callable[[float], str]]:
     """What an axis is of, what its values are divided by, and how its numbers are written."""
     if axis != "seconds":
-        say = wording.scientific if axis == "flops" else wording.number
+        say = formatting.scientific if axis == "flops" else formatting.number
         return {"step": "step", "flops": "FLOPs"}.get(axis, axis), 1.0, say
     for least, scale, name in CLOCKS:
         if end >= least:
-            return f"{name} of training", scale, wording.number
-    return "seconds of training", 1.0, wording.number
+            return f"{name} of training", scale, formatting.number
+    return "seconds of training", 1.0, formatting.number
 
 
 def _met(found: Sequence[Training], axis: str) -> Iterator[tuple[str, str]]:
@@ -106,4 +106,4 @@ def _met(found: Sequence[Training], axis: str) -> Iterator[tuple[str, str]]:
         yield "at", spell(axis, at)
         for one, value in zip(found, values, strict=True):
             if value is not None:
-                yield one.name, wording.number(value)
+                yield one.name, formatting.number(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from launch.report.charts import safe, short, text
-from launch.wording import duration
+from launch.ui.formatting import duration
 
 NODE, TALL = 188.0, 48.0  # a stage's box
 BEND = 16.0  # room of an edge that passes a layer

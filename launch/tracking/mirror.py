@@ -27,10 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.tracking.client import public, tracking_uri
+from launch.tracking.mlflow_client import public, tracking_uri
 from pipeline.errors import Failure
-from pipeline.journal import Run
-from pipeline.store import Store
+from pipeline.execution.run import Run
+from pipeline.storage.store import Store
 
 INTERVAL = 2.0  # seconds between two passes
 LONGEST_WAIT = 60.0  # seconds between two attempts while MLflow does not answer
@@ -154,7 +154,7 @@ def follow(attempt: Callable[[], bool], ended: Callable[[float], bool]) -> bool:
 
 def main(mode: str, root: str, run_id: str) -> int:
     """The child: follows a run until standard input ends, or sends what is missing once."""
-    from launch.tracking.replica import Replica
+    from launch.tracking.mlflow_sync import Replica
 
     run = Run(Store(root), run_id)
     replica = Replica(run, tracking_uri(run.store))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from stages.alignment.advantage import gae, kl_estimates, token_rewards, whiten
+from stages.alignment.advantages import gae, kl_estimates, token_rewards, whiten
 
 
 @dataclass

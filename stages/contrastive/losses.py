@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from stages.training.rank import Rank
+    from stages.training.ranks.rank import Rank
 
 
 class Share(NamedTuple):

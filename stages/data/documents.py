@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import CorruptArtifact, InputError
-from stages.data import parts
+from stages.data import parquet_parts
 
 KIND = "Documents"
 VERSION = 1
@@ -39,19 +39,19 @@ class Document:
     """A JSON object: the path, the place in the file, the title."""
 
 
-def documents_writer(out: Path, rules: Sequence[str] = ()) -> parts.PartWriter:
+def documents_writer(out: Path, rules: Sequence[str] = ()) -> parquet_parts.PartWriter:
     """A writer of what is kept: rows with `COLUMNS` and, if there are `rules`, `scores`."""
-    return parts.PartWriter(out / "documents", _schema(_KEPT, rules), "text")
+    return parquet_parts.PartWriter(out / "documents", _schema(_KEPT, rules), "text")
 
 
-def dropped_writer(out: Path, rules: Sequence[str] = ()) -> parts.PartWriter:
+def dropped_writer(out: Path, rules: Sequence[str] = ()) -> parquet_parts.PartWriter:
     """A writer of what is dropped: the same rows with `rule` and `score`."""
-    return parts.PartWriter(out / "dropped", _schema(_DROPPED, rules), "text")
+    return parquet_parts.PartWriter(out / "dropped", _schema(_DROPPED, rules), "text")
 
 
 def _schema(columns: list[tuple[str, pa.DataType]], rules: Sequence[str]) -> pa.Schema:
     scores = pa.struct([(rule, pa.float64()) for rule in rules])
-    return parts.versioned(
+    return parquet_parts.versioned(
         pa.schema([*columns, ("scores", scores)] if rules else columns), KIND, VERSION
     )
 
@@ -62,7 +62,7 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
     Raises:
         CorruptArtifact: kept, dropped and removed do not add up to read.
     """
-    from pipeline.disk import write_atomic
+    from pipeline.storage.atomic_io import write_atomic
 
     for unit in ("documents", "characters"):
         read, kept, dropped = (stats[state][unit] for state in ("read", "kept", "dropped"))
@@ -88,8 +88,10 @@ class Documents:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.files = parts.part_files(self.path / "documents", KIND)
-        self._rows = [parts.open_part(file, KIND, VERSION).metadata.num_rows for file in self.files]
+        self.files = parquet_parts.part_files(self.path / "documents", KIND)
+        self._rows = [
+            parquet_parts.open_part(file, KIND, VERSION).metadata.num_rows for file in self.files
+        ]
 
     def __len__(self) -> int:
         return sum(self._rows)
@@ -100,8 +102,8 @@ class Documents:
 
     def part(self, index: int) -> Iterator[Document]:
         """The documents of one part."""
-        part = parts.open_part(self.files[index], KIND, VERSION)
-        for batch in part.iter_batches(parts.ROW_GROUP, columns=list(COLUMNS)):
+        part = parquet_parts.open_part(self.files[index], KIND, VERSION)
+        for batch in part.iter_batches(parquet_parts.ROW_GROUP, columns=list(COLUMNS)):
             for row in batch.to_pylist():
                 yield Document(**row)
 

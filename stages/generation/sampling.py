@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stages.generation.randomness import uniforms
+from stages.generation.counter_rng import uniforms
 
 
 class Rows(Protocol):
@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 
 class Model(Protocol):
-    """What can be sampled from; `stages.models.gpt.GPT` is one."""
+    """What can be sampled from; `stages.models.gpt2.modeling_gpt2.GPT` is one."""
 
     def cache(self, batch: int, capacity: int) -> Rows:
         """An empty cache."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from stages.images.sources import Lines, Piece, damaged, table
+from stages.images.image_sources import Lines, Piece, damaged, table
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path", "file")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
@@ -105,7 +105,7 @@ def _jsonl_rows(piece: Piece, columns: Columns) -> Iterator[tuple[int, Row, Colu
 def _parquet_rows(piece: Piece, columns: Columns) -> Iterator[tuple[int, Row, Columns]]:
     import pyarrow as pa
 
-    from stages.images.parquet import cursor
+    from stages.images.parquet_manifest import cursor
 
     try:
         with cursor(piece, columns) as file:

@@ -17,9 +17,9 @@ from typing import Any
 
 import xxhash
 
-from stages.data import tars
+from stages.data import tar_format
+from stages.images.image_sources import Piece, file_digest, unreadable, whole_files
 from stages.images.manifests import BrokenFile, Columns, rows
-from stages.images.sources import Piece, file_digest, unreadable, whole_files
 
 LARGEST_IMAGE = 1 << 28  # bytes of a file
 LARGEST_TEXT = 1 << 22
@@ -141,18 +141,18 @@ def _tar(piece: Piece, columns: Columns) -> Iterator[Record]:
     with Path(piece.path).open("rb") as stream:
         descriptor = stream.fileno()
         try:
-            for group in tars.groups(tars.members(descriptor, piece.start, piece.end)):
+            for group in tar_format.groups(tar_format.members(descriptor, piece.start, piece.end)):
                 yield _of_group(group, descriptor, piece, columns)
-        except tars.BrokenTar as error:
+        except tar_format.BrokenTar as error:
             raise BrokenFile(f"damaged archive: {error}", where=piece.path) from error
 
 
-def _of_group(group: tars.Group, descriptor: int, piece: Piece, columns: Columns) -> Record:
+def _of_group(group: tar_format.Group, descriptor: int, piece: Piece, columns: Columns) -> Record:
     place = f"{piece.place}/{group.key}"
     try:
         if group.problem:
             raise _BrokenRecord("broken.member", group.problem)
-        image = _member(group.first(tars.IMAGE_SUFFIXES), descriptor, LARGEST_IMAGE)
+        image = _member(group.first(tar_format.IMAGE_SUFFIXES), descriptor, LARGEST_IMAGE)
         if not image:
             raise _BrokenRecord("broken.image", "no image")
         text = _member(group.members.get("txt"), descriptor, LARGEST_TEXT)
@@ -162,7 +162,7 @@ def _of_group(group: tars.Group, descriptor: int, piece: Piece, columns: Columns
         return _broken(group.key, place, error)
 
 
-def _member(member: tars.Member | None, descriptor: int, most: int) -> bytes:
+def _member(member: tar_format.Member | None, descriptor: int, most: int) -> bytes:
     if member is None:
         return b""
     if member.size > most:

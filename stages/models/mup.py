@@ -13,8 +13,8 @@ the base width, and all else that grows in proportion:
 The head follows the paper's table 8, which lets it be the embedding; the router, which maps a
 width to a fixed number of experts as a head does, its table 3, which says the same without a factor
 in the forward pass (where a dense model becomes one with experts, they start alike at any
-width: `stages.models.upcycling`). Muon's updates have singular values of the root of the width (see
-`stages.training.muon`), so the matrices' learning rate falls with the root of m there.
+width: `stages.models.initialization`). Muon's updates have singular values of the root of the width (see
+`stages.training.optim.muon`), so the matrices' learning rate falls with the root of m there.
 
 A decayed weight loses as much a step at every width: the rate that multiplies its decay is divided
 out, as in the paper's own package (`MuAdamW`).
@@ -30,8 +30,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from stages.models.config import DecoderConfig, LanguageConfig, attention_scale, width_multiple
-from stages.models.language import LanguageModel
+from stages.models.language_model import LanguageModel
+from stages.models.language_model_config import (
+    DecoderConfig,
+    LanguageConfig,
+    attention_scale,
+    width_multiple,
+)
 
 _LAST_NORM = ("ln_f.weight", "ln_f.bias", "final_norm.weight")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stages.models.config import GPTConfig
+from stages.models.language_model_config import GPTConfig
 
 
 class Shape(NamedTuple):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import get_args
 
-from stages.text.settings import PiiKind as Kind
+from stages.text.cleaning_params import PiiKind as Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order in which they claim what overlaps."""

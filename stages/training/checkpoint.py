@@ -30,16 +30,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.artifact import hash_file
-from pipeline.disk import ABSENT, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
-from stages.training import tensors
-from stages.training.shards import Fragment
+from pipeline.storage.artifact import hash_file
+from pipeline.storage.atomic_io import ABSENT, disk_errors, make_folder, write_atomic
+from stages.training import safetensors_io
+from stages.training.zero_state import Fragment
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
     from stages.training.objective import State
-    from stages.training.rank import Rank
+    from stages.training.ranks.rank import Rank
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -155,7 +155,7 @@ class Checkpoints:
                 for name, engine in engines.items()
             },
         }
-        values, loose = tensors.split(extra)
+        values, loose = safetensors_io.split(extra)
         loose = {name: value.detach().cpu().clone() for name, value in loose.items()}
         self._job = threading.Thread(
             target=self._guard, args=(folder, share, {**facts, "extra": values}, loose), daemon=True
@@ -260,10 +260,10 @@ def write_share(
         Failure: the disk is full or refuses.
     """
     make_folder(folder)
-    files = [tensors.write(folder / f"rank-{rank}.safetensors", share)]
+    files = [safetensors_io.write(folder / f"rank-{rank}.safetensors", share)]
     if rank == 0 and extra:
-        files.append(tensors.write(folder / EXTRA, extra))
-    finite = all(map(tensors.finite, share.values()))
+        files.append(safetensors_io.write(folder / EXTRA, extra))
+    finite = all(map(safetensors_io.finite, share.values()))
     note = {"files": files, "finite": finite, "step": facts["step"]}
     write_atomic(folder / f"rank-{rank}.json", json.dumps(note))
 
@@ -339,11 +339,11 @@ class Reader:
     def __init__(self, saved: Saved) -> None:
         self._saved = saved
         self._files = [
-            tensors.Source(saved.path / file["name"])
+            safetensors_io.Source(saved.path / file["name"])
             for file in saved.manifest["files"]
             if file["name"] != EXTRA
         ]
-        self._places: dict[str, list[tuple[int, int, tensors.Source, str]]] = {}
+        self._places: dict[str, list[tuple[int, int, safetensors_io.Source, str]]] = {}
         for file in self._files:
             for key, count in file.sizes.items():
                 name, _, start = key.rpartition("@")
@@ -386,8 +386,8 @@ class Reader:
     def extra(self) -> State:
         """The named extra state."""
         path = self._saved.path / EXTRA
-        loose = tensors.Source(path).everything() if path.exists() else {}
-        joined: State = tensors.join(self._saved.manifest["extra"], loose)
+        loose = safetensors_io.Source(path).everything() if path.exists() else {}
+        joined: State = safetensors_io.join(self._saved.manifest["extra"], loose)
         return joined
 
 

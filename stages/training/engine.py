@@ -3,7 +3,7 @@
 ZeRO 0-3 give the same update. Two things are ours rather than DeepSpeed's: at stage 0 the norm,
 which is that of the averaged gradient (DeepSpeed reports none in float32); and what follows from
 the norm at every stage. All ranks judge the same number: an update whose gradient is not finite is
-left out, and so is one that stands out (`stages.training.guard`); the others are clipped.
+left out, and so is one that stands out (`stages.training.spike_guard`); the others are clipped.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from stages.training.expert_parallel import (
     spread,
     total_over_experts,
 )
-from stages.training.groups import optimizer, set_rate
-from stages.training.guard import SpikeGuard
-from stages.training.memory import BUCKET, CPU_BUCKET
-from stages.training.muon import Muon, know_ranges
-from stages.training.optimizers import clip
-from stages.training.shards import Fragment, layout, whole_weights
+from stages.training.optim.adamw import clip
+from stages.training.optim.muon import Muon, know_ranges
+from stages.training.optim.param_groups import optimizer, set_rate
+from stages.training.planning.memory_model import BUCKET, CPU_BUCKET
+from stages.training.spike_guard import SpikeGuard
+from stages.training.zero_state import Fragment, layout, whole_weights
 
 if TYPE_CHECKING:
     from stages.training.objective import Trainable
-    from stages.training.rank import Rank
-    from stages.training.settings import TrainSection
+    from stages.training.ranks.rank import Rank
+    from stages.training.training_params import TrainSection
 
 
 NOT_FINITE = "the gradient is not finite"

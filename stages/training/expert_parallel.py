@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from pipeline.errors import InputError
-from stages.models.switch import Experts, Here, Switch
+from stages.models.moe import Experts, Here, Switch
 
 if TYPE_CHECKING:
-    from stages.training.rank import Rank
+    from stages.training.ranks.rank import Rank
 
 
 @dataclass(frozen=True)

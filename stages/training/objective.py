@@ -1,6 +1,6 @@
 """What a training stage supplies to the loop: an objective.
 
-The loop (`stages.training.loop.fit`) owns engines, schedule, checkpoints, guards and metrics; the
+The loop (`stages.training.trainer.fit`) owns engines, schedule, checkpoints, guards and metrics; the
 objective owns models, data and loss. Most objectives are a data set and a loss: they subclass
 `SupervisedObjective`. Those with an inner loop of their own (PPO: rollouts, several updates) write
 `step` themselves.
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stages.training.engine import Engine
-    from stages.training.rank import Rank
-    from stages.training.settings import TrainSection
+    from stages.training.ranks.rank import Rank
+    from stages.training.training_params import TrainSection
 
 Metrics = Mapping[str, float]
 """Figures of one step, the same on every rank. `loss`, `tokens` (of all ranks) are used by the
@@ -64,7 +64,7 @@ class Trainable:
 class Samples(Protocol):
     """Sample i of the run for any i >= 0, the same for ever: epochs and their order are inside.
 
-    `stages.training.order.Shuffled` makes one of any sequence.
+    `stages.training.data_order.Shuffled` makes one of any sequence.
     """
 
     def __getitem__(self, index: int) -> Any: ...

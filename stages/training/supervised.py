@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, Interrupted
-from stages.training.order import micro_batches
+from stages.training.data_order import micro_batches
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
     from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective
-    from stages.training.rank import Rank
+    from stages.training.ranks.rank import Rank
 
 
 def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Metrics:

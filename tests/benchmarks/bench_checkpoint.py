@@ -20,10 +20,10 @@ import torch
 from pipeline.context import Context
 from pipeline.stage import Workers
 from stages.training.engine import Engine
-from stages.training.group import WorkerGroup
-from stages.training.loop import Fit
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import Fit
+from stages.training.training_params import TrainSection
 
 EVERY = 6
 

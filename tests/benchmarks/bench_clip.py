@@ -32,17 +32,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.contrastive.captions import Words
-from stages.contrastive.objective import Contrastive
-from stages.data.image_text import Sample, write_index, write_shards
-from stages.models.clip_config import CLIPConfig, TextConfig, ViTConfig
+from stages.contrastive.caption_tokenizer import Words
+from stages.data.image_text_dataset import Sample, write_index, write_shards
+from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
+from stages.objectives.contrastive import Contrastive
 from stages.training.engine import Engine
-from stages.training.loop import Fit
-from stages.training.metrics import gemm_peak
 from stages.training.objective import Metrics
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
-from stages.training.worker import quiet
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.rank_process import quiet
+from stages.training.throughput import gemm_peak
+from stages.training.trainer import Fit
+from stages.training.training_params import TrainSection
 
 Step = Callable[[int], dict[str, float]]
 VOCABULARY, CONTEXT, PAIRS, BATCH = 8192, 32, 1024, 64

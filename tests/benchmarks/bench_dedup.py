@@ -32,19 +32,19 @@ import pyarrow.parquet as pq
 from footprint import peak
 
 from pipeline.context import Context
-from pipeline.disk import write_atomic
 from pipeline.stage import Inputs, Workers
+from pipeline.storage.atomic_io import write_atomic
 from stages.clean import CleanParams, clean
-from stages.data import parts
+from stages.data import parquet_parts
 from stages.data.documents import read_stats
-from stages.text.census import groups_of, spread_near
-from stages.text.dedup import survivors
-from stages.text.links import Room, connected, write_array
-from stages.text.minhash import MinHash
-from stages.text.readers import read
-from stages.text.settings import Dedup
-from stages.text.sources import SourceFile, list_files
-from stages.text.words import lexicon
+from stages.text.cleaning_params import Dedup
+from stages.text.dedup.components import survivors
+from stages.text.dedup.duplicates import groups_of, spread_near
+from stages.text.dedup.hash_join import Room, connected, write_array
+from stages.text.dedup.minhash import MinHash
+from stages.text.sources.readers import read
+from stages.text.sources.source_listing import SourceFile, list_files
+from stages.text.words.word_table import lexicon
 
 FILES, WORKERS = 8, 2
 HASHED = pa.schema([("id", pa.string()), ("text", pa.string()), ("bands", pa.binary())])
@@ -112,7 +112,7 @@ def hash_file(file: SourceFile, commit: Path) -> None:
         bands = minhash.band_hashes(lexicon().words(raw.text))
         hashes = None if bands is None else bands.tobytes()
         rows.append({"id": f"{file.place}-{number}", "text": raw.text, "bands": hashes})
-    write_atomic(commit, parts.encode(rows, HASHED), durable=False)
+    write_atomic(commit, parquet_parts.encode(rows, HASHED), durable=False)
 
 
 def ours(corpus: Path, folder: Path) -> int:
@@ -129,7 +129,7 @@ def ours(corpus: Path, folder: Path) -> int:
     forest = connected(spread, None, room)
     roots[forest[:, 0]] = forest[:, 1]
     stays = iter((survivors(roots, lengths) == np.arange(len(lengths))).tolist())
-    with parts.PartWriter(ctx.out / "kept", HASHED, "text") as kept:
+    with parquet_parts.PartWriter(ctx.out / "kept", HASHED, "text") as kept:
         for commit in commits:
             for batch in pq.ParquetFile(commit).iter_batches(256):
                 for row in batch.to_pylist():

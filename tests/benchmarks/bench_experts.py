@@ -23,14 +23,14 @@ import torch
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.models.config import DecoderConfig, ExpertsConfig
+from stages.models.language_model_config import DecoderConfig, ExpertsConfig
+from stages.objectives.causal_lm import Pretraining
 from stages.training.engine import Engine
-from stages.training.group import WorkerGroup
-from stages.training.loop import Fit
 from stages.training.objective import Trainable
-from stages.training.pretraining import Pretraining
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import Fit
+from stages.training.training_params import TrainSection
 
 BATCHES = (4, 16)
 DENSE = DecoderConfig(
@@ -49,7 +49,7 @@ class Windowed(Pretraining):
     def open(self, rank: Rank) -> dict[str, Trainable]:
         from bench_training import Windows
 
-        from stages.models.decoder import Decoder
+        from stages.models.llama.modeling_llama import Decoder
 
         self.train = Windows(self.config)
         self.flops_per_token = float(self.config.flops_per_token)

@@ -34,12 +34,12 @@ from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import read_stats
-from stages.text.readers import read
 from stages.text.rules.catalogue import limits_of
-from stages.text.rules.scoring import Scorer
-from stages.text.rules.view import View
-from stages.text.sources import SourceFile, list_files
-from stages.text.words import lexicon
+from stages.text.rules.document_view import View
+from stages.text.rules.rule_scorer import Scorer
+from stages.text.sources.readers import read
+from stages.text.sources.source_listing import SourceFile, list_files
+from stages.text.words.word_table import lexicon
 
 FILES, WORKERS = 8, 2
 VARIANTS = ("gopher_quality:datatrove", "gopher_repetition:datatrove", "c4:datatrove")

@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.generation.sampling import Decoding, sample
-from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import save_language_model
+from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.hf_export import save_language_model
 
 NEW, PROMPT, REPEATS = 128, 32, 5
 

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.models.gpt import GPTConfig
-from stages.training.metrics import gemm_peak
-from stages.training.rank import Rank
-from stages.training.worker import quiet
+from stages.models.gpt2.modeling_gpt2 import GPTConfig
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.rank_process import quiet
+from stages.training.throughput import gemm_peak
 
 Step = Callable[[int], float]
 KINDS = {

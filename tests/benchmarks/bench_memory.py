@@ -31,23 +31,28 @@ import torch
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.contrastive import cost
-from stages.contrastive.captions import mark
-from stages.contrastive.objective import Contrastive
-from stages.contrastive.settings import ClipTrain
-from stages.contrastive.views import View
-from stages.models.clip_config import CLIPConfig, TextConfig, ViTConfig
-from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig, LanguageConfig
-from stages.models.decoder import Decoder
-from stages.models.gpt import GPT
-from stages.training.cost import Layout, traffic
+from stages.contrastive import clip_cost_model
+from stages.contrastive.caption_tokenizer import mark
+from stages.contrastive.clip_params import ClipTrain
+from stages.contrastive.pair_dataset import View
+from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.language_model_config import (
+    DecoderConfig,
+    ExpertsConfig,
+    GPTConfig,
+    LanguageConfig,
+)
+from stages.models.llama.modeling_llama import Decoder
+from stages.objectives.contrastive import Contrastive
 from stages.training.engine import Engine
-from stages.training.group import WorkerGroup
-from stages.training.loop import Fit
-from stages.training.memory import memory
 from stages.training.objective import Batch, Loss, Objective, SupervisedObjective, Trainable
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.planning.cost_model import Layout, traffic
+from stages.training.planning.memory_model import memory
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import Fit
+from stages.training.training_params import TrainSection
 
 DENSE = GPTConfig(vocab_size=8192, context=256, layers=6, width=384, heads=6)
 SWITCH = DecoderConfig(
@@ -145,8 +150,10 @@ class ClipCase:
     def planned(self) -> Seen:
         """What `headwater plan` says of it."""
         layout = Layout.of(self.settings, 2, recompute=self.recompute, gpu=False)
-        run = cost.Run(self.config, self.settings.global_batch)
-        return Seen(cost.memory(run, layout).peak, cost.traffic(run, layout).total)
+        run = clip_cost_model.Run(self.config, self.settings.global_batch)
+        return Seen(
+            clip_cost_model.memory(run, layout).peak, clip_cost_model.traffic(run, layout).total
+        )
 
     def __str__(self) -> str:
         again = ", recomputed" if self.recompute else ""

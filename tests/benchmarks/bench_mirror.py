@@ -71,11 +71,11 @@ def contest(group: Any, outage: Any, pairs: int, folder: Path) -> tuple[float, f
 
 
 def main(pairs: int) -> None:
-    from outages import broken, refused, silent
+    from mlflow_outages import broken, refused, silent
 
     from pipeline.context import Context
     from pipeline.stage import Workers
-    from stages.training.group import WorkerGroup
+    from stages.training.ranks.worker_group import WorkerGroup
 
     with tempfile.TemporaryDirectory() as place:
         ctx = Context.local(Path(place))

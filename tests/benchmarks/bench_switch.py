@@ -20,18 +20,18 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 from torch import Tensor, nn
 
-from stages.models.config import ExpertsConfig
-from stages.models.fused import swiglu
-from stages.models.switch import Switch
-from stages.training.rank import Rank
-from stages.training.worker import quiet
+from stages.models.fused_ops import swiglu
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.moe import Switch
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.rank_process import quiet
 
 WIDTH, INNER, SEQUENCE = 384, 1024, 256
 SHAPES = ((1024, 4), (4096, 4), (4096, 16))
 
 
 class Dense(nn.Module):
-    """The feed-forward layer of `stages.models.decoder`."""
+    """The feed-forward layer of `stages.models.llama.modeling_llama`."""
 
     def __init__(self) -> None:
         super().__init__()

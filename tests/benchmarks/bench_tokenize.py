@@ -38,7 +38,7 @@ _held: list[str] = []
 
 def installed_texts(size: int) -> Iterator[str]:
     """Sources of this installation, again and again, until they have that many bytes."""
-    from stages.text.installation import installed_files
+    from stages.text.python_docs.installed_files import installed_files
 
     files = [f.path for f in installed_files() if f.place.endswith(".py") and f.size < 1 << 16]
     for path in cycle(files):
@@ -62,7 +62,7 @@ def write_documents(folder: Path, texts: list[str]) -> None:
 
 
 def train_tokenizer(folder: Path, texts: list[str]) -> None:
-    from stages.data.tokenizer_training import cut_lines, export, train
+    from stages.data.tokenizers.tokenizer_training import cut_lines, export, train
 
     lines, characters = [], 5_000_000
     for text in texts:
@@ -77,7 +77,7 @@ def train_tokenizer(folder: Path, texts: list[str]) -> None:
 def hold(documents: Path, tokenizer: Path, share: int) -> int:
     """Keep every second text in this process; how many there are."""
     from stages.data.documents import Documents
-    from stages.data.tokenizer import Tokenizer
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
     _held[:] = [d.text for i, d in enumerate(Documents(documents)) if i % PROCESSES == share]
     globals()["_tokenizer"] = Tokenizer(tokenizer)
@@ -92,7 +92,7 @@ def encode_held() -> int:
 def packing(documents: Path, tokenizer: Path, place: Path) -> Callable[[], int]:
     from pipeline.context import Context
     from pipeline.stage import Inputs, Workers
-    from stages.data.tokens import TokenStore
+    from stages.data.token_store import TokenStore
     from stages.tokenize import PackParams, pack
 
     inputs = Inputs(
@@ -162,8 +162,8 @@ def halve(documents: Path, folder: Path, rows: int | None = None) -> Path:
 
 
 def main(megabytes: float, repeats: int) -> None:
-    from launch.rayside import EmbeddedRay
-    from pipeline.production import Resources
+    from launch.ray_launcher import EmbeddedRay
+    from pipeline.execution.stage_executor import Resources
 
     texts = list(installed_texts(int(megabytes * 1e6)))
     size = sum(len(text.encode()) for text in texts) / 1e6

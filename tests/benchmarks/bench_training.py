@@ -27,13 +27,13 @@ from torch.nn import functional as F
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.models.gpt import GPT, GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.training.engine import Engine
-from stages.training.group import WorkerGroup
-from stages.training.loop import Fit
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import Fit
+from stages.training.training_params import TrainSection
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,24 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from rooms import room
+from rank_groups import room
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted, WorkerDied
-from stages.models.heads import Scorer
-from stages.models.huggingface import load_language_model, save_scorer
-from stages.training.loop import fit
+from stages.models.hf_export import load_language_model, save_scorer
+from stages.models.reward_head import Scorer
+from stages.training.trainer import fit
 
-ALIGNMENT = Path(__file__).parents[1] / "stages" / "alignment"
-sys.path.insert(0, str(ALIGNMENT))
+SUPPORT = Path(__file__).parents[1] / "support"
 
 pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    import toyworld
+    import toy_alignment
 
-    folder = toyworld.build(tmp_path_factory.mktemp("world"))
+    folder = toy_alignment.build(tmp_path_factory.mktemp("world"))
     torch.manual_seed(3)
     save_scorer(
         Scorer(load_language_model(folder / "policy")), folder / "scorer", folder / "tokenizer"
@@ -61,15 +60,15 @@ PPO_DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import ppocases
+import ppo_cases
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.training.group import WorkerGroup
-from stages.training.loop import fit
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import fit
 folder, world = Path(sys.argv[2]), Path(sys.argv[3])
 with WorkerGroup(Workers(num=2), Context.local(folder), backend="local") as ranks:
     ranks.run(
-        fit, ppocases.killed(world, folder), ppocases.KILLED.train, seed=1, out=folder / "hit",
+        fit, ppo_cases.killed(world, folder), ppo_cases.KILLED.train, seed=1, out=folder / "hit",
         name="hit",
     )
 """
@@ -78,18 +77,18 @@ with WorkerGroup(Workers(num=2), Context.local(folder), backend="local") as rank
 def test_ppo_killed_at_every_sort_of_place_ends_in_the_same_bytes(world, tmp_path):
     """A rank after the rollouts, the driver within an epoch, a rank between PPO's gradient and
     that of the pretraining term; average of the weights and KL coefficient included."""
-    import ppocases
+    import ppo_cases
 
-    train = ppocases.KILLED.train
+    train = ppo_cases.KILLED.train
     calm = {"seed": 1, "out": tmp_path / "calm", "name": "calm"}
     hit = {"seed": 1, "out": tmp_path / "hit", "name": "hit"}
-    objective = ppocases.killed(world, tmp_path)
+    objective = ppo_cases.killed(world, tmp_path)
     with group(tmp_path) as ranks:
-        ranks.run(fit, ppocases.made(ppocases.KILLED, world), train, **calm)
+        ranks.run(fit, ppo_cases.made(ppo_cases.KILLED, world), train, **calm)
         with pytest.raises(WorkerDied, match="rank 1 was killed"):
             ranks.run(fit, objective, train, **hit)
     driver = subprocess.run(
-        [sys.executable, "-c", PPO_DRIVER, str(ALIGNMENT), str(tmp_path), str(world)], check=False
+        [sys.executable, "-c", PPO_DRIVER, str(SUPPORT), str(tmp_path), str(world)], check=False
     )
     assert driver.returncode == -9
     with group(tmp_path) as ranks, pytest.raises(WorkerDied, match="rank 0 was killed"):
@@ -97,7 +96,7 @@ def test_ppo_killed_at_every_sort_of_place_ends_in_the_same_bytes(world, tmp_pat
     stop_within_an_iteration(tmp_path, objective, train, hit)
     with group(tmp_path) as ranks:
         ranks.run(fit, objective, train, **hit)
-    assert {f"{trap.place}-{trap.iteration}" for trap in ppocases.TRAPS} <= {
+    assert {f"{trap.place}-{trap.iteration}" for trap in ppo_cases.TRAPS} <= {
         path.name for path in tmp_path.iterdir()
     }
     assert hashes(tmp_path / "hit") == hashes(tmp_path / "calm")
@@ -122,13 +121,13 @@ SFT_DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import toyworld
+import toy_alignment
 from pipeline.context import Context
 from stages.sft import SftParams, sft
 folder, world = Path(sys.argv[2]), Path(sys.argv[3])
 train = {"steps": 60, "global_batch": 8, "checkpoint_every": 10, "keep": 1}
 params = SftParams(train=train, dropout=0.1, workers={"num": 2})
-edges = toyworld.inputs(model=world / "policy", conversations=world / "conversations")
+edges = toy_alignment.inputs(model=world / "policy", conversations=world / "conversations")
 ctx = Context.local(folder)
 sft(params, edges, ctx.out, ctx)
 """
@@ -136,7 +135,7 @@ sft(params, edges, ctx.out, ctx)
 
 def start(world, folder):
     return subprocess.Popen(
-        [sys.executable, "-c", SFT_DRIVER, str(ALIGNMENT), str(folder), str(world)],
+        [sys.executable, "-c", SFT_DRIVER, str(SUPPORT), str(folder), str(world)],
         stderr=subprocess.PIPE,
     )
 

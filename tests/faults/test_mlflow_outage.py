@@ -11,13 +11,13 @@ import psutil
 import pytest
 import sample_run
 from click.testing import CliRunner
-from outages import broken, refused, silent
+from mlflow_outages import broken, refused, silent
 
 from launch.cli import cli
-from launch.tracking.client import connect, tracking_uri
 from launch.tracking.mirror import Mirror, lacking, read_cursor
+from launch.tracking.mlflow_client import connect, tracking_uri
 from pipeline.errors import Failure
-from pipeline.journal import Run
+from pipeline.execution.run import Run
 
 pytestmark = pytest.mark.faults
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty import READS, WRITES, Operation, fault_at
-from memory import Folders, folders_in_memory
-from toyruns import until
+from faulty_disk import READS, WRITES, Operation, fault_at
+from memory_folders import Folders, folders_in_memory
+from toy_runs import until
 
-from pipeline.artifact import MANIFEST, Artifact, list_files, publish
 from pipeline.context import Context
-from pipeline.disk import append_line, write_atomic
 from pipeline.errors import CorruptArtifact, Failure
-from pipeline.journal import Run
-from pipeline.store import Store
+from pipeline.execution.run import Run
+from pipeline.storage.artifact import MANIFEST, Artifact, list_files, publish
+from pipeline.storage.atomic_io import append_line, write_atomic
+from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.faults
 

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.journal import Run
-from pipeline.store import Store
+from pipeline.execution.run import Run
+from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(30 * 60)]
 

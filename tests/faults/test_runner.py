@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from toyruns import (
+from toy_runs import (
     TWO_AND_SUM,
     digests,
     events,
@@ -27,21 +27,21 @@ from toyruns import (
     until,
 )
 
-from launch.rayside import RayLauncher
-from pipeline.journal import Run
-from pipeline.runner import execute, exit_code
+from launch.ray_launcher import RayLauncher
+from pipeline.execution.run import Run
+from pipeline.execution.runner import execute, exit_code
 from pipeline.status import RunStatus
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("toys")]
 
 PROGRAM = """
 import sys
-from launch.rayside import RayLauncher
-from pipeline.journal import Run
-from pipeline.production import Resources
-from pipeline.runner import execute, exit_code
-from pipeline.store import Store
+from launch.ray_launcher import RayLauncher
+from pipeline.execution.run import Run
+from pipeline.execution.stage_executor import Resources
+from pipeline.execution.runner import execute, exit_code
+from pipeline.storage.store import Store
 run = Run.find(Store(sys.argv[1]), sys.argv[2])
 execute(run, run.store, RayLauncher(resources=Resources(2)), backoff=0.01)
 print(sorted({"torch", "mlflow", "transformers"} & set(sys.modules)))

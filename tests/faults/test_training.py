@@ -18,24 +18,24 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from cases import Doomed, Faulty, Routed, Toy, happen_to, pid, routed_config
-from clips import clip_world, shape_of
-from plain import PlainEngine, same
-from rooms import room
+from plain_engine import PlainEngine, same
+from rank_groups import room
+from tiny_clip import clip_world, shape_of
+from training_cases import Doomed, Faulty, Routed, Toy, happen_to, pid, routed_config
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Failure, HeadwaterError, InputError, Stuck, WorkerDied
 from pipeline.stage import Workers
-from stages.contrastive.objective import Contrastive
+from stages.objectives.contrastive import Contrastive
 from stages.training.checkpoint import Checkpoints
-from stages.training.group import WorkerGroup
-from stages.training.loop import fit
-from stages.training.rank import Rank
-from stages.training.settings import Limits, TrainSection
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import fit
+from stages.training.training_params import Limits, TrainSection
 
 pytestmark = pytest.mark.faults
 
-CASES = Path(__file__).parents[1] / "stages" / "training"
+SUPPORT = Path(__file__).parents[1] / "support"
 FSYNC = os.fsync
 OPERATIONS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir")
 
@@ -263,14 +263,14 @@ def test_ranks_do_not_outlive_their_owner(tmp_path: Path) -> None:
     """SIGKILL of the owner while one rank hangs: nothing is left after ten seconds."""
     script = f"""
 import sys
-sys.path.insert(0, {str(CASES)!r})
+sys.path.insert(0, {str(SUPPORT)!r})
 from pathlib import Path
-from cases import Faulty
+from training_cases import Faulty
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.training.group import WorkerGroup
-from stages.training.loop import fit
-from stages.training.settings import TrainSection
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import fit
+from stages.training.training_params import TrainSection
 ctx = Context.local(Path({str(tmp_path / "run")!r}))
 with WorkerGroup(Workers(num=2), ctx, backend="local") as g:
     hang = Faulty(at=2, whom=0, what="hang", mark={str(tmp_path / "mark")!r})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from rooms import Room, room
+from rank_groups import Room, room
 
 
 @pytest.fixture(scope="session")

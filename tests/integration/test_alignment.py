@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parity import assert_transformers_agree
-from rooms import Room
+from hf_parity import assert_transformers_agree
+from rank_groups import Room
 
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from stages.augment import AugmentParams, augment
-from stages.data.conversations import Conversations
-from stages.data.preferences import Preferences
+from stages.data.conversation_dataset import Conversations
+from stages.data.preference_dataset import Preferences
 from stages.evaluate import TasksParams, evaluate_tasks
-from stages.models.heads import Scorer
-from stages.models.huggingface import load_language_model, save_scorer
+from stages.models.hf_export import load_language_model, save_scorer
+from stages.models.reward_head import Scorer
 from stages.ppo import PPOParams, ppo
 from stages.reward import RewardParams, reward
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "stages" / "alignment"))
 
 pytestmark = pytest.mark.integration
 
@@ -40,18 +37,18 @@ PPO = PPOParams(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    import toyworld
+    import toy_alignment
 
-    return toyworld.build(tmp_path_factory.mktemp("world"))
+    return toy_alignment.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
 def rewarded(world):
-    import toyworld
+    import toy_alignment
 
     ctx = Context.local(world / "reward")
     params = RewardParams(train={"steps": 40, "lr": 1e-3}, workers={"num": 2})
-    edges = toyworld.inputs(model=world / "policy", preferences=world / "preferences")
+    edges = toy_alignment.inputs(model=world / "policy", preferences=world / "preferences")
     reward(params, edges, ctx.out, ctx)
     return ctx
 
@@ -85,17 +82,17 @@ def test_every_step_says_what_was_spent_up_to_it(world, rewarded):
 
 
 def test_a_model_is_scored_on_tasks_by_two_ranks(world, tmp_path):
-    import toyworld
+    import toy_alignment
 
     rows = [
         {"question": f"what does the {thing} do?", "answer": 1,
          "choices": [f"here {thing} the runs", f"the {thing} runs here"]}
-        for thing in toyworld.ANIMALS + toyworld.TOOLS
+        for thing in toy_alignment.ANIMALS + toy_alignment.TOOLS
     ]  # fmt: skip
     (tmp_path / "farm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ctx = Context.local(tmp_path / "work")
     params = TasksParams(tasks=[str(tmp_path / "farm.jsonl")], shots=1, workers={"num": 2})
-    evaluate_tasks(params, toyworld.inputs(model=world / "policy"), ctx.out, ctx)
+    evaluate_tasks(params, toy_alignment.inputs(model=world / "policy"), ctx.out, ctx)
     figures = json.loads((ctx.out / "metrics.json").read_text())
     assert figures == results(ctx)
     assert figures["farm_items"] == len(rows) and figures["farm_chance"] == 0.5
@@ -107,9 +104,9 @@ def test_a_model_is_scored_on_tasks_by_two_ranks(world, tmp_path):
 
 
 def play(world, rewarded, ctx):
-    import toyworld
+    import toy_alignment
 
-    edges = toyworld.inputs(
+    edges = toy_alignment.inputs(
         policy=world / "policy", reward=rewarded.out, prompts=world / "conversations",
         tokens=world / "tokens",
     )  # fmt: skip
@@ -164,10 +161,10 @@ def scored(world):
 
 def test_two_engines_add_up_the_gradients_of_ppo_and_of_pretraining(pair: Room, scored: Path):
     """Two ranks, ZeRO-1, micro-batches, against one expression in one process."""
-    import ppocases
+    import ppo_cases
 
-    first, second = pair.group.run(ppocases.gradient_of_engines, scored)
-    expected = ppocases.gradient_by_hand(scored)
+    first, second = pair.group.run(ppo_cases.gradient_of_engines, scored)
+    expected = ppo_cases.gradient_by_hand(scored)
     largest = max(abs(gradient).max() for gradient in expected.values())
     for name, gradient in expected.items():
         assert (first[name] == second[name]).all()
@@ -177,17 +174,17 @@ def test_two_engines_add_up_the_gradients_of_ppo_and_of_pretraining(pair: Room, 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_the_average_of_a_policy_is_of_its_float32_weights(pair: Room, scored: Path, zero: int):
     """In bfloat16 the module's own weights do not show a small step."""
-    import ppocases
+    import ppo_cases
 
-    for wrong, moved in pair.group.run(ppocases.averages, scored, zero):
+    for wrong, moved in pair.group.run(ppo_cases.averages, scored, zero):
         assert wrong < 1e-9 < 1e-7 < moved
 
 
 def test_a_speaker_labels_what_has_no_question(world, tmp_path):
-    import toyworld
+    import toy_alignment
 
     ctx = Context.local(tmp_path)
-    edges = toyworld.inputs(
+    edges = toy_alignment.inputs(
         speaker=world / "speaker", targets=world / "conversations", forward=world / "policy"
     )
     augment(AugmentParams(max_new_tokens=12, candidates=3), edges, ctx.out, ctx)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests import sample_run
+import sample_run
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "pipeline" / "toys"

@@ -12,29 +12,29 @@ from typing import Any
 
 import pytest
 import torch
-from clips import Half, Hot, clip_world, shape_of
-from rooms import Room, copy_due
+from rank_groups import Room, copy_due
 from safetensors.torch import load_file
+from tiny_clip import Half, Hot, clip_world, shape_of
 from transformers import CLIPModel
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted
 from stages.clip import clip, evaluate
+from stages.contrastive.clip_evaluation import Questions, measure
+from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams, ClipTrain
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
-from stages.contrastive.objective import Contrastive
-from stages.contrastive.settings import ClipEvaluateParams, ClipParams, ClipTrain
-from stages.contrastive.views import Augmentation, Views, collate
-from stages.contrastive.worth import Questions, measure
-from stages.data.image_text import ImageTextStore
-from stages.data.tokenizer import Tokenizer
-from stages.models.clip import CLIP
-from stages.models.clip_config import ResNetConfig
-from stages.models.clip_folder import load_clip, save_clip
+from stages.contrastive.pair_dataset import Augmentation, Views, collate
+from stages.data.image_text_dataset import ImageTextStore
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.models.clip.configuration_clip import ResNetConfig
+from stages.models.clip.conversion_clip import load_clip, save_clip
+from stages.models.clip.modeling_clip import CLIP
+from stages.objectives.contrastive import Contrastive
 from stages.training.checkpoint import Checkpoints, Reader
-from stages.training.loop import fit
-from stages.training.order import mix
-from stages.training.rank import Rank
-from stages.training.schedule import factor
+from stages.training.data_order import mix
+from stages.training.optim.lr_schedule import factor
+from stages.training.ranks.rank import Rank
+from stages.training.trainer import fit
 
 pytestmark = pytest.mark.integration
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Compiled
-from rooms import Room
+from rank_groups import Room
+from training_cases import Compiled
 
-from stages.training.loop import fit
-from stages.training.settings import TrainSection
+from stages.training.trainer import fit
+from stages.training.training_params import TrainSection
 
 pytestmark = [
     pytest.mark.integration,

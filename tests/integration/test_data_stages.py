@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.context import Context
-from pipeline.disk import write_atomic
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Workers
+from pipeline.storage.atomic_io import write_atomic
 from stages.clean import CleanParams, clean
 from stages.data.documents import read_stats
-from stages.data.shards import run_shards
-from stages.text import links
+from stages.distributed.shard_tasks import run_shards
+from stages.text.dedup import hash_join
 from stages.tokenize import PackParams, TrainParams, pack, train
 
 pytestmark = pytest.mark.integration
@@ -95,8 +95,8 @@ def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(
     options = {"sources": (str(corpus),), "dedup": dedup}
     alone = run(clean, tmp_path / "alone", CleanParams(**options))
     assert read_stats(alone.out)["removed"]["characters"] > 0
-    monkeypatch.setattr(links, "RECORDS_A_TASK", 200)
-    monkeypatch.setattr(links, "FORESTS_A_MERGE", 2)
+    monkeypatch.setattr(hash_join, "RECORDS_A_TASK", 200)
+    monkeypatch.setattr(hash_join, "FORESTS_A_MERGE", 2)
     on_ray = run(clean, tmp_path / "on-ray", CleanParams(**options, workers=WORKERS))
     assert len(list((on_ray.scratch / "near" / "linked").iterdir())) > 4
     assert bytes_of(on_ray.out) == bytes_of(alone.out)

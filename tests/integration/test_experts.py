@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Bucketed, HalfRouted, Routed, fit_in_parts, routed_config
-from rooms import Room, copy_due, room
+from rank_groups import Room, copy_due, room
+from training_cases import Bucketed, HalfRouted, Routed, fit_in_parts, routed_config
 
 from pipeline.errors import InputError
 from stages.training.checkpoint import Checkpoints, Reader
-from stages.training.loop import fit
-from stages.training.order import mix
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.data_order import mix
+from stages.training.ranks.rank import Rank
+from stages.training.trainer import fit
+from stages.training.training_params import TrainSection
 
 pytestmark = pytest.mark.integration
 

@@ -6,12 +6,12 @@ import sys
 import time
 
 import pytest
-from drawing import png
+from drawn_images import png
 
 from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.image_text import ImageTextParams, image_text
-from stages.images import sources
+from stages.images import image_sources
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +54,7 @@ def made(photos, tmp_path_factory):
 
 
 def test_two_workers_make_the_same_bytes(ray_session, photos, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_RECORDS", 75)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", 75)
     on_ray = run(tmp_path, photos, workers={"num": 2, "cpus": 0.5})
     assert len(list((tmp_path / "scratch" / "judged").iterdir())) == 8
     assert bytes_of(on_ray) == bytes_of(made) and len(bytes_of(made)) > 10

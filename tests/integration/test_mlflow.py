@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 import sample_run
 
-from launch.report import page as report
-from launch.tracking import client as way
-from launch.tracking import mirror, registry
-from launch.tracking.client import connect
+from launch.report import run_page as report
+from launch.tracking import mirror, model_registry
+from launch.tracking import mlflow_client as way
 from launch.tracking.mirror import Mirror, lacking, read_cursor
-from launch.tracking.registry import Registry
-from launch.tracking.replica import BATCH, Replica
-from pipeline.artifact import Artifact
+from launch.tracking.mlflow_client import connect
+from launch.tracking.mlflow_sync import BATCH, Replica
+from launch.tracking.model_registry import Registry
 from pipeline.errors import CorruptArtifact, Failure, GateRefused, NotFound
-from pipeline.journal import Run
-from pipeline.store import Store
+from pipeline.execution.run import Run
+from pipeline.storage.artifact import Artifact
+from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.integration
 
@@ -512,4 +512,4 @@ def test_no_batch_is_larger_than_mlflow_takes() -> None:
     from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
     assert BATCH <= MAX_METRICS_PER_BATCH
-    assert registry.PATIENCE > 0
+    assert model_registry.PATIENCE > 0

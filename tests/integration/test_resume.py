@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Deaf, Toy, little_world
-from rooms import Room, room
+from rank_groups import Room, room
+from training_cases import Deaf, Toy, little_world
 
 from pipeline.context import read_series
 from pipeline.errors import Interrupted
-from stages.alignment.reward_objective import RewardObjective, demonstration, mean_score
-from stages.models.huggingface import load_scorer
+from stages.models.hf_export import load_scorer
+from stages.objectives.reward_modeling import RewardObjective, demonstration, mean_score
 from stages.training.checkpoint import Checkpoints, Reader
-from stages.training.loop import fit
-from stages.training.rank import Rank
-from stages.training.settings import TrainSection
+from stages.training.ranks.rank import Rank
+from stages.training.trainer import fit
+from stages.training.training_params import TrainSection
 
 pytestmark = pytest.mark.integration
 

@@ -11,17 +11,28 @@ from typing import Any
 
 import psutil
 import pytest
-from toyruns import TWO_AND_SUM, digests, events, held, holds, log, make, numbers, process_of, until
+from toy_runs import (
+    TWO_AND_SUM,
+    digests,
+    events,
+    held,
+    holds,
+    log,
+    make,
+    numbers,
+    process_of,
+    until,
+)
 
-from launch.rayside import PATIENT, RayLauncher, join
-from pipeline.attempt import Job
+from launch.ray_launcher import PATIENT, RayLauncher, join
 from pipeline.errors import Failure
-from pipeline.journal import Run
-from pipeline.production import Resources
-from pipeline.runner import execute
+from pipeline.execution.attempt import Job
+from pipeline.execution.run import Run
+from pipeline.execution.runner import execute
+from pipeline.execution.stage_executor import Resources
 from pipeline.stage import find_stage
 from pipeline.status import RunStatus
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("toys", "ray_session")]
 
@@ -93,7 +104,7 @@ def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any
 def test_two_runs_at_once_make_everything_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.rayside.NODE_CHECK", 0.0)
+    monkeypatch.setattr("launch.ray_launcher.NODE_CHECK", 0.0)
     hold = tmp_path / "hold"
     hold.touch()
     runs = [make(store, held(hold)), make(store, held(hold))]
@@ -119,10 +130,10 @@ def test_a_cluster_that_does_not_answer_is_a_plain_message() -> None:
 
 def test_a_ray_that_does_not_start_is_a_plain_message_and_leaves_nothing() -> None:
     program = (
-        "import tempfile, sys\nfrom launch import rayside\n"
-        "from pipeline.errors import Failure\nfrom pipeline.production import Resources\n"
-        "tempfile.tempdir = sys.argv[1]\nrayside.STARTS = 2\n"
-        "try:\n    rayside.EmbeddedRay(Resources(-1))\n"
+        "import tempfile, sys\nfrom launch import ray_launcher\n"
+        "from pipeline.errors import Failure\nfrom pipeline.execution.stage_executor import Resources\n"
+        "tempfile.tempdir = sys.argv[1]\nray_launcher.STARTS = 2\n"
+        "try:\n    ray_launcher.EmbeddedRay(Resources(-1))\n"
         "except Failure as failure:\n    print(failure.message, failure.remedy)\n"
     )
     short = Path(tempfile.mkdtemp(dir="/tmp", prefix="hw"))

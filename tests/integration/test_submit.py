@@ -23,9 +23,9 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.jobs import Jobs, WrongToken
-from pipeline.journal import Run
-from pipeline.store import Store
+from launch.cluster.ray_jobs_client import Jobs, WrongToken
+from pipeline.execution.run import Run
+from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

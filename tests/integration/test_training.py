@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
+from rank_groups import Room, copy_due
+from training_cases import (
     Faulty,
     Gathering,
     Half,
@@ -25,16 +26,15 @@ from cases import (
     pid,
     plain_losses,
 )
-from rooms import Room, copy_due
 
 from pipeline.context import Context
 from pipeline.errors import Failure, Interrupted, WorkerDied
 from pipeline.stage import Workers
 from stages.training.checkpoint import Checkpoints, Reader
-from stages.training.group import WorkerGroup
-from stages.training.loop import fit
-from stages.training.rank import Rank
-from stages.training.settings import Limits, TrainSection
+from stages.training.ranks.rank import Rank
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.trainer import fit
+from stages.training.training_params import Limits, TrainSection
 
 pytestmark = pytest.mark.integration
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_run
 from click.testing import CliRunner, Result
 
 from launch.cli import cli
-from launch.drive import last_words
-from pipeline.journal import Run
-from pipeline.store import Store
-from tests import sample_run
+from launch.driver import last_words
+from pipeline.execution.run import Run
+from pipeline.storage.store import Store
 
 Call = Callable[..., Result]
 
@@ -414,13 +414,13 @@ def test_unknown_commands_are_told_the_nearest() -> None:
 def test_what_nobody_foresaw_is_one_line_and_a_file(
     run: Run, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import launch.look
+    import launch.commands.status
 
     def broken(name: str, path: str) -> None:
         raise ZeroDivisionError("seven\nby nothing")
 
-    monkeypatch.setattr(launch.look, "find_run", broken)
-    monkeypatch.setattr("launch.failure._WORKPLACES", [tmp_path])
+    monkeypatch.setattr(launch.commands.status, "find_run", broken)
+    monkeypatch.setattr("launch.ui.exit_handling._WORKPLACES", [tmp_path])
     done = call("status", code=1)
     lines = done.stderr.splitlines()
     assert lines[0] == "error: ZeroDivisionError: seven"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spec import load
+from pipeline.spec.pipeline_spec import load
 from stages.text.rules.catalogue import as_markdown
 
 ROOT = Path(__file__).parents[2]

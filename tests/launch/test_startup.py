@@ -55,7 +55,7 @@ def probe(arguments: list[str], tmp_path: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests import sample_run
+    import sample_run
 
     root = tmp_path_factory.mktemp("startup") / "store"
     sample_run.make(root, steps=50)

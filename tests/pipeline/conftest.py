@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memory import Folders, folders_in_memory
+from memory_folders import Folders, folders_in_memory
 
 
 @pytest.fixture(scope="session")

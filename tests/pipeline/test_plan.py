@@ -12,15 +12,15 @@ from typing import Any
 
 import orchard  # noqa: F401  registers its stages
 import pytest
-from faulty import out_of_descriptors
+from faulty_disk import out_of_descriptors
 
-from pipeline.artifact import Artifact
 from pipeline.context import Context
 from pipeline.errors import Failure, NotFound, SpecError
 from pipeline.plan import Plan, PlannedStage, make, source_hash
-from pipeline.spec import ModelRef, Spec, from_resolved
+from pipeline.spec.pipeline_spec import ModelRef, Spec, from_resolved
 from pipeline.stage import Stage
-from pipeline.store import Store
+from pipeline.storage.artifact import Artifact
+from pipeline.storage.store import Store
 
 STAGES: dict[str, dict[str, Any]] = {
     "trees": {"uses": "orchard.plant", "rows": 20, "organic": True},

@@ -8,10 +8,15 @@ import pytest
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from stages.augment import AugmentParams, choose_targets, converse, objects, rules, show
-from stages.data.conversations import Conversation, Conversations, Message, write_conversations
-from stages.data.tokenizer import ASSISTANT, BOS, USER, Tokenizer
-from stages.generation import filters
-from stages.generation.labelling import (
+from stages.data.conversation_dataset import (
+    Conversation,
+    Conversations,
+    Message,
+    write_conversations,
+)
+from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, USER, Tokenizer
+from stages.speaker import question_filters
+from stages.speaker.question_generation import (
     SHARD,
     Asker,
     Candidate,
@@ -22,7 +27,7 @@ from stages.generation.labelling import (
     read_candidates,
     shard_file,
 )
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 def candidate(text="what does it do?", target="t", **options):
@@ -124,16 +129,22 @@ def test_without_a_forward_model_there_is_no_round_trip(world, targets, tmp_path
     label(Rank(), targets[:4], alone, tmp_path)
     found = read_candidates(tmp_path, 1)
     assert all(c.gain is None for c in found)
-    assert filters.one_way(0.0)(found) == [False] * 4
+    assert question_filters.one_way(0.0)(found) == [False] * 4
 
 
 def test_rules_take_what_they_say():
     words = [candidate(text) for text in ("why?", "what is it for", "a b a b a b a b", "it " * 50)]
-    assert filters.length(3, 40)(words) == [True, False, False, True]
-    assert filters.repetition(0.2)(words) == [False, False, True, True]
-    assert filters.unfinished([candidate(finished=False), candidate()]) == [True, False]
-    assert filters.known(["What DOES it do?!"])([candidate(), candidate("who?")]) == [True, False]
-    assert filters.one_way(0.1)([candidate(gain=0.1), candidate(gain=0.2)]) == [True, False]
+    assert question_filters.length(3, 40)(words) == [True, False, False, True]
+    assert question_filters.repetition(0.2)(words) == [False, False, True, True]
+    assert question_filters.unfinished([candidate(finished=False), candidate()]) == [True, False]
+    assert question_filters.known(["What DOES it do?!"])([candidate(), candidate("who?")]) == [
+        True,
+        False,
+    ]
+    assert question_filters.one_way(0.1)([candidate(gain=0.1), candidate(gain=0.2)]) == [
+        True,
+        False,
+    ]
 
 
 def test_a_question_of_two_answers_is_ambiguous():
@@ -143,14 +154,14 @@ def test_a_question_of_two_answers_is_ambiguous():
         candidate("who?", "a"),
         candidate("who?", "a"),
     ]
-    assert filters.ambiguous(found) == [True, True, False, False]
+    assert question_filters.ambiguous(found) == [True, True, False, False]
 
 
 def test_the_unlikely_share_goes():
     found = [candidate(log_prob=-float(i)) for i in range(10)]
-    assert filters.unlikely(0.2)(found) == [False] * 8 + [True] * 2
-    assert filters.unlikely(0.0)(found) == [False] * 10
-    assert filters.unlikely(0.5)([]) == []
+    assert question_filters.unlikely(0.2)(found) == [False] * 8 + [True] * 2
+    assert question_filters.unlikely(0.0)(found) == [False] * 10
+    assert question_filters.unlikely(0.5)([]) == []
 
 
 def test_one_question_a_target_the_best():
@@ -160,8 +171,8 @@ def test_one_question_a_target_the_best():
         candidate(target="b", gain=0.1, log_prob=-0.1),
         candidate(target="b", gain=0.9, log_prob=-5),
     ]
-    assert filters.not_best(found) == [True, False, True, False]
-    assert filters.beyond(2)(found) == [True, True, False, False]
+    assert question_filters.not_best(found) == [True, False, True, False]
+    assert question_filters.beyond(2)(found) == [True, True, False, False]
 
 
 def test_every_candidate_gets_one_verdict():
@@ -170,8 +181,9 @@ def test_every_candidate_gets_one_verdict():
         candidate("what is it for", finished=False),
         candidate("what is it for"),
     ]
-    counts = filters.apply(
-        [("unfinished", filters.unfinished), ("length", filters.length(3, 9))], found
+    counts = question_filters.apply(
+        [("unfinished", question_filters.unfinished), ("length", question_filters.length(3, 9))],
+        found,
     )
     assert counts == [("unfinished", 1), ("length", 1)]
     assert [c.verdict for c in found] == ["length", "unfinished", "kept"]
@@ -181,7 +193,7 @@ def test_questions_of_the_evaluation_are_never_kept():
     held_out = [talk("e", "an answer", "eval", "what is the cat for?")]
     real = [talk(f"r{i}", "text", "train", "and the dog, what of it?") for i in range(4)]
     found = [candidate("What is the cat for"), candidate("and the dog what of it")]
-    filters.apply(rules(AugmentParams(), real, held_out), found)
+    question_filters.apply(rules(AugmentParams(), real, held_out), found)
     assert [c.verdict for c in found] == ["held out", "already asked"]
 
 
@@ -234,7 +246,7 @@ def test_bounds_that_cross_are_a_problem():
 def test_the_report_adds_up(tmp_path):
     ctx = Context.local(tmp_path)
     found = [candidate("no"), candidate("what is it for", gain=0.5)]
-    counts = filters.apply([("length", filters.length(3, 9))], found)
+    counts = question_filters.apply([("length", question_filters.length(3, 9))], found)
     show(ctx, found, counts, {"t": Target("t", "It reads.")})
     drawn = json.loads((ctx.observed / "panels.json").read_text())
     assert drawn[0]["steps"] == [["asked", 2], ["length", -1], ["kept", 1]]

@@ -17,10 +17,10 @@ from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
-from stages.data.tokenizer import Tokenizer
-from stages.text import sources
-from stages.text.counting import TokenCounter
-from stages.text.words import word_spans
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.text.sources import source_listing
+from stages.text.token_counter import TokenCounter
+from stages.text.words.word_table import word_spans
 from stages.tokenize import TrainParams, train
 
 SENTENCE = """the of and to that have with be library function returns value object file names
@@ -274,8 +274,8 @@ def test_the_cut_into_shards_changes_no_byte(corpus, tmp_path, monkeypatch):
     with (corpus / "b.jsonl").open("a") as lines:
         lines.write('\n \n{"te\n' + json.dumps({"text": prose(901)}))
     whole = bytes_of(run(tmp_path / "one", corpus))
-    monkeypatch.setattr(sources, "SHARD_BYTES", 1)
-    assert len(sources.shards(sources.list_files([str(corpus)]))) > 55
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 1)
+    assert len(source_listing.shards(source_listing.list_files([str(corpus)]))) > 55
     assert bytes_of(run(tmp_path / "two", corpus)) == whole
     tables = {f"{name}/part-00000.parquet" for name in ("documents", "dropped", "index")}
     assert {"stats.json", *tables} == set(whole)
@@ -292,7 +292,7 @@ def test_where_the_corpus_lies_changes_no_byte(corpus, tmp_path):
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SHARD_BYTES", 1)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 1)
     expected = bytes_of(run(tmp_path / "whole", corpus))
     for stop in range(4):
         folder = tmp_path / f"stopped-{stop}"
@@ -317,7 +317,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(corpus, tmp_path, monkeyp
 @pytest.mark.parametrize(("cap", "read"), [(1, 1), (7, 7), (45, 45), (1000, 52)])
 def test_a_cap_reads_the_first_documents(corpus, tmp_path, cap, read, monkeypatch):
     everything = run(tmp_path / "all", corpus, dedup={"exact": False, "near": False})
-    monkeypatch.setattr(sources, "SHARD_BYTES", 1)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 1)
     ctx = run(tmp_path / "w", corpus, max_documents=cap, dedup={"exact": False, "near": False})
     assert read_stats(ctx.out)["read"]["documents"] == read
     kept = [d.id for d in Documents(ctx.out)]
@@ -365,7 +365,7 @@ def test_counts_add_up_for_any_texts(tmp_path_factory, texts, dedup, edits, shar
     assert stats["source_characters"] == stats["read"]["characters"] + sum(took.values())
     assert stats["kept"]["words"] == sum(len(word_spans(d.text)) for d in Documents(ctx.out))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "SHARD_BYTES", shard_bytes)
+        patch.setattr(source_listing, "SHARD_BYTES", shard_bytes)
         assert bytes_of(run(folder / "x", folder / "a.jsonl", **options)) == bytes_of(ctx)
 
 
@@ -545,7 +545,7 @@ def test_every_score_is_recorded_with_every_document(corpus, tmp_path):
 
 def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
     """The same cache, another stage: only the scores decide, and the bytes are the same."""
-    from stages.text import cleaning
+    from stages.text import annotate
 
     narrow = {"limits": {"length": {"characters": [400, None]}}, "languages": ("en",)}
     expected = bytes_of(run(tmp_path / "fresh", corpus, **narrow))
@@ -554,7 +554,7 @@ def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
     def read_again(*_):
         raise AssertionError("a text was read again")
 
-    monkeypatch.setattr(cleaning, "judge_shard", read_again)
+    monkeypatch.setattr(annotate, "judge_shard", read_again)
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "cache").rename(tmp_path / "two" / "cache")
     assert bytes_of(run(tmp_path / "two", corpus, **narrow)) == expected != bytes_of(first)
@@ -583,7 +583,10 @@ def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
     words, by_tokens = TokenCounter(), TokenCounter(SimpleNamespace(digest="a tokenizer"))
     before = _identity(plain, [], words)
     assert _identity(CleanParams(sources=(str(corpus),), **change), [], words) != before
-    assert _identity(plain, sources.shards(sources.list_files(plain.sources)), words) != before
+    assert (
+        _identity(plain, source_listing.shards(source_listing.list_files(plain.sources)), words)
+        != before
+    )
     assert _identity(plain, [], by_tokens) != before
     (corpus / "d.txt").write_text(prose(501))
     assert _identity(plain, [], words) != before
@@ -633,11 +636,11 @@ def test_lists_are_read_and_belong_to_the_fingerprint(tmp_path):
 
 
 def test_the_documentation_of_this_python_is_english_prose(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SHARD_BYTES", 500_000)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 500_000)
     ctx = run(tmp_path / "w", "python:docs", languages=("en",), max_characters=150_000)
     stats = read_stats(ctx.out)
     assert stats["kept"]["characters"] > 0.5 * stats["read"]["characters"] > 60_000
-    monkeypatch.setattr(sources, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 300_000)
     again = run(tmp_path / "x", "python:docs", languages=("en",), max_characters=150_000)
     assert bytes_of(ctx) == bytes_of(again)
 

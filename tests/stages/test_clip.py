@@ -12,8 +12,8 @@ from pipeline.errors import InputError
 from pipeline.fingerprint import identity
 from pipeline.stage import Params
 from stages.clip import _shape
-from stages.contrastive.settings import ClipEvaluateParams, ClipParams
-from stages.models.clip_config import preset
+from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
+from stages.models.clip.configuration_clip import preset
 
 
 class Vocabulary(Params):

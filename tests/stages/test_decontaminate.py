@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
-from stages.data import documents, parts
+from stages.data import documents, parquet_parts
 from stages.data.documents import Documents, read_stats
-from stages.data.tokenizer import Tokenizer
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.decontaminate import DecontaminateParams, decontaminate
-from stages.text.decontamination import Cut
-from stages.text.spans import complement, merged
-from stages.text.words import Lexicon, word_spans
+from stages.text.char_spans import complement, merged
+from stages.text.decontamination.contamination_detector import Cut
+from stages.text.words.word_table import Lexicon, word_spans
 from stages.tokenize import TrainParams, train
 
 WORDS = [a + b + c for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
@@ -219,7 +219,7 @@ def test_the_cut_into_parts_changes_no_byte(tmp_path, monkeypatch):
 
     whole = bytes_of(run(tmp_path / "w", write_documents(tmp_path / "one", texts), name))
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "ROWS_A_PART", 7)
+        patch.setattr(parquet_parts, "ROWS_A_PART", 7)
         corpus = write_documents(tmp_path / "many", texts)
     assert len(Documents(corpus).files) == 6
     assert bytes_of(run(tmp_path / "x", corpus, name)) == whole

@@ -5,7 +5,7 @@ import pytest
 from pipeline.stage import Section, all_stages, sections
 from stages.ppo import PPOParams
 from stages.sft import SftParams
-from stages.training.settings import TrainSection
+from stages.training.training_params import TrainSection
 
 STAGES = [stage for stage in all_stages() if stage.run.__module__.startswith("stages.")]
 TRAINED = [stage for stage in STAGES if "train" in stage.params.model_fields]

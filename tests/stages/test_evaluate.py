@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from toyworld import another_tokenizer
+from toy_alignment import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.fingerprint import identity
 from pipeline.stage import Inputs
-from stages.data.chat import encode_conversation
-from stages.data.conversations import Conversation, Message, write_conversations
-from stages.data.tokenizer import Tokenizer
-from stages.data.tokens import TokenStore
+from stages.data.chat_template import encode_conversation
+from stages.data.conversation_dataset import Conversation, Message, write_conversations
+from stages.data.token_store import TokenStore
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.distributed.cancellation_point import Pause
 from stages.evaluate import (
     TASKS,
     Bench,
@@ -27,18 +28,17 @@ from stages.evaluate import (
     evaluate,
     tasks,
 )
-from stages.generation.grading import grade, whole
-from stages.generation.likelihood import Likelihood
-from stages.generation.pause import Pause
-from stages.generation.perplexity import (
+from stages.evaluation.perplexity import (
     answer_likelihoods,
     document_loss,
     mean_loss,
     paired_gain,
 )
-from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import load_language_model
-from stages.training.rank import Rank
+from stages.evaluation.task_metrics import grade, whole
+from stages.generation.likelihood import Likelihood
+from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.hf_export import load_language_model
+from stages.training.ranks.rank import Rank
 
 PARAMS = EvaluateParams(max_new_tokens=10, prompts=8)
 

@@ -14,10 +14,10 @@ from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
-from stages.data.tokenizer import CONTROLS, EOS, FIRST_BYTE, Tokenizer
-from stages.data.tokens import TokenStore
+from stages.data.token_store import TokenStore
+from stages.data.tokenizers.sentencepiece_tokenizer import CONTROLS, EOS, FIRST_BYTE, Tokenizer
+from stages.text.cleaning_params import EditName, PiiKind
 from stages.text.rules.catalogue import RULE_SETS
-from stages.text.settings import EditName, PiiKind
 from stages.tokenize import PackParams, TrainParams, pack, train
 
 DOCUMENTS = 10_000

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from drawing import encode, jpeg, png, scene
+from drawn_images import encode, jpeg, png, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,9 +18,9 @@ from PIL import Image
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
-from stages.data.image_text import ImageTextStore, decode_rgb
+from stages.data.image_text_dataset import ImageTextStore, decode_rgb
 from stages.image_text import ImageTextParams, image_text
-from stages.images import judging, sources
+from stages.images import image_annotator, image_sources
 from stages.images.transforms import center, to_tensor
 
 
@@ -170,7 +170,7 @@ def test_nothing_depends_on_how_the_sources_are_cut(tmp_path_factory, records, s
     options = {"eval_fraction": 0.3, "shard_samples": samples, "shard_bytes": size}
     whole = run(folder / "whole", pairs, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PIECE_RECORDS", records)
+        patch.setattr(image_sources, "PIECE_RECORDS", records)
         cut = run(folder / "cut", pairs, **options)
     assert bytes_of(cut) == bytes_of(whole)
     shards = ImageTextStore(cut.out).index["splits"]["train"]["shards"]
@@ -178,17 +178,17 @@ def test_nothing_depends_on_how_the_sources_are_cut(tmp_path_factory, records, s
 
 
 def test_a_stopped_stage_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_RECORDS", 2)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", 2)
     whole = run(tmp_path / "whole", *world, shard_samples=2)
     judged = []
 
-    def stop(work, commit, judge=judging.judge_piece):
+    def stop(work, commit, judge=image_annotator.judge_piece):
         judge(work, commit)
         judged.append(commit.name)
         if len(judged) == 3:
             Context.local(tmp_path / "w").cancel_file.touch()
 
-    monkeypatch.setattr(judging, "judge_piece", stop)
+    monkeypatch.setattr(image_annotator, "judge_piece", stop)
     with pytest.raises(Interrupted):
         run(tmp_path / "w", *world, shard_samples=2)
     Context.local(tmp_path / "w").cancel_file.unlink()
@@ -445,23 +445,23 @@ def test_content_decides_and_the_cost_is_told(tmp_path):
 @pytest.fixture
 def judge_of_pairs(tmp_path):
     """A CLIP with random weights and its tokenizer."""
-    import clips
+    import tiny_clip
 
-    from stages.models.clip import CLIP
-    from stages.models.clip_folder import save_clip
+    from stages.models.clip.conversion_clip import save_clip
+    from stages.models.clip.modeling_clip import CLIP
 
     lines = [f"caption of {name}.png {number}" for number, name in enumerate("abcdefgh")]
-    clips.write_tokenizer(tmp_path / "world" / "tokenizer", lines * 9, 300)
+    tiny_clip.write_tokenizer(tmp_path / "world" / "tokenizer", lines * 9, 300)
     torch.manual_seed(0)
-    model = clips.lively(CLIP(clips.shape_of(tmp_path / "world")))
+    model = tiny_clip.lively(CLIP(tiny_clip.shape_of(tmp_path / "world")))
     save_clip(model, tmp_path / "clip", tmp_path / "world" / "tokenizer")
     return tmp_path / "clip"
 
 
 def test_pairs_that_a_clip_finds_unlike_go(judge_of_pairs, tmp_path, monkeypatch):
-    from stages.contrastive.captions import encode
-    from stages.data.tokenizer import Tokenizer
-    from stages.models.clip_folder import load_clip
+    from stages.contrastive.caption_tokenizer import encode
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.models.clip.conversion_clip import load_clip
 
     folder = write_pairs(tmp_path / "p", {f"{n}.png": png(n) for n in range(20)})
     clip, words = load_clip(judge_of_pairs), Tokenizer(judge_of_pairs)
@@ -474,7 +474,7 @@ def test_pairs_that_a_clip_finds_unlike_go(judge_of_pairs, tmp_path, monkeypatch
     least = float(np.median(cosines))
     assert np.ptp(cosines) > 0.01
     edges = Inputs({"model": SimpleNamespace(path=judge_of_pairs)})
-    monkeypatch.setattr(sources, "PIECE_RECORDS", 7)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", 7)
     ctx = Context.local(tmp_path / "w")
     params = ImageTextParams(sources=(str(folder),), filters={"min_clip_score": least})
     image_text(params, edges, ctx.out, ctx)

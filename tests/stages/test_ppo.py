@@ -6,25 +6,25 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from toyworld import another_tokenizer
+from toy_alignment import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
-from stages.alignment.appraisal import before_and_after
-from stages.alignment.control import AdaptiveKL
-from stages.alignment.ppo_objective import (
+from stages.alignment.kl_controller import AdaptiveKL
+from stages.alignment.policy_comparison import before_and_after
+from stages.data.token_store import TokenStore, write_index, write_shard
+from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, Tokenizer
+from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.hf_export import load_language_model, load_scorer, save_scorer
+from stages.models.reward_head import Scorer
+from stages.objectives.ppo_ptx import (
     Pages,
     PPOObjective,
     pretraining_windows,
     read_prompts,
 )
-from stages.data.tokenizer import ASSISTANT, BOS, Tokenizer
-from stages.data.tokens import TokenStore, write_index, write_shard
-from stages.models.gpt import GPT, GPTConfig
-from stages.models.heads import Scorer
-from stages.models.huggingface import load_language_model, load_scorer, save_scorer
 from stages.ppo import PPOParams
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 def made(world, scorer, tokens=("tokens",), **options):

@@ -7,17 +7,17 @@ import pytest
 from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
-from stages.data.conversations import Conversations
-from stages.data.preferences import Preferences
+from stages.data.conversation_dataset import Conversations
+from stages.data.preference_dataset import Preferences
 from stages.preferences import preferences
 from stages.questions import questions
-from stages.text import sources
-from stages.text.settings import ObjectsParams
+from stages.text.cleaning_params import ObjectsParams
+from stages.text.sources import source_listing
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(sources, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 200_000)
 
 
 def run(stage, folder, params):

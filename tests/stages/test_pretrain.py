@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity import assert_transformers_agree
-from toyworld import CONTEXT, another_tokenizer
+from hf_parity import assert_transformers_agree
+from toy_alignment import CONTEXT, another_tokenizer
 
-from pipeline.artifact import Artifact
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity
 from pipeline.stage import Params
-from stages.data.corpus import Corpus
-from stages.data.tokenizer import EOS, Tokenizer
-from stages.data.tokens import Samples, TokenStore, write_index, write_shard
-from stages.models.config import DecoderConfig
-from stages.models.gpt import GPT
+from pipeline.storage.artifact import Artifact
+from stages.data.token_dataset import Corpus
+from stages.data.token_store import Samples, TokenStore, write_index, write_shard
+from stages.data.tokenizers.sentencepiece_tokenizer import EOS, Tokenizer
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.language_model_config import DecoderConfig
+from stages.objectives.causal_lm import Pretraining
 from stages.pretrain import PretrainParams, _show_mixture, objective_of, pretrain
-from stages.training.pretraining import Pretraining
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
 

@@ -16,23 +16,23 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from foreign import BEGIN, FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
-from parity import assert_transformers_agree
+from hf_model_folders import BEGIN, FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
+from hf_parity import assert_transformers_agree
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.context import Context
 from pipeline.errors import Failure, InputError
 from pipeline.stage import Inputs
 from stages.data.documents import documents_writer, write_stats
-from stages.data.foreign import open_tokenizer
-from stages.data.tokens import TokenStore
-from stages.generation.cli import generate_text
-from stages.generation.perplexity import document_loss
-from stages.models.huggingface import is_chat, load_language_model, special_ids
+from stages.data.token_store import TokenStore
+from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
+from stages.evaluation.perplexity import document_loss
+from stages.generation.generate import generate_text
+from stages.models.hf_export import is_chat, load_language_model, special_ids
 from stages.pretrain import PretrainParams, continuations, objective_of
 from stages.pretrained import PretrainedParams, pretrained
 from stages.tokenize import PackParams, TrainParams, pack
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 @pytest.fixture

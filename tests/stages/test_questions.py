@@ -11,16 +11,17 @@ from pydantic import ValidationError
 from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
-from stages.data.conversations import Conversations
+from stages.data.conversation_dataset import Conversations
 from stages.questions import questions
-from stages.text import objects, sources
-from stages.text.settings import ObjectsParams
+from stages.text.cleaning_params import ObjectsParams
+from stages.text.python_docs import question_answers
+from stages.text.sources import source_listing
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """A test reads a few modules, not four megabytes of them."""
-    monkeypatch.setattr(sources, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 200_000)
 
 
 def run(folder, **options):
@@ -64,14 +65,16 @@ def test_answers_are_what_the_objects_say():
 
 def _facts_of(*names):
     files = [
-        f for f in sources.list_files(["python:docs"]) if f.place in {f"python/{n}" for n in names}
+        f
+        for f in source_listing.list_files(["python:docs"])
+        if f.place in {f"python/{n}" for n in names}
     ]
-    return [fact for file in files for fact in objects._facts(file, 20, 300)]
+    return [fact for file in files for fact in question_answers._facts(file, 20, 300)]
 
 
 def test_the_same_installation_gives_the_same_bytes_however_it_is_cut(tmp_path, monkeypatch):
     one = part(run(tmp_path / "one", max_objects=150))
-    monkeypatch.setattr(sources, "SHARD_BYTES", 90_000)
+    monkeypatch.setattr(source_listing, "SHARD_BYTES", 90_000)
     assert part(run(tmp_path / "two", max_objects=150)) == one
 
 
@@ -99,6 +102,6 @@ def test_mistakes_are_explained(tmp_path, monkeypatch):
         ObjectsParams(sources=("wiki",))
     assert set(ObjectsParams().externals()) == {"python:docs"}
     assert ObjectsParams().estimate({})["seconds"] > 2
-    monkeypatch.setattr(sources, "list_files", lambda names: [])
+    monkeypatch.setattr(source_listing, "list_files", lambda names: [])
     with pytest.raises(InputError, match="no documented objects"):
         run(tmp_path)

@@ -9,7 +9,9 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.context import Context
 from pipeline.errors import InputError
-from stages.alignment.reward_objective import (
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.models.hf_export import load_scorer
+from stages.objectives.reward_modeling import (
     Appraisal,
     Ranking,
     RewardObjective,
@@ -21,10 +23,8 @@ from stages.alignment.reward_objective import (
     read_rankings,
     scores_of,
 )
-from stages.data.tokenizer import Tokenizer
-from stages.models.huggingface import load_scorer
 from stages.reward import RewardParams, show
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 class Bare:

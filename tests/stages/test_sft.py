@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import assert_transformers_agree
+from hf_parity import assert_transformers_agree
 from torch.nn import functional as F
 
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.stage import Params
-from stages.data.conversations import Conversation, Message, write_conversations
-from stages.data.tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
-from stages.models.config import DecoderConfig, ExpertsConfig
-from stages.models.families import language_model
-from stages.models.huggingface import is_chat, load_language_model, save_language_model
-from stages.models.language import Trace
+from stages.data.conversation_dataset import Conversation, Message, write_conversations
+from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
+from stages.models.hf_export import is_chat, load_language_model, save_language_model
+from stages.models.language_model import Trace
+from stages.models.language_model_config import DecoderConfig, ExpertsConfig
+from stages.models.registry import language_model
 from stages.pretrain import PretrainParams
 from stages.sft import FineTuning, SftParams, sft, swapped
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 class Inputs:

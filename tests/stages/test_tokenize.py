@@ -10,13 +10,13 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
 from stages.clean import CleanParams
-from stages.data import packing, parts, tokens
+from stages.data import parquet_parts, token_packing, token_store
 from stages.data.documents import Documents, documents_writer, write_stats
 from stages.data.hashing import fraction, hash64
-from stages.data.packing import encode_shard, encodings, tokens_in
-from stages.data.tokenizer import EOS, FILES, Tokenizer
-from stages.data.tokenizer_sampling import sample_lines
-from stages.data.tokens import TokenStore
+from stages.data.token_packing import encode_shard, encodings, tokens_in
+from stages.data.token_store import TokenStore
+from stages.data.tokenizers.sentencepiece_tokenizer import EOS, FILES, Tokenizer
+from stages.data.tokenizers.tokenizer_sampling import sample_lines
 from stages.tokenize import PackParams, TrainParams, pack, train
 
 SUBJECTS = ("The reader", "A writer", "This function", "The parser", "Every method", "An iterator")
@@ -191,7 +191,7 @@ def test_the_report_says_what_packing_costs_at_each_context(documents, tokenizer
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(tokens, "token_dtype", lambda vocab_size: np.dtype(dtype))
+    monkeypatch.setattr(token_store, "token_dtype", lambda vocab_size: np.dtype(dtype))
     (work,) = encodings(documents, tokenizer, seed=0)
     encode_shard(work, tmp_path / "000000")
     expected = sum(len(Tokenizer(tokenizer).encode(d.text)) + 1 for d in Documents(documents))
@@ -203,12 +203,12 @@ def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, 
     inputs = {"documents": documents, "tokenizer": tokenizer}
     params = PackParams(shard_tokens=3_000)
     expected = bytes_of(run(pack, tmp_path / "one", params, **inputs).out)
-    monkeypatch.setattr(parts, "ROW_GROUP", 16)
-    monkeypatch.setattr(parts, "ROWS_A_PART", 50)
+    monkeypatch.setattr(parquet_parts, "ROW_GROUP", 16)
+    monkeypatch.setattr(parquet_parts, "ROWS_A_PART", 50)
     finer = write_documents(tmp_path / "documents", texts())
     inputs["documents"] = finer
     assert bytes_of(run(pack, tmp_path / "two", params, **inputs).out) == expected
-    monkeypatch.setattr(packing, "SLICE_BYTES", (300, 1000))
+    monkeypatch.setattr(token_packing, "SLICE_BYTES", (300, 1000))
     works = encodings(finer, tokenizer, seed=0)
     assert len(works) > 2 * -(-120 // 16)
     assert bytes_of(run(pack, tmp_path / "sliced", params, **inputs).out) == expected

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import sample_run
 
-from launch.tracking import client
-from launch.tracking.client import public, sole_writer
+from launch.tracking import mlflow_client
 from launch.tracking.mirror import LONGEST_WAIT, Mirror, follow, read_cursor
+from launch.tracking.mlflow_client import public, sole_writer
 from pipeline.errors import Failure, NotFound
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 
 @pytest.fixture
@@ -34,24 +34,24 @@ def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_address_is_as_told_or_from_the_environment_or_in_the_store(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert client.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
+    assert mlflow_client.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    assert client.tracking_uri(store) == "http://tracker:5000"
-    assert client.tracking_uri(store, "sqlite:///x") == "sqlite:///x"
+    assert mlflow_client.tracking_uri(store) == "http://tracker:5000"
+    assert mlflow_client.tracking_uri(store, "sqlite:///x") == "sqlite:///x"
 
 
 def test_the_command_that_opens_it(store: Store) -> None:
-    command = client.ui_command(store)
+    command = mlflow_client.ui_command(store)
     assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert f"sqlite:///{store.root}/mlflow.db" in command
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert client.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://tracker/x"
-    assert client.ui_line(store).startswith(f"{sys.executable} -m mlflow server --backend")
+    assert mlflow_client.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://tracker/x"
+    assert mlflow_client.ui_line(store).startswith(f"{sys.executable} -m mlflow server --backend")
 
 
 @pytest.mark.parametrize("secret", ["me:p/w@host", "me:p@w@host", "host/db?password=pw&user=me"])
 def test_the_line_that_opens_it_shows_no_password(store: Store, secret: str) -> None:
-    line = client.ui_line(store, f"postgresql://{secret}")
+    line = mlflow_client.ui_line(store, f"postgresql://{secret}")
     assert '--backend-store-uri "$MLFLOW_TRACKING_URI" --default' in line
     assert "pw" not in line
     assert "p/w" not in line
@@ -87,12 +87,12 @@ def test_waits_grow_while_nothing_answers_and_shrink_when_it_does() -> None:
 
 
 def test_what_mlflow_raises_becomes_one_line_without_passwords() -> None:
-    with pytest.raises(Failure) as caught, client.mlflow_errors("http://a:b@c"):
+    with pytest.raises(Failure) as caught, mlflow_client.mlflow_errors("http://a:b@c"):
         raise RuntimeError("refused by http://a:b@c\nlong\ntrace")
     assert str(caught.value) == "http://***@c: MLflow: refused by http://***@c"
-    with pytest.raises(Failure, match="KeyError"), client.mlflow_errors("x"):
+    with pytest.raises(Failure, match="KeyError"), mlflow_client.mlflow_errors("x"):
         raise KeyError
-    with pytest.raises(NotFound), client.mlflow_errors("x"):
+    with pytest.raises(NotFound), mlflow_client.mlflow_errors("x"):
         raise NotFound("as it is")
 
 

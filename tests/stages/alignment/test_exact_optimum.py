@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from tabular import BETA, EOS, LENGTH, PAD, PROMPTS, Problem, TableCritic, TablePolicy
+from tabular_mdp import BETA, EOS, LENGTH, PAD, PROMPTS, Problem, TableCritic, TablePolicy
 
 from pipeline.errors import Failure
-from stages.alignment import advantage, experience, rollout, update
+from stages.alignment import advantages, experience, ppo_update, rollout
 from stages.alignment.experience import targets
+from stages.alignment.ppo_update import UpdateSettings
 from stages.alignment.rollout import Cast, RolloutSettings, collect
-from stages.alignment.update import UpdateSettings
 from stages.generation import sampling
 from stages.generation.sampling import Decoding
 
@@ -80,7 +80,7 @@ def train(problem, *, decoding=None, renew=0):
         first = iteration * EPISODES
         cast = Cast(policy.model, reference, critic.model, score)
         batch = collect(cast, prompts, range(first, first + EPISODES), rolling)
-        update.update(policy, critic, batch, targets(batch, beta=BETA), UpdateSettings(), rng)
+        ppo_update.update(policy, critic, batch, targets(batch, beta=BETA), UpdateSettings(), rng)
     table = policy.model.table.detach()
     return Outcome(problem.gap_closed(table), problem.divergence(table))
 
@@ -142,7 +142,7 @@ def with_advantages(change):
     """Wrong advantages: `change(whitened_BR, mask_BR)`."""
 
     def wrong(values_BR, mask_BR):
-        return torch.where(mask_BR, change(advantage.whiten(values_BR, mask_BR), mask_BR), 0.0)
+        return torch.where(mask_BR, change(advantages.whiten(values_BR, mask_BR), mask_BR), 0.0)
 
     return lambda patch: patch.setattr(experience, "whiten", wrong)
 
@@ -157,7 +157,7 @@ def bootstrapping(patch):
     def wrong(rewards_BR, values_BR, mask_BR, **options):
         last_B = last(mask_BR)[:, None]
         more_BR = torch.zeros_like(rewards_BR).scatter(1, last_B, values_BR.gather(1, last_B))
-        return advantage.gae(rewards_BR + more_BR, values_BR, mask_BR, **options)
+        return advantages.gae(rewards_BR + more_BR, values_BR, mask_BR, **options)
 
     patch.setattr(experience, "gae", wrong)
 

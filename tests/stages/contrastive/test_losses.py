@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 import torch
-from clips import RESNET, VIT, captions, images, lively, made
+from tiny_clip import RESNET, VIT, captions, images, lively, made
 from torch.nn import functional as F
 
-from stages.contrastive.caching import backward_cached, backward_whole
+from stages.contrastive.gradient_cache import backward_cached, backward_whole
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 def embeddings(count, seed):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.data.tokenizer import Tokenizer
-from stages.data.tokenizer_training import cut_lines, export, train
-from stages.text.docstrings import documented_objects, module_documents
-from stages.text.installation import installed_files
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.data.tokenizers.tokenizer_training import cut_lines, export, train
+from stages.text.python_docs.docstrings import documented_objects, module_documents
+from stages.text.python_docs.installed_files import installed_files
 
 
 @pytest.fixture(scope="session")

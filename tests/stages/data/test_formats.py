@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptArtifact, InputError
-from stages.data import documents, parts
-from stages.data.conversations import Conversation, Conversations, Message, write_conversations
+from stages.data import documents, parquet_parts
+from stages.data.conversation_dataset import (
+    Conversation,
+    Conversations,
+    Message,
+    write_conversations,
+)
 from stages.data.documents import Documents, read_stats, write_stats
-from stages.data.preferences import Preference, Preferences, write_preferences
+from stages.data.preference_dataset import Preference, Preferences, write_preferences
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -85,8 +90,8 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
 
 
 def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROWS_A_PART", 4)
-    monkeypatch.setattr(parts, "BYTES_A_PART", 1_000)
+    monkeypatch.setattr(parquet_parts, "ROWS_A_PART", 4)
+    monkeypatch.setattr(parquet_parts, "BYTES_A_PART", 1_000)
     row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
     texts = ["short"] * 9 + ["long" * 300, "end"]
     with documents.documents_writer(tmp_path) as writer:
@@ -102,7 +107,7 @@ def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
 
 
 def test_rows_are_encoded_a_group_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "BYTES_A_GROUP", 1_000)
+    monkeypatch.setattr(parquet_parts, "BYTES_A_GROUP", 1_000)
     row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
     with documents.documents_writer(tmp_path) as writer:
         for _ in range(7):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from stages.generation.counter_rng import uniforms
 from stages.generation.likelihood import likelihoods
-from stages.generation.randomness import uniforms
 from stages.generation.sampling import Decoding, batches, draw, log_distribution, sample
-from stages.models.gpt import GPT, GPTConfig
-from stages.models.huggingface import save_language_model
+from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.hf_export import save_language_model
 
 CONFIG = GPTConfig(vocab_size=50, context=48, layers=2, width=32, heads=4)
 EOS, PAD = 3, 0

@@ -10,13 +10,13 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drawing import jpeg, png
+from drawn_images import jpeg, png
 
 from pipeline.errors import InputError
-from stages.images import sources
+from stages.images import image_sources
+from stages.images.image_sources import pieces, whole_files
 from stages.images.manifests import BrokenFile, Columns
 from stages.images.records import content_digest, read
-from stages.images.sources import pieces, whole_files
 
 IMAGES = [png(number, 8, 8) for number in range(7)]
 
@@ -111,7 +111,7 @@ def test_manifests_give_the_same_however_they_are_cut(images, suffix, count, mon
     rows = [dict(row) for row in MANIFEST]
     rows[2]["text"] = 'with a "quote",\nanother line and ü\t'
     path = write_manifest(images / f"pairs.{suffix}", rows)
-    monkeypatch.setattr(sources, "PIECE_RECORDS", count)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", count)
     found = records(path, Columns(meta=("label", "missing")))
     assert len(pieces([str(path)])) == {1: 7, 2: 4, 3: 3, 7: 1, 100: 1}[count]
     assert [(r.key, r.image, r.captions) for r in found] == [
@@ -130,7 +130,7 @@ def test_tars_give_the_same_however_they_are_cut(tmp_path, count, monkeypatch):
     ]
     path = write_tar(tmp_path / "t.tar", files)
     whole = told(records(path))
-    monkeypatch.setattr(sources, "PIECE_RECORDS", count)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", count)
     assert (
         told(records(path))
         == whole
@@ -140,7 +140,7 @@ def test_tars_give_the_same_however_they_are_cut(tmp_path, count, monkeypatch):
 
 
 def test_pieces_are_bounded_by_bytes_too(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 1)
+    monkeypatch.setattr(image_sources, "PIECE_BYTES", 1)
     assert [piece.names for piece in pieces([str(folder)])] == [
         ("a.PNG",),
         ("below/b.png",),
@@ -222,7 +222,7 @@ def test_a_parquet_file_of_one_row_group_is_decoded_once(tmp_path, monkeypatch):
     rows = [{"image": IMAGES[n % 7], "caption": f"c{n}"} for n in range(400)]
     path = write_manifest(tmp_path / "p.parquet", rows)
     whole = told(records(path))
-    monkeypatch.setattr(sources, "PIECE_RECORDS", 5)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", 5)
     decoded, plain = [], pq.ParquetFile.iter_batches
 
     def counted(file, *given, **named):
@@ -276,7 +276,7 @@ def damaged_parquet(at):
     ],
 )
 def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)
+    monkeypatch.setattr(image_sources, "LONGEST_FIELD", 1000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BrokenFile):
         records(tmp_path / name)
@@ -327,7 +327,7 @@ def test_hostile_members_of_a_tar_are_counted_and_not_followed(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 100])
 def test_a_cut_tar_gives_what_is_whole_first(tmp_path, count, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_RECORDS", count)
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", count)
     files = [(f"{n}.png", data) for n, data in enumerate(IMAGES)]
     path = write_tar(tmp_path / "t.tar", files)
     path.write_bytes(path.read_bytes()[:3300])

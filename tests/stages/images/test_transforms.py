@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from drawing import scene
+from drawn_images import scene
 from PIL import Image
 
 from stages.images import transforms

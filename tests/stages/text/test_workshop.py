@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.text import words as words_module
-from stages.text.language import language
-from stages.text.repair import repair
-from stages.text.words import Lexicon, fold
+from stages.text.language_id import language
+from stages.text.unicode_repair import repair
+from stages.text.words import word_table as words_module
+from stages.text.words.word_table import Lexicon, fold
 
 
 @settings(max_examples=80, deadline=None)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain import PlainEngine, same
+from plain_engine import PlainEngine, same
 
 from pipeline.errors import Failure
 from stages.training import checkpoint as ck
 from stages.training.checkpoint import Checkpoints
-from stages.training.rank import Rank
+from stages.training.ranks.rank import Rank
 
 
 def saved(

@@ -9,22 +9,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import assert_transformers_agree
+from hf_parity import assert_transformers_agree
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.models.config import DecoderConfig, ExpertsConfig, GPTConfig, LanguageConfig, MuP
-from stages.models.families import language_model
-from stages.models.huggingface import load_language_model, save_language_model
-from stages.models.language import LanguageModel
+from stages.models.hf_export import load_language_model, save_language_model
+from stages.models.initialization import first_weights
+from stages.models.language_model import LanguageModel
+from stages.models.language_model_config import (
+    DecoderConfig,
+    ExpertsConfig,
+    GPTConfig,
+    LanguageConfig,
+    MuP,
+)
+from stages.models.model_params import ModelSection
 from stages.models.mup import rates
-from stages.models.settings import ModelSection
-from stages.models.upcycling import first_weights
-from stages.training.groups import optimizer
-from stages.training.muon import MARK
+from stages.models.registry import language_model
 from stages.training.objective import Trainable
-from stages.training.optimizers import AdamW
-from stages.training.settings import TrainSection
+from stages.training.optim.adamw import AdamW
+from stages.training.optim.muon import MARK
+from stages.training.optim.param_groups import optimizer
+from stages.training.training_params import TrainSection
 
 VOCABULARY, CONTEXT, SAMPLES, STEPS = 16, 16, 8, 3
 NARROW = 64

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.text.edits import edits
+from stages.text.cleaning_params import EditName, RuleSetName, limit_problems, limits_of
 from stages.text.rules.catalogue import RULE_SETS, Limit
-from stages.text.rules.scoring import MEASURES, Scorer, first_failures
-from stages.text.rules.shape import Lists
-from stages.text.rules.view import View
-from stages.text.settings import EditName, RuleSetName, limit_problems, limits_of
-from stages.text.words import Lexicon
+from stages.text.rules.document_view import View
+from stages.text.rules.length_rules import Lists
+from stages.text.rules.rule_scorer import MEASURES, Scorer, first_failures
+from stages.text.text_edits import edits
+from stages.text.words.word_table import Lexicon
 
 TEXT = (
     "The cat sat on the mat. It was 3 o'clock!\n\n\tdef f(x):  # half {a}\n你好，世界。\n\n<html>"

@@ -1,0 +1,1 @@
+"""Clusters, jobs and preflight checks."""

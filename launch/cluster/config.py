@@ -1,0 +1,220 @@
+"""A cluster's file: where its head listens, who may talk to it, and what it shares with us.
+
+    address: http://127.0.0.1:8265          # the head's dashboard and Jobs API
+    token_path: ${store}/clusters/local/token   # a file that only you can read; or `token_env`
+    store: /mnt/headwater                   # as the cluster sees it; by default ours
+    mlflow: http://127.0.0.1:5000           # by default what MLFLOW_TRACKING_URI says
+    code: shipped                           # or `installed`: the cluster's image has the code
+    resources: {cpus: 2, gpus: 0}           # of a local head; elsewhere the head is asked
+
+The token itself is never in the file. `${store}` is the store; `${env:NAME}` a variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from launch.cluster.ray_jobs_client import Jobs, WrongToken
+from launch.tracking.mlflow_client import holds_password
+from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
+from pipeline.spec.yaml_reader import Tree, read
+from pipeline.storage.store import Store
+
+FOLDER = Path("configs/clusters")
+_VARIABLE = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
+
+
+class Offer(BaseModel):
+    """What a local head hands out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpus: Annotated[float, Field(gt=0)] = 0.0
+    """CPU cores; by default those of the machine."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs."""
+
+
+class ClusterFile(BaseModel):
+    """The keys of a cluster's file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str
+    """http(s)://host:port of the head's dashboard."""
+    token_path: str = ""
+    """A file that holds the token."""
+    token_env: str = ""
+    """The name of a variable that holds the token."""
+    store: str = ""
+    """The store, a folder that this machine and the cluster see under the same path."""
+    mlflow: str = ""
+    """The tracking server's address, as the cluster reaches it."""
+    code: Literal["shipped", "installed"] = "shipped"
+    """Whether the code travels with the job."""
+    python: str = "python"
+    """The interpreter on the cluster."""
+    resources: Offer = Offer()
+    """What a head that is started here hands out."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster's file, read and resolved."""
+
+    name: str
+    path: Path
+    file: ClusterFile
+    store: Store
+
+    @property
+    def address(self) -> str:
+        """Where its head listens."""
+        return self.file.address
+
+    @property
+    def state(self) -> Path:
+        """Where a head that was started here is remembered."""
+        return self.store.root / "clusters" / self.name
+
+    @property
+    def token_path(self) -> Path | None:
+        """The file with the token, if the token is in a file."""
+        return (
+            Path(self.resolve(self.file.token_path)).expanduser() if self.file.token_path else None
+        )
+
+    @property
+    def mlflow(self) -> str | None:
+        """Where runs on this cluster are mirrored to, if that was said anywhere."""
+        return self.resolve(self.file.mlflow) or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+    def resolve(self, text: str) -> str:
+        """`${store}` and `${env:NAME}` replaced.
+
+        Raises:
+            UserError: a variable is not set.
+        """
+
+        def value(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise UserError(
+                    f"{match[1]} is not set", where=str(self.path), remedy=f"export {match[1]}=…"
+                )
+            return os.environ[match[1]]
+
+        return _VARIABLE.sub(value, text.replace("${store}", str(self.store.root)))
+
+    def token(self) -> str:
+        """The token, or nothing if the file names none.
+
+        Raises:
+            WrongToken: it cannot be read, or others can read it too.
+        """
+        if self.file.token_env:
+            return os.environ.get(self.file.token_env, "")
+        return _read_token(self.token_path) if self.token_path else ""
+
+    def jobs(self) -> Jobs:
+        """The head's Jobs API."""
+        return Jobs(self.address, self.token())
+
+
+def _read_token(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text().strip()
+    except OSError as error:
+        raise WrongToken(
+            f"the token cannot be read: {(error.strerror or str(error)).lower()}",
+            where=str(path),
+            remedy="headwater cluster up   (a local head makes its own)",
+        ) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise WrongToken("others can read the token", where=str(path), remedy=f"chmod 600 {path}")
+    if not text:
+        raise WrongToken("the token's file is empty", where=str(path))
+    return text
+
+
+def load_cluster(name: str, store_path: str) -> Cluster:
+    """A cluster by its name in configs/clusters, or by the path of its file.
+
+    Raises:
+        NotFound: there is no such file.
+        SpecError: with every problem that was found in it.
+    """
+    path = _find(name)
+    file = _checked(read(path))
+    root = os.path.expandvars(file.store) if file.store else store_path
+    cluster = Cluster(path.stem, path, file, Store(store_path))
+    return Cluster(path.stem, path, file, Store(cluster.resolve(root)))
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if Path(name).is_file():
+            return Path(name)
+        raise NotFound(f"there is no cluster file {name}")
+    for folder in _folders():
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    known = {path.stem for folder in _folders() for path in folder.glob("*.yaml")}
+    remedy = did_you_mean(name, known) if known else "headwater init cluster"
+    raise NotFound(f"there is no cluster {name!r} in {FOLDER}", remedy=remedy)
+
+
+def _folders() -> Iterator[Path]:
+    """Where clusters are described: here, and where the program comes from."""
+    yield FOLDER
+    yield Path(__file__).parents[2] / FOLDER
+
+
+def _checked(tree: Tree) -> ClusterFile:
+    problems = list(tree.problems)
+    if not isinstance(tree.data, dict):
+        raise SpecError([Problem("", "expected a cluster file", where=tree.place(()))])
+    file = None
+    try:
+        file = ClusterFile.model_validate(tree.data, strict=False)
+    except ValidationError as error:
+        problems += [_problem(tree, found) for found in error.errors()]
+    if file:
+        problems += [Problem(key, said, hint, tree.place((key,))) for key, said, hint in _odd(file)]
+    if problems or file is None:
+        raise SpecError(problems)
+    return file
+
+
+def _problem(tree: Tree, found: Any) -> Problem:
+    path = tuple(found["loc"])
+    key = ".".join(str(part) for part in path)
+    if found["type"] == "extra_forbidden":
+        model = Offer if len(path) > 1 else ClusterFile
+        hint = did_you_mean(str(path[-1]), model.model_fields)
+        return Problem(key, "unknown key", hint, tree.place(path))
+    if found["type"] == "missing":
+        return Problem(key, "missing", "for example http://127.0.0.1:8265", tree.place(()))
+    return Problem(key, found["msg"].lower(), "", tree.place(path))
+
+
+def _odd(file: ClusterFile) -> Iterator[tuple[str, str, str]]:
+    """What cannot be, although its types are right: key, message, remedy."""
+    parts = urlsplit(file.address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        yield "address", f"{file.address!r} is no address", "for example http://127.0.0.1:8265"
+    elif parts.username or parts.password:
+        yield "address", "holds a password", "use token_path or token_env"
+    if file.token_path and file.token_env:
+        yield "token_env", "the token is named twice", "keep token_path or token_env"
+    if holds_password(file.mlflow):
+        yield "mlflow", "holds a password", "set MLFLOW_TRACKING_PASSWORD on the cluster"

@@ -1,0 +1,1 @@
+"""Commands about models: promote, rollback, models, generate."""

@@ -1,0 +1,71 @@
+"""Figures, times and instants as people read them: the same on the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from pipeline.storage.atomic_io import readable
+
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 s, 7 s, 3m 05s, 2h 10m, 3d 04h; empty for None and for what never ends."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    for size, smaller, big, small in ((86400, 3600, "d", "h"), (3600, 60, "h", "m")):
+        if whole >= size:
+            return f"{whole // size}{big} {whole % size // smaller:02d}{small}"
+    return f"{whole // 60}m {whole % 60:02d}s" if whole >= 60 else f"{whole} s"
+
+
+def number(value: float | None) -> str:
+    """A number where there is little room: 0.0312, 12.5, 1,234, 3.41 M, 3.14e23, 3e-5; empty for
+    None."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "nan")
+    size = abs(value)
+    if value == int(value) and size < 1e5:
+        return f"{int(value):,}"
+    if size >= 1e18:
+        return f"{value:.3g}".replace("e+", "e")
+    if size >= 99_999.5:
+        unit, suffix = next(u for u in _UNITS if size >= 0.9995 * u[0])
+        return f"{value / unit:.3g} {suffix}"
+    if size < 1e-3:
+        return scientific(value)
+    return f"{value:,.0f}" if size >= 1e4 else f"{value:.4g}"
+
+
+def scientific(value: float | None) -> str:
+    """3.14e23; empty for None."""
+    if value is None:
+        return ""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def figure(value: float) -> str:
+    """A number that may be compared: counts in full, anything else with four digits."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def size(number: float | None) -> str:
+    """Bytes; empty for None."""
+    return "" if number is None else readable(number)
+
+
+def seconds(stamp: str) -> float:
+    """An ISO 8601 instant as seconds since 1970."""
+    return datetime.fromisoformat(stamp).timestamp()
+
+
+def minute(stamp: str) -> str:
+    """An ISO 8601 instant to the minute, in the zone that it is given in."""
+    return stamp[:16].replace("T", " ")

@@ -1,0 +1,1 @@
+"""Running a plan: runs, stages, attempts, cancellation."""

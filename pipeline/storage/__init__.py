@@ -1,0 +1,1 @@
+"""Artifacts, leases and crash-safe file I/O."""

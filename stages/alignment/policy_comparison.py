@@ -1,0 +1,151 @@
+"""What a policy is worth: reward and KL on held-out prompts, before and after, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stages.alignment.experience import Experience
+from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
+from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
+from stages.distributed.cancellation_point import Pause
+from stages.generation.sampling import Decoding
+from stages.models.hf_export import load_language_model, load_scorer
+from stages.models.language_model import LanguageModel
+from stages.models.reward_head import Scorer
+from stages.objectives.ppo_ptx import read_prompts, summarise
+from stages.training.data_order import mix
+
+if TYPE_CHECKING:
+    from stages.training.ranks.rank import Rank
+
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two policies on the same prompts, drawn with the same random numbers."""
+
+    figures: dict[str, float]
+    """reward_before, reward_after, reward_gain and its standard error, kl, and more."""
+    samples: list[dict[str, str]] = field(default_factory=list)
+    histograms: tuple[tuple[list[float], list[int]], ...] = (([0.0, 1.0], [0]), ([0.0, 1.0], [0]))
+    """Edges and counts of the scores, before and after, on the same edges."""
+
+
+def before_and_after(rank: Rank, *paths: Path, **options: Any) -> Comparison:
+    """`compare_policies` on rank 0 alone; the others give an empty answer."""
+    if not rank.first:
+        return Comparison({})
+    return compare_policies(*paths, **options, device=rank.device, beat=Pause(rank))
+
+
+def compare_policies(
+    before: Path,
+    after: Path,
+    reward: Path,
+    prompts: Path,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    count: int = 64,
+    shown: int = 6,
+    device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Compare two policies by a reward model on the first `count` held-out prompts (0: on all).
+
+    The KL is that of the second to the first, in nats of a response. `beat` is called after each
+    batch of responses.
+
+    Raises:
+        InputError: the models are of different tokenizers.
+    """
+    tokenizer = Tokenizer(after)
+    for other in (before, reward):
+        tokenizer.require(Tokenizer(other))
+    policies = [load_language_model(path).to(device) for path in (before, after)]
+    room = min(policy.config.context for policy in policies) - max_new_tokens
+    asked = read_prompts(prompts, "eval", tokenizer, room)
+    asked = asked[: count or len(asked)]
+    if not asked:
+        return Comparison({})
+    scorer = load_scorer(reward).to(device)
+    settings = RolloutSettings(
+        Decoding(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
+    )
+    old, new = (_play(policy, policies[0], scorer, asked, settings, beat) for policy in policies)
+    return Comparison(
+        figures(old, new), side_by_side(tokenizer, asked, old, new, shown), histograms(old, new)
+    )
+
+
+def _play(
+    policy: LanguageModel,
+    reference: LanguageModel,
+    scorer: Scorer,
+    prompts: Sequence[Sequence[int]],
+    settings: RolloutSettings,
+    beat: Callable[[], None],
+) -> Experience:
+    """The reward model stands in for the critic, whose values nobody asks for here."""
+    cast = Cast(policy, reference, scorer, score_with(scorer, EOS))
+    return collect(cast, prompts, range(len(prompts)), settings, beat)
+
+
+def figures(old: Experience, new: Experience) -> dict[str, float]:
+    """The comparison as numbers."""
+    before, after = summarise(old), summarise(new)
+    gain = (new.scores - old.scores).double()
+    return {
+        "reward_before": before["reward"],
+        "reward_after": after["reward"],
+        "reward_gain": gain.mean().item(),
+        "reward_gain_error": (gain.std(correction=0) / len(gain) ** 0.5).item(),
+        "kl": after["kl"],
+        "kl_k3": after["kl_k3"],
+        "length_before": before["length"],
+        "length_after": after["length"],
+        "finished_before": before["finished"],
+        "finished_after": after["finished"],
+    }
+
+
+def side_by_side(
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    old: Experience,
+    new: Experience,
+    count: int,
+) -> list[dict[str, str]]:
+    """The first prompts with both responses and their scores."""
+    return [
+        {
+            "prompt": tokenizer.decode(prompts[row]),
+            "before": _said(tokenizer, prompts[row], old, row),
+            "after": _said(tokenizer, prompts[row], new, row),
+        }
+        for row in range(min(count, len(prompts)))
+    ]
+
+
+def _said(tokenizer: Tokenizer, prompt: Sequence[int], batch: Experience, row: int) -> str:
+    ids = batch.tokens[row, len(prompt) : len(prompt) + int(batch.mask[row].sum())]
+    cut = "" if batch.finished[row] else " …"
+    return f"{tokenizer.decode(ids.tolist())}{cut} [{batch.scores[row].item():+.2f}]"
+
+
+def histograms(old: Experience, new: Experience) -> tuple[tuple[list[float], list[int]], ...]:
+    """Counts of the scores of both, on the same edges."""
+    every = torch.cat([old.scores, new.scores]).cpu().double().numpy()
+    edges = np.histogram_bin_edges(every, BINS)
+    return tuple(
+        (edges.tolist(), np.histogram(batch.scores.cpu().numpy(), edges)[0].tolist())
+        for batch in (old, new)
+    )

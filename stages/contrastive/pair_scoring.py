@@ -1,0 +1,98 @@
+"""How well captions fit their images: the cosine that a CLIP model gives each pair."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.images.selection import Figures
+from stages.images.shard_writer import rows_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.contrastive.caption_tokenizer import Words
+    from stages.models.clip.modeling_clip import CLIP
+
+BATCH = 64
+_DECIMALS = 4  # what other batches and other numbers of threads do not change
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoreWork:
+    """What the task of a scratch table is given."""
+
+    model: Path
+    table: Path
+    rows: npt.NDArray[np.int64]
+    """Those of the table that are scored, in order."""
+
+
+def score_works(model: Path, figures: Figures, rows: npt.NDArray[np.int64]) -> list[ScoreWork]:
+    """The tasks that score these rows, a scratch table each."""
+    return [ScoreWork(model, table, held) for table, held in figures.by_commit(rows)]
+
+
+def score_table(work: ScoreWork, commit: Path) -> None:
+    """Score rows of a scratch table and commit their cosines: float64 (rows,)."""
+    from pipeline.storage.atomic_io import write_atomic
+
+    rows = rows_of(work.table, work.rows, ["image", "captions"])
+    pairs = ((row["image"], row["captions"][0]) for row in rows)
+    found = []
+    while batch := list(islice(pairs, BATCH)):
+        found.append(cosines(work.model, batch))
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(found))
+    write_atomic(commit, buffer.getvalue(), durable=False)
+
+
+def cosines(model: Path, pairs: Sequence[tuple[bytes, str]]) -> Scores:
+    """The cosine of each image and caption, rounded.
+
+    Args:
+        model: the folder of a CLIP with its tokenizer.
+        pairs: encoded images with captions, B of them.
+
+    Returns:
+        Shape (B,).
+
+    Raises:
+        InputError: the folder holds no CLIP, or no tokenizer.
+    """
+    import torch
+
+    from stages.contrastive.caption_tokenizer import encode
+    from stages.data.image_text_dataset import decode_rgb
+    from stages.images.transforms import center, to_tensors
+
+    clip, words, device = _opened(model)
+    size = clip.config.vision.image_size
+    pixels_B3HW = to_tensors([center(decode_rgb(image), size) for image, _ in pairs])
+    tokens_BT = encode(words, [caption for _, caption in pairs], clip.config.text)
+    with torch.inference_mode():
+        images_BE = clip.encode_image(pixels_B3HW.to(device))
+        texts_BE = clip.encode_text(tokens_BT.to(device))
+    found: Scores = (images_BE * texts_BE).sum(1).double().cpu().numpy()
+    return found.round(_DECIMALS)
+
+
+@lru_cache(1)
+def _opened(folder: Path) -> tuple[CLIP, Words, torch.device]:
+    import torch
+
+    from stages.contrastive.caption_tokenizer import open_words
+    from stages.models.clip.conversion_clip import load_clip
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_clip(folder).to(device), open_words(folder), device

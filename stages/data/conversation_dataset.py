@@ -1,0 +1,134 @@
+"""Conversations on disk: messages with roles, each conversation in one split.
+
+    part-00000.parquet   id, messages: list<struct<role, content>>, split, meta (JSON)
+
+Splits are `train`, `eval` and `unlabelled`; an unlabelled row holds the assistant's message only
+(there is a target and no question: what a speaker labels).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import InputError
+from stages.data import parquet_parts
+
+KIND = "Conversations"
+VERSION = 1
+SPLITS = ("train", "eval", "unlabelled")
+ROLES = ("system", "user", "assistant")
+
+Role = Literal["system", "user", "assistant"]
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMA = parquet_parts.versioned(
+    pa.schema(
+        [("id", pa.string()), ("messages", MESSAGES), ("split", pa.string()), ("meta", pa.string())]
+    ),
+    KIND,
+    VERSION,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one side said."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in turn, with the split they belong to."""
+
+    id: str
+    messages: tuple[Message, ...]
+    split: str = "train"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """All but the last assistant's message."""
+        return self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
+
+    @property
+    def response(self) -> str:
+        """The last assistant's message, empty where there is none."""
+        last = self.messages[-1]
+        return last.content if last.role == "assistant" else ""
+
+
+def write_conversations(out: Path, conversations: Iterable[Conversation]) -> int:
+    """Write conversations in the order given.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        InputError: a split or a role is not one of those known, or a conversation is empty.
+    """
+    with parquet_parts.PartWriter(Path(out), SCHEMA) as writer:
+        for conversation in conversations:
+            _check(conversation)
+            writer.write(
+                {
+                    "id": conversation.id,
+                    "messages": [
+                        {"role": message.role, "content": message.content}
+                        for message in conversation.messages
+                    ],
+                    "split": conversation.split,
+                    "meta": json.dumps(conversation.meta, sort_keys=True),
+                }
+            )
+    return writer.rows
+
+
+def _check(conversation: Conversation) -> None:
+    wrong = [m.role for m in conversation.messages if m.role not in ROLES]
+    if not conversation.messages or wrong or conversation.split not in SPLITS:
+        raise InputError(
+            f"conversation {conversation.id!r}: roles {wrong or 'missing'}, "
+            f"split {conversation.split!r}",
+            remedy=f"roles are {', '.join(ROLES)}; splits are {', '.join(SPLITS)}",
+        )
+
+
+class Conversations(Sequence[Conversation]):
+    """The conversations of one split (of all, if `split` is None), by position."""
+
+    def __init__(self, path: Path, split: str | None = "train") -> None:
+        self.path = Path(path)
+        self.split = split
+        table = pa.Table.from_batches(parquet_parts.read_batches(self.path, KIND, VERSION), SCHEMA)
+        if split is not None:
+            table = table.filter(pc.equal(table["split"], split))
+        self._rows = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self._rows.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        row = self._rows.slice(index, 1).to_pylist()[0]
+        return Conversation(
+            row["id"], _messages(row["messages"]), row["split"], json.loads(row["meta"])
+        )
+
+
+def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message(row["role"], row["content"]) for row in rows)

@@ -1,0 +1,114 @@
+"""Preferences on disk: K responses to a prompt with their ranks; pairs are K = 2.
+
+part-00000.parquet   id, prompt: list<struct<role, content>>, responses: list<str>,
+                     ranks: list<int> (0 is best, equal ranks tie), split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import InputError
+from stages.data import parquet_parts
+from stages.data.conversation_dataset import MESSAGES, Message
+
+KIND = "Preferences"
+VERSION = 1
+SPLITS = ("train", "eval")
+
+SCHEMA = parquet_parts.versioned(
+    pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt", MESSAGES),
+            ("responses", pa.list_(pa.string())),
+            ("ranks", pa.list_(pa.int32())),
+            ("split", pa.string()),
+        ]
+    ),
+    KIND,
+    VERSION,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """K responses to one prompt; `ranks[k]` is the rank of `responses[k]`, 0 the best."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    split: str = "train"
+
+
+def write_preferences(out: Path, preferences: Iterable[Preference]) -> int:
+    """Write preferences in the order given.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        InputError: fewer than two responses, ranks that do not match them, or all ranks equal.
+    """
+    with parquet_parts.PartWriter(Path(out), SCHEMA) as writer:
+        for preference in preferences:
+            _check(preference)
+            writer.write(
+                {
+                    "id": preference.id,
+                    "prompt": [{"role": m.role, "content": m.content} for m in preference.prompt],
+                    "responses": list(preference.responses),
+                    "ranks": list(preference.ranks),
+                    "split": preference.split,
+                }
+            )
+    return writer.rows
+
+
+def _check(preference: Preference) -> None:
+    ranked = len(preference.responses) == len(preference.ranks) and len(set(preference.ranks)) > 1
+    if not ranked or preference.split not in SPLITS:
+        raise InputError(
+            f"preference {preference.id!r}: {len(preference.responses)} responses with ranks "
+            f"{list(preference.ranks)} in split {preference.split!r}",
+            remedy="give one rank a response, at least two different; splits are train and eval",
+        )
+
+
+class Preferences(Sequence[Preference]):
+    """The preferences of one split (of all, if `split` is None), by position."""
+
+    def __init__(self, path: Path, split: str | None = "train") -> None:
+        self.path = Path(path)
+        self.split = split
+        table = pa.Table.from_batches(parquet_parts.read_batches(self.path, KIND, VERSION), SCHEMA)
+        if split is not None:
+            table = table.filter(pc.equal(table["split"], split))
+        self._rows = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self._rows.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Preference: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Preference]: ...
+    def __getitem__(self, index: int | slice) -> Preference | list[Preference]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        row = self._rows.slice(index, 1).to_pylist()[0]
+        return Preference(
+            row["id"],
+            tuple(Message(message["role"], message["content"]) for message in row["prompt"]),
+            tuple(row["responses"]),
+            tuple(row["ranks"]),
+            row["split"],
+        )

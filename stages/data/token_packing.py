@@ -1,0 +1,165 @@
+"""Documents to token shards: encode a slice of a row group a task, then lay the documents out
+shuffled.
+
+The order of documents and their split depend on ids and the seed alone, so neither the number of
+workers nor the cut of the input changes a byte.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.data import token_store
+from stages.data.documents import Documents
+from stages.data.hashing import fraction, hash64
+from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
+
+SLICES = 64  # at least, of a corpus that has a megabyte for each: workers end at about one time
+SLICE_BYTES = (1 << 20, 16 << 20)  # of text, at least and about at most
+
+_ENCODED = np.dtype([("end", "<u8"), ("order", "<u8"), ("split", "<f8")])
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One task: some rows of a row group of a part of the documents."""
+
+    part: Path
+    row_group: int
+    rows: slice
+    tokenizer: Path
+    seed: int
+
+
+def encodings(documents: Path, tokenizer: Path, seed: int) -> list[Encoding]:
+    """Tasks for all rows of a Documents artifact, in order; they depend on the documents alone."""
+    groups = [group for part in Documents(documents).files for group in _row_groups(part)]
+    total = sum(size for *_, size in groups)
+    least, most = SLICE_BYTES
+    wanted = min(most, max(least, total // SLICES))
+    works = []
+    for part, number, rows, size in groups:
+        step = max(1, -(-rows // max(1, -(-size // wanted))))
+        cuts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
+        works += [Encoding(part, number, cut, tokenizer, seed) for cut in cuts]
+    return works
+
+
+def _row_groups(part: Path) -> Iterator[tuple[Path, int, int, int]]:
+    """Part, number, rows, and bytes of text of each row group."""
+    metadata = pq.ParquetFile(part).metadata
+    text = metadata.schema.names.index("text")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        yield part, number, group.num_rows, group.column(text).total_uncompressed_size
+
+
+# A worker goes through the slices of a row group one after the other.
+@lru_cache(maxsize=1)
+def _row_group(part: Path, number: int) -> pa.Table:
+    return pq.ParquetFile(part).read_row_group(number, columns=["id", "text"])
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> AnyTokenizer:
+    return open_tokenizer(folder)
+
+
+def encode_shard(work: Encoding, commit: Path) -> None:
+    """Encode some rows: ids to `<commit>.bin`, one record a document to the commit file."""
+    from pipeline.storage.atomic_io import write_atomic
+
+    tokenizer = _tokenizer(work.tokenizer)
+    table = _row_group(work.part, work.row_group)[work.rows]
+    dtype = token_store.token_dtype(len(tokenizer))
+    encoded = [np.array(tokenizer.document(text), dtype) for text in table["text"].to_pylist()]
+    index = np.empty(len(encoded), _ENCODED)
+    index["end"] = np.cumsum([len(ids) for ids in encoded])
+    index["order"] = [hash64(f"{work.seed} {name}") for name in table["id"].to_pylist()]
+    index["split"] = [fraction(f"held out {name}") for name in table["id"].to_pylist()]
+    flat = np.concatenate(encoded) if encoded else np.empty(0, dtype)
+    write_atomic(_ids_file(commit), flat.tobytes(), durable=False)
+    buffer = io.BytesIO()
+    np.save(buffer, index)
+    write_atomic(commit, buffer.getvalue(), durable=False)
+
+
+def tokens_in(commit: Path) -> int:
+    """How many ids a committed task has."""
+    ends = np.load(commit)["end"]
+    return int(ends[-1]) if len(ends) else 0
+
+
+def _ids_file(commit: Path) -> Path:
+    return commit.with_name(f"{commit.name}.bin")
+
+
+class Layout:
+    """Where every encoded document goes; arrays of shape (documents,) in input order."""
+
+    def __init__(self, commits: Sequence[Path], vocab_size: int, eval_share: float) -> None:
+        self._commits = commits
+        self._dtype = token_store.token_dtype(vocab_size)
+        indices = [np.load(commit) for commit in commits]
+        self._ends = np.concatenate([np.empty(0, np.uint64), *(i["end"] for i in indices)])
+        self._starts = np.concatenate(
+            [np.empty(0, np.uint64), *(np.r_[0, i["end"]][:-1] for i in indices)]
+        ).astype(np.uint64)
+        self._source = np.repeat(np.arange(len(indices)), [len(i) for i in indices])
+        order = np.concatenate([np.empty(0, np.uint64), *(i["order"] for i in indices)])
+        place = np.concatenate([np.empty(0), *(i["split"] for i in indices)])
+        held_out = _held_out(place, eval_share)
+        ranked = np.argsort(order, kind="stable")
+        self.order = {
+            "train": ranked[~held_out[ranked]],
+            "eval": ranked[held_out[ranked]],
+        }
+
+    def lengths(self, split: str) -> npt.NDArray[np.int64]:
+        """Tokens of each document of the split in its new order, ends included."""
+        rows = self.order[split]
+        return (self._ends[rows] - self._starts[rows]).astype(np.int64)
+
+    def shards(
+        self, split: str, size: int
+    ) -> Iterator[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint64]]]:
+        """The split's shards of at least `size` tokens (the last may be less): ids and the ends
+        of documents."""
+        lengths = self.lengths(split)
+        if not len(lengths):
+            return
+        shard = (np.cumsum(lengths) - lengths) // size
+        cuts = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]]).tolist()
+        for start, stop in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
+            rows = self.order[split][start:stop].tolist()
+            ids = np.concatenate([self._document(row) for row in rows])
+            yield ids, np.cumsum(lengths[start:stop]).astype(np.uint64)
+
+    def _document(self, row: int) -> npt.NDArray[np.generic]:
+        ids = self._maps[int(self._source[row])]
+        return np.asarray(ids[int(self._starts[row]) : int(self._ends[row])])
+
+    @cached_property
+    def _maps(self) -> list[npt.NDArray[np.generic]]:
+        files = [_ids_file(commit) for commit in self._commits]
+        return [
+            np.memmap(file, self._dtype, "r") if file.stat().st_size else np.empty(0, self._dtype)
+            for file in files
+        ]
+
+
+def _held_out(place: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
+    """Documents below the share; if none is and two can be spared, the lowest of all."""
+    held_out = place < share
+    if share > 0 and not held_out.any() and len(place) > 1:
+        held_out[np.argmin(place)] = True
+    return held_out

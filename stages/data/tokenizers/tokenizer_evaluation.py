@@ -1,0 +1,141 @@
+"""What a tokenizer does to every document: whether it comes back, and how many tokens it takes.
+
+A row group is a task, which writes its counts by language as JSON. Words are counted for
+languages that are written with spaces between them, and characters for the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.errors import Failure
+from stages.data.documents import Documents
+from stages.data.hashing import fraction
+from stages.data.tokenizers.sentencepiece_tokenizer import FIRST_BYTE, SPACE, Tokenizer, well_formed
+from stages.data.tokenizers.tokenizer_training import agreement
+
+UNSPACED = frozenset({"bo", "ja", "jpn", "km", "lo", "my", "th", "wuu", "yue", "zh", "zho"})
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Check:
+    """One task: a row group of a part of the documents."""
+
+    part: Path
+    row_group: int
+    tokenizer: Path
+    agreement_share: float
+    """The share of documents that `tokenizer.json` is asked for too."""
+
+
+@dataclass
+class Counts:
+    """Of the documents of a language."""
+
+    documents: int = 0
+    characters: int = 0
+    words: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    byte_tokens: int = 0
+    """Tokens that stand for one byte, of a character that is in no piece."""
+
+    def __add__(self, other: Counts) -> Counts:
+        names = [field.name for field in fields(self)]
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of UTF-8 that a token stands for."""
+        return self.bytes / max(1, self.tokens)
+
+    def fertility(self, lang: str) -> float:
+        """Tokens a word; in a language that is written without spaces, tokens a character."""
+        return self.tokens / max(1, self.characters if unspaced(lang) else self.words)
+
+
+def unspaced(lang: str) -> bool:
+    """Whether the language of a code like `zh` or `zh-TW` is written without spaces."""
+    return lang.replace("_", "-").split("-")[0].lower() in UNSPACED
+
+
+def checks(documents: Path, tokenizer: Path, agreement_share: float) -> list[Check]:
+    """A task for every row group of a Documents artifact, in order."""
+    return [
+        Check(part, group, tokenizer, agreement_share)
+        for part in Documents(documents).files
+        for group in range(pq.ParquetFile(part).metadata.num_row_groups)
+    ]
+
+
+def check_shard(work: Check, commit: Path) -> None:
+    """Encode and decode each document of a row group, and write its counts by language.
+
+    Raises:
+        Failure: a document does not come back, yields a control id, or gets other ids from
+            `tokenizer.json`; it is named.
+    """
+    from pipeline.storage.atomic_io import write_atomic
+
+    tokenizer = Tokenizer(work.tokenizer)
+    table = pq.ParquetFile(work.part).read_row_group(work.row_group, columns=["id", "text", "lang"])
+    names, texts, langs = (table[name].to_pylist() for name in ("id", "text", "lang"))
+    counts: dict[str, Counts] = {}
+    for start in range(0, len(texts), BATCH):
+        batch = slice(start, start + BATCH)
+        encoded = tokenizer.encode_batch(texts[batch])
+        _round_trip(tokenizer, names[batch], texts[batch], encoded)
+        for text, lang, ids in zip(texts[batch], langs[batch], encoded, strict=True):
+            counts[lang or "?"] = counts.get(lang or "?", Counts()) + _count(text, ids)
+    chosen = [
+        text
+        for name, text in zip(names, texts, strict=True)
+        if fraction(f"agreement {name}") < work.agreement_share
+    ]
+    if chosen:
+        agreement(tokenizer, work.tokenizer, chosen)
+    found = {lang: asdict(count) for lang, count in counts.items()}
+    write_atomic(commit, json.dumps(found, sort_keys=True), durable=False)
+
+
+def _round_trip(
+    tokenizer: Tokenizer, names: Sequence[str], texts: Sequence[str], encoded: list[list[int]]
+) -> None:
+    for name, text, back, ids in zip(
+        names, texts, tokenizer.decode_batch(encoded), encoded, strict=True
+    ):
+        if back != well_formed(text).replace(SPACE, " ") or min(ids, default=FIRST_BYTE) < (
+            FIRST_BYTE
+        ):
+            raise Failure(
+                "a document does not come back from its tokens",
+                where=f"document {name}",
+                remedy="report this document's text",
+            )
+
+
+def _count(text: str, ids: Sequence[int]) -> Counts:
+    return Counts(
+        documents=1,
+        characters=len(text),
+        words=len(text.split()),
+        bytes=len(well_formed(text).encode()),
+        tokens=len(ids),
+        byte_tokens=int(np.count_nonzero(np.asarray(ids) < FIRST_BYTE + 256)),
+    )
+
+
+def gather(commits: Iterable[Path]) -> dict[str, Counts]:
+    """The counts of all row groups by language, the largest first."""
+    total: dict[str, Counts] = {}
+    for commit in commits:
+        for lang, found in json.loads(commit.read_text()).items():
+            total[lang] = total.get(lang, Counts()) + Counts(**found)
+    return dict(sorted(total.items(), key=lambda item: (-item[1].bytes, item[0])))

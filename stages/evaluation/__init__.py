@@ -1,0 +1,1 @@
+"""Tasks, log-likelihoods and perplexity."""

@@ -1,0 +1,53 @@
+"""What `headwater generate` calls: a folder and a prompt in, text out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import InputError
+from stages.data.chat_template import encode_prompt
+from stages.data.conversation_dataset import Message
+from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.generation.sampling import Decoding, sample
+from stages.models.hf_export import is_chat, load_language_model
+
+
+def generate_text(
+    folder: Path,
+    prompt: str,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    seed: int = 0,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> str:
+    """One response to a prompt, by the model in `folder`.
+
+    A model whose card says that it converses in our chat format is given the prompt as a user's
+    message; any other goes on where the prompt ends, at the beginning of a document.
+
+    Raises:
+        InputError: the folder holds no model, the prompt fills the context, or a setting is out
+            of its range.
+    """
+    folder = Path(folder)
+    model, tokenizer = load_language_model(folder), open_tokenizer(folder)
+    if isinstance(tokenizer, Tokenizer) and is_chat(folder):
+        ids = encode_prompt(tokenizer, [Message("user", prompt)])
+    else:
+        ids = [tokenizer.start_id, *tokenizer.encode(prompt)]
+    room = model.config.context - len(ids)
+    if room < 1:
+        raise InputError(
+            f"the prompt's {len(ids)} tokens fill the context of {model.config.context}",
+            remedy="shorten the prompt",
+        )
+    try:
+        decoding = Decoding(min(max_new_tokens, room), temperature, top_k, top_p)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    end, filler = tokenizer.eos_id, tokenizer.filler
+    drawn = sample(model, [ids], decoding, eos_id=end, pad_id=filler, seed=seed)
+    return tokenizer.decode(drawn.ids(0))

@@ -1,0 +1,139 @@
+"""GPT: the pre-LayerNorm decoder of GPT-2 and GPT-3.
+
+    tokens ─ wte + wpe ─┬─ ln_1 ─ attn ─(+)─┬─ ln_2 ─ mlp ─(+)─ … ─ ln_f ─ wte^T ─ logits
+                        └───────────────┘   └────────────┘
+                                  × layers
+
+Learned positions, GELU (tanh), biases everywhere, head tied to the embedding; residual
+projections start at 0.02/sqrt(2 layers) (Radford et al. 2019, section 2.3). Parameters carry the
+names of the Hugging Face GPT-2, so an export is a transpose and nothing else.
+
+Shape suffixes as in `stages.models.language_model`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.models.language_model import INIT_STD, LanguageModel, Seen
+from stages.models.language_model_config import GPTConfig, attention_scale, width_multiple
+
+__all__ = ["GPT", "GPTConfig"]
+
+
+class Attention(nn.Module):
+    """Causal self-attention over all heads at once."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.layer, self.dropout = config.heads, layer, config.dropout
+        self.scale = attention_scale(config)
+        self.c_attn = nn.Linear(config.width, 3 * config.width)
+        self.c_proj = nn.Linear(config.width, config.width)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: Tensor, seen: Seen) -> Tensor:
+        """Mix tokens. Without a mask it is plainly causal (or, with a cache, sees all of it)."""
+        B, T, C = x_BTC.shape
+        q, k, v = (
+            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+            for part in self.c_attn(x_BTC).split(C, dim=2)
+        )
+        if seen.cache is not None:
+            k, v = seen.cache.extend(self.layer, k, v)
+        y_BHTD = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=seen.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=seen.mask is None and seen.cache is None,
+            scale=self.scale,
+        )
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        return cast(Tensor, self.resid_dropout(self.c_proj(y_BTC)))
+
+
+class FeedForward(nn.Module):
+    """Two layers with GELU (tanh) between."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.width, config.inner)
+        self.c_proj = nn.Linear(config.inner, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Transform each token alone."""
+        hidden = F.gelu(self.c_fc(x_BTC), approximate="tanh")
+        return cast(Tensor, self.dropout(self.c_proj(hidden)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normalised copy, added to the stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BTC: Tensor, seen: Seen) -> tuple[Tensor, None]:
+        """One layer."""
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), seen)
+        return x_BTC + self.mlp(self.ln_2(x_BTC)), None
+
+
+class GPT(LanguageModel):
+    """The language model."""
+
+    config: GPTConfig
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.width)
+        self.wpe = nn.Embedding(config.context, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw the weights anew from torch's global generator."""
+        hidden = INIT_STD / math.sqrt(width_multiple(self.config))
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.normal_(std=hidden / math.sqrt(2 * self.config.layers))
+            elif name.endswith("bias"):
+                parameter.zero_()
+            elif "ln_" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(std=hidden if name.startswith("h.") else INIT_STD)
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The layers in order."""
+        return self.h
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The embedding: the head is tied to it."""
+        return self.wte.weight
+
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Tokens and positions, added."""
+        return cast(Tensor, self.drop(self.wte(tokens_BT) + self.wpe(positions_BT)))
+
+    def norm(self, x_BTC: Tensor) -> Tensor:
+        """The last LayerNorm."""
+        return cast(Tensor, self.ln_f(x_BTC))

@@ -1,0 +1,95 @@
+"""Keys and values of what a decoder has read, and who may see whom.
+
+Shape suffixes: B batch, T new tokens, S tokens in the cache, H heads of keys, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stages.models.language_model_config import LanguageConfig
+
+
+class Cache:
+    """Keys and values of the tokens read so far: allocated once, filled in place.
+
+    Rows may be padded on either side: padding is remembered, never attended to, and takes no
+    position, so that a row continues exactly as if it were alone.
+    """
+
+    def __init__(self, config: LanguageConfig, batch: int, capacity: int, like: Tensor) -> None:
+        shape = (config.layers, batch, config.kv_heads, capacity, config.head_size)
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
+        self.valid_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=like.device)
+        self.count_B = torch.zeros(batch, dtype=torch.long, device=like.device)
+        self.length = 0
+        self.context = config.context
+        self.padded = False
+
+    def admit(self, mask_BT: Tensor | None, batch: int, steps: int) -> Tensor:
+        """Make room for the next tokens and return their positions_BT.
+
+        Raises:
+            ValueError: the cache is full, or a row is longer than the model's context.
+        """
+        start, stop = self.length, self.length + steps
+        if stop > self.valid_BS.shape[1]:
+            raise ValueError(f"{stop} tokens do not fit a cache of {self.valid_BS.shape[1]}")
+        padded = mask_BT is not None
+        if mask_BT is None:
+            mask_BT = self.valid_BS.new_ones(batch, steps)
+        count_B = self.count_B + mask_BT.sum(1)
+        # A look at the counts waits for the device: not while even padding would fit.
+        if stop > self.context and int(count_B.max()) > self.context:
+            longest = int(count_B.max())
+            raise ValueError(f"{longest} tokens do not fit a context of {self.context}")
+        self.valid_BS[:, start:stop] = mask_BT
+        positions_BT = self.count_B[:, None] + mask_BT.cumsum(1) - 1
+        self.count_B = count_B
+        self.length = stop
+        self.padded |= padded
+        return positions_BT.clamp(min=0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these (indices): the others have nothing more to say."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+        self.valid_BS = self.valid_BS[rows]
+        self.count_B = self.count_B[rows]
+
+    def mask(self, steps: int) -> Tensor | None:
+        """Which keys the newest `steps` tokens see, as bool (B, 1, T, S); None if all."""
+        if steps == 1 and not self.padded:
+            return None
+        return visible(self.valid_BS[:, : self.length], steps)
+
+    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values and return all of them (B, H, S, D)."""
+        start = self.length - k_BHTD.shape[2]
+        self.keys[layer, :, :, start : self.length] = k_BHTD
+        self.values[layer, :, :, start : self.length] = v_BHTD
+        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
+
+
+def visible(valid_BS: Tensor, steps: int) -> Tensor:
+    """Which keys the last `steps` of S tokens see, as bool (B, 1, T, S): the real ones up to
+    themselves."""
+    S = valid_BS.shape[1]
+    key_S = torch.arange(S, device=valid_BS.device)
+    query_T = key_S[S - steps :]
+    own_TS = query_T[:, None] == key_S
+    past_TS = query_T[:, None] >= key_S
+    # A padding token sees itself: a row of nothing would make the softmax NaN.
+    return ((past_TS & valid_BS[:, None]) | own_TS)[:, None]
+
+
+def within_documents(segments_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """Which keys a token sees that is to see its own document alone, as bool (B, 1, T, T); where
+    a mask says what is real, of those only the real ones."""
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    past_B1TT = same_BTT.tril()[:, None]
+    if mask_BT is None:
+        return past_B1TT
+    return past_B1TT & visible(mask_BT.bool(), segments_BT.shape[1])

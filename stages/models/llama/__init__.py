@@ -1,0 +1,1 @@
+"""Llama, Qwen3 and Switch decoders."""

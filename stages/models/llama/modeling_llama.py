@@ -1,0 +1,185 @@
+"""The modern decoder: RMSNorm, rotary positions, SwiGLU, shared keys; with experts, a Switch.
+
+    tokens ─ embed ─┬─ norm ─ attention ─(+)─┬─ norm ─ feed-forward or experts ─(+)─ … ─ norm ─ head
+                    └────────────────────┘   └────────────────────────────────┘
+                                  × layers
+
+No biases. Exported as Llama, as Qwen3 where queries and keys are normalised, and as Qwen3-MoE
+where there are experts: the same function as theirs. Projections that read the same input are one
+matrix here (queries, keys and values; gate and up), which makes fewer and larger products.
+
+Shape suffixes as in `stages.models.language_model`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.models.fused_ops import swiglu
+from stages.models.language_model import INIT_STD, LanguageModel, Routing, Seen
+from stages.models.language_model_config import DecoderConfig, attention_scale, width_multiple
+from stages.models.moe import Experts, Switch
+
+__all__ = ["Decoder", "DecoderConfig"]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions, heads of queries sharing those of keys."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
+        self.scale = attention_scale(config)
+        self.heads = [config.heads, config.kv_heads, config.kv_heads]
+        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_size, bias=False)
+        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+        norms = (config.head_size, config.norm_eps) if config.qk_norm else None
+        self.q_norm = nn.RMSNorm(*norms) if norms else nn.Identity()
+        self.k_norm = nn.RMSNorm(*norms) if norms else nn.Identity()
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: Tensor, seen: Seen) -> Tensor:
+        """Mix tokens. Without a mask it is plainly causal (or, with a cache, sees all of it)."""
+        B, T, _ = x_BTC.shape
+        heads_BTHD = self.qkv(x_BTC).view(B, T, sum(self.heads), self.head_size)
+        q, k, v = (part.transpose(1, 2) for part in heads_BTHD.split(self.heads, dim=2))
+        q, k = turn(self.q_norm(q), seen.rotary), turn(self.k_norm(k), seen.rotary)
+        if seen.cache is not None:
+            k, v = seen.cache.extend(self.layer, k, v)
+        y_BHTD = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=seen.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=seen.mask is None and seen.cache is None,
+            scale=self.scale,
+            enable_gqa=self.heads[0] != self.heads[1],
+        )
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, -1)
+        return cast(Tensor, self.residual_dropout(self.out(y_BTC)))
+
+
+def turn(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Each head turned by its position's angles: halves of the head are the pairs' two sides."""
+    assert rotary is not None
+    cos, sin = rotary
+    low, high = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos + torch.cat([-high, low], -1) * sin
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): silu(gate) times up, then down."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
+        self.down = nn.Linear(config.inner, config.width, bias=False)
+
+    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, None]:
+        """Transform each token alone, padding too."""
+        return self.down(swiglu(self.gate_up(x_BTC))), None
+
+
+class Block(nn.Module):
+    """Attention and feed-forward (or experts), each on a normalised copy, added to the stream."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.feed_forward: nn.Module = FeedForward(config)
+        if config.experts and config.has_experts(layer):
+            self.feed_forward = Switch(config.width, config.inner, config.experts)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTC: Tensor, seen: Seen) -> tuple[Tensor, Routing | None]:
+        """One layer, and how its tokens were sent to experts if it has any."""
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), seen)
+        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), seen.real_BT)
+        return x_BTC + self.dropout(y_BTC), routing
+
+
+class Decoder(LanguageModel):
+    """The language model."""
+
+    config: DecoderConfig
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.lm_head = (
+            None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        )
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw the weights anew from torch's global generator, each expert's on its own."""
+        narrower = 1 / math.sqrt(width_multiple(self.config))
+        hidden, scale = INIT_STD * narrower, self.config.init_scale
+        residual = hidden / math.sqrt(2 * self.config.layers)
+        for name, parameter in self.named_parameters():
+            plain = residual if name.endswith(("out.weight", "down", "down.weight")) else hidden
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif parameter.ndim == 3:
+                continue  # experts draw their own
+            elif name.endswith(("embedding.weight", "lm_head.weight")):
+                parameter.normal_(std=INIT_STD)
+            elif name.endswith("router.weight"):
+                start(parameter, plain * narrower, scale and scale * narrower**2)
+            else:
+                start(parameter, plain, scale)
+        for experts in self.modules():
+            if isinstance(experts, Experts):
+                experts.reset(
+                    lambda w: start(w, hidden, scale), lambda w: start(w, residual, scale)
+                )
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The layers in order."""
+        return self.layers
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The head's weight, or the embedding that it is tied to."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """The tokens; positions come in by turning queries and keys."""
+        return cast(Tensor, self.drop(self.embedding(tokens_BT)))
+
+    def norm(self, x_BTC: Tensor) -> Tensor:
+        """The last RMSNorm."""
+        return cast(Tensor, self.final_norm(x_BTC))
+
+    def rotary(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, 1, T, D), of angles in float32."""
+        half = self.config.head_size // 2
+        powers = torch.arange(half, device=positions_BT.device, dtype=torch.float32) / half
+        angles = positions_BT[:, None, :, None].float() / self.config.rope_theta**powers
+        angles = torch.cat([angles, angles], -1)
+        dtype = self.embedding.weight.dtype
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def start(weight: Tensor, std: float, scale: float | None) -> None:
+    """Fill an (out, in) matrix: normal, or cut at two deviations with variance scale / fan-in."""
+    if scale is None:
+        weight.normal_(std=std)
+    else:
+        deviation = math.sqrt(scale / weight.shape[-1])
+        nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)

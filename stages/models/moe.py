@@ -1,0 +1,242 @@
+"""The Switch layer: each token goes to its likeliest expert (Fedus, Zoph, Shazeer 2021).
+
+    x ─ router ─ top-k ─ capacity ─ sort by expert ─ [send] ─ experts ─ [send back] ─ × gate ─ add
+
+y = p_i(x) E_i(x), with the gate's probability as it is. The router works in float32 whatever the
+rest does (section 2.4). Tokens that find their expert full pass the layer by on the residual.
+Sorting and one grouped product replace the one-hot dispatch, whose cost grows with tokens squared.
+Padding is neither sent nor counted: what the layer makes of a sequence, its capacity, balance and
+figures are those of its real tokens alone.
+
+What is between processes (experts that live elsewhere, loads of the whole batch) is an `Exchange`
+that training puts into the layer; by itself a layer holds all its experts.
+
+Shape suffixes: B groups (sequences), T tokens of a group, N tokens that are real, K choices of a
+token, A = N K choices, E experts, C width, I hidden width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.models.fused_ops import swiglu
+from stages.models.language_model import Routing
+from stages.models.language_model_config import ExpertsConfig
+
+
+class Exchange(Protocol):
+    """How tokens reach the experts of all processes."""
+
+    def total(self, counts_E: Tensor) -> Tensor:
+        """The sum over all processes that train together."""
+
+    def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
+        """What the experts make of tokens that are sorted by expert, `counts_E` for each."""
+
+
+class Here:
+    """All experts live in this process, and nobody else is asked."""
+
+    def total(self, counts_E: Tensor) -> Tensor:
+        """Themselves."""
+        return counts_E
+
+    def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
+        """What they make of the tokens."""
+        return cast(Tensor, experts(x_AC, counts_E))
+
+
+class Experts(nn.Module):
+    """Feed-forward layers side by side: those from `first` on of all `total`."""
+
+    def __init__(
+        self, width: int, inner: int, total: int, first: int, num: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.total, self.first, self.num, self.dropout = total, first, num, dropout
+        self.gate_up = nn.Parameter(torch.empty(num, 2 * inner, width))
+        self.down = nn.Parameter(torch.empty(num, width, inner))
+
+    @torch.no_grad()
+    def reset(self, gate_up: Callable[[Tensor], None], down: Callable[[Tensor], None]) -> None:
+        """Draw every expert of the layer in turn, and keep those that live here: an expert starts
+        alike wherever it lives, and no two start alike."""
+        for expert in range(self.total):
+            for weight, draw in ((self.gate_up, gate_up), (self.down, down)):
+                drawn = torch.empty_like(weight[0])
+                draw(drawn)
+                if self.first <= expert < self.first + self.num:
+                    weight[expert - self.first].copy_(drawn)
+
+    def forward(self, x_AC: Tensor, counts_E: Tensor) -> Tensor:
+        """Each token by its expert; tokens are sorted by expert, `counts_E` for each."""
+        ends_E = counts_E.cumsum(0).to(torch.int32)
+        hidden_AI = swiglu(_grouped(x_AC, self.gate_up, ends_E))
+        if self.dropout:
+            hidden_AI = F.dropout(hidden_AI, self.dropout, self.training)
+        return _grouped(hidden_AI, self.down, ends_E)
+
+
+def _grouped(x_AC: Tensor, weight_EIC: Tensor, ends_E: Tensor) -> Tensor:
+    """x W_e^T for the run of rows of each expert, which ends at `ends_E`."""
+    product: Tensor = torch._grouped_mm(x_AC, weight_EIC.transpose(1, 2), offs=ends_E)
+    return product
+
+
+class Dispatch(NamedTuple):
+    """Which choice goes where, in the order in which experts take them."""
+
+    token_A: Tensor
+    """The token of each choice that is kept."""
+    choice_A: Tensor
+    """Its place among all choices, (K, N) row by row."""
+    counts_E: Tensor
+    """How many each expert takes."""
+
+
+class Groups(NamedTuple):
+    """Sequences of T places, over each of which capacity and balance are counted."""
+
+    T: int
+    at_N: Tensor
+    """Where each token is among all places of all sequences."""
+    sizes_B: Tensor
+    """Tokens of each sequence."""
+
+    @classmethod
+    def of(cls, x_BTC: Tensor, real_BT: Tensor | None) -> Groups:
+        """Those of a batch, of which some places may hold padding."""
+        B, T, _ = x_BTC.shape
+        if real_BT is not None:
+            return cls(T, real_BT.reshape(-1).nonzero()[:, 0], real_BT.sum(1))
+        places = torch.arange(B * T, device=x_BTC.device)
+        return cls(T, places, torch.full((B,), T, device=x_BTC.device))
+
+    @property
+    def num(self) -> int:
+        """How many sequences."""
+        return len(self.sizes_B)
+
+    @property
+    def of_N(self) -> Tensor:  # noqa: N802
+        """The sequence of each token."""
+        return self.at_N // self.T
+
+    def spread(self, values_NC: Tensor) -> Tensor:
+        """Each token's at its place, (B, T, C); 0 at the others."""
+        C = values_NC.shape[1]
+        places = values_NC.new_zeros(self.num * self.T, C)
+        return places.index_copy(0, self.at_N, values_NC).view(self.num, self.T, C)
+
+
+class Switch(nn.Module):
+    """A feed-forward layer of experts behind a router."""
+
+    def __init__(self, width: int, inner: int, config: ExpertsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = nn.Linear(width, config.num, bias=False)
+        self.experts = Experts(width, inner, config.num, 0, config.num, config.dropout)
+        self.exchange: Exchange = Here()
+
+    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """The experts' answers times their gates (0 for padding, and where all were full), and the
+        routing. `real_BT` is False at padding; without it all tokens are real."""
+        groups = Groups.of(x_BTC, real_BT)
+        x_NC = x_BTC.flatten(0, 1)
+        if real_BT is not None:
+            x_NC = x_NC[groups.at_N]
+        logits_NE = self._logits(x_NC)
+        probs_NE = logits_NE.softmax(-1)
+        gates_NK, experts_NK = probs_NE.topk(self.config.top_k, dim=-1)
+        if self.config.normalize_gates:
+            gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+        sent = dispatch(experts_NK, groups, self.config.num, self.capacity(groups.sizes_B))
+        places_AC = sent.token_A[:, None].expand(-1, x_NC.shape[1])
+        answers_AC = self.exchange.apply(self.experts, x_NC.gather(0, places_AC), sent.counts_E)
+        gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(answers_AC.dtype)
+        y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, answers_AC * gates_A1)
+        y_BTC = y_NC.view_as(x_BTC) if real_BT is None else groups.spread(y_NC)
+        return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
+
+    def capacity(self, sizes_B: Tensor) -> Tensor | None:
+        """Tokens that an expert takes of each group, by how many are real in it; None for all."""
+        config = self.config
+        factor = config.capacity_factor if torch.is_grad_enabled() else config.eval_capacity_factor
+        if factor is None:
+            return None
+        even_B = sizes_B.double() * config.top_k / config.num
+        return (even_B * factor).ceil().clamp(min=1).long()
+
+    def _logits(self, x_NC: Tensor) -> Tensor:
+        """The router's, in float32."""
+        x_NC = x_NC.float()
+        if self.config.jitter and self.training:
+            low, high = 1 - self.config.jitter, 1 + self.config.jitter
+            x_NC = x_NC * torch.empty_like(x_NC).uniform_(low, high)
+        with torch.autocast(x_NC.device.type, enabled=False):
+            return F.linear(x_NC, self.router.weight.float())
+
+    def _routing(
+        self,
+        logits_NE: Tensor,
+        probs_NE: Tensor,
+        experts_NK: Tensor,
+        sent: Dispatch,
+        groups: Groups,
+    ) -> Routing:
+        """Means over tokens, so that those of several batches are brought together by weighing
+        each with its tokens."""
+        chosen_BE = _counts(experts_NK, groups, self.config.num)
+        if self.config.balance_over == "group":
+            balance = balance_loss(chosen_BE, groups.spread(probs_NE).sum(1), groups.sizes_B)
+        else:
+            chosen_1E = self.exchange.total(chosen_BE.sum(0, keepdim=True))
+            tokens_1 = groups.sizes_B.sum(0, keepdim=True)
+            balance = balance_loss(chosen_1E, probs_NE.sum(0, keepdim=True), tokens_1)
+        load_E = chosen_BE.sum(0) / experts_NK.numel()
+        with torch.no_grad():
+            entropy = -(probs_NE * probs_NE.clamp(min=1e-9).log()).sum(-1).mean()
+        dropped = 1 - sent.counts_E.sum() / experts_NK.numel()
+        z = logits_NE.logsumexp(-1).square().mean()
+        return Routing(balance, z, load_E, dropped, entropy)
+
+
+def dispatch(experts_NK: Tensor, groups: Groups, num: int, capacity_B: Tensor | None) -> Dispatch:
+    """Sort choices by expert, and leave out those beyond the capacity of a group and expert.
+
+    First choices come before second ones, earlier tokens before later (Fedus et al. 2021,
+    section 2.2; Lepikhin et al. 2020, algorithm 1).
+    """
+    N, K = experts_NK.shape
+    queue_A = (experts_NK.T * groups.num + groups.of_N).reshape(-1)
+    sorted_A, choice_A = queue_A.sort(stable=True)
+    if capacity_B is not None:
+        sizes = torch.bincount(sorted_A, minlength=num * groups.num)
+        starts = sizes.cumsum(0) - sizes
+        place_A = torch.arange(N * K, device=queue_A.device) - starts[sorted_A]
+        kept = place_A < capacity_B[sorted_A % groups.num]
+        sorted_A, choice_A = sorted_A[kept], choice_A[kept]
+    counts_E = torch.bincount(sorted_A // groups.num, minlength=num)
+    return Dispatch(choice_A % N, choice_A, counts_E)
+
+
+def balance_loss(chosen_BE: Tensor, probs_BE: Tensor, tokens_B: Tensor) -> Tensor:
+    """E sum_i f_i P_i, mean over tokens (Fedus et al. 2021, equations 4 to 6): 1 if even.
+
+    `chosen_BE` counts choices, without a gradient; `probs_BE` are summed over `tokens_B` tokens.
+    """
+    shares_BE = chosen_BE / chosen_BE.sum(-1, keepdim=True).clamp(min=1)
+    return chosen_BE.shape[-1] * (shares_BE * probs_BE).sum() / tokens_B.sum()
+
+
+def _counts(experts_NK: Tensor, groups: Groups, num: int) -> Tensor:
+    """How many choices of each group fell on each expert, (B, E) as float32."""
+    cell_A = (groups.of_N[:, None] * num + experts_NK).reshape(-1)
+    ones_A = torch.ones_like(cell_A, dtype=torch.float32)
+    return ones_A.new_zeros(groups.num * num).scatter_add(0, cell_A, ones_A).view(-1, num)

@@ -1,0 +1,1 @@
+"""Synthetic descriptions by a speaker model."""

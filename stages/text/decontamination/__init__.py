@@ -1,0 +1,1 @@
+"""Removal of evaluation data from a corpus."""

@@ -1,0 +1,234 @@
+"""Equal hashes and the components that they join, over shards and without any text.
+
+    spread    a group of shards -> its (hash, row) records, sorted by hash
+    link      a range of hashes, out of every group's file -> a spanning forest of its links
+    merge     a few forests -> one; again, until a single one is left
+
+Each step is a task over shards: no task holds more than a fixed number of records, or one row
+number for each copy. A forest names the least row of each component, so that the last one is the
+same however the work was cut.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.context import Context
+from pipeline.stage import Workers
+from stages.distributed.shard_tasks import ShardFunction, Work, run_shards
+from stages.text.dedup.components import Rows, components
+
+RECORD = np.dtype([("key", "<u8"), ("check", "<u4"), ("at", "<u4"), ("row", "<i8")])
+"""A hash (`key` and `check`), the document that has it, and where in the document."""
+RECORDS_A_TASK = 1 << 21  # 50 MB of them; sorting takes as much again a few times
+FORESTS_A_MERGE = 8
+NEIGHBOURS = 8  # earlier ones with the same band that a document is compared with
+
+Records = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where and on what the tasks of a search run."""
+
+    folder: Path
+    workers: Workers
+    ctx: Context
+
+    def run(self, name: str, function: ShardFunction[Work], works: Sequence[Work]) -> list[Path]:
+        """Carry out the works as shards; their commits."""
+        return run_shards(function, works, self.folder / name, workers=self.workers, ctx=self.ctx)
+
+
+def write_array(path: Path, array: npt.NDArray[np.generic]) -> None:
+    """Write an array that tasks map into memory; it lives as long as the scratch folder."""
+    from pipeline.storage.atomic_io import write_atomic
+
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getvalue(), durable=False)
+
+
+def write_records(path: Path, records: Records) -> None:
+    """Commit records in the order in which `in_range` finds them."""
+    write_array(path, ordered(records))
+
+
+def ordered(records: Records) -> Records:
+    """Sorted by hash, then by row and place."""
+    # By key alone first: that sort is vectorised, and most keys are met once.
+    found = _taken(records, np.argsort(np.ascontiguousarray(records["key"])))
+    keys = np.ascontiguousarray(found["key"])
+    again = np.zeros(len(found) + 1, np.bool_)
+    again[1:-1] = keys[1:] == keys[:-1]
+    tied = np.flatnonzero(again[1:] | again[:-1])
+    part = _taken(found, tied)
+    _words(found)[tied] = _words(_taken(part, _full_order(part)))
+    return found
+
+
+def _taken(records: Records, rows: Rows) -> Records:
+    """`records[rows]`, which is slow for structures."""
+    return np.take(_words(records), rows, axis=0).view(RECORD).reshape(-1)
+
+
+def _words(records: Records) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(records).view("<u8").reshape(-1, RECORD.itemsize // 8)
+
+
+def _full_order(records: Records) -> Rows:
+    names = ("at", "row", "check", "key")
+    return np.lexsort([np.ascontiguousarray(records[name]) for name in names])
+
+
+def ranges(commits: Sequence[Path]) -> list[Range]:
+    """Cut the hashes into ranges of about `RECORDS_A_TASK` records."""
+    records = sum(len(np.load(commit, mmap_mode="r")) for commit in commits)
+    count = max(1, -(-records // RECORDS_A_TASK))
+    return [Range(tuple(commits), part, count) for part in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The records of all groups whose keys lie in one of `count` equal ranges."""
+
+    commits: tuple[Path, ...]
+    part: int
+    count: int
+
+    def records(self) -> Records:
+        """All of them, sorted."""
+        low, high = ((1 << 64) * part // self.count for part in (self.part, self.part + 1))
+        found = [self._within(commit, low, high) for commit in self.commits]
+        return ordered(np.concatenate(found)) if found else np.empty(0, RECORD)
+
+    def _within(self, commit: Path, low: int, high: int) -> Records:
+        records = np.load(commit, mmap_mode="r")
+        keys = records["key"]
+        start, end = (bisect_left(range(len(keys)), edge, key=keys.item) for edge in (low, high))
+        return np.array(records[start:end])
+
+
+def repeats(records: Records) -> npt.NDArray[np.bool_]:
+    """Whether each of the sorted records has the hash of the one before."""
+    same = np.zeros(len(records), np.bool_)
+    for name in ("key", "check"):
+        column = records[name]
+        equal = column[1:] == column[:-1]
+        same[1:] = equal if name == "key" else same[1:] & equal
+    return same
+
+
+def candidates(records: Records) -> tuple[Rows, Rows]:
+    """Pairs of rows that share a hash: each row with up to `NEIGHBOURS` before it, and with the
+    first, so that a hash which everybody has costs no square of their number."""
+    groups = np.cumsum(~repeats(records))
+    rows, at = records["row"], np.arange(len(records))
+    pairs = [np.empty((0, 2), np.int64)]
+    for back in range(1, min(NEIGHBOURS + 1, len(records))):
+        together = np.flatnonzero(groups[back:] == groups[:-back])
+        if not len(together):
+            break
+        pairs.append(np.stack([rows[together], rows[together + back]], 1))
+    first = np.searchsorted(groups, groups)
+    far = at - first > NEIGHBOURS
+    pairs.append(np.stack([rows[first[far]], rows[far]], 1))
+    left, right = np.concatenate(pairs).T
+    return left, right
+
+
+Confirm = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
+"""Tells of pairs of rows which are truly similar."""
+
+
+def link_range(work: tuple[Range, Confirm | None], commit: Path) -> None:
+    """Commit the forest of the links among the records of a range of hashes."""
+    within, confirm = work
+    records = within.records()
+    if confirm is None:
+        linked = np.flatnonzero(repeats(records))
+        left, right = records["row"][linked - 1], records["row"][linked]
+    else:
+        left, right = candidates(records)
+        confirmed = confirm(left, right)
+        left, right = left[confirmed], right[confirmed]
+    write_array(commit, forest(left, right))
+
+
+def merge_forests(work: tuple[Path, ...], commit: Path) -> None:
+    """Commit the forest of the links of several forests."""
+    edges = np.concatenate([np.load(path) for path in work])
+    write_array(commit, forest(edges[:, 0], edges[:, 1]))
+
+
+def forest(left: Rows, right: Rows) -> Rows:
+    """The least row of each linked row's component: pairs (row, least row), shape (E, 2), but for
+    the least rows themselves."""
+    nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+    links = places.reshape(2, -1)
+    roots = components(len(nodes), links[0], links[1])
+    inner = np.flatnonzero(roots != np.arange(len(nodes)))
+    return np.stack([nodes[inner], nodes[roots[inner]]], 1)
+
+
+def connected(spread: Sequence[Path], confirm: Confirm | None, room: Room) -> Rows:
+    """The forest of all links between rows that share a hash, shape (E, 2)."""
+    forests = room.run("linked", link_range, [(part, confirm) for part in ranges(spread)])
+    level = 0
+    while len(forests) > 1:
+        works = [
+            tuple(forests[start : start + FORESTS_A_MERGE])
+            for start in range(0, len(forests), FORESTS_A_MERGE)
+        ]
+        forests = room.run(f"merged-{level}", merge_forests, works)
+        level += 1
+    found: Rows = np.load(forests[0]) if forests else np.empty((0, 2), np.int64)
+    return found
+
+
+class RowFiles:
+    """Rows of arrays that lie in several files, shape (rows, width), read by memory map."""
+
+    def __init__(self, files: Sequence[Path], starts: Sequence[int]) -> None:
+        self._files = tuple(files)
+        self._starts = np.array(starts)
+
+    def take(self, rows: Rows) -> npt.NDArray[np.generic]:
+        """These rows, in this order."""
+        where = np.searchsorted(self._starts, rows, side="right") - 1
+        taken: npt.NDArray[np.generic] | None = None
+        for file in np.unique(where).tolist():
+            mine = np.flatnonzero(where == file)
+            source = np.load(self._files[file], mmap_mode="r")
+            if taken is None:
+                taken = np.empty((len(rows), source.shape[1]), source.dtype)
+            taken[mine] = source[rows[mine] - self._starts[file]]
+        return np.empty((0, 1)) if taken is None else taken
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `count`."""
+    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+@dataclass(frozen=True)
+class SignaturesAgree:
+    """Confirms pairs by the Jaccard similarity that their signatures estimate."""
+
+    signatures: RowFiles
+    least: float
+
+    def __call__(self, left: Rows, right: Rows) -> npt.NDArray[np.bool_]:
+        """Whether each pair is at least so similar, shape (pairs,)."""
+        agree = np.zeros(len(left), np.bool_)
+        for block in blocks(len(left), 1 << 16):
+            ours, theirs = (self.signatures.take(side[block]) for side in (left, right))
+            agree[block] = (ours == theirs).mean(axis=1) >= self.least
+        return agree

@@ -1,0 +1,1 @@
+"""Documents, questions and preferences from Python's own documentation."""

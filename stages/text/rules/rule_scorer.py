@@ -1,0 +1,65 @@
+"""From a text to one figure a rule, and from figures to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.text.rules import c4_rules, chinese_rules, code_rules, gopher_rules, length_rules
+from stages.text.rules.catalogue import RULE_SETS, Limit
+from stages.text.rules.document_view import View
+
+Measure = Callable[[View], dict[str, float]]
+
+MEASURES: dict[str, Measure] = {
+    "length": length_rules.length,
+    "ccnet": length_rules.length,
+    "gopher_quality": gopher_rules.quality,
+    "gopher_quality:datatrove": gopher_rules.quality_datatrove,
+    "gopher_quality:dolma": gopher_rules.quality_dolma,
+    "gopher_repetition": gopher_rules.repetition,
+    "gopher_repetition:datatrove": gopher_rules.repetition_datatrove,
+    "c4": c4_rules.c4,
+    "c4:datatrove": c4_rules.c4_datatrove,
+    "mc4": c4_rules.mc4,
+    "fineweb": c4_rules.fineweb,
+    "fineweb:datatrove": c4_rules.fineweb_datatrove,
+    "codex": code_rules.codex,
+    "starcoder": code_rules.starcoder,
+    "chinese": chinese_rules.chinese,
+    "chinese:characters": chinese_rules.chinese_characters,
+    "languages": length_rules.languages,
+}
+
+
+class Scorer:
+    """Scores texts by every rule of some sets."""
+
+    def __init__(self, names: Sequence[str], lists: length_rules.Lists | None = None) -> None:
+        measures: dict[str, Measure] = {**MEASURES, "lists": lists or length_rules.Lists()}
+        self._measures = [(measures[name], tuple(RULE_SETS[name].rules)) for name in names]
+        self.rules = [f"{name}.{rule}" for name in names for rule in RULE_SETS[name].rules]
+        """The rules in order, by `set.measure`."""
+
+    def scores(self, view: View) -> list[float]:
+        """One figure for each of `rules`; NaN where the measure means nothing for the text."""
+        figures: list[float] = []
+        for measure, rules in self._measures:
+            measured = measure(view)
+            figures += [measured[rule] for rule in rules]
+        return figures
+
+
+def first_failures(
+    scores: npt.NDArray[np.float64], rules: Sequence[str], limits: Mapping[str, Limit]
+) -> npt.NDArray[np.int64]:
+    """For each row of `scores`, shape (N, R), the first rule out of its range; -1 for none."""
+    failed = np.full(len(scores), -1, np.int64)
+    for at, rule in reversed(list(enumerate(rules))):
+        if rule in limits:
+            limit = limits[rule]
+            out = (scores[:, at] < limit.low) | (scores[:, at] > limit.high)
+            failed[out] = at
+    return failed

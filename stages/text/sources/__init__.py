@@ -1,0 +1,1 @@
+"""Reading text sources of every format."""

@@ -1,0 +1,59 @@
+"""Text as people meant it: mojibake undone, one form of each character, no stray controls.
+
+Changes nothing else: a text that needs no repair comes out as it went in.
+"""
+
+from __future__ import annotations
+
+import re
+
+import ftfy
+
+from stages.data.tokenizers.sentencepiece_tokenizer import well_formed
+
+# Control characters but tab and newline, bidi overrides, zero-width marks that are no joiners,
+# and the noncharacters: invisible, and able to reorder what a terminal or reader shows.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
+    "\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff]"
+)
+_BREAKS = re.compile("\r\n?|[\x0c\x85\u2028\u2029]")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
+_SPACE_RUN = re.compile(r"([ \t])\1{63,}")
+
+_CONFIG = ftfy.TextFixerConfig(
+    unescape_html=False,  # documentation writes `&lt;` on purpose
+    remove_terminal_escapes=True,
+    fix_encoding=True,
+    fix_latin_ligatures=True,
+    fix_character_width=False,
+    uncurl_quotes=False,
+    fix_line_breaks=False,
+    fix_surrogates=True,
+    remove_control_chars=False,
+    normalization="NFC",
+)
+
+
+def repair(text: str) -> str:
+    """Unicode repair (ftfy), line breaks as `\\n`, invisible characters and blank runs taken out.
+
+    Lines keep their indentation; runs of 64 and more equal blanks become one, and more than one
+    blank line becomes one.
+    """
+    if not text.isascii():
+        lines = well_formed(text).split("\n")  # as ftfy cuts it; most have nothing for it
+        text = "\n".join(x if x.isascii() else ftfy.fix_text(x, _CONFIG) for x in lines)
+    if "\x1b" in text:
+        text = ftfy.fixes.remove_terminal_escapes(text)
+    text = _BREAKS.sub("\n", text)
+    text = _INVISIBLE.sub("", text)
+    text = _SPACE_RUN.sub(r"\1", text)
+    text = _trim_lines(text)
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")
+
+
+def _trim_lines(text: str) -> str:
+    if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
+        return "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+    return text

@@ -1,0 +1,1 @@
+"""Word tokenization and per-word tables."""

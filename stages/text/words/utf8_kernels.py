@@ -1,0 +1,367 @@
+"""Words and lines in a text's UTF-8, compiled: where they are, how marks are cut off plain words,
+and all that is to be known of words in ASCII."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.text.numba_kernels import inlined, kernel
+
+Bytes = npt.NDArray[np.uint8]
+Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+"""First and last characters of scripts that are written without spaces."""
+_SPACES = (0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
+LONGEST_KNOWN = 128  # bytes of a word; xxh3 goes another way for longer ones
+_WINDOW = 8  # characters: the longest word that `split_word` may know as a whole
+_LINE_FEED, _HYPHEN, _FULL_STOP, _ZERO, _BRACKET = b"\n-.0["
+_BULLET = ord("•")
+_LINE_BREAKS = (10, 11, 12, 13, 28, 29, 30, 0x85, 0x2028, 0x2029)  # as `str.splitlines`
+
+_LOWER, _UPPER, _DIGIT, _MARK, _OPENING, _CLOSING, _WIDE = (1 << bit for bit in range(7))
+_LETTER, _ALNUM = _LOWER | _UPPER, _LOWER | _UPPER | _DIGIT
+_KINDS = np.array(
+    [
+        _LOWER * (97 <= byte <= 122)
+        | _UPPER * (65 <= byte <= 90)
+        | _DIGIT * (48 <= byte <= 57)
+        | _MARK * (byte < 128 and not chr(byte).isalnum())
+        | _OPENING * (byte in b"([{\"'")
+        | _CLOSING * (byte in b")]}\"',;:!?.")
+        | _WIDE * (byte >= 128)
+        for byte in range(256)
+    ],
+    np.uint8,
+)
+"""What a byte of UTF-8 is."""
+_SECRET = np.frombuffer(
+    bytes.fromhex(
+        "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
+        "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
+        "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+        "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
+    ),
+    "<u8",
+)
+"""The beginning of xxh3's own secret."""
+
+
+def utf8(text: str) -> bytes:
+    """As it is scanned: lone surrogates pass."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def as_array(data: bytes) -> Bytes:
+    """The same bytes, shape (B,), for a scan."""
+    return np.frombuffer(data, np.uint8)
+
+
+@inlined
+def _code_point(data: Bytes, at: int) -> tuple[np.int64, int]:
+    """The character that begins there in UTF-8, and its bytes."""
+    lead = np.int64(data[at])
+    if lead < 0x80:
+        return lead, 1
+    size = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    point = lead & (0x7F >> size)
+    for k in range(1, size):
+        point = point << 6 | data[at + k] & 0x3F
+    return point, size
+
+
+@inlined
+def _is_space(point: np.int64) -> bool:
+    """As `str.isspace`."""
+    if point < 0x80:
+        return bool(point == 32 or 9 <= point <= 13 or 28 <= point <= 31)
+    return bool(0x2000 <= point <= 0x200A or point in _SPACES)
+
+
+@inlined
+def _is_unspaced(point: np.int64) -> bool:
+    if point >= 0x0E00:
+        for first, last in UNSPACED:
+            if first <= point <= last:
+                return True
+    return False
+
+
+@kernel("Tuple((int64[::1], int64[::1]))(Array(uint8, 1, 'C', readonly=True))")
+def word_bounds(data: Bytes) -> tuple[Places, Places]:
+    """Where words begin and end in a text's UTF-8, shape (N,) each: runs between white space, and
+    each character of a script that is written without spaces."""
+    starts = np.empty(len(data) // 2 + 1, np.int64)
+    stops = np.empty_like(starts)
+    count = at = 0
+    inside = False
+    while at < len(data):
+        point, size = _code_point(data, at)
+        alone = _is_unspaced(point)
+        ends = alone or _is_space(point)
+        if inside and ends:
+            stops[count] = at
+            count += 1
+        if alone or not (inside or ends):
+            starts[count] = at
+        if alone:
+            stops[count] = at + size
+            count += 1
+        inside = not ends
+        at += size
+    if inside:
+        stops[count] = at
+        count += 1
+    return starts[:count].copy(), stops[:count].copy()
+
+
+@inlined
+def _ends_well(data: Bytes, start: int, stop: int, end_marks: Bytes) -> bool:
+    """With one of the marks, but not with an ellipsis."""
+    dots = 0
+    while dots < 3 and start < stop - dots and data[stop - dots - 1] == _FULL_STOP:
+        dots += 1
+    if dots < 3 and start < stop:
+        for mark in end_marks:
+            if data[stop - 1] == mark:
+                return True
+    return False
+
+
+@kernel("int64(Array(uint8, 1, 'C', readonly=True))")
+def bullet_lines(data: Bytes) -> int:
+    """Lines that begin with a bullet or a hyphen behind their white space."""
+    count = at = 0
+    indented = True
+    while at < len(data):
+        point, size = _code_point(data, at)
+        count += indented and point in (_HYPHEN, _BULLET)
+        indented = point == _LINE_FEED or (indented and _is_space(point))
+        at += size
+    return count
+
+
+@kernel(
+    "Tuple((int64[::1], int64[::1]))"
+    "(Array(uint8, 1, 'C', readonly=True), Array(uint8, 1, 'C', readonly=True), int64, int64)"
+)
+def c4_lines(
+    data: Bytes, end_marks: Bytes, min_words: int, longest_word: int
+) -> tuple[Places, Places]:
+    """Where the lines begin and end, without white space around them, that C4 may keep: those that
+    end with a mark and have words enough, and any with a bracket, which may hide a citation."""
+    starts = np.empty(len(data) // 2 + 1, np.int64)
+    stops = np.empty_like(starts)
+    count = at = words = word = longest = stop = 0
+    start = -1
+    bracket = False
+    while at <= len(data):
+        point, size = _code_point(data, at) if at < len(data) else (np.int64(_LINE_FEED), 1)
+        if not _is_space(point):
+            start = at if start < 0 else start
+            words += word == 0
+            word += 1
+            longest = max(longest, word)
+            bracket |= point == _BRACKET
+            stop = at + size
+        else:
+            word = 0
+        if point in _LINE_BREAKS:
+            kept = bracket or (words >= min_words and _ends_well(data, start, stop, end_marks))
+            if start >= 0 and longest <= longest_word and kept:
+                starts[count], stops[count] = start, stop
+                count += 1
+            start, words, longest, bracket = -1, 0, 0, False
+        at += size
+    return starts[:count].copy(), stops[:count].copy()
+
+
+@inlined
+def _kinds(data: Bytes, start: int, stop: int) -> int:
+    """All that occur among the bytes."""
+    kinds = 0
+    for at in range(start, stop):
+        kinds |= _KINDS[data[at]]
+    return kinds
+
+
+@inlined
+def _marks(data: Bytes, start: int, stop: int) -> tuple[int, int]:
+    """How many marks `split_word` cuts off the front and the back of a plain word: one that
+    consists of ASCII letters alone or digits alone between them. -1 for any other word."""
+    if stop - start == 1:
+        return 0, 0
+    front = (_KINDS[data[start]] & _OPENING) // _OPENING
+    back = (_KINDS[data[stop - 1]] & _CLOSING) // _CLOSING
+    start, stop = start + front, stop - back
+    kinds = _kinds(data, start, stop)
+    if kinds != _DIGIT and (kinds == 0 or kinds & ~_LETTER):
+        return -1, -1
+    abbreviated = stop - start < _WINDOW or not _KINDS[data[stop - 1]] & _LOWER
+    if kinds != _DIGIT and back and data[stop] == _FULL_STOP and abbreviated:
+        return -1, -1
+    return front, back
+
+
+@kernel("int64[::1](Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1])")
+def intricate(data: Bytes, starts: Places, stops: Places) -> Places:
+    """Which words are not plain, so that `split_word` has to cut them."""
+    found = np.empty(len(starts), np.int64)
+    count = 0
+    for k in range(len(starts)):
+        found[count] = k
+        count += _marks(data, starts[k], stops[k])[0] < 0
+    return found[:count].copy()
+
+
+@kernel(
+    "Tuple((int64[::1], int64[::1]))"
+    "(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], int64[::1])"
+)
+def token_bounds(
+    data: Bytes, starts: Places, stops: Places, sizes: Places
+) -> tuple[Places, Places]:
+    """Where tokens begin and end, shape (T,) each: `sizes` are the bytes of those of the intricate
+    words, in order."""
+    firsts = np.empty(3 * len(starts) + len(sizes), np.int64)
+    lasts = np.empty_like(firsts)
+    count = cut = 0
+    for k in range(len(starts)):
+        start, stop = starts[k], stops[k]
+        front, back = _marks(data, start, stop)
+        if front >= 0:
+            edges = (start, start + front, stop - back, stop)
+            for piece in range(3):
+                if edges[piece] < edges[piece + 1]:
+                    firsts[count], lasts[count] = edges[piece], edges[piece + 1]
+                    count += 1
+            continue
+        while start < stop:
+            firsts[count], lasts[count] = start, start + sizes[cut]
+            start, cut, count = lasts[count], cut + 1, count + 1
+    return firsts[:count].copy(), lasts[:count].copy()
+
+
+@inlined
+def _read(data: Bytes, at: int, size: int) -> np.uint64:
+    """An integer of so many bytes, the lowest first."""
+    value = np.uint64(0)
+    for k in range(size):
+        value |= np.uint64(data[at + k]) << np.uint64(8 * k)
+    return value
+
+
+@inlined
+def _swapped(value: np.uint64) -> np.uint64:
+    """With its bytes in reverse."""
+    swapped = np.uint64(0)
+    for _ in range(8):
+        swapped = swapped << np.uint64(8) | value & np.uint64(0xFF)
+        value >>= np.uint64(8)
+    return swapped
+
+
+@inlined
+def _multiplied(a: np.uint64, b: np.uint64) -> np.uint64:
+    """The low and the high half of the product, one on the other."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    lows = (a & low) * (b & low)
+    first = (a >> half) * (b & low) + (lows >> half)
+    second = (a & low) * (b >> half) + (first & low)
+    return a * b ^ ((a >> half) * (b >> half) + (first >> half) + (second >> half))
+
+
+@inlined
+def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
+    """xxh3-64 of 1 to 128 bytes, which it goes about in four ways (xxHash's specification)."""
+    if size <= 3:
+        ends = _read(data, start, 1) << np.uint64(16) | _read(data, start + size - 1, 1)
+        middle = _read(data, start + size // 2, 1) << np.uint64(24)
+        value = ends | middle | np.uint64(size << 8)
+        value ^= _SECRET[0] >> np.uint64(32) ^ _SECRET[0] & np.uint64(0xFFFFFFFF)
+        value = (value ^ value >> np.uint64(33)) * np.uint64(0xC2B2AE3D27D4EB4F)
+        value = (value ^ value >> np.uint64(29)) * np.uint64(0x165667B19E3779F9)
+        return np.uint64(value ^ value >> np.uint64(32))
+    if size <= 8:
+        value = _read(data, start, 4) << np.uint64(32)
+        value = value + _read(data, start + size - 4, 4) ^ _SECRET[1] ^ _SECRET[2]
+        value ^= (value << np.uint64(49) | value >> np.uint64(15)) ^ (
+            value << np.uint64(24) | value >> np.uint64(40)
+        )
+        value *= np.uint64(0x9FB21C651E98DF25)
+        value = (value ^ (value >> np.uint64(35)) + np.uint64(size)) * np.uint64(0x9FB21C651E98DF25)
+        return np.uint64(value ^ value >> np.uint64(28))
+    if size <= 16:
+        low = _read(data, start, 8) ^ _SECRET[3] ^ _SECRET[4]
+        high = _read(data, start + size - 8, 8) ^ _SECRET[5] ^ _SECRET[6]
+        value = np.uint64(size) + _swapped(low) + high + _multiplied(low, high)
+    else:
+        value = np.uint64(size) * np.uint64(0x9E3779B185EBCA87)
+        for k in range((size + 31) // 32):
+            for side, at in enumerate((start + 16 * k, start + size - 16 * (k + 1))):
+                value += _multiplied(
+                    _read(data, at, 8) ^ _SECRET[4 * k + 2 * side],
+                    _read(data, at + 8, 8) ^ _SECRET[4 * k + 2 * side + 1],
+                )
+    value = (value ^ value >> np.uint64(37)) * np.uint64(0x165667919E3779F9)
+    return value ^ value >> np.uint64(32)
+
+
+@inlined
+def _fold(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
+    """Write an ASCII word as `words.fold` has it; its bytes."""
+    while not _KINDS[data[start]] & _ALNUM:
+        start += 1
+    while not _KINDS[data[stop - 1]] & _ALNUM:
+        stop -= 1
+    size = 0
+    for at in range(start, stop):
+        kind = _KINDS[data[at]]
+        if kind & _DIGIT and at > start and _KINDS[data[at - 1]] & _DIGIT:
+            continue
+        folded[size] = _ZERO if kind & _DIGIT else data[at] + 32 * (kind & _UPPER > 0)
+        size += 1
+    return size
+
+
+@kernel(
+    "Tuple((uint64[::1], boolean[::1], boolean[::1], uint64[::1], int64[::1]))"
+    "(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1])"
+)
+def ascii_facts(
+    data: Bytes, starts: Places, stops: Places
+) -> tuple[Hashes, Flags, Flags, Hashes, Places]:
+    """The columns `hashes`, `symbol`, `letter` and `folded` of `words.Words`, shape (N,) each, and
+    in which rows they are left out: of words that are long, empty or not ASCII."""
+    hashes, folded = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.uint64)
+    symbol, letter = np.zeros(len(starts), np.bool_), np.zeros(len(starts), np.bool_)
+    others = np.empty(len(starts), np.int64)
+    buffer = np.empty(LONGEST_KNOWN, np.uint8)
+    left = 0
+    for k in range(len(starts)):
+        start, size = starts[k], stops[k] - starts[k]
+        kinds = _kinds(data, start, stops[k]) if 0 < size <= LONGEST_KNOWN else _WIDE
+        if kinds & _WIDE:
+            others[left] = k
+            left += 1
+            continue
+        hashes[k] = _xxh3(data, start, size)
+        letter[k] = kinds & _LETTER != 0
+        symbol[k] = kinds & _ALNUM == 0
+        if kinds == _LOWER:
+            folded[k] = hashes[k]
+        elif not symbol[k]:
+            folded[k] = _xxh3(buffer, 0, _fold(data, start, stops[k], buffer))
+    return hashes, symbol, letter, folded, others[:left].copy()

@@ -1,0 +1,238 @@
+"""One split and one hash of each word, shared by every rule and by near-duplicate search.
+
+Compiled scans find the words and all that is to be known of those in ASCII; Python touches each
+distinct other word once. All that counts, compares or combines words afterwards is arithmetic on
+arrays.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, chain
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.data.hashing import GOLDEN, hash64, mix64
+from stages.text.chinese_variants import simplified
+from stages.text.words.utf8_kernels import (
+    UNSPACED,
+    as_array,
+    ascii_facts,
+    intricate,
+    token_bounds,
+    utf8,
+    word_bounds,
+)
+from stages.text.words.word_tokenizer import split_word
+
+Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
+_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
+_ASCII_MARKS = "".join(c for c in map(chr, range(128)) if not c.isalnum())
+_DIGITS = re.compile(r"\d+")
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
+_UNSPACED_SCRIPT = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_CACHED_WORDS = 1 << 18
+_CACHED_BYTES = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text's words as arrays of shape (N,), in order."""
+
+    hashes: Hashes
+    """Of the word as written."""
+    lengths: npt.NDArray[np.int64]
+    """Characters."""
+    symbol: npt.NDArray[np.bool_]
+    """No letter and no digit in it."""
+    letter: npt.NDArray[np.bool_]
+    """At least one letter in it."""
+    folded: Hashes
+    """Of the word in lower case without accents, outer punctuation or digits' values, Chinese
+    characters in their simplified form; 0 for a word that is nothing but punctuation."""
+    unspaced: npt.NDArray[np.bool_]
+    """A character of a script that is written without spaces."""
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def columns(self) -> _Columns:
+        """All of them."""
+        return (self.hashes, self.lengths, self.symbol, self.letter, self.folded, self.unspaced)
+
+
+@cache
+def lexicon() -> Lexicon:
+    """The one of this process: what it learnt of one shard serves the next."""
+    return Lexicon()
+
+
+class Lexicon:
+    """Splits texts into `Words`, remembering the words that it met.
+
+    What it remembers is bounded and never changes a result.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def words(self, text: str) -> Words:
+        """The text's words: runs between white space, and each character of a script that is
+        written without spaces."""
+        data = utf8(text)
+        return self._at(data, *word_bounds(as_array(data)))
+
+    def tokens(self, text: str) -> Words:
+        """The text's words with punctuation marks as words of their own."""
+        self._bound()
+        data = utf8(text)
+        array = as_array(data)
+        starts, stops = word_bounds(array)
+        cut = intricate(array, starts, stops)
+        sizes = chain.from_iterable(map(self._cuts.__getitem__, _slices(data, starts, stops, cut)))
+        return self._at(data, *token_bounds(array, starts, stops, np.fromiter(sizes, np.int64)))
+
+    def look_up(self, words: list[str]) -> Words:
+        """What is known of each of these words."""
+        written = [utf8(word) for word in words]
+        edges = np.fromiter(accumulate(map(len, written), initial=0), np.int64, len(words) + 1)
+        return self._at(b"".join(written), edges[:-1], edges[1:])
+
+    def _at(self, data: bytes, starts: Places, stops: Places) -> Words:
+        """The words between these places in the UTF-8, shape (N,) each."""
+        hashes, symbol, letter, folded, others = ascii_facts(as_array(data), starts, stops)
+        words = Words(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
+        if len(others):
+            self._bound()
+            written = _slices(data, starts, stops, others)
+            rows = np.fromiter(map(self._rows.__getitem__, written), np.int64, len(others))
+            self._learn(self._rows.new)
+            for column, known in zip(words.columns, self._columns, strict=True):
+                column[others] = known[rows]
+        return words
+
+    def _bound(self) -> None:
+        words = max(len(self._rows), len(self._cuts))
+        if words > _CACHED_WORDS or self._bytes + self._cuts.bytes > _CACHED_BYTES:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._rows = _Rows()
+        self._cuts = _Cuts()
+        self._bytes = 0
+        self._columns = _columns(1 << 12)
+
+    def _learn(self, words: list[bytes]) -> None:
+        """Fill in the rows of words that were met for the first time."""
+        if not words:
+            return
+        stop = len(self._rows)
+        start = stop - len(words)
+        if stop > len(self._columns[0]):
+            grown = _columns(2 * stop)
+            for column, old in zip(grown, self._columns, strict=True):
+                column[: len(old)] = old
+            self._columns = grown
+        self._bytes += sum(map(len, words))
+        facts = zip(*map(_facts, map(_text, words)), strict=True)
+        for column, values in zip(self._columns, facts, strict=True):
+            column[start:stop] = values
+        words.clear()
+
+
+class _Rows(dict[bytes, int]):
+    """A row for each word, a new one for a word that is asked for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: list[bytes] = []
+
+    def __missing__(self, word: bytes) -> int:
+        self.new.append(word)
+        row = self[word] = len(self)
+        return row
+
+
+class _Cuts(dict[bytes, tuple[int, ...]]):
+    """The bytes of the tokens of what stands between white space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __missing__(self, word: bytes) -> tuple[int, ...]:
+        self.bytes += len(word)
+        sizes = self[word] = tuple(len(utf8(token)) for token in split_word(_text(word)))
+        return sizes
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _slices(data: bytes, starts: Places, stops: Places, which: Places) -> list[bytes]:
+    bounds = zip(starts[which].tolist(), stops[which].tolist(), strict=True)
+    return [data[start:stop] for start, stop in bounds]
+
+
+_Columns = tuple[
+    Hashes,
+    npt.NDArray[np.int64],
+    npt.NDArray[np.bool_],
+    npt.NDArray[np.bool_],
+    Hashes,
+    npt.NDArray[np.bool_],
+]
+
+
+def _columns(size: int) -> _Columns:
+    return (
+        np.empty(size, np.uint64),
+        np.empty(size, np.int64),
+        np.empty(size, np.bool_),
+        np.empty(size, np.bool_),
+        np.empty(size, np.uint64),
+        np.empty(size, np.bool_),
+    )
+
+
+def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
+    letter = any(map(str.isalpha, word))
+    symbol = not letter and not any(map(str.isalnum, word))
+    unspaced = _UNSPACED_SCRIPT.match(word) is not None
+    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
+
+
+def fold(word: str) -> str:
+    """The word as near-duplicate search sees it: lower case, no accents, digits alike, Chinese
+    characters simplified."""
+    word = word.lower()
+    if word.isascii():
+        word = word.strip(_ASCII_MARKS)
+        return word if word.isalpha() else _DIGITS.sub("0", word)
+    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word))
+    split = unicodedata.normalize("NFD", word)
+    return simplified("".join(c for c in split if unicodedata.category(c) != "Mn"))
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where each of the words that a `Lexicon` splits the text into begins and ends."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def ngram_hashes(words: Hashes, n: int) -> Hashes:
+    """A hash of every run of n words, shape (N - n + 1,): a polynomial of the words' hashes,
+    mixed. Empty where there are fewer than n words."""
+    count = max(0, len(words) - n + 1)
+    hashes = np.zeros(count, np.uint64)
+    for k in range(n if count else 0):
+        hashes *= np.uint64(GOLDEN)
+        hashes += words[k : k + count]
+    return mix64(hashes)

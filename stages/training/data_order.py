@@ -1,0 +1,61 @@
+"""Which samples a step trains on: a function of (seed, step), at any world size.
+
+Sample i of a run is fixed by the seed alone. Step s of global batch G takes samples
+s*G .. s*G + G - 1, and where the batch grows, as many as are its from where the step before ended;
+how they fall on ranks and micro-batches changes nothing but the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+from stages.data.token_store import permute
+from stages.training.objective import Samples, SupervisedObjective
+
+
+def mix(*values: int) -> int:
+    """63 bits that have nothing in common for neighbouring values: a seed for each use."""
+    return int.from_bytes(blake2b(repr(values).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Shuffled:
+    """A sequence as endless samples: each epoch visits all of it in an order of its own, O(1)."""
+
+    def __init__(self, items: Sequence[Any], seed: int) -> None:
+        if not len(items):
+            raise ValueError("nothing to shuffle")
+        self.items = items
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[self.place(index)]
+
+    def place(self, index: int) -> int:
+        """Which item sample `index` of the run is."""
+        epoch, i = divmod(index, len(self.items))
+        return permute(i, len(self.items), key=mix(self.seed, epoch))
+
+
+def micro_batches(objective: SupervisedObjective, step: int) -> list[list[Any]]:
+    """This rank's samples of a step, in micro-batches of equal size."""
+    rank, settings = objective.rank, objective.settings
+    micro, share = settings.micro(rank.world, step), settings.share(rank.world, step)
+    if objective.ragged:
+        mine = _alike(objective, step)[rank.index :: rank.world]
+    else:
+        mine = _take(objective.train, settings.first(step) + rank.index * share, share)
+    return [mine[start : start + micro] for start in range(0, share, micro)]
+
+
+def _alike(objective: SupervisedObjective, step: int) -> list[Any]:
+    """All samples of a step by falling length: the ranks, dealt to in turn, get like shares, and
+    each micro-batch holds like lengths, so that little is padded and nobody waits long."""
+    settings = objective.settings
+    samples = _take(objective.train, settings.first(step), settings.batch(step))
+    return sorted(samples, key=objective.length, reverse=True)
+
+
+def _take(samples: Samples, start: int, count: int) -> list[Any]:
+    return [samples[i] for i in range(start, start + count)]

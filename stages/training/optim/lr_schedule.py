@@ -1,0 +1,33 @@
+"""The learning rate as a function of the step: warm-up, then constant, linear, cosine or WSD.
+
+Every schedule is a factor in [0, 1] of the peak; step 0 is the first update. WSD (warm-up, stable,
+decay) is Hu et al. 2024 (MiniCPM), section 4, with a linear decay.
+"""
+
+from __future__ import annotations
+
+import math
+
+from stages.training.training_params import TrainSection
+
+
+def factor(settings: TrainSection, step: int) -> float:
+    """The learning rate of a step over its peak."""
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    low = settings.min_lr_ratio
+    return low + (1 - low) * _shape(settings, step - warmup, max(1, settings.steps - warmup))
+
+
+def _shape(settings: TrainSection, step: int, steps: int) -> float:
+    """From 1 towards 0 over `steps`."""
+    done = min(1.0, step / steps)
+    if settings.schedule == "constant":
+        return 1.0
+    if settings.schedule == "linear":
+        return 1 - done
+    if settings.schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    falling = max(1, round(settings.decay * settings.steps))
+    return min(1.0, (steps - step) / falling)

@@ -1,0 +1,1 @@
+"""Estimates of compute, memory and time."""

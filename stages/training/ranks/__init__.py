@@ -1,0 +1,1 @@
+"""Rank processes: launch, handshake, watchdog."""

@@ -1,0 +1,221 @@
+"""What is refused before a job exists; the head itself is asked in tests/integration."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import preflight
+from launch.cluster.config import load_cluster
+from launch.cluster.ray_jobs_client import Capacity, Jobs, Unreachable
+from pipeline.errors import Failure, SpecError, UserError
+from pipeline.plan import make
+from pipeline.spec import pipeline_spec
+from pipeline.storage.store import Store
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Some web server; not a Ray head."""
+
+    def do_GET(self) -> None:
+        code = 500 if self.path == "/ill/health" else 200
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    http = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture
+def closed() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_nobody_there(closed: str) -> None:
+    with pytest.raises(Unreachable, match="no Ray head answers: connection refused"):
+        Jobs(closed).version()
+
+
+def test_somebody_else_there(server: str) -> None:
+    with pytest.raises(Unreachable, match="what answers is not a Ray head"):
+        Jobs(server).version()
+
+
+def test_somebody_silent_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        with pytest.raises(Unreachable, match="silence for 2 s"):
+            Jobs(f"http://127.0.0.1:{silent.getsockname()[1]}").version()
+        assert time.monotonic() - begun < 4.0
+
+
+def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
+    preflight.mlflow(None)
+    preflight.mlflow("sqlite:///x.db")
+    preflight.mlflow("postgresql://me@postgres/mlflow")
+    preflight.mlflow(server)
+    with pytest.raises(Failure, match="MLflow does not answer: it answers 500"):
+        preflight.mlflow(f"{server}/ill")
+    with pytest.raises(Failure, match="connection refused"):
+        preflight.mlflow(closed)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        hangs_up = threading.Thread(target=lambda: other.accept()[0].sendall(b"SSH-2.0\r\n"))
+        hangs_up.start()
+        with pytest.raises(Failure, match="MLflow does not answer: ssh"):
+            preflight.mlflow(f"http://127.0.0.1:{other.getsockname()[1]}")
+        hangs_up.join()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter2@mlflow:5000",
+        "postgresql+psycopg://me:hunter2@postgres/mlflow",
+        "postgresql://postgres/mlflow?user=me&password=hunter2",
+    ],
+)
+def test_a_password_in_the_address_is_not_sent_and_not_shown(address: str) -> None:
+    with pytest.raises(UserError, match="holds a password") as refused:
+        preflight.mlflow(address)
+    assert "hunter2" not in str(refused.value) + refused.value.remedy
+
+
+def test_the_store_is_tried(tmp_path: Path) -> None:
+    preflight.store(tmp_path / "new" / "store")
+    assert list((tmp_path / "new" / "store").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="the store is not writable: not a directory"):
+        preflight.store(tmp_path / "file" / "store")
+
+
+@pytest.fixture
+def dribbling() -> Iterator[str]:
+    """A server that is never silent for long, and never done."""
+    ended = threading.Event()
+
+    class Dribble(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                while not ended.wait(0.02):
+                    self.wfile.write(b"H")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Dribble)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    ended.set()
+    http.shutdown()
+    http.server_close()
+
+
+def test_nothing_is_waited_for_longer_than_the_deadline(
+    dribbling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head and an MLflow that drip, and a store whose file system hangs: here, on a pipe."""
+    monkeypatch.setattr(preflight, "DEADLINE", 0.2)
+    (tmp_path / "far.yaml").write_text(f"address: {dribbling}\nmlflow: {dribbling}\n")
+    store = tmp_path / "store"
+    store.mkdir()
+    os.mkfifo(store / f".probe-{os.getpid()}")
+    answers = preflight.ask(load_cluster(str(tmp_path / "far.yaml"), str(store)))
+    assert not answers.reachable
+    with pytest.raises(preflight.Checks) as refused:
+        answers.accept(promotes=True)
+    assert str(refused.value).splitlines() == [
+        f"the head at {dribbling} gave no answer within 0.2 s",
+        f"the store at {store} gave no answer within 0.2 s",
+        f"MLflow at {dribbling} gave no answer within 0.2 s",
+    ]
+
+
+def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) -> list[str]:
+    file = tmp_path / "toy.yaml"
+    file.write_text(f"name: toy\nstages:\n{stages}")
+    asked, store = pipeline_spec.load(file), Store(tmp_path / "store")
+    try:
+        preflight.resources(asked, make(asked, store), store, Capacity(nodes))
+    except SpecError as refused:
+        return [str(problem).removeprefix(f"{file}:") for problem in refused.problems]
+    return []
+
+
+@pytest.mark.usefixtures("toys")
+def test_what_can_never_be_placed_is_refused(tmp_path: Path) -> None:
+    stages = """\
+  fits: {uses: toy.count, workers: {num: 8, cpus: 1}}
+  much: {uses: toy.count, workers: {num: 9}}
+  broad: {uses: toy.count, workers: {cpus: 5}}
+  fast: {uses: toy.count, workers: {num: 2, gpus: 1}}
+  cut: {uses: toy.count, workers: {num: 3, cpus: 2}}
+  apart: {uses: toy.count, workers: {cpus: 4, gpus: 1}}
+"""
+    assert refused_resources(tmp_path, stages, (3.0, 1.0), (5.0, 0.0)) == [
+        "4: much.workers: asks for 9 CPUs, the cluster has 8 "
+        "(lower much.workers.num or name a larger cluster)",
+        "6: fast.workers: asks for 2 GPUs, the cluster has 1 "
+        "(lower fast.workers.num or name a larger cluster)",
+        "8: apart.workers: asks for 1 times 4 CPUs and 1 GPUs of one node, there is room for 0 "
+        "(lower apart.workers.num or what each asks for, or name a larger cluster)",
+    ]
+    assert refused_resources(tmp_path, stages.splitlines()[4] + "\n", (3.0, 0.0), (3.0, 0.0)) == [
+        "3: cut.workers: asks for 3 times 2 CPUs of one node, there is room for 2 "
+        "(lower cut.workers.num or what each asks for, or name a larger cluster)"
+    ]
+    assert refused_resources(tmp_path, stages.splitlines()[0] + "\n", (8.0, 0.0)) == []
+
+
+@pytest.mark.usefixtures("toys")
+def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
+    """The runner asks for nothing for it either."""
+    stages = "  wide: {uses: toy.count, workers: {num: 64}}\n"
+    assert refused_resources(tmp_path, stages, (2.0, 0.0))
+    store = Store(tmp_path / "store")
+    made = pipeline_spec.load(tmp_path / "toy.yaml")
+    stage = make(made, store).stages[0]
+    out = store.work(stage.uses, stage.fingerprint) / "out"
+    out.mkdir(parents=True)
+    (out / "number.txt").write_text("1")
+    with store.lease(stage.uses, stage.fingerprint, "test") as lease:
+        assert lease.acquire()
+        store.publish(
+            stage.uses,
+            stage.fingerprint,
+            kind=stage.kind,
+            version=1,
+            payload=stage.payload,
+            inputs={},
+            run={},
+            seconds=0.0,
+            lease=lease,
+            source_hash=stage.source_hash,
+        )
+    assert refused_resources(tmp_path, stages, (2.0, 0.0)) == []
+
+
+def test_each_thing_in_the_way_keeps_its_remedy() -> None:
+    found = [UserError("a", remedy="do this"), Failure("b", remedy="do that"), Failure("c")]
+    together = preflight.Checks([*found, Failure("d", remedy="do this")])
+    assert together.remedy == "do this; do that"
+    assert (str(together), together.exit_code) == ("a\nb\nc\nd", 2)

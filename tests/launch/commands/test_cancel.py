@@ -1,0 +1,124 @@
+"""Cancelling what has no driver yet, and what a cluster says of the runs on it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_run
+from click.testing import CliRunner
+
+from launch.cli import cli
+from launch.cluster.config import Cluster, load_cluster
+from launch.commands import cluster
+from launch.commands.submit import send
+from pipeline.errors import Failure, Interrupted
+from pipeline.execution.run import Run
+from pipeline.storage.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def call(command: str, store: Store, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, [command, "--store", str(store.root)], prog_name="headwater")
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_cancel_before_anything_began(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sample_run.make(store.root, names=())
+    run.journal.write_text("".join(run.journal.read_text().splitlines(keepends=True)[:2]))
+    monkeypatch.setattr("launch.commands.cancel.TAKEN_UP", 0.1)
+    assert "had not begun" in call("cancel", store)
+    assert run.status().state == "cancelled"
+    assert "is over already: cancelled" in call("cancel", store)
+
+
+@dataclass
+class Head:
+    """A head that knows what it was told, and nothing else."""
+
+    address: str
+    answers: dict[str, Any]
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    answers: dict[str, Any] = {}
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path not in answers:
+                return self.send_error(404)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers[self.path]).encode())
+            return None
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Head(f"http://127.0.0.1:{server.server_address[1]}", answers)
+        server.shutdown()
+        thread.join()
+
+
+def submitted(store: Store, address: str) -> tuple[Run, Cluster]:
+    """A run that was interrupted on a cluster."""
+    run = sample_run.make(store.root, names=("clean",), finish=False)
+    file = store.root / "far.yaml"
+    file.write_text(f"address: {address}\n")
+    record = {"cluster": str(file), "root": "", "jobs": [run.id]}
+    (run.folder / "job.json").write_text(json.dumps(record))
+    return run, load_cluster(str(file), str(store.root))
+
+
+def test_a_head_that_does_not_answer_may_still_begin_the_job(store: Store) -> None:
+    run, _ = submitted(store, "http://127.0.0.1:9")
+    run.append("run.resubmitted")
+    said = call("cancel", store, code=1)
+    assert "no Ray head answers" in said
+    assert f"headwater cancel {run.id}" in said
+    assert run.status().state == "pending"
+    assert run.cancel_file.exists()  # its job stops at once
+
+
+def test_a_cluster_names_the_runs_at_work_not_their_jobs(
+    store: Store, head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, far = submitted(store, head.address)
+    second = {"submission_id": f"{run.id}-2", "metadata": {"run": run.id}}
+    other = {"submission_id": "somebody-elses", "metadata": None}
+    active = {"type": "SUBMISSION", "status": "RUNNING"}
+    head.answers["/api/jobs/"] = [{**active, **second}, {**active, **other}]
+    assert cluster._at_work(far) == [run.id, "somebody-elses"]
+    head.answers["/api/jobs/"] = [{**active, **second}]
+    monkeypatch.setattr(cluster, "WIND_DOWN", 0)  # it is over, and its job only winds up
+    assert cluster._at_work(far) == [run.id]
+
+
+def test_what_was_cancelled_meanwhile_is_not_sent(store: Store, head: Head) -> None:
+    run, far = submitted(store, head.address)
+    run.append("run.resubmitted")
+    run.cancel_file.write_text("cancel\n")
+    with pytest.raises(Interrupted, match="cancelled before its job was sent"):
+        send(run, far, None)
+    assert run.status().state == "cancelled"
+    with pytest.raises(Failure):  # asked for anew, it is sent: this head takes no jobs
+        send(run, far, None)
+    assert run.status().state == "pending"
+    assert not run.cancel_file.exists()

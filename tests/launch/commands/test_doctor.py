@@ -1,0 +1,141 @@
+"""The checks, each on a machine that is made ill in that one way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from launch.cli import cli
+from launch.commands import doctor
+
+
+@pytest.fixture(autouse=True)
+def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    for name in ("RAY_AUTH_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def examined(tmp_path: Path) -> dict[str, doctor.Finding]:
+    return {finding.check: finding for finding in doctor.examine(str(tmp_path / "store"))}
+
+
+def test_this_machine_can_run(tmp_path: Path) -> None:
+    findings = examined(tmp_path)
+    assert findings["torch"].found.startswith("2.13.0")
+    findings.pop("open servers")  # other programs of this machine are not the test's
+    assert {f.level for f in findings.values()} <= {"ok", "warn"}, findings
+
+
+def test_json_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["doctor", "--json", "--store", str(tmp_path)]
+    monkeypatch.setattr(doctor, "_names", lambda dashboards: ())
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0
+    assert {"check", "level", "found", "remedy"} == set(json.loads(done.stdout)[0])
+    monkeypatch.setitem(doctor.PACKAGES, "ray", "99.0")
+    done = CliRunner().invoke(cli, words[:1] + words[2:])
+    assert done.exit_code == 1
+    assert "older than 99.0" in done.stdout
+    assert "1 to mend" in done.stdout
+
+
+def test_a_lock_that_a_killed_compile_left(tmp_path: Path) -> None:
+    lock = tmp_path / "extensions" / "py311" / "op" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert examined(tmp_path)["compile locks"].level == "ok"
+    old = time.time() - 2 * doctor.STALE
+    os.utime(lock, (old, old))
+    finding = examined(tmp_path)["compile locks"]
+    assert (finding.level, finding.remedy) == ("fail", f"rm {lock}")
+
+
+def test_tokens_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(doctor, "_ray_listeners", lambda dashboards=False: [])
+    assert examined(tmp_path)["Ray tokens"].level == "warn"
+    monkeypatch.setattr(doctor, "_ray_listeners", lambda dashboards=False: ["192.0.2.1:8265"])
+    finding = examined(tmp_path)["Ray tokens"]
+    assert finding.level == "fail"
+    assert "192.0.2.1:8265" in finding.found
+
+
+def test_a_listener_beyond_loopback_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of our own process: its command line takes the place of the one of a dashboard."""
+    monkeypatch.setattr(doctor, "_names", lambda dashboards: ("pytest",))
+    with socket.create_server(("127.0.0.1", 0)) as private, socket.create_server(("", 0)) as open_:
+        found = doctor._ray_listeners()
+        assert any(where.endswith(f":{open_.getsockname()[1]}") for where in found)
+        assert not any(where.endswith(f":{private.getsockname()[1]}") for where in found)
+
+
+@pytest.mark.parametrize(
+    ("bound", "seen"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "0.0.0.0"), ("127.0.0.1", "::")]
+)
+def test_a_server_is_asked_where_it_listens(bound: str, seen: str) -> None:
+    """A head on one interface alone answers on no other, loopback included."""
+
+    class Head(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.60.0"}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((bound, 0), Head) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        answers = doctor._answers_without_token(f"{seen}:{port}")
+        server.shutdown()
+        thread.join()
+    assert answers is (seen != "::")
+    assert not doctor._answers_without_token(f"{seen}:{port}")
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "found"),
+    [
+        ("address: http://ray.example.com:8265\n", "fail", "has no token"),
+        ("address: http://ray.example.com:8265\ntoken_env: T\n", "warn", "unencrypted"),
+        ("address: https://ray.example.com\ntoken_env: T\n", "ok", "https://ray.example.com"),
+        ("address: http://127.0.0.1:8265\ntoken_path: token\n", "fail", "others can read"),
+        ("adress: http://127.0.0.1:8265\n", "fail", "unknown key"),
+    ],
+)
+def test_clusters(tmp_path: Path, text: str, level: str, found: str) -> None:
+    folder = tmp_path / "configs" / "clusters"
+    folder.mkdir(parents=True)
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "token").chmod(0o644)
+    (folder / "mine.yaml").write_text(text)
+    finding = examined(tmp_path)["cluster mine"]
+    assert finding.level == level
+    assert found in finding.found
+
+
+def test_long_temporary_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp/" + "x" * 40)
+    assert examined(tmp_path)["temporary"].level == "fail"
+
+
+def test_mlflow_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    assert examined(tmp_path)["MLflow"].level == "warn"

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import sample_run
+
+from launch.tracking import mlflow_sync
+
+
+def test_points_are_the_numbers_of_a_line() -> None:
+    line = b'{"step": 3, "time": 1.5, "loss": 2, "lr": "nan", "name": "x", "top 5%": Infinity}'
+    points = list(mlflow_sync.points_of(line))
+    assert [(key, when, step) for key, _, when, step in points] == [
+        ("loss", 1500, 3),
+        ("lr", 1500, 3),
+        ("top 5_", 1500, 3),
+    ]
+    assert points[0][1] == 2.0
+    assert math.isnan(points[1][1])
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[1]", b'{"step": 1}', b'{"step": null, "time": 1}', b'{"time": 1, "a": 2}']
+)
+def test_a_damaged_line_has_no_points(line: bytes) -> None:
+    assert list(mlflow_sync.points_of(line)) == []
+
+
+def test_a_value_that_is_no_number_is_left_out() -> None:
+    assert list(mlflow_sync.points_of(b'{"step": 1, "time": 1, "a": null, "b": [1]}')) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "sent", "is_same"),
+    [
+        (1.5, 1.5, True),
+        (1.5, 1.25, False),
+        (1.5, None, False),
+        (math.nan, math.nan, True),
+        (math.nan, 1.0, False),
+        (math.inf, 1.7976931348623157e308, True),
+    ],
+)
+def test_values_that_mlflow_has(value: float, sent: float | None, is_same: bool) -> None:
+    assert mlflow_sync.same(value, sent) is is_same
+
+
+def test_names_are_made_fit() -> None:
+    assert mlflow_sync.metric_key("/eval loss: µ%/x.y-z") == "eval loss_ __/x.y-z"
+
+
+def test_the_clock_of_a_run_and_of_its_stages() -> None:
+    def event(second: int, what: str, **more: str) -> dict[str, str]:
+        return {"time": f"1970-01-01T00:00:{second:02d}.500Z", "event": what, **more}
+
+    events = [
+        event(1, "run.started"),
+        event(2, "stage.started", stage="a"),
+        event(5, "stage.finished", stage="a"),
+        event(9, "run.finished"),
+    ]
+    assert mlflow_sync.clock(events) == {"": (1500, 9500), "a": (2500, 5500)}
+
+
+def test_what_identifies_a_stage_is_what_its_plan_says(tmp_path: Path) -> None:
+    run = sample_run.make(tmp_path, names=("clean",))
+    assert mlflow_sync.identity_of(run, "clean") == {
+        "sources": ["python:docs"],
+        "languages": ["en"],
+    }
+    assert mlflow_sync.identity_of(run, "other") == {}
+
+
+def test_sources_outside_the_store_are_inputs_too() -> None:
+    assert list(mlflow_sync.externals({"b": "2", "a": "1"})) == [
+        ("source", "a", "1"),
+        ("source", "b", "2"),
+    ]

@@ -1,0 +1,252 @@
+"""One attempt in this very process: what it opens, how it ends, what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import (
+    CorruptArtifact,
+    Failure,
+    InputError,
+    Interrupted,
+    LeaseLost,
+    NoRoom,
+    Stuck,
+    WorkerDied,
+)
+from pipeline.execution.attempt import Job, Outcome, carry_out, explain
+from pipeline.stage import find_stage
+from pipeline.storage.artifact import Artifact
+from pipeline.storage.lease import node, process_born
+from pipeline.storage.store import Store
+
+pytestmark = pytest.mark.usefixtures("toys")
+FP = "0123456789abcdef"
+
+
+def job(root: Path, uses: str = "toy.count", fp: str = FP, **changed: object) -> Job:
+    inputs = changed.pop("inputs", {})
+    params = find_stage(uses).params.model_validate(changed)
+    return Job(root, "run-1", "number", uses, fp, params, inputs, 1)  # type: ignore[arg-type]
+
+
+def log(attempt: Job) -> str:
+    return attempt.attempt_dir.joinpath("log.txt").read_text()
+
+
+def number(root: Path, fp: str, value: int) -> Artifact:
+    assert carry_out(job(root, fp=fp, value=value)).ending == "done"
+    return Store(root).publish(
+        "toy.count",
+        fp,
+        kind="Number",
+        version=1,
+        payload={},
+        inputs={},
+        run={"id": "run-1", "stage": "number", "attempt": 1},
+        seconds=0.1,
+    )
+
+
+def test_the_work_is_left_for_the_driver_to_publish(tmp_path: Path) -> None:
+    outcome = carry_out(job(tmp_path, value=3))
+    assert outcome.ending == "done"
+    assert outcome.seconds > 0
+    assert (tmp_path / f"work/toy.count/{FP}/out/number.txt").read_text() == "18\n"
+
+
+def test_a_second_attempt_goes_on(tmp_path: Path) -> None:
+    broken = job(tmp_path, trouble="raise")
+    assert carry_out(broken).ending == "error"
+    mended = job(tmp_path)
+    assert carry_out(mended).ending == "done"
+    assert "begins at step 2" in log(mended)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "ending", "error", "remedy"),
+    [
+        ("user", "user", "toy: the number is odd", "give an even one"),
+        ("worker", "worker", "rank 1 vanished", "look at its log"),
+        ("stuck", "worker", "no step for 60 s", "`headwater logs run-1 number` shows more"),
+        ("stray", "interrupted", "a stray signal", "`headwater logs run-1 number` shows more"),
+        ("damaged", "corrupt", "a shard of its own is damaged", "`headwater logs"),
+        ("memory", "worker", "out of memory", "lower the stage's batch or workers"),
+        ("exit", "error", "SystemExit: 3", "`headwater logs run-1 number` shows more"),
+        ("raise", "error", "ValueError: seven is", "`headwater logs run-1 number` shows more"),
+        ("full", "error", "is full: ", "free some space"),
+        (
+            "nothing",
+            "error",
+            "returned without writing anything",
+            "its function writes its files under `out`",
+        ),
+    ],
+)
+def test_every_trouble_is_classed_and_said(
+    tmp_path: Path, trouble: str, ending: str, error: str, remedy: str
+) -> None:
+    outcome = carry_out(job(tmp_path, trouble=trouble))
+    assert outcome.ending == ending
+    assert error in outcome.error
+    assert outcome.remedy.startswith(remedy)
+
+
+def test_an_unknown_error_says_its_line_and_leaves_its_traceback(tmp_path: Path) -> None:
+    attempt = job(tmp_path, trouble="raise")
+    assert carry_out(attempt).error.startswith("toy.py:")
+    assert "Traceback (most recent call last):" in log(attempt)
+    assert "not a number" in log(attempt)
+
+
+def test_a_known_error_leaves_no_traceback(tmp_path: Path) -> None:
+    attempt = job(tmp_path, trouble="user")
+    carry_out(attempt)
+    assert "Traceback" not in log(attempt)
+    assert "toy: the number is odd" in log(attempt)
+
+
+def test_a_cancelled_run_starts_nothing(tmp_path: Path) -> None:
+    attempt = job(tmp_path)
+    tmp_path.joinpath("runs/run-1").mkdir(parents=True)
+    tmp_path.joinpath("runs/run-1/cancel").write_text("cancel\n")
+    assert carry_out(attempt).ending == "interrupted"
+    assert "begins" not in log(attempt)
+
+
+def test_a_store_that_cannot_be_written_is_an_outcome(tmp_path: Path) -> None:
+    tmp_path.joinpath("work").write_text("a file where a folder should be")
+    assert carry_out(job(tmp_path)).ending == "error"
+
+
+def test_inputs_come_as_declared_one_or_many(tmp_path: Path) -> None:
+    one, two = number(tmp_path, "1" * 16, 1), number(tmp_path, "2" * 16, 2)
+    inputs = {"numbers": (one.path, two.path), "base": (one.path,)}
+    assert carry_out(job(tmp_path, "toy.add", inputs=inputs)).ending == "done"
+    assert (tmp_path / f"work/toy.add/{FP}/out/number.txt").read_text() == "34\n"
+
+
+def test_a_flipped_bit_is_found_before_use(tmp_path: Path) -> None:
+    artifact = number(tmp_path, "1" * 16, 1)
+    artifact.path.joinpath("number.txt").write_text("11\n")
+    outcome = carry_out(job(tmp_path, "toy.add", inputs={"numbers": (artifact.path,)}))
+    assert outcome.ending == "corrupt"
+    assert "its bytes changed" in outcome.error
+    assert not artifact.path.exists()
+    assert Store(tmp_path).damage("toy.count", "1" * 16)
+
+
+# --- one process a stage -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def orphan() -> object:
+    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def mark(root: Path, **changed: object) -> None:
+    work = root / f"work/toy.count/{FP}"
+    work.mkdir(parents=True)
+    work.joinpath("process.json").write_text(json.dumps(changed))
+
+
+def test_an_orphan_of_the_attempt_before_is_ended(tmp_path: Path, orphan: subprocess.Popen) -> None:
+    born = process_born(orphan.pid)
+    mark(tmp_path, node=node(), pid=orphan.pid, born=born)
+    assert carry_out(job(tmp_path)).ending == "done"
+    assert process_born(orphan.pid) == ""
+    assert orphan.wait(5) == -9
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"node": "elsewhere"}, {"born": "1"}, {"born": ""}, {"pid": os.getpid()}, {"pid": 2**22 + 1}],
+)
+def test_nobody_else_is_ended(
+    tmp_path: Path, orphan: subprocess.Popen, other: dict[str, Any]
+) -> None:
+    born = process_born(int(other.get("pid", orphan.pid)))
+    mark(tmp_path, **{"node": node(), "pid": orphan.pid, "born": born, **other})
+    assert carry_out(job(tmp_path)).ending == "done"
+    assert orphan.poll() is None
+
+
+def test_a_process_that_was_ended_already_is_no_orphan(
+    tmp_path: Path, orphan: subprocess.Popen
+) -> None:
+    mark(tmp_path, node=node(), pid=orphan.pid, born=process_born(orphan.pid))
+    orphan.kill()
+    orphan.wait()
+    assert carry_out(job(tmp_path)).ending == "done"
+
+
+# --- classes -----------------------------------------------------------------------------------
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    return explain(error, Path("/"), "look there")
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (InputError("x"), "user"),
+        (Interrupted("x"), "interrupted"),
+        (CorruptArtifact("x"), "corrupt"),
+        (WorkerDied("x"), "worker"),
+        (Stuck("x"), "worker"),
+        (NoRoom("x"), "crowded"),
+        (LeaseLost("x"), "worker"),
+        (Failure("x"), "error"),
+        (MemoryError(), "worker"),
+        (KeyboardInterrupt(), "interrupted"),
+        (ZeroDivisionError(), "error"),
+    ],
+)
+def test_classes_of_errors(error: BaseException, ending: str) -> None:
+    assert outcome_of(error).ending == ending
+
+
+def test_an_error_without_words_is_named() -> None:
+    assert outcome_of(ZeroDivisionError()).error == "ZeroDivisionError"
+
+
+def test_rays_errors_are_classed_by_what_died() -> None:
+    from ray import exceptions as ray
+
+    def preempted() -> ray.RayActorError:
+        return ray.RayActorError(preempted=True)
+
+    for error, ending in [
+        (ray.WorkerCrashedError(), "worker"),
+        (ray.ActorDiedError(), "worker"),
+        (ray.OutOfMemoryError("x"), "worker"),
+        (ray.NodeDiedError("x"), "preempted"),
+        (ray.LocalRayletDiedError(), "preempted"),
+        (preempted(), "preempted"),
+        (ray.TaskCancelledError(), "worker"),
+        (ray.RaySystemError("x"), "worker"),
+        (ray.RayTaskError("f", "trace", InputError("bad", remedy="mend")), "user"),
+        (ray.RayTaskError("f", "trace", ray.WorkerCrashedError()), "worker"),
+        (ray.RayTaskError("f", "trace", ValueError("bad")).as_instanceof_cause(), "error"),
+    ]:
+        assert outcome_of(error).ending == ending, error
+    assert "out of memory" in outcome_of(ray.OutOfMemoryError("x")).error
+
+
+def test_an_error_out_of_a_task_keeps_its_words_and_remedy() -> None:
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError("f", "trace", InputError("bad", where="a.yaml:3", remedy="mend it"))
+    outcome = outcome_of(error.as_instanceof_cause())
+    assert (outcome.error, outcome.remedy) == ("a.yaml:3: bad", "mend it")

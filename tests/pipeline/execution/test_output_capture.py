@@ -1,0 +1,85 @@
+"""What a process prints, from whatever layer, ends as harmless lines of a log."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.execution.output_capture import LONGEST, captured, pump
+
+
+def lines(log: Path) -> list[str]:
+    """Without the time stamps."""
+    return [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
+
+
+def test_python_descriptors_and_children_print_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWATER_TEST_TOKEN", "hunter22")
+    log = tmp_path / "log.txt"
+    before = sys.stdout, sys.stderr
+    with captured(log, ["HEADWATER_TEST_TOKEN"]):
+        print("from python")
+        print("to stderr \x1b[2J", file=sys.stderr)
+        os.write(1, b"from below\n")
+        subprocess.run(["echo", "from a child: hunter22"], check=True)
+    assert (sys.stdout, sys.stderr) == before
+    assert sorted(lines(log)) == [
+        "from a child: ${env:HEADWATER_TEST_TOKEN}",
+        "from below",
+        "from python",
+        "to stderr \\x1b[2J",
+    ]
+
+
+def test_the_streams_come_back_after_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError), captured(tmp_path / "log.txt"):
+        print("before", end="")
+        raise ZeroDivisionError
+    print("after", flush=True)
+    assert lines(tmp_path / "log.txt") == ["before"]
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_a_child_that_prints_on_does_not_hold_the_stage_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.execution.output_capture.PATIENCE", 0.05)
+    with captured(tmp_path / "log.txt"):
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    child.communicate(b"late\n")
+    assert child.returncode == 0
+
+
+def test_last_words_of_a_killed_process_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom pipeline.execution.output_capture import captured\n"
+        "with captured(Path(sys.argv[1])):\n"
+        "    os.write(2, b'last words\\n'); os.kill(os.getpid(), 9)\n"
+    )
+    # The pump holds stderr too: when this returns, it has ended.
+    ended = subprocess.run([sys.executable, "-c", program, str(log)], stderr=subprocess.PIPE)
+    assert ended.returncode == -9
+    assert lines(log) == ["last words"]
+
+
+def test_lines_are_folded_cut_and_decoded(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    raw = b"1%\r50%\r100%\n" + b"x" * (LONGEST + 3) + b"\n" + b"\xff\xfe\n" + b"no end"
+    pump(io.BytesIO(raw), log)
+    assert lines(log) == ["100%", "x" * LONGEST, "xxx", "��", "no end"]
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_writer(tmp_path: Path) -> None:
+    source = io.BytesIO(b"one\ntwo\n")
+    pump(source, tmp_path / "no folder" / "log.txt")
+    assert source.read() == b""

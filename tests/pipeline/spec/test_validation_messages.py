@@ -1,0 +1,96 @@
+"""What the validator finds, in plain words (bad_configs.txt shows them in whole files)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from pydantic import Field, ValidationError
+
+from pipeline.spec.validation_messages import Wrong, got, problems, remedy
+from pipeline.stage import Absent, Section
+
+
+class Inner(Section):
+    size: int
+
+
+class Outer(Section):
+    choice: Inner | list[Inner] | None = None
+    table: dict[str, Inner] = Field(default_factory=dict)
+    switch: bool | str = False
+    long: Annotated[str, Field(max_length=1)] = ""
+
+    absent: ClassVar[Absent] = {"dize": ("there is no dize", "say size")}
+
+
+def wrong(data: dict[str, Any]) -> list[Wrong]:
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate(data, strict=True)
+    return problems(caught.value, Outer, data, ["edge"])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "nothing"),
+        (True, "true"),
+        ("a", "the text 'a'"),
+        ("b" * 50, f"the text '{'b' * 39}…'"),
+        (3, "3"),
+        (1e-4, "0.0001"),
+        ({}, "a section"),
+        ([], "a list"),
+    ],
+)
+def test_values_are_called_what_people_call_them(value: Any, words: str) -> None:
+    assert got(value) == words
+
+
+@pytest.mark.parametrize(
+    ("expected", "value", "words"),
+    [
+        (["text"], 3, "put it in quotes"),
+        (["text"], [3], ""),
+        (["true or false"], "Off", "write true or false"),
+        (["a number"], "off", ""),
+        (["a number"], "3", ""),
+    ],
+)
+def test_remedies(expected: list[str], value: Any, words: str) -> None:
+    assert remedy(expected, value) == words
+
+
+def test_a_branch_of_a_union_that_nearly_fits_hides_the_others() -> None:
+    found = wrong({"choice": [{"size": "x"}, {"siz": 1}]})
+    assert found == [
+        Wrong(("choice", 0, "size"), "expected a whole number, got the text 'x'"),
+        Wrong(("choice", 1, "size"), "missing", "add `size: …`"),
+        Wrong(("choice", 1, "siz"), "unknown key", "did you mean 'size'?"),
+    ]
+
+
+def test_branches_of_a_union_are_alternatives() -> None:
+    message = "expected a section of `key: value` lines or a list, got 3"
+    assert wrong({"choice": 3}) == [Wrong(("choice",), message)]
+    assert wrong({"switch": 3}) == [
+        Wrong(("switch",), "expected true or false or text, got 3", "put it in quotes")
+    ]
+
+
+def test_keys_of_mappings_are_no_fields() -> None:
+    assert wrong({"table": {"a": {"sise": 1, "size": 2}}}) == [
+        Wrong(("table", "a", "sise"), "unknown key", "did you mean 'size'?")
+    ]
+
+
+def test_the_edges_of_a_stage_stand_beside_its_parameters() -> None:
+    assert wrong({"edgy": 1}) == [Wrong(("edgy",), "unknown key", "did you mean 'edge'?")]
+    assert wrong({"table": {"a": {"size": 1, "edgy": 1}}})[0].remedy == "known: size"
+
+
+@pytest.mark.parametrize("data", [{"Dize": 1}, {"table": {"a": {"size": 1, "dize": 2}}}])
+def test_a_key_known_from_elsewhere_is_told_why_it_is_not_here(data: dict[str, Any]) -> None:
+    (found,) = wrong(data)
+    assert found.path[-1] in ("dize", "Dize")
+    assert (found.message, found.remedy) == ("there is no dize", "say size")

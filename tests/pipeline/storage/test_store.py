@@ -1,0 +1,504 @@
+"""The store: what is found, what is put aside, what may go."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_disk import out_of_descriptors
+
+from pipeline.context import Context
+from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
+from pipeline.storage import garbage_collection
+from pipeline.storage import store as module
+from pipeline.storage.artifact import MANIFEST, Artifact
+from pipeline.storage.garbage_collection import ROLLBACKS
+from pipeline.storage.store import Store
+
+A, B, C, D = ("a" * 16, "b" * 16, "c" * 16, "d" * 16)
+RUNS = ("20260101-0000-able-bear", "20260102-0000-able-bear", "20260103-0000-able-bear")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def work(store: Store, uses: str, fp: str, text: str = "hello") -> Context:
+    folder = store.work(uses, fp)
+    context = Context(folder, folder / "log", folder / "cancel", store.root / "cache")
+    (context.out / "data.txt").write_text(text)
+    context.metrics(1, {"loss": 2.0})
+    context.result(loss=2.0)
+    return context
+
+
+def publish(store: Store, uses: str, fp: str, *inputs: Artifact, **options: Any) -> Artifact:
+    if not (store.work(uses, fp) / "out").exists():
+        work(store, uses, fp)
+    return store.publish(
+        uses,
+        fp,
+        kind="Text",
+        version=1,
+        payload={"stage": uses},
+        inputs={"texts": inputs},
+        run={"id": "r", "stage": uses, "attempt": 1},
+        seconds=1.5,
+        **options,
+    )
+
+
+def damage(artifact: Artifact) -> None:
+    """Other bytes of the same length."""
+    (artifact.path / "data.txt").write_text("jello")
+
+
+# --- publishing --------------------------------------------------------------------------------
+
+
+def test_what_is_published_is_found_with_its_facts(store: Store) -> None:
+    assert store.find("clean", A) is None
+    made = publish(store, "clean", A)
+    assert store.find("clean", A) == made
+    assert made.path == store.root / "artifacts" / "clean" / A
+    assert made.metrics == {"loss": 2.0}
+    assert made.manifest["code"]["source_hash"] == ""
+    assert made.manifest["payload"] == {"stage": "clean"}
+    assert made.manifest["run"]["id"] == "r"
+    assert (made.path / "observed" / "metrics.jsonl").read_text().startswith('{"step": 1')
+    assert not store.work("clean", A).exists()
+
+
+def test_inputs_are_named_by_content_and_place(store: Store) -> None:
+    first = publish(store, "clean", A)
+    made = publish(store, "pack", B, first)
+    assert made.manifest["inputs"] == {
+        "texts": [
+            {
+                "uses": "clean",
+                "fingerprint": A,
+                "digest": first.digest,
+                "path": f"artifacts/clean/{A}",
+            }
+        ]
+    }
+    work(store, "one", C)
+    alone = store.publish(
+        "one", C, kind="", version=1, payload={}, inputs={"x": first}, run={}, seconds=0
+    )
+    assert alone.manifest["inputs"]["x"][0]["digest"] == first.digest
+
+
+def test_a_rerun_is_the_next_generation_and_the_old_one_stays(store: Store) -> None:
+    old = publish(store, "clean", A)
+    work(store, "clean", A, "other")
+    new = publish(store, "clean", A)
+    assert new.path.name == f"{A}.2"
+    assert store.find("clean", A) == new
+    assert store.peek("clean", A) == new
+    assert store.peek("clean", A, old.digest) == old
+    assert store.peek("clean", A, "none") is None
+    assert old.verify() == []
+    assert publish(store, "clean", A).path.name == f"{A}.3"
+
+
+def test_a_kill_between_gathering_and_commit_changes_nothing(store: Store) -> None:
+    context = work(store, "clean", A)
+    stale = context.out / "observed" / "old.json"
+    stale.parent.mkdir()
+    stale.write_text("from the attempt before")
+    (context.observed / "folder").mkdir()
+    made = publish(store, "clean", A)
+    assert not (made.path / "observed" / "old.json").exists()
+    assert made.verify() == []
+
+
+def test_nothing_written_is_nothing_published(store: Store) -> None:
+    with pytest.raises(Failure, match="wrote nothing"):
+        store.publish("x", A, kind="", version=1, payload={}, inputs={}, run={}, seconds=0)
+    store.work("x", A).joinpath("out").mkdir(parents=True)
+    with pytest.raises(Failure, match="wrote nothing"):
+        publish(store, "x", A)
+
+
+def test_without_observations_there_are_no_metrics(store: Store) -> None:
+    out = store.work("x", A) / "out"
+    out.mkdir(parents=True)
+    (out / "data").write_text("1")
+    assert publish(store, "x", A).metrics == {}
+
+
+def test_a_lost_lease_stops_the_commit(store: Store) -> None:
+    lease = store.lease("clean", A, "run")
+    with pytest.raises(LeaseLost):
+        publish(store, "clean", A, lease=lease)
+    assert store.find("clean", A) is None
+    with lease:
+        assert lease.acquire()
+        assert publish(store, "clean", A, lease=lease).verify() == []
+
+
+def test_who_comes_second_has_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = publish(store, "clean", A)
+    monkeypatch.setattr(Store, "_next_generation", lambda *_: made.path)
+    with pytest.raises(LeaseLost, match="published it first"):
+        publish(store, "clean", A)
+
+
+# --- trust -------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_found_at_opening_and_put_aside(store: Store) -> None:
+    made = publish(store, "clean", A)
+    assert store.damage("clean", A) == ""
+    (made.path / "data.txt").unlink()
+    assert store.take("clean", A) is None
+    assert not made.path.exists()
+    assert store.damage("clean", A) == "data.txt: missing"
+    again = publish(store, "clean", A)
+    (again.path / MANIFEST).write_text("{}")
+    assert store.peek("clean", A) is None
+    assert store.take("clean", A) is None
+    assert "manifest.json" in store.damage("clean", A)
+    assert len(list((store.root / "quarantine" / "clean").glob("*.json"))) == 2
+
+
+def test_who_only_looks_moves_nothing(store: Store) -> None:
+    made = publish(store, "clean", A)
+    (made.path / "data.txt").unlink()
+    assert store.find("clean", A) is None
+    assert store.damage("clean", A) == "data.txt: missing"
+    assert made.path.exists()
+    assert not (store.root / "quarantine").exists()
+    with pytest.raises(NotFound, match=rf"clean/{A} is damaged: data.txt: missing"):
+        store.by_fingerprint(A)
+    assert made.path.exists()
+
+
+def test_a_disk_that_refuses_for_a_while_costs_nothing(store: Store) -> None:
+    made = publish(store, "clean", A)
+    looks = (
+        lambda: store.take("clean", A),
+        lambda: store.peek("clean", A),
+        lambda: store.checked(made),
+        lambda: store.gc(dry=False),
+        lambda: store.by_fingerprint(A),
+    )
+    for look in looks:
+        with out_of_descriptors(), pytest.raises(Failure, match="Too many open files"):
+            look()
+    assert store.find("clean", A) == made
+    assert store.verify(made) == []
+
+
+def test_each_generation_that_was_put_aside_keeps_its_reason(store: Store) -> None:
+    publish(store, "clean", A)
+    for reason in ("second", "third"):
+        store.quarantine(publish(store, "clean", A).path, reason)
+        publish(store, "clean", A)
+    notes = (store.root / "quarantine" / "clean").glob("*.json")
+    assert sorted(json.loads(note.read_text())["reason"] for note in notes) == ["second", "third"]
+
+
+def test_an_older_generation_stands_in_for_a_damaged_one(store: Store) -> None:
+    old = publish(store, "clean", A)
+    new = publish(store, "clean", A)
+    (new.path / "data.txt").write_text("short")
+    (new.path / "data.txt").write_text("")
+    assert store.find("clean", A) == old
+
+
+def test_an_artifact_under_another_name_is_not_believed(store: Store) -> None:
+    made = publish(store, "clean", A)
+    made.path.rename(made.path.with_name(B))
+    assert store.take("clean", B) is None
+    assert store.damage("clean", B) == f"holds clean/{A}"
+
+
+def test_bytes_are_hashed_once_for_a_run_on_a_machine(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish(store, "clean", A)
+    hashed: list[str] = []
+    monkeypatch.setattr(Artifact, "verify", lambda self: hashed.append(self.digest) or [])
+
+    def times_of(*uses: str) -> int:
+        hashed.clear()
+        for run in uses:
+            assert store.checked(made, run) is made
+        return len(hashed)
+
+    assert times_of("one", "one") == 1
+    assert times_of("one", "two", "", "") == 2
+    os.utime(made.path / "data.txt", (1, 1))
+    assert times_of("one", "one") == 1
+    monkeypatch.setattr(module.platform, "node", lambda: "another")
+    assert times_of("one") == 1
+    monkeypatch.setattr(module, "node", lambda: "another start of it")
+    assert times_of("one", "") == 2
+
+
+def test_what_changes_while_somebody_looks_is_hashed_each_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish(store, "clean", A)
+
+    def vanish(self: Artifact) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifact, "stamp", vanish)
+        assert store.checked(made) is made
+    assert not (store.root / "cache" / "verified").exists()
+
+
+def test_a_bit_that_flipped_without_a_trace_is_found_by_the_next_reader(store: Store) -> None:
+    made = publish(store, "clean", A)
+    times = (made.path / "data.txt").stat()
+    damage(made)
+    os.utime(made.path / "data.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(CorruptArtifact, match=r"data.txt: its bytes changed"):
+        store.checked(made, "the run that made it")
+
+
+def test_a_flipped_bit_is_found_before_use(store: Store) -> None:
+    made = publish(store, "clean", A)
+    damage(made)
+    assert store.find("clean", A) == made  # sizes alone cannot tell
+    with pytest.raises(CorruptArtifact, match=r"data.txt: its bytes changed") as caught:
+        store.checked(made)
+    assert caught.value.where == f"clean/{A}"
+    assert store.find("clean", A) is None
+    with pytest.raises(CorruptArtifact, match="missing or unreadable"):
+        store.checked(made)
+
+
+def test_verify_takes_folders_too(store: Store) -> None:
+    made = publish(store, "clean", A)
+    assert store.verify(made.path) == store.verify(made) == []
+    damage(made)
+    assert store.verify(made) == ["data.txt: its bytes changed"]
+
+
+def test_a_store_that_cannot_remember_still_verifies(store: Store) -> None:
+    (store.root / "cache").parent.mkdir(parents=True)
+    work(store, "clean", A)
+    (store.root / "cache").rmdir()
+    (store.root / "cache").write_text("in the way")
+    made = publish(store, "clean", A)
+    assert store.checked(made) is made
+
+
+def test_two_readers_may_put_the_same_damage_aside(store: Store) -> None:
+    made = publish(store, "clean", A)
+    store.quarantine(made, "first")
+    store.quarantine(made, "second")
+    assert store.damage("clean", A) == "first"
+
+
+# --- looking up --------------------------------------------------------------------------------
+
+
+def test_artifacts_are_found_by_the_beginning_of_their_fingerprint(store: Store) -> None:
+    made = publish(store, "clean", A)
+    new = publish(store, "clean", A)
+    other = publish(store, "pack", "ab" + "0" * 14)
+    assert store.by_fingerprint("aaa") == new
+    assert store.by_fingerprint(f"clean/{A}") == new
+    assert store.by_fingerprint(f"{A}.2") == new
+    assert store.by_fingerprint("pack/ab") == other
+    with pytest.raises(NotFound, match="several artifacts begin with 'a': clean/aaa"):
+        store.by_fingerprint("a")
+    for prefix in ("f", ""):
+        with pytest.raises(NotFound):
+            store.by_fingerprint(prefix)
+    assert [artifact.path for artifact in store.artifacts()] == [made.path, new.path, other.path]
+    (other.path / MANIFEST).unlink()
+    assert len(list(store.artifacts())) == 2
+    assert len(list(store.folders())) == 3
+    with pytest.raises(NotFound, match="is damaged: manifest"):
+        store.by_fingerprint("ab")
+
+
+def test_an_exact_older_generation_can_be_named(store: Store) -> None:
+    publish(store, "clean", A)
+    second = publish(store, "clean", A)
+    publish(store, "clean", A)
+    assert store.by_fingerprint(f"clean/{A}.2") == second
+
+
+def test_opening_creates_nothing_and_refuses_what_is_no_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new")
+    assert (list(store.artifacts()), store.find("x", A), store.gc().garbage) == ([], None, [])
+    assert not store.root.exists()
+    assert repr(store) == f"Store({str(tmp_path / 'new')!r})"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        Store(tmp_path / "file")
+    with pytest.raises(UserError, match="not a folder") as caught:
+        Store("s3://bucket/store")
+    assert "mount" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["../x", "x/y", ""])
+def test_names_cannot_leave_the_store(store: Store, name: str) -> None:
+    for call in (store.find, store.work, lambda *a: store.lease(*a, "me")):
+        with pytest.raises(UserError):
+            call(name, A)
+        with pytest.raises(UserError):
+            call("clean", name)
+
+
+# --- collecting --------------------------------------------------------------------------------
+
+
+def plan(store: Store, run: str, *stages: tuple[str, str]) -> None:
+    folder = store.root / "runs" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = [{"uses": uses, "fingerprint": fp} for uses, fp in stages]
+    (folder / "plan.json").write_text(json.dumps({"stages": listed, "pipeline": "p"}))
+
+
+def promote(store: Store, *fingerprints: str, alias: str = "champion") -> Path:
+    log = store.root / "registry" / "m" / "promotions.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        for fp in fingerprints:
+            file.write(json.dumps({"alias": alias, "fingerprint": fp}) + "\n")
+    return log
+
+
+def test_gc_keeps_what_runs_aliases_and_lineage_reach(store: Store) -> None:
+    root = publish(store, "clean", A)
+    publish(store, "pack", B, root)
+    lonely = publish(store, "pack", C)
+    publish(store, "train", D)
+    plan(store, RUNS[0], ("pack", C))
+    plan(store, RUNS[1], ("pack", B))
+    promote(store, D)
+    (store.root / "runs" / "20260104-0000-able-bear").mkdir()  # is being created, has no plan yet
+    size = sum(path.stat().st_size for path in lonely.path.rglob("*") if path.is_file())
+    report = store.gc(keep=2)
+    assert [item.path for item in report.garbage] == [lonely.path]
+    assert (report.dry, report.kept, report.size) == (True, 3, size)
+    assert lonely.path.exists()
+    store.gc(keep=2, dry=False)
+    assert not lonely.path.exists()
+    assert not list((store.root / "tmp").iterdir())
+    assert {artifact.uses for artifact in store.artifacts()} == {"clean", "pack", "train"}
+    assert store.gc(keep=3).garbage == []
+
+
+def test_gc_keeps_only_the_last_promotions_of_each_alias(store: Store) -> None:
+    prints = [f"{k:016x}" for k in range(ROLLBACKS + 1)]
+    for fp in prints:
+        publish(store, "train", fp)
+    log = promote(store, *prints)
+    assert [item.path.name for item in store.gc().garbage] == prints[:1]
+    promote(store, prints[0], alias="canary")
+    assert store.gc().garbage == []
+    with log.open("a") as file:
+        file.write('{"alias": "champ')  # a kill: the last line is torn, and is not counted
+    assert store.gc().garbage == []
+    log.write_text("{spoilt\n")
+    with pytest.raises(Failure, match="unreadable"):
+        store.gc(dry=False)
+    assert len(list(store.artifacts())) == len(prints)
+
+
+def test_gc_removes_stale_work_but_not_what_is_leased_or_resumable(store: Store) -> None:
+    for uses, fp in (("stale", A), ("leased", B), ("resumable", C), ("published", D)):
+        work(store, uses, fp)
+    publish(store, "published", D)
+    work(store, "published", D)
+    plan(store, RUNS[0], ("resumable", C), ("published", D))
+    lease = store.lease("leased", B, "run")
+    with lease:
+        assert lease.acquire()
+        report = store.gc(dry=False)
+    assert [item.path.parent.name for item in report.garbage] == ["published", "stale"]
+    assert not store.work("stale", A).exists()
+    assert store.work("leased", B).exists()
+    assert store.work("resumable", C).exists()
+
+
+def test_gc_keeps_what_a_run_at_work_needs(store: Store) -> None:
+    made = publish(store, "clean", A)
+    plan(store, RUNS[0], ("clean", A))
+    plan(store, RUNS[1])
+    lease = store.lease("run", RUNS[0], "driver")
+    with lease:
+        assert lease.acquire()
+        assert store.gc(keep=1).garbage == []
+    assert [item.path for item in store.gc(keep=1).garbage] == [made.path]
+
+
+def test_gc_clears_quarantine_and_what_it_left_itself(store: Store) -> None:
+    made = publish(store, "clean", A)
+    store.quarantine(made, "bits")
+    trash = store.root / "tmp" / "half"
+    trash.mkdir(parents=True)
+    report = store.gc(dry=False)
+    assert [item.why for item in report.garbage] == [
+        "damaged",
+        "being deleted when something stopped",
+    ]
+    assert not trash.exists()
+    assert not list((store.root / "quarantine").rglob("*.json"))
+    assert store.damage("clean", A) == ""
+    assert store.gc().garbage == []
+
+
+def test_gc_removes_what_stages_can_make_again(store: Store) -> None:
+    for name in ("judged", "verified"):
+        (store.root / "cache" / name / "a").mkdir(parents=True)
+        (store.root / "cache" / name / "a" / "b").write_text("four")
+    (item,) = garbage_collection.collect(store, keep=5, dry=True).garbage
+    assert (item.path.name, item.size, item.why) == ("judged", 4, "stages can make it again")
+    garbage_collection.collect(store, keep=5, dry=False)
+    assert not list((store.root / "cache").iterdir())
+
+
+def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
+    kept, gone, held = (publish(store, uses, A) for uses in ("kept", "gone", "held"))
+    plan(store, RUNS[0], ("kept", A))
+    for artifact in (kept, gone, held):
+        store.checked(artifact)
+    store.quarantine(publish(store, "kept", A), "bits")
+    (store.root / "quarantine" / "kept" / "stray").write_text("")
+    leases = [store.lease(uses, A, "run") for uses in ("kept", "gone", "held")]
+    with leases[2]:
+        assert all(lease.acquire() for lease in leases)
+        for lease in leases[:2]:
+            lease.release()
+        store.gc()
+        assert all(lease.folder.exists() for lease in leases)
+        store.gc(dry=False)
+        assert [lease.folder.exists() for lease in leases] == [True, False, True]
+        left = [path.name for path in (store.root / "quarantine" / "kept").iterdir()]
+        assert left == ["stray"]
+        assert leases[2].held()
+    assert not (store.root / "cache" / "verified").exists()
+    assert store.checked(kept) is kept
+
+
+def test_gc_counts_what_another_deletes_as_nothing(store: Store, tmp_path: Path) -> None:
+    assert garbage_collection._size(tmp_path / "gone") == 0
+
+
+def test_gc_lives_with_damage_and_rivals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = publish(store, "clean", A)
+    (made.path / MANIFEST).unlink()
+    plan(store, RUNS[0], ("clean", A))
+    assert store.gc().garbage == []  # a damaged artifact of a kept run is evidence
+    other = publish(store, "pack", B)
+    monkeypatch.setattr(
+        garbage_collection, "move", lambda *_: (_ for _ in ()).throw(FileNotFoundError())
+    )
+    store.gc(dry=False)
+    assert not other.path.exists()

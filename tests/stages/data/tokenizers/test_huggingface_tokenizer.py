@@ -1,0 +1,191 @@
+"""Tokenizers of the hub: their ids, marks and bytes, against `transformers` and against ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_model_folders import END, TEXTS, write_tokenizer
+from transformers import AutoTokenizer
+
+from pipeline.errors import InputError
+from stages.data.tokenizers.huggingface_tokenizer import ForeignTokenizer, open_tokenizer
+from stages.data.tokenizers.sentencepiece_tokenizer import BOS, EOS, SPACE, Tokenizer
+from stages.data.tokenizers.tokenizer_training import export, train
+
+END_ID = 286
+PAD_ID = END_ID + 1
+STRANGE = [*TEXTS, "", "  two\n\ttabs", f"a {END} is text", "né \udcff 北京 🙂"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("foreign")
+    write_tokenizer(found)
+    return found
+
+
+def edit(folder: Path, name: str, **changes: Any) -> None:
+    path = folder / name
+    said = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**said, **changes}))
+
+
+def test_ids_are_those_of_transformers_and_never_a_mark(folder: Path) -> None:
+    tokenizer = open_tokenizer(folder)
+    assert isinstance(tokenizer, ForeignTokenizer)
+    auto = AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == auto(text)["input_ids"]
+    assert len(tokenizer) == len(auto)
+    assert tokenizer.encode_batch(STRANGE) == [tokenizer.encode(text) for text in STRANGE]
+    for text in STRANGE:
+        ids = tokenizer.encode(text)
+        assert not {END_ID, END_ID + 1} & set(ids)
+        assert tokenizer.decode(ids) == text.replace("\udcff", "\ufffd")
+        assert tokenizer.document(text) == [*ids, END_ID]
+    assert tokenizer.decode([END_ID, *tokenizer.encode("cat"), END_ID]) == "cat"
+
+
+def test_bytes_of_ids_are_those_of_the_text(folder: Path) -> None:
+    tokenizer = open_tokenizer(folder)
+    for text in STRANGE:
+        size = sum(tokenizer.byte_counts[i] for i in tokenizer.document(text))
+        assert size == len(text.replace("\udcff", "\ufffd").encode())
+
+
+def test_documents_begin_with_the_mark_of_tokenizers_that_have_one(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, begin=True)
+    tokenizer = open_tokenizer(tmp_path)
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.document("the cat") == [*auto("the cat")["input_ids"], END_ID]
+    assert (tokenizer.eos_id, tokenizer.bos_id) == (END_ID, END_ID + 1)
+    assert (tokenizer.start_id, tokenizer.pad_id, tokenizer.filler) == (END_ID + 1, None, END_ID)
+
+
+def test_sentencepiece_of_the_hub_is_read_as_our_own(tmp_path: Path) -> None:
+    """What we export, without what marks it as ours."""
+    export(train(TEXTS * 3, 320), tmp_path)
+    ours = open_tokenizer(tmp_path)
+    assert isinstance(ours, Tokenizer)
+    (tmp_path / "tokenizer.model").unlink()
+    foreign = open_tokenizer(tmp_path)
+    assert isinstance(foreign, ForeignTokenizer)
+    assert (foreign.eos_id, foreign.bos_id, len(foreign)) == (EOS, BOS, len(ours))
+    assert foreign.byte_counts == ours.byte_counts
+    for text in TEXTS:
+        assert foreign.encode(text) == ours.encode(text)
+        assert foreign.decode(ours.encode(text)) == text
+    assert foreign.digest != ours.digest
+
+
+def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match="nothing says which token ends a document"):
+        open_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", eos_token_id=[END_ID, 7], pad_token_id=PAD_ID, bos_token_id=-1)
+    found = open_tokenizer(tmp_path)
+    assert (found.eos_id, found.bos_id, found.pad_id) == (END_ID, None, PAD_ID)
+    assert found.start_id == END_ID
+    assert found.digest == open_tokenizer(folder).digest
+    edit(tmp_path, "config.json", eos_token_id=PAD_ID)
+    assert open_tokenizer(tmp_path).digest != found.digest, "documents end otherwise"
+
+
+def test_marks_that_disagree_or_are_no_pieces_are_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", eos_token_id=1)
+    with pytest.raises(InputError, match=rf"is id {END_ID}, eos_token_id of config\.json is 1"):
+        open_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", eos_token_id=[1, END_ID])
+    assert open_tokenizer(tmp_path).eos_id == END_ID
+    for name in ("pad", "bos", "eos"):
+        for said in ("<nowhere>", {}, 7):
+            write_tokenizer(tmp_path)
+            edit(tmp_path, "tokenizer_config.json", **{f"{name}_token": said})
+            with pytest.raises(InputError, match=f"the {name} token {said!r} .* is none of"):
+                open_tokenizer(tmp_path)
+
+
+def test_a_mark_that_text_may_yield_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, begin=True)
+    edit(tmp_path, "config.json", pad_token_id=1)
+    with pytest.raises(InputError, match=r"the pad token .* is no special token"):
+        open_tokenizer(tmp_path)
+    edit(tmp_path, "config.json", pad_token_id=None)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    for at, name in enumerate(("eos", "bos")):
+        plain = [{**token, "special": i != at} for i, token in enumerate(added)]
+        edit(tmp_path, "tokenizer.json", added_tokens=plain)
+        with pytest.raises(InputError, match=rf"the {name} token '<.*>' is no special token"):
+            open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Lowercase"},
+        {"type": "NFKC"},
+        {"type": "Replace", "pattern": {"String": "é"}, "content": "e"},
+        {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "StripAccents"}]},
+        {"type": "Strip", "strip_left": True, "strip_right": False},
+        {"type": "Prepend", "prepend": "x"},
+    ],
+)
+def test_a_normalizer_that_loses_something_is_refused(
+    normalizer: dict[str, Any], tmp_path: Path
+) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "tokenizer.json", normalizer=normalizer)
+    with pytest.raises(InputError, match="loses something of texts: its normalizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_texts_come_back_as_nfc_from_tokenizers_that_take_it(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "tokenizer.json", normalizer={"type": "NFC"})
+    tokenizer = open_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("ne\u0301 A")) == "n\u00e9 A"
+
+
+def test_llama_2_puts_a_space_before_a_text_and_takes_it_away(tmp_path: Path) -> None:
+    """As its own `tokenizer.json` says it."""
+    export(train(TEXTS * 3, 320), tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    parts = [{"type": "Prepend", "prepend": SPACE}, space]
+    edit(tmp_path, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": parts})
+    decoders = json.loads((tmp_path / "tokenizer.json").read_text())["decoder"]["decoders"]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoder = {"type": "Sequence", "decoders": [*decoders, strip]}
+    edit(tmp_path, "tokenizer.json", decoder=decoder)
+    tokenizer = open_tokenizer(tmp_path)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_what_loses_text_or_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    edit(tmp_path, "tokenizer.json", decoder={"type": "WordPiece", "prefix": "##", "cleanup": True})
+    with pytest.raises(InputError, match=r"of this kind \(WordPiece\) does not bring"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        open_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="no tokenizer here"):
+        open_tokenizer(tmp_path / "nothing")
+
+
+def test_chats_want_a_tokenizer_of_ours(folder: Path, world: Path, tmp_path: Path) -> None:
+    """Also where a SentencePiece model lies beside, as in Llama 2: 3 is no `</s>` there."""
+    with pytest.raises(InputError, match="of another make"):
+        Tokenizer(folder)
+    write_tokenizer(tmp_path)
+    model = (world / "tokenizer" / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(model.replace(b"<|assistant|>", b"<|somebody_|>"))
+    with pytest.raises(InputError, match="of another make"):
+        Tokenizer(tmp_path)
+    assert isinstance(open_tokenizer(tmp_path), ForeignTokenizer)

@@ -1,0 +1,88 @@
+"""Counts by language over every document, and documents that do not come back."""
+
+import json
+
+import pytest
+
+from pipeline.errors import Failure
+from stages.data.documents import documents_writer
+from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.data.tokenizers.tokenizer_evaluation import (
+    Counts,
+    check_shard,
+    checks,
+    gather,
+    unspaced,
+)
+from stages.data.tokenizers.tokenizer_training import export
+
+TEXTS = {
+    "en": ["The list is sorted.", "", "naïve \u2581 text", "a \0 b"],
+    "zh-TW": ["中文沒有空格", "</s><|user|>"],
+}
+
+
+@pytest.fixture
+def documents(tmp_path):
+    with documents_writer(tmp_path / "d") as writer:
+        for lang, texts in TEXTS.items():
+            for k, text in enumerate(texts):
+                row = {"id": f"{lang} {k}", "text": text, "source": "s", "meta": "{}"}
+                writer.write(row | {"lang": lang})
+    return tmp_path / "d"
+
+
+def test_the_counts_are_those_of_the_texts(documents, tokenizer, tmp_path):
+    (work,) = checks(documents, tokenizer.path, 1.0)
+    check_shard(work, tmp_path / "0")
+    found = gather([tmp_path / "0"])
+    assert set(found) == set(TEXTS)
+    for lang, texts in TEXTS.items():
+        ids = [tokenizer.encode(text) for text in texts]
+        assert found[lang] == Counts(
+            documents=len(texts),
+            characters=sum(map(len, texts)),
+            words=sum(len(text.split()) for text in texts),
+            bytes=sum(len(text.encode()) for text in texts),
+            tokens=sum(map(len, ids)),
+            byte_tokens=sum(token < 272 for each in ids for token in each),
+        )
+    english, chinese = found["en"], found["zh-TW"]
+    assert english.fertility("en") == english.tokens / english.words
+    assert chinese.fertility("zh-TW") == chinese.tokens / chinese.characters
+    assert chinese.bytes_per_token == chinese.bytes / chinese.tokens
+    twice = gather([tmp_path / "0", tmp_path / "0"])
+    assert twice["en"].tokens == 2 * english.tokens
+
+
+def test_codes_of_languages_without_spaces():
+    assert unspaced("zh") and unspaced("ZH_Hant") and unspaced("ja")
+    assert not unspaced("en") and not unspaced("ko") and not unspaced("?")
+
+
+def test_a_document_that_does_not_come_back_is_named(documents, tokenizer, tmp_path, monkeypatch):
+    (work,) = checks(documents, tokenizer.path, 0.0)
+    real = Tokenizer.decode_batch
+    broken = lambda self, ids: [text.replace("沒", "没") for text in real(self, ids)]  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(Failure, match="does not come back") as said:
+        patch.setattr(Tokenizer, "decode_batch", broken)
+        check_shard(work, tmp_path / "0")
+    assert said.value.where == "document zh-TW 0"
+    real_encode = Tokenizer.encode_batch
+    yielding = lambda self, texts: [[3, *ids] for ids in real_encode(self, texts)]  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(Failure):
+        patch.setattr(Tokenizer, "encode_batch", yielding)
+        check_shard(work, tmp_path / "0")
+    assert not (tmp_path / "0").exists()
+
+
+def test_a_disagreement_of_any_document_is_found(documents, tokenizer, tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    export((tokenizer.path / "tokenizer.model").read_bytes(), folder)
+    fast = json.loads((folder / "tokenizer.json").read_text())
+    fast["model"]["merges"] = fast["model"]["merges"][500:]
+    (folder / "tokenizer.json").write_text(json.dumps(fast))
+    check_shard(checks(documents, folder, 0.0)[0], tmp_path / "0")
+    with pytest.raises(Failure, match="differ at token"):
+        check_shard(checks(documents, folder, 1.0)[0], tmp_path / "0")

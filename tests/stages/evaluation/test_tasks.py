@@ -1,0 +1,428 @@
+"""Tasks: what their files say, how they are tokenized, and scores against brute force."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_alignment
+from transformers import AutoModelForCausalLM
+
+from pipeline.errors import InputError
+from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
+from stages.evaluation.loglikelihood import Request, Score, fitted, requests, score
+from stages.evaluation.task_metrics import Answer, Examiner, grade, summary, tables
+from stages.evaluation.tasks import Item, Task, TaskSection, load
+from stages.models.hf_export import load_language_model, save_language_model
+from stages.models.language_model_config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.registry import language_model
+
+CONTEXT = 48
+CAPITALS = [
+    {"question": "what does the cat do?", "choices": ["sleeps here", "runs"], "answer": 0},
+    {"question": "what does the dog do?", "choices": ["runs there", "waits", "sings"], "answer": 2},
+    {"question": "and the owl?", "choices": ["helps nearby", "turns inside"], "answer": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts a space before every text, which is SentencePiece's own way."""
+    root = tmp_path_factory.mktemp("model")
+    toy_alignment.write_tokenizer(root / "tokenizer")
+    return root
+
+
+def saved(root: Path, name: str, config: GPTConfig | DecoderConfig) -> Path:
+    """The folder of a random model."""
+    torch.manual_seed(0)
+    model = language_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    save_language_model(model, root / name, root / "tokenizer")
+    return root / name
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path) -> Path:
+    vocabulary = len(Tokenizer(root / "tokenizer"))
+    return saved(root, "gpt2", GPTConfig(vocabulary, CONTEXT, layers=2, width=32, heads=4))
+
+
+@pytest.fixture(scope="module")
+def switch(root: Path) -> Path:
+    """Rotary positions, grouped queries and experts."""
+    config = DecoderConfig(
+        len(Tokenizer(root / "tokenizer")), CONTEXT, layers=2, width=32, heads=4, kv_heads=2,
+        inner=48, head_size=8, qk_norm=True, experts=ExpertsConfig(num=4, capacity_factor=None),
+    )  # fmt: skip
+    return saved(root, "switch", config)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer(folder)
+
+
+def examiner(folder: Path, **more: object) -> Examiner:
+    found = {"context": CONTEXT, "start": EOS, "pad_id": PAD, **more}
+    return Examiner(load_language_model(folder), Tokenizer(folder), **found)  # type: ignore[arg-type]
+
+
+def written(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_a_yaml_file_says_how_items_are_read(tmp_path: Path) -> None:
+    rows = [{**CAPITALS[0], "place": 7, "split": "train"}, CAPITALS[1] | {"place": "8"}]
+    written(tmp_path / "items.jsonl", rows)
+    (tmp_path / "farm.yaml").write_text(
+        'items: items.jsonl\ntemplate: "{place}. Q: {question}\\nA:"\nshots: 1\n'
+        'target_delimiter: "\\t"\ndelimiter: "\\n"\ndescription: "Animals. "\n'
+    )
+    task = load(str(tmp_path / "farm.yaml"))
+    (item,) = task.scored
+    assert (task.name, task.kind, item.line, item.answer) == ("farm", "choice", 2, 2)
+    shots = task.shots_of(item, task.section.shots, seed=0)
+    assert task.prompt(item, shots) == (
+        "Animals. 7. Q: what does the cat do?\nA:\tsleeps here\n8. Q: what does the dog do?\nA:"
+    )
+
+
+def test_a_jsonl_file_is_a_task_by_itself(tmp_path: Path) -> None:
+    rows = [{"context": "A cat.", **CAPITALS[0]}, {"question": "so?", "choices": ["a", "b"],
+             "answer": 0}]  # fmt: skip
+    task = load(written(tmp_path / "farm.jsonl", rows))
+    assert [item.context for item in task.items] == ["A cat.\nwhat does the cat do?", "so?"]
+    assert task.items[0].solved == "A cat.\nwhat does the cat do? sleeps here"
+
+
+def test_the_target_of_a_cloze_is_the_end_of_its_text(tmp_path: Path) -> None:
+    rows = [{"text": "the cat  sleeps here "}, {"text": "我爱北京", "target": "北京"}]
+    task = load(written(tmp_path / "words.jsonl", rows))
+    assert task.kind == "cloze"
+    assert [(i.context, i.joint, i.choices) for i in task.items] == [
+        ("the cat  sleeps", " ", ("here",)), ("我爱", "", ("北京",)),
+    ]  # fmt: skip
+    assert [item.solved for item in task.items] == ["the cat  sleeps here", "我爱北京"]
+
+
+GOOD = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("", "", "no items"),
+        (GOOD + '{"question": "q"', ":2", "not JSON"),
+        (GOOD + "\n[1]\n", ":3", "an item is an object"),
+        ('{"question": "q", "choices": ["a"], "answer": 0}', ":1", "`choices` is no list of two"),
+        ('{"question": "q", "choices": ["a", " "], "answer": 0}', ":1", "`choices` holds"),
+        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', ":1", "`answer` is 2, of 2"),
+        ('{"question": "q", "choices": ["a", "b"], "answer": true}', ":1", "`answer` is no whole"),
+        ('{"choices": ["a", "b"], "answer": 1}', ":1", "`question` is missing"),
+        ('{"question": [1], "choices": ["a", "b"], "answer": 1}', ":1", "`question` is named by"),
+        ('{"question": "q", "choices": ["a", "b"], "answer": 1, "split": "x"}', ":1", "`split`"),
+        (GOOD.replace("}", ', "split": "train"}'), "", "every item is of the split"),
+        ('{"text": "word"}', ":1", "`text` has nothing before"),
+        ('{"text": " "}', ":1", "`text` is no text, or empty"),
+        ('{"text": "a word", "target": "verb"}', ":1", "does not end with it"),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path: Path, text: str, line: str, said: str) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as found:
+        load(str(path))
+    assert found.value.where == f"{path}{line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("items: x.jsonl\nshoots: 3\n", 2, "shoots: there is no such key"),
+        ("items: x.jsonl\nshots: -1\n", 2, "shots: "),
+        ("items: x.jsonl\nkind: guess\n", 2, "kind: "),
+        ("name: x\n", 1, "items: "),
+        ("items: x.jsonl\n  name: y: z\n", 2, "not YAML"),
+        ("items: gone.jsonl\n", None, "there is no such task file"),
+        ("- items\n", None, "a task file is a mapping"),
+        ('items: x.jsonl\ntemplate: "{gone}"\n', None, "`gone` is named by the template"),
+        ("items: x.jsonl\nitems: x.jsonl\n", None, "items"),
+    ],
+)
+def test_what_is_broken_in_the_header_is_named(
+    tmp_path: Path, text: str, line: int | None, said: str
+) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(text)
+    (tmp_path / "x.jsonl").write_text(GOOD)
+    with pytest.raises(InputError, match=said) as found:
+        load(str(path))
+    if line:
+        assert f"{path}:{line}" in str(found.value)
+    assert str(tmp_path) in str(found.value)
+
+
+def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
+    written(tmp_path / "x.jsonl", CAPITALS)
+    digests = set()
+    for header in ("items: x.jsonl\n", "items: x.jsonl\nshots: 1\n"):
+        (tmp_path / "x.yaml").write_text(header)
+        digests.add(load(str(tmp_path / "x.yaml")).digest)
+    written(tmp_path / "x.jsonl", CAPITALS[:2])
+    digests |= {load(str(tmp_path / name)).digest for name in ("x.yaml", "x.jsonl")}
+    assert len(digests) == 4
+
+
+# --- shots ---------------------------------------------------------------------------------------
+
+
+def many(tmp_path: Path, train: int = 0) -> Task:
+    rows = [
+        {"question": f"q{n % 20}", "choices": ["a", "b"], "answer": n % 2,
+         "split": "train" if n < train else "test"}
+        for n in range(40)
+    ]  # fmt: skip
+    return load(written(tmp_path / "many.jsonl", rows))
+
+
+def test_shots_are_the_same_each_time_and_others_for_other_seeds_and_items(tmp_path: Path) -> None:
+    task = many(tmp_path)
+    again = many(tmp_path)
+    drawn = [task.shots_of(item, 5, seed=0) for item in task.scored]
+    assert drawn == [again.shots_of(item, 5, seed=0) for item in again.scored]
+    assert drawn != [task.shots_of(item, 5, seed=1) for item in task.scored]
+    assert drawn[0] != drawn[1]
+
+
+def test_an_item_is_never_its_own_shot_nor_is_one_that_says_the_same(tmp_path: Path) -> None:
+    """q3 is there twice: the other one would give its answer away."""
+    task = many(tmp_path)
+    for item in task.scored:
+        shots = task.shots_of(item, 38, seed=3)
+        assert len(shots) == 38
+        assert item.context not in {shot.context for shot in shots}
+
+
+def test_a_question_with_its_choices_in_another_order_is_no_shot(tmp_path: Path) -> None:
+    """It would give the answer away; and a shot shows the answer by its own order."""
+    colours = ["red", "green", "blue"]
+    rows = [
+        {"question": f"q{n // 2}", "choices": colours[n % 2 :] + colours[: n % 2],
+         "answer": (1 - n) % 2 * 2}
+        for n in range(6)
+    ]  # fmt: skip
+    task = load(written(tmp_path / "turned.jsonl", rows))
+    for item in task.scored:
+        assert item.choices[item.answer] == ("blue" if item.line % 2 else "green")
+        shots = task.shots_of(item, 4, seed=0)
+        assert item.context not in {shot.context for shot in shots}
+        for shot in shots:
+            right = "blue" if shot.line % 2 else "green"
+            assert shot.solved == f"{shot.context} {right}"
+            assert f"{shot.context} {right}" in task.prompt(item, shots)
+    with pytest.raises(InputError, match="5 shots are asked for, 4 items"):
+        task.shots_of(task.scored[0], 5, seed=0)
+
+
+def test_shots_come_from_the_train_part_where_there_is_one(tmp_path: Path) -> None:
+    task = many(tmp_path, train=6)
+    assert len(task.scored) == 34
+    for item in task.scored:
+        assert all(shot.train for shot in task.shots_of(item, 5, seed=0))
+    with pytest.raises(InputError, match=r"7 shots are asked for, [56] items"):
+        task.shots_of(task.scored[0], 7, seed=0)
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_encoded_as_one_text(tokenizer: Tokenizer) -> None:
+    """SentencePiece's space before a text is no part of a continuation."""
+    (asked,) = requests(tokenizer, [("the cat", " sleeps here")], start=EOS)
+    assert [*asked.context, *asked.continuation] == tokenizer.encode("the cat sleeps here")
+    assert list(asked.context) == tokenizer.encode("the cat")
+    assert list(asked.continuation) == tokenizer.encode("sleeps here")
+
+
+def test_space_at_the_end_of_a_context_begins_the_continuation(tokenizer: Tokenizer) -> None:
+    apart, early = requests(tokenizer, [("the cat", " runs"), ("the cat ", "runs")], start=EOS)
+    assert apart == early
+
+
+def test_a_token_over_the_border_is_scored_whole(tokenizer: Tokenizer) -> None:
+    """Parted by number as elsewhere, `sleeps` would have no token left to score."""
+    whole, context = tokenizer.encode("the cat sleeps"), tokenizer.encode("the cat sle")
+    assert context[: len(whole)] != whole and len(context) >= len(whole)
+    (asked,) = requests(tokenizer, [("the cat sle", "eps")], start=EOS)
+    assert [*asked.context, *asked.continuation] == whole
+    assert asked.continuation == tuple(tokenizer.encode("sleeps"))
+
+
+def test_what_has_no_context_comes_after_the_start_of_a_document(tokenizer: Tokenizer) -> None:
+    pairs = [("", "the cat"), ("the", " cat")]
+    empty, _ = requests(tokenizer, pairs, start=EOS)
+    assert empty == ((EOS,), tuple(tokenizer.encode("the cat")))
+    begun = requests(tokenizer, pairs, start=EOS, document=True)
+    assert [one.context for one in begun] == [(EOS,), (EOS, *tokenizer.encode("the"))]
+
+
+def test_a_long_context_is_cut_from_the_left_to_the_last_token_that_fits() -> None:
+    asked = Request(tuple(range(10)), (20, 21, 22))
+    assert fitted(asked, 12).context == tuple(range(10))
+    assert fitted(asked, 11).context == tuple(range(1, 10))
+    assert fitted(asked, 3).context == (9,)
+    with pytest.raises(InputError, match="3 tokens are to be scored at once"):
+        fitted(asked, 2)
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+@cache
+def reference(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def brute_force(folder: Path, context: list[int], rest: list[int]) -> Score:
+    """Each continuation by itself, without padding or cache, by `transformers`."""
+    ids = torch.tensor([[*context, *rest]])
+    with torch.inference_mode():
+        logits = reference(folder)(ids[:, :-1]).logits[0, -len(rest) :]
+    targets = torch.tensor(rest)
+    total = logits.double().log_softmax(-1).gather(1, targets[:, None]).sum().item()
+    return Score(total, bool((logits.argmax(-1) == targets).all()))
+
+
+def greedy(model: Any, context: list[int], count: int) -> list[int]:
+    ids = list(context)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(context) :]
+
+
+@pytest.mark.parametrize("family", ["folder", "switch"])
+def test_scores_are_those_of_a_pass_over_each_pair_by_itself(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(family)
+    rng = random.Random(0)
+    model = load_language_model(folder)
+    tokens = lambda count: [rng.randrange(16, 300) for _ in range(count)]  # noqa: E731
+    shared = [tokens(size) for size in (1, 5, 12, CONTEXT - 3)]
+    asked = [
+        Request(tuple(context), tuple(tokens(size))) for context in shared for size in (1, 4, 2)
+    ]
+    asked += [Request(tuple(c), tuple(greedy(model, c, 3))) for c in shared[:2]]
+    rng.shuffle(asked)
+    expected = [brute_force(folder, *map(list, one)) for one in asked]
+    assert sum(one.greedy for one in expected) >= 2
+    for batch in (1, 3, 16):
+        found = score(model, asked, pad_id=PAD, batch=batch)
+        assert [one.greedy for one in found] == [one.greedy for one in expected]
+        assert [one.log_prob for one in found] == pytest.approx(
+            [one.log_prob for one in expected], abs=1e-4
+        )
+
+
+def test_a_task_is_scored_as_by_brute_force(folder: Path, tmp_path: Path) -> None:
+    task = load(written(tmp_path / "farm.jsonl", CAPITALS))
+    tokenizer = Tokenizer(folder)
+    answers = list(examiner(folder, pmi=True).answers(task, task.scored, shots=1))
+    assert not any(answer.cut for answer in answers)
+    for answer in answers:
+        item = answer.item
+        context = tokenizer.encode(task.prompt(item, task.shots_of(item, 1, 0)))
+        expected = []
+        for choice, made, free in zip(item.choices, answer.scores, answer.free, strict=True):
+            whole = tokenizer.encode(tokenizer.decode(context) + " " + choice)
+            alone = brute_force(folder, context, rest := whole[len(context) :])
+            assert made.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+            assert free == pytest.approx(brute_force(folder, [EOS], rest).log_prob, abs=1e-4)
+            expected.append(alone.log_prob)
+        assert answer.pick() == expected.index(max(expected))
+
+
+def test_contexts_that_are_cut_are_counted(folder: Path, tmp_path: Path) -> None:
+    long = {**CAPITALS[0], "question": "what does the cat do? " * 12}
+    task = load(written(tmp_path / "farm.jsonl", [*CAPITALS, long]))
+    answers = list(examiner(folder).answers(task, task.scored, shots=0))
+    assert [answer.cut for answer in answers] == [False, False, False, True]
+    assert grade(task, answers, 0).figures["cut"] == 1
+    endless = {**CAPITALS[0], "choices": ["no", "sleeps here " * 40]}
+    task = load(written(tmp_path / "farm.jsonl", [CAPITALS[1], endless]))
+    with pytest.raises(InputError, match="to be scored at once") as found:
+        list(examiner(folder).answers(task, task.scored, shots=0))
+    assert found.value.where.endswith("farm.jsonl:2")
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def answer(
+    choices: tuple[str, ...], right: int, log_probs: list[float], free: list[float]
+) -> Answer:
+    item = Item(1, "q", choices, right, " ")
+    return Answer(item, tuple(Score(value, False) for value in log_probs), tuple(free))
+
+
+def test_each_way_of_choosing() -> None:
+    """By the sum: the short one. By bytes: "北京" has six, "abcd" four. Without what the choices
+    are worth by themselves: the last."""
+    found = answer(("北京", "abcd", "abcdefgh"), 0, [-5.0, -4.0, -6.9], [-4.0, -3.5, -9.0])
+    assert [found.pick(how) for how in ("acc", "acc_norm", "acc_pmi")] == [1, 0, 2]
+    assert [found.right(how) for how in ("acc", "acc_norm", "acc_pmi")] == [False, True, False]
+
+
+def task_of(kind: str, name: str = "t") -> Task:
+    return Task(name, kind, (), TaskSection(items="x", name=name), "x", "")
+
+
+def test_the_figures_of_choices() -> None:
+    right = answer(("a", "b"), 0, [-1.0, -2.0], [])
+    wrong = answer(("a", "b", "c", "d"), 0, [-2.0, -1.0, -3.0, -3.0], [])
+    figures = grade(task_of("choice"), [right, right, right, wrong], 0).figures
+    assert figures["acc"] == 0.75
+    assert figures["acc_error"] == pytest.approx(torch.tensor([1.0, 1, 1, 0]).std().item() / 2)
+    assert figures["chance"] == pytest.approx((3 / 2 + 1 / 4) / 4)
+    assert figures["centered"] == pytest.approx((0.75 - 0.4375) / (1 - 0.4375))
+    assert "acc_pmi" not in figures
+    assert "acc_error" not in grade(task_of("choice"), [right], 0).figures
+
+
+def test_the_figures_of_cloze() -> None:
+    item = Item(1, "q", ("x",), 0, " ")
+    said = [Answer(item, (Score(value, value > -1),)) for value in (-0.5, -2.0, -3.5)]
+    figures = grade(task_of("cloze"), said, 0).figures
+    assert figures["acc"] == figures["centered"] == pytest.approx(1 / 3)
+    assert figures["perplexity"] == pytest.approx(math.exp(2.0))
+    assert figures["perplexity_error"] == pytest.approx(math.exp(2.0) * 1.5 / math.sqrt(3))
+
+
+def test_the_mean_over_tasks_counts_tasks_not_items() -> None:
+    right = answer(("a", "b"), 0, [-1.0, -2.0], [])
+    wrong = answer(("a", "b"), 1, [-1.0, -2.0], [])
+    grades = [
+        grade(task_of("choice", "easy"), [right] * 9, 0),
+        grade(task_of("choice", "hard"), [wrong], 2),
+    ]
+    figures = summary(grades)
+    assert (figures["easy_centered"], figures["hard_centered"]) == (1, -1)
+    assert (figures["centered"], figures["acc"]) == (0, 0.5)
+    table, easy, hard = tables(grades)
+    assert table["columns"][:5] == ["task", "shots", "items", "acc", "±"]
+    assert [row[:4] for row in table["rows"]] == [["easy", 0, 9, 1.0], ["hard", 2, 1, 0.0]]
+    assert {shown[""] for shown in easy["items"]} == {"right"}
+    assert hard["items"][0]["chosen"] == "a" and hard["items"][0]["answer"] == "b"

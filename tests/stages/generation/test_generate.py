@@ -1,0 +1,55 @@
+"""What `headwater generate` calls."""
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from stages.data.chat_template import encode_prompt
+from stages.data.conversation_dataset import Message
+from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
+from stages.generation.generate import generate_text
+from stages.generation.sampling import Decoding, sample
+from stages.models.hf_export import load_language_model, save_language_model
+
+
+def greedy(world, ids, count):
+    model = load_language_model(world / "policy")
+    drawn = sample(model, [ids], Decoding(count, 0.0), eos_id=EOS, pad_id=PAD)
+    return Tokenizer(world / "policy").decode(drawn.ids(0))
+
+
+def test_a_chat_model_is_asked_in_its_format(world):
+    ids = encode_prompt(Tokenizer(world / "policy"), [Message("user", "and the owl?")])
+    text = generate_text(world / "policy", "and the owl?", 12, temperature=0)
+    assert text == greedy(world, ids, 12)
+
+
+def test_a_plain_model_goes_on(world, tmp_path):
+    save_language_model(load_language_model(world / "policy"), tmp_path, world / "tokenizer")
+    ids = [EOS, *Tokenizer(tmp_path).encode("the owl")]
+    assert generate_text(tmp_path, "the owl", 12, temperature=0) == greedy(world, ids, 12)
+
+
+def test_the_seed_decides(world):
+    first, again, other = (
+        generate_text(world / "policy", "and the owl?", 12, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_response_ends_with_the_context(world):
+    assert generate_text(world / "policy", "tell me of the owl", 10_000, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("the owl " * 40, {}, "fill the context of 40"),
+        ("the owl", {"temperature": -1}, "not a way of decoding"),
+        ("the owl", {"top_p": 0}, "top_p must be in"),
+    ],
+)
+def test_what_cannot_be_done_is_said(world, prompt, options, message):
+    with pytest.raises(InputError, match=message):
+        generate_text(world / "policy", prompt, **options)
+    assert torch.is_grad_enabled()

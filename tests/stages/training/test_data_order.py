@@ -1,0 +1,125 @@
+"""Which samples a step trains on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages.training.data_order import Shuffled, micro_batches, mix
+from stages.training.objective import SupervisedObjective
+from stages.training.ranks.rank import Rank
+from stages.training.training_params import RampSection, TrainSection
+
+
+class Plain(SupervisedObjective):
+    """Only data: numbers, whose length is themselves."""
+
+    open = collate = loss = export = lambda self, *_: None  # type: ignore[assignment]
+
+    def length(self, sample: Any) -> int:
+        return int(sample)
+
+
+def dealt(
+    world: int, micro: int | None, ragged: bool, step: int = 3, ramp: RampSection | None = None
+) -> list[list[list[int]]]:
+    """By rank, by micro-batch: the samples of a step."""
+    made = []
+    for index in range(world):
+        objective = Plain()
+        objective.ragged = ragged
+        objective.rank = Rank(index, world)
+        objective.settings = TrainSection(
+            global_batch=24, micro_batch=micro, batch_ramp=ramp or RampSection()
+        )
+        objective.train = Shuffled(range(100), seed=5)
+        made.append(micro_batches(objective, step))
+    return made
+
+
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 5))
+def test_every_epoch_visits_everything_once(size: int, seed: int, epoch: int) -> None:
+    order = Shuffled(range(size), seed)
+    assert sorted(order[epoch * size + i] for i in range(size)) == list(range(size))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first = [Shuffled(range(50), 0)[i] for i in range(50)]
+    second = [Shuffled(range(50), 0)[50 + i] for i in range(50)]
+    other = [Shuffled(range(50), 1)[i] for i in range(50)]
+    assert first != second
+    assert first != other
+    assert first != list(range(50))
+
+
+def test_the_order_is_frozen() -> None:
+    """A change here would silently change the data of every run that is resumed."""
+    assert [Shuffled(range(10), 42)[i] for i in range(12)] == GOLDEN
+    assert mix(0, 1, 2) == GOLDEN_MIX
+
+
+GOLDEN = [3, 1, 6, 5, 8, 4, 7, 9, 0, 2, 8, 7]
+GOLDEN_MIX = 5458876493991123480
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("world", "micro"), [(1, None), (1, 3), (2, None), (2, 4), (4, 2), (3, 8)])
+def test_a_step_is_the_same_samples_at_any_world_size(
+    world: int, micro: int | None, ragged: bool
+) -> None:
+    order = Shuffled(range(100), seed=5)
+    wanted = sorted(order[i] for i in range(3 * 24, 4 * 24))
+    ranks = dealt(world, micro, ragged)
+    assert sorted(sample for rank in ranks for batch in rank for sample in batch) == wanted
+    assert {len(batch) for rank in ranks for batch in rank} == {micro or 24 // world}
+
+
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40))
+def test_a_ramp_is_even_and_leaves_nothing_out(start: int, times: int, steps: int) -> None:
+    """Against the sum over the steps before, and against the straight line."""
+    G = start * times
+    made = TrainSection.model_validate(
+        {"global_batch": G, "steps": 50, "batch_ramp": {"start": start, "steps": steps}}
+    )
+    batches = [made.batch(step) for step in range(50)]
+    assert [made.first(step) for step in range(51)] == [sum(batches[:s]) for s in range(51)]
+    assert made.samples == sum(batches)
+    assert batches[0] == start or times == 1
+    assert set(batches[steps:]) <= {G}
+    for step, batch in enumerate(batches[:steps]):
+        assert batch % start == 0
+        assert 0 <= start + (G - start) * step / steps - batch < start + 1e-9
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("world", "micro"), [(1, None), (1, 2), (2, None), (2, 2), (4, 1)])
+def test_the_steps_of_a_ramp_are_the_same_samples_at_any_world_size(
+    world: int, micro: int | None, ragged: bool
+) -> None:
+    order, at = Shuffled(range(100), seed=5), 0
+    ramp = RampSection(start=4, steps=5)
+    for step, batch in enumerate([4, 8, 12, 16, 20, 24, 24]):
+        ranks = dealt(world, micro, ragged, step, ramp)
+        found = sorted(sample for rank in ranks for batch in rank for sample in batch)
+        assert found == sorted(order[i] for i in range(at, at + batch))
+        assert {len(part) for rank in ranks for part in rank} == {micro or batch // world}
+        at += batch
+
+
+def test_ragged_samples_are_dealt_to_be_alike() -> None:
+    ranks = dealt(2, 3, ragged=True)
+    plain = dealt(2, 3, ragged=False)
+
+    def padding(made: list[list[list[int]]]) -> int:
+        return sum(max(b) - s for rank in made for b in rank for s in b)
+
+    def waiting(made: list[list[list[int]]]) -> int:
+        return sum(abs(max(a) - max(b)) for a, b in zip(*made, strict=True))
+
+    assert padding(ranks) < padding(plain) / 3
+    assert waiting(ranks) < waiting(plain) / 3

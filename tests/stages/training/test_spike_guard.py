@@ -1,0 +1,142 @@
+"""What stands out, against the rule in numpy."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from stages.training.spike_guard import SpikeGuard, Verdict
+
+
+def brute(values: np.ndarray, sigma: float, window: int) -> list[bool]:
+    """Which of them stand out, where those that do are not taken in."""
+    taken: list[float] = []
+    found = []
+    for value in values:
+        found.append(above(taken[-window:], value, sigma, window))
+        if not found[-1]:
+            taken.append(value)
+    return found
+
+
+def above(recent: list[float], value: float, sigma: float, window: int) -> bool:
+    if len(recent) < window // 2:
+        return False
+    mean, std = np.mean(recent), np.std(recent, ddof=1)
+    return bool(value > mean + sigma * max(std, 0.01 * abs(mean)))
+
+
+def losses(guard: SpikeGuard, values: np.ndarray) -> list[Verdict]:
+    return [guard.judge(1.0, value) for value in values]
+
+
+def norms(guard: SpikeGuard, values: np.ndarray) -> list[Verdict]:
+    return [guard.judge(value, 1.0) for value in values]
+
+
+def out(verdicts: list[Verdict]) -> list[bool]:
+    """Which are left out."""
+    return [bool(verdict.why) for verdict in verdicts]
+
+
+@pytest.mark.parametrize(("sigma", "window"), [(6, 128), (3, 20), (2, 7), (2.5, 4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_that_stand_out_are_left_out_and_not_taken_in(
+    sigma: float, window: int, seed: int
+) -> None:
+    chance = np.random.default_rng(seed)
+    values = 4 * np.exp(-np.arange(400) / 40) + 0.2 * chance.standard_t(4, 400)
+    values[chance.integers(0, 400, 12)] += 10
+    wanted = brute(values, sigma, window)
+    found = losses(SpikeGuard(sigma, window), values)
+    assert out(found) == [verdict.amiss for verdict in found] == wanted
+    assert 0 < sum(wanted) < 100
+
+
+@pytest.mark.parametrize(("sigma", "window"), [(6, 128), (3, 20), (2, 7), (2.5, 4)])
+@pytest.mark.parametrize("loss", [1.0, None])
+def test_norms_that_stand_out_are_left_out_and_taken_in(
+    sigma: float, window: int, loss: float | None
+) -> None:
+    chance = np.random.default_rng(4)
+    values = np.abs(chance.standard_t(4, 400))
+    values[chance.integers(0, 400, 12)] += 10
+    before = [list(values[max(0, at - window) : at]) for at in range(400)]
+    wanted = [above(b, v, sigma, window) for b, v in zip(before, values, strict=True)]
+    guard = SpikeGuard(sigma, window)
+    found = [guard.judge(value, loss) for value in values]
+    assert out(found) == wanted
+    assert any(wanted)
+    assert not any(verdict.amiss for verdict in found)
+
+
+def test_a_lone_norm_that_stands_out_is_left_out() -> None:
+    chance = np.random.default_rng(2)
+    values = chance.normal(1, 0.1, 300)
+    values[200] = 3
+    assert np.flatnonzero(out(norms(SpikeGuard(6, 128), values))).tolist() == [200]
+
+
+@pytest.mark.parametrize("level", [2.0, 10.0, 1e6])
+def test_norms_that_rise_for_good_are_followed(level: float) -> None:
+    """However far they rise: as many are left out as make up 1 / 37 of the window."""
+    chance = np.random.default_rng(2)
+    values = chance.normal(1, 0.1, 400)
+    values[200:] *= level
+    left_out = np.flatnonzero(out(norms(SpikeGuard(6, 128), values)))
+    assert 0 < len(left_out) <= 4
+    assert set(left_out) <= set(range(200, 210))
+
+
+def test_losses_that_rise_for_good_stay_amiss() -> None:
+    chance = np.random.default_rng(2)
+    values = chance.normal(1, 0.1, 400)
+    values[200:] *= 10
+    found = losses(SpikeGuard(6, 128), values)
+    assert [verdict.amiss for verdict in found] == [False] * 200 + [True] * 200
+
+
+def test_a_norm_that_rises_with_the_loss_is_not_taken_in() -> None:
+    guard = SpikeGuard(6, 128)
+    chance = np.random.default_rng(2)
+    for norm, loss in chance.normal(1, 0.1, (128, 2)):
+        guard.judge(norm, loss)
+    for _ in range(200):
+        both = guard.judge(10.0, 10.0)
+        assert both.amiss
+        assert both.why.startswith("the gradient norm 10 is ")
+        assert "; the loss 10 is " in both.why
+    alone = guard.judge(10.0, 1.0)
+    assert alone.why.startswith("the gradient norm 10 is ")
+    assert not alone.amiss
+
+
+def test_without_a_sigma_nothing_stands_out() -> None:
+    assert not any(out(losses(SpikeGuard(0, 4), np.array([1.0] * 50 + [1e9]))))
+
+
+def test_figures_that_hardly_move_have_a_band() -> None:
+    assert out(losses(SpikeGuard(6, 8), np.array([2.0] * 10 + [2.11]))) == [False] * 11
+    assert out(losses(SpikeGuard(6, 8), np.array([2.0] * 10 + [2.13]))) == [False] * 10 + [True]
+
+
+def test_what_is_not_finite_leaves_the_band_as_it_is() -> None:
+    guard = SpikeGuard(6, 4)
+    losses(guard, np.array([1.0, 1.1, float("inf"), 0.9, float("nan"), 1.0]))
+    assert guard.judge(1.0, 5.0).amiss
+
+
+def test_the_bands_survive_being_saved() -> None:
+    """Also amid norms that rise for good, of which some were taken in."""
+    pairs = np.random.default_rng(5).normal(3, 1, (60, 2))
+    pairs[28:, 0] += 30
+    whole, half = SpikeGuard(1.5, 16), SpikeGuard(1.5, 16)
+    first = [whole.judge(*pair) for pair in pairs[:30]]
+    half.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    rest = [whole.judge(*pair) for pair in pairs[30:]]
+    assert [half.judge(*pair) for pair in pairs[30:]] == rest
+    assert out(first)[28:] == [True, True]
+    assert any(out(rest))
+    assert not all(out(rest))

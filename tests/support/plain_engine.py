@@ -1,0 +1,47 @@
+"""A trained module without DeepSpeed: torch's AdamW under the shards of ZeRO stage 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stages.training.ranks.rank import Rank
+from stages.training.zero_state import Fragment, Shards, layout
+
+
+class PlainEngine:
+    """What a checkpoint needs of an engine, on one rank of `world`."""
+
+    zero = 0
+
+    def __init__(self, seed: int = 0, rank: Rank | None = None, width: int = 5) -> None:
+        torch.manual_seed(seed)
+        self.module = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
+        parameters = dict(self.module.named_parameters())
+        self.adam = torch.optim.AdamW(parameters.values(), lr=0.01, fused=True)
+        self.shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        self.shards: Shards = layout(0, None, self.adam, dict(parameters), rank or Rank())
+
+    @property
+    def updates(self) -> float:
+        return self.shards.updates
+
+    def fragments(self) -> list[Fragment]:
+        return self.shards.owned
+
+    def train(self, steps: int, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            x = torch.randn(8, 4, generator=generator)
+            self.adam.zero_grad()
+            (self.module(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            self.adam.step()
+
+    def state(self) -> list[torch.Tensor]:
+        """Weights, moments and counts, copied."""
+        held = [view.clone() for f in self.shards.held for view in f.views.values()]
+        return [*held, torch.tensor(self.updates)]
+
+
+def same(one: PlainEngine, other: PlainEngine) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state(), other.state(), strict=True))

@@ -1,0 +1,13 @@
+"""What a rank imports, loaded in the process that ranks are forked from. No thread is started."""
+
+import os
+
+os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import torch
+
+from stages.training.ranks.rank_process import quiet
+
+quiet()
+# Some is imported where it is first used: by an optimizer.
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])

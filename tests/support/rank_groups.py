@@ -1,0 +1,50 @@
+"""A group of ranks with the context that it reports to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from forked_ranks import Forked
+
+from pipeline.context import Context, read_series
+from pipeline.stage import Workers
+from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.training_params import Limits
+
+
+@dataclass
+class Room:
+    """A running group and the context that it reports to."""
+
+    group: WorkerGroup
+    ctx: Context
+
+    def series(self, name: str, key: str) -> dict[int, float]:
+        """One training's figures by step."""
+        points = read_series(self.ctx.observed / "metrics.jsonl")
+        full = key if name == "train" else f"{name}_{key}"
+        return {point["step"]: point[full] for point in points if full in point}
+
+    def checkpoints(self, name: str) -> Path:
+        """Where a training's checkpoints are."""
+        return self.ctx.scratch / "checkpoints" / name
+
+
+@contextmanager
+def room(folder: Path, world: int, limits: Limits | None = None) -> Iterator[Room]:
+    """A group of forked ranks."""
+    ctx = Context.local(folder)
+    group = WorkerGroup(Workers(num=world), ctx, limits, backend="local")
+    group._processes = Forked()
+    with group:
+        yield Room(group, ctx)
+
+
+def copy_due(source: Path, step: int, target: Path) -> None:
+    """The checkpoint that fell due at a step, without later ones."""
+    (due,) = source.glob(f"*-step-{step:08d}")
+    shutil.copytree(due, target / due.name)

@@ -1,0 +1,489 @@
+"""Small objectives, and functions that ranks run: the tests of the loop share one process group."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.data.best_fit_packing import Packed
+from stages.models.language_model_config import DecoderConfig, ExpertsConfig, LanguageConfig, MuP
+from stages.objectives.causal_lm import Pretraining
+from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+
+VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
+"""Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
+ranks, and odd, so that two ranks share it with padding."""
+
+
+@dataclass
+class Toy(SupervisedObjective):
+    """Learn the next token of short random sequences of unequal lengths."""
+
+    poison_step: int = -1
+    poison_rank: int = 0
+    poison_steps: int = 1
+    poison: float = float("nan")
+    """What the loss is multiplied by, on that rank in those steps."""
+    steep: float = 1.0
+    """What the gradient is multiplied by there, and the loss is not."""
+    dropout: float = 0.0
+    ragged: bool = True
+    samples: int = 96
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        import torch
+
+        from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+        from stages.training.data_order import Shuffled
+
+        generator = torch.Generator().manual_seed(7)
+        data = []
+        for i in range(self.samples + 16):
+            start = int(torch.randint(0, VOCABULARY, (), generator=generator))
+            length = 4 + i % (CONTEXT - 4)
+            data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
+        self.train = Shuffled(data[16:], self.seed)
+        self.held_out = data[:16]
+        shape = GPTConfig(VOCABULARY, CONTEXT, layers=1, width=WIDTH, heads=1, dropout=self.dropout)
+        return {"model": Trainable(GPT(shape))}
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        import torch
+
+        longest = max(map(len, samples)) - 1
+        tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+        targets = torch.full_like(tokens, -100)
+        for row, sample in enumerate(samples):
+            tokens[row, : len(sample) - 1] = sample[:-1]
+            targets[row, : len(sample) - 1] = sample[1:]
+        return {"tokens": tokens, "targets": targets}
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        import torch
+        from torch.nn import functional as F
+
+        logits = model(batch["tokens"]).float()
+        total = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+        bad = self.poison_step <= self.step_now < self.poison_step + self.poison_steps
+        if bad and self.rank.index == self.poison_rank and torch.is_grad_enabled():
+            total = total * self.poison
+            total = total.detach() + self.steep * (total - total.detach())
+        return Loss(total)
+
+    stop_at: int = -1
+    """The step at which somebody asks the run to stop."""
+    stop_in: int = -1
+    """The step whose evaluation somebody asks to stop, at its first batch."""
+    step_now: int = 0
+
+    def step(self, engines: Any, step: int) -> Any:
+        self.step_now = step
+        if step == self.stop_at and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
+        return super().step(engines, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        if step == self.stop_in and self.rank.ctx:
+            self.rank.ctx.cancel_file.touch()
+        return super().evaluate(engines, step)
+
+    def export(self, engines: Any, out: Path) -> None:
+        import torch
+
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class Half(Toy):
+    """Trains in half precision on a processor."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from float16_on_cpu import allow_float16
+
+        allow_float16()
+        return super().open(rank)
+
+
+@dataclass
+class Gathering(Toy):
+    """Has a look at the whole weights before each step, as a sampler or an average would."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        engine = engines["model"]
+        apart = [p for p in engine.module.parameters() if not p.numel()]
+        with engine.whole() as whole:
+            shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
+            assert shapes == engine.shapes
+            assert all(float(p.detach().abs().sum()) > 0 for p in whole.parameters() if p.ndim > 1)
+        return {**super().step(engines, step), "apart": float(len(apart))}
+
+
+@dataclass
+class Deaf(Toy):
+    """Its evaluation does not look whether it is to stop."""
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return {"eval_loss": 1.0}
+
+
+@dataclass
+class Infinite(Toy):
+    """At one step the loss is infinite, though every gradient is well."""
+
+    at: int = 3
+
+    def step(self, engines: Any, step: int) -> Any:
+        found = super().step(engines, step)
+        return {**found, "loss": float("inf")} if step == self.at else found
+
+
+@dataclass
+class Two(Toy):
+    """Trains a second module, which comes first in the alphabet, at five times the rate."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from torch import nn
+
+        return {**super().open(rank), "aid": Trainable(nn.Linear(3, 1), lr=5)}
+
+    def step(self, engines: Any, step: int) -> Any:
+        import torch
+
+        engines["aid"].backward(engines["aid"](torch.ones(2, 3)).sum())
+        engines["aid"].step()
+        return super().step({"model": engines["model"]}, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return super().evaluate({"model": engines["model"]}, step)
+
+
+@dataclass
+class Compiled(Toy):
+    """Sequences of one length through blocks that are compiled, or that are not."""
+
+    compile: bool = True
+    recompute: bool = False
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from stages.training.torch_compile import compile_blocks
+
+        trainables = super().open(rank)
+        model: Any = trainables["model"].module
+        model.recompute = self.recompute
+        if self.compile:
+            compile_blocks(model, rank.device)
+        self.held_out = None
+        return trainables
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        return super().collate([sample[:5] for sample in samples])
+
+
+@dataclass
+class Faulty(Toy):
+    """Something happens to a rank at a step: it is killed, stopped, or raises."""
+
+    at: int = 5
+    whom: int = 1
+    what: str = "kill"
+    mark: str = ""
+    """A file that says that it happened already: it happens once."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
+            Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
+            happen(self.what)
+        return super().step(engines, step)
+
+
+@dataclass
+class Doomed:
+    """Any objective, of which one rank is killed so many seconds after a step began: once."""
+
+    inner: Any
+    at: int
+    whom: int
+    delay: float
+    mark: str
+    bomb: threading.Timer | None = None
+
+    def step(self, engines: Any, step: int) -> Any:
+        if step == self.at and self.inner.rank.index == self.whom and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            self.bomb = threading.Timer(self.delay, happen, ["kill"])
+            self.bomb.start()
+        return self.inner.step(engines, step)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        if self.bomb:
+            self.bomb.join()
+        return self.inner.evaluate(engines, step)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def happen(what: str) -> None:
+    from pipeline.errors import InputError
+
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "user":
+        raise InputError("the data is wrong", remedy="mend it")
+    if what == "bug":
+        raise ZeroDivisionError("a bug")
+    if what == "hang":
+        time.sleep(3600)
+
+
+def happen_to(rank: Any, whom: int, what: str) -> None:
+    if rank.index == whom:
+        happen(what)
+
+
+def late(rank: Any, whom: int, seconds: float) -> int:
+    """One rank works for long, by itself; the others wait at a barrier, then have nothing to do."""
+    for wait in (rank.barrier, None):
+        until = time.monotonic() + seconds
+        while rank.index == whom and time.monotonic() < until:
+            time.sleep(0.1)
+            rank.beat()
+        if wait:
+            wait()
+    return os.getpid()
+
+
+def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
+    """The norm of a gradient of 1 and many small ones, of a weight of one number on each rank."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from torch import nn
+
+    from stages.training.engine import Engine
+
+    accelerator = get_accelerator()
+    accelerator.is_fp16_supported = lambda: True
+    engine = Engine("one", Trainable(nn.Linear(1, 1, bias=False)), settings, rank)
+    try:
+        for number in range(passes + 1):
+            each = small if number else 1.0
+            given = torch.full((1, 1), each / rank.world, dtype=getattr(torch, settings.dtype))
+            engine.backward(engine(given).float().sum() / 8, last=number == passes)
+        return 8 * engine.step().norm
+    finally:
+        engine.close()
+        del accelerator.is_fp16_supported
+
+
+def fit_in_parts(rank: Any, *arguments: Any, numbers: int, **named: Any) -> Any:
+    """`fit` where so many numbers of a gradient are reduced together."""
+    from stages.training import engine
+    from stages.training.trainer import fit
+
+    usual, engine.CPU_BUCKET = engine.CPU_BUCKET, numbers
+    try:
+        return fit(rank, *arguments, **named)
+    finally:
+        engine.CPU_BUCKET = usual
+
+
+def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A number and a frozen matrix beside a trained one: all weights after a step, as exported."""
+    import torch
+    from torch import nn
+
+    from stages.training.engine import Engine
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(120, 120), nn.Linear(120, 120).requires_grad_(False)
+            self.scale = nn.Parameter(torch.full(shape, 2.0))
+
+        def forward(self, x: Any) -> Any:
+            return self.two(self.one(x)).square().sum() * self.scale.sum()
+
+    torch.manual_seed(0)
+    engine = Engine("odd", Trainable(Odd()), settings, rank)
+    try:
+        engine.rate(1.0)
+        engine.backward(engine(torch.ones(1, 120)) / rank.world)
+        engine.step()
+        with engine.masters() as module:
+            return {name: value.clone() for name, value in module.state_dict().items()}
+    finally:
+        engine.close()
+
+
+def pid(rank: Any) -> int:
+    return os.getpid()
+
+
+def plain_losses(settings: Any, seed: int) -> list[float]:
+    """The losses of a loop in plain PyTorch: no engine, no shards, one process, one batch."""
+    import torch
+
+    from stages.training.data_order import mix
+    from stages.training.optim.lr_schedule import factor
+    from stages.training.ranks.rank import Rank
+
+    torch.manual_seed(mix(seed))
+    objective = Toy()
+    model = objective.setup(Rank(), settings, seed)["model"].module
+    turned = [p for p in model.h.parameters() if p.ndim == 2 and settings.optimizer == "muon"]
+    known = set(map(id, turned))
+    rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (settings.beta1, settings.beta2)
+    optimizers: list[Any] = [torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.eps)]
+    if turned:
+        optimizers += [torch.optim.Muon(turned, 1.0, adjust_lr_fn="match_rms_adamw")]
+    losses = []
+    for step in range(settings.steps):
+        samples = range(settings.first(step), settings.first(step + 1))
+        batch = objective.collate([objective.train[i] for i in samples])
+        loss = objective.loss(model, batch).total / objective.weight(batch)
+        model.zero_grad()
+        loss.backward()
+        clip_plainly(model, settings)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * factor(settings, step)
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def clip_plainly(model: Any, settings: Any) -> None:
+    from torch.nn import utils
+
+    if settings.clip_by == "norm":
+        utils.clip_grad_norm_(model.parameters(), settings.clip)
+    elif settings.clip_by == "value":
+        utils.clip_grad_value_(model.parameters(), settings.clip)
+    else:
+        gradients = [p.grad for p in model.parameters()]
+        norm = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
+        for gradient in gradients:
+            gradient.mul_(settings.clip / (norm + settings.clip))
+
+
+def little_world(folder: Path) -> Path:
+    """A language model that was never trained, and rankings in its words."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import torch
+    import toy_alignment
+
+    from stages.data.preference_dataset import write_preferences
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+    from stages.models.hf_export import save_language_model
+
+    toy_alignment.write_tokenizer(folder / "tokenizer")
+    rng = random.Random(2)
+    sizes = {"train": 40, "eval": 12}
+    write_preferences(
+        folder / "preferences",
+        [toy_alignment.preference(i, split, rng) for split, n in sizes.items() for i in range(n)],
+    )
+    torch.manual_seed(0)
+    size = len(Tokenizer(folder / "tokenizer"))
+    model = GPT(GPTConfig(size, toy_alignment.CONTEXT, layers=1, width=WIDTH, heads=1))
+    save_language_model(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
+    return folder
+
+
+def routed_config(over: str = "group") -> DecoderConfig:
+    """A dense block, then one of experts; large enough for ZeRO-3 to cut every matrix."""
+    experts = ExpertsConfig(num=4, every=2, balance_over=over, z_coef=1e-3)
+    return DecoderConfig(
+        VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
+        qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),
+    )  # fmt: skip
+
+
+@dataclass
+class Routed(Pretraining):
+    """Pretraining of a model with experts on samples of two short documents, unequally padded."""
+
+    config: LanguageConfig = field(default_factory=routed_config)
+    corpus: Any = None
+    tokenizer_folder: Path = Path()
+    mask_documents: bool = True
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        import torch
+
+        from stages.models.llama.modeling_llama import Decoder
+        from stages.models.mup import rates
+        from stages.training.data_order import Shuffled
+
+        samples = [packed(number) for number in range(100)]
+        self.train, self.held_out = Shuffled(samples[4:], self.seed), samples[:4]
+        self._bytes = torch.ones(VOCABULARY)
+        model = Decoder(self.config)
+        model.recompute = self.recompute
+        paced = rates(model, muon=self.settings.optimizer == "muon")
+        return {"model": Trainable(model, rates=paced)}
+
+    def export(self, engines: Any, out: Path) -> None:
+        import torch
+
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save(engines["model"].module.state_dict(), out / "weights.pt")
+
+
+@dataclass
+class HalfRouted(Routed):
+    """In half precision on a processor, as `Half`."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        from float16_on_cpu import allow_float16
+
+        allow_float16()
+        return super().open(rank)
+
+
+@dataclass
+class Bucketed(Routed):
+    """Tells how many numbers of a gradient DeepSpeed reduces together."""
+
+    def step(self, engines: Any, step: int) -> Any:
+        bucket = engines["model"]._deepspeed.optimizer.reduce_bucket_size
+        return {**super().step(engines, step), "bucket": float(bucket)}
+
+
+def packed(number: int) -> Packed:
+    """Two documents and 1 to 11 places of padding."""
+    import numpy as np
+
+    lengths = (3 + number % 5, 2 + number % 7)
+    rest = CONTEXT - sum(lengths)
+    runs = [
+        (number * 37 + 11 * k + np.arange(n + 1) ** 2) % VOCABULARY for k, n in enumerate(lengths)
+    ]
+    positions = np.concatenate([np.arange(n) for n in (*lengths, rest)])
+    return Packed(
+        tokens=np.pad(np.concatenate([run[:-1] for run in runs]), (0, rest)),
+        targets=np.pad(np.concatenate([run[1:] for run in runs]), (0, rest), constant_values=-100),
+        segments=np.repeat(np.arange(3), (*lengths, rest)),
+        positions=positions,
+    )
