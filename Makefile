@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a fresh machine; everything else is for developers.
+# `make demo` and `make test` set everything up on a fresh machine; the other targets are for developers.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
 
-# An environment that an interruption left half made, or of another Python, is made anew.
+# An environment that is incomplete or belongs to another Python is created again.
 venv:
 	@$(BIN)/python -c 'import pip; $(FITS)' 2>/dev/null || for python in $(PYTHON) python3 none; do \
 	    if [ $$python = none ]; then \
@@ -32,8 +32,8 @@ venv:
 demo: install
 	$(BIN)/headwater run configs/quickstart.yaml
 
-# Two suites at a time, the longest first: one often waits while another computes. What a suite has
-# to say comes in one piece, when it ends.
+# Two suites at a time, the longest first, because one often waits while another computes. The output of
+# a suite appears in one piece when it ends.
 test: install
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target integration lint unit faults
 
@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The engine's own tests cover it, and the others need not be slowed by the counting.
+# Coverage is measured only for the engine, by its own tests.
 unit: install
 	$(BIN)/pytest -m "$(FAST)" tests/pipeline --cov --cov-report=term-missing:skip-covered
 	$(BIN)/pytest -m "$(FAST)" --ignore=tests/pipeline
@@ -53,8 +53,8 @@ integration: install
 faults: install
 	$(BIN)/pytest -m faults
 
-# Kills every stage of the quickstart in small, cleans texts of 50 MB and inputs larger than memory;
-# too long for each change.
+# Kills every stage of a small quickstart, cleans lines of 50 MB and inputs larger than memory; too long to
+# run for each change.
 long: install
 	$(BIN)/pytest -m long
 
