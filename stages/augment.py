@@ -2,7 +2,7 @@
 
     augment:
       uses: augment
-      speaker: ${speaker}               # p(question | answer): `sft` with `swap: true`
+      speaker: ${speaker}               # p(question | answer): `sft` with `reverse: true`
       targets: ${questions}             # its `unlabelled` split: answers without a question
       real: ${questions}                # optional; by default the conversations of `targets`
       forward: ${sft}                   # optional: p(answer | question), for the round trip;

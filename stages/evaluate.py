@@ -20,7 +20,7 @@ corpora are for their owners to keep apart. Figures
   answer_loss, answer_loss_augmented    nats a token of held-out answers: sft, augmented
   augmentation_gain (…_error)           the difference, positive if the synthetic questions helped
   reward_accuracy, reward_margin        on held-out preferences
-  reward_demonstrations                 mean score of their best responses, made 0 on trained ones
+  reward_demonstration_score            mean score of their best responses, made 0 on trained ones
   reward_before, reward_after, kl       on held-out prompts: sft, policy
 
 evaluate.tasks: a model on tasks of multiple choice and of cloze (`stages/evaluation/tasks.py` says
@@ -251,7 +251,7 @@ def preferences(bench: Bench) -> Findings:
         {
             "reward_accuracy": judged.accuracy,
             "reward_margin": judged.margin,
-            "reward_demonstrations": judged.demonstrations,
+            "reward_demonstration_score": judged.demonstrations,
         },
         [panels.bars("Reward model: accuracy by ranks", rows)],
     )

@@ -7,11 +7,11 @@
       prompts: ${questions}
       tokens: ${tokens}                 # optional: PPO-ptx, the pretraining term; or several
       train: {steps: 40, global_batch: 64, lr: 1.0e-4}
-      kl: {coefficient: 0.05}
+      kl_coef: 0.05
 
 The defaults are for small models. InstructGPT (Ouyang et al. 2022, appendix C.4) used 256,000
-episodes in batches of 512 with 8 minibatches and one inner epoch, kl.coefficient 0.02,
-temperature 1, clip 0.2, an average of the weights at 0.992, 8 pretraining examples an episode
+episodes in batches of 512 with 8 minibatches and one inner epoch, kl_coef 0.02,
+temperature 1, clip_range 0.2, an average of the weights at 0.992, 8 pretraining examples an episode
 with weight 27.8, and no discount. A policy with experts is not kept from favouring some of them: no
 balance loss is added to the reward's.
 """
@@ -27,7 +27,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
-from pipeline.stage import EXECUTION, Absent, Inputs, Params, Section, Workers, stage
+from pipeline.stage import EXECUTION, Absent, Inputs, Params, Workers, stage
 from stages.training.training_params import MixtureSection, Schedule, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -38,7 +38,7 @@ SHOWN = 6
 
 
 class PPOTrain(TrainSection):
-    """One step is one iteration: `global_batch` episodes, then `epochs` x `minibatches` updates."""
+    """One step is one iteration: `global_batch` episodes, then `ppo_epochs` x `num_minibatches` updates."""
 
     steps: Annotated[int, Field(ge=1)] = 40
     """Iterations."""
@@ -68,28 +68,6 @@ class PPOTrain(TrainSection):
             yield Problem(f"{key}.batch_ramp", "the iterations of PPO are alike", "leave it out")
 
 
-class KLSection(Section):
-    """The penalty for leaving the reference."""
-
-    coefficient: Annotated[float, Field(ge=0)] = 0.05
-    """Nats of the score that a nat of KL costs (beta); where it starts, if it is adaptive."""
-    target: Annotated[float | None, Field(gt=0)] = None
-    """KL of a response, in nats, that the coefficient steers to; left out: it stays fixed."""
-    horizon: Annotated[float, Field(gt=0)] = 10_000
-    """Episodes over which an adaptive coefficient reacts."""
-
-
-class PtxSection(Section):
-    """The pretraining loss beside PPO's; only where `tokens` are given."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.5
-    """Of its mean token loss, against the surrogate's mean over tokens (gamma)."""
-    ratio: Annotated[float, Field(gt=0)] = 0.5
-    """Pretraining windows for each episode of a minibatch."""
-    length: Annotated[int | None, Field(ge=2)] = None
-    """Tokens of a window; left out: the model's context."""
-
-
 class PPOParams(Params):
     """What a pipeline file may say of the stage."""
 
@@ -98,44 +76,54 @@ class PPOParams(Params):
     seed: int = 0
     """Of prompts, draws and minibatches; the pipeline's, if left out."""
     train: PPOTrain = PPOTrain()
-    epochs: Annotated[int, Field(ge=1)] = 2
+    ppo_epochs: Annotated[int, Field(ge=1)] = 2
     """Passes over the episodes of an iteration."""
-    minibatches: Annotated[int, Field(ge=1)] = 4
+    num_minibatches: Annotated[int, Field(ge=1)] = 4
     """Updates of one pass."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     """Longest response."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the rollouts. Nothing is cut off the distribution: no top-k, no top-p."""
-    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """How far a token's ratio is followed."""
-    value_clip: Annotated[float | None, Field(gt=0)] = 0.5
+    value_clip_range: Annotated[float | None, Field(gt=0)] = 0.5
     """How far a value may move from the old one in an iteration."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount a token."""
-    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Of generalised advantage estimation."""
-    kl: KLSection = KLSection()
-    ptx: PtxSection = PtxSection()
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    """Score per nat of KL to the reference (beta), at the start if adaptive. Default: 0.05."""
+    kl_target: Annotated[float | None, Field(gt=0)] = None
+    """KL of a response, in nats, that an adaptive `kl_coef` is steered to. Default: `kl_coef` is fixed."""
+    kl_horizon: Annotated[float, Field(gt=0)] = 10_000
+    """Time constant of an adaptive `kl_coef`, episodes. Default: 10,000."""
+    ptx_coef: Annotated[float, Field(ge=0)] = 0.5
+    """Coefficient of the mean pretraining loss per token (gamma). Used only with `tokens`. Default: 0.5."""
+    ptx_ratio: Annotated[float, Field(gt=0)] = 0.5
+    """Pretraining windows per episode of a minibatch. Default: 0.5."""
+    ptx_length: Annotated[int | None, Field(ge=2)] = None
+    """Length of a pretraining window, tokens. Default: the context length of the policy."""
     mixture: MixtureSection = MixtureSection()
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Taken from the score of a response that does not end."""
-    critic_lr: Annotated[float, Field(gt=0)] = 2.0
+    critic_lr_ratio: Annotated[float, Field(gt=0)] = 2.0
     """The critic's learning rate over the policy's."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Average of the policy's weights that is exported; 0 exports the last weights."""
     ratio_tolerance: Annotated[float | None, Field(gt=0)] = None
     """How far from 1 the first ratio may be; left out: 0.001 in float32, 0.25 in bfloat16."""
-    rollout_batch: Annotated[int, Field(ge=1), EXECUTION] = 64
+    rollout_batch_size: Annotated[int, Field(ge=1), EXECUTION] = 64
     """Episodes that a rank decodes at once."""
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Minibatches fall evenly on the episodes, and episodes on the workers."""
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
-        parts, world = self.minibatches, self.workers.num
+        parts, world = self.num_minibatches, self.workers.num
         if self.train.global_batch % (parts * world):
             yield Problem(
-                "minibatches",
+                "num_minibatches",
                 f"{self.train.global_batch} episodes do not make {parts} minibatches that fall "
                 f"evenly on {world} workers",
                 f"take a global_batch that {parts * world} divides",
@@ -156,29 +144,29 @@ class PPOParams(Params):
         tolerance = self.ratio_tolerance or (1e-3 if self.train.dtype == "float32" else 0.25)
         return PPOSettings(
             update=UpdateSettings(
-                epochs=self.epochs,
-                minibatches=self.minibatches,
-                clip=self.clip,
-                value_clip=self.value_clip,
+                ppo_epochs=self.ppo_epochs,
+                num_minibatches=self.num_minibatches,
+                clip_range=self.clip_range,
+                value_clip_range=self.value_clip_range,
                 temperature=self.temperature,
-                micro_batch=self.train.micro_batch,
-                ptx=self.ptx.weight,
+                micro_batch_size=self.train.micro_batch,
+                ptx_coef=self.ptx_coef,
                 ratio_tolerance=tolerance,
             ),
             max_new_tokens=self.max_new_tokens,
-            beta=self.kl.coefficient,
-            kl_target=self.kl.target,
-            kl_horizon=self.kl.horizon,
+            kl_coef=self.kl_coef,
+            kl_target=self.kl_target,
+            kl_horizon=self.kl_horizon,
             gamma=self.gamma,
-            lam=self.lam,
+            gae_lambda=self.gae_lambda,
             missing_eos_penalty=self.missing_eos_penalty,
-            critic_lr=self.critic_lr,
-            ema=self.ema,
-            ptx_ratio=self.ptx.ratio,
-            ptx_length=self.ptx.length,
-            ptx_weights=self.mixture.weights,
-            ptx_temperature=self.mixture.temperature,
-            rollout_batch=self.rollout_batch,
+            critic_lr_ratio=self.critic_lr_ratio,
+            ema_decay=self.ema_decay,
+            ptx_ratio=self.ptx_ratio,
+            ptx_length=self.ptx_length,
+            mixture_weights=self.mixture.weights,
+            mixture_temperature=self.mixture.temperature,
+            rollout_batch_size=self.rollout_batch_size,
         )
 
 
@@ -221,7 +209,7 @@ def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 CURVES = (
     panels.curve("Reward", ["reward", "eval_reward"]),
     panels.curve("KL to the reference", ["kl", "kl_k3", "eval_kl"], unit="nats a response"),
-    panels.curve("KL coefficient", ["beta"]),
+    panels.curve("KL coefficient", ["kl_coef"]),
     panels.curve("Length of a response", ["length"], unit="tokens"),
     panels.curve("Clipped share of ratios", ["clip_fraction"]),
     panels.curve("Value loss", ["value_loss"]),

@@ -3,8 +3,8 @@
     gpt:
       uses: pretrain
       tokens: ${tokens}
-      tokenizer: ${tokenizer}           # that packed the tokens; or `start`'s, if left out
-      size: tiny                        # a preset; or each of layers, width, heads under `model`
+      tokenizer: ${tokenizer}           # that packed the tokens; or that of `init_from`, if left out
+      preset: tiny                      # a preset; or each of layers, width, heads under `model`
       model: {context: 256}
       train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
       workers: {num: 2, cpus: 1}
@@ -24,7 +24,7 @@ one worker: there is no sequence (Ulysses), tensor (AutoTP) or pipeline parallel
 {base_width: 256}` at width 256, and then change the width alone (Yang et al. 2022).
 `model.compile` has torch.compile make kernels of the blocks.
 
-`start: ${model}` begins with the weights of a model of the same shape and tokenizer; those of a
+`init_from: ${model}` begins with the weights of a model of the same shape and tokenizer; those of a
 dense one may become one with experts.
 
 Several stores of tokens, of one tokenizer, make a mixture. Its weights belong to this stage, so a
@@ -77,7 +77,7 @@ class PretrainParams(Params):
 
     absent: ClassVar[Absent] = LAYOUTS
 
-    size: str = "tiny"
+    preset: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
     bring what `recipe` there knows of the paper's training, where `train` says nothing of it."""
     model: ModelSection = ModelSection()
@@ -97,8 +97,8 @@ class PretrainParams(Params):
     def _follow_the_paper(self) -> PretrainParams:
         """Fill in of `train` what the preset's paper says and the file does not."""
         said = self.train.model_dump(exclude_unset=True)
-        filled = TrainSection.model_validate({**recipe(self.size), **said})
-        self.__dict__["train"] = filled if recipe(self.size) else self.train
+        filled = TrainSection.model_validate({**recipe(self.preset), **said})
+        self.__dict__["train"] = filled if recipe(self.preset) else self.train
         return self
 
     def config(self, vocab_size: int) -> LanguageConfig:
@@ -107,12 +107,12 @@ class PretrainParams(Params):
         Raises:
             ValueError: sizes do not fit each other.
         """
-        return self.model.config(self.size, vocab_size)
+        return self.model.config(self.preset, vocab_size)
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the shape and the batch."""
         vocabulary = _vocabulary(upstream)
-        wrong = list(self.model.check(self.size, vocabulary, self.train.expert_parallel))
+        wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel))
         yield from wrong or self._outlook(upstream).refusals()
         yield from self.train.check(self.workers)
         if self.model.compile and self.train.zero == 3:
@@ -134,13 +134,13 @@ class PretrainParams(Params):
             self.hardware,
             recompute=self.model.recompute,
             masked=self.model.mask_documents,
-            start="start" in upstream,
+            start="init_from" in upstream,
         )
 
 
 @stage(
     "pretrain",
-    inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "start": "Model?"},
+    inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "init_from": "Model?"},
     output="Model",
     version=3,
 )
@@ -150,7 +150,7 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
     from stages.training.trainer import fit
 
     objective = objective_of(
-        params, inputs.paths("tokens"), inputs.get_path("tokenizer"), inputs.get_path("start")
+        params, inputs.paths("tokens"), inputs.get_path("tokenizer"), inputs.get_path("init_from")
     )
     _show(objective, ctx)
     if len(objective.corpus.paths) > 1:
@@ -175,26 +175,26 @@ def objective_of(
     params: PretrainParams,
     tokens: Sequence[Path],
     tokenizer: Path | None = None,
-    start: Path | None = None,
+    init_from: Path | None = None,
 ) -> Pretraining:
     """What is trained: the model's shape for the tokens' vocabulary, the tokens as samples.
 
     Raises:
         InputError: no tokenizer is given, or the tokens are not of it or not of the one that
-            `start` was trained with.
+            `init_from` was trained with.
     """
     from stages.data.token_dataset import Corpus
     from stages.data.token_store import TokenStore
     from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer, open_tokenizer
 
-    folder = tokenizer or start
+    folder = tokenizer or init_from
     if folder is None:
         raise InputError(
             "no tokenizer is given, which the model is to be written with",
             where="tokenizer",
             remedy="name the one that the tokens were packed with",
         )
-    size = _known_ids(start, TokenStore(tokens[0]).vocab_size)
+    size = _known_ids(init_from, TokenStore(tokens[0]).vocab_size)
     config, mixture = params.config(size), params.mixture
     corpus = Corpus(
         tuple(tokens),
@@ -205,13 +205,13 @@ def objective_of(
         mixture.temperature,
     )
     corpus.require(open_tokenizer(folder))
-    if start and has_tokenizer(start):
-        corpus.require(open_tokenizer(start))
+    if init_from and has_tokenizer(init_from):
+        corpus.require(open_tokenizer(init_from))
     return Pretraining(
         config,
         corpus,
         folder,
-        start,
+        init_from,
         params.z_loss,
         params.model.mask_documents,
         params.model.recompute,
@@ -220,21 +220,21 @@ def objective_of(
     )
 
 
-def _known_ids(start: Path | None, used: int) -> int:
-    """The ids that the model knows: those that the tokens use, or as many as `start` has rows for,
+def _known_ids(init_from: Path | None, used: int) -> int:
+    """The ids that the model knows: those that the tokens use, or as many as `init_from` has rows for,
     for models of the hub have some to spare.
 
     Raises:
-        InputError: the tokens use more than `start` knows.
+        InputError: the tokens use more than `init_from` knows.
     """
-    if start is None:
+    if init_from is None:
         return used
-    config: dict[str, Any] = read_json(start / "config.json", {})
+    config: dict[str, Any] = read_json(init_from / "config.json", {})
     known = config.get("vocab_size", used)
     if used > known:
         raise InputError(
             f"the tokens use {used} ids, and the model to start from knows {known}",
-            where=str(start),
+            where=str(init_from),
             remedy="pack the documents with its own tokenizer",
         )
     return int(known)
@@ -302,7 +302,7 @@ def _show_mixture(
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:
     """The ids that the model is to know, where the plan can tell."""
-    for edge in ("start", "tokenizer", "tokens[0].tokenizer"):
+    for edge in ("init_from", "tokenizer", "tokens[0].tokenizer"):
         for name in ("known_ids", "vocab_size"):
             size = getattr(upstream.get(edge), name, None)
             if isinstance(size, int):
@@ -313,7 +313,7 @@ def _vocabulary(upstream: Mapping[str, Params]) -> int:
 def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
     """What the plan can tell of tokens that another tokenizer packed."""
     own = getattr(upstream.get("tokenizer"), "vocab_size", None)
-    known = getattr(upstream.get("start"), "known_ids", None)
+    known = getattr(upstream.get("init_from"), "known_ids", None)
     for edge in upstream:
         size = getattr(upstream.get(f"{edge}.tokenizer"), "vocab_size", None)
         if not edge.startswith("tokens[") or not size:
@@ -323,7 +323,7 @@ def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
             yield Problem("tokenizer", told, "name the one that the tokens were packed with")
         if known and size > known:
             told = f"knows {known} ids, and {edge} was packed with {size}"
-            yield Problem("start", told, "pack the documents with its own tokenizer")
+            yield Problem("init_from", told, "pack the documents with its own tokenizer")
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:

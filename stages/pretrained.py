@@ -8,7 +8,7 @@
     gpt:
       uses: pretrain
       tokens: ${tokens}
-      start: ${base}
+      init_from: ${base}
       model: {family: qwen3, …}         # the same shape
 
 `path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, also a snapshot

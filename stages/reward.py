@@ -40,7 +40,7 @@ class RewardParams(Params):
     """Of the head's start and the order of the prompts; the pipeline's, if left out."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the embeddings, the attention weights and both residual branches."""
-    centre_samples: Annotated[int, Field(ge=1)] = 512
+    centering_samples: Annotated[int, Field(ge=1)] = 512
     """Best responses, a sample of those trained on, whose mean score is made 0."""
     train: RewardTrain = RewardTrain()
 
@@ -62,7 +62,7 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
     from stages.training.trainer import fit
 
     objective = RewardObjective(
-        inputs.path("model"), inputs.path("preferences"), params.dropout, params.centre_samples
+        inputs.path("model"), inputs.path("preferences"), params.dropout, params.centering_samples
     )
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
@@ -72,7 +72,7 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
         accuracy=judged.accuracy,
         margin=judged.margin,
         prompts=judged.prompts,
-        demonstrations=judged.demonstrations,
+        demonstration_score=judged.demonstrations,
     )
     show(judged, ctx)
 

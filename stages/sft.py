@@ -6,7 +6,7 @@
       conversations: ${questions}       # or a list, which is mixed by size
       train: {steps: 200, global_batch: 16, lr: 3.0e-4}
 
-`swap: true` trains the speaker, p(question | answer): the fields of each conversation change
+`reverse: true` trains the speaker, p(question | answer): the fields of each conversation change
 places. `steps` is fixed, not epochs, so that two data sets compare at equal training. A model with
 experts keeps them busy as in pretraining, by the balance loss that its config has a coefficient
 for (`balance_loss` in the series). All tokens are sent to experts, those of questions too: beside
@@ -62,7 +62,7 @@ class SftParams(Params):
     absent: ClassVar[Absent] = LAYOUTS
 
     train: SftTrain = SftTrain()
-    swap: bool = False
+    reverse: bool = False
     """Learn the question from the answer."""
     max_length: Annotated[int | None, Field(ge=8)] = None
     """Longer conversations are left out (and counted); by default the model's context."""
@@ -97,7 +97,7 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     objective = FineTuning(
         inputs.path("model"),
         tuple(inputs.paths("conversations")),
-        swap=params.swap,
+        reverse=params.reverse,
         max_length=params.max_length,
         dropout=params.dropout,
     )
@@ -130,7 +130,7 @@ class FineTuning(LanguageObjective):
 
     model_path: Path
     conversation_paths: tuple[Path, ...]
-    swap: bool = False
+    reverse: bool = False
     max_length: int | None = None
     dropout: float = 0.0
     ragged = True
@@ -166,7 +166,7 @@ class FineTuning(LanguageObjective):
 
         for path in self.conversation_paths:
             for conversation in Conversations(path, split):
-                if not self.swap:
+                if not self.reverse:
                     yield conversation
                 elif conversation.prompt and conversation.response:
                     yield swapped(conversation)
@@ -316,7 +316,7 @@ def _first(conversations: Iterable[Conversation], count: int) -> list[Conversati
 
 def _card(objective: FineTuning) -> str:
     train = objective.settings
-    task = "the question from the answer" if objective.swap else "to answer"
+    task = "the question from the answer" if objective.reverse else "to answer"
     return f"""# Fine-tuned GPT
 
 Trained on {objective.facts["conversations"]:.0f} conversations {task}, for {train.steps} steps of

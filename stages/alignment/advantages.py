@@ -50,11 +50,16 @@ def last_token(mask_BR: Tensor) -> Tensor:
 
 
 def gae(
-    rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+    rewards_BR: Tensor,
+    values_BR: Tensor,
+    mask_BR: Tensor,
+    *,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
 ) -> Tensor:
     """Generalised advantage estimates_BR (Schulman et al. 2016, eq. 16).
 
-    A_t = sum over l of (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t; the value
+    A_t = sum over l of (gamma gae_lambda)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t; the value
     after a response's last token is 0, whether it ended or was cut off: the episode is over.
     """
     values_BR = torch.where(mask_BR, values_BR, 0.0)
@@ -64,7 +69,7 @@ def gae(
     advantages_BR = torch.zeros_like(delta_BR)
     running_B = torch.zeros_like(delta_BR[:, 0])
     for t in reversed(range(delta_BR.shape[1])):
-        running_B = delta_BR[:, t] + gamma * lam * running_B
+        running_B = delta_BR[:, t] + gamma * gae_lambda * running_B
         advantages_BR[:, t] = running_B
     return torch.where(mask_BR, advantages_BR, 0.0)
 

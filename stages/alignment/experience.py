@@ -101,12 +101,12 @@ def targets(
     *,
     beta: float,
     gamma: float = 1.0,
-    lam: float = 0.95,
+    gae_lambda: float = 0.95,
     missing_eos_penalty: float = 0.0,
 ) -> Targets:
     """Advantages and returns of a whole batch."""
     e = experience
     scores_B = shaped_scores(e, missing_eos_penalty)
     rewards = token_rewards(scores_B, e.log_probs, e.reference, e.mask, beta)
-    advantages = gae(rewards, e.values, e.mask, gamma=gamma, lam=lam)
+    advantages = gae(rewards, e.values, e.mask, gamma=gamma, gae_lambda=gae_lambda)
     return Targets(whiten(advantages, e.mask), torch.where(e.mask, advantages + e.values, 0.0))

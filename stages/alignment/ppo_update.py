@@ -53,15 +53,15 @@ class Pretraining(Protocol):
 class UpdateSettings:
     """How experience is learnt from."""
 
-    epochs: int = 4
-    minibatches: int = 4
-    clip: float = 0.2
-    value_clip: float | None = 0.2
+    ppo_epochs: int = 4
+    num_minibatches: int = 4
+    clip_range: float = 0.2
+    value_clip_range: float | None = 0.2
     temperature: float = 1.0
     """Of the rollouts: log-probabilities are those of that distribution."""
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     """Episodes of one forward pass."""
-    ptx: float = 0.0
+    ptx_coef: float = 0.0
     """Weight of the pretraining loss (gamma of the paper)."""
     ratio_tolerance: float = 1e-3
     """How far from 1 the ratio may be before the first step."""
@@ -108,8 +108,8 @@ def update(
     figures = Figures(share)
     turn = _Turn(policy, critic, experience, targets, settings, figures, beat)
     number = 0
-    for _ in range(settings.epochs):
-        for places in minibatches(len(experience), settings.minibatches, rng):
+    for _ in range(settings.ppo_epochs):
+        for places in minibatches(len(experience), settings.num_minibatches, rng):
             turn.learn(places, share, check=number == 0, more=pretraining is not None)
             if pretraining is not None:
                 turn.remember(pretraining, number)
@@ -134,7 +134,7 @@ class _Turn:
     def learn(self, places: list[int], share: Share, *, check: bool, more: bool) -> None:
         """Add the gradients of PPO over a minibatch; `more` will follow for the policy."""
         count = int(self.experience.mask[places].sum())
-        parts = list(_pieces(share.of(places), self.settings.micro_batch))
+        parts = list(_pieces(share.of(places), self.settings.micro_batch_size))
         for number, part in enumerate(parts):
             last = number + 1 == len(parts)
             ratio_N = self._losses(part, count, last=last, more=more)
@@ -150,16 +150,18 @@ class _Turn:
         advantages = self.targets.advantages[part][:, :length][mask]
         returns = self.targets.returns[part][:, :length][mask]
         log_probs = next_log_probs(self.policy, e.tokens, e.at, c.temperature)
-        surrogate = policy_loss(log_probs, old, advantages, c.clip).sum() / count
+        surrogate = policy_loss(log_probs, old, advantages, c.clip_range).sum() / count
         self.policy.backward(surrogate, last=last and not more)
         values = self.critic(e.tokens, at_BT=e.at).float()
-        error = value_loss(values, old_values, returns, c.value_clip).sum() / count
+        error = value_loss(values, old_values, returns, c.value_clip_range).sum() / count
         self.critic.backward(error, last=last)
         ratio_N = (log_probs.detach() - old).exp()
         self.figures.add("policy_loss", surrogate.detach())
         self.figures.add("value_loss", error.detach())
-        self.figures.add("clip_fraction", ((ratio_N - 1).abs() > c.clip).float().sum() / count)
-        self.figures.add("update_kl", (ratio_N - 1 - ratio_N.log()).sum() / count)
+        self.figures.add(
+            "clip_fraction", ((ratio_N - 1).abs() > c.clip_range).float().sum() / count
+        )
+        self.figures.add("approx_kl", (ratio_N - 1 - ratio_N.log()).sum() / count)
         return ratio_N
 
     def remember(self, pretraining: Pretraining, number: int) -> None:
@@ -167,7 +169,7 @@ class _Turn:
         pieces = pretraining.pieces(number)
         for place, piece in enumerate(pieces):
             loss = pretraining.loss(self.policy, piece)
-            self.policy.backward(self.settings.ptx * loss, last=place + 1 == len(pieces))
+            self.policy.backward(self.settings.ptx_coef * loss, last=place + 1 == len(pieces))
             self.figures.add("ptx_loss", loss.detach())
             self.beat()
 

@@ -22,7 +22,7 @@ Family = Literal["gpt2", "llama", "qwen3", "switch"]
 
 
 class ModelSection(Section):
-    """The shape of the model; what is left out comes from the preset `size`."""
+    """The shape of the model; what is left out comes from `preset`."""
 
     family: Family = "gpt2"
     """`gpt2`: LayerNorm, learned positions, GELU, tied head. `llama`: RMSNorm, rotary positions,
@@ -114,7 +114,7 @@ class ModelSection(Section):
     def check(self, size: str, vocab_size: int, expert_parallel: int) -> Iterator[Problem]:
         """Yield what cannot work in the shape."""
         if size not in PRESETS:
-            yield Problem("size", f"no preset {size!r}", f"presets: {', '.join(PRESETS)}")
+            yield Problem("preset", f"no preset {size!r}", f"presets: {', '.join(PRESETS)}")
             return
         width, heads = self.width or PRESETS[size].width, self.heads or PRESETS[size].heads
         if width % heads and not self.head_size:

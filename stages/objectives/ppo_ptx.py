@@ -51,19 +51,19 @@ class PPOSettings:
 
     update: UpdateSettings
     max_new_tokens: int
-    beta: float
+    kl_coef: float
     kl_target: float | None
     kl_horizon: float
     gamma: float
-    lam: float
+    gae_lambda: float
     missing_eos_penalty: float
-    critic_lr: float
-    ema: float
+    critic_lr_ratio: float
+    ema_decay: float
     ptx_ratio: float
     ptx_length: int | None
-    ptx_weights: tuple[float, ...]
-    ptx_temperature: float
-    rollout_batch: int
+    mixture_weights: tuple[float, ...]
+    mixture_temperature: float
+    rollout_batch_size: int
 
     @property
     def decoding(self) -> Decoding:
@@ -73,8 +73,8 @@ class PPOSettings:
     def control(self) -> FixedKL:
         """The controller of the KL coefficient."""
         if self.kl_target is None:
-            return FixedKL(self.beta)
-        return AdaptiveKL(self.beta, self.kl_target, self.kl_horizon)
+            return FixedKL(self.kl_coef)
+        return AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
 
 
 class PPOObjective:
@@ -128,27 +128,27 @@ class PPOObjective:
         self.control = self.settings.control()
         self.pages = self._pages(policy.config.context, tokenizer)
         self._ema = {}
-        if self.settings.ema:
+        if self.settings.ema_decay:
             self._ema = {name: p.detach().clone() for name, p in policy.named_parameters()}
         self._spare: LanguageModel | None = None
         return {
             "policy": Trainable(policy),
-            "value": Trainable(critic, lr=self.settings.critic_lr),
+            "value": Trainable(critic, lr=self.settings.critic_lr_ratio),
         }
 
     def _pretraining(self, step: int) -> Pages | None:
         return Pages(self, step) if self.pages else None
 
     def _pages(self, context: int, tokenizer: Tokenizer) -> Corpus | None:
-        if not self.tokens_paths or not self.settings.update.ptx:
+        if not self.tokens_paths or not self.settings.update.ptx_coef:
             return None
         asked = self.settings
         pages = Corpus(
             self.tokens_paths,
             min(asked.ptx_length or context, context),
             mix(self.seed, 3),
-            weights=asked.ptx_weights,
-            temperature=asked.ptx_temperature,
+            weights=asked.mixture_weights,
+            temperature=asked.mixture_temperature,
         )
         pages.require(tokenizer)
         return pages
@@ -168,7 +168,7 @@ class PPOObjective:
             batch,
             beta=beta,
             gamma=self.settings.gamma,
-            lam=self.settings.lam,
+            gae_lambda=self.settings.gae_lambda,
             missing_eos_penalty=self.settings.missing_eos_penalty,
         )
         figures = update(
@@ -185,7 +185,7 @@ class PPOObjective:
         summary = summarise(batch)
         self.control.update(summary["kl"], count)
         self._average(engines["policy"])
-        return {**summary, **figures, "beta": beta, "tokens": float(batch.at.numel())}
+        return {**summary, **figures, "kl_coef": beta, "tokens": float(batch.at.numel())}
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Reward and KL on held-out prompts, drawn with the same random numbers every time.
@@ -221,7 +221,7 @@ class PPOObjective:
         share = len(episodes) // self.rank.world
         mine = episodes[self.rank.index * share : (self.rank.index + 1) * share]
         settings = RolloutSettings(
-            self.settings.decoding, EOS, PAD, seed, self.settings.rollout_batch,
+            self.settings.decoding, EOS, PAD, seed, self.settings.rollout_batch_size,
             str(self.rank.device),
         )  # fmt: skip
         for engine in engines.values():
@@ -274,7 +274,7 @@ class PPOObjective:
             whole = torch.zeros(old.numel(), device=self.rank.device)
             for part in held[name]:
                 whole[part.start : part.start + part.count] = part.views["fp32"]
-            old.lerp_(self.rank.total(whole).view(old.shape).to(old), 1 - self.settings.ema)
+            old.lerp_(self.rank.total(whole).view(old.shape).to(old), 1 - self.settings.ema_decay)
 
     def state_dict(self) -> State:
         """The KL coefficient and the average of the weights."""
@@ -310,13 +310,15 @@ class Pages:
         self.windows: Samples = objective.pages.train
         self.length = objective.pages.length
         self.rank = objective.rank
-        self.micro = objective.settings.update.micro_batch
+        self.micro = objective.settings.update.micro_batch_size
         settings = objective.settings
         self.count = pretraining_windows(
-            objective.train.global_batch, settings.update.minibatches, settings.ptx_ratio,
+            objective.train.global_batch, settings.update.num_minibatches, settings.ptx_ratio,
             self.rank.world,
         )  # fmt: skip
-        self.first = step * settings.update.epochs * settings.update.minibatches * self.count
+        self.first = (
+            step * settings.update.ppo_epochs * settings.update.num_minibatches * self.count
+        )
 
     def pieces(self, number: int) -> Sequence[Tensor]:
         """This rank's windows (B, T + 1) of a minibatch."""
@@ -365,7 +367,7 @@ def summarise(batch: Experience) -> dict[str, float]:
         "kl_k3": torch.where(batch.mask, k3, 0.0).sum(1).mean().item(),
         "length": lengths.mean().item(),
         "finished": batch.finished.float().mean().item(),
-        "surprise": -(batch.log_probs.sum() / lengths.sum()).item(),
+        "entropy": -(batch.log_probs.sum() / lengths.sum()).item(),
     }
 
 

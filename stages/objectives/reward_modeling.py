@@ -93,7 +93,7 @@ class RewardObjective(SupervisedObjective):
     model: Path
     preferences: Path
     dropout: float = 0.0
-    centre_samples: int = 512
+    centering_samples: int = 512
 
     ragged = True
 
@@ -148,7 +148,7 @@ class RewardObjective(SupervisedObjective):
         takes all ranks, and this is one.
         """
         scorer = copied(engines["model"].module).to(self.rank.device).eval()
-        best = [demonstration(ranking) for ranking in self.rankings[: self.centre_samples]]
+        best = [demonstration(ranking) for ranking in self.rankings[: self.centering_samples]]
         scorer.shift(-mean_score(scorer, best, self.rank.device, beat=self.rank.beat))
         save_scorer(scorer, out, self.model, card=_CARD)
 

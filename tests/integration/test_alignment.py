@@ -29,8 +29,10 @@ PPO = PPOParams(
     seed=1,
     train={"steps": 6, "global_batch": 64, "lr": 1e-3, "warmup": 0, "checkpoint_every": 1},
     max_new_tokens=10,
-    kl={"coefficient": 0.05, "target": 2.0, "horizon": 500},
-    ema=0.3,
+    kl_coef=0.05,
+    kl_target=2.0,
+    kl_horizon=500,
+    ema_decay=0.3,
     workers={"num": 2},
 )
 
@@ -117,7 +119,7 @@ def test_a_reward_model_learns_what_people_prefer(world, rewarded):
     found = results(rewarded)
     assert found["accuracy"] > 0.75
     assert found["margin"] > 0.5
-    assert abs(found["demonstrations"]) < 0.25 * found["margin"]
+    assert abs(found["demonstration_score"]) < 0.25 * found["margin"]
     assert found["prompts"] == len(Preferences(world / "preferences", "eval"))
     losses = series(rewarded, "loss")
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -132,7 +134,7 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
     assert found["reward_after"] > found["reward_before"]
     assert sum(rewards[-2:]) > sum(rewards[:2])
     assert 0 < found["kl"] < 20
-    assert len(set(series(whole, "beta"))) > 1
+    assert len(set(series(whole, "kl_coef"))) > 1
     assert series(whole, "ptx_loss")[-1] < series(whole, "ptx_loss")[0]
 
     stopped = Context.local(tmp_path / "stopped")
@@ -143,7 +145,7 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
     stopped.cancel_file.unlink()
     play(world, rewarded, stopped)
     assert series(stopped, "reward") == rewards
-    assert series(stopped, "beta") == series(whole, "beta")
+    assert series(stopped, "kl_coef") == series(whole, "kl_coef")
     assert hashes(stopped.out) == hashes(whole.out)
 
     assert_transformers_agree(whole.out)

@@ -142,7 +142,7 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
     second time nothing is trained before: the final checkpoint is taken up and exported."""
     world = little_world(tmp_path)
     made = settings(zero=zero, steps=4, lr=1e-3)
-    objective = RewardObjective(world / "policy", world / "preferences", centre_samples=20)
+    objective = RewardObjective(world / "policy", world / "preferences", centering_samples=20)
     name = f"reward-{zero}"
     for folder in ("out", "again"):
         out = tmp_path / folder

@@ -40,8 +40,12 @@ def made(world, scorer, tokens=("tokens",), **options):
 @pytest.mark.parametrize(
     ("options", "key", "message"),
     [
-        ({"train": {"global_batch": 60}, "minibatches": 8}, "minibatches", "60 episodes do not"),
-        ({"train": {"global_batch": 12}, "workers": {"num": 4}}, "minibatches", "12 episodes"),
+        (
+            {"train": {"global_batch": 60}, "num_minibatches": 8},
+            "num_minibatches",
+            "60 episodes do not",
+        ),
+        ({"train": {"global_batch": 12}, "workers": {"num": 4}}, "num_minibatches", "12 episodes"),
         ({"train": {"global_batch": 33}, "workers": {"num": 2}}, "train.global_batch", "33 is not"),
         (
             {"train": {"batch_ramp": {"start": 8, "steps": 4}}},
@@ -115,7 +119,7 @@ def test_models_and_pages_of_other_tokenizers_of_one_size_are_refused(world, sco
 
 
 def test_pages_are_other_windows_for_every_minibatch(world, scorer):
-    objective = made(world, scorer, ptx={"ratio": 1.0, "length": 12})
+    objective = made(world, scorer, ptx_ratio=1.0, ptx_length=12)
     pages = [Pages(objective, step) for step in range(2)]
     seen = [tuple(row.tolist()) for p in pages for n in range(8) for row in p.pieces(n)[0]]
     assert len(seen) == 2 * 8 * 4 and len(set(seen)) == len(seen)
@@ -128,7 +132,7 @@ def test_pages_are_other_windows_for_every_minibatch(world, scorer):
 
 
 def test_ranks_read_their_parts_of_a_page(world, scorer):
-    objective = made(world, scorer, ptx={"ratio": 1.0, "length": 12})
+    objective = made(world, scorer, ptx_ratio=1.0, ptx_length=12)
     whole = Pages(objective, 3).pieces(2)[0]
     parts = []
     for index in range(2):
@@ -144,7 +148,7 @@ def test_pages_of_several_stores_are_their_mixture(world, scorer, tmp_path):
     write_index(tmp_path, vocab_size=size, eos_id=3, splits={"train": [shard], "eval": []})
     objective = made(
         world, scorer, tokens=("tokens", tmp_path),
-        ptx={"ratio": 1.0, "length": 12}, mixture={"weights": [1, 3]},
+        ptx_ratio=1.0, ptx_length=12, mixture={"weights": [1, 3]},
     )  # fmt: skip
     rows = torch.cat([Pages(objective, step).pieces(n)[0] for step in range(2) for n in range(8)])
     assert int((rows == 20).all(1).sum()) == len(rows) * 3 // 4
@@ -159,11 +163,11 @@ def test_windows_are_equally_many_on_every_rank():
 
 def test_without_tokens_or_weight_there_is_no_pretraining_term(world, scorer):
     assert made(world, scorer, tokens=()).pages is None
-    assert made(world, scorer, ptx={"weight": 0}).pages is None
+    assert made(world, scorer, ptx_coef=0).pages is None
 
 
 def test_the_state_beyond_weights_comes_back(world, scorer):
-    options = {"kl": {"coefficient": 0.1, "target": 2.0}, "ema": 0.9}
+    options = {"kl_coef": 0.1, "kl_target": 2.0, "ema_decay": 0.9}
     first, second = made(world, scorer, **options), made(world, scorer, **options)
     assert isinstance(first.control, AdaptiveKL)
     first.control.update(9.0, 5000)
@@ -205,7 +209,7 @@ def engines(objective):
 
 @pytest.mark.parametrize("grace", [0.0, 3600.0])
 def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, grace):
-    objective, ctx = made(world, scorer, rollout_batch=4), Context.local(tmp_path)
+    objective, ctx = made(world, scorer, rollout_batch_size=4), Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
     objective.grace = grace
     ctx.cancel_file.touch()
@@ -236,7 +240,7 @@ def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path):
 
 
 def test_an_evaluation_is_stopped_between_batches(world, scorer, tmp_path):
-    objective, ctx = made(world, scorer, rollout_batch=4), Context.local(tmp_path)
+    objective, ctx = made(world, scorer, rollout_batch_size=4), Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
     assert objective.evaluate(learners, 0)["eval_kl"] == pytest.approx(0, abs=1e-4)
     assert objective.rank.pulse.count == 10, "40 prompts are held out, of 64 that are wanted"
@@ -247,7 +251,9 @@ def test_an_evaluation_is_stopped_between_batches(world, scorer, tmp_path):
 
 
 def test_held_out_prompts_are_counted_as_samples_of_an_evaluation(world, scorer):
-    objective = made(world, scorer, train={"global_batch": 16, "eval_samples": 6}, rollout_batch=1)
+    objective = made(
+        world, scorer, train={"global_batch": 16, "eval_samples": 6}, rollout_batch_size=1
+    )
     objective.evaluate(engines(objective), 0)
     assert objective.rank.pulse.count == 6
 

@@ -65,7 +65,7 @@ def test_what_cannot_work_is_said_before_anything_starts() -> None:
     assert problems(train={"global_batch": 32}, workers={"num": 3}) == [
         "train.global_batch: 32 is not divisible by workers.num (3) (33 is)"
     ]
-    assert "no preset 'huge' (presets: nano, tiny" in problems(size="huge")[0]
+    assert "no preset 'huge' (presets: nano, tiny" in problems(preset="huge")[0]
 
 
 def test_experts_are_checked_before_anything_starts() -> None:
@@ -117,29 +117,29 @@ def test_weights_go_with_stores_and_not_with_a_temperature() -> None:
 
 
 def test_presets_give_what_is_left_out() -> None:
-    config = PretrainParams(size="gpt2").config(50257)
+    config = PretrainParams(preset="gpt2").config(50257)
     assert (config.layers, config.width, config.parameters) == (12, 768, 124_439_808)
-    own = PretrainParams.model_validate({"size": "gpt2", "model": {"layers": 3, "context": 64}})
+    own = PretrainParams.model_validate({"preset": "gpt2", "model": {"layers": 3, "context": 64}})
     assert own.config(500).layers == 3
     assert own.config(500).width == 768
     assert (own.config(500).context, own.config(500).vocab_size) == (64, 500)
 
 
 def test_a_preset_brings_its_papers_training_where_the_file_says_nothing() -> None:
-    said = {"size": "gpt3-13b", "train": {"lr": 3e-4, "micro_batch": 4}}
+    said = {"preset": "gpt3-13b", "train": {"lr": 3e-4, "micro_batch": 4}}
     train = PretrainParams.model_validate(said).train
     assert (train.lr, train.micro_batch) == (3e-4, 4)
     assert train.global_batch * 2048 == pytest.approx(2e6, rel=0.02)
     assert train.steps * train.global_batch * 2048 == pytest.approx(300e9, rel=1e-4)
     assert train.warmup_steps * train.global_batch * 2048 == pytest.approx(375e6, rel=0.01)
     assert (train.beta2, train.weight_decay, train.min_lr_ratio) == (0.95, 0.1, 0.1)
-    assert PretrainParams(size="gpt3-125m").train.lr == 6e-4
-    assert PretrainParams(size="gpt1").train.global_batch == 64
-    assert PretrainParams(size="gpt2").train == PretrainParams(size="tiny").train
+    assert PretrainParams(preset="gpt3-125m").train.lr == 6e-4
+    assert PretrainParams(preset="gpt1").train.global_batch == 64
+    assert PretrainParams(preset="gpt2").train == PretrainParams(preset="tiny").train
 
 
 def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
-    params = PretrainParams.model_validate({"size": "gpt2", "train": {"steps": 10}})
+    params = PretrainParams.model_validate({"preset": "gpt2", "train": {"steps": 10}})
     known = params.estimate({"tokens[0].tokenizer": Vocabulary()})
     config = params.config(512)
     assert known["parameters"] == config.parameters
@@ -150,7 +150,7 @@ def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
 
 def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path) -> None:
     plain, thrifty = (
-        PretrainParams.model_validate({"size": "gpt2", "model": {"recompute": asked}})
+        PretrainParams.model_validate({"preset": "gpt2", "model": {"recompute": asked}})
         for asked in (False, True)
     )
     assert identity(plain) == identity(thrifty)
@@ -204,7 +204,7 @@ def test_a_tokenizer_or_a_start_of_the_same_size_is_told_apart(world: Path, tmp_
             objective_of(params, tokens, tokenizer, start)
         assert found.value.where == str(world / "tokens")
         assert found.value.exit_code == 2
-    made = objective_of(params, tokens, start=world / "policy")
+    made = objective_of(params, tokens, init_from=world / "policy")
     assert made.tokenizer_folder == world / "policy", "a start brings its tokenizer"
 
 
@@ -215,7 +215,7 @@ def test_a_start_of_other_positions_is_refused(world: Path) -> None:
 
     def begun(context: int) -> Pretraining:
         params = PretrainParams.model_validate({"model": {**shape, "context": context}})
-        made = objective_of(params, [world / "tokens"], start=world / "policy")
+        made = objective_of(params, [world / "tokens"], init_from=world / "policy")
         model = made.setup(Rank(), params.train, 0)["model"].module
         inputs = made.collate([made.train[0], made.held_out[0]])["tokens"]
         assert inputs.shape[1] == model.wpe.num_embeddings == context
@@ -423,7 +423,7 @@ def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     params = {"model": dense, "train": train, "workers": {"num": 2}}
     pretrain(PretrainParams.model_validate(params), Inputs(world), first.out, first)  # type: ignore[arg-type]
     inputs: Any = Inputs(world)
-    inputs.get_path = {"start": first.out}.get
+    inputs.get_path = {"init_from": first.out}.get
     ctx = Context.local(tmp_path / "switch")
     params = {
         "model": {**dense, "family": "switch", "experts": {"num": 4}},

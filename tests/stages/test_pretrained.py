@@ -346,15 +346,15 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     params = PretrainParams.model_validate(
         {"model": {**shape(family), "mask_documents": True}, "train": {"global_batch": 4}}
     )
-    upstream = {"start": PretrainedParams(path=str(base))}
+    upstream = {"init_from": PretrainedParams(path=str(base))}
     assert not list(params.check(upstream))
     assert params.estimate(upstream)["parameters"] == params.config(KNOWN).parameters
     others = {**upstream, "tokens[0]": PackParams(), "tokens[0].tokenizer": TrainParams()}
     assert [str(problem) for problem in params.check(others)] == [
-        "start: knows 320 ids, and tokens[0] was packed with 4096 "
+        "init_from: knows 320 ids, and tokens[0] was packed with 4096 "
         "(pack the documents with its own tokenizer)"
     ]
-    made = objective_of(params, (tokens,), start=base)
+    made = objective_of(params, (tokens,), init_from=base)
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
     batch = made.collate([made.train[0], made.train[1]])
     ends = batch["tokens"] == end

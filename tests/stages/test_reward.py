@@ -101,7 +101,7 @@ def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, wo
 
 def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
     """The first rankings of a file are of one kind: of its first modules, its first authors."""
-    made = RewardObjective(world / "policy", world / "preferences", centre_samples=40)
+    made = RewardObjective(world / "policy", world / "preferences", centering_samples=40)
     modules = made.setup(Rank(), RewardParams().train, seed=0)
     stored = read_rankings(world / "preferences", "train", Tokenizer(world / "policy"), 40)
     places = [stored.index(ranking) for ranking in made.rankings]

@@ -131,7 +131,7 @@ def test_swapping_asks_for_the_question() -> None:
 
 
 def test_swapped_training_reads_answers_and_learns_questions(world: Path) -> None:
-    made, tokenizer = opened(world, swap=True), Tokenizer(world / "policy")
+    made, tokenizer = opened(world, reverse=True), Tokenizer(world / "policy")
     batch = made.collate([made.train[0]])
     learned = tokenizer.decode(batch["targets"][0][batch["targets"][0] != -100].tolist())
     assert "what does the" in learned or "tell me of" in learned or "and the" in learned
@@ -158,16 +158,16 @@ class Bare:
         self.module = module
 
 
-@pytest.mark.parametrize("swap", [False, True], ids=["assistant", "speaker"])
-def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, swap: bool) -> None:
-    made = opened(world, swap=swap)
+@pytest.mark.parametrize("reverse", [False, True], ids=["assistant", "speaker"])
+def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, reverse: bool) -> None:
+    made = opened(world, reverse=reverse)
     module = made.modules["model"].module  # type: ignore[attr-defined]
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     made.export({"model": Bare(module)}, tmp_path)  # type: ignore[dict-item]
     assert_transformers_agree(tmp_path)
-    assert ("the question from the answer" in (tmp_path / "README.md").read_text()) == swap
+    assert ("the question from the answer" in (tmp_path / "README.md").read_text()) == reverse
 
 
 @pytest.mark.integration

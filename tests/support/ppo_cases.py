@@ -39,14 +39,14 @@ def made(params: PPOParams, world: Path, kind: type[PPOObjective] = PPOObjective
 def one_update(**train: object) -> PPOParams:
     """One minibatch of 16 episodes in micro-batches, with pretraining windows, nothing clipped."""
     known = {"global_batch": 16, "micro_batch": 2, "clip": 0.0, "lr": 1e-4, "zero": 1}
-    ptx = {"weight": GAMMA, "ratio": 0.5, "length": 12}
+    ptx = {"ptx_coef": GAMMA, "ptx_ratio": 0.5, "ptx_length": 12}
     return PPOParams.model_validate(
         {
             "train": {**known, **train},
-            "epochs": 1,
-            "minibatches": 1,
+            "ppo_epochs": 1,
+            "num_minibatches": 1,
             "max_new_tokens": 8,
-            "ptx": ptx,
+            **ptx,
         }
     )
 
@@ -118,7 +118,7 @@ def averages(rank: Rank, world: Path, zero: int) -> tuple[float, float]:
     """Of three small updates in bfloat16: the largest difference between the average and that of
     the float32 weights, and how far the average moved."""
     params = one_update(dtype="bfloat16", zero=zero, lr=1e-6)
-    params = params.model_copy(update={"ema": 0.5})
+    params = params.model_copy(update={"ema_decay": 0.5})
     objective = made(params, world)
     engine = Engine("policy", objective.setup(rank, params.train, 5)["policy"], params.train, rank)
     start = {name: tensor.clone() for name, tensor in objective._ema.items()}
@@ -213,9 +213,9 @@ class Late:
 
 KILLED = PPOParams.model_validate(
     {
-        "seed": 1, "max_new_tokens": 8, "ema": 0.3,
+        "seed": 1, "max_new_tokens": 8, "ema_decay": 0.3,
         "train": {"steps": 5, "global_batch": 16, "lr": 1e-3},
-        "kl": {"coefficient": 0.05, "target": 2.0, "horizon": 500},
+        "kl_coef": 0.05, "kl_target": 2.0, "kl_horizon": 500,
     }
 )  # fmt: skip
 TRAPS = (

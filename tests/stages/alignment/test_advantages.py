@@ -16,22 +16,22 @@ def values():
     return [torch.randn(3, 4, dtype=torch.float64) for _ in range(2)]
 
 
-@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (1.0, 0.0)])
-def test_gae_is_the_discounted_sum_of_errors(values, gamma, lam):
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (1.0, 0.0)])
+def test_gae_is_the_discounted_sum_of_errors(values, gamma, gae_lambda):
     rewards, predicted = values
-    found = gae(rewards, predicted, MASK, gamma=gamma, lam=lam)
+    found = gae(rewards, predicted, MASK, gamma=gamma, gae_lambda=gae_lambda)
     for row, length in enumerate(MASK.sum(1).tolist()):
         value = [*predicted[row, :length].tolist(), 0.0]
         delta = [rewards[row, t].item() + gamma * value[t + 1] - value[t] for t in range(length)]
         for t in range(length):
-            expected = sum((gamma * lam) ** k * delta[t + k] for k in range(length - t))
+            expected = sum((gamma * gae_lambda) ** k * delta[t + k] for k in range(length - t))
             assert found[row, t].item() == pytest.approx(expected, abs=1e-12)
         assert found[row, length:].eq(0).all()
 
 
 def test_without_lambda_an_advantage_is_the_reward_to_go(values):
     rewards, predicted = values
-    found = gae(rewards, predicted, MASK, gamma=1.0, lam=1.0)[0] + predicted[0]
+    found = gae(rewards, predicted, MASK, gamma=1.0, gae_lambda=1.0)[0] + predicted[0]
     torch.testing.assert_close(found, rewards[0].flip(0).cumsum(0).flip(0))
 
 

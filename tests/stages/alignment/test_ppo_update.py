@@ -81,7 +81,7 @@ def run(models, batch, *, share=None, pretraining=None, lr=0.0, **settings):
     policy, critic = Recorder(copy.deepcopy(models[0]), lr), Recorder(copy.deepcopy(models[2]), lr)
     figures = update(
         policy, critic, batch, targets(batch, beta=0.1),
-        UpdateSettings(**{"epochs": 1, "minibatches": 2} | settings),
+        UpdateSettings(**{"ppo_epochs": 1, "num_minibatches": 2} | settings),
         np.random.default_rng(0), share=share or Share(), pretraining=pretraining,
     )  # fmt: skip
     return policy, critic, figures
@@ -125,7 +125,7 @@ def test_responses_that_do_not_end_may_cost(batch):
     assert 0 < batch.finished.sum() < len(batch)
     cost = batch.scores - shaped_scores(batch, 1.5)
     assert torch.allclose(cost, torch.where(batch.finished, 0.0, 1.5))
-    rewards = targets(batch, beta=0.0, lam=1.0).returns[:, 0]
+    rewards = targets(batch, beta=0.0, gae_lambda=1.0).returns[:, 0]
     torch.testing.assert_close(rewards, batch.scores, rtol=0, atol=1e-5)
 
 
@@ -157,7 +157,7 @@ def assert_equal(found, expected, atol=1e-6):
 
 
 def test_micro_batches_add_up_to_the_minibatch(models, batch):
-    whole, parts = run(models, batch), run(models, batch, micro_batch=1)
+    whole, parts = run(models, batch), run(models, batch, micro_batch_size=1)
     for a, b in zip(whole[:2], parts[:2], strict=True):
         for found, expected in zip(a.gradients, b.gradients, strict=True):
             assert_equal(found, expected)
@@ -198,7 +198,7 @@ def test_pretraining_gradients_are_added_to_those_of_ppo(models, batch):
     """Accumulated == gradient of PPO + gamma times that of the pretraining loss, to 1e-6."""
     gamma, pages = 1.7, Pages()
     plain = run(models, batch)
-    mixed = run(models, batch, pretraining=pages, ptx=gamma)
+    mixed = run(models, batch, pretraining=pages, ptx_coef=gamma)
     for number in range(2):
         model = Recorder(copy.deepcopy(models[0]))
         sum(pages.loss(model, piece) for piece in pages.pieces(number)).backward()
@@ -212,14 +212,14 @@ def test_pretraining_gradients_are_added_to_those_of_ppo(models, batch):
 
 
 def test_weight_0_is_ppo_to_the_bit(models, batch):
-    plain, mixed = run(models, batch), run(models, batch, pretraining=Pages(), ptx=0.0)
+    plain, mixed = run(models, batch), run(models, batch, pretraining=Pages(), ptx_coef=0.0)
     for found, expected in zip(mixed[0].gradients, plain[0].gradients, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_first_gradient_is_that_of_policy_gradient(models, batch):
     """At ratio 1: -sum of A grad log p / tokens, end tokens included."""
-    policy = run(models, batch, minibatches=1)[0]
+    policy = run(models, batch, num_minibatches=1)[0]
     model = copy.deepcopy(models[0])
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
     (-(next_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
@@ -227,14 +227,14 @@ def test_the_first_gradient_is_that_of_policy_gradient(models, batch):
 
 
 def test_figures_begin_at_no_change_and_then_move(models, batch):
-    still = run(models, batch, epochs=2)[2]
-    assert still["update_kl"] == pytest.approx(0, abs=1e-6) and still["clip_fraction"] == 0
-    moved = run(models, batch, epochs=2, lr=0.5)[2]
-    assert moved["update_kl"] > 1e-4
+    still = run(models, batch, ppo_epochs=2)[2]
+    assert still["approx_kl"] == pytest.approx(0, abs=1e-6) and still["clip_fraction"] == 0
+    moved = run(models, batch, ppo_epochs=2, lr=0.5)[2]
+    assert moved["approx_kl"] > 1e-4
 
 
 def test_steps_raise_what_was_good(models, batch):
-    policy, _, _ = run(models, batch, minibatches=1, lr=0.05)
+    policy, _, _ = run(models, batch, num_minibatches=1, lr=0.05)
     advantages = targets(batch, beta=0.1).advantages[batch.mask]
     before = batch.log_probs[batch.mask]
     after = next_log_probs(policy.model, batch.tokens, batch.at).detach()

@@ -17,7 +17,7 @@ TRAIN = {"global_batch": 512, "dtype": "bfloat16", "zero": 1, "micro_batch": 8}
 
 def params(**fields: Any) -> PretrainParams:
     given: dict[str, Any] = {
-        "size": "gpt3-6.7b",
+        "preset": "gpt3-6.7b",
         "train": TRAIN,
         "workers": {"num": 64, "gpus": 1},
         "hardware": {"device": "a100-80gb"},
@@ -54,7 +54,7 @@ def test_what_fits_is_planned_to_the_end() -> None:
             ["model.recompute"],
         ),
         ({"train": ALONE, "workers": {"num": 1, "gpus": 1}}, ["train.offload"]),
-        ({"train": ALONE | {"offload": "cpu"}, "size": "gpt3-13b"}, ["train.zero"]),
+        ({"train": ALONE | {"offload": "cpu"}, "preset": "gpt3-13b"}, ["train.zero"]),
         (
             {"train": ALONE | {"optimizer": "muon"}, "workers": {"num": 1, "gpus": 1}},
             ["workers.num"],
@@ -97,13 +97,13 @@ def test_what_the_host_has_no_room_for_is_refused() -> None:
 def test_a_model_to_start_from_takes_memory_of_the_host() -> None:
     """Before the weights are rounded: float32 twice instead of float32 and bfloat16."""
     planned = params(train=TRAIN | {"micro_batch": 1})
-    alone, more = (planned.estimate(above) for above in ({}, {"start": Params()}))
+    alone, more = (planned.estimate(above) for above in ({}, {"init_from": Params()}))
     assert more["host_bytes"] == pytest.approx(alone["host_bytes"] * 8 / 6)
     assert {**more, "host_bytes": 0} == {**alone, "host_bytes": 0}
     room = {"device": "a100-80gb", "host_gib": more["host_bytes"] / 2**30 - 1}
     tight = params(train=TRAIN | {"micro_batch": 1}, hardware=room)
     assert not list(tight.check({}))
-    (found,) = tight.check({"start": Params()})
+    (found,) = tight.check({"init_from": Params()})
     assert found.key == "hardware.host_gib"
 
 
@@ -130,7 +130,7 @@ def test_what_fits_nowhere_is_told_so() -> None:
     huge = {"layers": 400, "width": 65536, "heads": 512}
     ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch": 1})
     assert (key, hint) == ("model", "a smaller model, or a device with more memory")
-    (found,) = params(train=ALONE | {"zero": 3}, size="gpt3-175b").check({})
+    (found,) = params(train=ALONE | {"zero": 3}, preset="gpt3-175b").check({})
     assert "takes 324.2 GiB a device before ZeRO 3 cuts the weights up" in found.message
 
 
@@ -153,7 +153,7 @@ def test_what_a_device_cannot_do(fields: dict[str, Any], key: str, hint: str) ->
 
 
 def test_unnamed_devices_are_refused_nothing() -> None:
-    free = params(hardware={}, size="gpt3-175b")
+    free = params(hardware={}, preset="gpt3-175b")
     assert not list(free.check({}))
     assert "mfu" not in free.estimate({})
     assert free.estimate({})["seconds"] > 0
