@@ -34,17 +34,17 @@ from stages.text.cleaning_params import (
     RuleSetName,
     Share,
     limit_problems,
-    limits_of,
-    wish_problems,
+    merge_limits,
+    preference_problems,
 )
 from stages.text.sources import fsspec_files
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.text.annotate import Caps
-    from stages.text.cleaning_stats import Ledger
-    from stages.text.filter_decisions import Demands
-    from stages.text.filter_report import Exhibits
+    from stages.text.annotate import ReadLimits
+    from stages.text.cleaning_stats import CleaningStats
+    from stages.text.filter_decisions import FilterLimits
+    from stages.text.filter_report import FilterReport
     from stages.text.rules import length_rules
     from stages.text.sources.source_listing import SourceFile
     from stages.text.token_counter import TokenCounter
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 VERSION = 5
 PLACES = ("place", "line", "row", "error")  # what `meta` says of where a record was
 SHOWN = 20  # broken records that the log names
-CHARACTERS_A_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
+CHARACTERS_PER_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
 
 class CleanParams(Params):
@@ -116,8 +116,8 @@ class CleanParams(Params):
         for name in sorted({self.text_column, *PLACES} & set(self.meta_columns)):
             yield Problem("meta_columns", f"{name!r} is taken", "leave it out")
         for source in self.sources:
-            if fsspec_files.holds_secret(source):
-                yield Problem("sources", *fsspec_files.SPELLED_OUT)
+            if fsspec_files.contains_secret(source):
+                yield Problem("sources", *fsspec_files.SECRET_IN_URL)
         for key in ("rules", "edits"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 yield Problem(key, "a name is there twice", "name each once")
@@ -126,7 +126,7 @@ class CleanParams(Params):
         if "languages" in self.edits and not self.languages:
             yield Problem("edits", "`languages` needs to know which to keep", "set `languages`")
         yield from limit_problems(self.rules, self.limits)
-        yield from wish_problems(self.dedup.prefer, self.rules, self.meta_columns)
+        yield from preference_problems(self.dedup.prefer, self.rules, self.meta_columns)
 
         for name, earlier in upstream.items():
             if isinstance(earlier, CleanParams) and name.startswith("against"):
@@ -144,7 +144,7 @@ class CleanParams(Params):
         """Time and disk, where a cap bounds the text."""
         if self.max_characters is None:
             return {}
-        seconds = self.max_characters / CHARACTERS_A_SECOND / self.workers.num
+        seconds = self.max_characters / CHARACTERS_PER_SECOND / self.workers.num
         return {"seconds": seconds, "disk_bytes": self.max_characters / 2.0}
 
 
@@ -156,64 +156,68 @@ class CleanParams(Params):
 )
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, judge and deduplicate text."""
-    from stages.text.annotate import Caps, judged_rows
+    from stages.text.annotate import ReadLimits, annotated_rows
     from stages.text.cleaning_stats import write
-    from stages.text.dedup.duplicates import take_census
-    from stages.text.dedup.exact_substrings import trim, trimmed_rows
+    from stages.text.dedup.duplicates import find_duplicates
+    from stages.text.dedup.exact_substrings import remove_repeated_text, rows_after_removal
     from stages.text.dedup.hash_index import index_files, write_index
-    from stages.text.dedup.hash_join import Room
-    from stages.text.dedup.survivor_ranking import ranked
-    from stages.text.filter_decisions import decide
-    from stages.text.filter_report import Exhibits
-    from stages.text.rules.rule_scorer import Scorer
+    from stages.text.dedup.hash_join import TaskScope
+    from stages.text.dedup.survivor_ranking import rank_by_preference
+    from stages.text.filter_decisions import apply_filters
+    from stages.text.filter_report import FilterReport
+    from stages.text.rules.rule_scorer import RuleScorer
     from stages.text.token_counter import TokenCounter
 
     earlier = index_files(inputs.paths("against"), params.dedup)
-    caps = Caps(params.max_documents, params.max_characters)
+    read_limits = ReadLimits(params.max_documents, params.max_characters)
     counter = TokenCounter.of(inputs.get_path("tokenizer"))
-    commits = _judge(params, caps, counter, ctx)
-    documents = caps.within(len(commits))
+    commits = _annotate(params, read_limits, counter, ctx)
+    documents = read_limits.within(len(commits))
     if not documents:
         raise InputError(
             "the sources hold no documents within the caps",
             where="sources",
             remedy="name other sources, or raise max_documents and max_characters",
         )
-    demands, room = _demands(params), Room(ctx.scratch, params.workers, ctx)
-    verdicts = decide(commits, documents, Scorer(params.rules).rules, demands)
-    rank = ranked(params.dedup.prefer, commits, verdicts)
-    census = take_census(commits, verdicts.passed, params.dedup, rank, room, earlier)
+    filters, scope = _filter_limits(params), TaskScope(ctx.scratch, params.workers, ctx)
+    decisions = apply_filters(commits, documents, RuleScorer(params.rules).rules, filters)
+    rank = rank_by_preference(params.dedup.prefer, commits, decisions)
+    duplicates = find_duplicates(commits, decisions.passed, params.dedup, rank, scope, earlier)
     ctx.check_cancelled()
-    trims: list[Path] = []
+    removals: list[Path] = []
     if params.dedup.cuts:
-        census, trims = trim(commits, census, params.dedup, room, counter)
-    exhibits = Exhibits(verdicts, demands.limits)
-    rows = trimmed_rows(judged_rows(commits), trims)
-    ledger = write(rows, counter.unit, verdicts, census, exhibits, out)
+        duplicates, removals = remove_repeated_text(
+            commits, duplicates, params.dedup, scope, counter
+        )
+    report = FilterReport(decisions, filters.limits)
+    rows = rows_after_removal(annotated_rows(commits), removals)
+    stats = write(rows, counter.unit, decisions, duplicates, report, out)
     shutil.rmtree(out / "index", ignore_errors=True)
     if params.dedup.index:
-        write_index(commits, census, params.dedup, out)
-    _tell_broken(ledger, params.max_bad, ctx)
-    if not ledger.kept["documents"]:
-        raise InputError(_nothing_left(ledger), where="rules", remedy=_remedy(ledger))
-    _report(ledger, exhibits, ctx)
+        write_index(commits, duplicates, params.dedup, out)
+    _tell_broken(stats, params.max_bad, ctx)
+    if not stats.kept["documents"]:
+        raise InputError(_nothing_left(stats), where="rules", remedy=_remedy(stats))
+    _report(stats, report, ctx)
 
 
-def _demands(params: CleanParams) -> Demands:
-    from stages.text.filter_decisions import Demands
+def _filter_limits(params: CleanParams) -> FilterLimits:
+    from stages.text.filter_decisions import FilterLimits
 
-    limits = limits_of(params.rules, params.limits)
-    return Demands(params.languages, params.language_score, limits)
+    limits = merge_limits(params.rules, params.limits)
+    return FilterLimits(params.languages, params.language_score, limits)
 
 
-def _judge(params: CleanParams, caps: Caps, counter: TokenCounter, ctx: Context) -> list[Path]:
+def _annotate(
+    params: CleanParams, read_limits: ReadLimits, counter: TokenCounter, ctx: Context
+) -> list[Path]:
     """Judge the sources' files a shard a task, until the caps are reached."""
     from stages.distributed.shard_tasks import run_shards
-    from stages.text.annotate import Judge, judge_shard
-    from stages.text.sources.source_listing import list_files, shards
+    from stages.text.annotate import DocumentAnnotator, annotate_shard
+    from stages.text.sources.source_listing import list_files, make_shards
 
-    cut = shards(list_files(params.sources))
-    judge = Judge(
+    cut = make_shards(list_files(params.sources))
+    annotator = DocumentAnnotator(
         rules=params.rules,
         lists=_lists(params.lists),
         edits=params.edits,
@@ -230,18 +234,18 @@ def _judge(params: CleanParams, caps: Caps, counter: TokenCounter, ctx: Context)
 
     def on_commit(shard: int) -> None:
         nonlocal read
-        caps.add(shard, folder / f"{shard:06d}")
+        read_limits.add(shard, folder / f"{shard:06d}")
         read += sum(file.size for file in cut[shard])
         ctx.progress(read / 1e6, sum(file.size for files in cut for file in files) / 1e6, "MB")
 
     return run_shards(
-        judge_shard,
-        [(judge, files) for files in cut],
+        annotate_shard,
+        [(annotator, files) for files in cut],
         folder,
         workers=params.workers,
         ctx=ctx,
         on_commit=on_commit,
-        enough=caps.reached,
+        enough=read_limits.reached,
         shared=shared,
     )
 
@@ -270,45 +274,45 @@ def _lists(settings: Lists) -> length_rules.Lists:
     return Loaded(*(read_list(path) if path else () for path in (settings.words, settings.urls)))
 
 
-def _tell_broken(ledger: Ledger, most: int | None, ctx: Context) -> None:
-    for place in ledger.broken_places[:SHOWN]:
+def _tell_broken(stats: CleaningStats, most: int | None, ctx: Context) -> None:
+    for place in stats.broken_places[:SHOWN]:
         ctx.log(f"broken: {place}")
-    if ledger.broken > SHOWN:
-        ctx.log(f"broken: {ledger.broken - SHOWN} more, in dropped/")
-    if most is not None and ledger.broken > most:
+    if stats.broken > SHOWN:
+        ctx.log(f"broken: {stats.broken - SHOWN} more, in dropped/")
+    if most is not None and stats.broken > most:
         raise InputError(
-            f"{ledger.broken} records or files are broken, more than max_bad allows ({most})",
-            where="; ".join(ledger.broken_places[:3]),
+            f"{stats.broken} records or files are broken, more than max_bad allows ({most})",
+            where="; ".join(stats.broken_places[:3]),
             remedy="mend or leave out the files that the stage's log names, or raise max_bad",
         )
 
 
-def _report(ledger: Ledger, exhibits: Exhibits, ctx: Context) -> None:
-    for panel in chain(ledger.panels(), exhibits.panels()):
+def _report(stats: CleaningStats, report: FilterReport, ctx: Context) -> None:
+    for panel in chain(stats.panels(), report.panels()):
         ctx.panel(panel)
     ctx.result(
-        documents_read=ledger.read["documents"],
-        documents=ledger.kept["documents"],
-        characters_read=ledger.read["characters"],
-        characters=ledger.kept["characters"],
-        **{ledger.unit: ledger.kept[ledger.unit]},
+        documents_read=stats.read["documents"],
+        documents=stats.kept["documents"],
+        characters_read=stats.read["characters"],
+        characters=stats.kept["characters"],
+        **{stats.unit: stats.kept[stats.unit]},
         duplicates=sum(
-            counts["documents"] for rule, counts in ledger.rules.items() if "_duplicate" in rule
+            counts["documents"] for rule, counts in stats.rules.items() if "_duplicate" in rule
         ),
-        characters_removed=ledger.removed["characters"],
-        masked=ledger.masked.total(),
-        broken=ledger.broken,
+        characters_removed=stats.removed["characters"],
+        masked=stats.masked.total(),
+        broken=stats.broken,
     )
 
 
-def _nothing_left(ledger: Ledger) -> str:
-    worst = sorted(ledger.rules.items(), key=lambda item: -item[1]["documents"])[:3]
+def _nothing_left(stats: CleaningStats) -> str:
+    worst = sorted(stats.rules.items(), key=lambda item: -item[1]["documents"])[:3]
     causes = ", ".join(f"{counts['documents']} by {rule}" for rule, counts in worst)
-    return f"nothing is left of {ledger.read['documents']} documents: dropped {causes}"
+    return f"nothing is left of {stats.read['documents']} documents: dropped {causes}"
 
 
-def _remedy(ledger: Ledger) -> str:
-    worst = max(ledger.rules, key=lambda rule: ledger.rules[rule]["documents"])
+def _remedy(stats: CleaningStats) -> str:
+    worst = max(stats.rules, key=lambda rule: stats.rules[rule]["documents"])
     if worst == "language":
         return "set `languages` to those of the text, or lower `language_score`"
     return f"loosen the limit of {worst} under `limits`, or name other sources"

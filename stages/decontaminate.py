@@ -23,8 +23,11 @@ from stages.text.sources import fsspec_files
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.text.decontamination.contamination_detector import Jury, Tally
-    from stages.text.decontamination.ngram_index import Evaluation
+    from stages.text.decontamination.contamination_detector import (
+        ContaminationDetector,
+        DecontaminationStats,
+    )
+    from stages.text.decontamination.ngram_index import EvaluationIndex
     from stages.text.token_counter import TokenCounter
 
 
@@ -69,8 +72,8 @@ class DecontaminateParams(Params):
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Sets and fields are named once, and no URL spells out a secret."""
         for name in self.sets:
-            if fsspec_files.holds_secret(name):
-                yield Problem("sets", *fsspec_files.SPELLED_OUT)
+            if fsspec_files.contains_secret(name):
+                yield Problem("sets", *fsspec_files.SECRET_IN_URL)
         for key in ("sets", "text_fields"):
             names = getattr(self, key)
             if len(set(names)) < len(names):
@@ -85,37 +88,42 @@ class DecontaminateParams(Params):
 )
 def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Drop documents that hold evaluation items, or cut the items out."""
-    from stages.text.decontamination.contamination_detector import Cut, Jury, frequencies, write
-    from stages.text.decontamination.ngram_index import read_evaluation
+    from stages.text.decontamination.contamination_detector import (
+        ContaminationDetector,
+        Cut,
+        document_frequencies,
+        write,
+    )
+    from stages.text.decontamination.ngram_index import read_evaluation_sets
     from stages.text.token_counter import TokenCounter
 
-    evaluation = read_evaluation(params.sets, params.text_fields, params.ngram)
+    evaluation = read_evaluation_sets(params.sets, params.text_fields, params.ngram)
     counter = TokenCounter.of(inputs.get_path("tokenizer"))
     commits = _search(params, evaluation, counter, inputs, ctx)
-    counts = frequencies(commits, len(evaluation.grams))
-    jury = Jury(evaluation, counts, params.max_occurrences, params.max_overlap)
+    counts = document_frequencies(commits, len(evaluation.ngrams))
+    detector = ContaminationDetector(evaluation, counts, params.max_occurrences, params.max_overlap)
     ctx.check_cancelled()
     cut = Cut(params.cut.margin, params.cut.min_piece, params.cut.max_cuts)
-    tally = write(
+    stats = write(
         inputs.path("documents"),
         commits,
-        jury,
+        detector,
         cut if params.action == "cut" else None,
         out,
         counter,
     )
-    if not tally.kept["documents"]:
+    if not stats.kept["documents"]:
         raise InputError(
-            f"all {tally.read['documents']} documents are contaminated",
+            f"all {stats.read['documents']} documents are contaminated",
             where="sets",
             remedy="raise max_overlap, or see whether the sets are copies of the documents",
         )
-    _report(params, evaluation, tally, jury, ctx)
+    _report(params, evaluation, stats, detector, ctx)
 
 
 def _search(
     params: DecontaminateParams,
-    evaluation: Evaluation,
+    evaluation: EvaluationIndex,
     counter: TokenCounter,
     inputs: Inputs,
     ctx: Context,
@@ -123,12 +131,12 @@ def _search(
     from stages.data.documents import Documents
     from stages.distributed.shard_tasks import run_shards
     from stages.text.decontamination.contamination_detector import search_shard
-    from stages.text.decontamination.ngram_index import save_grams
+    from stages.text.decontamination.ngram_index import save_ngrams
 
     folder = inputs.path("documents")
     parts = len(Documents(folder).require_some().files)
-    grams = ctx.scratch / "grams.npy"
-    save_grams(evaluation, grams)
+    ngrams = ctx.scratch / "grams.npy"
+    save_ngrams(evaluation, ngrams)
     done = 0
 
     def on_commit(part: int) -> None:
@@ -138,7 +146,7 @@ def _search(
 
     return run_shards(
         search_shard,
-        [(folder, part, grams, evaluation.lengths, counter) for part in range(parts)],
+        [(folder, part, ngrams, evaluation.lengths, counter) for part in range(parts)],
         ctx.scratch / "searched",
         workers=params.workers,
         ctx=ctx,
@@ -147,47 +155,51 @@ def _search(
 
 
 def _report(
-    params: DecontaminateParams, evaluation: Evaluation, tally: Tally, jury: Jury, ctx: Context
+    params: DecontaminateParams,
+    evaluation: EvaluationIndex,
+    stats: DecontaminationStats,
+    detector: ContaminationDetector,
+    ctx: Context,
 ) -> None:
-    ignored, common = int(jury.ignored.sum()), jury.common
-    for unit in tally.units:
-        losses = {"contaminated": tally.dropped[unit], "cut out": tally.removed[unit]}
+    ignored, common = int(detector.ignored.sum()), detector.common
+    for unit in stats.units:
+        losses = {"contaminated": stats.dropped[unit], "cut out": stats.removed[unit]}
         steps = [(name, -lost) for name, lost in losses.items() if lost]
-        steps = [("read", tally.read[unit]), *steps, ("kept", tally.kept[unit])]
+        steps = [("read", stats.read[unit]), *steps, ("kept", stats.kept[unit])]
         ctx.panel(panels.waterfall(f"Decontamination: {unit}", unit, steps))
-    ctx.panel(_sets_table(evaluation, tally))
-    if tally.overlaps:
+    ctx.panel(_sets_table(evaluation, stats))
+    if stats.overlaps:
         edges = [at / 20 for at in range(21)]
         counts = [0] * 20
-        for overlap in tally.overlaps:
+        for overlap in stats.overlaps:
             counts[min(19, int(overlap * 20))] += 1
         title = "Share of an evaluation item in a contaminated document"
         ctx.panel(panels.histogram(title, edges, counts, thresholds=[params.max_overlap]))
-        ctx.panel(panels.samples("What matched what", tally.shown))
+        ctx.panel(panels.samples("What matched what", stats.shown))
     ctx.result(
-        documents_read=tally.read["documents"],
-        documents=tally.kept["documents"],
-        characters_read=tally.read["characters"],
-        characters=tally.kept["characters"],
-        **{f"{tally.counter.unit}_read": tally.read[tally.counter.unit]},
-        **{tally.counter.unit: tally.kept[tally.counter.unit]},
-        contaminated=len(tally.overlaps),
-        cut=tally.cut,
+        documents_read=stats.read["documents"],
+        documents=stats.kept["documents"],
+        characters_read=stats.read["characters"],
+        characters=stats.kept["characters"],
+        **{f"{stats.counter.unit}_read": stats.read[stats.counter.unit]},
+        **{stats.counter.unit: stats.kept[stats.counter.unit]},
+        contaminated=len(stats.overlaps),
+        cut=stats.cut,
         items=len(evaluation.items),
         items_too_short=len(evaluation.too_short),
-        items_found=len(tally.found),
+        items_found=len(stats.found),
         items_common=common,
         common_ngrams=ignored,
     )
 
 
-def _sets_table(evaluation: Evaluation, tally: Tally) -> panels.Panel:
+def _sets_table(evaluation: EvaluationIndex, stats: DecontaminationStats) -> panels.Panel:
     columns = ("items", "searched", "found", "documents")
     return panels.table(
         "Evaluation sets",
         ("set", "items", "long enough", "items found", "documents with one"),
         [
             (name, *(counts[column] for column in columns))
-            for name, counts in tally.by_set(evaluation).items()
+            for name, counts in stats.by_set(evaluation).items()
         ],
     )

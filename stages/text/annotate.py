@@ -28,19 +28,19 @@ from stages.data import parquet_parts
 from stages.data.hashing import name128
 from stages.text.cleaning_params import Dedup, Pii
 from stages.text.dedup.minhash import MinHash
-from stages.text.language_id import language
-from stages.text.pii import mask
-from stages.text.rules.document_view import View
+from stages.text.language_id import detect_language
+from stages.text.pii import mask_pii
+from stages.text.rules.document_view import DocumentView
 from stages.text.rules.length_rules import Lists
-from stages.text.rules.rule_scorer import Scorer
+from stages.text.rules.rule_scorer import RuleScorer
 from stages.text.sources.readers import BrokenFile, RawDocument, read
 from stages.text.sources.source_listing import SourceFile
-from stages.text.text_edits import Edit, edits
+from stages.text.text_edits import Edit, build_edits
 from stages.text.token_counter import WORDS, TokenCounter
 from stages.text.unicode_repair import repair
-from stages.text.words.word_table import lexicon
+from stages.text.words.word_table import shared_word_table
 
-SCRATCH = parquet_parts.versioned(
+ANNOTATIONS = parquet_parts.versioned(
     pa.schema(
         [
             *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta", "broken")),
@@ -61,7 +61,7 @@ SCRATCH = parquet_parts.versioned(
 
 
 @dataclass(frozen=True)
-class Judge:
+class DocumentAnnotator:
     """What is measured of a document, without a word on what it must be like: what a shard's task
     is given beside its files."""
 
@@ -80,23 +80,23 @@ class Judge:
         return MinHash(self.dedup.ngram, *self.dedup.shape, self.dedup.character_ngram)
 
     @cached_property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.rules, self.lists)
+    def _scorer(self) -> RuleScorer:
+        return RuleScorer(self.rules, self.lists)
 
     @cached_property
     def _edits(self) -> list[tuple[str, Edit]]:
-        return edits(self.edits, self.languages)
+        return build_edits(self.edits, self.languages)
 
-    def judge(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
+    def annotator(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
         """One row of the scratch table."""
-        text, masked = mask(repair(raw.text), self.pii.kinds, self.pii.regions)
+        text, masked = mask_pii(repair(raw.text), self.pii.kinds, self.pii.regions)
         changed = {"repair": len(raw.text) - len(text)}
-        lang, confidence = language(text)
+        lang, confidence = detect_language(text)
         for name, edit in self._edits:
             before, text = text, edit(text, lang)
             changed[name] = len(before) - len(text)
         broken = raw.broken or ("" if text.strip() else "empty")
-        view = View(text, lang, lexicon(), raw.meta)
+        view = DocumentView(text, lang, shared_word_table(), raw.meta)
         return {
             "id": name128(file.source, file.place, str(position)),
             "text": text,
@@ -115,7 +115,7 @@ class Judge:
             **self._hashes(None if broken else view),
         }
 
-    def _hashes(self, view: View | None) -> dict[str, bytes | None]:
+    def _hashes(self, view: DocumentView | None) -> dict[str, bytes | None]:
         signature = self._minhash.of(view.words) if view and self.dedup.near else None
         if signature is None:
             return {"bands": None, "signature": None}
@@ -126,28 +126,30 @@ class Judge:
         }
 
 
-def judge_shard(work: tuple[Judge, list[SourceFile]], commit: Path) -> None:
+def annotate_shard(work: tuple[DocumentAnnotator, list[SourceFile]], commit: Path) -> None:
     """Judge the documents of a shard's files and commit them as one table."""
     from pipeline.storage.atomic_io import write_atomic
 
-    judge, files = work
+    annotator, files = work
     rows = (
-        judge.judge(file, position, raw)
+        annotator.annotator(file, position, raw)
         for file in files
-        for position, raw in enumerate(_tolerated(file, judge), file.cut.records if file.cut else 0)
+        for position, raw in enumerate(
+            _read_until_broken(file, annotator), file.cut.records if file.cut else 0
+        )
     )
-    write_atomic(commit, parquet_parts.encode(rows, SCRATCH, "text"), durable=False)
+    write_atomic(commit, parquet_parts.encode(rows, ANNOTATIONS, "text"), durable=False)
 
 
-def _tolerated(file: SourceFile, judge: Judge) -> Iterator[RawDocument]:
+def _read_until_broken(file: SourceFile, annotator: DocumentAnnotator) -> Iterator[RawDocument]:
     """A file's documents; where it breaks off, a record that says why."""
     try:
-        yield from read(file, judge.text_column, judge.meta_columns)
+        yield from read(file, annotator.text_column, annotator.meta_columns)
     except BrokenFile as error:
         yield RawDocument("", {"error": error.message}, "broken.file")
 
 
-def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def annotated_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The scratch tables' rows in order, without scores and hashes, a row group at a time."""
     columns = ["id", "text", "source", "lang", "meta", "masked", "changed", "units"]
     for commit in commits:
@@ -155,11 +157,11 @@ def judged_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-class Caps:
+class ReadLimits:
     """How much is read: the leading documents within a number of documents and characters."""
 
     def __init__(self, max_documents: int | None, max_characters: int | None) -> None:
-        self._most = max_documents, max_characters
+        self._limits = max_documents, max_characters
         self._sizes: dict[int, npt.NDArray[np.int64]] = {}
 
     def add(self, shard: int, commit: Path) -> None:
@@ -171,7 +173,7 @@ class Caps:
         """How many documents of the first `shards` shards lie within the caps."""
         sizes = [self._sizes[shard] for shard in range(shards)]
         characters = np.concatenate([np.empty(0, np.int64), *sizes])
-        documents, most = self._most
+        documents, most = self._limits
         count = len(characters)
         if most is not None:
             count = int(np.searchsorted(np.cumsum(characters), most, side="right"))
@@ -179,6 +181,6 @@ class Caps:
 
     def reached(self, shards: int) -> bool:
         """Whether the first `shards` shards hold all that may be read."""
-        if self._most == (None, None):
+        if self._limits == (None, None):
             return False
         return self.within(shards) < sum(len(self._sizes[shard]) for shard in range(shards))

@@ -9,7 +9,7 @@ Places = npt.NDArray[np.int64]
 Span = tuple[int, int]
 
 
-def merged(starts: Places, ends: Places) -> list[Span]:
+def merge_spans(starts: Places, ends: Places) -> list[Span]:
     """The same ground covered by spans that neither touch nor overlap, in order."""
     spans: list[Span] = []
     for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
@@ -20,8 +20,8 @@ def merged(starts: Places, ends: Places) -> list[Span]:
     return spans
 
 
-def complement(starts: Places, ends: Places, size: int) -> list[Span]:
+def complement_spans(starts: Places, ends: Places, size: int) -> list[Span]:
     """What the spans leave of `size` characters: one piece more than there are merged spans; the
     first and the last may be empty."""
-    edges = [0, *(edge for span in merged(starts, ends) for edge in span), size]
+    edges = [0, *(edge for span in merge_spans(starts, ends) for edge in span), size]
     return list(zip(edges[::2], edges[1::2], strict=True))

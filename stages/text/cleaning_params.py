@@ -46,18 +46,18 @@ EditName = Literal[
     "whole_sentences",
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-PLAIN_WISHES = ("source", "length", "language")
+PLAIN_PREFERENCES = ("source", "length", "language")
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 PiiKind = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
-OBJECTS_A_SECOND = 600  # found on one busy core
+OBJECTS_PER_SECOND = 600  # found on one busy core
 
 
-def limits_of(
+def merge_limits(
     names: Sequence[RuleSetName], changes: Mapping[str, Mapping[str, Range]]
 ) -> dict[str, Limit]:
     """The range of each rule of the sets, by `set.measure`, with the changes; a rule that is
     switched off has none."""
-    ranges = catalogue.limits_of(names)
+    ranges = catalogue.default_limits(names)
     for name, rules in changes.items():
         for measure, change in rules.items():
             rule = f"{name}.{measure}"
@@ -97,17 +97,19 @@ def limit_problems(
                 )
 
 
-def wish_problems(
-    wishes: Sequence[str], names: Sequence[str], meta_columns: Sequence[str]
+def preference_problems(
+    preferences: Sequence[str], names: Sequence[str], meta_columns: Sequence[str]
 ) -> Iterator[Problem]:
     """What is wrong with wishes for scores and fields: none is there by that name."""
-    for wish in wishes:
-        group, dot, name = wish.removeprefix("-").partition(".")
+    for preference in preferences:
+        group, dot, name = preference.removeprefix("-").partition(".")
         if not dot:
-            if wish in PLAIN_WISHES:
+            if preference in PLAIN_PREFERENCES:
                 continue
-            message = f"{wish!r} is no wish: {', '.join(PLAIN_WISHES)}, a score or a field is"
-            remedy = did_you_mean(wish, PLAIN_WISHES)
+            message = (
+                f"{preference!r} is no wish: {', '.join(PLAIN_PREFERENCES)}, a score or a field is"
+            )
+            remedy = did_you_mean(preference, PLAIN_PREFERENCES)
         elif group == "meta" and name not in meta_columns:
             message, remedy = f"{name!r} is not in `meta_columns`", "add it there"
         elif group != "meta" and group not in names:
@@ -239,7 +241,7 @@ class Pii(Section):
     """ISO 3166 codes of the countries whose phone numbers may stand without a prefix."""
 
 
-class ObjectsParams(Params):
+class PythonDocsParams(Params):
     """Which documented objects there are questions or preferences about. Stages that are told the
     same find the same objects, in the same splits."""
 
@@ -265,4 +267,4 @@ class ObjectsParams(Params):
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Reading takes the time."""
-        return {"seconds": 2 + self.max_objects / OBJECTS_A_SECOND / self.workers.num}
+        return {"seconds": 2 + self.max_objects / OBJECTS_PER_SECOND / self.workers.num}

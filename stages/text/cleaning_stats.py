@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from pipeline import panels as draw
 from stages.data import documents
-from stages.text.dedup.duplicates import Census
-from stages.text.filter_decisions import Verdicts
-from stages.text.filter_report import Exhibits
+from stages.text.dedup.duplicates import DuplicateSearch
+from stages.text.filter_decisions import FilterDecisions
+from stages.text.filter_report import FilterReport
 
 EXAMPLES = 200  # characters of a text that people are shown
 SHOWN_CLUSTERS = 8
@@ -26,7 +26,7 @@ SHOWN_BROKEN = 40
 
 
 @dataclass
-class Ledger:
+class CleaningStats:
     """Counts of documents, characters, and tokens or words, by what became of them."""
 
     unit: str = "words"
@@ -47,7 +47,7 @@ class Ledger:
     clusters: dict[int, dict[str, str]] = field(default_factory=dict)
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def enter(self, row: dict[str, Any], rule: str, score: float) -> None:
+    def record(self, row: dict[str, Any], rule: str, score: float) -> None:
         """Count one document: kept if `rule` is empty, else dropped by it."""
         size = {"documents": 1, "characters": len(row["text"]), self.unit: row["units"]}
         self.read.update(size)
@@ -66,7 +66,7 @@ class Ledger:
                 if len(self.broken_places) < SHOWN_BROKEN:
                     self.broken_places.append(_broken_place(row, rule))
             if rule not in self.dropped and len(self.dropped) < SHOWN_DROPPED:
-                self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": example(row)}
+                self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": excerpt(row)}
             return
         self.kept.update(size)
         self.lengths.append(size["characters"])
@@ -150,31 +150,33 @@ class Ledger:
 def write(
     rows: Iterator[dict[str, Any]],
     unit: str,
-    verdicts: Verdicts,
-    census: Census,
-    exhibits: Exhibits,
+    decisions: FilterDecisions,
+    duplicates: DuplicateSearch,
+    report: FilterReport,
     out: Path,
-) -> Ledger:
+) -> CleaningStats:
     """Write the documents, kept and dropped, in order, with their counts."""
     for table in ("documents", "dropped"):
         shutil.rmtree(out / table, ignore_errors=True)
-    ledger = Ledger(unit)
-    ledger.clusters = _shown_clusters(census)
-    rules = verdicts.rules
-    reasons = np.where(verdicts.passed, census.copy, verdicts.failed).tolist()
-    figures = np.where(verdicts.passed, census.shared_bands, verdicts.by).tolist()
+    stats = CleaningStats(unit)
+    stats.clusters = _shown_clusters(duplicates)
+    rules = decisions.rules
+    reasons = np.where(decisions.passed, duplicates.copy, decisions.failed).tolist()
+    figures = np.where(decisions.passed, duplicates.shared_bands, decisions.by).tolist()
     with (
         documents.documents_writer(out, rules) as kept,
         documents.dropped_writer(out, rules) as dropped,
     ):
         # Rows past the caps were read, and are not part of the corpus.
         for number, (row, rule, score, standing, scores) in enumerate(
-            zip(rows, reasons, figures, census.stands_for.tolist(), verdicts.scores, strict=False)
+            zip(
+                rows, reasons, figures, duplicates.survivor.tolist(), decisions.scores, strict=False
+            )
         ):
-            if standing in ledger.clusters:
-                ledger.clusters[standing]["stays" if standing == number else "goes"] = example(row)
-            exhibits.see(number, row, rule)
-            ledger.enter(row, rule, score)
+            if standing in stats.clusters:
+                stats.clusters[standing]["stays" if standing == number else "goes"] = excerpt(row)
+            report.observe(number, row, rule)
+            stats.record(row, rule, score)
             document = {name: row[name] for name in documents.COLUMNS}
             if rules:
                 document["scores"] = dict(zip(rules, _known(scores), strict=True))
@@ -182,15 +184,15 @@ def write(
                 dropped.write({**document, "rule": rule, "score": score})
             else:
                 kept.write(document)
-    documents.write_stats(out, ledger.stats())
-    return ledger
+    documents.write_stats(out, stats.stats())
+    return stats
 
 
 def _known(scores: npt.NDArray[np.float64]) -> list[float | None]:
     return [None if score != score else score for score in scores.tolist()]
 
 
-def example(row: dict[str, Any]) -> str:
+def excerpt(row: dict[str, Any]) -> str:
     """The beginning of a text with its place."""
     place = json.loads(row["meta"]).get("place", row["id"])
     return f"{place}: {' '.join(row['text'][: 2 * EXAMPLES].split())[:EXAMPLES]}"
@@ -204,9 +206,9 @@ def _broken_place(row: dict[str, Any], rule: str) -> str:
     return f"{' '.join([row['source'] + '/' + meta['place'], *at])}: {why}"
 
 
-def _shown_clusters(census: Census) -> dict[int, dict[str, str]]:
+def _shown_clusters(duplicates: DuplicateSearch) -> dict[int, dict[str, str]]:
     """The largest groups, by the number of the document that stays, each with its size."""
-    standing, copies = np.unique(census.stands_for[census.judged], return_counts=True)
+    standing, copies = np.unique(duplicates.survivor[duplicates.considered], return_counts=True)
     largest = np.argsort(-copies, kind="stable")[:SHOWN_CLUSTERS]
     return {
         int(standing[at]): {"copies": str(copies[at]), "stays": "an earlier document", "goes": "-"}

@@ -17,7 +17,7 @@ from stages.text.rules.rule_scorer import first_failures
 
 
 @dataclass(frozen=True)
-class Demands:
+class FilterLimits:
     """What documents must be like."""
 
     languages: tuple[str, ...]
@@ -26,7 +26,7 @@ class Demands:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class FilterDecisions:
     """What became of N documents, before copies are looked for."""
 
     rules: list[str]
@@ -44,34 +44,34 @@ class Verdicts:
         return np.asarray(self.failed == "")
 
 
-def decide(
-    commits: Sequence[Path], documents: int, rules: Sequence[str], demands: Demands
-) -> Verdicts:
+def apply_filters(
+    commits: Sequence[Path], documents: int, rules: Sequence[str], filters: FilterLimits
+) -> FilterDecisions:
     """Judge the first `documents` documents of the shards."""
     columns = ["broken", "lang", "confidence", "scores"]
     table = pa.concat_tables(pq.read_table(commit, columns=columns) for commit in commits)
     table = table.slice(0, documents)
     scores = _matrix(table["scores"], len(rules))
-    first = first_failures(scores, rules, demands.limits)
+    first = first_failures(scores, rules, filters.limits)
     failed = np.array(["", *rules], object)[first + 1]
     by = np.zeros(len(failed))
     out = np.flatnonzero(first >= 0)
     by[out] = scores[out, first[out]]
-    for name, rows, score in _sooner(table, demands):
+    for name, rows, score in _preconditions(table, filters):
         failed[rows], by[rows] = name[rows], score[rows]
-    return Verdicts(list(rules), scores, failed, by)
+    return FilterDecisions(list(rules), scores, failed, by)
 
 
 Columns = tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.float64]]
 
 
-def _sooner(table: pa.Table, demands: Demands) -> Iterator[Columns]:
+def _preconditions(table: pa.Table, filters: FilterLimits) -> Iterator[Columns]:
     """What is asked before the rules, the first question last: each with its name, the rows that
     fail it, and their scores."""
     confidence = table["confidence"].to_numpy()
-    if demands.languages:
-        foreign = ~np.isin(table["lang"].to_numpy(), demands.languages)
-        foreign |= confidence < demands.language_score
+    if filters.languages:
+        foreign = ~np.isin(table["lang"].to_numpy(), filters.languages)
+        foreign |= confidence < filters.language_score
         yield np.full(len(foreign), "language", object), foreign, confidence
     broken = table["broken"].to_numpy()
     yield broken, broken != "", np.zeros(len(broken))

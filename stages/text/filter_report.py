@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline import panels as draw
 from stages.data.hashing import fraction
-from stages.text.filter_decisions import Verdicts
+from stages.text.filter_decisions import FilterDecisions
 from stages.text.rules.catalogue import Limit
 
 BINS = 24
@@ -23,19 +23,19 @@ BROWSED = 200  # documents that can be searched
 READ = 1_200  # characters of each
 
 
-class Exhibits:
+class FilterReport:
     """Chooses documents by their figures alone, then takes them as they pass by."""
 
-    def __init__(self, verdicts: Verdicts, limits: Mapping[str, Limit]) -> None:
-        self._verdicts = verdicts
+    def __init__(self, decisions: FilterDecisions, limits: Mapping[str, Limit]) -> None:
+        self._decisions = decisions
         self._limits = limits
-        self._borders = list(_borders(verdicts, limits))
-        self._browsed = set(_chosen(len(verdicts.failed)))
+        self._borders = list(_borders(decisions, limits))
+        self._browsed = set(_chosen(len(decisions.failed)))
         self._wanted = self._browsed.union(*(pair for _, *pair in self._borders))
         self._seen: dict[int, dict[str, Any]] = {}
         self._reasons: dict[int, str] = {}
 
-    def see(self, number: int, row: dict[str, Any], reason: str) -> None:
+    def observe(self, number: int, row: dict[str, Any], reason: str) -> None:
         """A document passes by on its way to what is kept or dropped."""
         if number in self._wanted:
             self._seen[number] = {**row, "text": row["text"][:READ]}
@@ -59,8 +59,8 @@ class Exhibits:
             yield draw.browser("Documents, kept and dropped: a sample", browsed)
 
     def _histograms(self) -> Iterator[draw.Panel]:
-        for at, rule in enumerate(self._verdicts.rules):
-            scores = self._verdicts.scores[:, at]
+        for at, rule in enumerate(self._decisions.rules):
+            scores = self._decisions.scores[:, at]
             scores = scores[np.isfinite(scores)]
             if not len(scores):
                 continue
@@ -79,7 +79,7 @@ class Exhibits:
     def _example(self, number: int, rule: str) -> str:
         if number not in self._seen:
             return "-"
-        score = self._verdicts.scores[number, self._verdicts.rules.index(rule)]
+        score = self._decisions.scores[number, self._decisions.rules.index(rule)]
         return f"{score:.4g}: {' '.join(self._seen[number]['text'][:SHOWN].split())}"
 
     def _item(self, number: int) -> dict[str, str]:
@@ -100,16 +100,18 @@ def _chosen(documents: int) -> Iterator[int]:
             yield number
 
 
-def _borders(verdicts: Verdicts, limits: Mapping[str, Limit]) -> Iterator[tuple[str, int, int]]:
+def _borders(
+    decisions: FilterDecisions, limits: Mapping[str, Limit]
+) -> Iterator[tuple[str, int, int]]:
     """Of the rules that dropped most: the dropped and the kept document nearest to the limit; -1
     where no document was kept."""
-    names, counts = np.unique(verdicts.failed[verdicts.failed != ""], return_counts=True)
+    names, counts = np.unique(decisions.failed[decisions.failed != ""], return_counts=True)
     most = [str(names[at]) for at in np.argsort(-counts, kind="stable")]
     for rule in [rule for rule in most if rule in limits][:BORDERS]:
-        scores = verdicts.scores[:, verdicts.rules.index(rule)]
+        scores = decisions.scores[:, decisions.rules.index(rule)]
         beyond = _beyond(scores, limits[rule])
-        dropped = np.where(verdicts.failed == rule, beyond, np.inf)
-        kept = np.where(verdicts.passed & ~np.isnan(scores), beyond, -np.inf)
+        dropped = np.where(decisions.failed == rule, beyond, np.inf)
+        kept = np.where(decisions.passed & ~np.isnan(scores), beyond, -np.inf)
         worst = int(np.argmax(kept)) if np.isfinite(kept).any() else -1
         yield rule, int(np.argmin(dropped)), worst
 

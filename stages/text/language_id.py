@@ -10,7 +10,7 @@ from stages.text.chinese_variants import japanese_share
 UNKNOWN = "und"
 SAMPLE = 500  # characters read from each of three places: enough to tell a language
 # Written without spaces between words: rules that count words do not apply to them.
-UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "wuu", "yue"})
+UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "wuu", "yue"})
 _KANA = re.compile("[\u3041-\u30ff\uff66-\uff9f]")
 
 
@@ -21,7 +21,7 @@ def _detector() -> object:
     return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))
 
 
-def language(text: str) -> tuple[str, float]:
+def detect_language(text: str) -> tuple[str, float]:
     """The most likely language's ISO 639 code and its probability; `und`, 0 for no words. What
     the model takes for Japanese is Chinese if it has no kana and hardly a character that only
     Japanese writes so."""

@@ -38,7 +38,7 @@ PLACEHOLDERS: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Finding:
+class PiiSpan:
     """A place in a text, and what is there."""
 
     start: int
@@ -46,7 +46,7 @@ class Finding:
     kind: Kind
 
 
-def mask(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> tuple[str, Counter[str]]:
+def mask_pii(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> tuple[str, Counter[str]]:
     """The text with placeholders, and how many of each kind were put in.
 
     Args:
@@ -54,7 +54,7 @@ def mask(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> tuple[str,
         kinds: what is looked for.
         regions: ISO 3166 codes of the countries whose phone numbers may stand without a prefix.
     """
-    found = find(text, kinds, regions)
+    found = find_pii(text, kinds, regions)
     if not found:
         return text, Counter()
     pieces, at = [], 0
@@ -64,16 +64,16 @@ def mask(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> tuple[str,
     return "".join([*pieces, text[at:]]), Counter(finding.kind for finding in found)
 
 
-def find(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> list[Finding]:
+def find_pii(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> list[PiiSpan]:
     """What of these kinds is in the text, in order and without overlaps."""
-    taken: list[Finding] = []
+    taken: list[PiiSpan] = []
     digits = _ENOUGH_DIGITS.search(text) is not None
     for kind in KINDS:
         if kind not in kinds or (kind in _NUMBERS and not digits):
             continue
         for start, stop in _FINDERS[kind](text, regions):
             if not any(start < other.stop and other.start < stop for other in taken):
-                taken.append(Finding(start, stop, kind))
+                taken.append(PiiSpan(start, stop, kind))
     return sorted(taken)
 
 
@@ -140,11 +140,11 @@ _ISSUERS = re.compile(
 def _cards(text: str, _: Sequence[str]) -> Iterator[Span]:
     for match in _CARD.finditer(text):
         number = re.sub(r"\D", "", match[0])
-        if _ISSUERS.fullmatch(number) and luhn(number) and len(set(number)) > 2:
+        if _ISSUERS.fullmatch(number) and has_luhn_checksum(number) and len(set(number)) > 2:
             yield match.span()
 
 
-def luhn(number: str) -> bool:
+def has_luhn_checksum(number: str) -> bool:
     """Whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
     doubled = (sum(divmod(2 * int(digit), 10)) for digit in number[-2::-2])
     return (sum(doubled) + sum(map(int, number[-1::-2]))) % 10 == 0
@@ -156,11 +156,11 @@ _WEIGHTS = tuple(pow(2, power, 11) for power in range(17, -1, -1))
 
 def _resident_ids(text: str, _: Sequence[str]) -> Iterator[Span]:
     for match in _CN_ID.finditer(text):
-        if resident_id(match[0]):
+        if is_resident_id(match[0]):
             yield match.span()
 
 
-def resident_id(number: str) -> bool:
+def is_resident_id(number: str) -> bool:
     """Whether 18 characters are a resident identity number: a province, a day of birth, and the
     check character of ISO 7064 MOD 11-2 (GB 11643-1999)."""
     if not 11 <= int(number[:2]) <= 91:

@@ -24,23 +24,23 @@ _BLANKS = re.compile(r"\n{3,}")
 Edit = Callable[[str, str], str]
 
 
-def edits(names: Sequence[str], languages: Sequence[str]) -> list[tuple[str, Edit]]:
+def build_edits(names: Sequence[str], languages: Sequence[str]) -> list[tuple[str, Edit]]:
     """The named edits in order; `languages` are those that paragraphs may be in."""
     known: dict[str, Edit] = {
         "c4": lambda text, _: c4_rules.c4_page(text, c4_rules.VARIANTS["c4"]).text,
         "c4:datatrove": lambda text, _: (
             c4_rules.c4_page(text, c4_rules.VARIANTS["c4:datatrove"]).text
         ),
-        "boilerplate": lambda text, _: without_boilerplate(text),
-        "languages": lambda text, _: length_rules.in_languages(text, languages),
+        "boilerplate": lambda text, _: remove_boilerplate(text),
+        "languages": lambda text, _: length_rules.remove_foreign_paragraphs(text, languages),
         "simplified_chinese": _for_chinese(simplified),
-        "chinese_paragraphs": _for_chinese(chinese_rules.long_paragraphs),
+        "chinese_paragraphs": _for_chinese(chinese_rules.remove_short_paragraphs),
         "whole_sentences": _for_chinese(chinese_rules.whole_sentences),
     }
     return [(name, known[name]) for name in names]
 
 
-def without_boilerplate(text: str) -> str:
+def remove_boilerplate(text: str) -> str:
     """Without lines that pages repeat around what they say: copyright, cookies, navigation."""
     return _BLANKS.sub("\n\n", _BOILERPLATE.sub("", text)).strip("\n")
 

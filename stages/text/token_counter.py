@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.text.rules.document_view import View
-from stages.text.words.word_table import lexicon
+from stages.text.rules.document_view import DocumentView
+from stages.text.words.word_table import shared_word_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ class TokenCounter:
         """What is counted, as people call it."""
         return "tokens" if self.tokenizer else "words"
 
-    def count(self, view: View) -> int:
+    def count(self, view: DocumentView) -> int:
         """The size of a document."""
         if self.tokenizer:
             return len(self.tokenizer.encode(view.text))
@@ -47,7 +47,7 @@ class TokenCounter:
 
     def count_text(self, text: str) -> int:
         """The size of a text that no rule looks at."""
-        return self.count(View(text, "", lexicon()))
+        return self.count(DocumentView(text, "", shared_word_table()))
 
 
 WORDS = TokenCounter()

@@ -39,12 +39,12 @@ from stages.data import parquet_parts
 from stages.data.documents import read_stats
 from stages.text.cleaning_params import Dedup
 from stages.text.dedup.components import survivors
-from stages.text.dedup.duplicates import groups_of, spread_near
-from stages.text.dedup.hash_join import Room, connected, write_array
+from stages.text.dedup.duplicates import commit_band_hashes, group_tables
+from stages.text.dedup.hash_join import TaskScope, connected_rows, write_array
 from stages.text.dedup.minhash import MinHash
 from stages.text.sources.readers import read
 from stages.text.sources.source_listing import SourceFile, list_files
-from stages.text.words.word_table import lexicon
+from stages.text.words.word_table import shared_word_table
 
 FILES, WORKERS = 8, 2
 HASHED = pa.schema([("id", pa.string()), ("text", pa.string()), ("bands", pa.binary())])
@@ -55,13 +55,13 @@ SIMILAR = 0.8
 def texts_of(source: str, megabytes: float) -> list[str]:
     """The first texts of a source, up to so many megabytes."""
     found: list[str] = []
-    room = megabytes * 1e6
+    scope = megabytes * 1e6
     for file in list_files([source]):
         for raw in read(file):
             if not raw.broken and len(raw.text.split()) >= 50:
                 found.append(raw.text)
-                room -= len(raw.text)
-        if room < 0:
+                scope -= len(raw.text)
+        if scope < 0:
             break
     return found
 
@@ -70,15 +70,15 @@ def grown(texts: Sequence[str], megabytes: float) -> Iterator[str]:
     """Documents made of these texts by exchanging words, of so many megabytes in all."""
     chance = random.Random(0)
     vocabulary = " ".join(texts[:500]).split()
-    room, before = megabytes * 1e6, ""
+    scope, before = megabytes * 1e6, ""
     for number in range(10**9):
-        if room <= 0:
+        if scope <= 0:
             return
         base, share = chance.choice(texts), FAR
         if number % 5 == 4:
             base, share = before, NEAR
         before = mutated(base, share, vocabulary, chance)
-        room -= len(before)
+        scope -= len(before)
         yield before
 
 
@@ -109,7 +109,7 @@ def hash_file(file: SourceFile, commit: Path) -> None:
     """Commit a file's texts with their hashes."""
     minhash, rows = MinHash(), []
     for number, raw in enumerate(read(file)):
-        bands = minhash.band_hashes(lexicon().words(raw.text))
+        bands = minhash.band_hashes(shared_word_table().words(raw.text))
         hashes = None if bands is None else bands.tobytes()
         rows.append({"id": f"{file.place}-{number}", "text": raw.text, "bands": hashes})
     write_atomic(commit, parquet_parts.encode(rows, HASHED), durable=False)
@@ -118,15 +118,17 @@ def hash_file(file: SourceFile, commit: Path) -> None:
 def ours(corpus: Path, folder: Path) -> int:
     """Documents that near-duplicate search keeps: read, hashed, linked and written."""
     ctx = Context.local(folder)
-    room = Room(ctx.scratch, Workers(num=WORKERS), ctx)
-    commits = room.run("hashed", hash_file, list_files([str(corpus)]))
+    scope = TaskScope(ctx.scratch, Workers(num=WORKERS), ctx)
+    commits = scope.run("hashed", hash_file, list_files([str(corpus)]))
     lengths = np.concatenate([lengths_of(commit) for commit in commits])
-    alive = ctx.scratch / "alive.npy"
-    write_array(alive, np.ones(len(lengths), np.bool_))
-    groups = groups_of(commits, 0, len(lengths), earlier=False)
-    spread = room.run("spread", spread_near, [(group, alive, Dedup()) for group in groups])
+    kept_mask = ctx.scratch / "alive.npy"
+    write_array(kept_mask, np.ones(len(lengths), np.bool_))
+    groups = group_tables(commits, 0, len(lengths), earlier=False)
+    spread = scope.run(
+        "spread", commit_band_hashes, [(group, kept_mask, Dedup()) for group in groups]
+    )
     roots = np.arange(len(lengths))
-    forest = connected(spread, None, room)
+    forest = connected_rows(spread, None, scope)
     roots[forest[:, 0]] = forest[:, 1]
     stays = iter((survivors(roots, lengths) == np.arange(len(lengths))).tolist())
     with parquet_parts.PartWriter(ctx.out / "kept", HASHED, "text") as kept:
@@ -235,7 +237,7 @@ def quality(texts: Sequence[str], documents: int) -> None:
     """Recall and precision of bands, and of verified ones, against brute-force Jaccard."""
     corpus = list(variants(texts, documents))
     minhash = MinHash()
-    words = [lexicon().words(text) for text in corpus]
+    words = [shared_word_table().words(text) for text in corpus]
     shingles = [minhash.shingles(text) for text in words]
     signatures = np.array([minhash.signature(found) for found in shingles])
     bands = np.array([minhash.bands_of(signature) for signature in signatures])

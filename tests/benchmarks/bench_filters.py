@@ -34,18 +34,18 @@ from pipeline.context import Context
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import read_stats
-from stages.text.rules.catalogue import limits_of
-from stages.text.rules.document_view import View
-from stages.text.rules.rule_scorer import Scorer
+from stages.text.rules.catalogue import default_limits
+from stages.text.rules.document_view import DocumentView
+from stages.text.rules.rule_scorer import RuleScorer
 from stages.text.sources.readers import read
 from stages.text.sources.source_listing import SourceFile, list_files
-from stages.text.words.word_table import lexicon
+from stages.text.words.word_table import shared_word_table
 
 FILES, WORKERS = 8, 2
 VARIANTS = ("gopher_quality:datatrove", "gopher_repetition:datatrove", "c4:datatrove")
 Run = Callable[[Path], tuple[Counter[str], float]]
 OWN = ("gopher_quality", "gopher_repetition", "c4")
-LIMITS = limits_of((*VARIANTS, *OWN))
+LIMITS = default_limits((*VARIANTS, *OWN))
 
 
 def texts_of(source: str) -> Iterator[str]:
@@ -64,7 +64,7 @@ def write(texts: Sequence[str], folder: Path) -> float:
     return sum(len(text.encode("utf-8", "replace")) for text in texts) / 1e6
 
 
-def failures(scorer: Scorer, view: View) -> list[str]:
+def failures(scorer: RuleScorer, view: DocumentView) -> list[str]:
     """The rules that a text breaks."""
     scores = zip(scorer.rules, scorer.scores(view), strict=True)
     return [rule for rule, score in scores if not LIMITS[rule].allows(score)]
@@ -72,10 +72,10 @@ def failures(scorer: Scorer, view: View) -> list[str]:
 
 def filter_file(work: tuple[SourceFile, Sequence[str]]) -> Counter[str]:
     file, rules = work
-    scorer = Scorer(rules)
+    scorer = RuleScorer(rules)
     counts: Counter[str] = Counter()
     for raw in read(file):
-        broken = failures(scorer, View(raw.text, "en", lexicon()))
+        broken = failures(scorer, DocumentView(raw.text, "en", shared_word_table()))
         counts["kept" if not broken else broken[0].rpartition(".")[0]] += 1
     return counts
 
@@ -169,18 +169,18 @@ def decisions(texts: Iterable[str]) -> Counter[str]:
     from datatrove.data import Document
     from datatrove.utils.text import split_into_sentences, split_into_words
 
-    judges, scorer = filters(), Scorer(VARIANTS)
+    judges, scorer = filters(), RuleScorer(VARIANTS)
     counts: Counter[str] = Counter()
     for text in texts:
         views = {
-            "their words": View(
+            "their words": DocumentView(
                 text,
                 "en",
-                lexicon(),
+                shared_word_table(),
                 sentences=lambda line: len(split_into_sentences(line)),
                 split=lambda text: list(split_into_words(text)),
             ),
-            "own words": View(text, "en", lexicon()),
+            "own words": DocumentView(text, "en", shared_word_table()),
         }
         broken = {name: failures(scorer, view) for name, view in views.items()}
         for name, judge in zip(VARIANTS, judges, strict=True):

@@ -95,8 +95,8 @@ def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(
     options = {"sources": (str(corpus),), "dedup": dedup}
     alone = run(clean, tmp_path / "alone", CleanParams(**options))
     assert read_stats(alone.out)["removed"]["characters"] > 0
-    monkeypatch.setattr(hash_join, "RECORDS_A_TASK", 200)
-    monkeypatch.setattr(hash_join, "FORESTS_A_MERGE", 2)
+    monkeypatch.setattr(hash_join, "RECORDS_PER_TASK", 200)
+    monkeypatch.setattr(hash_join, "FORESTS_PER_MERGE", 2)
     on_ray = run(clean, tmp_path / "on-ray", CleanParams(**options, workers=WORKERS))
     assert len(list((on_ray.scratch / "near" / "linked").iterdir())) > 4
     assert bytes_of(on_ray.out) == bytes_of(alone.out)

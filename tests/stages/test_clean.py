@@ -126,7 +126,7 @@ def test_the_survivor_is_the_one_that_is_wished_for(tmp_path):
     write_jsonl(tmp_path / "a" / "a.jsonl", [prose(9), shorter])
     write_jsonl(tmp_path / "b" / "b.jsonl", [longer, prose(9)])
     a, b = tmp_path / "a", tmp_path / "b"
-    for number, (sources_, wishes, places) in enumerate(
+    for number, (sources_, preferences, places) in enumerate(
         [
             ((a, b), ("length",), [("a", 0), ("b", 0)]),
             ((a, b), (), [("a", 0), ("a", 1)]),
@@ -134,7 +134,7 @@ def test_the_survivor_is_the_one_that_is_wished_for(tmp_path):
             ((a, b), ("source", "length"), [("a", 0), ("a", 1)]),
         ]
     ):
-        ctx = run(tmp_path / str(number), *sources_, dedup={"prefer": wishes})
+        ctx = run(tmp_path / str(number), *sources_, dedup={"prefer": preferences})
         found = [(d.source, json.loads(d.meta)["line"] - 1) for d in Documents(ctx.out)]
         assert found == places
 
@@ -143,9 +143,9 @@ def test_the_surest_language_can_be_wished_for(tmp_path):
     mixed = prose(1, 400) + " Und das ist das Ende."
     write_jsonl(tmp_path / "a.jsonl", [mixed, prose(1, 400)])
     kept = {}
-    for wish in ("length", "language"):
-        ctx = run(tmp_path / wish, tmp_path / "a.jsonl", dedup={"prefer": [wish]})
-        (kept[wish],) = [d.text for d in Documents(ctx.out)]
+    for preference in ("length", "language"):
+        ctx = run(tmp_path / preference, tmp_path / "a.jsonl", dedup={"prefer": [preference]})
+        (kept[preference],) = [d.text for d in Documents(ctx.out)]
     assert kept == {"length": mixed, "language": prose(1, 400)}
 
 
@@ -158,7 +158,7 @@ def test_a_score_or_a_field_can_be_wished_for(tmp_path):
             for text, value in zip(texts, quality, strict=True)
         )
     )
-    for wishes, stays in (
+    for preferences, stays in (
         (("meta.quality",), 1),
         (("-meta.quality",), 0),
         (("gopher_quality.words",), 2),
@@ -166,10 +166,10 @@ def test_a_score_or_a_field_can_be_wished_for(tmp_path):
         (("gopher_quality.bullet_lines", "length"), 2),
     ):
         ctx = run(
-            tmp_path / "+".join(wishes),
+            tmp_path / "+".join(preferences),
             tmp_path / "a.jsonl",
             meta_columns=("quality",),
-            dedup={"prefer": wishes},
+            dedup={"prefer": preferences},
         )
         assert [d.text for d in Documents(ctx.out)] == [texts[stays]]
 
@@ -183,8 +183,8 @@ def test_a_score_or_a_field_can_be_wished_for(tmp_path):
         ("gopher_quality.wordz", "gopher_quality has no rule 'wordz'"),
     ],
 )
-def test_a_wish_for_what_is_not_there_is_refused(wish, message):
-    (problem,) = CleanParams(sources=("x",), dedup={"prefer": [wish]}).check({})
+def test_a_wish_for_what_is_not_there_is_refused(preference, message):
+    (problem,) = CleanParams(sources=("x",), dedup={"prefer": [preference]}).check({})
     assert problem.key == "dedup.prefer" and problem.message == message
 
 
@@ -275,7 +275,7 @@ def test_the_cut_into_shards_changes_no_byte(corpus, tmp_path, monkeypatch):
         lines.write('\n \n{"te\n' + json.dumps({"text": prose(901)}))
     whole = bytes_of(run(tmp_path / "one", corpus))
     monkeypatch.setattr(source_listing, "SHARD_BYTES", 1)
-    assert len(source_listing.shards(source_listing.list_files([str(corpus)]))) > 55
+    assert len(source_listing.make_shards(source_listing.list_files([str(corpus)]))) > 55
     assert bytes_of(run(tmp_path / "two", corpus)) == whole
     tables = {f"{name}/part-00000.parquet" for name in ("documents", "dropped", "index")}
     assert {"stats.json", *tables} == set(whole)
@@ -554,7 +554,7 @@ def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
     def read_again(*_):
         raise AssertionError("a text was read again")
 
-    monkeypatch.setattr(annotate, "judge_shard", read_again)
+    monkeypatch.setattr(annotate, "annotate_shard", read_again)
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "cache").rename(tmp_path / "two" / "cache")
     assert bytes_of(run(tmp_path / "two", corpus, **narrow)) == expected != bytes_of(first)
@@ -584,7 +584,9 @@ def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
     before = _identity(plain, [], words)
     assert _identity(CleanParams(sources=(str(corpus),), **change), [], words) != before
     assert (
-        _identity(plain, source_listing.shards(source_listing.list_files(plain.sources)), words)
+        _identity(
+            plain, source_listing.make_shards(source_listing.list_files(plain.sources)), words
+        )
         != before
     )
     assert _identity(plain, [], by_tokens) != before

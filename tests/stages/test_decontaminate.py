@@ -19,9 +19,9 @@ from stages.data import documents, parquet_parts
 from stages.data.documents import Documents, read_stats
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.decontaminate import DecontaminateParams, decontaminate
-from stages.text.char_spans import complement, merged
+from stages.text.char_spans import complement_spans, merge_spans
 from stages.text.decontamination.contamination_detector import Cut
-from stages.text.words.word_table import Lexicon, word_spans
+from stages.text.words.word_table import WordTable, word_spans
 from stages.tokenize import TrainParams, train
 
 WORDS = [a + b + c for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
@@ -65,14 +65,14 @@ def panels(ctx):
     return {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
 
 
-def grams(text, n):
+def ngrams(text, n):
     words = text.split()
     n = min(n, len(words))
     return {" ".join(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
-def holds(document, gram):
-    return f" {gram} " in f" {document} "
+def holds(document, ngram):
+    return f" {ngram} " in f" {document} "
 
 
 def brute_overlap(document, items, n, most, corpus):
@@ -82,7 +82,7 @@ def brute_overlap(document, items, n, most, corpus):
         if len(item.split()) < 8:
             continue
         counted = [
-            g for g in grams(item, n) if most is None or sum(holds(t, g) for t in corpus) <= most
+            g for g in ngrams(item, n) if most is None or sum(holds(t, g) for t in corpus) <= most
         ]
         if counted:
             best = max(best, sum(holds(document, g) for g in counted) / len(counted))
@@ -139,7 +139,7 @@ def test_scripts_without_spaces_are_searched_by_characters(tmp_path):
 
 @given(st.text(alphabet="ab \n\u00a0\u3000床前\u0e01.", max_size=40))
 def test_spans_are_those_of_the_words(text):
-    assert len(word_spans(text)) == len(Lexicon().words(text))
+    assert len(word_spans(text)) == len(WordTable().words(text))
     joined = "".join(text[start:end] for start, end in word_spans(text))
     assert joined == "".join(text.split())
 
@@ -175,12 +175,14 @@ def test_short_pieces_and_much_cut_documents_go():
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8))
 def test_merged_spans_cover_the_same_ground(spans):
     starts, lengths = np.array(spans or np.empty((0, 2)), np.int64).reshape(-1, 2).T
-    joined = merged(starts, starts + lengths)
+    joined = merge_spans(starts, starts + lengths)
     covered = {at for start, end in joined for at in range(start, end)}
     assert covered == {at for start, length in spans for at in range(start, start + length)}
     assert all(a[1] < b[0] for a, b in pairwise(joined))
     rest = {
-        at for start, end in complement(starts, starts + lengths, 40) for at in range(start, end)
+        at
+        for start, end in complement_spans(starts, starts + lengths, 40)
+        for at in range(start, end)
     }
     assert rest == set(range(40)) - covered
 

@@ -46,7 +46,11 @@ STAGES: dict[str, dict[str, Any]] = {
         "kind": "Model",
     },
     "dialogue": {"uses": "dialogue", "tokenizer": "${tokenizer}", "kind": "Conversations"},
-    "preferences": {"uses": "preferences", "tokenizer": "${tokenizer}", "kind": "Preferences"},
+    "preferences": {
+        "uses": "python_preferences",
+        "tokenizer": "${tokenizer}",
+        "kind": "Preferences",
+    },
     "sft": {
         "uses": "sft",
         "model": "${gpt}",

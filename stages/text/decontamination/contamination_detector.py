@@ -26,8 +26,13 @@ import pyarrow.parquet as pq
 
 from stages.data import documents, parquet_parts
 from stages.data.documents import Document, Documents
-from stages.text.char_spans import complement
-from stages.text.decontamination.ngram_index import Evaluation, Hits, Numbers, searcher
+from stages.text.char_spans import complement_spans
+from stages.text.decontamination.ngram_index import (
+    EvaluationIndex,
+    NgramHits,
+    Numbers,
+    load_searcher,
+)
 from stages.text.token_counter import WORDS, TokenCounter
 
 CONTAMINATED = "contaminated"
@@ -36,7 +41,7 @@ SHOWN_MATCHES = 24
 SHOWN_AROUND = 80  # characters on each side of a match
 SHOWN_SPAN = 400
 
-_PLACES = ("start", "end", "gram")
+_PLACES = ("start", "end", "ngram")
 SEARCHED = parquet_parts.versioned(
     pa.schema([("units", pa.int64()), *((name, pa.list_(pa.int64())) for name in _PLACES)]),
     "Searched",
@@ -65,29 +70,29 @@ def search_shard(work: SearchWork, commit: Path) -> None:
     """Search the documents of a part and commit their sizes and the places of grams."""
     from pipeline.storage.atomic_io import write_atomic
 
-    folder, part, grams, lengths, counter = work
+    folder, part, ngrams, lengths, counter = work
     rows = []
     for document in Documents(folder).part(part):
-        hits = searcher(grams, lengths).search(document.text)
+        hits = load_searcher(ngrams, lengths).search(document.text)
         places = {name: getattr(hits, name).tolist() if hits else [] for name in _PLACES}
         rows.append({"units": counter.count_text(document.text), **places})
     write_atomic(commit, parquet_parts.encode(rows, SEARCHED), durable=False)
 
 
-def frequencies(commits: Sequence[Path], grams: int) -> Numbers:
+def document_frequencies(commits: Sequence[Path], ngrams: int) -> Numbers:
     """How many documents hold each gram, shape (grams,)."""
-    counts = np.zeros(grams, np.int64)
+    counts = np.zeros(ngrams, np.int64)
     for commit in commits:
-        column = pq.read_table(commit, columns=["gram"])["gram"]
+        column = pq.read_table(commit, columns=["ngram"])["gram"]
         sizes = pc.list_value_length(column).to_numpy()
         documents = np.repeat(np.arange(len(sizes)), sizes)
-        once = np.unique(documents * grams + _flat(column))
-        counts += np.bincount(once % max(grams, 1), minlength=grams)
+        once = np.unique(documents * ngrams + _flat(column))
+        counts += np.bincount(once % max(ngrams, 1), minlength=ngrams)
     return counts
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class ItemMatch:
     """One item in one document."""
 
     item: int
@@ -100,21 +105,21 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Contamination:
     """What a document holds of the items that it holds too much of."""
 
     overlap: float
     """The largest of any item's."""
-    matches: list[Match]
+    matches: list[ItemMatch]
     spans: npt.NDArray[np.int64]
     """First character and one past the last of each of their grams, shape (H, 2)."""
 
 
-class Jury:
+class ContaminationDetector:
     """Tells contaminated documents from their hits."""
 
     def __init__(
-        self, evaluation: Evaluation, counts: Numbers, most: int | None, max_overlap: float
+        self, evaluation: EvaluationIndex, counts: Numbers, most: int | None, max_overlap: float
     ) -> None:
         self.evaluation = evaluation
         self.ignored = np.zeros(len(counts), np.bool_) if most is None else counts > most
@@ -126,32 +131,32 @@ class Jury:
         """Items of which every gram is ignored: nothing of them is looked for."""
         return int((self._sizes == 0).sum())
 
-    def judge(self, hits: Hits) -> Verdict | None:
+    def judge(self, hits: NgramHits) -> Contamination | None:
         """The verdict on a document with these hits; None for one that may stay as it is."""
-        grams, first = np.unique(hits.gram, return_index=True)
-        counted = ~self.ignored[grams]
-        grams, first = grams[counted], first[counted]
-        owners = self.evaluation.owners_of(grams)
-        widths = self.evaluation.starts[grams + 1] - self.evaluation.starts[grams]
+        ngrams, first = np.unique(hits.ngram, return_index=True)
+        counted = ~self.ignored[ngrams]
+        ngrams, first = ngrams[counted], first[counted]
+        owners = self.evaluation.owners_of_ngrams(ngrams)
+        widths = self.evaluation.starts[ngrams + 1] - self.evaluation.starts[ngrams]
         items, place, found = np.unique(owners, return_inverse=True, return_counts=True)
-        earliest = np.full(len(items), len(hits.gram))
+        earliest = np.full(len(items), len(hits.ngram))
         np.minimum.at(earliest, place, np.repeat(first, widths))
         overlap = found / self._sizes[items]
-        guilty = overlap > self._max_overlap
-        if not guilty.any():
+        contaminated = overlap > self._max_overlap
+        if not contaminated.any():
             return None
         matches = [
-            Match(item, share, int(hits.start[at]), int(hits.end[at]))
+            ItemMatch(item, share, int(hits.start[at]), int(hits.end[at]))
             for item, share, at in zip(
-                items[guilty].tolist(),
-                overlap[guilty].tolist(),
-                earliest[guilty].tolist(),
+                items[contaminated].tolist(),
+                overlap[contaminated].tolist(),
+                earliest[contaminated].tolist(),
                 strict=True,
             )
         ]
-        named = np.repeat(grams, widths)[np.isin(owners, items[guilty])]
-        spans = np.stack([hits.start, hits.end], 1)[np.isin(hits.gram, named)]
-        return Verdict(float(overlap.max()), matches, spans)
+        named = np.repeat(ngrams, widths)[np.isin(owners, items[contaminated])]
+        spans = np.stack([hits.start, hits.end], 1)[np.isin(hits.ngram, named)]
+        return Contamination(float(overlap.max()), matches, spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ class Cut:
         """What stays of the text; None if it is to be dropped."""
         starts = np.maximum(spans[:, 0] - self.margin, 0)
         ends = np.minimum(spans[:, 1] + self.margin, len(text))
-        rest = complement(starts, ends, len(text))
+        rest = complement_spans(starts, ends, len(text))
         if len(rest) - 1 > self.max_cuts:
             return None
         pieces = (text[start:end].strip() for start, end in rest)
@@ -177,7 +182,7 @@ class Cut:
 
 
 @dataclass
-class Tally:
+class DecontaminationStats:
     """Counts of documents, characters, and tokens or words, by what became of them and by
     evaluation set."""
 
@@ -214,15 +219,17 @@ class Tally:
         self.removed.update(size)
         self.cut += not whole
 
-    def note(self, document: Document, verdict: Verdict, evaluation: Evaluation) -> None:
+    def note(
+        self, document: Document, contamination: Contamination, evaluation: EvaluationIndex
+    ) -> None:
         """Count what a contaminated document holds."""
-        self.overlaps.append(verdict.overlap)
-        sets = {evaluation.items[match.item].source for match in verdict.matches}
+        self.overlaps.append(contamination.overlap)
+        sets = {evaluation.items[match.item].source for match in contamination.matches}
         for name in sets:
             self.sets[name].update({"documents": 1})
-        self.found.update(match.item for match in verdict.matches)
+        self.found.update(match.item for match in contamination.matches)
         if len(self.shown) < SHOWN_MATCHES:
-            worst = max(verdict.matches, key=lambda match: (match.overlap, -match.item))
+            worst = max(contamination.matches, key=lambda match: (match.overlap, -match.item))
             item = evaluation.items[worst.item]
             self.shown.append(
                 {
@@ -233,7 +240,7 @@ class Tally:
                 }
             )
 
-    def stats(self, evaluation: Evaluation) -> dict[str, Any]:
+    def stats(self, evaluation: EvaluationIndex) -> dict[str, Any]:
         """The counts as `stats.json` holds them."""
         dropped = self._all(self.dropped)
         return {
@@ -248,7 +255,7 @@ class Tally:
     def _all(self, counts: Counter[str]) -> dict[str, int]:
         return {unit: counts[unit] for unit in self.units}
 
-    def by_set(self, evaluation: Evaluation) -> dict[str, dict[str, int]]:
+    def by_set(self, evaluation: EvaluationIndex) -> dict[str, dict[str, int]]:
         """Of each evaluation set: items, those searched for, those found, documents with one."""
         searched = Counter(item.source for item in evaluation.items)
         short = Counter(item.source for item in evaluation.too_short)
@@ -267,53 +274,53 @@ class Tally:
 def write(
     folder: Path,
     commits: Sequence[Path],
-    jury: Jury,
+    detector: ContaminationDetector,
     cut: Cut | None,
     out: Path,
     counter: TokenCounter = WORDS,
-) -> Tally:
+) -> DecontaminationStats:
     """Write the documents, kept, cut and dropped, in order, with what matched and the counts."""
     for table in ("documents", "dropped", "matches"):
         shutil.rmtree(out / table, ignore_errors=True)
-    tally = Tally(counter)
+    stats = DecontaminationStats(counter)
     with (
         documents.documents_writer(out) as kept,
         documents.dropped_writer(out) as dropped,
         parquet_parts.PartWriter(out / "matches", MATCHES) as matches,
     ):
         for document, units, hits in _searched(Documents(folder), commits):
-            verdict = jury.judge(hits) if hits else None
+            contamination = detector.judge(hits) if hits else None
             row = {name: getattr(document, name) for name in documents.COLUMNS}
-            if verdict is None:
-                tally.enter(document.text, units, document.text)
+            if contamination is None:
+                stats.enter(document.text, units, document.text)
                 kept.write(row)
                 continue
-            tally.note(document, verdict, jury.evaluation)
-            for match in _match_rows(document, verdict, jury.evaluation):
+            stats.note(document, contamination, detector.evaluation)
+            for match in _match_rows(document, contamination, detector.evaluation):
                 matches.write(match)
-            text = cut.apply(document.text, verdict.spans) if cut else None
-            tally.enter(document.text, units, text)
+            text = cut.apply(document.text, contamination.spans) if cut else None
+            stats.enter(document.text, units, text)
             if text is None:
-                dropped.write({**row, "rule": CONTAMINATED, "score": verdict.overlap})
+                dropped.write({**row, "rule": CONTAMINATED, "score": contamination.overlap})
             else:
                 kept.write({**row, "text": text})
-    documents.write_stats(out, tally.stats(jury.evaluation))
-    return tally
+    documents.write_stats(out, stats.stats(detector.evaluation))
+    return stats
 
 
 def _searched(
     read: Documents, commits: Sequence[Path]
-) -> Iterator[tuple[Document, int, Hits | None]]:
+) -> Iterator[tuple[Document, int, NgramHits | None]]:
     """The documents in order with their sizes and hits."""
     for part, commit in enumerate(commits):
         table = pq.read_table(commit).combine_chunks()
-        start, end, gram = (_flat(table[name]) for name in _PLACES)
-        edges = np.cumsum([0, *pc.list_value_length(table["gram"]).to_pylist()]).tolist()
+        start, end, ngram = (_flat(table[name]) for name in _PLACES)
+        edges = np.cumsum([0, *pc.list_value_length(table["ngram"]).to_pylist()]).tolist()
         sizes = table["units"].to_pylist()
         for document, units, within in zip(read.part(part), sizes, pairwise(edges), strict=True):
             found = slice(*within)
-            hits = Hits(start[found], end[found], gram[found])
-            yield document, units, hits if len(hits.gram) else None
+            hits = NgramHits(start[found], end[found], ngram[found])
+            yield document, units, hits if len(hits.ngram) else None
 
 
 def _flat(column: pa.ChunkedArray) -> Numbers:
@@ -323,9 +330,9 @@ def _flat(column: pa.ChunkedArray) -> Numbers:
 
 
 def _match_rows(
-    document: Document, verdict: Verdict, evaluation: Evaluation
+    document: Document, contamination: Contamination, evaluation: EvaluationIndex
 ) -> Iterator[dict[str, Any]]:
-    for match in verdict.matches:
+    for match in contamination.matches:
         item = evaluation.items[match.item]
         yield {
             "document": document.id,

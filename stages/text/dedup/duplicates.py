@@ -19,29 +19,29 @@ from stages.text.cleaning_params import Dedup
 from stages.text.dedup.components import Rows, survivors
 from stages.text.dedup.hash_join import (
     RECORD,
-    Confirm,
-    Room,
+    JaccardAtLeast,
+    PairFilter,
     RowFiles,
-    SignaturesAgree,
+    TaskScope,
     blocks,
-    connected,
+    connected_rows,
     write_array,
     write_records,
 )
 
-ROWS_A_GROUP = 1 << 16  # with 14 bands a million records: what a task sorts
+ROWS_PER_GROUP = 1 << 16  # with 14 bands a million records: what a task sorts
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Census:
+class DuplicateSearch:
     """What is known of every judged document without its text; arrays of shape (N,)."""
 
-    judged: npt.NDArray[np.bool_]
+    considered: npt.NDArray[np.bool_]
     """Passed all rules so far."""
     characters: npt.NDArray[np.int64]
-    stands_for: Rows
+    survivor: Rows
     """The document that stays in its place; itself for one that stays, or whose place is taken by
     a document of an earlier artifact."""
     copy: npt.NDArray[np.object_]
@@ -54,12 +54,12 @@ class Census:
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
         """Whether each document stays."""
-        stays: npt.NDArray[np.bool_] = self.judged & (self.copy == "")
+        stays: npt.NDArray[np.bool_] = self.considered & (self.copy == "")
         return stays
 
 
 @dataclass(frozen=True)
-class Group:
+class TableGroup:
     """Consecutive tables of hashes, as many as a task takes."""
 
     files: tuple[Path, ...]
@@ -81,16 +81,16 @@ class Group:
         return slice(self.start, self.start + self.rows)
 
 
-def groups_of(
+def group_tables(
     files: Sequence[Path],
     start: int,
     limit: int | None,
     *,
     earlier: bool,
-    rows_a_group: int = ROWS_A_GROUP,
-) -> list[Group]:
+    rows_per_group: int = ROWS_PER_GROUP,
+) -> list[TableGroup]:
     """Cut consecutive tables into groups of so many rows, or of one table; `limit` rows in all."""
-    groups: list[Group] = []
+    groups: list[TableGroup] = []
     begin = start
     for file in files:
         rows = pq.read_metadata(file).num_rows
@@ -98,101 +98,115 @@ def groups_of(
             rows = min(rows, start + limit - begin)
         if not rows:
             continue
-        if groups and groups[-1].rows + rows <= rows_a_group:
+        if groups and groups[-1].rows + rows <= rows_per_group:
             last = groups[-1]
             groups[-1] = replace(last, files=(*last.files, file), rows=last.rows + rows)
         else:
-            groups.append(Group((file,), begin, rows, earlier))
+            groups.append(TableGroup((file,), begin, rows, earlier))
         begin += rows
     return groups
 
 
-def take_census(
+def find_duplicates(
     commits: Sequence[Path],
     passed: npt.NDArray[np.bool_],
     dedup: Dedup,
     rank: Rows,
-    room: Room,
+    scope: TaskScope,
     earlier: Sequence[Path] = (),
-) -> Census:
+) -> DuplicateSearch:
     """Find the copies among the documents that passed, of the first `len(passed)` documents of the
     shards, and those of earlier documents whose index files are given; of copies the one of the
     least rank stays."""
     documents = len(passed)
-    groups = groups_of(commits, 0, documents, earlier=False)
+    groups = group_tables(commits, 0, documents, earlier=False)
     sizes = [group.read(["characters"])["characters"].to_numpy() for group in groups]
-    census = Census(
-        judged=passed,
+    duplicates = DuplicateSearch(
+        considered=passed,
         characters=np.concatenate(sizes),
-        stands_for=np.arange(documents),
+        survivor=np.arange(documents),
         copy=np.full(documents, "", object),
         shared_bands=np.zeros(documents),
     )
-    groups += groups_of(earlier, documents, None, earlier=True)
+    groups += group_tables(earlier, documents, None, earlier=True)
     if dedup.exact:
-        _exact(census, groups, rank, replace(room, folder=room.folder / "exact"))
+        _exact(duplicates, groups, rank, replace(scope, folder=scope.folder / "exact"))
     if dedup.near:
-        _near(census, groups, rank, dedup, replace(room, folder=room.folder / "near"))
-    return replace(census, stands_for=census.stands_for[census.stands_for])
+        _near(duplicates, groups, rank, dedup, replace(scope, folder=scope.folder / "near"))
+    return replace(duplicates, survivor=duplicates.survivor[duplicates.survivor])
 
 
-def _alive(census: Census, room: Room) -> Path:
+def _kept_mask_file(duplicates: DuplicateSearch, scope: TaskScope) -> Path:
     """A file that says of each document whether it is still there, for tasks to look up."""
-    file = room.folder / "alive.npy"
-    room.folder.mkdir(parents=True, exist_ok=True)
-    write_array(file, census.kept)
+    file = scope.folder / "alive.npy"
+    scope.folder.mkdir(parents=True, exist_ok=True)
+    write_array(file, duplicates.kept)
     return file
 
 
-def _exact(census: Census, groups: Sequence[Group], rank: Rows, room: Room) -> None:
-    alive = _alive(census, room)
-    spread = room.run("spread", spread_exact, [(group, alive) for group in groups])
-    gone, _ = _settle(census, connected(spread, None, room), rank, "exact_duplicate")
-    census.shared_bands[gone] = 1.0
+def _exact(
+    duplicates: DuplicateSearch, groups: Sequence[TableGroup], rank: Rows, scope: TaskScope
+) -> None:
+    kept_mask = _kept_mask_file(duplicates, scope)
+    spread = scope.run("spread", commit_exact_hashes, [(group, kept_mask) for group in groups])
+    gone, _ = _mark_duplicates(
+        duplicates, connected_rows(spread, None, scope), rank, "exact_duplicate"
+    )
+    duplicates.shared_bands[gone] = 1.0
 
 
-def spread_exact(work: tuple[Group, Path], commit: Path) -> None:
+def commit_exact_hashes(work: tuple[TableGroup, Path], commit: Path) -> None:
     """Commit the hashes of a group's texts, of those documents that are still there."""
-    group, alive = work
+    group, kept_mask = work
     table = group.read(["exact"])
     halves = np.frombuffer(b"".join(table["exact"].to_pylist()), "<u8").reshape(-1, 2)
     records = np.zeros(group.rows, RECORD)
     records["key"], records["check"] = halves[:, 0], halves[:, 1] & np.uint64(0xFFFFFFFF)
     records["row"] = np.arange(group.start, group.start + group.rows)
     if not group.earlier:
-        records = records[np.load(alive, mmap_mode="r")[group.numbers]]
+        records = records[np.load(kept_mask, mmap_mode="r")[group.numbers]]
     write_records(commit, records)
 
 
-def _near(census: Census, groups: Sequence[Group], rank: Rows, dedup: Dedup, room: Room) -> None:
-    alive = _alive(census, room)
-    spread = room.run("spread", spread_near, [(group, alive, dedup) for group in groups])
+def _near(
+    duplicates: DuplicateSearch,
+    groups: Sequence[TableGroup],
+    rank: Rows,
+    dedup: Dedup,
+    scope: TaskScope,
+) -> None:
+    kept_mask = _kept_mask_file(duplicates, scope)
+    spread = scope.run(
+        "spread", commit_band_hashes, [(group, kept_mask, dedup) for group in groups]
+    )
     starts = [group.start for group in groups]
-    confirm: Confirm | None = None
+    pair_filter: PairFilter | None = None
     if dedup.verify:
         least = dedup.threshold or (1 / dedup.shape[0]) ** (1 / dedup.shape[1])
-        confirm = SignaturesAgree(
-            RowFiles([_beside(c, "signatures") for c in spread], starts), least
+        pair_filter = JaccardAtLeast(
+            RowFiles([_sidecar(c, "signatures") for c in spread], starts), least
         )
-    gone, stays = _settle(census, connected(spread, confirm, room), rank, "near_duplicate")
-    bands = RowFiles([_beside(commit, "bands") for commit in spread], starts)
+    gone, stays = _mark_duplicates(
+        duplicates, connected_rows(spread, pair_filter, scope), rank, "near_duplicate"
+    )
+    bands = RowFiles([_sidecar(commit, "bands") for commit in spread], starts)
     for block in blocks(len(gone), 1 << 16):
         ours, theirs = bands.take(gone[block]), bands.take(stays[block])
-        census.shared_bands[gone[block]] = (ours == theirs).mean(axis=1)
+        duplicates.shared_bands[gone[block]] = (ours == theirs).mean(axis=1)
 
 
-def spread_near(work: tuple[Group, Path, Dedup], commit: Path) -> None:
+def commit_band_hashes(work: tuple[TableGroup, Path, Dedup], commit: Path) -> None:
     """Commit the band hashes of a group's documents that are no copies yet; beside them, by row,
     the bands and (to verify) the signatures."""
-    group, alive, dedup = work
+    group, kept_mask, dedup = work
     table = group.read(["bands", "signature"] if dedup.verify else ["bands"])
     bands, hashed = _matrix(table["bands"], dedup.shape[0], "<u8")
-    write_array(_beside(commit, "bands"), bands)
+    write_array(_sidecar(commit, "bands"), bands)
     if dedup.verify:
         width = dedup.shape[0] * dedup.shape[1]
-        write_array(_beside(commit, "signatures"), _matrix(table["signature"], width, "<u4")[0])
+        write_array(_sidecar(commit, "signatures"), _matrix(table["signature"], width, "<u4")[0])
     if not group.earlier:
-        hashed &= np.load(alive, mmap_mode="r")[group.numbers]
+        hashed &= np.load(kept_mask, mmap_mode="r")[group.numbers]
     rows = np.flatnonzero(hashed)
     records = np.zeros((len(rows), bands.shape[1]), RECORD)
     records["key"] = bands[rows]
@@ -213,11 +227,13 @@ def _matrix(
     return matrix, there
 
 
-def _beside(commit: Path, name: str) -> Path:
+def _sidecar(commit: Path, name: str) -> Path:
     return commit.with_name(f"{commit.name}-{name}.npy")
 
 
-def _settle(census: Census, forest: Rows, rank: Rows, rule: str) -> tuple[Rows, Rows]:
+def _mark_duplicates(
+    duplicates: DuplicateSearch, forest: Rows, rank: Rows, rule: str
+) -> tuple[Rows, Rows]:
     """Enter the survivors of a forest's components; the rows that go, and those that stay."""
     size = len(rank)
     groups, earlier = np.arange(size), np.full(size, -1)
@@ -227,9 +243,9 @@ def _settle(census: Census, forest: Rows, rank: Rows, rule: str) -> tuple[Rows, 
     mixed = forest[~ours & (forest[:, 1] < size)][::-1]
     earlier[mixed[:, 1]] = mixed[:, 0]
     standing, taken = survivors(groups, -rank), earlier[groups]
-    census.copy[taken >= 0] = f"{rule}_earlier"
+    duplicates.copy[taken >= 0] = f"{rule}_earlier"
     goes = (standing != np.arange(size)) & (taken < 0)
-    census.copy[goes] = rule
-    census.stands_for[goes] = standing[goes]
+    duplicates.copy[goes] = rule
+    duplicates.survivor[goes] = standing[goes]
     gone = np.flatnonzero(goes | (taken >= 0))
     return gone, np.where(taken >= 0, taken, standing)[gone]

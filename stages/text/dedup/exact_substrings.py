@@ -26,20 +26,20 @@ import pyarrow.parquet as pq
 import xxhash
 
 from stages.data import parquet_parts
-from stages.text.char_spans import complement
+from stages.text.char_spans import complement_spans
 from stages.text.cleaning_params import Dedup
-from stages.text.dedup.duplicates import Census, Group, groups_of
+from stages.text.dedup.duplicates import DuplicateSearch, TableGroup, group_tables
 from stages.text.dedup.hash_join import (
     RECORD,
-    Range,
+    HashRange,
     Records,
-    Room,
-    ranges,
-    repeats,
+    TaskScope,
+    hash_ranges,
+    repeats_previous,
     write_array,
     write_records,
 )
-from stages.text.dedup.rolling_hash import Places, Runs, anchors
+from stages.text.dedup.rolling_hash import Places, RollingHash, winnow
 from stages.text.token_counter import TokenCounter
 
 REPEATED = "repeated_text"
@@ -52,21 +52,21 @@ TRIMMED = parquet_parts.versioned(
     pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _NUMBERS)]), "Trimmed", 2
 )
 
-Unit = Literal["lines", "paragraphs", "substrings"]
-UnitWork = tuple[Group, Path, Unit, int]
+TextUnit = Literal["lines", "paragraphs", "substrings"]
+UnitTask = tuple[TableGroup, Path, TextUnit, int]
 """A group, which documents stay, what is compared, and its least length."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RepeatedSpans:
     """Where repetitions of one kind are: tables of (row, place), each in order."""
 
-    unit: Unit
+    unit: TextUnit
     least: int
     """Characters of a repetition, at least."""
     commits: tuple[Path, ...]
 
-    def within(self, group: Group) -> dict[int, Places]:
+    def within(self, group: TableGroup) -> dict[int, Places]:
         """The places in each of the group's documents, by row."""
         found = []
         for commit in self.commits:
@@ -94,42 +94,48 @@ class Found:
         yield from (span for span in _spans(text, self.unit) if span[0] in starts)
 
 
-def trim(
-    commits: Sequence[Path], census: Census, dedup: Dedup, room: Room, counter: TokenCounter
-) -> tuple[Census, list[Path]]:
+def remove_repeated_text(
+    commits: Sequence[Path],
+    duplicates: DuplicateSearch,
+    dedup: Dedup,
+    scope: TaskScope,
+    counter: TokenCounter,
+) -> tuple[DuplicateSearch, list[Path]]:
     """Find what the documents that stay repeat; tables of the trimmed ones, and the census, in
     which those are dropped of which too little is left."""
-    room = replace(room, folder=room.folder / "repeats")
-    room.folder.mkdir(parents=True, exist_ok=True)
-    kept = room.folder / "kept.npy"
-    write_array(kept, census.kept)
-    groups = groups_of(commits, 0, len(census.judged), earlier=False, rows_a_group=0)
-    found = list(_found(groups, kept, dedup, room))
+    scope = replace(scope, folder=scope.folder / "repeats")
+    scope.folder.mkdir(parents=True, exist_ok=True)
+    kept = scope.folder / "kept.npy"
+    write_array(kept, duplicates.kept)
+    groups = group_tables(commits, 0, len(duplicates.considered), earlier=False, rows_per_group=0)
+    found = list(_found(groups, kept, dedup, scope))
     works = [(group, found, dedup.min_remaining, counter) for group in groups]
-    trims = room.run("trimmed", trim_group, works)
-    return _without_emptied(census, trims), trims
+    removals = scope.run("trimmed", remove_from_group, works)
+    return _without_emptied(duplicates, removals), removals
 
 
-def _found(groups: Sequence[Group], kept: Path, dedup: Dedup, room: Room) -> Iterator[Found]:
-    units: dict[Unit, int | None] = {"lines": dedup.lines, "paragraphs": dedup.paragraphs}
+def _found(
+    groups: Sequence[TableGroup], kept: Path, dedup: Dedup, scope: TaskScope
+) -> Iterator[RepeatedSpans]:
+    units: dict[TextUnit, int | None] = {"lines": dedup.lines, "paragraphs": dedup.paragraphs}
     for unit, least in units.items():
         if least:
-            works: list[UnitWork] = [(group, kept, unit, least) for group in groups]
-            yield _repeats(unit, least, room.run(unit, spread_units, works), room)
+            works: list[UnitTask] = [(group, kept, unit, least) for group in groups]
+            yield _repeats(unit, least, scope.run(unit, commit_unit_hashes, works), scope)
     if least := dedup.substrings:
-        spread = room.run("anchors", spread_anchors, [(g, kept, least) for g in groups])
-        shared = room.run("shared", commit_shared, ranges(spread))
-        common = Found("substrings", least, tuple(shared))
-        spread = room.run("runs", spread_runs, [(g, common) for g in groups])
-        yield _repeats("substrings", least, spread, room)
+        spread = scope.run("anchors", commit_anchors, [(g, kept, least) for g in groups])
+        shared = scope.run("shared", commit_shared, hash_ranges(spread))
+        common = RepeatedSpans("substrings", least, tuple(shared))
+        spread = scope.run("runs", commit_substring_hashes, [(g, common) for g in groups])
+        yield _repeats("substrings", least, spread, scope)
 
 
-def _repeats(unit: Unit, least: int, spread: Sequence[Path], room: Room) -> Found:
-    commits = room.run(f"repeated-{unit}", commit_repeats, ranges(spread))
-    return Found(unit, least, tuple(commits))
+def _repeats(unit: TextUnit, least: int, spread: Sequence[Path], scope: TaskScope) -> RepeatedSpans:
+    commits = scope.run(f"repeated-{unit}", commit_repeats, hash_ranges(spread))
+    return RepeatedSpans(unit, least, tuple(commits))
 
 
-def _texts(group: Group, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+def _texts(group: TableGroup, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
     """The wanted documents of a group with their rows, a batch in memory."""
     row = group.start
     for file in group.files:
@@ -140,7 +146,7 @@ def _texts(group: Group, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, s
                 row += 1
 
 
-def spread_units(work: UnitWork, commit: Path) -> None:
+def commit_unit_hashes(work: UnitTask, commit: Path) -> None:
     """Commit the hashes of a group's lines or paragraphs."""
     group, kept, unit, least = work
     found = [
@@ -150,7 +156,7 @@ def spread_units(work: UnitWork, commit: Path) -> None:
     write_records(commit, np.concatenate([np.empty(0, RECORD), *found]))
 
 
-def _unit_records(row: int, text: str, unit: Unit, least: int) -> Records:
+def _unit_records(row: int, text: str, unit: TextUnit, least: int) -> Records:
     found = []
     for start, end in _spans(text, unit):
         words = " ".join(text[start:end].lower().split())
@@ -160,18 +166,18 @@ def _unit_records(row: int, text: str, unit: Unit, least: int) -> Records:
     return np.array(found, RECORD)
 
 
-def _spans(text: str, unit: Unit) -> Iterator[tuple[int, int]]:
+def _spans(text: str, unit: TextUnit) -> Iterator[tuple[int, int]]:
     yield from (match.span() for match in _UNITS[unit].finditer(text))
 
 
-def spread_anchors(work: tuple[Group, Path, int], commit: Path) -> None:
+def commit_anchors(work: tuple[TableGroup, Path, int], commit: Path) -> None:
     """Commit the anchors of a group's documents."""
     group, kept, least = work
     width = _anchor_width(least)
     found = [np.empty(0, RECORD)]
     for row, text in _texts(group, np.load(kept, mmap_mode="r")[group.numbers]):
-        hashes = Runs(text).hashes(width)
-        places = anchors(hashes, least - width + 1)
+        hashes = RollingHash(text).hashes(width)
+        places = winnow(hashes, least - width + 1)
         found.append(_records(row, places, hashes[places]))
     write_records(commit, np.concatenate(found))
 
@@ -186,7 +192,7 @@ def _records(row: int, places: Places, keys: npt.NDArray[np.uint64]) -> Records:
     return records
 
 
-def spread_runs(work: tuple[Group, Found], commit: Path) -> None:
+def commit_substring_hashes(work: tuple[TableGroup, RepeatedSpans], commit: Path) -> None:
     """Commit the runs of a group's documents that hold an anchor of which there are more."""
     group, common = work
     least, reach = common.least, common.least - _anchor_width(common.least)
@@ -194,7 +200,7 @@ def spread_runs(work: tuple[Group, Found], commit: Path) -> None:
     wanted = np.isin(np.arange(group.start, group.start + group.rows), list(places))
     found = [np.empty(0, RECORD)]
     for row, text in _texts(group, wanted):
-        runs = Runs(text)
+        runs = RollingHash(text)
         hashes = runs.hashes(least)
         near = np.zeros(len(hashes) + 1, np.int64)
         np.add.at(near, np.maximum(places[row] - reach, 0), 1)
@@ -206,16 +212,16 @@ def spread_runs(work: tuple[Group, Found], commit: Path) -> None:
     write_records(commit, np.concatenate(found))
 
 
-def commit_repeats(within: Range, commit: Path) -> None:
+def commit_repeats(within: HashRange, commit: Path) -> None:
     """Commit where a range's hashes occur again."""
     records = within.records()
-    _write_places(commit, records[repeats(records)])
+    _write_places(commit, records[repeats_previous(records)])
 
 
-def commit_shared(within: Range, commit: Path) -> None:
+def commit_shared(within: HashRange, commit: Path) -> None:
     """Commit where those of a range's hashes occur that occur more than once."""
     records = within.records()
-    again = repeats(records)
+    again = repeats_previous(records)
     _write_places(commit, records[again | np.append(again[1:], False)])
 
 
@@ -225,7 +231,9 @@ def _write_places(commit: Path, records: Records) -> None:
     write_array(commit, np.stack([rows[order], places[order]]))
 
 
-def trim_group(work: tuple[Group, list[Found], int, TokenCounter], commit: Path) -> None:
+def remove_from_group(
+    work: tuple[TableGroup, list[RepeatedSpans], int, TokenCounter], commit: Path
+) -> None:
     """Commit the group's documents that repeat something, without it: no text where fewer than
     so many characters are left."""
     from pipeline.storage.atomic_io import write_atomic
@@ -241,7 +249,7 @@ def trim_group(work: tuple[Group, list[Found], int, TokenCounter], commit: Path)
             for kind, by_row in places
             for span in kind.spans(text, by_row.get(row, np.empty(0, np.int64)))
         ]
-        left = without(text, spans)
+        left = remove_spans(text, spans)
         stays = left if len(left) >= min_remaining else None
         units = None if stays is None else counter.count_text(stays)
         removed = len(text) - len(left)
@@ -249,29 +257,31 @@ def trim_group(work: tuple[Group, list[Found], int, TokenCounter], commit: Path)
     write_atomic(commit, parquet_parts.encode(trimmed, TRIMMED), durable=False)
 
 
-def without(text: str, spans: Sequence[tuple[int, int]]) -> str:
+def remove_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """The text without these spans and without empty lines at its ends."""
     starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
-    pieces = (text[start:end] for start, end in complement(starts, ends, len(text)))
+    pieces = (text[start:end] for start, end in complement_spans(starts, ends, len(text)))
     return "".join(pieces).strip("\n")
 
 
-def _without_emptied(census: Census, trims: Sequence[Path]) -> Census:
-    copy, shared = census.copy.copy(), census.shared_bands.copy()
-    for commit in trims:
+def _without_emptied(duplicates: DuplicateSearch, removals: Sequence[Path]) -> DuplicateSearch:
+    copy, shared = duplicates.copy.copy(), duplicates.shared_bands.copy()
+    for commit in removals:
         table = pq.read_table(commit)
         emptied = table.filter(table["text"].is_null())
         rows = emptied["row"].to_numpy()
         copy[rows] = REPEATED
-        shared[rows] = emptied["removed"].to_numpy() / census.characters[rows]
-    return replace(census, copy=copy, shared_bands=shared)
+        shared[rows] = emptied["removed"].to_numpy() / duplicates.characters[rows]
+    return replace(duplicates, copy=copy, shared_bands=shared)
 
 
-def trimmed_rows(rows: Iterator[dict[str, Any]], trims: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def rows_after_removal(
+    rows: Iterator[dict[str, Any]], removals: Sequence[Path]
+) -> Iterator[dict[str, Any]]:
     """The rows in order, those that were trimmed with what is left and how much was `removed`."""
     changes = (
         change
-        for commit in trims
+        for commit in removals
         for batch in pq.ParquetFile(commit).iter_batches(256)
         for change in batch.to_pylist()
     )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from stages.data import parquet_parts
 from stages.text.cleaning_params import Dedup
-from stages.text.dedup.duplicates import Census
+from stages.text.dedup.duplicates import DuplicateSearch
 
 KIND = "DocumentIndex"
 VERSION = 1
@@ -23,9 +23,11 @@ COLUMNS = ("exact", "bands", "signature")
 _SHAPE = b"headwater.minhash"
 
 
-def write_index(commits: Sequence[Path], census: Census, dedup: Dedup, out: Path) -> None:
+def write_index(
+    commits: Sequence[Path], duplicates: DuplicateSearch, dedup: Dedup, out: Path
+) -> None:
     """Write the hashes of the documents that stay, from the shards' tables."""
-    kept = iter(census.kept.tolist())
+    kept = iter(duplicates.kept.tolist())
     with parquet_parts.PartWriter(out / "index", _schema(dedup)) as index:
         for commit in commits:
             for batch in pq.ParquetFile(commit).iter_batches(4096, columns=list(COLUMNS)):

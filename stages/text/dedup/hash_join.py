@@ -27,15 +27,15 @@ from stages.text.dedup.components import Rows, components
 
 RECORD = np.dtype([("key", "<u8"), ("check", "<u4"), ("at", "<u4"), ("row", "<i8")])
 """A hash (`key` and `check`), the document that has it, and where in the document."""
-RECORDS_A_TASK = 1 << 21  # 50 MB of them; sorting takes as much again a few times
-FORESTS_A_MERGE = 8
+RECORDS_PER_TASK = 1 << 21  # 50 MB of them; sorting takes as much again a few times
+FORESTS_PER_MERGE = 8
 NEIGHBOURS = 8  # earlier ones with the same band that a document is compared with
 
 Records = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
-class Room:
+class TaskScope:
     """Where and on what the tasks of a search run."""
 
     folder: Path
@@ -58,28 +58,28 @@ def write_array(path: Path, array: npt.NDArray[np.generic]) -> None:
 
 def write_records(path: Path, records: Records) -> None:
     """Commit records in the order in which `in_range` finds them."""
-    write_array(path, ordered(records))
+    write_array(path, sort_records(records))
 
 
-def ordered(records: Records) -> Records:
+def sort_records(records: Records) -> Records:
     """Sorted by hash, then by row and place."""
     # By key alone first: that sort is vectorised, and most keys are met once.
-    found = _taken(records, np.argsort(np.ascontiguousarray(records["key"])))
+    found = _take_rows(records, np.argsort(np.ascontiguousarray(records["key"])))
     keys = np.ascontiguousarray(found["key"])
     again = np.zeros(len(found) + 1, np.bool_)
     again[1:-1] = keys[1:] == keys[:-1]
     tied = np.flatnonzero(again[1:] | again[:-1])
-    part = _taken(found, tied)
-    _words(found)[tied] = _words(_taken(part, _full_order(part)))
+    part = _take_rows(found, tied)
+    _as_words(found)[tied] = _as_words(_take_rows(part, _full_order(part)))
     return found
 
 
-def _taken(records: Records, rows: Rows) -> Records:
+def _take_rows(records: Records, rows: Rows) -> Records:
     """`records[rows]`, which is slow for structures."""
-    return np.take(_words(records), rows, axis=0).view(RECORD).reshape(-1)
+    return np.take(_as_words(records), rows, axis=0).view(RECORD).reshape(-1)
 
 
-def _words(records: Records) -> npt.NDArray[np.uint64]:
+def _as_words(records: Records) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(records).view("<u8").reshape(-1, RECORD.itemsize // 8)
 
 
@@ -88,15 +88,15 @@ def _full_order(records: Records) -> Rows:
     return np.lexsort([np.ascontiguousarray(records[name]) for name in names])
 
 
-def ranges(commits: Sequence[Path]) -> list[Range]:
+def hash_ranges(commits: Sequence[Path]) -> list[HashRange]:
     """Cut the hashes into ranges of about `RECORDS_A_TASK` records."""
     records = sum(len(np.load(commit, mmap_mode="r")) for commit in commits)
-    count = max(1, -(-records // RECORDS_A_TASK))
-    return [Range(tuple(commits), part, count) for part in range(count)]
+    count = max(1, -(-records // RECORDS_PER_TASK))
+    return [HashRange(tuple(commits), part, count) for part in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class HashRange:
     """The records of all groups whose keys lie in one of `count` equal ranges."""
 
     commits: tuple[Path, ...]
@@ -107,7 +107,7 @@ class Range:
         """All of them, sorted."""
         low, high = ((1 << 64) * part // self.count for part in (self.part, self.part + 1))
         found = [self._within(commit, low, high) for commit in self.commits]
-        return ordered(np.concatenate(found)) if found else np.empty(0, RECORD)
+        return sort_records(np.concatenate(found)) if found else np.empty(0, RECORD)
 
     def _within(self, commit: Path, low: int, high: int) -> Records:
         records = np.load(commit, mmap_mode="r")
@@ -116,7 +116,7 @@ class Range:
         return np.array(records[start:end])
 
 
-def repeats(records: Records) -> npt.NDArray[np.bool_]:
+def repeats_previous(records: Records) -> npt.NDArray[np.bool_]:
     """Whether each of the sorted records has the hash of the one before."""
     same = np.zeros(len(records), np.bool_)
     for name in ("key", "check"):
@@ -126,10 +126,10 @@ def repeats(records: Records) -> npt.NDArray[np.bool_]:
     return same
 
 
-def candidates(records: Records) -> tuple[Rows, Rows]:
+def candidate_pairs(records: Records) -> tuple[Rows, Rows]:
     """Pairs of rows that share a hash: each row with up to `NEIGHBOURS` before it, and with the
     first, so that a hash which everybody has costs no square of their number."""
-    groups = np.cumsum(~repeats(records))
+    groups = np.cumsum(~repeats_previous(records))
     rows, at = records["row"], np.arange(len(records))
     pairs = [np.empty((0, 2), np.int64)]
     for back in range(1, min(NEIGHBOURS + 1, len(records))):
@@ -144,31 +144,31 @@ def candidates(records: Records) -> tuple[Rows, Rows]:
     return left, right
 
 
-Confirm = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
+PairFilter = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
 """Tells of pairs of rows which are truly similar."""
 
 
-def link_range(work: tuple[Range, Confirm | None], commit: Path) -> None:
+def link_range(work: tuple[HashRange, PairFilter | None], commit: Path) -> None:
     """Commit the forest of the links among the records of a range of hashes."""
-    within, confirm = work
+    within, pair_filter = work
     records = within.records()
-    if confirm is None:
-        linked = np.flatnonzero(repeats(records))
+    if pair_filter is None:
+        linked = np.flatnonzero(repeats_previous(records))
         left, right = records["row"][linked - 1], records["row"][linked]
     else:
-        left, right = candidates(records)
-        confirmed = confirm(left, right)
+        left, right = candidate_pairs(records)
+        confirmed = pair_filter(left, right)
         left, right = left[confirmed], right[confirmed]
-    write_array(commit, forest(left, right))
+    write_array(commit, spanning_forest(left, right))
 
 
 def merge_forests(work: tuple[Path, ...], commit: Path) -> None:
     """Commit the forest of the links of several forests."""
     edges = np.concatenate([np.load(path) for path in work])
-    write_array(commit, forest(edges[:, 0], edges[:, 1]))
+    write_array(commit, spanning_forest(edges[:, 0], edges[:, 1]))
 
 
-def forest(left: Rows, right: Rows) -> Rows:
+def spanning_forest(left: Rows, right: Rows) -> Rows:
     """The least row of each linked row's component: pairs (row, least row), shape (E, 2), but for
     the least rows themselves."""
     nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
@@ -178,16 +178,18 @@ def forest(left: Rows, right: Rows) -> Rows:
     return np.stack([nodes[inner], nodes[roots[inner]]], 1)
 
 
-def connected(spread: Sequence[Path], confirm: Confirm | None, room: Room) -> Rows:
+def connected_rows(
+    spread: Sequence[Path], pair_filter: PairFilter | None, scope: TaskScope
+) -> Rows:
     """The forest of all links between rows that share a hash, shape (E, 2)."""
-    forests = room.run("linked", link_range, [(part, confirm) for part in ranges(spread)])
+    forests = scope.run("linked", link_range, [(part, pair_filter) for part in hash_ranges(spread)])
     level = 0
     while len(forests) > 1:
         works = [
-            tuple(forests[start : start + FORESTS_A_MERGE])
-            for start in range(0, len(forests), FORESTS_A_MERGE)
+            tuple(forests[start : start + FORESTS_PER_MERGE])
+            for start in range(0, len(forests), FORESTS_PER_MERGE)
         ]
-        forests = room.run(f"merged-{level}", merge_forests, works)
+        forests = scope.run(f"merged-{level}", merge_forests, works)
         level += 1
     found: Rows = np.load(forests[0]) if forests else np.empty((0, 2), np.int64)
     return found
@@ -219,7 +221,7 @@ def blocks(count: int, size: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
-class SignaturesAgree:
+class JaccardAtLeast:
     """Confirms pairs by the Jaccard similarity that their signatures estimate."""
 
     signatures: RowFiles

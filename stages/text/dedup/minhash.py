@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN, mix64
 from stages.text.dedup.banding import found_at
-from stages.text.words.word_table import Hashes, Words, ngram_hashes
+from stages.text.words.word_table import Hashes, WordArrays, ngram_hashes
 
 Signature = npt.NDArray[np.uint32]
 _BLOCK = 1_024  # shingles: a block of 112 hashes of each stays in the second-level cache
@@ -40,11 +40,11 @@ class MinHash:
         half = self.bands * self.rows
         return constants[:half] | np.uint64(1), constants[half:]
 
-    def shingles(self, words: Words) -> Hashes:
+    def shingles(self, words: WordArrays) -> Hashes:
         """The distinct hashes of the text's n-grams; of all its words if they are fewer."""
         return np.unique(self._ngrams(words))
 
-    def _ngrams(self, words: Words) -> Hashes:
+    def _ngrams(self, words: WordArrays) -> Hashes:
         """The hashes in the text's order.
 
         Each begins at a word and is as long as that word's script asks for, so that texts of
@@ -78,7 +78,7 @@ class MinHash:
             np.minimum(least, part.min(axis=1), out=least)
         return (least >> np.uint64(32)).astype(np.uint32)
 
-    def of(self, words: Words) -> Signature | None:
+    def of(self, words: WordArrays) -> Signature | None:
         """The signature of a text; None for one without words."""
         shingles = self._ngrams(words)
         return self.signature(shingles) if len(shingles) else None
@@ -91,7 +91,7 @@ class MinHash:
             hashes = hashes * np.uint64(GOLDEN) + row
         return mix64(hashes)
 
-    def band_hashes(self, words: Words) -> Hashes | None:
+    def band_hashes(self, words: WordArrays) -> Hashes | None:
         """One hash a band, shape (bands,), or None for a text without words."""
         signature = self.of(words)
         return None if signature is None else self.bands_of(signature)

@@ -23,7 +23,7 @@ _INVERSE = pow(_BASE, -1, 1 << 64)
 Places = npt.NDArray[np.int64]
 
 
-class Runs:
+class RollingHash:
     """The runs of characters of one text."""
 
     def __init__(self, text: str) -> None:
@@ -53,7 +53,7 @@ def _powers(base: int, count: int) -> Hashes:
     return np.cumprod(powers)
 
 
-def anchors(hashes: Hashes, width: int) -> Places:
+def winnow(hashes: Hashes, width: int) -> Places:
     """Places of the least hash of each `width` consecutive ones (of all that are as small)."""
     if len(hashes) < width:
         return np.empty(0, np.int64)

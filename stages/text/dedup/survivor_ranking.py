@@ -12,19 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.text.dedup.components import Rows
-from stages.text.filter_decisions import Verdicts
+from stages.text.filter_decisions import FilterDecisions
 
 Key = npt.NDArray[np.float64]
 _COLUMNS = {"source": ("origin", 1), "length": ("characters", -1), "language": ("confidence", -1)}
 
 
-def ranked(wishes: Sequence[str], commits: Sequence[Path], verdicts: Verdicts) -> Rows:
+def rank_by_preference(
+    preferences: Sequence[str], commits: Sequence[Path], decisions: FilterDecisions
+) -> Rows:
     """The place of each of N documents, shape (N,): the most wished for comes first, then the
     first read."""
-    return ranks([_key(wish, commits, verdicts) for wish in wishes], len(verdicts.failed))
+    return rank_rows(
+        [_key(preference, commits, decisions) for preference in preferences], len(decisions.failed)
+    )
 
 
-def ranks(keys: Sequence[npt.NDArray[np.generic]], size: int) -> Rows:
+def rank_rows(keys: Sequence[npt.NDArray[np.generic]], size: int) -> Rows:
     """The place of each row when the least keys come first, then the first rows."""
     order = np.lexsort([np.arange(size), *reversed(keys)])
     rank = np.empty(size, np.int64)
@@ -32,22 +36,22 @@ def ranks(keys: Sequence[npt.NDArray[np.generic]], size: int) -> Rows:
     return rank
 
 
-def _key(wish: str, commits: Sequence[Path], verdicts: Verdicts) -> Key:
+def _key(preference: str, commits: Sequence[Path], decisions: FilterDecisions) -> Key:
     """A number for each document, the least for the one that is wished for; NaN, which sorts last,
     for one without."""
-    documents = len(verdicts.failed)
-    if wish in _COLUMNS:
-        column, sign = _COLUMNS[wish]
+    documents = len(decisions.failed)
+    if preference in _COLUMNS:
+        column, sign = _COLUMNS[preference]
         found = pa.concat_tables(pq.read_table(commit, columns=[column]) for commit in commits)
         key: Key = found[column].to_numpy()[:documents].astype(np.float64)
         return sign * key
-    name = wish.removeprefix("-")
+    name = preference.removeprefix("-")
     group, _, field = name.partition(".")
     if group == "meta":
         values = np.fromiter(_numbers(commits, field), np.float64)[:documents]
     else:
-        values = verdicts.scores[:, verdicts.rules.index(name)]
-    return values if name != wish else -values
+        values = decisions.scores[:, decisions.rules.index(name)]
+    return values if name != preference else -values
 
 
 def _numbers(commits: Sequence[Path], field: str) -> Iterator[float]:

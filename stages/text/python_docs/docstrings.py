@@ -74,7 +74,7 @@ def module_documents(objects: list[DocumentedObject], size: int = 6_000) -> Iter
         yield "\n\n".join(pending)
 
 
-def summary(doc: str, shortest: int = 20, longest: int = 300) -> str | None:
+def first_sentence(doc: str, shortest: int = 20, longest: int = 300) -> str | None:
     """The first sentence of a docstring on one line, or None if it is not fit to be an answer.
 
     Marks of reST and Markdown are taken off (``:class:`Path` `` reads `Path`).

@@ -19,7 +19,7 @@ import xxhash
 
 from stages.data.hashing import hash64
 
-OURS = "headwater"
+OWN_DISTRIBUTION = "headwater"
 STDLIB = "python"
 
 # Modules, prose, and the description inside METADATA. Scripts in bin/ (their hash holds the
@@ -74,12 +74,12 @@ def installed_files() -> tuple[InstalledFile, ...]:
     found = [InstalledFile(STDLIB, place, size, library) for place, size in _stdlib(library)]
     for record in _records():
         root, distribution = str(record.parent.parent), record.parent.name
-        for line in _recorded(record):
+        for line in _record_lines(record):
             place, _, size = line.decode(errors="replace").split(",")
-            if not _skipped(place):
+            if not _is_skipped(place):
                 name = distribution.removesuffix(".dist-info")
                 found.append(InstalledFile(name, place, int(size), root))
-    return tuple(sorted({file.path: file for file in found}.values(), key=_rank))
+    return tuple(sorted({file.path: file for file in found}.values(), key=_sort_key))
 
 
 @cache
@@ -92,11 +92,11 @@ def digest() -> str:
     state.update(repr(sorted(_stdlib(sysconfig.get_path("stdlib")))).encode())
     for record in _records():
         state.update(record.parent.name.encode() + b"\0")
-        state.update(b"\n".join(sorted(_recorded(record))))
+        state.update(b"\n".join(sorted(_record_lines(record))))
     return state.hexdigest()
 
 
-def _rank(file: InstalledFile) -> tuple[int, int, str]:
+def _sort_key(file: InstalledFile) -> tuple[int, int, str]:
     kind = 0 if file.distribution == STDLIB else 2 if file.place.endswith(".py") else 1
     return kind, hash64(f"{file.distribution}/{file.place}"), file.place
 
@@ -104,11 +104,11 @@ def _rank(file: InstalledFile) -> tuple[int, int, str]:
 def _records() -> Iterator[Path]:
     for root in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}):
         for record in sorted(Path(root).glob("*.dist-info/RECORD")):
-            if record.parent.name.split("-", 1)[0].lower() != OURS:
+            if record.parent.name.split("-", 1)[0].lower() != OWN_DISTRIBUTION:
                 yield record
 
 
-def _recorded(record: Path) -> Iterator[bytes]:
+def _record_lines(record: Path) -> Iterator[bytes]:
     """The lines `path,sha256=…,size` of files that are read."""
     for line in record.read_bytes().split(b"\n"):
         place, _, rest = line.partition(b",")
@@ -127,11 +127,11 @@ def _stdlib(root: str) -> Iterator[tuple[str, int]]:
         for name in names:
             path = f"{folder}/{name}"
             place = path[len(root) + 1 :]
-            if name.endswith(".py") and not _skipped(place):
+            if name.endswith(".py") and not _is_skipped(place):
                 yield place, os.stat(path).st_size  # noqa: PTH116
 
 
-def _skipped(place: str) -> bool:
+def _is_skipped(place: str) -> bool:
     *folders, name = place.split("/")
     return (
         not _SKIPPED_FOLDERS.isdisjoint(folders)

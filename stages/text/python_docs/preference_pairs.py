@@ -3,7 +3,7 @@
     0  the object's own summary
     1  the summary of a sibling (another object of the same class or module)
     2  the summary of an unrelated object (of another top-level module)
-    3  the words of the own summary in a wrong order
+    3  the words of its own summary in a wrong order
 
 All come from objects of the same split, and the number is the rank that is stored: an object
 without siblings has three answers, of ranks 0, 2 and 3.
@@ -16,42 +16,42 @@ from collections.abc import Iterator, Sequence
 
 from stages.data.hashing import hash64
 from stages.data.preference_dataset import SPLITS, Preference
-from stages.text.python_docs.question_answers import Fact, pick
+from stages.text.python_docs.question_answers import ObjectSummary, pick_by_key
 
 FEWEST_WORDS = 4
 _TRIES = 16
 
 
-def contrasts(facts: Sequence[Fact]) -> Iterator[Preference]:
+def build_preferences(summaries: Sequence[ObjectSummary]) -> Iterator[Preference]:
     """A preference for each fact of a labelled split, in order; too short ones are left out."""
     for split in SPLITS:
-        members = [fact for fact in facts if fact.split == split]
+        members = [entry for entry in summaries if entry.split == split]
         siblings = defaultdict(list)
-        for fact in members:
-            siblings[fact.parent].append(fact)
-        for fact in members:
-            answers = list(_answers(fact, siblings[fact.parent], members))
-            if len(fact.summary.split()) >= FEWEST_WORDS and len(answers) > 2:
-                yield _preference(fact, answers, split)
+        for entry in members:
+            siblings[entry.parent].append(entry)
+        for entry in members:
+            answers = list(_answers(entry, siblings[entry.parent], members))
+            if len(entry.sentence.split()) >= FEWEST_WORDS and len(answers) > 2:
+                yield _preference(entry, answers, split)
 
 
 def _answers(
-    fact: Fact, siblings: Sequence[Fact], members: Sequence[Fact]
+    entry: ObjectSummary, siblings: Sequence[ObjectSummary], members: Sequence[ObjectSummary]
 ) -> Iterator[tuple[int, str]]:
     """Ranks and answers, from best to worst."""
-    yield 0, fact.summary
-    others = [sibling for sibling in siblings if sibling.name != fact.name]
-    if others and fact.parent:
-        yield 1, pick(others, f"sibling {fact.name}").summary
+    yield 0, entry.sentence
+    others = [sibling for sibling in siblings if sibling.name != entry.name]
+    if others and entry.parent:
+        yield 1, pick_by_key(others, f"sibling {entry.name}").sentence
     for attempt in range(_TRIES):
-        unrelated = pick(members, f"unrelated {attempt} {fact.name}")
-        if unrelated.top != fact.top:
-            yield 2, unrelated.summary
+        unrelated = pick_by_key(members, f"unrelated {attempt} {entry.name}")
+        if unrelated.top != entry.top:
+            yield 2, unrelated.sentence
             break
-    yield 3, shuffled(fact.summary, fact.name)
+    yield 3, shuffle_words(entry.sentence, entry.name)
 
 
-def shuffled(sentence: str, key: str) -> str:
+def shuffle_words(sentence: str, key: str) -> str:
     """The words in another order, decided by the key; never the order they came in."""
     words = sentence.split()
     order = sorted(range(len(words)), key=lambda at: hash64(f"{key} {at}"))
@@ -60,12 +60,12 @@ def shuffled(sentence: str, key: str) -> str:
     return " ".join(words[at] for at in order)
 
 
-def _preference(fact: Fact, answers: list[tuple[int, str]], split: str) -> Preference:
+def _preference(entry: ObjectSummary, answers: list[tuple[int, str]], split: str) -> Preference:
     """Answers are stored in an order that says nothing of their ranks."""
-    stored = sorted(answers, key=lambda answer: hash64(f"place {answer[0]} {fact.name}"))
+    stored = sorted(answers, key=lambda answer: hash64(f"place {answer[0]} {entry.name}"))
     return Preference(
-        id=fact.name,
-        prompt=fact.question,
+        id=entry.name,
+        prompt=entry.question,
         responses=tuple(text for _, text in stored),
         ranks=tuple(rank for rank, _ in stored),
         split=split,

@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 from stages.data.conversation_dataset import Message
 from stages.data.hashing import fraction, hash64
 from stages.distributed.shard_tasks import run_shards
-from stages.text.cleaning_params import ObjectsParams
-from stages.text.python_docs.docstrings import MAX_SOURCE, documented_objects, summary
+from stages.text.cleaning_params import PythonDocsParams
+from stages.text.python_docs.docstrings import MAX_SOURCE, documented_objects, first_sentence
 from stages.text.python_docs.installed_files import module_name
 from stages.text.sources import source_listing
 from stages.text.unicode_repair import repair
@@ -38,14 +38,14 @@ _PUBLIC = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*")
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class ObjectSummary:
     """An object and the sentence that says what it does."""
 
     name: str
     """Dotted: `pathlib.Path.glob`."""
     kind: str
     """`module`, `class`, `function` or `method`."""
-    summary: str
+    sentence: str
 
     @property
     def top(self) -> str:
@@ -60,7 +60,7 @@ class Fact:
     @property
     def split(self) -> str:
         """`train`, `eval` or `unlabelled`: see `split_of`."""
-        return split_of(self.summary)
+        return split_of(self.sentence)
 
     @property
     def question(self) -> tuple[Message, ...]:
@@ -77,14 +77,14 @@ def split_of(sentence: str) -> str:
     return "unlabelled" if place >= 1 - UNLABELLED_SHARE else "train"
 
 
-def held_out(doc: str) -> bool:
+def is_held_out(doc: str) -> bool:
     """Whether an object of that docstring is in the `eval` split, however long its summary is."""
-    sentence = summary(repair(doc), shortest=1, longest=MAX_SOURCE)
+    sentence = first_sentence(repair(doc), shortest=1, longest=MAX_SOURCE)
     return sentence is not None and split_of(sentence) == "eval"
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SummaryTask:
     """One task: files to read, and how long an answer may be, in characters."""
 
     files: tuple[source_listing.SourceFile, ...]
@@ -92,15 +92,17 @@ class Reading:
     longest: int
 
 
-def read_facts(work: Reading, commit: Path) -> None:
+def read_summaries(work: SummaryTask, commit: Path) -> None:
     """Read the facts of a shard's modules and commit them as JSON."""
     from pipeline.storage.atomic_io import write_atomic
 
-    facts = [fact for file in work.files for fact in _facts(file, work.shortest, work.longest)]
-    write_atomic(commit, json.dumps([asdict(fact) for fact in facts]), durable=False)
+    summaries = [
+        entry for file in work.files for entry in _summaries(file, work.shortest, work.longest)
+    ]
+    write_atomic(commit, json.dumps([asdict(entry) for entry in summaries]), durable=False)
 
 
-def collect_facts(params: ObjectsParams, ctx: Context) -> list[Fact]:
+def collect_summaries(params: PythonDocsParams, ctx: Context) -> list[ObjectSummary]:
     """The first facts of the installation whose names and summaries are unique.
 
     Raises:
@@ -113,30 +115,32 @@ def collect_facts(params: ObjectsParams, ctx: Context) -> list[Fact]:
         for f in source_listing.list_files([source_listing.PYTHON_DOCS])
         if f.place.endswith(".py")
     ]
-    works = [Reading(tuple(cut), *lengths) for cut in source_listing.shards(files)]
-    folder = ctx.scratch / "facts"
-    gathered = _Gathered(folder)
+    works = [SummaryTask(tuple(cut), *lengths) for cut in source_listing.make_shards(files)]
+    folder = ctx.scratch / "summaries"
+    unique = _UniqueSummaries(folder)
 
     def enough(leading: int) -> bool:
-        gathered.take(leading)
-        ctx.progress(min(len(gathered.facts), most), most, "objects")
-        return len(gathered.facts) >= most
+        unique.take(leading)
+        ctx.progress(min(len(unique.summaries), most), most, "objects")
+        return len(unique.summaries) >= most
 
-    commits = run_shards(read_facts, works, folder, workers=params.workers, ctx=ctx, enough=enough)
-    gathered.take(len(commits))
-    if not gathered.facts:
+    commits = run_shards(
+        read_summaries, works, folder, workers=params.workers, ctx=ctx, enough=enough
+    )
+    unique.take(len(commits))
+    if not unique.summaries:
         raise InputError(
             "the Python installation has no documented objects",
             remedy="install the standard library's sources, or widen the answers' length",
         )
-    return gathered.facts[:most]
+    return unique.summaries[:most]
 
 
-class _Gathered:
+class _UniqueSummaries:
     """Unique facts of the leading shards, in order."""
 
     def __init__(self, folder: Path) -> None:
-        self.facts: list[Fact] = []
+        self.summaries: list[ObjectSummary] = []
         self._folder = folder
         self._shards = 0
         self._seen: set[str] = set()
@@ -145,27 +149,27 @@ class _Gathered:
         """Take in the shards up to `leading` that were not taken yet."""
         for shard in range(self._shards, leading):
             for row in json.loads((self._folder / f"{shard:06d}").read_text()):
-                fact = Fact(**row)
-                keys = {f"name {fact.name}", f"summary {fact.summary.lower()}"}
+                entry = ObjectSummary(**row)
+                keys = {f"name {entry.name}", f"summary {entry.sentence.lower()}"}
                 if self._seen.isdisjoint(keys):
                     self._seen |= keys
-                    self.facts.append(fact)
+                    self.summaries.append(entry)
         self._shards = max(self._shards, leading)
 
 
-def _facts(file: source_listing.SourceFile, shortest: int, longest: int) -> list[Fact]:
+def _summaries(file: source_listing.SourceFile, shortest: int, longest: int) -> list[ObjectSummary]:
     module = module_name(file.place.partition("/")[2])
     if not _PUBLIC.fullmatch(module):
         return []
     found = []
     for item in documented_objects(Path(file.path).read_bytes(), module):
         if len(item.name) <= LONGEST_NAME and _PUBLIC.fullmatch(item.name):
-            sentence = summary(repair(item.doc), shortest, longest)
+            sentence = first_sentence(repair(item.doc), shortest, longest)
             if sentence:
-                found.append(Fact(item.name, item.kind, sentence))
+                found.append(ObjectSummary(item.name, item.kind, sentence))
     return found
 
 
-def pick(choices: Sequence[Fact], key: str) -> Fact:
+def pick_by_key(choices: Sequence[ObjectSummary], key: str) -> ObjectSummary:
     """One of the choices, decided by the key."""
     return choices[hash64(key) % len(choices)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from stages.text.rules.document_view import View, ends_sentence
+from stages.text.rules.document_view import DocumentView, is_sentence_end
 from stages.text.words.utf8_kernels import as_array, c4_lines, utf8
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
@@ -22,7 +22,7 @@ Scores = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class C4:
+class C4Variant:
     """One implementation's values."""
 
     min_words: int
@@ -33,13 +33,13 @@ class C4:
 
 
 VARIANTS = {
-    "c4": C4(5, (".", "?", "!", '"'), False),
-    "c4:datatrove": C4(3, (".", "?", "!", '"', "'"), True),
+    "c4": C4Variant(5, (".", "?", "!", '"'), False),
+    "c4:datatrove": C4Variant(3, (".", "?", "!", '"', "'"), True),
 }
 
 
 @dataclass(slots=True)
-class Page:
+class C4Page:
     """What C4 leaves of a text, and what it counts on the way."""
 
     lines: list[str]
@@ -52,10 +52,10 @@ class Page:
         return "\n".join(self.lines).strip()
 
 
-def c4_page(text: str, rules: C4) -> Page:
+def c4_page(text: str, rules: C4Variant) -> C4Page:
     """The lines that C4 keeps: with an end mark, enough words, none of absurd length, no word of
     JavaScript or of cookies. Lines for which the page is dropped are counted and left out."""
-    page = Page([])
+    page = C4Page([])
     data = utf8(text)
     marks = as_array(utf8("".join(rules.end_marks)))
     starts, stops = c4_lines(as_array(data), marks, rules.min_words, _LONGEST_WORD)
@@ -79,17 +79,17 @@ def c4_page(text: str, rules: C4) -> Page:
     return page
 
 
-def c4(view: View) -> Scores:
+def c4(view: DocumentView) -> Scores:
     """With tensorflow_datasets' values."""
     return _c4(view, VARIANTS["c4"])
 
 
-def c4_datatrove(view: View) -> Scores:
+def c4_datatrove(view: DocumentView) -> Scores:
     """With datatrove's."""
     return _c4(view, VARIANTS["c4:datatrove"])
 
 
-def _c4(view: View, rules: C4) -> Scores:
+def _c4(view: DocumentView, rules: C4Variant) -> Scores:
     page = c4_page(view.text, rules)
     return {
         "lorem_ipsum": float(page.lorem_ipsum),
@@ -98,30 +98,30 @@ def _c4(view: View, rules: C4) -> Scores:
     }
 
 
-def mc4(view: View) -> Scores:
+def mc4(view: DocumentView) -> Scores:
     """mC4's paragraphs: three lines of 200 characters."""
     longest = sorted(map(len, view.lines), reverse=True)
     return {"third_longest_line": float(longest[2] if len(longest) > 2 else 0)}
 
 
-def fineweb(view: View) -> Scores:
+def fineweb(view: DocumentView) -> Scores:
     """FineWeb's lines, over words between white space."""
     return _fineweb(view, len(view.words))
 
 
-def fineweb_datatrove(view: View) -> Scores:
+def fineweb_datatrove(view: DocumentView) -> Scores:
     """The same over tokens."""
     return _fineweb(view, len(view.tokens))
 
 
-def _fineweb(view: View, words: int) -> Scores:
+def _fineweb(view: DocumentView, words: int) -> Scores:
     lines = view.filled_lines
     total = max(1, len(lines))
     first = set(lines)
     repeated = sum(map(len, lines)) - sum(map(len, first)) if len(first) < len(lines) else 0
     breaks = view.text.count("\n")
     return {
-        "punctuated_lines": sum(ends_sentence(line[-1]) for line in lines) / total,
+        "punctuated_lines": sum(is_sentence_end(line[-1]) for line in lines) / total,
         "short_lines": sum(len(line) <= SHORT_LINE for line in lines) / total,
         "duplicate_line_characters": repeated / max(1, len(view.text) - breaks),
         "newlines": breaks / max(1, words),

@@ -222,7 +222,7 @@ RULE_SETS: Mapping[str, RuleSet] = {
 }
 
 
-def limits_of(names: Sequence[str]) -> dict[str, Limit]:
+def default_limits(names: Sequence[str]) -> dict[str, Limit]:
     """The range of every rule of the sets, by `set.measure`, in order."""
     return {
         f"{name}.{measure}": rule.limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from stages.text.rules.document_view import View
+from stages.text.rules.document_view import DocumentView
 
 CHINESE = frozenset({"zh", "wuu", "yue"})
 SHORT_PARAGRAPH = 10  # Chinese characters
@@ -15,24 +15,24 @@ _WORD = re.compile(rf"[{_HANZI}]|[^\W_{_HANZI}]+")
 _LATIN = re.compile("[A-Za-z]")
 _WRITTEN = re.compile(r"[^\W_]")
 _END = re.compile(r"[。！？…；!?.」』”’)）】》]")
-NOTHING = float("nan")
+NOT_APPLICABLE = float("nan")
 Scores = dict[str, float]
 
 
-def chinese(view: View) -> Scores:
+def chinese(view: DocumentView) -> Scores:
     """How Chinese the text is: a Chinese character weighs as much as a word of another script, so
     that a manual full of commands is Chinese if its sentences are."""
     return _chinese(view, _WORD)
 
 
-def chinese_characters(view: View) -> Scores:
+def chinese_characters(view: DocumentView) -> Scores:
     """The same where every letter weighs as much as a Chinese character."""
     return _chinese(view, _WRITTEN)
 
 
-def _chinese(view: View, unit: re.Pattern[str]) -> Scores:
+def _chinese(view: DocumentView, unit: re.Pattern[str]) -> Scores:
     if view.lang not in CHINESE:
-        return dict.fromkeys(("share", "latin", "paragraph"), NOTHING)
+        return dict.fromkeys(("share", "latin", "paragraph"), NOT_APPLICABLE)
     units = unit.findall(view.text)
     latin = sum(_LATIN.search(found) is not None for found in units)
     written = max(1, len(units))
@@ -43,7 +43,7 @@ def _chinese(view: View, unit: re.Pattern[str]) -> Scores:
     }
 
 
-def long_paragraphs(text: str) -> str:
+def remove_short_paragraphs(text: str) -> str:
     """Without the paragraphs of fewer than ten Chinese characters."""
     return "\n".join(line for line in text.split("\n") if count(_HAN, line) >= SHORT_PARAGRAPH)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import regex
 
-from stages.text.language_id import UNSPACED
-from stages.text.words.word_table import Lexicon, Words
+from stages.text.language_id import UNSPACED_LANGUAGES
+from stages.text.words.word_table import WordArrays, WordTable
 
 _SENTENCE_END = regex.compile(r"\p{Sentence_Terminal}+[\p{P}\s]*")
 _ends: dict[str, bool] = {}  # of the few characters that lines end with
 
 
-def ends_sentence(character: str) -> bool:
+def is_sentence_end(character: str) -> bool:
     """Whether Unicode calls it a sentence's end mark."""
     known = _ends.get(character)
     if known is None:
@@ -36,12 +36,12 @@ def count_sentences(line: str) -> int:
 
 
 @dataclass
-class View:
+class DocumentView:
     """A document and what its rules share."""
 
     text: str
     lang: str
-    lexicon: Lexicon
+    shared_word_table: WordTable
     meta: Mapping[str, Any] = field(default_factory=dict)
     sentences: Callable[[str], int] = count_sentences
     """Counts the sentences of a line."""
@@ -51,7 +51,7 @@ class View:
     @property
     def spaced(self) -> bool:
         """Whether the language puts spaces between words."""
-        return self.lang not in UNSPACED
+        return self.lang not in UNSPACED_LANGUAGES
 
     @cached_property
     def lines(self) -> list[str]:
@@ -64,13 +64,13 @@ class View:
         return [line for line in self.lines if line and not line.isspace()]
 
     @cached_property
-    def words(self) -> Words:
+    def words(self) -> WordArrays:
         """Runs between white space, and each character of a script without spaces."""
-        return self.lexicon.words(self.text)
+        return self.shared_word_table.words(self.text)
 
     @cached_property
-    def tokens(self) -> Words:
+    def tokens(self) -> WordArrays:
         """Words and punctuation marks apart, as tokenizers of linguists split them."""
         if self.split is not None:
-            return self.lexicon.look_up(self.split(self.text))
-        return self.lexicon.tokens(self.text)
+            return self.shared_word_table.look_up(self.split(self.text))
+        return self.shared_word_table.tokens(self.text)

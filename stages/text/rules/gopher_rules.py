@@ -13,31 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import hash64
-from stages.text.rules.document_view import View
+from stages.text.rules.document_view import DocumentView
 from stages.text.rules.repeated_ngrams import repeated_characters
 from stages.text.words.utf8_kernels import as_array, bullet_lines, utf8
-from stages.text.words.word_table import Words
+from stages.text.words.word_table import WordArrays
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _STOP_HASHES = [np.uint64(hash64(word)) for word in STOP_WORDS]
 _TRAILING = re.compile(r"(?:\.\.\.|…)[^\S\n]*$", re.M)
 LONGEST_TOP, LONGEST = 4, 10  # words of an n-gram whose copies, whose repeats count
-NOTHING = float("nan")
+NOT_APPLICABLE = float("nan")
 Scores = dict[str, float]
 
 
-def quality(view: View) -> Scores:
+def quality(view: DocumentView) -> Scores:
     """The paper's quality rules over words between white space. Word lengths say nothing of a
     language without spaces, stop words nothing of any but English."""
     words = view.words
     scores = _quality(view, words, words.lengths[~words.symbol])
-    scores["stop_words"] = NOTHING if view.lang != "en" else _stop_words(words, folded=True)
+    scores["stop_words"] = NOT_APPLICABLE if view.lang != "en" else _stop_words(words, folded=True)
     if not view.spaced:
-        scores["word_length"] = NOTHING
+        scores["word_length"] = NOT_APPLICABLE
     return scores
 
 
-def quality_datatrove(view: View) -> Scores:
+def quality_datatrove(view: DocumentView) -> Scores:
     """datatrove's, over tokens; its stop words are matched in lower case alone."""
     tokens = view.tokens
     scores = _quality(view, tokens, tokens.lengths[~tokens.symbol])
@@ -45,7 +45,7 @@ def quality_datatrove(view: View) -> Scores:
     return scores
 
 
-def quality_dolma(view: View) -> Scores:
+def quality_dolma(view: DocumentView) -> Scores:
     """dolma's: the median length of all words, and words with a symbol in them for symbols."""
     words = view.words
     total = max(1, len(words))
@@ -63,7 +63,7 @@ def quality_dolma(view: View) -> Scores:
     }
 
 
-def _quality(view: View, words: Words, spoken: npt.NDArray[np.int64]) -> Scores:
+def _quality(view: DocumentView, words: WordArrays, spoken: npt.NDArray[np.int64]) -> Scores:
     total = max(1, len(words))
     text, lines = view.text, view.lines
     ellipses = text.count("...") + text.count("…")
@@ -79,25 +79,25 @@ def _quality(view: View, words: Words, spoken: npt.NDArray[np.int64]) -> Scores:
     }
 
 
-def repetition(view: View) -> Scores:
+def repetition(view: DocumentView) -> Scores:
     """The paper's repetition rules over words between white space; a word that lies in several
     repeated n-grams counts once."""
     size = max(1, len(view.text))
     lines = [stripped for line in view.lines if (stripped := line.strip())]
     paragraphs = [s for piece in view.text.split("\n\n") if (s := piece.strip())]
     scores = _duplicates(lines, paragraphs, size)
-    return scores | _repeated(view.words, size, single=0, leaping=False)
+    return scores | _repeated(view.words, size, single=0, skip_overlaps=False)
 
 
-def repetition_datatrove(view: View) -> Scores:
+def repetition_datatrove(view: DocumentView) -> Scores:
     """datatrove's, over tokens: the most frequent n-gram counts even if it occurs once, and after
     a copy the search for the next goes on behind it."""
     size = max(1, len(view.text))
     scores = _duplicates(_runs(view.lines), _paragraphs(view.text.strip()), size)
-    return scores | _repeated(view.tokens, size, single=1, leaping=True)
+    return scores | _repeated(view.tokens, size, single=1, skip_overlaps=True)
 
 
-def _stop_words(words: Words, *, folded: bool) -> float:
+def _stop_words(words: WordArrays, *, folded: bool) -> float:
     """How many of the stop words occur, as they stand or in any case."""
     found = words.folded if folded else words.hashes
     return float(sum(bool((found == word).any()) for word in _STOP_HASHES))
@@ -127,10 +127,10 @@ def _duplicates(lines: list[str], paragraphs: list[str], size: int) -> Scores:
     return scores
 
 
-def _repeated(words: Words, size: int, *, single: int, leaping: bool) -> Scores:
+def _repeated(words: WordArrays, size: int, *, single: int, skip_overlaps: bool) -> Scores:
     """Characters in repeated n-grams, as a share of the text's."""
     characters = repeated_characters(
-        words.hashes, words.lengths, LONGEST_TOP, LONGEST, single, leaping
+        words.hashes, words.lengths, LONGEST_TOP, LONGEST, single, skip_overlaps
     )
     return {
         f"top_{n}_gram" if n <= LONGEST_TOP else f"duplicate_{n}_grams": count / size

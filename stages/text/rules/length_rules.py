@@ -8,35 +8,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import urlsplit
 
-from stages.text.language_id import language
-from stages.text.rules.document_view import View
+from stages.text.language_id import detect_language
+from stages.text.rules.document_view import DocumentView
 
-_TOLD_BY = 20  # characters: of a shorter paragraph no language can be told
-NOTHING = float("nan")
+_MIN_PARAGRAPH = 20  # characters: of a shorter paragraph no language can be told
+NOT_APPLICABLE = float("nan")
 Scores = dict[str, float]
 
 
-def length(view: View) -> Scores:
+def length(view: DocumentView) -> Scores:
     """How long the text is."""
     return {"characters": float(len(view.text))}
 
 
-def languages(view: View) -> Scores:
+def languages(view: DocumentView) -> Scores:
     """How much of the text is in paragraphs of its own language."""
     told = same = 0
     for paragraph in view.filled_lines:
-        if len(paragraph) >= _TOLD_BY:
+        if len(paragraph) >= _MIN_PARAGRAPH:
             told += len(paragraph)
-            same += len(paragraph) * (language(paragraph)[0] == view.lang)
-    return {"paragraphs": same / told if told else NOTHING}
+            same += len(paragraph) * (detect_language(paragraph)[0] == view.lang)
+    return {"paragraphs": same / told if told else NOT_APPLICABLE}
 
 
-def in_languages(text: str, wanted: Sequence[str]) -> str:
+def remove_foreign_paragraphs(text: str, wanted: Sequence[str]) -> str:
     """Without the paragraphs in other languages than these."""
     return "\n".join(
         line
         for line in text.split("\n")
-        if len(line) < _TOLD_BY or not wanted or language(line)[0] in wanted
+        if len(line) < _MIN_PARAGRAPH or not wanted or detect_language(line)[0] in wanted
     )
 
 
@@ -63,12 +63,12 @@ class Lists:
     def _addresses(self) -> frozenset[str]:
         return frozenset(url.split("://")[-1].rstrip("/").lower() for url in self.urls)
 
-    def __call__(self, view: View) -> Scores:
+    def __call__(self, view: DocumentView) -> Scores:
         """How many listed words a text holds; whether its address is listed."""
         address = view.meta.get("url")
         return {
             "words": float(len(self._pattern.findall(view.text))) if self._pattern else 0.0,
-            "urls": float(self._listed(address)) if isinstance(address, str) else NOTHING,
+            "urls": float(self._listed(address)) if isinstance(address, str) else NOT_APPLICABLE,
         }
 
     def _listed(self, address: str) -> bool:

@@ -75,12 +75,12 @@ def _most_frequent(places: Places, groups: Places, copies: Places, single: int) 
 
 @inlined
 def _copied(
-    places: Places, groups: Places, seen: Flags, ends: Places, n: int, leaping: bool
+    places: Places, groups: Places, seen: Flags, ends: Places, n: int, skip_overlaps: bool
 ) -> int:
     """Characters in n-grams that were `seen` before, each word once. What is leapt over was not."""
     characters = behind = 0
     for k in range(len(places)):
-        if leaping and places[k] < behind:
+        if skip_overlaps and places[k] < behind:
             continue
         if seen[groups[k]]:
             characters += ends[places[k] + n] - ends[max(places[k], behind)]
@@ -91,7 +91,12 @@ def _copied(
 
 @kernel("int64[::1](uint64[::1], int64[::1], int64, int64, int64, boolean)")
 def repeated_characters(
-    hashes: Hashes, lengths: Places, longest_top: int, longest: int, single: int, leaping: bool
+    hashes: Hashes,
+    lengths: Places,
+    longest_top: int,
+    longest: int,
+    single: int,
+    skip_overlaps: bool,
 ) -> Places:
     """Characters in repeated 2- to `longest`-grams, shape (longest - 1,): up to `longest_top`
     words, in all copies of the most frequent n-gram, joined by spaces; of more, in copies.
@@ -128,5 +133,5 @@ def repeated_characters(
         count = _narrow(places, grams, groups, copies, count)
         if n > longest_top:
             seen = np.zeros(distinct, np.bool_)
-            characters[n - 2] = _copied(places[:count], groups, seen, ends, n, leaping)
+            characters[n - 2] = _copied(places[:count], groups, seen, ends, n, skip_overlaps)
     return characters

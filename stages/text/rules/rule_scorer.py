@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from stages.text.rules import c4_rules, chinese_rules, code_rules, gopher_rules, length_rules
 from stages.text.rules.catalogue import RULE_SETS, Limit
-from stages.text.rules.document_view import View
+from stages.text.rules.document_view import DocumentView
 
-Measure = Callable[[View], dict[str, float]]
+Measure = Callable[[DocumentView], dict[str, float]]
 
 MEASURES: dict[str, Measure] = {
     "length": length_rules.length,
@@ -34,7 +34,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-class Scorer:
+class RuleScorer:
     """Scores texts by every rule of some sets."""
 
     def __init__(self, names: Sequence[str], lists: length_rules.Lists | None = None) -> None:
@@ -43,7 +43,7 @@ class Scorer:
         self.rules = [f"{name}.{rule}" for name in names for rule in RULE_SETS[name].rules]
         """The rules in order, by `set.measure`."""
 
-    def scores(self, view: View) -> list[float]:
+    def scores(self, view: DocumentView) -> list[float]:
         """One figure for each of `rules`; NaN where the measure means nothing for the text."""
         figures: list[float] = []
         for measure, rules in self._measures:

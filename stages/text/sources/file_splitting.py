@@ -15,7 +15,7 @@ from typing import IO
 from stages.text.sources.source_listing import Cut, SourceFile
 
 
-def pieces(file: SourceFile, size: int) -> Iterator[SourceFile]:
+def split_file(file: SourceFile, size: int) -> Iterator[SourceFile]:
     """The file in pieces of about `size` bytes: at least a line or a row group each, and at most
     one more than fits."""
     name = file.place.lower()
@@ -27,9 +27,9 @@ def pieces(file: SourceFile, size: int) -> Iterator[SourceFile]:
 
 
 def _lines(file: SourceFile, size: int) -> Iterator[SourceFile]:
-    from stages.text.sources.readers import opened, refusals_told
+    from stages.text.sources.readers import open_file, refusals_told
 
-    with refusals_told(file), opened(file) as stream:
+    with refusals_told(file), open_file(file) as stream:
         for start, end, records, lines in _line_ranges(stream, size):
             yield replace(file, size=end - start, cut=Cut(start, end, records, lines))
 
@@ -53,10 +53,10 @@ def _row_groups(file: SourceFile, size: int) -> Iterator[SourceFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.text.sources.readers import opened, refusals_told
+    from stages.text.sources.readers import open_file, refusals_told
 
     try:
-        with refusals_told(file), opened(file) as stream:
+        with refusals_told(file), open_file(file) as stream:
             footer = pq.ParquetFile(stream).metadata
     except pa.ArrowInvalid:
         yield file  # its reader says what is wrong, and goes on

@@ -24,7 +24,7 @@ _SECRET_PART = re.compile(
     r"=(?!\$\{env:)",
     re.IGNORECASE,
 )
-SPELLED_OUT = (
+SECRET_IN_URL = (
     "a URL spells out a secret",
     "write ${env:NAME} in its place, or leave it to the storage's settings",
 )
@@ -41,12 +41,12 @@ def is_url(source: str) -> bool:
     return bool(_URL.match(source))
 
 
-def holds_secret(source: str) -> bool:
+def contains_secret(source: str) -> bool:
     """Whether a URL spells out a password or a signature."""
     return is_url(source) and bool(_SECRET_PART.search(source))
 
 
-def redacted(text: str) -> str:
+def redact_url(text: str) -> str:
     """The text, with no user, password, query or fragment in its URLs."""
     return re.sub(r"\S+://\S+", _plain, text)
 
@@ -79,7 +79,7 @@ def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[st
             files.append((place, url, int(info.get("size") or 0)))
     if not files:
         raise InputError(
-            f"source {redacted(source)!r} holds no readable file",
+            f"source {redact_url(source)!r} holds no readable file",
             remedy=f"known suffixes are {' '.join(readable)}",
         )
     return root.rstrip("/").rpartition("/")[2] or "/", files
@@ -173,7 +173,7 @@ def is_refusal(error: Exception) -> bool:
 
 def refuse(url: str, error: Exception) -> NoReturn:
     """Say why a URL cannot be read; the library's own words and traceback may hold secrets."""
-    source, status = redacted(url), getattr(error, "status", None)
+    source, status = redact_url(url), getattr(error, "status", None)
     if isinstance(error, ImportError | ValueError) and (package := _package(url)):
         message, remedy = f"source {source!r} needs a package that is not there", package
     elif isinstance(error, FileNotFoundError):
@@ -181,7 +181,7 @@ def refuse(url: str, error: Exception) -> NoReturn:
     elif isinstance(error, PermissionError) or status in {401, 403} or "Credentials" in repr(error):
         message, remedy = f"no right to read source {source!r}", _CREDENTIALS
     else:
-        why = f"{type(error).__name__}: {redacted(str(error))[:300]}"
+        why = f"{type(error).__name__}: {redact_url(str(error))[:300]}"
         message, remedy = f"cannot read source {source!r}: {why}", "check the URL and the network"
     raise InputError(message, remedy=remedy) from None
 

@@ -30,7 +30,7 @@ _NO_DATA = re.compile(r"\.|cache-|state\.json$|dataset_info\.json$|dataset_dict\
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class HFDataset:
     """A split of a dataset."""
 
     name: str
@@ -75,7 +75,7 @@ class Dataset:
         return f"{PREFIX}{self.name}{at}?split={self.split}{config}"
 
 
-def parse(source: str) -> Dataset:
+def parse(source: str) -> HFDataset:
     """What a source names.
 
     Raises:
@@ -90,7 +90,7 @@ def parse(source: str) -> Dataset:
     if not local and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(f"dataset folder {name!r} does not exist", remedy=_FORM)
     split = options.get("split", "train")
-    return Dataset(name, revision or None, split, options.get("config"))
+    return HFDataset(name, revision or None, split, options.get("config"))
 
 
 def dataset_files(source: str, size: int) -> Iterator[SourceFile]:
@@ -99,7 +99,7 @@ def dataset_files(source: str, size: int) -> Iterator[SourceFile]:
     Raises:
         InputError: it is not there, has no such split, or the hub cannot be reached.
     """
-    dataset = _resolved(parse(source))
+    dataset = _resolve_revision(parse(source))
     with _told(dataset):
         if dataset.saved and dataset.folder:
             yield from _saved_parts(dataset, size)
@@ -118,7 +118,7 @@ def dataset_digest(source: str) -> str:
     Raises:
         InputError: as `dataset_files`.
     """
-    dataset = _resolved(parse(source))
+    dataset = _resolve_revision(parse(source))
     state = xxhash.xxh3_128(f"{dataset.title}\0{dataset.split}\0{dataset.config}\n".encode())
     if dataset.folder is None:
         state.update(f"{dataset.revision}".encode())
@@ -160,7 +160,7 @@ def dataset_rows(file: SourceFile, columns: tuple[str, ...]) -> Iterator[dict[st
     yield from rows
 
 
-def _saved_parts(dataset: Dataset, size: int) -> Iterator[SourceFile]:
+def _saved_parts(dataset: HFDataset, size: int) -> Iterator[SourceFile]:
     import datasets
 
     table = datasets.load_from_disk(str(dataset.saved))
@@ -171,7 +171,7 @@ def _saved_parts(dataset: Dataset, size: int) -> Iterator[SourceFile]:
         yield replace(whole, cut=Cut(start, min(start + step, len(table)), start, start))
 
 
-def _stream(dataset: Dataset) -> Any:
+def _stream(dataset: HFDataset) -> Any:
     import datasets
 
     return datasets.load_dataset(
@@ -183,7 +183,7 @@ def _stream(dataset: Dataset) -> Any:
     )
 
 
-def _resolved(dataset: Dataset) -> Dataset:
+def _resolve_revision(dataset: HFDataset) -> HFDataset:
     """With the commit in place of a branch or tag; and a hub that is not there is told at once."""
     whole = re.fullmatch(r"[0-9a-f]{40}", dataset.revision or "")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
@@ -197,7 +197,7 @@ def _resolved(dataset: Dataset) -> Dataset:
 
 
 @contextmanager
-def _told(dataset: Dataset) -> Iterator[None]:
+def _told(dataset: HFDataset) -> Iterator[None]:
     """What the libraries raise as the user's error: each has a tree of its own."""
     try:
         yield

@@ -48,7 +48,7 @@ class BrokenFile(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class RecordColumns:
     """The fields of records that are read."""
 
     text: str
@@ -65,7 +65,7 @@ class Columns:
         return RawDocument(text, meta)
 
 
-Reader = Callable[[SourceFile, Columns], Iterator[RawDocument]]
+Reader = Callable[[SourceFile, RecordColumns], Iterator[RawDocument]]
 
 
 def read(
@@ -78,7 +78,7 @@ def read(
         InputError: it is missing, may not be read, or has no such column.
     """
     with refusals_told(file):
-        yield from _reader(file)(file, Columns(text_column, meta_columns))
+        yield from _reader(file)(file, RecordColumns(text_column, meta_columns))
 
 
 def _reader(file: SourceFile) -> Reader:
@@ -106,41 +106,41 @@ def refusals_told(file: SourceFile) -> Iterator[None]:
         refused = refused or isinstance(error, ConnectionError)
         raise (InputError if refused else BrokenFile)(
             f"cannot read the source: {error}",
-            where=file.shown,
+            where=file.display_path,
             remedy="mend or leave out the file",
         ) from error
 
 
-def _whole(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _whole(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     yield RawDocument(_decode(_bytes(file)))
 
 
-def _python(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _python(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     """A module's docstrings as documents of a few pages; those of the objects that evaluation asks
     about are left out."""
     from stages.text.python_docs.docstrings import documented_objects, module_documents
     from stages.text.python_docs.installed_files import module_name
-    from stages.text.python_docs.question_answers import held_out
+    from stages.text.python_docs.question_answers import is_held_out
 
     objects = documented_objects(
         Path(file.path).read_bytes(), module_name(file.place.partition("/")[2])
     )
-    for text in module_documents([item for item in objects if not held_out(item.doc)]):
+    for text in module_documents([item for item in objects if not is_held_out(item.doc)]):
         yield RawDocument(text)
 
 
-def _metadata(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _metadata(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     """The description of a distribution: what follows its headers."""
     _, _, body = _decode(Path(file.path).read_bytes()).partition("\n\n")
     if body.strip():
         yield RawDocument(body)
 
 
-def _jsonl(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _jsonl(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import orjson
 
     part = file.cut or Cut(0, sys.maxsize, 0, 0)
-    with opened(file) as stream:
+    with open_file(file) as stream:
         if part.start:
             stream.seek(part.start)
         for number, line in enumerate(_until(stream, part.end - part.start), part.lines + 1):
@@ -164,25 +164,25 @@ def _until(stream: IO[bytes], size: int) -> Iterator[bytes]:
             return
 
 
-def _parquet(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _parquet(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with opened(file) as stream, pq.ParquetFile(stream) as part:
+        with open_file(file) as stream, pq.ParquetFile(stream) as part:
             yield from _rows(file, part, columns)
     except pa.ArrowInvalid as error:
-        raise BrokenFile(f"not a parquet file: {error}", where=file.shown) from error
+        raise BrokenFile(f"not a parquet file: {error}", where=file.display_path) from error
 
 
-def _rows(file: SourceFile, part: pq.ParquetFile, columns: Columns) -> Iterator[RawDocument]:
+def _rows(file: SourceFile, part: pq.ParquetFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import pyarrow as pa
 
     names = part.schema_arrow.names
     if columns.text not in names:
         raise InputError(
             f"no column {columns.text!r}",
-            where=file.shown,
+            where=file.display_path,
             remedy=f"set text_column to one of {', '.join(names)}",
         )
     row = file.cut.lines if file.cut else 0
@@ -196,7 +196,7 @@ def _rows(file: SourceFile, part: pq.ParquetFile, columns: Columns) -> Iterator[
             row += 1
 
 
-def _dataset(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _dataset(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     from stages.text.sources.hf_datasets import dataset_rows
 
     assert file.cut is not None
@@ -212,30 +212,30 @@ def _dataset(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
 _NO_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 
 
-def _csv(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _csv(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import csv
 
     csv.field_size_limit(LONGEST_FIELD)
-    with opened(file) as stream:
+    with open_file(file) as stream:
         rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", "replace", newline=""))
         try:
             yield from _csv_rows(rows, file, columns)
         except csv.Error as error:
-            raise BrokenFile(f"line {rows.line_num}: {error}", where=file.shown) from error
+            raise BrokenFile(f"line {rows.line_num}: {error}", where=file.display_path) from error
 
 
 def _csv_rows(
-    rows: csv.DictReader[str], file: SourceFile, columns: Columns
+    rows: csv.DictReader[str], file: SourceFile, columns: RecordColumns
 ) -> Iterator[RawDocument]:
     names = [str(name) for name in rows.fieldnames or ()]
     if columns.text not in names:
         header = "".join(names)
         below = "".join(str(value) for row in islice(rows, 8) for value in row.values())
         if not header.isprintable() or ("\ufffd" in header and _NO_TEXT.search(below)):
-            raise BrokenFile("not a csv file: it holds no text", where=file.shown)
+            raise BrokenFile("not a csv file: it holds no text", where=file.display_path)
         raise InputError(
             f"no column {columns.text!r}",
-            where=file.shown,
+            where=file.display_path,
             remedy=f"set text_column to one of {', '.join(names) or 'a header line'}",
         )
     for row in rows:
@@ -244,16 +244,16 @@ def _csv_rows(
         yield found if whole else replace(found, broken="broken.columns")
 
 
-def _html(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _html(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     from stages.text.sources.html_extraction import page_text
 
     yield RawDocument(page_text(_bytes(file)))
 
 
-def _warc(file: SourceFile, columns: Columns) -> Iterator[RawDocument]:
+def _warc(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     from stages.text.sources.html_extraction import pages
 
-    with opened(file) as stream:
+    with open_file(file) as stream:
         for text, meta in pages(stream):
             yield RawDocument(text, meta)
 
@@ -281,7 +281,7 @@ _READERS: dict[str, Reader] = {
 
 
 @contextmanager
-def opened(file: SourceFile) -> Iterator[IO[bytes]]:
+def open_file(file: SourceFile) -> Iterator[IO[bytes]]:
     """What the file holds, decompressed."""
     with (
         fsspec_files.open_url(file.path) if file.is_remote else Path(file.path).open("rb") as stream
@@ -299,7 +299,7 @@ def opened(file: SourceFile) -> Iterator[IO[bytes]]:
 
 
 def _bytes(file: SourceFile) -> bytes:
-    with opened(file) as stream:
+    with open_file(file) as stream:
         return stream.read()
 
 

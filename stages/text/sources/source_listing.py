@@ -71,9 +71,9 @@ class SourceFile:
         return self.path.startswith("hf:")
 
     @property
-    def shown(self) -> str:
+    def display_path(self) -> str:
         """Where it is, for people."""
-        return fsspec_files.redacted(self.path) if self.is_remote else self.path
+        return fsspec_files.redact_url(self.path) if self.is_remote else self.path
 
 
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
@@ -109,18 +109,18 @@ def content_digest(source: str) -> str:
     return state.hexdigest()
 
 
-def shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
+def make_shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
     """Consecutive files up to `SHARD_BYTES` together; at least one each. Larger ones are cut where
     their format allows it.
 
     Raises:
         InputError: a file that is to be cut cannot be read.
     """
-    from stages.text.sources.file_splitting import pieces
+    from stages.text.sources.file_splitting import split_file
 
     cut: list[list[SourceFile]] = []
     room = 0
-    for piece in (piece for file in files for piece in pieces(file, SHARD_BYTES)):
+    for piece in (piece for file in files for piece in split_file(file, SHARD_BYTES)):
         if not cut or piece.size > room:
             cut.append([])
             room = SHARD_BYTES

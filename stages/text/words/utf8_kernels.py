@@ -13,7 +13,7 @@ Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-UNSPACED = (
+UNSPACED_RANGES = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
     (0x1780, 0x17FF),
@@ -93,7 +93,7 @@ def _is_space(point: np.int64) -> bool:
 @inlined
 def _is_unspaced(point: np.int64) -> bool:
     if point >= 0x0E00:
-        for first, last in UNSPACED:
+        for first, last in UNSPACED_RANGES:
             if first <= point <= last:
                 return True
     return False
@@ -216,7 +216,7 @@ def _marks(data: Bytes, start: int, stop: int) -> tuple[int, int]:
 
 
 @kernel("int64[::1](Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1])")
-def intricate(data: Bytes, starts: Places, stops: Places) -> Places:
+def words_to_split(data: Bytes, starts: Places, stops: Places) -> Places:
     """Which words are not plain, so that `split_word` has to cut them."""
     found = np.empty(len(starts), np.int64)
     count = 0
@@ -340,7 +340,7 @@ def _fold(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
     "Tuple((uint64[::1], boolean[::1], boolean[::1], uint64[::1], int64[::1]))"
     "(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1])"
 )
-def ascii_facts(
+def ascii_features(
     data: Bytes, starts: Places, stops: Places
 ) -> tuple[Hashes, Flags, Flags, Hashes, Places]:
     """The columns `hashes`, `symbol`, `letter` and `folded` of `words.Words`, shape (N,) each, and

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from stages.data.hashing import GOLDEN, hash64, mix64
 from stages.text.chinese_variants import simplified
 from stages.text.words.utf8_kernels import (
-    UNSPACED,
+    UNSPACED_RANGES,
     as_array,
-    ascii_facts,
-    intricate,
+    ascii_features,
     token_bounds,
     utf8,
     word_bounds,
+    words_to_split,
 )
 from stages.text.words.word_tokenizer import split_word
 
@@ -34,7 +34,7 @@ Places = npt.NDArray[np.int64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 _ASCII_MARKS = "".join(c for c in map(chr, range(128)) if not c.isalnum())
 _DIGITS = re.compile(r"\d+")
-_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
+_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
 _UNSPACED_SCRIPT = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _CACHED_WORDS = 1 << 18
@@ -42,7 +42,7 @@ _CACHED_BYTES = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class WordArrays:
     """A text's words as arrays of shape (N,), in order."""
 
     hashes: Hashes
@@ -69,12 +69,12 @@ class Words:
 
 
 @cache
-def lexicon() -> Lexicon:
+def shared_word_table() -> WordTable:
     """The one of this process: what it learnt of one shard serves the next."""
-    return Lexicon()
+    return WordTable()
 
 
-class Lexicon:
+class WordTable:
     """Splits texts into `Words`, remembering the words that it met.
 
     What it remembers is bounded and never changes a result.
@@ -83,37 +83,37 @@ class Lexicon:
     def __init__(self) -> None:
         self._forget()
 
-    def words(self, text: str) -> Words:
+    def words(self, text: str) -> WordArrays:
         """The text's words: runs between white space, and each character of a script that is
         written without spaces."""
         data = utf8(text)
         return self._at(data, *word_bounds(as_array(data)))
 
-    def tokens(self, text: str) -> Words:
+    def tokens(self, text: str) -> WordArrays:
         """The text's words with punctuation marks as words of their own."""
         self._bound()
         data = utf8(text)
         array = as_array(data)
         starts, stops = word_bounds(array)
-        cut = intricate(array, starts, stops)
+        cut = words_to_split(array, starts, stops)
         sizes = chain.from_iterable(map(self._cuts.__getitem__, _slices(data, starts, stops, cut)))
         return self._at(data, *token_bounds(array, starts, stops, np.fromiter(sizes, np.int64)))
 
-    def look_up(self, words: list[str]) -> Words:
+    def look_up(self, words: list[str]) -> WordArrays:
         """What is known of each of these words."""
         written = [utf8(word) for word in words]
         edges = np.fromiter(accumulate(map(len, written), initial=0), np.int64, len(words) + 1)
         return self._at(b"".join(written), edges[:-1], edges[1:])
 
-    def _at(self, data: bytes, starts: Places, stops: Places) -> Words:
+    def _at(self, data: bytes, starts: Places, stops: Places) -> WordArrays:
         """The words between these places in the UTF-8, shape (N,) each."""
-        hashes, symbol, letter, folded, others = ascii_facts(as_array(data), starts, stops)
-        words = Words(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
+        hashes, symbol, letter, folded, others = ascii_features(as_array(data), starts, stops)
+        words = WordArrays(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
         if len(others):
             self._bound()
             written = _slices(data, starts, stops, others)
             rows = np.fromiter(map(self._rows.__getitem__, written), np.int64, len(others))
-            self._learn(self._rows.new)
+            self._add_words(self._rows.new)
             for column, known in zip(words.columns, self._columns, strict=True):
                 column[others] = known[rows]
         return words
@@ -124,12 +124,12 @@ class Lexicon:
             self._forget()
 
     def _forget(self) -> None:
-        self._rows = _Rows()
-        self._cuts = _Cuts()
+        self._rows = _WordRows()
+        self._cuts = _TokenSizes()
         self._bytes = 0
         self._columns = _columns(1 << 12)
 
-    def _learn(self, words: list[bytes]) -> None:
+    def _add_words(self, words: list[bytes]) -> None:
         """Fill in the rows of words that were met for the first time."""
         if not words:
             return
@@ -141,13 +141,13 @@ class Lexicon:
                 column[: len(old)] = old
             self._columns = grown
         self._bytes += sum(map(len, words))
-        facts = zip(*map(_facts, map(_text, words)), strict=True)
-        for column, values in zip(self._columns, facts, strict=True):
+        summaries = zip(*map(_word_features, map(_text, words)), strict=True)
+        for column, values in zip(self._columns, summaries, strict=True):
             column[start:stop] = values
         words.clear()
 
 
-class _Rows(dict[bytes, int]):
+class _WordRows(dict[bytes, int]):
     """A row for each word, a new one for a word that is asked for the first time."""
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ class _Rows(dict[bytes, int]):
         return row
 
 
-class _Cuts(dict[bytes, tuple[int, ...]]):
+class _TokenSizes(dict[bytes, tuple[int, ...]]):
     """The bytes of the tokens of what stands between white space."""
 
     def __init__(self) -> None:
@@ -203,14 +203,21 @@ def _columns(size: int) -> _Columns:
     )
 
 
-def _facts(word: str) -> tuple[int, int, bool, bool, int, bool]:
+def _word_features(word: str) -> tuple[int, int, bool, bool, int, bool]:
     letter = any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
     unspaced = _UNSPACED_SCRIPT.match(word) is not None
-    return hash64(word), len(word), symbol, letter, 0 if symbol else hash64(fold(word)), unspaced
+    return (
+        hash64(word),
+        len(word),
+        symbol,
+        letter,
+        0 if symbol else hash64(fold_word(word)),
+        unspaced,
+    )
 
 
-def fold(word: str) -> str:
+def fold_word(word: str) -> str:
     """The word as near-duplicate search sees it: lower case, no accents, digits alike, Chinese
     characters simplified."""
     word = word.lower()

@@ -11,14 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.text.pii import KINDS, PLACEHOLDERS, Finding, find, luhn, mask, resident_id
+from stages.text.pii import (
+    KINDS,
+    PLACEHOLDERS,
+    PiiSpan,
+    find_pii,
+    has_luhn_checksum,
+    is_resident_id,
+    mask_pii,
+)
 
 LABELS = Path(__file__).parents[2] / "golden" / "pii.txt"
 REGIONS = ("US", "CN")
 _MARK = re.compile(rf"\[({'|'.join(KINDS)}):(.*?)\](?!\])")
 
 
-def labelled() -> list[tuple[str, set[Finding]]]:
+def labelled() -> list[tuple[str, set[PiiSpan]]]:
     """The lines without their marks, and what the marks say."""
     lines = []
     for line in LABELS.read_text().splitlines()[1:]:
@@ -27,7 +35,7 @@ def labelled() -> list[tuple[str, set[Finding]]]:
         for match in _MARK.finditer(line):
             text += line[at : match.start()]
             kind = next(kind for kind in KINDS if kind == match[1])
-            truth.add(Finding(len(text), len(text) + len(match[2]), kind))
+            truth.add(PiiSpan(len(text), len(text) + len(match[2]), kind))
             text += match[2]
             at = match.end()
         lines.append((text + line[at:], truth))
@@ -38,7 +46,7 @@ def score() -> dict[str, tuple[int, int, int]]:
     """By kind: labelled, found, and found rightly."""
     wanted, found, right = Counter(), Counter(), Counter()
     for text, truth in labelled():
-        seen = set(find(text, KINDS, REGIONS))
+        seen = set(find_pii(text, KINDS, REGIONS))
         wanted.update(f.kind for f in truth)
         found.update(f.kind for f in seen)
         right.update(f.kind for f in seen & truth)
@@ -55,17 +63,17 @@ def test_recall_and_precision(kind: str) -> None:
 
 def test_a_text_is_masked_by_kind() -> None:
     text = "From ada@example.org (8.8.8.8), card 4526 0181 5908 3012."
-    assert mask(text, KINDS, REGIONS) == (
+    assert mask_pii(text, KINDS, REGIONS) == (
         "From [EMAIL] ([IP]), card [CARD].",
         Counter(email=1, ip=1, card=1),
     )
-    assert mask(text, ["ip"], REGIONS)[0] == text.replace("8.8.8.8", "[IP]")
-    assert mask(text, [], REGIONS) == (text, Counter())
+    assert mask_pii(text, ["ip"], REGIONS)[0] == text.replace("8.8.8.8", "[IP]")
+    assert mask_pii(text, [], REGIONS) == (text, Counter())
 
 
 def test_a_region_decides_which_numbers_may_stand_without_a_prefix() -> None:
-    assert find("call 020 7946 0958", ["phone"], ["US"]) == []
-    assert find("call 020 7946 0958", ["phone"], ["GB"]) == [Finding(5, 18, "phone")]
+    assert find_pii("call 020 7946 0958", ["phone"], ["US"]) == []
+    assert find_pii("call 020 7946 0958", ["phone"], ["GB"]) == [PiiSpan(5, 18, "phone")]
 
 
 @pytest.mark.parametrize(
@@ -74,35 +82,35 @@ def test_a_region_decides_which_numbers_may_stand_without_a_prefix() -> None:
 )
 def test_luhn(number: str, holds: bool) -> None:
     """The first is the example of the Wikipedia article on the algorithm."""
-    assert luhn(number) is holds
+    assert has_luhn_checksum(number) is holds
 
 
 @given(st.text("0123456789", min_size=2, max_size=19), st.integers(0, 18), st.integers(1, 9))
 def test_luhn_sees_every_single_wrong_digit(number: str, at: int, by: int) -> None:
     at %= len(number)
     wrong = number[:at] + str((int(number[at]) + by) % 10) + number[at + 1 :]
-    assert not (luhn(number) and luhn(wrong))
+    assert not (has_luhn_checksum(number) and has_luhn_checksum(wrong))
 
 
 @given(st.integers(0, 16), st.integers(1, 9))
 def test_a_resident_identity_number_with_a_wrong_digit_is_none(at: int, by: int) -> None:
     number = "11010519491231002X"  # the example of GB 11643-1999
-    assert resident_id(number)
-    assert not resident_id(number[:at] + str((int(number[at]) + by) % 10) + number[at + 1 :])
+    assert is_resident_id(number)
+    assert not is_resident_id(number[:at] + str((int(number[at]) + by) % 10) + number[at + 1 :])
 
 
 @given(st.text(st.sampled_from("0123456789+-. ()@:/abAB王"), max_size=60))
 def test_what_is_masked_holds_nothing_more(text: str) -> None:
-    masked, counts = mask(text, KINDS, REGIONS)
+    masked, counts = mask_pii(text, KINDS, REGIONS)
     assert sum(masked.count(PLACEHOLDERS[kind]) for kind in KINDS) == counts.total()
-    spans = find(text, KINDS, REGIONS)
+    spans = find_pii(text, KINDS, REGIONS)
     assert all(one.stop <= other.start for one, other in pairwise(spans))
 
 
 def test_no_pattern_backtracks() -> None:
     """It would take hours."""
     for unit in ("a.", "1-", "1 ", "a@", "::", "+1(", "eyJ", "-----BEGIN ", "http://a:", "1."):
-        find(unit * 50_000, KINDS, REGIONS)
+        find_pii(unit * 50_000, KINDS, REGIONS)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from stages.text.chinese_variants import simplified
 from stages.text.cleaning_params import Dedup
 from stages.text.dedup.banding import best_shape, error, found_at
 from stages.text.dedup.components import components, survivors
-from stages.text.dedup.hash_join import RowFiles, SignaturesAgree, write_array
+from stages.text.dedup.hash_join import JaccardAtLeast, RowFiles, write_array
 from stages.text.dedup.minhash import MinHash
-from stages.text.words.word_table import Lexicon, fold, ngram_hashes
+from stages.text.words.word_table import WordTable, fold_word, ngram_hashes
 
 
 def shingles(text):
-    words = [folded for word in text.split() if (folded := fold(word))]
+    words = [folded for word in text.split() if (folded := fold_word(word))]
     n = min(5, len(words))
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if n else set()
 
@@ -44,9 +44,9 @@ def variants(seed, bases=60):
 
 
 def test_recall_and_precision_are_what_the_formula_promises():
-    texts, minhash, lexicon = variants(0), MinHash(), Lexicon()
+    texts, minhash, shared_word_table = variants(0), MinHash(), WordTable()
     sets = [shingles(text) for text in texts]
-    bands = np.array([minhash.band_hashes(lexicon.words(text)) for text in texts])
+    bands = np.array([minhash.band_hashes(shared_word_table.words(text)) for text in texts])
     groups = [range(start, start + 6) for start in range(0, len(texts), 6)]
     inside = [pair for group in groups for pair in combinations(group, 2)]
     similar = np.array([jaccard(sets[a], sets[b]) for a, b in inside])
@@ -63,14 +63,14 @@ def test_recall_and_precision_are_what_the_formula_promises():
 
 def test_verification_makes_candidates_precise(tmp_path):
     """Bands that find nearly everything; whole signatures tell what is as similar as asked."""
-    texts, minhash, lexicon = variants(2, 30), MinHash(bands=28, rows=4), Lexicon()
+    texts, minhash, shared_word_table = variants(2, 30), MinHash(bands=28, rows=4), WordTable()
     sets = [shingles(text) for text in texts]
-    words = [lexicon.words(text) for text in texts]
+    words = [shared_word_table.words(text) for text in texts]
     signatures = np.array([minhash.of(word) for word in words])
     write_array(tmp_path / "signatures", signatures)
     found = sorted(equal_links(np.array([minhash.bands_of(s) for s in signatures])))
     left, right = np.array(found).T
-    confirmed = SignaturesAgree(RowFiles([tmp_path / "signatures"], [0]), 0.8)(left, right)
+    confirmed = JaccardAtLeast(RowFiles([tmp_path / "signatures"], [0]), 0.8)(left, right)
     similar = np.array([jaccard(sets[a], sets[b]) for a, b in found])
     everything = sum(jaccard(sets[a], sets[b]) >= 0.85 for a, b in combinations(range(180), 2))
     assert (similar >= 0.85).sum() == everything > 30  # nothing that is similar is missed
@@ -90,8 +90,8 @@ def equal_links(bands):
 
 
 def test_the_signature_estimates_jaccard():
-    texts, minhash, lexicon = variants(1, 6), MinHash(bands=64, rows=8), Lexicon()
-    words = [lexicon.words(text) for text in texts]
+    texts, minhash, shared_word_table = variants(1, 6), MinHash(bands=64, rows=8), WordTable()
+    words = [shared_word_table.words(text) for text in texts]
     signatures = [minhash.signature(minhash.shingles(word)) for word in words]
     errors = []
     for a, b in combinations(range(36), 2):
@@ -101,12 +101,14 @@ def test_the_signature_estimates_jaccard():
 
 
 def test_shingles_see_through_case_digits_accents_and_punctuation():
-    minhash, lexicon = MinHash(), Lexicon()
-    one = minhash.band_hashes(lexicon.words("The café, opened in 1998, serves tea; daily."))
-    two = minhash.band_hashes(lexicon.words("the cafe opened in 2021 serves tea daily"))
+    minhash, shared_word_table = MinHash(), WordTable()
+    one = minhash.band_hashes(
+        shared_word_table.words("The café, opened in 1998, serves tea; daily.")
+    )
+    two = minhash.band_hashes(shared_word_table.words("the cafe opened in 2021 serves tea daily"))
     assert (one == two).all()
-    assert minhash.band_hashes(lexicon.words("--- !!! ...")) is None
-    assert minhash.band_hashes(lexicon.words("two words")) is not None
+    assert minhash.band_hashes(shared_word_table.words("--- !!! ...")) is None
+    assert minhash.band_hashes(shared_word_table.words("two words")) is not None
 
 
 def test_large_texts_are_hashed_in_blocks_alike():
@@ -148,17 +150,17 @@ def test_bands_rows_and_threshold_must_agree():
 
 def test_unspaced_scripts_are_shingled_by_characters():
     poem = "床前明月光疑是地上霜举头望明月低头思故乡"
-    minhash, lexicon = MinHash(character_ngram=6), Lexicon()
+    minhash, shared_word_table = MinHash(character_ngram=6), WordTable()
 
     def characters(text):
-        return len(minhash.shingles(lexicon.words(text)))
+        return len(minhash.shingles(shared_word_table.words(text)))
 
     assert characters(poem) == len(poem) - 5 == characters("，".join(poem))
     english = "one two three four five six seven"
     assert characters(english) == 3
-    mixed = set(minhash.shingles(lexicon.words(f"{poem} {english}")).tolist())
+    mixed = set(minhash.shingles(shared_word_table.words(f"{poem} {english}")).tolist())
     for part, count in ((poem, 15), (english, 3)):
-        inside = set(minhash.shingles(lexicon.words(part)).tolist())
+        inside = set(minhash.shingles(shared_word_table.words(part)).tolist())
         assert len(inside) == count and inside <= mixed
     assert len(mixed) == 15 + 5 + 3  # and those that begin in one script and end in the other
     assert characters("床前") == characters("床前 tea") == 1
@@ -221,7 +223,7 @@ def test_the_fast_way_to_fold_is_the_plain_one(text):
     for word in text.split():
         lower = re.sub(r"\d+", "0", re.sub(r"^[\W_]+|[\W_]+$", "", word.lower()))
         plain = simplified("".join(c for c in normalize("NFD", lower) if category(c) != "Mn"))
-        assert fold(word) == plain
-        found = Lexicon().words(word).folded.tolist()
+        assert fold_word(word) == plain
+        found = WordTable().words(word).folded.tolist()
         if len(found) == 1:
             assert found == [hash64(plain) if any(map(str.isalnum, word)) else 0]

@@ -14,7 +14,7 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.text.dedup import hash_join
-from stages.text.dedup.rolling_hash import Runs, anchors, sliding
+from stages.text.dedup.rolling_hash import RollingHash, sliding, winnow
 from stages.text.sources import source_listing
 
 
@@ -58,7 +58,7 @@ def test_substrings_are_those_of_brute_force(tmp_path_factory, seed, least, shar
     texts = [" ".join(text.split()) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_listing, "SHARD_BYTES", 1)
-        patch.setattr(hash_join, "RECORDS_A_TASK", chance.choice([5, 100, 10**6]))
+        patch.setattr(hash_join, "RECORDS_PER_TASK", chance.choice([5, 100, 10**6]))
         files = [texts[at::shards] for at in range(shards)]
         ctx = run(tmp_path_factory.mktemp("s"), files, substrings=least)
     order = [text for file in files for text in file]
@@ -117,7 +117,7 @@ def test_copies_that_are_dropped_repeat_nothing(tmp_path):
 
 @given(st.text(alphabet="ab床\ud800", max_size=60), st.integers(1, 9))
 def test_runs_are_equal_where_their_hashes_are(text, width):
-    hashes = Runs(text).hashes(width).tolist()
+    hashes = RollingHash(text).hashes(width).tolist()
     runs = [text[at : at + width] for at in range(len(text) - width + 1)]
     assert len(hashes) == len(runs) and len(set(hashes)) == len(set(runs))
     assert dict(zip(runs, hashes, strict=True)) == dict(zip(runs[::-1], hashes[::-1], strict=True))
@@ -129,6 +129,6 @@ def test_anchors_are_the_least_of_some_window(values, width):
     windows = [range(at, at + width) for at in range(len(values) - width + 1)]
     least = [min(values[at] for at in window) for window in windows]
     chosen = {at for w, low in zip(windows, least, strict=True) for at in w if values[at] == low}
-    assert set(anchors(hashes, width).tolist()) == chosen
+    assert set(winnow(hashes, width).tolist()) == chosen
     if windows:
         assert sliding(hashes, width, np.minimum).tolist() == least

@@ -13,12 +13,12 @@ from stages.text.cleaning_params import Dedup
 from stages.text.dedup import hash_join, survivor_ranking
 from stages.text.dedup.hash_join import (
     RECORD,
-    Room,
+    JaccardAtLeast,
     RowFiles,
-    SignaturesAgree,
-    candidates,
-    ordered,
-    ranges,
+    TaskScope,
+    candidate_pairs,
+    hash_ranges,
+    sort_records,
 )
 
 
@@ -37,8 +37,8 @@ def union_find(size, pairs):
     return [root(x) for x in range(size)]
 
 
-def room(folder):
-    return Room(folder, Workers(), Context.local(folder / "ctx"))
+def scope(folder):
+    return TaskScope(folder, Workers(), Context.local(folder / "ctx"))
 
 
 def records(keys, first=0):
@@ -66,12 +66,12 @@ def test_components_are_those_of_union_find(tmp_path_factory, keys, files, task)
         spread.append(folder / f"{number}")
         hash_join.write_records(spread[-1], found)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hash_join, "RECORDS_A_TASK", task)
-        patch.setattr(hash_join, "FORESTS_A_MERGE", 2)
-        assert len(ranges(spread)) == -(-3 * len(keys) // task)
-        forest = hash_join.connected(spread, None, room(folder))
+        patch.setattr(hash_join, "RECORDS_PER_TASK", task)
+        patch.setattr(hash_join, "FORESTS_PER_MERGE", 2)
+        assert len(hash_ranges(spread)) == -(-3 * len(keys) // task)
+        spanning_forest = hash_join.connected_rows(spread, None, scope(folder))
     roots = np.arange(len(keys))
-    roots[forest[:, 0]] = forest[:, 1]
+    roots[spanning_forest[:, 0]] = spanning_forest[:, 1]
     pairs = [(a, b) for a, b in combinations(range(len(keys)), 2) if (bands[a] == bands[b]).any()]
     assert roots.tolist() == union_find(len(keys), pairs)
 
@@ -82,14 +82,14 @@ def test_every_record_is_in_one_range(tmp_path, monkeypatch):
     found["key"] = edges
     hash_join.write_records(tmp_path / "a", found[::2])
     hash_join.write_records(tmp_path / "b", found[1::2])
-    monkeypatch.setattr(hash_join, "RECORDS_A_TASK", 2)
-    cut = ranges([tmp_path / "a", tmp_path / "b"])
+    monkeypatch.setattr(hash_join, "RECORDS_PER_TASK", 2)
+    cut = hash_ranges([tmp_path / "a", tmp_path / "b"])
     assert [len(part.records()) for part in cut] == [3, 2, 1]
     assert np.concatenate([part.records()["key"] for part in cut]).tolist() == edges.tolist()
 
 
 def test_a_hash_that_everybody_has_makes_few_candidates():
-    left, right = candidates(ordered(records([1] * 100 + [2] * 8)))
+    left, right = candidate_pairs(sort_records(records([1] * 100 + [2] * 8)))
     pairs = set(zip(left.tolist(), right.tolist(), strict=True))
     near = {(a, b) for a, b in combinations(range(100), 2) if b - a <= 8 or a == 0}
     assert pairs == near | set(combinations(range(100, 108), 2))
@@ -104,8 +104,10 @@ def test_only_similar_signatures_are_linked(tmp_path):
     hash_join.write_records(tmp_path / "spread", records([5] * 4))
     files = RowFiles([tmp_path / "low", tmp_path / "high"], [0, 3])
     for least, expected in ((0.8, [[3, 2]]), (0.81, []), (0.0, [[1, 0], [2, 0], [3, 0]])):
-        confirm = SignaturesAgree(files, least)
-        found = hash_join.connected([tmp_path / "spread"], confirm, room(tmp_path / str(least)))
+        pair_filter = JaccardAtLeast(files, least)
+        found = hash_join.connected_rows(
+            [tmp_path / "spread"], pair_filter, scope(tmp_path / str(least))
+        )
         assert found.tolist() == expected
 
 

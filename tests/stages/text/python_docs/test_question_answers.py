@@ -7,15 +7,15 @@ import pytest
 from stages.text.python_docs.docstrings import (
     DocumentedObject,
     documented_objects,
+    first_sentence,
     module_documents,
-    summary,
 )
-from stages.text.python_docs.preference_pairs import contrasts, shuffled
+from stages.text.python_docs.preference_pairs import build_preferences, shuffle_words
 from stages.text.python_docs.question_answers import (
     EVAL_SHARE,
     UNLABELLED_SHARE,
-    Fact,
-    held_out,
+    ObjectSummary,
+    is_held_out,
     split_of,
 )
 
@@ -99,62 +99,68 @@ def test_a_document_is_signatures_and_docstrings_of_a_few_pages():
     ],
 )
 def test_summaries(doc, answer):
-    assert summary(doc) == answer
+    assert first_sentence(doc) == answer
 
 
-def facts(count=600):
+def summaries(count=600):
     tops = ("alpha", "beta", "gamma")
     return [
-        Fact(f"{tops[i % 3]}.C{i // 12}.m{i}", "method", f"Does thing number {i} for the caller.")
+        ObjectSummary(
+            f"{tops[i % 3]}.C{i // 12}.m{i}", "method", f"Does thing number {i} for the caller."
+        )
         for i in range(count)
     ]
 
 
 def test_splits_have_their_shares_and_never_change():
-    counts = Counter(fact.split for fact in facts(6000))
+    counts = Counter(entry.split for entry in summaries(6000))
     assert counts["eval"] / 6000 == pytest.approx(EVAL_SHARE, abs=0.02)
     assert counts["unlabelled"] / 6000 == pytest.approx(UNLABELLED_SHARE, abs=0.03)
     glob = "Iterate over this subtree and yield all existing files."
-    assert Fact("pathlib.Path.glob", "method", glob).split == "unlabelled"
+    assert ObjectSummary("pathlib.Path.glob", "method", glob).split == "unlabelled"
 
 
 def test_objects_that_say_the_same_are_held_out_together():
-    texts = [fact.summary for fact in facts(40)]
-    assert {held_out(text) for text in texts} == {True, False}
+    texts = [entry.sentence for entry in summaries(40)]
+    assert {is_held_out(text) for text in texts} == {True, False}
     for text in texts:
-        assert {Fact(name, "method", text).split for name in ("a.b", "c")} == {split_of(text)}
-        assert held_out(f"{text.lower()}  And more.\n\n    Of it.") == (split_of(text) == "eval")
-    assert not held_out(">>> no summary")
+        assert {ObjectSummary(name, "method", text).split for name in ("a.b", "c")} == {
+            split_of(text)
+        }
+        assert is_held_out(f"{text.lower()}  And more.\n\n    Of it.") == (split_of(text) == "eval")
+    assert not is_held_out(">>> no summary")
 
 
 def test_questions_name_the_object_in_several_wordings():
-    questions = [fact.question[0] for fact in facts()]
-    assert all(f"`{fact.name}`" in q.content for fact, q in zip(facts(), questions, strict=True))
+    questions = [entry.question[0] for entry in summaries()]
+    assert all(
+        f"`{entry.name}`" in q.content for entry, q in zip(summaries(), questions, strict=True)
+    )
     assert {q.role for q in questions} == {"user"}
     assert len({q.content.split("`")[0] for q in questions}) == 4
 
 
 def test_contrasts_rank_the_true_over_the_near_over_the_far_over_the_shuffled():
-    known = {fact.summary: fact for fact in facts()}
-    by_name = {fact.name: fact for fact in facts()}
-    found = list(contrasts(facts()))
+    known = {entry.sentence: entry for entry in summaries()}
+    by_name = {entry.name: entry for entry in summaries()}
+    found = list(build_preferences(summaries()))
     assert len({p.id for p in found}) == len(found) > 300
     for preference in found:
-        fact = by_name[preference.id]
-        assert fact.split == preference.split != "unlabelled"
-        assert preference.prompt == fact.question
+        entry = by_name[preference.id]
+        assert entry.split == preference.split != "unlabelled"
+        assert preference.prompt == entry.question
         ranked = [r for _, r in sorted(zip(preference.ranks, preference.responses, strict=True))]
-        assert ranked[0] == fact.summary
+        assert ranked[0] == entry.sentence
         assert sorted(preference.ranks) == ([0, 1, 2, 3] if len(ranked) == 4 else [0, 2, 3])
         near, far, wrong = known.get(ranked[-3]), known[ranked[-2]], ranked[-1]
-        assert far.top != fact.top and far.split == fact.split
-        assert sorted(wrong.split()) == sorted(fact.summary.split()) and wrong != fact.summary
+        assert far.top != entry.top and far.split == entry.split
+        assert sorted(wrong.split()) == sorted(entry.sentence.split()) and wrong != entry.sentence
         if len(ranked) == 4:
-            assert near.parent == fact.parent and near.split == fact.split and near != fact
+            assert near.parent == entry.parent and near.split == entry.split and near != entry
     assert len({p.ranks for p in found if len(p.ranks) == 4}) == 24  # the place says nothing
 
 
 def test_words_are_never_left_in_order():
     for i in range(300):
-        assert shuffled("one two", str(i)) == "two one"
-    assert shuffled("a b c d", "k") == shuffled("a b c d", "k")
+        assert shuffle_words("one two", str(i)) == "two one"
+    assert shuffle_words("a b c d", "k") == shuffle_words("a b c d", "k")

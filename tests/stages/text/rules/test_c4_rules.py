@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.text.rules import c4_rules
-from stages.text.rules.catalogue import limits_of
-from stages.text.rules.document_view import View, count_sentences, ends_sentence
-from stages.text.words.word_table import Lexicon
+from stages.text.rules.catalogue import default_limits
+from stages.text.rules.document_view import DocumentView, count_sentences, is_sentence_end
+from stages.text.words.word_table import WordTable
 
-LEXICON = Lexicon()
+LEXICON = WordTable()
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies")
 
 
 def view(text, **options):
-    return View(text, "en", LEXICON, **options)
+    return DocumentView(text, "en", LEXICON, **options)
 
 
 def page_by_definition(text, *, min_words, marks, words_before_citations):
@@ -90,7 +90,7 @@ def test_the_variants_differ_where_their_codes_do():
     line = "Only four words stand."
     assert c4_rules.c4_page(line, c4_rules.VARIANTS["c4"]).lines == []
     assert c4_rules.c4_page(line, c4_rules.VARIANTS["c4:datatrove"]).lines == [line]
-    limits = limits_of(("c4", "c4:datatrove"))
+    limits = default_limits(("c4", "c4:datatrove"))
     assert (limits["c4.sentences"].low, limits["c4:datatrove.sentences"].low) == (3, 5)
 
 
@@ -141,5 +141,5 @@ def test_finewebs_measures_are_their_definitions(text):
 
 
 def test_end_marks_are_unicodes():
-    assert all(map(ends_sentence, ".!?。！？؟।…"[:8]))
-    assert not any(map(ends_sentence, ",;:a)\"'，"))
+    assert all(map(is_sentence_end, ".!?。！？؟।…"[:8]))
+    assert not any(map(is_sentence_end, ",;:a)\"'，"))

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.text.cleaning_params import EditName, RuleSetName, limit_problems, limits_of
+from stages.text.cleaning_params import EditName, RuleSetName, limit_problems, merge_limits
 from stages.text.rules.catalogue import RULE_SETS, Limit
-from stages.text.rules.document_view import View
+from stages.text.rules.document_view import DocumentView
 from stages.text.rules.length_rules import Lists
-from stages.text.rules.rule_scorer import MEASURES, Scorer, first_failures
-from stages.text.text_edits import edits
-from stages.text.words.word_table import Lexicon
+from stages.text.rules.rule_scorer import MEASURES, RuleScorer, first_failures
+from stages.text.text_edits import build_edits
+from stages.text.words.word_table import WordTable
 
 TEXT = (
     "The cat sat on the mat. It was 3 o'clock!\n\n\tdef f(x):  # half {a}\n你好，世界。\n\n<html>"
@@ -23,7 +23,7 @@ TEXT = (
 
 def test_every_set_has_a_name_in_pipeline_files_and_code_that_measures_it():
     assert set(get_args(RuleSetName)) == set(RULE_SETS) == set(MEASURES) | {"lists"}
-    assert [name for name, _ in edits(get_args(EditName), ["en"])] == list(get_args(EditName))
+    assert [name for name, _ in build_edits(get_args(EditName), ["en"])] == list(get_args(EditName))
 
 
 @pytest.mark.parametrize("name", RULE_SETS)
@@ -31,14 +31,14 @@ def test_every_set_has_a_name_in_pipeline_files_and_code_that_measures_it():
 @pytest.mark.parametrize("text", [TEXT, "x", "\n", "<!doctype html><p>hello</p>"])
 def test_a_set_measures_its_rules_and_no_others(name, lang, text):
     measure = MEASURES.get(name, Lists(words=("cat",)))
-    measured = measure(View(text, lang, Lexicon()))
+    measured = measure(DocumentView(text, lang, WordTable()))
     assert set(measured) == set(RULE_SETS[name].rules)
     assert all(isinstance(value, float) for value in measured.values())
 
 
 def test_scores_come_in_the_order_of_the_rules():
-    scorer = Scorer(("gopher_quality", "length"))
-    scores = scorer.scores(View(TEXT, "en", Lexicon()))
+    scorer = RuleScorer(("gopher_quality", "length"))
+    scores = scorer.scores(DocumentView(TEXT, "en", WordTable()))
     assert len(scores) == len(scorer.rules) and scorer.rules[-1] == "length.characters"
     named = dict(zip(scorer.rules, scores, strict=True))
     assert scores[-1] == len(TEXT) and scores[0] == named["gopher_quality.words"] > 9
@@ -58,7 +58,7 @@ def test_the_first_rule_out_of_its_range_fails_a_document(rows, low, high):
 
 def test_a_pipeline_file_changes_ranges_one_by_one():
     names = ("length", "gopher_quality", "gopher_repetition")
-    limits = limits_of(
+    limits = merge_limits(
         names,
         {
             "gopher_quality": {"words": (20.0, None), "hash_marks": 0.2, "stop_words": None},
@@ -70,7 +70,7 @@ def test_a_pipeline_file_changes_ranges_one_by_one():
     assert limits["length.characters"] == Limit(high=9)
     assert "gopher_quality.stop_words" not in limits
     assert limits["gopher_quality.ellipses"] == Limit(high=0.1)
-    assert limits_of(names, {"gopher_quality": {"alphabetic_words": 0.5}})[
+    assert merge_limits(names, {"gopher_quality": {"alphabetic_words": 0.5}})[
         "gopher_quality.alphabetic_words"
     ] == Limit(low=0.5)
 

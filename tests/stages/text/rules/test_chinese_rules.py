@@ -3,20 +3,20 @@
 import pytest
 
 from stages.text.rules import chinese_rules
-from stages.text.rules.catalogue import limits_of
-from stages.text.rules.document_view import View
-from stages.text.text_edits import edits
-from stages.text.words.word_table import Lexicon
+from stages.text.rules.catalogue import default_limits
+from stages.text.rules.document_view import DocumentView
+from stages.text.text_edits import build_edits
+from stages.text.words.word_table import WordTable
 
 PROSE = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"
 
 
 def scores(text, lang="zh", measure=chinese_rules.chinese):
-    return measure(View(text, lang, Lexicon()))
+    return measure(DocumentView(text, lang, WordTable()))
 
 
 def edited(name, text, lang="zh"):
-    ((_, edit),) = edits((name,), ())
+    ((_, edit),) = build_edits((name,), ())
     return edit(text, lang)
 
 
@@ -26,7 +26,7 @@ def test_shares_are_of_what_is_neither_space_nor_mark():
     assert mixed["share"] == pytest.approx(5 / 9) and mixed["latin"] == pytest.approx(3 / 9)
     assert mixed["paragraph"] == 4
     for name in ("chinese", "chinese:characters"):
-        limits = limits_of((name,))
+        limits = default_limits((name,))
         assert limits[f"{name}.share"].low == 0.7 and limits[f"{name}.latin"].high == 0.3
 
 

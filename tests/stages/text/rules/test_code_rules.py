@@ -3,12 +3,12 @@
 import pytest
 
 from stages.text.rules import code_rules
-from stages.text.rules.document_view import View
-from stages.text.words.word_table import Lexicon
+from stages.text.rules.document_view import DocumentView
+from stages.text.words.word_table import WordTable
 
 
 def view(text):
-    return View(text, "und", Lexicon())
+    return DocumentView(text, "und", WordTable())
 
 
 def test_lines_and_letters_of_a_file():

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.text.rules import gopher_rules
-from stages.text.rules.catalogue import limits_of
-from stages.text.rules.document_view import View
-from stages.text.words.word_table import Lexicon
+from stages.text.rules.catalogue import default_limits
+from stages.text.rules.document_view import DocumentView
+from stages.text.words.word_table import WordTable
 
-LEXICON = Lexicon()
+LEXICON = WordTable()
 STOP = {"the", "be", "to", "of", "and", "that", "have", "with"}
 
 
 def view(text, lang="en", **options):
-    return View(text, lang, LEXICON, **options)
+    return DocumentView(text, lang, LEXICON, **options)
 
 
 def top_ngram(words, n, single):
@@ -211,7 +211,7 @@ def test_tokens_are_the_words_with_their_marks_apart():
 
 
 def test_the_limits_are_gophers():
-    limits = limits_of(("gopher_quality", "gopher_repetition"))
+    limits = default_limits(("gopher_quality", "gopher_repetition"))
     quality = {name: (limit.low, limit.high) for name, limit in limits.items()}
     assert quality["gopher_quality.words"] == (50, 100_000)
     assert quality["gopher_quality.word_length"] == (3, 10)

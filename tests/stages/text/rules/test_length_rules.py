@@ -3,17 +3,18 @@
 import pytest
 
 from pipeline.errors import InputError
-from stages.text.rules.document_view import View
-from stages.text.rules.length_rules import Lists, in_languages, languages, read_list
-from stages.text.text_edits import edits, without_boilerplate
-from stages.text.words.word_table import Lexicon
+from stages.text.rules.document_view import DocumentView
+from stages.text.rules.length_rules import Lists, languages, read_list, remove_foreign_paragraphs
+from stages.text.text_edits import edits as build_edits
+from stages.text.text_edits import remove_boilerplate
+from stages.text.words.word_table import WordTable
 
 ENGLISH = "This is a plain sentence about nothing at all, written in English."
 GERMAN = "Dies ist ein einfacher Satz über gar nichts, geschrieben auf Deutsch."
 
 
 def view(text, lang="en", **meta):
-    return View(text, lang, Lexicon(), meta)
+    return DocumentView(text, lang, WordTable(), meta)
 
 
 def test_the_share_of_paragraphs_in_the_texts_language():
@@ -24,9 +25,9 @@ def test_the_share_of_paragraphs_in_the_texts_language():
 
 def test_paragraphs_in_other_languages_can_be_taken_out():
     text = f"{ENGLISH}\nOK\n{GERMAN}"
-    assert in_languages(text, ["en"]) == f"{ENGLISH}\nOK"
-    assert in_languages(text, []) == text
-    assert edits(("languages",), ["de"])[0][1](text, "en") == f"OK\n{GERMAN}"
+    assert remove_foreign_paragraphs(text, ["en"]) == f"{ENGLISH}\nOK"
+    assert remove_foreign_paragraphs(text, []) == text
+    assert build_edits(("languages",), ["de"])[0][1](text, "en") == f"OK\n{GERMAN}"
 
 
 def test_listed_words_are_whole_words_and_phrases_in_any_case():
@@ -66,5 +67,5 @@ def test_lines_around_what_a_page_says_are_taken_out():
     kept = f"{ENGLISH}\n\nHome is where the heart is, said the menu."
     page = f"Skip to main content\nHome\n{ENGLISH}\n\nRead more about it\n\n"
     page += "Home is where the heart is, said the menu.\n© 2024 Nobody. All rights reserved."
-    assert without_boilerplate(page) == kept
-    assert without_boilerplate(kept) == kept
+    assert remove_boilerplate(page) == kept
+    assert remove_boilerplate(kept) == kept

@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.text.rules.repeated_ngrams import repeated_characters
-from stages.text.words.word_table import Lexicon
+from stages.text.words.word_table import WordTable
 
-LEXICON = Lexicon()
+LEXICON = WordTable()
 TOP, LONGEST = 4, 10
 
 
@@ -21,20 +21,22 @@ def top(words, n, single):
     return len(" ".join(best)) * (times if times > 1 else single)
 
 
-def copied(words, n, leaping):
+def copied(words, n, skip_overlaps):
     seen, covered, at = set(), set(), 0
     while at <= len(words) - n:
         ngram = tuple(words[at : at + n])
         if ngram in seen:
             covered.update(range(at, at + n))
-        at += n if leaping and ngram in seen else 1
+        at += n if skip_overlaps and ngram in seen else 1
         seen.add(ngram)
     return sum(len(words[at]) for at in covered)
 
 
-def found(words, single, leaping):
+def found(words, single, skip_overlaps):
     known = LEXICON.look_up(words)
-    return repeated_characters(known.hashes, known.lengths, TOP, LONGEST, single, leaping).tolist()
+    return repeated_characters(
+        known.hashes, known.lengths, TOP, LONGEST, single, skip_overlaps
+    ).tolist()
 
 
 RUN = st.lists(st.sampled_from(["a", "bb", "ccc", "é", "𐐷"]), min_size=1, max_size=12)
@@ -49,10 +51,10 @@ RUNS = st.lists(st.tuples(RUN, st.integers(1, 4)), max_size=12).map(
 @example(["alone"], 1, True)
 @example(["x" * 1_000_000] * 30, 0, True)
 @example(["\ud800", "\0"] * 9, 1, False)
-def test_repeated_ngrams_are_those_that_a_dictionary_counts(words, single, leaping):
+def test_repeated_ngrams_are_those_that_a_dictionary_counts(words, single, skip_overlaps):
     expected = [top(words, n, single) for n in range(2, TOP + 1)]
-    expected += [copied(words, n, leaping) for n in range(TOP + 1, LONGEST + 1)]
-    assert found(words, single, leaping) == expected
+    expected += [copied(words, n, skip_overlaps) for n in range(TOP + 1, LONGEST + 1)]
+    assert found(words, single, skip_overlaps) == expected
 
 
 def test_many_equal_and_many_different_words_take_time_in_proportion():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from stages.data.documents import read_stats
-from stages.text.sources.file_splitting import pieces
+from stages.text.sources.file_splitting import split_file
 from stages.text.sources.readers import read
 from stages.text.sources.source_listing import SourceFile
 
@@ -37,7 +37,7 @@ def test_lines_are_read_once_wherever_they_are_cut(tmp_path_factory, lines, ende
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n" * ended)
     file = file_of(path)
-    cut = list(pieces(file, size))
+    cut = list(split_file(file, size))
     assert numbered(cut) == numbered([file])
     assert sum(piece.size for piece in cut) == file.size
     longest = max(map(len, lines), default=0) + 1
@@ -50,7 +50,7 @@ def test_row_groups_are_read_once_wherever_they_are_cut(tmp_path, size):
     texts = [f"text {i}" * i if i % 7 else None for i in range(50)]
     pq.write_table(pa.table({"text": texts}), path, row_group_size=4)
     file = file_of(path)
-    cut = list(pieces(file, size))
+    cut = list(split_file(file, size))
     assert numbered(cut) == numbered([file])
     assert {1: 13, 10**6: 1}.get(size, len(cut)) == len(cut) and (len(cut) > 1) == (size < 10**6)
 
@@ -59,12 +59,12 @@ def test_row_groups_are_read_once_wherever_they_are_cut(tmp_path, size):
 def test_what_cannot_be_read_from_the_middle_stays_whole(tmp_path, name):
     (tmp_path / name).write_bytes(b"no parquet\n" * 9)
     file = file_of(tmp_path / name)
-    assert list(pieces(file, 10)) == [file]
+    assert list(split_file(file, 10)) == [file]
 
 
 def test_a_file_that_vanished_before_it_was_cut(tmp_path):
     with pytest.raises(InputError, match="cannot read the source"):
-        list(pieces(SourceFile("test", "a.jsonl", str(tmp_path / "a.jsonl"), 99), 1))
+        list(split_file(SourceFile("test", "a.jsonl", str(tmp_path / "a.jsonl"), 99), 1))
 
 
 COMMON = "the of and to that have with be library function returns value object file"

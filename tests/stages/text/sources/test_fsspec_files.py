@@ -19,7 +19,7 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.text.sources import source_listing
-from stages.text.sources.fsspec_files import holds_secret, redacted
+from stages.text.sources.fsspec_files import contains_secret, redact_url
 from stages.text.sources.readers import BrokenFile, read
 from stages.text.sources.source_listing import content_digest, list_files
 
@@ -62,7 +62,7 @@ def found(source):
 def documents(source):
     return [
         (f.place, raw)
-        for shard in source_listing.shards(list_files([source]))
+        for shard in source_listing.make_shards(list_files([source]))
         for f in shard
         for raw in read(f)
     ]
@@ -78,7 +78,7 @@ def test_a_url_is_read_as_a_folder_is(corpus, memory, monkeypatch):
     assert found(f"{url}/d.txt") == [("corpus", "d.txt", 6)]
     whole = documents(str(corpus))
     monkeypatch.setattr(source_listing, "SHARD_BYTES", 10_000)
-    assert len(source_listing.shards(list_files([url]))) > 5 and documents(url) == whole
+    assert len(source_listing.make_shards(list_files([url]))) > 5 and documents(url) == whole
 
 
 def test_content_decides(corpus, memory):
@@ -163,7 +163,9 @@ def test_web_servers_and_signatures(corpus, server, monkeypatch, name):
     monkeypatch.setenv("SIGNATURE", "hush")
     url = f"{server}/{name}?sig=${{env:SIGNATURE}}"
     (file,) = list_files([url])
-    assert file.place == name and "hush" not in file.shown and file.shown.endswith(name)
+    assert (
+        file.place == name and "hush" not in file.display_path and file.display_path.endswith(name)
+    )
     assert list(read(file)) == list(read(list_files([str(corpus / name)])[0]))
     assert content_digest(url)
     with pytest.raises(InputError, match=r"no right to read|does not exist") as caught:
@@ -172,11 +174,11 @@ def test_web_servers_and_signatures(corpus, server, monkeypatch, name):
 
 
 def test_secrets_are_named_and_not_written():
-    assert holds_secret("https://me:pass@host/a.jsonl")
-    assert holds_secret("https://host/a.jsonl?X-Amz-Signature=abc")
-    assert not holds_secret("https://me:${env:PASSWORD}@host/a.jsonl?sig=${env:SIG}")
-    assert not holds_secret("https://host/a.jsonl?download=true")
-    told = redacted("403, url='https://me:p@ss@host/a.jsonl?sig=abc' and s3://b/c#d")
+    assert contains_secret("https://me:pass@host/a.jsonl")
+    assert contains_secret("https://host/a.jsonl?X-Amz-Signature=abc")
+    assert not contains_secret("https://me:${env:PASSWORD}@host/a.jsonl?sig=${env:SIG}")
+    assert not contains_secret("https://host/a.jsonl?download=true")
+    told = redact_url("403, url='https://me:p@ss@host/a.jsonl?sig=abc' and s3://b/c#d")
     assert told == "403, url='https://host/a.jsonl' and s3://b/c"
     problems = CleanParams(sources=("https://a:b@host/x.txt",)).check({})
     assert [problem.key for problem in problems] == ["sources"]

@@ -16,10 +16,10 @@ from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
-from stages.text.decontamination.ngram_index import read_evaluation
+from stages.text.decontamination.ngram_index import read_evaluation_sets
 from stages.text.sources import source_listing
 from stages.text.sources.readers import BrokenFile, read
-from stages.text.sources.source_listing import SourceFile, content_digest, list_files, shards
+from stages.text.sources.source_listing import SourceFile, content_digest, list_files, make_shards
 
 TEXTS = [f"number {i} of the texts" if i != 5 else None for i in range(12)]
 TABLE = {"text": TEXTS, "url": [f"https://host/{i}" for i in range(12)], "score": [0.5] * 12}
@@ -53,7 +53,7 @@ KINDS = pytest.mark.parametrize("write", [save, save_splits, write_parquet, writ
 def documents(source, *options):
     return [
         (file.source, file.place, raw)
-        for files in shards(list_files([source]))
+        for files in make_shards(list_files([source]))
         for file in files
         for raw in read(file, *options)
     ]
@@ -190,7 +190,7 @@ def test_evaluation_sets_are_datasets_too(tmp_path, monkeypatch):
     rows = {"question": [text.format(number) for number in range(6)]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "quiz")
     monkeypatch.setattr(source_listing, "SHARD_BYTES", 100)
-    evaluation = read_evaluation([f"hf:{tmp_path / 'quiz'}"], ["question"], 13)
+    evaluation = read_evaluation_sets([f"hf:{tmp_path / 'quiz'}"], ["question"], 13)
     places = [item.place for item in evaluation.items]
     assert places == [f"train {number} question" for number in range(1, 7)]
 

@@ -16,7 +16,7 @@ from stages.text.python_docs.installed_files import (
     installed_files,
     module_name,
 )
-from stages.text.python_docs.question_answers import held_out
+from stages.text.python_docs.question_answers import is_held_out
 from stages.text.sources import readers, source_listing
 from stages.text.sources.readers import BrokenFile, RawDocument, read
 from stages.text.sources.source_listing import (
@@ -24,7 +24,7 @@ from stages.text.sources.source_listing import (
     SourceFile,
     content_digest,
     list_files,
-    shards,
+    make_shards,
 )
 
 LINES = b'{"text": "one", "n": 1}\n\n{"text": "two"}\n'
@@ -209,7 +209,7 @@ def test_shards_hold_all_files_in_order(monkeypatch):
     monkeypatch.setattr(source_listing, "SHARD_BYTES", 10)
     sizes = [3, 3, 3, 3, 50, 1, 9, 1, 10, 11]
     files = [SourceFile("s", str(i), "", size) for i, size in enumerate(sizes)]
-    cut = shards(files)
+    cut = make_shards(files)
     assert [file for shard in cut for file in shard] == files
     assert [[f.size for f in shard] for shard in cut] == [
         [3, 3, 3],
@@ -220,7 +220,7 @@ def test_shards_hold_all_files_in_order(monkeypatch):
         [10],
         [11],
     ]
-    assert shards([]) == []
+    assert make_shards([]) == []
 
 
 def test_the_installation_is_listed_fairly_and_once():
@@ -261,9 +261,9 @@ def test_what_evaluation_asks_about_is_not_read():
         file = stdlib(name)
         found = "\n\n".join(raw.text for raw in read(file))
         every = documented_objects(Path(file.path).read_bytes(), "m")
-        docs = {item.doc for item in every if not held_out(item.doc)}
+        docs = {item.doc for item in every if not is_held_out(item.doc)}
         assert all(doc in found for doc in docs)
-        alone = [i.doc for i in every if held_out(i.doc) and not any(i.doc in d for d in docs)]
+        alone = [i.doc for i in every if is_held_out(i.doc) and not any(i.doc in d for d in docs)]
         assert not [doc for doc in alone if doc in found]
         kept, left_out = kept + len(docs), left_out + len(alone)
     assert kept > 100 and left_out > 10

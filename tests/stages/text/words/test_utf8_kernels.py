@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from stages.data.hashing import hash64
 from stages.text.words.utf8_kernels import (
     LONGEST_KNOWN,
-    UNSPACED,
+    UNSPACED_RANGES,
     as_array,
     bullet_lines,
     utf8,
     word_bounds,
 )
-from stages.text.words.word_table import Lexicon, fold
+from stages.text.words.word_table import WordTable, fold_word
 from stages.text.words.word_tokenizer import split_word
 
-WARM = Lexicon()
-ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
+WARM = WordTable()
+ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
 WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
 
 MARK = st.sampled_from([*"([{\"'.,;:!?)]}-/#%", "...", "'s", "n't", "”", "…"])
@@ -40,7 +40,7 @@ def check(found, words):
     assert found.hashes.tolist() == [hash64(word) for word in words]
     assert found.letter.tolist() == letter and found.symbol.tolist() == symbol
     assert found.folded.tolist() == [
-        0 if mere else hash64(fold(word)) for word, mere in zip(words, symbol, strict=True)
+        0 if mere else hash64(fold_word(word)) for word, mere in zip(words, symbol, strict=True)
     ]
     assert found.unspaced.tolist() == [bool(re.match(f"[{ALONE}]", word)) for word in words]
 

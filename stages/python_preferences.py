@@ -1,6 +1,6 @@
 """Preferences over answers about the running Python installation: -> Preferences.
 
-    preferences: {uses: preferences, max_objects: 8000}
+    preferences: {uses: python_preferences, max_objects: 8000}
 
 For the objects that `questions` asks about: the true summary is better than a sibling's, which is
 better than an unrelated one, which is better than the true one's words in a wrong order. Objects
@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING
 from pipeline import panels
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, stage
-from stages.text.cleaning_params import ObjectsParams
+from stages.text.cleaning_params import PythonDocsParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.data.preference_dataset import Preference
 
 
-@stage("preferences", output="Preferences", version=2)
-def preferences(params: ObjectsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+@stage("python_preferences", output="Preferences", version=2)
+def python_preferences(params: PythonDocsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build K-wise preferences from the docstrings of the Python installation."""
     from stages.data.preference_dataset import write_preferences
-    from stages.text.python_docs.preference_pairs import contrasts
-    from stages.text.python_docs.question_answers import collect_facts
+    from stages.text.python_docs.preference_pairs import build_preferences
+    from stages.text.python_docs.question_answers import collect_summaries
 
-    facts = collect_facts(params, ctx)
-    found = list(contrasts(facts))
+    summaries = collect_summaries(params, ctx)
+    found = list(build_preferences(summaries))
     if not found:
         raise InputError(
-            f"{len(facts)} objects are too few to compare",
+            f"{len(summaries)} objects are too few to compare",
             where="max_objects",
             remedy="raise max_objects, or allow longer answers",
         )
@@ -56,6 +56,6 @@ def _report(found: list[Preference], ctx: Context) -> None:
 
 
 def _shown(preference: Preference) -> dict[str, str]:
-    ranked = sorted(zip(preference.ranks, preference.responses, strict=True))
-    answers = {f"rank {rank}": response for rank, response in ranked}
+    rank_by_preference = sorted(zip(preference.ranks, preference.responses, strict=True))
+    answers = {f"rank {rank}": response for rank, response in rank_by_preference}
     return {"prompt": preference.prompt[-1].content, **answers}

@@ -9,9 +9,9 @@ from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.data.conversation_dataset import Conversations
 from stages.data.preference_dataset import Preferences
-from stages.preferences import preferences
-from stages.questions import questions
-from stages.text.cleaning_params import ObjectsParams
+from stages.python_preferences import python_preferences
+from stages.python_questions import python_questions
+from stages.text.cleaning_params import PythonDocsParams
 from stages.text.sources import source_listing
 
 
@@ -27,8 +27,8 @@ def run(stage, folder, params):
 
 
 def test_preferences_and_questions_share_objects_and_splits(tmp_path):
-    asked = run(questions, tmp_path / "q", ObjectsParams(max_objects=400))
-    ctx = run(preferences, tmp_path / "p", ObjectsParams(max_objects=400))
+    asked = run(python_questions, tmp_path / "q", PythonDocsParams(max_objects=400))
+    ctx = run(python_preferences, tmp_path / "p", PythonDocsParams(max_objects=400))
     answers = {c.id: c for c in Conversations(asked.out, None)}
     for split in ("train", "eval"):
         found = list(Preferences(ctx.out, split))
@@ -50,11 +50,12 @@ def test_preferences_and_questions_share_objects_and_splits(tmp_path):
 
 def test_the_same_objects_give_the_same_bytes(tmp_path):
     one, two = (
-        run(preferences, tmp_path / n, ObjectsParams(max_objects=120)).out for n in ("a", "b")
+        run(python_preferences, tmp_path / n, PythonDocsParams(max_objects=120)).out
+        for n in ("a", "b")
     )
     assert (one / "part-00000.parquet").read_bytes() == (two / "part-00000.parquet").read_bytes()
 
 
 def test_mistakes_are_explained(tmp_path):
     with pytest.raises(InputError, match="too few to compare"):
-        run(preferences, tmp_path, ObjectsParams(max_objects=1))
+        run(python_preferences, tmp_path, PythonDocsParams(max_objects=1))

@@ -12,8 +12,8 @@ from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.data.conversation_dataset import Conversations
-from stages.questions import questions
-from stages.text.cleaning_params import ObjectsParams
+from stages.python_questions import python_questions
+from stages.text.cleaning_params import PythonDocsParams
 from stages.text.python_docs import question_answers
 from stages.text.sources import source_listing
 
@@ -26,7 +26,7 @@ def small_shards(monkeypatch):
 
 def run(folder, **options):
     ctx = Context.local(folder)
-    questions(ObjectsParams(**options), Inputs({}), ctx.out, ctx)
+    python_questions(PythonDocsParams(**options), Inputs({}), ctx.out, ctx)
     return ctx
 
 
@@ -53,7 +53,7 @@ def test_each_object_is_asked_about_once_in_one_split(tmp_path):
 
 
 def test_answers_are_what_the_objects_say():
-    found = {f.name: f.summary for f in _facts_of("textwrap.py", "pathlib.py")}
+    found = {f.name: f.sentence for f in _facts_of("textwrap.py", "pathlib.py")}
     assert (
         found["textwrap.wrap"]
         == "Wrap a single paragraph of text, returning a list of wrapped lines."
@@ -69,7 +69,7 @@ def _facts_of(*names):
         for f in source_listing.list_files(["python:docs"])
         if f.place in {f"python/{n}" for n in names}
     ]
-    return [fact for file in files for fact in question_answers._facts(file, 20, 300)]
+    return [entry for file in files for entry in question_answers._summaries(file, 20, 300)]
 
 
 def test_the_same_installation_gives_the_same_bytes_however_it_is_cut(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_fewer_objects_are_the_first_of_more(tmp_path):
 def test_a_killed_run_goes_on(tmp_path):
     whole = part(run(tmp_path / "whole", max_objects=200))
     first = run(tmp_path / "killed", max_objects=60)
-    left = sorted((first.scratch / "facts").iterdir())
+    left = sorted((first.scratch / "summaries").iterdir())
     left[-1].unlink()
     times = [path.stat().st_mtime_ns for path in left[:-1]]
     again = run(tmp_path / "killed", max_objects=200)
@@ -96,12 +96,12 @@ def test_a_killed_run_goes_on(tmp_path):
 
 
 def test_mistakes_are_explained(tmp_path, monkeypatch):
-    (problem,) = ObjectsParams(min_characters=50, max_characters=20).check({})
+    (problem,) = PythonDocsParams(min_characters=50, max_characters=20).check({})
     assert problem.key == "min_characters"
     with pytest.raises(ValidationError, match="python:docs"):
-        ObjectsParams(sources=("wiki",))
-    assert set(ObjectsParams().externals()) == {"python:docs"}
-    assert ObjectsParams().estimate({})["seconds"] > 2
+        PythonDocsParams(sources=("wiki",))
+    assert set(PythonDocsParams().externals()) == {"python:docs"}
+    assert PythonDocsParams().estimate({})["seconds"] > 2
     monkeypatch.setattr(source_listing, "list_files", lambda names: [])
     with pytest.raises(InputError, match="no documented objects"):
         run(tmp_path)
