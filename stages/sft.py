@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stages.data.conversation_dataset import Conversation
     from stages.training.engine import Engine
     from stages.training.ranks.rank import Rank
+    from stages.training.step_result import StepResult
 
 SHOWN = 6
 BALANCE, TOKENS = "balance_loss", "real_tokens"
@@ -189,9 +190,10 @@ class FineTuning(LanguageObjective):
         """Inputs and targets (B, T), padded on the right; targets are the assistant's."""
         return collate(samples)
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
         """One step; the balance loss is a mean over tokens."""
-        return _of_tokens(super().step(engines, step))
+        result = super().step(engines, step)
+        return replace(result, metrics=_of_tokens(result.metrics))
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Loss and perplexity; the balance loss is a mean over tokens."""

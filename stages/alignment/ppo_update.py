@@ -23,6 +23,7 @@ from pipeline.errors import Failure
 from stages.alignment.clipped_losses import policy_loss, value_loss
 from stages.alignment.experience import Experience, Targets
 from stages.generation.likelihood import next_log_probs
+from stages.training.step_result import EngineStep
 
 
 class Learner(Protocol):
@@ -35,8 +36,8 @@ class Learner(Protocol):
         """Add the gradient of this rank's part of a loss; parts of all ranks sum up. `last` marks
         the last part before a step."""
 
-    def step(self) -> object:
-        """One optimizer step on what was added; gradients are then zero."""
+    def step(self) -> EngineStep:
+        """Make one optimizer step with the gradients added so far, then reset them to zero."""
 
 
 class Pretraining(Protocol):
@@ -98,8 +99,8 @@ def update(
     share: Share = Share(),
     pretraining: Pretraining | None = None,
     beat: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Run all epochs and return their mean figures; `beat` is called after each backward pass.
+) -> tuple[dict[str, float], list[EngineStep]]:
+    """Run all epochs; return their mean metrics and all optimizer steps. `beat` is called after each backward pass.
 
     Raises:
         Failure: the first minibatch's ratio is not 1: rollouts and training disagree about the
@@ -107,16 +108,16 @@ def update(
     """
     figures = Figures(share)
     turn = _Turn(policy, critic, experience, targets, settings, figures, beat)
+    updates: list[EngineStep] = []
     number = 0
     for _ in range(settings.ppo_epochs):
         for places in minibatches(len(experience), settings.num_minibatches, rng):
             turn.learn(places, share, check=number == 0, more=pretraining is not None)
             if pretraining is not None:
                 turn.remember(pretraining, number)
-            policy.step()
-            critic.step()
+            updates += [policy.step(), critic.step()]
             number += 1
-    return figures.means(number)
+    return figures.means(number), updates
 
 
 @dataclass

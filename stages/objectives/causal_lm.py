@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stages.models.language_model import Routing
     from stages.training.engine import Engine
     from stages.training.ranks.rank import Rank
+    from stages.training.step_result import StepResult
 
 LOAD = "load_layer_"
 """Before a layer's number: the share of tokens of each of its experts."""
@@ -119,9 +120,10 @@ class Pretraining(LanguageObjective):
         found: Tensor = self._bytes[targets[targets >= 0]].sum()
         return found
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
         """One step; of the experts' load the busiest's is reported."""
-        return _busiest(super().step(engines, step))
+        result = super().step(engines, step)
+        return replace(result, metrics=_busiest(result.metrics))
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Loss, perplexity, and bits per byte, which compare across tokenizers."""

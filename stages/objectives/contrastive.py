@@ -41,6 +41,7 @@ from stages.models.clip.modeling_clip import CLIP
 from stages.training.data_order import mix
 from stages.training.objective import Metrics, State, Trainable
 from stages.training.ranks.rank import Rank
+from stages.training.step_result import StepResult
 from stages.training.throughput import gemm_peak
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Contrastive:
         model.recompute(self.recompute)
         return model.train()
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
         """Forward and backward over this rank's pairs, then one update."""
         start = time.perf_counter()
         engine, rank = engines["model"], self.rank
@@ -157,13 +158,14 @@ class Contrastive:
             share, scale = backward_cached(engine, batches, self._judge)
         totals = rank.total(torch.stack([share.loss.detach().double(), share.right.double()]))
         loss, right = totals.tolist()
-        if not engine.step(loss).applied:
+        update = engine.step(loss)
+        if not update.applied:
             for buffer, before in statistics:
                 buffer.copy_(before)
         limit_scale(engine)
         average_statistics(engine.module, rank)
         seconds = time.perf_counter() - start
-        return {
+        metrics = {
             "loss": loss,
             "accuracy": right / self.settings.global_batch,
             "logit_scale": float(scale),
@@ -171,6 +173,7 @@ class Contrastive:
             "data_share": waited / seconds,
             "mfu": self._flops(batches) * rank.world / seconds / self._peak,
         }
+        return StepResult(metrics, [update])
 
     @property
     def _judge(self) -> Judge:

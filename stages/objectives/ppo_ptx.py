@@ -37,6 +37,7 @@ from stages.models.language_model import LanguageModel
 from stages.models.registry import language_model
 from stages.training.data_order import Shuffled, mix
 from stages.training.objective import Metrics, Samples, State, Trainable
+from stages.training.step_result import StepResult
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
@@ -153,7 +154,7 @@ class PPOObjective:
         pages.require(tokenizer)
         return pages
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
         """One iteration.
 
         Raises:
@@ -171,7 +172,7 @@ class PPOObjective:
             gae_lambda=self.settings.gae_lambda,
             missing_eos_penalty=self.settings.missing_eos_penalty,
         )
-        figures = update(
+        metrics, updates = update(
             engines["policy"],
             engines["value"],
             batch,
@@ -185,7 +186,8 @@ class PPOObjective:
         summary = summarise(batch)
         self.control.update(summary["kl"], count)
         self._average(engines["policy"])
-        return {**summary, **figures, "kl_coef": beta, "tokens": float(batch.at.numel())}
+        metrics = {**summary, **metrics, "kl_coef": beta}
+        return StepResult(metrics, updates, tokens=float(batch.at.numel()))
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Reward and KL on held-out prompts, drawn with the same random numbers every time.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from stages.training.optim.muon import Muon, know_ranges
 from stages.training.optim.param_groups import optimizer, set_rate
 from stages.training.planning.memory_model import BUCKET, CPU_BUCKET
 from stages.training.spike_guard import SpikeGuard
+from stages.training.step_result import EngineStep
 from stages.training.zero_state import Fragment, layout, whole_weights
 
 if TYPE_CHECKING:
@@ -41,28 +42,6 @@ if TYPE_CHECKING:
 NOT_FINITE = "the gradient is not finite"
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scale (Micikevicius et al. 2018, section 3.2) goes by."""
-
-
-class Step(NamedTuple):
-    """What became of one optimizer step."""
-
-    norm: float
-    """Global norm of the gradient before clipping; inf or NaN if it was not finite."""
-    why: str = ""
-    """What was wrong, if it was left out."""
-    amiss: bool = False
-    """Whether something is wrong. Nothing is where float16 finds the limit of its loss scale, and
-    where the norm stands out but not the loss."""
-
-    @property
-    def applied(self) -> bool:
-        """Whether the weights were updated."""
-        return not self.why
-
-    @property
-    def spike(self) -> bool:
-        """Whether it was left out though its gradient was finite."""
-        return not self.applied and math.isfinite(self.norm)
 
 
 class Engine:
@@ -87,8 +66,8 @@ class Engine:
         self.shapes = shapes | {n: share.shape for n, share in shares.items()}
         """Of the whole parameters, of which this rank may hold a part."""
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
-        self._lr = settings.lr * trainable.lr
-        self._adam = optimizer(trainable, self.parameters, settings, self._lr)
+        self._peak_lr = self.lr = settings.lr * trainable.lr
+        self._adam = optimizer(trainable, self.parameters, settings, self.lr)
         self._adam.admit = self._admit
         config = _config(settings, self.zero, bool(shares), rank.device.type == "cuda")
         with _one_kind_of_optimizer(self.zero):
@@ -110,9 +89,8 @@ class Engine:
             self._scaler = self._deepspeed.optimizer.loss_scaler
             self._scaler.raise_error_at_min_scale = False  # the loop gives up, after it went back
         self.guard = SpikeGuard(settings.spike_sigma, settings.spike_window)
-        self.history: list[Step] = []
         self._loss: float | None = None
-        self._made: Step | None = None
+        self._made: EngineStep | None = None
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The forward pass of the module."""
@@ -132,8 +110,9 @@ class Engine:
         Returns:
             The learning rate of what has no multiple of its own.
         """
-        set_rate(self._adam, self._lr * factor)
-        return self._lr * factor
+        self.lr = self._peak_lr * factor
+        set_rate(self._adam, self.lr)
+        return self.lr
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add a loss's gradient. The gradient of a step is the SUM over all losses given here, on
@@ -143,7 +122,7 @@ class Engine:
         self._deepspeed.backward(loss * self.rank.world if self.rank.world > 1 else loss)
         self.rank.beat()
 
-    def step(self, loss: float | None = None) -> Step:
+    def step(self, loss: float | None = None) -> EngineStep:
         """Clip and update; left out on all ranks if the gradient is not finite anywhere, or if it
         or the loss stands out.
 
@@ -156,10 +135,9 @@ class Engine:
         else:
             self._deepspeed.step()
         # DeepSpeed itself leaves out what is not finite.
-        made = self._made or Step(math.inf, NOT_FINITE, True)
-        if scale > 1 and made.why == NOT_FINITE:
-            made = Step(math.inf, f"the gradient overflows at loss scale {scale:g}")
-        self.history.append(made)
+        made = self._made or self._outcome(math.inf, NOT_FINITE, True)
+        if scale > 1 and made.skip_reason == NOT_FINITE:
+            made = self._outcome(math.inf, f"the gradient overflows at loss scale {scale:g}")
         self.rank.beat()
         return made
 
@@ -173,15 +151,18 @@ class Engine:
         """Whether the optimizer may update: it asks with each of its groups, which are clipped."""
         made = self._made or self._judge(float(self._deepspeed.optimizer._global_grad_norm))
         if made.applied:
-            clip(gradients, made.norm, self.settings.clip, self.settings.clip_by)
+            clip(gradients, made.grad_norm, self.settings.clip, self.settings.clip_by)
         return made.applied
 
-    def _judge(self, norm: float) -> Step:
+    def _judge(self, norm: float) -> EngineStep:
         if math.isfinite(norm):
-            self._made = Step(norm, *self.guard.judge(norm, self._loss))
+            self._made = self._outcome(norm, *self.guard.judge(norm, self._loss))
         else:
-            self._made = Step(norm, NOT_FINITE, True)
+            self._made = self._outcome(norm, NOT_FINITE, True)
         return self._made
+
+    def _outcome(self, norm: float, why: str = "", amiss: bool = False) -> EngineStep:
+        return EngineStep(self.name, norm, self.lr, why, amiss)
 
     def _norm(self) -> float:
         """Of the whole gradient: experts that live elsewhere are asked for theirs. The same bits on

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from stages.training.engine import Engine
     from stages.training.ranks.rank import Rank
+    from stages.training.step_result import StepResult
     from stages.training.training_params import TrainSection
 
 Metrics = Mapping[str, float]
-"""Figures of one step, the same on every rank. `loss`, `tokens` (of all ranks) are used by the
-loop itself; the rest is passed on to the series."""
+"""Metrics by name, the same on every rank."""
 
 Batch = Mapping[str, Any]
 State = dict[str, Any]
@@ -106,13 +106,13 @@ class Objective(Protocol):
         objective, which moves them to `rank.device` itself.
         """
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
         """One step of the loop, all of it: micro-batches, accumulation, PPO's rollouts.
 
         `step` says which data to use: it counts from 0, and leaps over data after a rollback.
         The learning rate is set, and torch's generators are seeded from (seed, step, rank), so
         that a step is a function of the weights and `step` alone. Call `engine.step()` for each
-        update; it and `engine.backward()` tell the watchdog that all is well. What else takes
+        update and return its outcome; it and `engine.backward()` tell the watchdog that all is well. What else takes
         long calls `rank.beat()` now and then.
         """
 
@@ -183,7 +183,7 @@ class SupervisedObjective(ABC):
         self.rank, self.settings, self.seed = rank, settings, seed
         return self.open(rank)
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
         """Forward and backward over this rank's share, then one optimizer step."""
         from stages.training.supervised import train_step
 

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from pipeline.errors import InputError, Interrupted
 from stages.training.data_order import micro_batches
+from stages.training.step_result import StepResult
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
-    from stages.training.objective import Batch, Loss, Metrics, SupervisedObjective
+    from stages.training.objective import Batch, Loss, SupervisedObjective
     from stages.training.ranks.rank import Rank
 
 
-def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Metrics:
+def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Raises:
@@ -41,8 +42,7 @@ def train_step(objective: SupervisedObjective, engine: Engine, step: int) -> Met
     if not weight:
         raise InputError(f"step {step} holds nothing to learn: every target is masked")
     means = sums.means(weight)
-    engine.step(means["loss"])
-    return {**means, "tokens": tokens}
+    return StepResult(means, [engine.step(means["loss"])], tokens)
 
 
 def evaluate(objective: SupervisedObjective, engine: Engine) -> dict[str, float]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.training.objective import Metrics, Objective
     from stages.training.ranks.rank import Rank
+    from stages.training.step_result import EngineStep, StepResult
     from stages.training.training_params import TrainSection
 
 
@@ -156,24 +157,25 @@ class Fit:
         rate = factor(self.settings, step)
         rates = {key: engine.rate(rate) for key, engine in self.engines.items()}
         self.meter.start()
-        found = dict(self.objective.step(self.engines, step + position.offset))
-        tokens = found.pop("tokens", 0.0)
-        speed = self.meter.stop(tokens)
+        result = self.objective.step(self.engines, step + position.offset)
+        speed = self.meter.stop(result.tokens)
         position.step += 1
-        position.tokens += tokens
-        self._guard(found)
+        position.tokens += result.tokens
+        self._guard(result)
         self.rank.beat()
         self.rank.pulse.step_seconds = self.meter.median
         lr = {"lr": next(iter(rates.values()))}
-        self._report({**found, **lr, **self._updates(), **speed, **self._spent()})
+        self._report(
+            {**result.metrics, **lr, **self._updates(result.updates), **speed, **self._spent()}
+        )
 
-    def _guard(self, found: Mapping[str, float]) -> None:
+    def _guard(self, result: StepResult) -> None:
         """Count what went wrong. Norms and losses are alike on all ranks, so is this."""
         position = self.position
-        made = [step for engine in self.engines.values() for step in engine.history]
-        skipped = [step.why for step in made if not step.applied]
-        finite = math.isfinite(found.get("loss", 0.0))
-        if not finite or any(step.amiss for step in made):
+        made = [update for key in self.engines for update in result.updates if update.engine == key]
+        skipped = [update.skip_reason for update in made if not update.applied]
+        finite = math.isfinite(result.metrics.get("loss", 0.0))
+        if not finite or any(update.is_anomaly for update in made):
             position.bad += 1
         elif not skipped:
             position.bad = 0
@@ -192,20 +194,18 @@ class Fit:
         spent = {"tokens": tokens, "flops": tokens * flops}
         return {name: value for name, value in spent.items() if value}
 
-    def _updates(self) -> dict[str, float]:
+    def _updates(self, updates: Sequence[EngineStep]) -> dict[str, float]:
         """The gradient's norm of each engine, the largest if it made several updates; how many
         updates stood out, where any did; and float16's loss scale."""
         rest = {}
-        if spikes := sum(made.spike for e in self.engines.values() for made in e.history):
+        if spikes := sum(update.is_spike for update in updates):
             rest["spike"] = float(spikes)
         if self.settings.dtype == "float16":
             rest["loss_scale"] = next(iter(self.engines.values())).loss_scale
         norms = {
-            key: max((made.norm for made in engine.history), default=0.0)
-            for key, engine in self.engines.items()
+            key: max((update.grad_norm for update in updates if update.engine == key), default=0.0)
+            for key in self.engines
         }
-        for engine in self.engines.values():
-            engine.history.clear()
         if len(norms) == 1:
             return {"grad_norm": norms.popitem()[1], **rest}
         return {**{f"grad_norm_{key}": norm for key, norm in norms.items()}, **rest}

@@ -37,9 +37,9 @@ from stages.data.image_text_dataset import Sample, write_index, write_shards
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
 from stages.objectives.contrastive import Contrastive
 from stages.training.engine import Engine
-from stages.training.objective import Metrics
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.rank_process import quiet
+from stages.training.step_result import StepResult
 from stages.training.throughput import gemm_peak
 from stages.training.trainer import Fit
 from stages.training.training_params import TrainSection
@@ -69,9 +69,10 @@ class Numbers:
 class Numbered(Contrastive):
     """With captions that are numbers; remembers what the last step told."""
 
-    def step(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        self.told = dict(super().step(engines, step))
-        return self.told
+    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
+        result = super().step(engines, step)
+        self.told = dict(result.metrics)
+        return result
 
     def _tokenizer(self) -> Words:
         return Numbers()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class Hot(Contrastive):
         held = [f for f in engines["model"].shards.held if f.name == "logit_scale"]
         values = [float(fragment.views["fp32"].max()) for fragment in held]
         total, holders = self.rank.total([sum(values), len(values)]).tolist()
-        return {**found, "master": total / holders}
+        return replace(found, metrics={**found.metrics, "master": total / holders})
 
 
 @dataclass

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ class Gathering(Toy):
             shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
             assert shapes == engine.shapes
             assert all(float(p.detach().abs().sum()) > 0 for p in whole.parameters() if p.ndim > 1)
-        return {**super().step(engines, step), "apart": float(len(apart))}
+        result = super().step(engines, step)
+        return replace(result, metrics={**result.metrics, "apart": float(len(apart))})
 
 
 @dataclass
@@ -142,8 +143,10 @@ class Infinite(Toy):
     at: int = 3
 
     def step(self, engines: Any, step: int) -> Any:
-        found = super().step(engines, step)
-        return {**found, "loss": float("inf")} if step == self.at else found
+        result = super().step(engines, step)
+        if step != self.at:
+            return result
+        return replace(result, metrics={**result.metrics, "loss": float("inf")})
 
 
 @dataclass
@@ -159,8 +162,9 @@ class Two(Toy):
         import torch
 
         engines["aid"].backward(engines["aid"](torch.ones(2, 3)).sum())
-        engines["aid"].step()
-        return super().step({"model": engines["model"]}, step)
+        aid = engines["aid"].step()
+        result = super().step({"model": engines["model"]}, step)
+        return replace(result, updates=[aid, *result.updates])
 
     def evaluate(self, engines: Any, step: int) -> Any:
         return super().evaluate({"model": engines["model"]}, step)
@@ -282,7 +286,7 @@ def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
             each = small if number else 1.0
             given = torch.full((1, 1), each / rank.world, dtype=getattr(torch, settings.dtype))
             engine.backward(engine(given).float().sum() / 8, last=number == passes)
-        return 8 * engine.step().norm
+        return 8 * engine.step().grad_norm
     finally:
         engine.close()
         del accelerator.is_fp16_supported
@@ -468,7 +472,8 @@ class Bucketed(Routed):
 
     def step(self, engines: Any, step: int) -> Any:
         bucket = engines["model"]._deepspeed.optimizer.reduce_bucket_size
-        return {**super().step(engines, step), "bucket": float(bucket)}
+        result = super().step(engines, step)
+        return replace(result, metrics={**result.metrics, "bucket": float(bucket)})
 
 
 def packed(number: int) -> Packed:

@@ -79,7 +79,7 @@ def batch(models):
 
 def run(models, batch, *, share=None, pretraining=None, lr=0.0, **settings):
     policy, critic = Recorder(copy.deepcopy(models[0]), lr), Recorder(copy.deepcopy(models[2]), lr)
-    figures = update(
+    figures, _ = update(
         policy, critic, batch, targets(batch, beta=0.1),
         UpdateSettings(**{"ppo_epochs": 1, "num_minibatches": 2} | settings),
         np.random.default_rng(0), share=share or Share(), pretraining=pretraining,

@@ -52,13 +52,13 @@ def test_weights_moments_counts_and_extra_state_come_back(tmp_path: Path) -> Non
 def test_saving_copies_so_that_training_goes_on_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, write = threading.Event(), ck.tensors.write
+    go, write = threading.Event(), ck.safetensors_io.write
 
     def slow(*arguments: object) -> object:
         go.wait()
         return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ck.tensors, "write", slow)
+    monkeypatch.setattr(ck.safetensors_io, "write", slow)
     engine, twin, saves = PlainEngine(), PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
     saves.newest()
     engine.train(2)
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_knows_nothing_of_anchors_is_still_taken_up(tmp_path: 
 
 def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk takes as long as it takes for the waiting rank to have shown itself twice."""
-    rank, write = Rank(), ck.tensors.write
+    rank, write = Rank(), ck.safetensors_io.write
 
     def slow(*arguments: object) -> object:
         deadline = time.monotonic() + 60
@@ -159,7 +159,7 @@ def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.M
             time.sleep(0.01)
         return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ck.tensors, "write", slow)
+    monkeypatch.setattr(ck.safetensors_io, "write", slow)
     saves = Checkpoints(tmp_path, rank, 2)
     saves.newest()
     saves.save(1, {"model": PlainEngine()}, {})  # type: ignore[dict-item]
