@@ -37,10 +37,10 @@ class Entry(NamedTuple):
 COMMANDS = {
     "run": Entry("launch.commands.run", "Run", "Run a pipeline here or on a Ray cluster."),
     "plan": Entry("launch.commands.plan", "Run", "Say what would run and why, and what it costs."),
-    "resume": Entry("launch.commands.run", "Run", "Go on where a run stopped."),
+    "resume": Entry("launch.commands.resume", "Run", "Go on where a run stopped."),
     "submit": Entry("launch.commands.submit", "Run", "Ship a run to a cluster as one job."),
     "cancel": Entry("launch.commands.cancel", "Run", "Stop a run at its next safe point."),
-    "list": Entry("launch.commands.status", "Look", "List the runs of a store.", "list_runs"),
+    "list": Entry("launch.commands.list", "Look", "List the runs of a store.", "list_runs"),
     "status": Entry("launch.commands.status", "Look", "Show where a run stands."),
     "logs": Entry("launch.commands.logs", "Look", "Print the logs of a run or of one stage."),
     "show": Entry(
@@ -50,17 +50,17 @@ COMMANDS = {
     "compare": Entry(
         "launch.commands.compare", "Look", "Show losses of runs against what they cost."
     ),
-    "report": Entry("launch.commands.status", "Look", "Write the HTML page of a run."),
+    "report": Entry("launch.commands.report", "Look", "Write the HTML page of a run."),
     "verify": Entry("launch.commands.verify", "Keep", "Check every byte of artifacts."),
-    "gc": Entry("launch.commands.verify", "Keep", "Find (and free) the space that nothing needs."),
+    "gc": Entry("launch.commands.gc", "Keep", "Find (and free) the space that nothing needs."),
     "promote": Entry(
         "launch.commands.registry.promote", "Models", "Register a model behind gates."
     ),
     "rollback": Entry(
-        "launch.commands.registry.promote", "Models", "Move an alias back to the version before."
+        "launch.commands.registry.rollback", "Models", "Move an alias back to the version before."
     ),
     "models": Entry(
-        "launch.commands.registry.promote", "Models", "List registered models, aliases and history."
+        "launch.commands.registry.models", "Models", "List registered models, aliases and history."
     ),
     "generate": Entry("launch.commands.registry.generate", "Models", "Sample text from a model."),
     "cluster": Entry("launch.commands.cluster", "Machines", "Start, stop or look at a cluster."),
@@ -115,13 +115,15 @@ class Headwater(click.Group):
         try:
             code = super().main(args, *rest, **extra)
         except HeadwaterError as error:
-            exit_handling.end(error)
+            exit_handling.exit_with_error(error)
         except click.ClickException as error:
-            exit_handling.end(UserError(error.format_message(), remedy=exit_handling.usage(error)))
+            exit_handling.exit_with_error(
+                UserError(error.format_message(), remedy=exit_handling.usage_command(error))
+            )
         except (click.Abort, KeyboardInterrupt):
-            exit_handling.stopped()
+            exit_handling.exit_interrupted()
         except Exception as error:
-            exit_handling.crash(error)
+            exit_handling.exit_with_crash_log(error)
         sys.exit(code if isinstance(code, int) else 0)
 
 

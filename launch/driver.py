@@ -1,153 +1,124 @@
-"""Carrying a run out from the command line: table, MLflow mirror, report, promotion, last words."""
+"""Plans and executes runs for the command line, with live table, MLflow mirror and report."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from launch.ui import console
-from launch.ui.exit_handling import working_in
+from launch.ui.exit_handling import set_crash_log_dir
 from launch.ui.options import mlflow_uri, store_flag
-from pipeline.errors import HeadwaterError
+from pipeline.errors import HeadwaterError, UserError
+from pipeline.status import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.execution.run import Run
     from pipeline.execution.runner import Observer
-    from pipeline.status import RunStatus
+    from pipeline.plan import Plan
+    from pipeline.spec.pipeline_spec import ModelRef, Spec
+    from pipeline.storage.artifact import Artifact
     from pipeline.storage.store import Store
 
-_WORDS = {"stage.failed": "error", "run.finished": "error", "gate.refused": "refused"}
-WIND_UP = 60.0  # seconds that a report and MLflow may take after a run's last event
-OURS = "local"  # what `--address` says for a Ray of our own
+FINALIZE_SECONDS = 60.0
+"""Time that the driver of a finished run may take to write the report and to send the rest to
+MLflow."""
+LOCAL_ADDRESS = "local"  # value of `--address` that starts a new local Ray
+
+
+def plan_pipeline(
+    spec: Spec,
+    store: Store,
+    from_: str | None = None,
+    only: str | None = None,
+    rerun: Sequence[str] = (),
+    strict_code: bool = False,
+) -> Plan:
+    """Plan a pipeline against a store, with registered models resolved.
+
+    Raises:
+        UserError: a named stage does not exist, or a source cannot be read.
+    """
+    from pipeline.plan import make
+
+    def resolve_model(ref: ModelRef) -> Artifact:
+        from launch.tracking.model_registry import Registry
+
+        return Registry(store, mlflow_uri()).resolve(ref.model, ref.alias)
+
+    return make(
+        spec,
+        store,
+        from_=from_,
+        only=only,
+        rerun=rerun,
+        strict_code=strict_code,
+        resolve_model=resolve_model,
+    )
 
 
 class Reporter:
-    """Writes the HTML page once the journal is complete, before the mirror sends it on."""
+    """Observer that writes the HTML report when the run ends, before the mirror uploads it."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def start(self) -> None:
-        """Nothing to write yet."""
+        """Do nothing: there is nothing to report yet."""
 
     def stop(self) -> None:
-        """The run is over, however it ended."""
+        """Write the report, however the run ended."""
         write_report(self.run)
 
 
-def drive(run: Run, address: str | None = None) -> int:
-    """Carry a run out and tell how it ended.
+def execute_run(run: Run, address: str | None = None) -> int:
+    """Execute a run and print its summary.
 
     Args:
-        address: the Ray cluster to join; None or `local` starts one of our own.
+        address: Ray cluster to join. Default: a new local one.
 
     Returns:
         The exit code.
 
     Raises:
-        HeadwaterError: the run could not begin, or the engine could not go on.
+        HeadwaterError: the run could not start, or the engine failed.
     """
-    from launch.promotion import promote_after
+    from launch.promotion import promote_after_run
     from launch.ray_launcher import RayLauncher
+    from launch.run_summary import print_summary
     from launch.tracking.mirror import Mirror
-    from launch.ui.live_table import following
+    from launch.ui.live_table import show_live
     from pipeline.execution.runner import execute, exit_code
 
-    working_in(run.folder)
+    console.echo(f"run {run.id}   store {run.store.root}")
+    console.echo(
+        f"to follow it from another shell: headwater status --watch{store_flag(run.store)}", "dim"
+    )
+    console.echo()
+    set_crash_log_dir(run.folder)
     mirror = Mirror(run.store, run, mlflow_uri())
     observers: list[Observer] = [Reporter(run), mirror]  # type: ignore[list-item]
     try:
-        with following(run):
+        with show_live(run):
             status = execute(
                 run,
                 run.store,
-                RayLauncher(None if address == OURS else address),
+                RayLauncher(None if address == LOCAL_ADDRESS else address),
                 observers=observers,
-                on_finished=promote_after,
+                on_finished=promote_after_run,
             )
     except HeadwaterError as error:
         error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
         raise
-    last_words(run, status)
+    print_summary(run, status)
     return exit_code(run)
 
 
-def last_words(run: Run, status: RunStatus) -> None:
-    """How it ended, where everything is, what MLflow lacks, and the line to type next."""
-    from launch.tracking.mirror import lacking
-
-    console.say()
-    console.say(f"{status.pipeline} {status.run}: {status.state}", console.STYLES[status.state])
-    for line in places(run, status):
-        console.say(line)
-    if why := lacking(run):
-        line = f"headwater report {run.id} --sync{store_flag(run.store)}"
-        said = f"warning: MLflow has not all of this run: {why}; {line} sends the rest"
-        console.say(said, "yellow", stderr=True)
-    after(run, status)
-
-
-def places(run: Run, status: RunStatus) -> list[str]:
-    """Where the report, MLflow's pages and the registered models are."""
-    from launch.tracking.mlflow_client import ui_line
-
-    lines = []
-    if (page := run.folder / "report.html").exists():
-        lines.append(f"  report      {page}")
-    lines.append(f"  MLflow UI   {ui_line(run.store, mlflow_uri())}")
-    for entry in status.registered:
-        names = " ".join(f"@{alias}" for alias in entry["aliases"])
-        lines.append(f"  registered  {entry['model']} version {entry['version']} {names}")
-    lines.append(f"  store       {run.store.root}")
-    return lines
-
-
-def after(run: Run, status: RunStatus) -> None:
-    """One line of advice for each end of a run."""
-    flag = store_flag(run.store)
-    resume = f"headwater resume {run.id}{flag}"
-    if status.state == "finished" and status.registered:
-        entry = status.registered[-1]
-        name = f"{entry['model']}@{entry['aliases'][-1]}"
-        console.advise(f'headwater generate {name} "…"{flag}')
-    elif status.state == "finished":
-        console.advise(f"headwater show {run.id}{flag}")
-    elif status.state in ("interrupted", "cancelled"):
-        console.advise(resume, "goes on where it stopped")
-    else:
-        explain(run, status)
-
-
-def explain(run: Run, status: RunStatus) -> None:
-    """What failed, in the words of the journal, and the line to type next."""
-    flag = store_flag(run.store)
-    resume = f"headwater resume {run.id}{flag}"
-    failed = [stage for stage in status.stages if stage.state == "failed"]
-    for event in _last_drive(run):
-        if event["event"] in _WORDS and event.get("error"):
-            stage = f"{event['stage']}: " if "stage" in event else ""
-            said = f"{_WORDS[str(event['event'])]}: {stage}{event['error']}"
-            console.say(said, "red", stderr=True)
-            if remedy := event.get("remedy"):
-                console.say(f"       {remedy}", stderr=True)
-    if failed:
-        console.advise(f"headwater logs {run.id} {failed[0].name}{flag}", f"then {resume}")
-    else:
-        console.advise(f"headwater status {run.id}{flag}", f"then {resume}")
-
-
-def _last_drive(run: Run) -> list[dict[str, object]]:
-    """The events since a driver took the run up last."""
-    events = run.events()
-    starts = [i for i, event in enumerate(events) if event["event"] == "run.started"]
-    return events[starts[-1] :] if starts else events
-
-
 def write_report(run: Run) -> Path | None:
-    """The HTML page; None if it could not be written, which never matters to the run."""
+    """Write the HTML report; return None if that failed, which never fails the run."""
     from launch.report.run_page import write
 
     with suppress(OSError, HeadwaterError):
@@ -156,19 +127,16 @@ def write_report(run: Run) -> Path | None:
 
 
 def check_resumable(run: Run, store: Store) -> None:
-    """Refuse early what the driver would refuse late; a driver that winds up is waited for.
+    """Check that no driver works on a run; wait for one that only finalizes a finished run.
 
     Raises:
-        UserError: another driver is at work on the run.
+        UserError: a driver works on the run.
     """
-    from launch.commands.status import OVER
-    from pipeline.errors import UserError
-
-    deadline = time.monotonic() + WIND_UP
-    while run.driven() and run.status().state in OVER and time.monotonic() < deadline:
+    deadline = time.monotonic() + FINALIZE_SECONDS
+    while run.driven() and run.status().state in TERMINAL_STATES and time.monotonic() < deadline:
         time.sleep(0.2)
     if run.driven():
         raise UserError(
-            f"run {run.id} is at work already",
+            f"run {run.id} is already running",
             remedy=f"headwater status {run.id} --watch{store_flag(store)}",
         )

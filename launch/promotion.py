@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SMOKE_SECONDS = 600
 
 
-def smoke(folder: Path) -> None:
+def smoke_test(folder: Path) -> None:
     """Load the model and use it once, in a process of its own.
 
     Raises:
@@ -41,7 +41,7 @@ def smoke(folder: Path) -> None:
         raise RuntimeError(said[-1])
 
 
-def promote_after(run: Run) -> None:
+def promote_after_run(run: Run) -> None:
     """What the pipeline file promotes at its end, if it does and the run has that stage.
 
     Raises:
@@ -77,13 +77,15 @@ def promote_run(
         require,
         {entry.name: entry.metrics for entry in status.stages},
         dry_run=dry_run,
-        smoke=smoke,
+        smoke=smoke_test,
         run=run.id,
     )
-    known = {"model": model, "version": record["to"]}
-    told = any(e.items() >= known.items() and alias in e["aliases"] for e in status.registered)
-    if not dry_run and not told:
-        run.append("promoted", **known, alias=alias, stage=stage, gates=record["gates"])
+    promoted = {"model": model, "version": record["to"]}
+    recorded = any(
+        e.items() >= promoted.items() and alias in e["aliases"] for e in status.registered
+    )
+    if not dry_run and not recorded:
+        run.append("promoted", **promoted, alias=alias, stage=stage, gates=record["gates"])
     return record
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 Event = dict[str, Any]
 
+TERMINAL_STATES = ("finished", "failed", "refused", "interrupted", "cancelled")
+"""States of a run that no driver is working on."""
+
 
 @dataclass(frozen=True)
 class StageStatus:

@@ -24,7 +24,7 @@ _ALWAYS = (1980, 1, 1, 0, 0, 0)  # zip has no earlier date; one date, so one con
 
 
 @dataclass(frozen=True)
-class Package:
+class CodePackage:
     """A zip file and its content-addressed name."""
 
     name: str
@@ -34,7 +34,7 @@ class Package:
     """What was checked out, with `+dirty` after it if files had changed; empty before the first."""
 
 
-def repository(folder: Path) -> Path:
+def repository_root(folder: Path) -> Path:
     """The top of the git working tree around a folder.
 
     Raises:
@@ -43,7 +43,7 @@ def repository(folder: Path) -> Path:
     return Path(_git(folder, "rev-parse", "--show-toplevel").strip())
 
 
-def tracked(root: Path) -> dict[Path, Path]:
+def tracked_files(root: Path) -> dict[Path, Path]:
     """Every tracked file that exists: what it is called, and the file itself.
 
     Raises:
@@ -88,13 +88,13 @@ def commit_of(root: Path) -> str:
     return f"{commit}+dirty" if changed else commit
 
 
-def pack(root: Path) -> Package:
+def pack(root: Path) -> CodePackage:
     """Zip the tracked files of a working tree.
 
     Raises:
         UserError: it is no git working tree, or the zip is over 90 MiB.
     """
-    files = tracked(root)
+    files = tracked_files(root)
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, path in files.items():
@@ -104,7 +104,7 @@ def pack(root: Path) -> Package:
         file.seek(0)
         content = file.read()
     digest = hashlib.sha256(content).hexdigest()[:40]
-    return Package(f"_ray_pkg_{digest}.zip", content, len(files), commit_of(root))
+    return CodePackage(f"_ray_pkg_{digest}.zip", content, len(files), commit_of(root))
 
 
 def _add(archive: zipfile.ZipFile, name: Path, path: Path) -> None:

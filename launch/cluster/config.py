@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launch.cluster.ray_jobs_client import Jobs, WrongToken
+from launch.cluster.ray_jobs_client import RayJobsClient, WrongToken
 from launch.tracking.mlflow_client import holds_password
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
 from pipeline.spec.yaml_reader import Tree, read
@@ -33,7 +33,7 @@ FOLDER = Path("configs/clusters")
 _VARIABLE = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
 
 
-class Offer(BaseModel):
+class HeadResources(BaseModel):
     """What a local head hands out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +63,7 @@ class ClusterFile(BaseModel):
     """Whether the code travels with the job."""
     python: str = "python"
     """The interpreter on the cluster."""
-    resources: Offer = Offer()
+    resources: HeadResources = HeadResources()
     """What a head that is started here hands out."""
 
 
@@ -124,9 +124,9 @@ class Cluster:
             return os.environ.get(self.file.token_env, "")
         return _read_token(self.token_path) if self.token_path else ""
 
-    def jobs(self) -> Jobs:
+    def jobs(self) -> RayJobsClient:
         """The head's Jobs API."""
-        return Jobs(self.address, self.token())
+        return RayJobsClient(self.address, self.token())
 
 
 def _read_token(path: Path) -> str:
@@ -199,7 +199,7 @@ def _problem(tree: Tree, found: Any) -> Problem:
     path = tuple(found["loc"])
     key = ".".join(str(part) for part in path)
     if found["type"] == "extra_forbidden":
-        model = Offer if len(path) > 1 else ClusterFile
+        model = HeadResources if len(path) > 1 else ClusterFile
         hint = did_you_mean(str(path[-1]), model.model_fields)
         return Problem(key, "unknown key", hint, tree.place(path))
     if found["type"] == "missing":

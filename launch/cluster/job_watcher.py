@@ -1,7 +1,8 @@
-"""Watching a run that a cluster carries out, until it is over or Ctrl-C detaches.
+"""Follows a run that a cluster executes, until it ends or Ctrl-C detaches.
 
-What is shown comes from the store. The head is only asked whether the job lives, again and again:
-the end of a log is not the end of a job, and a head that is silent for a while may come back.
+What is displayed comes from the store. The head is only polled for the state of the job:
+completion is read from the job status, not from the end of its log, and a head that does not
+answer for a while may come back.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from launch.cluster.job_record import latest_job
+from launch.cluster.ray_jobs_client import ACTIVE, Unreachable
 from launch.ui import console
 from launch.ui.options import store_flag
 from pipeline.errors import Failure, HeadwaterError, UserError
+from pipeline.status import TERMINAL_STATES
 from pipeline.storage.atomic_io import write_atomic
 
 if TYPE_CHECKING:
@@ -21,94 +25,93 @@ if TYPE_CHECKING:
     from pipeline.execution.run import Run
 
 LOG = "job.log"
-ASK = 2.0  # seconds between two questions to the head
-LOST = 60.0  # seconds of a silent head with no driver at work until we say so
-SETTLE = 5.0  # seconds that a journal may lag behind the end of its job
+POLL_INTERVAL = 2.0  # seconds between two polls of the head
+HEAD_TIMEOUT = 60.0  # seconds without an answer of the head and without a driver; then give up
+JOURNAL_DELAY = 5.0  # seconds that the journal may lag behind the end of its job
 
 
-def drives(run: Run) -> int:
-    """How often a driver took the run up."""
+def count_driver_starts(run: Run) -> int:
+    """Return how often a driver started the run."""
     return sum(event["event"] == "run.started" for event in run.events())
 
 
-def stay(run: Run, cluster: Cluster, before: int, detach: bool = False) -> int:
-    """Watch until the run is over; Ctrl-C leaves it running.
+def watch_until_done(run: Run, cluster: Cluster, starts: int, detach: bool = False) -> int:
+    """Display a submitted run until it ends; Ctrl-C detaches and leaves it running.
 
     Args:
-        before: how often a driver had taken the run up before this job.
+        starts: driver starts before this job.
+        detach: return at once.
 
     Returns:
         The exit code.
     """
     from launch.ui.live_table import watch
 
-    flag = store_flag(run.store)
-    console.say(f"run {run.id} is on {cluster.name}")
+    console.echo(f"run {run.id} was submitted to {cluster.name}")
     if detach:
-        _how_to_come_back(run, flag)
+        _suggest_follow_commands(run)
         return 0
-    watcher = Watcher(run, cluster, before)
+    watcher = JobWatcher(run, cluster, starts)
     try:
-        watch(run, watcher.ended, lambda: watcher.note)
+        watch(run, watcher.wait_for_end, lambda: watcher.note)
     except KeyboardInterrupt:
-        console.say()
-        console.say("detached: the run goes on without this terminal")
-        _how_to_come_back(run, flag)
+        console.echo()
+        console.echo("detached; the run continues")
+        _suggest_follow_commands(run)
         return 130
-    return watcher.conclude()
+    return watcher.finish()
 
 
-def _how_to_come_back(run: Run, flag: str) -> None:
-    console.advise(f"headwater status {run.id} --watch{flag}", "watches it")
-    console.advise(f"headwater logs {run.id} -f{flag}", "reads along")
-    console.advise(f"headwater cancel {run.id}{flag}", "stops it after a checkpoint")
+def _suggest_follow_commands(run: Run) -> None:
+    flag = store_flag(run.store)
+    console.suggest_command(f"headwater status {run.id} --watch{flag}", "shows its progress")
+    console.suggest_command(f"headwater logs {run.id} -f{flag}", "follows its logs")
+    console.suggest_command(f"headwater cancel {run.id}{flag}", "stops it after a checkpoint")
 
 
 @dataclass
-class Watcher:
-    """Follows a job by asking for its state: the end of a log is not the end of a job."""
+class JobWatcher:
+    """Poller of one job's state."""
 
     run: Run
     cluster: Cluster
-    before: int
-    """How often a driver had taken the run up before."""
+    starts: int
+    """Driver starts before this job."""
     note: str = "the cluster prepares the job"
+    """Line under the table."""
     sleep: Callable[[float], None] = time.sleep
-    _asked: float = 0.0
+    _polled: float = 0.0
     _silent_since: float | None = None
     _ended_at: float | None = None
     _job: dict[str, Any] | None = None
 
-    def ended(self, seconds: float) -> bool:
-        """Wait, look, and say whether there is nothing left to wait for.
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait, poll, and return whether the run is over.
 
         Raises:
-            Failure: the head is gone, and with it the run's driver.
+            Failure: neither the head nor the run's driver is alive.
         """
-        from launch.commands.status import OVER
-
         self.sleep(seconds)
-        if drives(self.run) > self.before:
+        if count_driver_starts(self.run) > self.starts:
             self.note = ""
-            if self.run.status().state in OVER and not self.run.driven():
+            if self.run.status().state in TERMINAL_STATES and not self.run.driven():
                 return True
-        if time.monotonic() - self._asked >= ASK:
-            self._asked = time.monotonic()
-            self._ask()
+        if time.monotonic() - self._polled >= POLL_INTERVAL:
+            self._polled = time.monotonic()
+            self._poll_head()
         if self._ended_at is not None:
-            return time.monotonic() - self._ended_at > SETTLE and not self.run.driven()
-        self._check_lost()
+            return time.monotonic() - self._ended_at > JOURNAL_DELAY and not self.run.driven()
+        silent = self._silent_since is not None
+        if silent and time.monotonic() - (self._silent_since or 0.0) > HEAD_TIMEOUT:
+            self._require_driver()
         return False
 
-    def _ask(self) -> None:
-        from launch.cluster.ray_jobs_client import ACTIVE, Unreachable
-        from launch.commands.submit import last_job
-
+    def _poll_head(self) -> None:
         try:
-            self._job = last_job(self.run, self.cluster)
+            self._job = latest_job(self.run, self.cluster)
         except (Unreachable, UserError) as error:
             self._silent_since = self._silent_since or time.monotonic()
-            self.note = f"{error.message}; asking again"
+            self.note = f"{error.message}; retrying"
             return
         if self._silent_since:
             self.note, self._silent_since = "", None
@@ -116,48 +119,44 @@ class Watcher:
         if over and self._ended_at is None:
             self._ended_at = time.monotonic()
 
-    def _check_lost(self) -> None:
-        silent = self._silent_since is not None and time.monotonic() - self._silent_since > LOST
-        if silent and not self.run.driven():
-            flag = store_flag(self.run.store)
+    def _require_driver(self) -> None:
+        if not self.run.driven():
+            resume = f"headwater resume {self.run.id}{store_flag(self.run.store)}"
             raise Failure(
-                "the head is gone, and the run's driver with it; what was made is safe",
+                "the Ray head and the run's driver are gone; finished work is in the store",
                 where=self.cluster.address,
-                remedy=f"headwater cluster up {self.cluster.name}, "
-                f"then headwater resume {self.run.id}{flag}",
+                remedy=f"headwater cluster up {self.cluster.name}, then {resume}",
             )
 
-    def conclude(self) -> int:
-        """Tell how it ended, keep the job's own words; the exit code."""
-        from launch.driver import last_words
+    def finish(self) -> int:
+        """Save the job's log if the run did not finish, print the summary, return the exit code.
+
+        Raises:
+            Failure: the job ended before its driver started.
+        """
+        from launch.run_summary import print_summary
         from pipeline.execution.runner import exit_code
 
         status = self.run.status()
         if status.state not in ("finished", "pending"):
-            _keep_log(self.run, self.cluster)
-        if drives(self.run) <= self.before and status.state != "cancelled":
-            raise self._never_began()
-        last_words(self.run, status)
+            _save_job_log(self.run, self.cluster)
+        if count_driver_starts(self.run) <= self.starts and status.state != "cancelled":
+            _save_job_log(self.run, self.cluster)
+            message = str((self._job or {}).get("message") or "the head no longer knows the job")
+            lines = [line for line in message.strip().splitlines() if line.strip()]
+            raise Failure(
+                f"the job ended before the run started: {lines[-1] if lines else message}",
+                where=str(self.run.folder / LOG),
+                remedy=f"headwater resume {self.run.id}{store_flag(self.run.store)}",
+            )
+        print_summary(self.run, status)
         return exit_code(self.run)
 
-    def _never_began(self) -> Failure:
-        """The job ended before the run's driver wrote a word."""
-        _keep_log(self.run, self.cluster)
-        said = str((self._job or {}).get("message") or "the head forgot the job")
-        lines = [line for line in said.strip().splitlines() if line.strip()]
-        return Failure(
-            f"the job ended before the run began: {lines[-1] if lines else said}",
-            where=str(self.run.folder / LOG),
-            remedy=f"headwater resume {self.run.id}{store_flag(self.run.store)}",
-        )
 
-
-def _keep_log(run: Run, cluster: Cluster) -> None:
-    """What the job's driver printed, into the store: a head forgets it when it is restarted."""
-    from launch.commands.submit import last_job
-
+def _save_job_log(run: Run, cluster: Cluster) -> None:
+    """Write the output of the job's driver to the store; a restarted head has lost it."""
     try:
-        job = last_job(run, cluster)
+        job = latest_job(run, cluster)
         text = cluster.jobs().logs(job["submission_id"]) if job else ""
     except HeadwaterError:
         return

@@ -25,7 +25,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launch.cluster.config import Cluster
-from launch.cluster.ray_jobs_client import Capacity, Jobs, Unreachable, WrongToken, is_loopback
+from launch.cluster.ray_jobs_client import (
+    Capacity,
+    RayJobsClient,
+    Unreachable,
+    WrongToken,
+    is_loopback,
+)
 from launch.ray_launcher import PATIENT
 from pipeline.errors import Failure, UserError
 from pipeline.storage.atomic_io import make_folder, read_json, write_atomic
@@ -217,7 +223,7 @@ def _environment(token: Path, temp: Path) -> dict[str, str]:
 def _await(cluster: Cluster) -> Capacity | None:
     """What the new head has; None if it does not come up."""
     deadline = time.monotonic() + PATIENCE
-    jobs: Jobs = cluster.jobs()
+    jobs: RayJobsClient = cluster.jobs()
     while time.monotonic() < deadline and pid(cluster):
         try:
             if capacity := jobs.capacity():

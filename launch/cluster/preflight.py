@@ -32,7 +32,7 @@ TIMEOUT = 2.0  # seconds of silence on a connection
 DEADLINE = 4.0  # seconds for all answers; five are promised
 
 
-class Checks(HeadwaterError):
+class PreflightError(HeadwaterError):
     """Everything that stands in a submission's way."""
 
     def __init__(self, found: list[HeadwaterError]) -> None:
@@ -44,7 +44,7 @@ class Checks(HeadwaterError):
 
 
 @dataclass(frozen=True)
-class Answers:
+class PreflightResult:
     """What was found; an error where something is in the way."""
 
     head: Capacity | HeadwaterError | None
@@ -58,34 +58,34 @@ class Answers:
         """Whether one can look what is there already."""
         return self.store is None and not isinstance(self.head, HeadwaterError)
 
-    def accept(self, promotes: bool) -> tuple[Capacity | None, list[str]]:
+    def require_ready(self, promotes: bool) -> tuple[Capacity | None, list[str]]:
         """What the cluster has, and warnings.
 
         Args:
             promotes: the run needs MLflow at its end; others are mirrored to it later.
 
         Raises:
-            Checks: what is in the way, each with a message of its own.
+            PreflightError: what is in the way, each with a message of its own.
         """
         warnings = list(self.warnings)
         if self.mlflow and not promotes:
             warnings.append(f"{self.mlflow}; the run goes on without, and is mirrored later")
         found = [self.head, self.store, self.mlflow if promotes else None]
         if wrong := [error for error in found if isinstance(error, HeadwaterError)]:
-            raise Checks(wrong)
+            raise PreflightError(wrong)
         return self.head if isinstance(self.head, Capacity) else None, warnings
 
 
-def ask(cluster: Cluster) -> Answers:
+def run_preflight(cluster: Cluster) -> PreflightResult:
     """Ask the head, the store and MLflow, all at once; raises nothing."""
     uri = cluster.file.mlflow or os.environ.get("MLFLOW_TRACKING_URI", "")
     questions: dict[str, Callable[[], Any]] = {
-        f"the head at {cluster.address}": lambda: head(cluster),
-        f"the store at {cluster.store.root}": lambda: store(cluster.store.root),
-        f"MLflow at {public(uri)}": lambda: mlflow(cluster.mlflow),
+        f"the head at {cluster.address}": lambda: check_head(cluster),
+        f"the store at {cluster.store.root}": lambda: check_store(cluster.store.root),
+        f"MLflow at {public(uri)}": lambda: check_mlflow(cluster.mlflow),
     }
     found = _side_by_side(questions, DEADLINE)
-    return Answers(found[0], found[1], found[2], tuple(_plaintext(cluster)))
+    return PreflightResult(found[0], found[1], found[2], tuple(_plaintext(cluster)))
 
 
 def _side_by_side(questions: Mapping[str, Callable[[], Any]], seconds: float) -> list[Any]:
@@ -114,7 +114,7 @@ def _side_by_side(questions: Mapping[str, Callable[[], Any]], seconds: float) ->
     ]
 
 
-def head(cluster: Cluster) -> Capacity | None:
+def check_head(cluster: Cluster) -> Capacity | None:
     """Ask the head who it is and what it has.
 
     Raises:
@@ -137,7 +137,7 @@ def head(cluster: Cluster) -> Capacity | None:
         raise
 
 
-def store(root: Path) -> None:
+def check_store(root: Path) -> None:
     """Write a file into the store and remove it.
 
     Raises:
@@ -158,7 +158,7 @@ def store(root: Path) -> None:
         ) from None
 
 
-def mlflow(uri: str | None) -> None:
+def check_mlflow(uri: str | None) -> None:
     """Ask a tracking server for its health; what is no server needs no answer.
 
     Raises:
@@ -192,7 +192,7 @@ def mlflow(uri: str | None) -> None:
     )
 
 
-def resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) -> None:
+def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) -> None:
     """Refuse what can never be placed, of what is still to be made.
 
     Raises:
@@ -219,7 +219,7 @@ def _too_much(node: Node, capacity: Capacity) -> Iterator[Problem]:
             said = f"asks for {workers.num * each:g} {what}, the cluster has {total:g}"
             yield Problem(key, said, f"lower {key}.num or name a larger cluster", node.where)
             return
-    places = capacity.places(workers.cpus, workers.gpus)
+    places = capacity.max_processes(workers.cpus, workers.gpus)
     if places < workers.num:
         one = " and ".join(f"{each:g} {what}" for what, each, _ in asked if each)
         said = f"asks for {workers.num} times {one} of one node, there is room for {places}"

@@ -49,7 +49,7 @@ class Capacity:
         """GPUs of all nodes together."""
         return sum(gpus for _, gpus in self.nodes)
 
-    def places(self, cpus: float, gpus: float) -> int:
+    def max_processes(self, cpus: float, gpus: float) -> int:
         """How many processes that each want so much of one node fit at once."""
         return sum(min(_times(cpus, c), _times(gpus, g)) for c, g in self.nodes)
 
@@ -59,7 +59,7 @@ def _times(each: float, there: float) -> int:
     return int(there / each + 1e-9) if each else sys.maxsize
 
 
-class Jobs:
+class RayJobsClient:
     """The jobs of one head."""
 
     def __init__(self, address: str, token: str = "") -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.commands.status import OVER
 from launch.ui import console
 from launch.ui.options import find_run, store_flag, store_option
 from pipeline.errors import Failure
+from pipeline.status import TERMINAL_STATES
 from pipeline.storage.atomic_io import write_atomic
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def cancel(name: str, now: bool, store_path: str) -> None:
     """
     run = find_run(store_path, name)
     state = run.status().state
-    if state in OVER:
-        console.say(f"run {run.id} is over already: {state}")
+    if state in TERMINAL_STATES:
+        console.echo(f"run {run.id} is over already: {state}")
         return
     write_atomic(run.cancel_file, "cancel now\n" if now else "cancel\n")
     if not run.driven() and _never_begins(run, now):
-        console.say(f"run {run.id} had not begun; it will not")
+        console.echo(f"run {run.id} had not begun; it will not")
         return
-    console.say(f"asked run {run.id} to stop{' at once' if now else ', after a checkpoint'}")
+    console.echo(f"asked run {run.id} to stop{' at once' if now else ', after a checkpoint'}")
     _await_end(run)
 
 
@@ -49,14 +49,14 @@ def _never_begins(run: Run, now: bool) -> bool:
     Raises:
         Failure: its head does not answer, so nobody knows.
     """
-    from launch.commands.submit import job_is_gone, submitted_to
+    from launch.cluster.job_record import is_job_gone, submitted_cluster
 
-    cluster = submitted_to(run)
+    cluster = submitted_cluster(run)
     gone, deadline = None, time.monotonic() + TAKEN_UP
     while gone is None and time.monotonic() < deadline:
-        if run.driven() or run.status().state in OVER:
+        if run.driven() or run.status().state in TERMINAL_STATES:
             return False
-        gone = job_is_gone(run, cluster, now) if cluster else None
+        gone = is_job_gone(run, cluster, now) if cluster else None
         time.sleep(LOOK)
     if gone is False:
         return False
@@ -67,15 +67,17 @@ def _never_begins(run: Run, now: bool) -> bool:
 def _await_end(run: Run) -> None:
     deadline = time.monotonic() + PATIENCE
     try:
-        while (state := run.status().state) not in OVER and time.monotonic() < deadline:
+        while (state := run.status().state) not in TERMINAL_STATES and time.monotonic() < deadline:
             time.sleep(LOOK)
     except KeyboardInterrupt:
-        console.say("it stops without us watching", "dim")
+        console.echo("it stops without us watching", "dim")
         return
-    if state not in OVER:
+    if state not in TERMINAL_STATES:
         raise Failure(
             f"run {run.id} is still {state} after {PATIENCE:.0f} s",
             remedy=f"headwater cancel {run.id} --now{store_flag(run.store)}",
         )
-    console.say(f"run {run.id}: {state}", console.STYLES[state])
-    console.advise(f"headwater resume {run.id}{store_flag(run.store)}", "goes on where it stopped")
+    console.echo(f"run {run.id}: {state}", console.STYLES[state])
+    console.suggest_command(
+        f"headwater resume {run.id}{store_flag(run.store)}", "goes on where it stopped"
+    )

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cluster.ray_jobs_client import run_of
+from launch.driver import FINALIZE_SECONDS
 from launch.ui import console
 from launch.ui.options import json_option, store_flag, store_option
 from pipeline.errors import HeadwaterError, NotFound, UserError
+from pipeline.status import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from launch.cluster.config import Cluster
 
-WIND_DOWN = 60  # seconds
 name_argument = click.argument("name", metavar="[NAME]", default="local")
 
 
@@ -36,12 +37,12 @@ def up(name: str, store_path: str) -> None:
     found = load_cluster(name, store_path)
     began = local_head.start(found)
     capacity = found.jobs().capacity()
-    console.say(f"{found.name} is up{'' if began else ' already'} at {found.address}", "green")
+    console.echo(f"{found.name} is up{'' if began else ' already'} at {found.address}", "green")
     if capacity:
-        console.say(f"  has         {capacity.cpus:g} CPUs, {capacity.gpus:g} GPUs")
-    console.say(f"  token       {found.token_path} (only you can read it)")
-    console.say(f"  log         {found.state / local_head.LOG}")
-    console.advise(f"headwater submit CONFIG --cluster {name}{store_flag(found.store)}")
+        console.echo(f"  has         {capacity.cpus:g} CPUs, {capacity.gpus:g} GPUs")
+    console.echo(f"  token       {found.token_path} (only you can read it)")
+    console.echo(f"  log         {found.state / local_head.LOG}")
+    console.suggest_command(f"headwater submit CONFIG --cluster {name}{store_flag(found.store)}")
 
 
 @cluster.command()
@@ -63,13 +64,13 @@ def down(name: str, now: bool, store_path: str) -> None:
                 remedy=f"{line}, wait for it, or --now",
             )
     ended = local_head.stop(found)
-    console.say(f"{found.name} is down" if ended else f"{found.name} was not up")
+    console.echo(f"{found.name} is down" if ended else f"{found.name} was not up")
 
 
 def _at_work(found: Cluster) -> list[str]:
     """The runs on a cluster. One that is over is given a minute: its job is still writing the
     report and sending the rest to MLflow."""
-    deadline = time.monotonic() + WIND_DOWN
+    deadline = time.monotonic() + FINALIZE_SECONDS
     while busy := [run_of(job) for job in found.jobs().active()]:
         if time.monotonic() > deadline or not all(_is_over(found, run) for run in busy):
             break
@@ -78,11 +79,10 @@ def _at_work(found: Cluster) -> list[str]:
 
 
 def _is_over(found: Cluster, run_id: str) -> bool:
-    from launch.commands.status import OVER
     from pipeline.execution.run import Run
 
     try:
-        return Run.find(found.store, run_id).status().state in OVER
+        return Run.find(found.store, run_id).status().state in TERMINAL_STATES
     except NotFound:
         return False
 
@@ -103,7 +103,7 @@ def cluster_status(name: str, store_path: str, as_json: bool) -> None:
         _show(data)
     if data["problem"]:
         if not as_json:
-            console.advise(data["remedy"])
+            console.suggest_command(data["remedy"])
         sys.exit(1)
 
 
@@ -141,19 +141,19 @@ def look_at(found: Any) -> dict[str, Any]:
 
 def _show(data: dict[str, Any]) -> None:
     word = f"not up: {data['problem']}" if data["problem"] else "up"
-    console.say(f"{data['cluster']} is {word}", "red" if data["problem"] else "green")
-    console.say(f"  address     {data['address']}")
+    console.echo(f"{data['cluster']} is {word}", "red" if data["problem"] else "green")
+    console.echo(f"  address     {data['address']}")
     if data["problem"]:
         return
     have = data["resources"]
-    console.say(
+    console.echo(
         f"  Ray         {data['ray']}" + (f", process {data['pid']}" if data["pid"] else "")
     )
     if have:
-        console.say(
+        console.echo(
             f"  has         {have['cpus']:g} CPUs, {have['gpus']:g} GPUs, {have['nodes']} nodes"
         )
     for job in data["jobs"]:
-        console.say(f"  {job['status'].lower():<11} {job['submission_id']}")
+        console.echo(f"  {job['status'].lower():<11} {job['submission_id']}")
     if not data["jobs"]:
-        console.say("  runs        none")
+        console.echo("  runs        none")

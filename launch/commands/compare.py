@@ -80,7 +80,7 @@ def compare(
         return
     for group in groups:
         _show(group)
-    console.say(str(page))
+    console.echo(str(page))
 
 
 def described(group: list[Training], *, named: bool) -> dict[str, Any]:
@@ -121,19 +121,21 @@ def _show(group: list[Training]) -> None:
     from launch.report.training_curves import differences, figures, meeting, spell
 
     columns = figures(group)
-    table = console.table("training", "state", *columns, right=columns)
+    table = console.make_table("training", "state", *columns, right=columns)
     for one, cells in zip(group, zip(*columns.values(), strict=True), strict=True):
-        table.add_row(one.name, console.state(one.stage.state), *cells)
-    console.show(table)
+        table.add_row(one.name, console.format_state(one.stage.state), *cells)
+    console.print_table(table)
     names = [one.name for one in group]
     met = [(axis, *made) for axis in AGAINST[:3] if (made := meeting(group, axis))]
     if met:
-        table = console.table("", *names, right=names)
+        table = console.make_table("", *names, right=names)
         for axis, at, values in met:
             table.add_row(f"at {spell(axis, at)}", *map(formatting.number, values))
-        console.show(table)
+        console.print_table(table)
     if found := differences(group):
-        table = console.table("differs", *names, flexible=names)
+        table = console.make_table("differs", *names, flexible=names)
         told = {key: ["–" if v is None else v for v in values] for key, values in found.items()}
-        console.show(console.rows(table, [[key, *values] for key, values in told.items()]))
-    console.say("")
+        console.print_table(
+            console.add_rows(table, [[key, *values] for key, values in told.items()])
+        )
+    console.echo("")

@@ -86,15 +86,15 @@ def _moved(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, list[flo
 def _show(lines: list[Line]) -> None:
     different = [line for line in lines if line["changes"] or line["metrics"]]
     if not different:
-        console.say("no difference", "green")
+        console.echo("no difference", "green")
     for line in different:
-        console.say(line["stage"], "bold")
+        console.echo(line["stage"], "bold")
         for change in line["changes"]:
-            console.say(f"  {change}")
-        table = console.table("figure", "A", "B", "B - A", right=["A", "B", "B - A"])
+            console.echo(f"  {change}")
+        table = console.make_table("figure", "A", "B", "B - A", right=["A", "B", "B - A"])
         for name, (a, b) in line["metrics"].items():
             both = a is not None and b is not None
-            cells = ["" if value is None else formatting.figure(value) for value in (a, b)]
+            cells = ["" if value is None else formatting.metric(value) for value in (a, b)]
             table.add_row(name, *cells, f"{b - a:+.4g}" if both else "")
         if line["metrics"]:
-            console.show(table)
+            console.print_table(table)

@@ -89,20 +89,20 @@ def examine(store_path: str) -> Iterator[Finding]:
 
 
 def _show(findings: list[Finding]) -> None:
-    table = console.table("", "check", "found", flexible=["found"])
+    table = console.make_table("", "check", "found", flexible=["found"])
     for finding in findings:
         mark, style = LEVELS[finding.level]
         found = Text(finding.found)
         if finding.remedy:
             found.append(f"\n{finding.remedy}", "cyan")
         table.add_row(Text(mark, style=style), Text(finding.check), found)
-    console.show(table)
+    console.print_table(table)
     bad = sum(finding.level == "fail" for finding in findings)
     doubtful = sum(finding.level == "warn" for finding in findings)
     if bad:
-        console.say(f"{bad} to mend, {doubtful} to look at", "red")
+        console.echo(f"{bad} to mend, {doubtful} to look at", "red")
     else:
-        console.say(f"fit to run, {doubtful} to look at" if doubtful else "fit to run", "green")
+        console.echo(f"fit to run, {doubtful} to look at" if doubtful else "fit to run", "green")
 
 
 def _python() -> Finding:
@@ -292,10 +292,10 @@ def _tracking() -> Finding:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return Finding("MLflow", "ok", "SQLite inside the store")
-    from launch.cluster.preflight import mlflow
+    from launch.cluster.preflight import check_mlflow
 
     try:
-        mlflow(uri)
+        check_mlflow(uri)
     except HeadwaterError as error:
         return Finding("MLflow", "warn", error.message, error.remedy)
     return Finding("MLflow", "ok", public(uri))

@@ -48,8 +48,8 @@ def init(template: str, folder: str) -> None:
             remedy=f"headwater init {template} NEW-FOLDER",
         )
     for path in written(files, Path(folder)):
-        console.say(f"wrote {path}")
-    console.advise(ABOUT[template][1], ABOUT[template][0])
+        console.echo(f"wrote {path}")
+    console.suggest_command(ABOUT[template][1], ABOUT[template][0])
 
 
 def written(files: dict[str, str], folder: Path) -> Iterator[Path]:

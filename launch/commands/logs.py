@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.commands.status import OVER
 from launch.ui.options import find_run, store_option
 from pipeline.context import escape
 from pipeline.errors import NotFound, did_you_mean
+from pipeline.status import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -44,7 +44,7 @@ def logs(
     if stage:
         _check_stage(run, stage)
     shown = False
-    while follow and run.status().state not in OVER:
+    while follow and run.status().state not in TERMINAL_STATES:
         shown = _print(reader) or shown
         time.sleep(LOOK)
     shown = _print(reader, last=True) or shown

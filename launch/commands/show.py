@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 from rich.tree import Tree
 
-from launch.commands.status import registered
+from launch.run_summary import format_registered
 from launch.ui import console, formatting
 from launch.ui.options import json_option, open_store, store_option
 from pipeline.errors import NotFound
@@ -85,29 +85,31 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 def _show_run(run: Run, data: dict[str, Any]) -> None:
     status = run.status()
-    console.screen().print(
+    console.get_console().print(
         Text.assemble((status.pipeline, "bold"), "  ", (run.id, "cyan"), "  "),
-        console.state(status.state),
+        console.format_state(status.state),
     )
     titles = ("stage", "kind", "state", "fingerprint", "size", "took", "figures")
-    wide = console.screen().width >= console.NARROW
-    table = console.table(*titles[: 7 if wide else 6], right=["size", "took"], flexible=["figures"])
+    wide = console.get_console().width >= console.NARROW
+    table = console.make_table(
+        *titles[: 7 if wide else 6], right=["size", "took"], flexible=["figures"]
+    )
     for entry in data["stages"]:
         table.add_row(
             entry["name"],
             entry["kind"],
-            console.state(entry["state"]),
+            console.format_state(entry["state"]),
             entry["fingerprint"],
             formatting.size(entry.get("bytes")),
             formatting.duration(entry["seconds"]),
-            *([Text(console.figures(entry["metrics"], 2))] if wide else []),
+            *([Text(console.format_metrics(entry["metrics"], 2))] if wide else []),
         )
-    console.show(table)
+    console.print_table(table)
     if status.origin:
-        console.say(f"goes on from {status.origin}", "dim")
+        console.echo(f"goes on from {status.origin}", "dim")
     if status.registered:
-        console.say(f"registered {registered(status.registered)}")
-    console.say(f"folder {run.folder}", "dim")
+        console.echo(f"registered {format_registered(status.registered)}")
+    console.echo(f"folder {run.folder}", "dim")
 
 
 def describe_artifact(store: Store, artifact: Artifact) -> dict[str, Any]:
@@ -144,15 +146,15 @@ def _show_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> No
         ("files", f"{len(manifest['files'])}, {formatting.size(artifact.size)}"),
         ("folder", str(artifact.path)),
     ]
-    console.say(f"{artifact.uses}/{artifact.fingerprint}", "bold")
+    console.echo(f"{artifact.uses}/{artifact.fingerprint}", "bold")
     for name, value in facts:
-        console.screen().print(Text(f"  {name:<12}", "dim") + Text(value), soft_wrap=True)
+        console.get_console().print(Text(f"  {name:<12}", "dim") + Text(value), soft_wrap=True)
     for name, number in artifact.metrics.items():
-        console.screen().print(Text(f"  {name:<24}", "dim") + Text(formatting.figure(number)))
+        console.get_console().print(Text(f"  {name:<24}", "dim") + Text(formatting.metric(number)))
     _show_tables(artifact)
-    console.screen().print(lineage(store, artifact))
+    console.get_console().print(lineage(store, artifact))
     for reader in data["read_by"]:
-        console.say(f"  read by {reader['uses']}/{reader['fingerprint']}", "dim")
+        console.echo(f"  read by {reader['uses']}/{reader['fingerprint']}", "dim")
 
 
 def _show_tables(artifact: Artifact) -> None:
@@ -167,18 +169,18 @@ def _show_tables(artifact: Artifact) -> None:
             columns, lines = panel["columns"], panel["rows"]
         else:
             continue
-        console.say(f"\n{panel['title']}", "bold")
+        console.echo(f"\n{panel['title']}", "bold")
         numbers = {
             column
             for column, cell in zip(columns, lines[0] if lines else [], strict=False)
             if isinstance(cell, int | float)
         }
-        table = console.table(*columns, right=numbers, flexible=set(columns) - numbers)
+        table = console.make_table(*columns, right=numbers, flexible=set(columns) - numbers)
         shown = [[_cell(cell) for cell in line] for line in lines[:SHOWN_ROWS]]
-        console.show(console.rows(table, shown))
+        console.print_table(console.add_rows(table, shown))
         if len(lines) > SHOWN_ROWS:
-            console.say(f"  {len(lines) - SHOWN_ROWS} more: see the report", "dim")
-    console.say("")
+            console.echo(f"  {len(lines) - SHOWN_ROWS} more: see the report", "dim")
+    console.echo("")
 
 
 def _cell(value: str | float) -> str:

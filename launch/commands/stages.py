@@ -182,34 +182,34 @@ def _strings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _list(found: list[Stage]) -> None:
-    table = console.table(
+    table = console.make_table(
         "uses", "takes", "makes", "what it does", flexible=["takes", "what it does"]
     )
     for stage in found:
         takes = ", ".join(f"{name}" for name in stage.inputs)
         table.add_row(stage.uses, takes, stage.output, stage.summary)
-    console.show(table)
-    console.advise("headwater stages NAME", "describes one")
+    console.print_table(table)
+    console.suggest_command("headwater stages NAME", "describes one")
 
 
 def _show_stage(stage: Stage) -> None:
-    console.say(f"{stage.uses} → {stage.output}   version {stage.version}", "bold")
-    console.say(stage.summary)
+    console.echo(f"{stage.uses} → {stage.output}   version {stage.version}", "bold")
+    console.echo(stage.summary)
     if stage.inputs:
-        table = console.table("input", "takes")
-        console.show(
-            console.rows(table, ((name, str(takes)) for name, takes in stage.inputs.items()))
+        table = console.make_table("input", "takes")
+        console.print_table(
+            console.add_rows(table, ((name, str(takes)) for name, takes in stage.inputs.items()))
         )
     titles = ("parameter", "type", "default", "meaning")
     for role in WHY:
         found = [p for p in parameters(stage.params) if p.role == role]
         if not found:
             continue
-        console.say()
-        console.say(f"{role}: {WHY[role]}", "dim")
-        table = console.table(*titles, flexible=["type", "default", "meaning"])
+        console.echo()
+        console.echo(f"{role}: {WHY[role]}", "dim")
+        table = console.make_table(*titles, flexible=["type", "default", "meaning"])
         rows = ((p.name, p.type, p.default, p.meaning) for p in found)
-        console.show(console.rows(table, rows))
+        console.print_table(console.add_rows(table, rows))
 
 
 def page(found: list[Stage]) -> str:

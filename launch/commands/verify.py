@@ -1,4 +1,4 @@
-"""`verify` and `gc`: whether what is stored is what was published, and what can go."""
+"""`verify`: compare stored artifacts with what was published."""
 
 from __future__ import annotations
 
@@ -18,55 +18,45 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target", metavar="[RUN|ARTIFACT]", default="latest")
-@click.option("--all", "everything", is_flag=True, help="Every artifact of the store.")
+@click.option("--all", "check_all", is_flag=True, help="Verify every artifact of the store.")
 @store_option
 @json_option
-def verify(target: str, everything: bool, store_path: str, as_json: bool) -> None:
-    """Read every byte of the artifacts of a run (or of all) and compare it with what was published.
+def verify(target: str, check_all: bool, store_path: str, as_json: bool) -> None:
+    """Verify the checksums of all files of a run, of an artifact, or of the whole store.
 
-    A damaged artifact is put aside, so that nothing reads it and the next run makes it again.
+    A corrupt artifact is moved to quarantine, so that the next run makes it again.
     """
     store = open_store(store_path)
-    folders = list(store.folders() if everything else _folders(store, target))
-    lines = [_verified(store, folder) for folder in folders]
-    bad = [line for line in lines if line["problems"]]
+    folders = list(store.folders() if check_all else _artifact_folders(store, target))
+    entries = [verify_artifact(store, folder) for folder in folders]
+    corrupt = [entry for entry in entries if entry["problems"]]
     if as_json:
-        console.print_json(lines)
+        console.print_json(entries)
     else:
-        _show_verified(lines, bad)
-    if bad:
-        if not as_json:
-            for run in dict.fromkeys(_remaker(store, line["fingerprint"]) for line in bad):
-                console.advise(f"headwater resume {run}{store_flag(store)}", "makes it again")
+        _print_entries(entries, corrupt)
+        for run in dict.fromkeys(_newest_user(store, entry["fingerprint"]) for entry in corrupt):
+            console.suggest_command(f"headwater resume {run}{store_flag(store)}", "makes it again")
+    if corrupt:
         sys.exit(1)
 
 
-def _remaker(store: Store, fingerprint: str) -> str:
-    """The newest run that needs an artifact, whose manifest may be lost."""
-    from pipeline.execution.run import runs
-
-    for run in reversed(runs(store)):
-        if any(stage.fingerprint == fingerprint for stage in run.status().stages):
-            return run.id
-    return "RUN"
-
-
-def _folders(store: Store, target: str) -> Iterator[Path]:
+def _artifact_folders(store: Store, target: str) -> Iterator[Path]:
     from launch.commands.show import find_target
     from pipeline.execution.run import Run
 
     found = find_target(store, target)
-    if not isinstance(found, Run):
+    if isinstance(found, Run):
+        yield from (Path(stage.path) for stage in found.status().stages if stage.path)
+    else:
         yield found.path
-        return
-    for stage in found.status().stages:
-        if stage.path:
-            yield Path(stage.path)
 
 
-def _verified(store: Store, folder: Path) -> dict[str, Any]:
+def verify_artifact(store: Store, folder: Path) -> dict[str, Any]:
+    """Verify one artifact and quarantine it if it is corrupt; return its `--json` entry."""
+    from pipeline.storage.artifact import Artifact
+
     problems = store.verify(folder)
-    line: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "uses": folder.parent.name,
         "fingerprint": folder.name[:16],
         "path": str(folder),
@@ -76,66 +66,30 @@ def _verified(store: Store, folder: Path) -> dict[str, Any]:
     }
     if problems:
         store.quarantine(folder, "; ".join(problems))
-        return line
-    from pipeline.storage.artifact import Artifact
-
+        return entry
     artifact = Artifact.read(folder)
-    return {**line, "files": len(artifact.manifest["files"]), "bytes": artifact.size}
+    return {**entry, "files": len(artifact.manifest["files"]), "bytes": artifact.size}
 
 
-def _show_verified(lines: list[dict[str, Any]], bad: list[dict[str, Any]]) -> None:
-    for line in bad:
-        console.say(f"✗ {line['uses']}/{line['fingerprint']}", "red")
-        for problem in line["problems"]:
-            console.say(f"    {problem}")
-        console.say("    put aside; the next run makes it again", "dim")
-    files, size = sum(line["files"] for line in lines), sum(line["bytes"] for line in lines)
-    sound = len(lines) - len(bad)
-    console.say(
-        f"{sound} of {len(lines)} artifacts are sound: {files} files, {formatting.size(size)}",
-        "red" if bad else "green",
+def _newest_user(store: Store, fingerprint: str) -> str:
+    """Return the newest run that has a stage with this fingerprint."""
+    from pipeline.execution.run import runs
+
+    for run in reversed(runs(store)):
+        if any(stage.fingerprint == fingerprint for stage in run.status().stages):
+            return run.id
+    return "RUN"
+
+
+def _print_entries(entries: list[dict[str, Any]], corrupt: list[dict[str, Any]]) -> None:
+    for entry in corrupt:
+        console.echo(f"✗ {entry['uses']}/{entry['fingerprint']}", "red")
+        for problem in entry["problems"]:
+            console.echo(f"    {problem}")
+        console.echo("    moved to quarantine; the next run makes it again", "dim")
+    files, size = sum(e["files"] for e in entries), sum(e["bytes"] for e in entries)
+    console.echo(
+        f"{len(entries) - len(corrupt)} of {len(entries)} artifacts are intact: "
+        f"{files} files, {formatting.size(size)}",
+        "red" if corrupt else "green",
     )
-
-
-@click.command()
-@click.option(
-    "--keep",
-    default=10,
-    show_default=True,
-    metavar="N",
-    type=click.IntRange(min=0),
-    help="Runs whose artifacts stay, the newest.",
-)
-@click.option("--delete", is_flag=True, help="Delete it; without this nothing is touched.")
-@store_option
-@json_option
-def gc(keep: int, delete: bool, store_path: str, as_json: bool) -> None:
-    """Find what neither the newest runs nor any alias of a model can reach.
-
-    What the last five promotions of each alias need always stays.
-    """
-    store = open_store(store_path)
-    found = store.gc(keep, dry=not delete)
-    lines: list[dict[str, Any]] = [
-        {"path": str(item.path), "bytes": item.size, "why": item.why} for item in found.garbage
-    ]
-    if as_json:
-        console.print_json(
-            {"deleted": delete, "kept": found.kept, "bytes": found.size, "garbage": lines}
-        )
-        return
-    if lines:
-        table = console.table("folder", "size", "why", right=["size"], flexible=["folder", "why"])
-        relative = ((Path(line["path"]).relative_to(store.root), line) for line in lines)
-        console.show(
-            console.rows(
-                table,
-                ((str(p), formatting.size(line["bytes"]), line["why"]) for p, line in relative),
-            )
-        )
-    verb = "freed" if delete else "would free"
-    console.say(
-        f"{verb} {formatting.size(found.size)} in {len(lines)} folders; {found.kept} artifacts stay"
-    )
-    if lines and not delete:
-        console.advise(f"headwater gc --keep {keep} --delete{store_flag(store)}")

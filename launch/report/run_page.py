@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.report import charts, diagram
 from launch.ui import formatting
-from launch.ui.console import prominent
+from launch.ui.console import order_metrics
 from pipeline.context import read_series, redact
 from pipeline.execution.run import Run
 from pipeline.status import Event, RunStatus, StageStatus
@@ -101,7 +101,7 @@ def spans_of(events: Iterable[Event], stage: str) -> list[diagram.Span]:
     spans: list[diagram.Span] = []
     began, now = None, 0.0
     for event in events:
-        now = formatting.seconds(event["time"])
+        now = formatting.timestamp(event["time"])
         if event.get("stage") != stage:
             continue
         match event["event"]:
@@ -173,8 +173,8 @@ def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:
     """The lines under the title."""
     if events:
         first, last = events[0]["time"], events[-1]["time"]
-        yield "started", f"{formatting.minute(first)} UTC"
-        yield "took", formatting.duration(formatting.seconds(last) - formatting.seconds(first))
+        yield "started", f"{formatting.to_minute(first)} UTC"
+        yield "took", formatting.duration(formatting.timestamp(last) - formatting.timestamp(first))
     made = sum(stage.state == "finished" for stage in status.stages)
     cached = sum(stage.state == "cached" for stage in status.stages)
     yield "stages", f"{made} made, {cached} cached, {len(status.stages)} in all"
@@ -190,7 +190,9 @@ def _figures(status: RunStatus, needs: Mapping[str, Iterable[str]]) -> list[tupl
     """What the last stages found: those that no other stage needs."""
     needed = {need for found in needs.values() for need in found}
     last = [stage for stage in status.stages if stage.name not in needed]
-    found = [(f"{s.name} · {key}", s.metrics[key]) for s in last for key in prominent(s.metrics)]
+    found = [
+        (f"{s.name} · {key}", s.metrics[key]) for s in last for key in order_metrics(s.metrics)
+    ]
     return found[:FIGURES]
 
 

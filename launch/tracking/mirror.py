@@ -17,7 +17,6 @@ but time: the next pass, or `sync` much later, sends what is missing (`lacking` 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import select
@@ -25,8 +24,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from launch.tracking.cursor import read_cursor
 from launch.tracking.mlflow_client import public, tracking_uri
 from pipeline.errors import Failure
 from pipeline.execution.run import Run
@@ -35,7 +34,6 @@ from pipeline.storage.store import Store
 INTERVAL = 2.0  # seconds between two passes
 LONGEST_WAIT = 60.0  # seconds between two attempts while MLflow does not answer
 
-CURSOR = "mlflow.json"
 LOG = "mlflow.log"
 
 
@@ -113,29 +111,6 @@ class Mirror:
             )
 
 
-def lacking(run: Run) -> str:
-    """Why MLflow has not all of a run; empty if it has."""
-    cursor, events = read_cursor(run), run.events()
-    if not events or cursor.get("seq") == events[-1]["seq"]:
-        return ""
-    return str(cursor.get("problem") or "there was not time enough to send it")
-
-
-def address_of(run: Run) -> str | None:
-    """Where a run is mirrored to already; None if nowhere, or if its password is not known."""
-    cursor = read_cursor(run)
-    known = str(cursor.get("uri", ""))
-    return known if cursor.get("parent") and "***" not in known else None
-
-
-def read_cursor(run: Run) -> dict[str, Any]:
-    """What is known to have been sent; empty if nothing or unreadable."""
-    try:
-        return dict(json.loads((run.folder / CURSOR).read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
 def follow(attempt: Callable[[], bool], ended: Callable[[float], bool]) -> bool:
     """Pass after pass until the run has ended, and once more; waits longer after each failure.
 
@@ -154,19 +129,19 @@ def follow(attempt: Callable[[], bool], ended: Callable[[float], bool]) -> bool:
 
 def main(mode: str, root: str, run_id: str) -> int:
     """The child: follows a run until standard input ends, or sends what is missing once."""
-    from launch.tracking.mlflow_sync import Replica
+    from launch.tracking.mlflow_sync import RunSynchronizer
 
     run = Run(Store(root), run_id)
-    replica = Replica(run, tracking_uri(run.store))
+    synchronizer = RunSynchronizer(run, tracking_uri(run.store))
     if mode == "once":
-        return 0 if replica.attempt(patience=60.0) else 1
+        return 0 if synchronizer.try_sync(patience=60.0) else 1
     driver = os.getppid()
 
     def ended(seconds: float) -> bool:
         readable, _, _ = select.select([sys.stdin], [], [], seconds)
         return bool(readable) or os.getppid() != driver
 
-    return 0 if follow(replica.attempt, ended) else 1
+    return 0 if follow(synchronizer.try_sync, ended) else 1
 
 
 if __name__ == "__main__":  # pragma: no cover: in the child, where nothing measures

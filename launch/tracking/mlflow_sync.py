@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.report import charts
 from launch.report.run_page import parameters
-from launch.tracking.mirror import CURSOR, read_cursor
+from launch.tracking.cursor import CURSOR, read_cursor
 from launch.tracking.mlflow_client import (
     ARTIFACTS,
     connect,
@@ -36,7 +36,7 @@ from launch.tracking.mlflow_client import (
     public,
     sole_writer,
 )
-from launch.ui.formatting import seconds
+from launch.ui.formatting import timestamp
 from pipeline.context import read_series, redact
 from pipeline.execution.run import Run
 from pipeline.status import RunStatus, StageStatus
@@ -67,7 +67,7 @@ Sent = dict[str, dict[int, float]]
 """The value of each key at each step."""
 
 
-class Replica:
+class RunSynchronizer:
     """One run's likeness in one MLflow; lives in the mirror's process."""
 
     def __init__(self, run: Run, uri: str) -> None:
@@ -81,7 +81,7 @@ class Replica:
         if self.cursor.get("uri") != public(uri):
             self._forget()
 
-    def attempt(self, patience: float = 1.0) -> bool:
+    def try_sync(self, patience: float = 1.0) -> bool:
         """One pass; what stops it is noted in the cursor, never raised."""
         try:
             with mlflow_errors(self.uri), sole_writer(self.run.store, patience):
@@ -89,7 +89,7 @@ class Replica:
                 if not self._connected:
                     self.client = connect(self.uri)
                     self._connected = True
-                self._pass()
+                self._sync_once()
         except Exception as error:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 self._forget()  # another database than the one that it was sent to
@@ -114,7 +114,7 @@ class Replica:
 
     # --- the pass ------------------------------------------------------------------------------
 
-    def _pass(self) -> None:
+    def _sync_once(self) -> None:
         events = self.run.events()
         status = self.run.status()
         if not events:
@@ -375,7 +375,7 @@ def clock(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
 
 def milliseconds(stamp: str) -> int:
     """An ISO 8601 instant as ms since 1970."""
-    return round(seconds(stamp) * 1000)
+    return round(timestamp(stamp) * 1000)
 
 
 def same(value: float, sent: float | None) -> bool:

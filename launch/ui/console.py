@@ -1,7 +1,7 @@
-"""What people see: tables, figures, colours, and the last lines of an error.
+"""Terminal output: text, tables, metrics, JSON and errors.
 
-Colours and moving lines are for terminals only, and never with NO_COLOR; a pipe or a log file
-gets the same words as plain lines that are not cut off.
+Colours and redrawn lines appear on terminals only, and never with NO_COLOR. A pipe or a log file
+receives the same text as plain lines that are not truncated.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from launch.ui.formatting import number
 from pipeline.context import escape
 from pipeline.errors import HeadwaterError, SpecError
 
-NARROW = 100  # columns under which tables leave out what matters least
-PIPED = 200  # columns of a table that no terminal cuts
+NARROW = 100  # terminal columns; narrower tables drop their least important columns
+PIPED = 200  # columns of a table that is written to a pipe or a file
 
 STYLES = {
     "finished": "green",
@@ -39,7 +39,7 @@ STYLES = {
     "resume": "magenta",
     "skip": "dim",
 }
-PROMINENT = (
+HEADLINE_METRICS = (
     "reward_accuracy",
     "accuracy",
     "reward_gain",
@@ -78,100 +78,100 @@ MARKS = {
 _RULED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
 
-def screen(stderr: bool = False) -> Console:
-    """The terminal, the pipe or the file behind standard output."""
+def get_console(stderr: bool = False) -> Console:
+    """Return the console of the terminal, pipe or file behind standard output (or error)."""
     stream = sys.stderr if stderr else sys.stdout
     piped = not stream.isatty()
     width = PIPED if piped and not os.environ.get("COLUMNS") else None
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
-def say(message: str = "", style: str = "", stderr: bool = False) -> None:
-    """Plain text, whatever brackets and control characters it holds; lines are not broken."""
-    screen(stderr).print(Text(plain(message), style=style), soft_wrap=True)
+def echo(message: str = "", style: str = "", stderr: bool = False) -> None:
+    """Print plain text; markup is not interpreted, control characters are escaped, lines are not
+    wrapped."""
+    get_console(stderr).print(Text(escape_lines(message), style=style), soft_wrap=True)
 
 
-def advise(command: str, why: str = "") -> None:
-    """The line to type next, on standard error."""
+def suggest_command(command: str, why: str = "") -> None:
+    """Print the command to type next on standard error."""
     text = Text.assemble(("next: ", "bold"), (command, "cyan"), (f"   {why}" if why else "", "dim"))
-    screen(stderr=True).print(text, soft_wrap=True)
+    get_console(stderr=True).print(text, soft_wrap=True)
 
 
-def complain(error: HeadwaterError) -> None:
-    """An error as people read it: what, where, what to do."""
-    console = screen(stderr=True)
-    console.print(Text("error: ", style="bold red") + Text(plain(str(error))), soft_wrap=True)
-    if remedy := error.remedy or _mend(error):
-        console.print(Text("next: ", style="bold") + Text(plain(remedy), "cyan"), soft_wrap=True)
+def print_error(error: HeadwaterError) -> None:
+    """Print an error and its remedy on standard error."""
+    remedy = error.remedy
+    if not remedy and isinstance(error, SpecError) and error.problems:
+        count = len(error.problems)
+        remedy = (
+            f"fix {'it' if count == 1 else f'these {count} problems'} and run the command again"
+        )
+    console = get_console(stderr=True)
+    text = Text("error: ", style="bold red") + Text(escape_lines(str(error)))
+    console.print(text, soft_wrap=True)
+    if remedy:
+        text = Text("next: ", style="bold") + Text(escape_lines(remedy), "cyan")
+        console.print(text, soft_wrap=True)
 
 
-def _mend(error: HeadwaterError) -> str:
-    """A pipeline file's problems carry their own remedies."""
-    found = len(error.problems) if isinstance(error, SpecError) else 0
-    return f"mend {'it' if found == 1 else f'these {found}'}, then type the same again" * bool(
-        found
-    )
-
-
-def plain(text: str) -> str:
-    """Text that cannot move the cursor, recolour or reorder what stands around it."""
+def escape_lines(text: str) -> str:
+    """Escape control and bidirectional characters of each line, so that text cannot move the
+    cursor, change colours or reorder what surrounds it."""
     return "\n".join(escape(line) for line in text.splitlines())
 
 
-def table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()) -> Table:
-    """An empty table in the house's one look.
+def make_table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()) -> Table:
+    """Return an empty table in the style of all commands.
 
     Args:
-        right: columns of numbers.
-        flexible: columns that may fold when the terminal is narrow; the others never do.
+        right: right-aligned columns (numbers).
+        flexible: columns that may wrap on a narrow terminal; the others never do.
     """
-    made = Table(box=_RULED, show_edge=False, pad_edge=False, header_style="dim")
-    made.padding = (0, 1, 0, 0)
+    table = Table(box=_RULED, show_edge=False, pad_edge=False, header_style="dim")
+    table.padding = (0, 1, 0, 0)
     for column in columns:
-        made.add_column(
+        table.add_column(
             column,
             justify="right" if column in right else "left",
             no_wrap=column not in flexible,
             overflow="fold" if column in flexible else "ellipsis",
         )
-    return made
+    return table
 
 
-def show(made: Table, indent: int = 2) -> None:
-    """Print a table."""
+def add_rows(table: Table, rows: Iterable[Sequence[Any]]) -> Table:
+    """Append rows to a table, with text escaped and markup not interpreted; return the table."""
+    for row in rows:
+        cells = [Text(escape_lines(cell)) if isinstance(cell, str) else cell for cell in row]
+        table.add_row(*cells)
+    return table
+
+
+def print_table(table: Table, indent: int = 2) -> None:
+    """Print a table, indented."""
     from rich.padding import Padding
 
-    screen().print(Padding(made, (0, 0, 0, indent), expand=False))
+    get_console().print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
-def state(word: str) -> Text:
-    """A state or a verdict with its mark and colour."""
-    return Text(f"{MARKS.get(word, '·')} {word}", style=STYLES.get(word, ""))
+def format_state(state: str) -> Text:
+    """Return a state or a plan action with its mark and colour."""
+    return Text(f"{MARKS.get(state, '·')} {state}", style=STYLES.get(state, ""))
 
 
 def print_json(data: Any) -> None:
-    """Data for programs: one JSON value on standard output."""
+    """Print one JSON value on standard output."""
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-# --- figures -----------------------------------------------------------------------------------
+def order_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """Return the metric names with the headline metrics first."""
+    names = [name for name in HEADLINE_METRICS if name in metrics]
+    return names + [name for name in metrics if name not in names]
 
 
-def prominent(values: Mapping[str, float]) -> list[str]:
-    """The metrics' names, those that people ask for first."""
-    names = [name for name in PROMINENT if name in values]
-    return names + [name for name in values if name not in names]
-
-
-def figures(values: Mapping[str, float], limit: int = 3) -> str:
-    """A stage's metrics on one line."""
-    shown = [f"{name} {number(values[name])}" for name in prominent(values)[:limit]]
-    more = len(values) - limit
+def format_metrics(metrics: Mapping[str, float], limit: int = 3) -> str:
+    """Return the first `limit` metrics of a stage on one line."""
+    shown = [f"{name} {number(metrics[name])}" for name in order_metrics(metrics)[:limit]]
+    more = len(metrics) - limit
     return "  ".join(shown) + (f"  +{more}" if more > 0 else "")
-
-
-def rows(made: Table, lines: Iterable[Sequence[Any]]) -> Table:
-    """The table with these rows; text stands as it is, brackets and all."""
-    for line in lines:
-        made.add_row(*[Text(plain(cell)) if isinstance(cell, str) else cell for cell in line])
-    return made

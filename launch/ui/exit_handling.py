@@ -1,6 +1,6 @@
-"""How a command ends when something is wrong: words and an exit code, never a traceback.
+"""Ends a failed command with a message and an exit code, never with a traceback.
 
-An error that nobody foresaw prints one line; its traceback goes where the run keeps its logs.
+An unexpected exception prints one line; its traceback is written next to the run's logs.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ import click
 
 from pipeline.errors import HeadwaterError
 
-_WORKPLACES: list[Path] = []
+_CRASH_LOG_DIRS: list[Path] = []
 
 
-def end(error: HeadwaterError) -> NoReturn:
-    """Say what is wrong and end with its exit code."""
-    from launch.ui.console import complain
+def exit_with_error(error: HeadwaterError) -> NoReturn:
+    """Print an error and exit with its exit code."""
+    from launch.ui.console import print_error
 
-    complain(error)
+    print_error(error)
     sys.exit(error.exit_code)
 
 
-def usage(error: click.ClickException) -> str:
-    """The command that shows how the failed one is used."""
+def usage_command(error: click.ClickException) -> str:
+    """Return the `--help` command line of the command that failed."""
     context = getattr(error, "ctx", None)
     return f"{context.command_path if context else 'headwater'} --help"
 
 
-def crash(error: Exception) -> NoReturn:
-    """An error that nobody foresaw: one line for people, the traceback where it can be read."""
-    from launch.ui.console import advise, say
+def exit_with_crash_log(error: Exception) -> NoReturn:
+    """Report an unexpected exception in one line, write its traceback to a file, and exit with 1."""
+    from launch.ui.console import echo, suggest_command
 
-    where = _write_traceback(error)
-    last = (str(error).strip() or type(error).__name__).splitlines()[0]
-    say(f"error: {type(error).__name__}: {last}", "bold red", stderr=True)
-    say(f"the traceback is in {where}", stderr=True)
-    advise("headwater doctor", "checks the environment")
+    path = _write_traceback(error)
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    echo(f"error: {type(error).__name__}: {first}", "bold red", stderr=True)
+    echo(f"the traceback is in {path}", stderr=True)
+    suggest_command("headwater doctor", "checks the environment")
     sys.exit(1)
 
 
 def _write_traceback(error: Exception) -> Path:
-    """In the folder of the run at work, else in the temporary folder."""
+    """Write the traceback to the run's folder, else to the temporary folder; return its path."""
     import tempfile
 
     text = "".join(traceback.format_exception(error))
     name = f"headwater-error-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    for folder in [*_WORKPLACES, Path(tempfile.gettempdir())]:
+    for folder in [*_CRASH_LOG_DIRS, Path(tempfile.gettempdir())]:
         with suppress(OSError):
             path = folder / name
             path.write_text(text)
             return path
-    return Path("(nowhere: no folder is writable)")
+    return Path("(not written: no folder is writable)")
 
 
-def working_in(folder: Path) -> None:
-    """From now on a crash leaves its traceback in that folder."""
-    _WORKPLACES.insert(0, folder)
+def set_crash_log_dir(folder: Path) -> None:
+    """Write the tracebacks of later crashes to this folder."""
+    _CRASH_LOG_DIRS.insert(0, folder)
 
 
-def stopped() -> NoReturn:
-    """Ctrl-C where nothing had begun that could be resumed."""
-    from launch.ui.console import say
+def exit_interrupted() -> NoReturn:
+    """Exit after Ctrl-C where no run had started that could be resumed."""
+    from launch.ui.console import echo
 
-    say("stopped", stderr=True)
+    echo("interrupted", stderr=True)
     sys.exit(130)

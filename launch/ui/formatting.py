@@ -1,4 +1,4 @@
-"""Figures, times and instants as people read them: the same on the terminal and on the page."""
+"""Numbers, durations and times as text, the same on the terminal and in HTML reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def duration(seconds: float | None) -> str:
-    """0.4 s, 7 s, 3m 05s, 2h 10m, 3d 04h; empty for None and for what never ends."""
+    """Format a duration: 0.4 s, 7 s, 3m 05s, 2h 10m, 3d 04h; empty for None and infinity."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     if seconds < 9.95:
@@ -24,8 +24,7 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number where there is little room: 0.0312, 12.5, 1,234, 3.41 M, 3.14e23, 3e-5; empty for
-    None."""
+    """Format a number compactly: 0.0312, 12.5, 1,234, 3.41 M, 3.14e23, 3e-5; empty for None."""
     if value is None:
         return ""
     if not math.isfinite(value):
@@ -44,28 +43,28 @@ def number(value: float | None) -> str:
 
 
 def scientific(value: float | None) -> str:
-    """3.14e23; empty for None."""
+    """Format a number in scientific notation: 3.14e23; empty for None."""
     if value is None:
         return ""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def figure(value: float) -> str:
-    """A number that may be compared: counts in full, anything else with four digits."""
+def metric(value: float) -> str:
+    """Format a metric for comparison: counts in full, other values with four digits."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def size(number: float | None) -> str:
-    """Bytes; empty for None."""
+    """Format a number of bytes; empty for None."""
     return "" if number is None else readable(number)
 
 
-def seconds(stamp: str) -> float:
-    """An ISO 8601 instant as seconds since 1970."""
-    return datetime.fromisoformat(stamp).timestamp()
+def timestamp(text: str) -> float:
+    """Convert an ISO 8601 time to Unix time in seconds."""
+    return datetime.fromisoformat(text).timestamp()
 
 
-def minute(stamp: str) -> str:
-    """An ISO 8601 instant to the minute, in the zone that it is given in."""
-    return stamp[:16].replace("T", " ")
+def to_minute(text: str) -> str:
+    """Truncate an ISO 8601 time to the minute, in its own time zone."""
+    return text[:16].replace("T", " ")

@@ -34,10 +34,10 @@ _UNITS = {"tokens": "tok", "samples": "smp", "documents": "doc", "sequences": "s
 
 
 @dataclass
-class Pace:
+class RateEstimator:
     """How fast each stage goes, from what was seen of it; a resumed stage starts afresh."""
 
-    _seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    _points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def rate(self, stage: str, progress: Mapping[str, Any]) -> float | None:
         """Units a second over the last minute; None until two different points were seen."""
@@ -45,7 +45,7 @@ class Pace:
         if now is None or done is None:
             return None
         now, done = float(now), float(done)
-        points = self._seen.setdefault(stage, [])
+        points = self._points.setdefault(stage, [])
         if points and done < points[-1][1]:
             points.clear()
         if not points or now > points[-1][0]:
@@ -64,7 +64,7 @@ class Pace:
         return max(0.0, float(total - progress["done"]) / rate)
 
 
-def amount(progress: Mapping[str, Any]) -> str:
+def format_progress(progress: Mapping[str, Any]) -> str:
     """`312/600 steps`."""
     if progress.get("done") is None:
         return ""
@@ -77,7 +77,7 @@ def _exact(number: float) -> str:
     return f"{number:.0f}" if number < 100_000 else formatting.number(number)
 
 
-def loss_of(progress: Mapping[str, Any]) -> str:
+def format_loss(progress: Mapping[str, Any]) -> str:
     """The figure that people watch: the loss, or the reward where there is one."""
     for name in ("reward", "loss"):
         if isinstance(value := progress.get(name), int | float):
@@ -85,7 +85,7 @@ def loss_of(progress: Mapping[str, Any]) -> str:
     return ""
 
 
-def rate_of(progress: Mapping[str, Any], rate: float | None) -> str:
+def format_rate(progress: Mapping[str, Any], rate: float | None) -> str:
     """What the stage says of its speed (`tokens_per_second`), else what was seen of it."""
     for name, value in progress.items():
         if name.endswith("_per_second") and isinstance(value, int | float):
@@ -97,11 +97,11 @@ def rate_of(progress: Mapping[str, Any], rate: float | None) -> str:
     return f"{formatting.number(rate)} {_UNITS.get(unit, unit)}/s"
 
 
-class Board:
+class StatusTable:
     """Draws a run's status; remembers only how fast things went."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
-        self.pace = pace or Pace()
+    def __init__(self, rates: RateEstimator | None = None) -> None:
+        self.rates = rates or RateEstimator()
 
     def draw(self, status: RunStatus, width: int, footer: str = "") -> Group:
         """The whole picture, no wider than `width` columns."""
@@ -121,7 +121,7 @@ class Board:
             ("  ", ""),
             (status.run, "cyan"),
             (f"  {done}/{len(status.stages)} stages  ", "dim"),
-            console.state(status.state),
+            console.format_state(status.state),
         )
 
     def _row(self, stage: StageStatus, narrow: bool) -> list[Any]:
@@ -129,23 +129,26 @@ class Board:
         name = Text.assemble((console.MARKS.get(stage.state, "·"), style), " ", stage.name)
         if stage.state != "running":
             return [name, Text(stage.state, style), *self._settled(stage, narrow)]
-        return [name, *self._moving(stage, narrow)]
+        return [name, *self._running(stage, narrow)]
 
     def _settled(self, stage: StageStatus, narrow: bool) -> list[Any]:
         """A stage that stands still: what it reached, and what it took."""
         if stage.state in ("cached", "finished"):
-            seen, took = console.figures(stage.metrics, 1), formatting.duration(stage.seconds)
+            seen, took = (
+                console.format_metrics(stage.metrics, 1),
+                formatting.duration(stage.seconds),
+            )
             return [Text(seen, "dim"), "", "", Text(took, "dim")]
         told = stage.state in ("waiting", "interrupted")
-        reason = console.plain(stage.reason) if told else ""
+        reason = console.escape_lines(stage.reason) if told else ""
         if len(reason) > (most := 20 if narrow else 48):
             reason = reason[: most - 1] + "…"
         return [Text(reason, "dim"), "", "", ""]
 
-    def _moving(self, stage: StageStatus, narrow: bool) -> list[Any]:
+    def _running(self, stage: StageStatus, narrow: bool) -> list[Any]:
         progress = stage.progress
-        rate = self.pace.rate(stage.name, progress)
-        left = self.pace.left(stage.name, progress)
+        rate = self.rates.rate(stage.name, progress)
+        left = self.rates.left(stage.name, progress)
         gauge: Any = Text("starting" if not progress else "running", "yellow")
         if progress.get("total"):
             gauge = ProgressBar(
@@ -156,20 +159,20 @@ class Board:
             time_left = f"~{time_left}" if narrow else f"{time_left} left"
         return [
             gauge,
-            Text(amount(progress)),
-            Text(loss_of(progress), "bold"),
-            Text(rate_of(progress, rate), "dim"),
+            Text(format_progress(progress)),
+            Text(format_loss(progress), "bold"),
+            Text(format_rate(progress, rate), "dim"),
             Text(time_left),
         ]
 
 
-class PlainLines:
+class StatusLines:
     """The same for a file: what changed since the last look, as lines."""
 
     def __init__(self) -> None:
-        self.pace = Pace()
+        self.rates = RateEstimator()
         self._states: dict[str, str] = {}
-        self._told: dict[str, float] = {}
+        self._printed_at: dict[str, float] = {}
 
     def lines(self, status: RunStatus, now: float) -> Iterator[str]:
         """New states at once; progress of what runs every few seconds."""
@@ -178,33 +181,33 @@ class PlainLines:
             moved = self._states.get(stage.name) != stage.state
             self._states[stage.name] = stage.state
             if moved and stage.state not in ("pending", "skipped"):
-                self._told[stage.name] = now
+                self._printed_at[stage.name] = now
                 yield f"{stage.name:<{wide}}  {self._settled(stage)}".rstrip()
             elif stage.state == "running" and stage.progress:
-                text = self._moving(stage)
-                if now - self._told.get(stage.name, 0.0) >= LINES_EVERY:
-                    self._told[stage.name] = now
+                text = self._running(stage)
+                if now - self._printed_at.get(stage.name, 0.0) >= LINES_EVERY:
+                    self._printed_at[stage.name] = now
                     yield f"{stage.name:<{wide}}  {text}"
 
     def _settled(self, stage: StageStatus) -> str:
         took = formatting.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
-        figures = console.figures(stage.metrics) if stage.state == "finished" else ""
+        figures = console.format_metrics(stage.metrics) if stage.state == "finished" else ""
         reason = stage.reason if stage.state in ("waiting", "failed", "interrupted") else ""
         return "  ".join(part for part in (f"{stage.state:<11}", took, figures, reason) if part)
 
-    def _moving(self, stage: StageStatus) -> str:
+    def _running(self, stage: StageStatus) -> str:
         progress = stage.progress
-        left = self.pace.left(stage.name, progress)
+        left = self.rates.left(stage.name, progress)
         parts = (
-            f"{amount(progress):<18}",
-            loss_of(progress),
-            rate_of(progress, self.pace.rate(stage.name, progress)),
+            f"{format_progress(progress):<18}",
+            format_loss(progress),
+            format_rate(progress, self.rates.rate(stage.name, progress)),
             f"{formatting.duration(left)} left" if left is not None else "",
         )
         return "  ".join(part for part in parts if part)
 
 
-def footer_of(run: Run, status: RunStatus) -> str:
+def run_note(run: Run, status: RunStatus) -> str:
     """What is going on beside the stages: the run is being stopped, or wound up."""
     if status.state in ("finished", "failed", "refused"):
         return "writing the report, sending the rest to MLflow"
@@ -218,11 +221,11 @@ def footer_of(run: Run, status: RunStatus) -> str:
 
 
 @contextmanager
-def following(run: Run) -> Iterator[None]:
+def show_live(run: Run) -> Iterator[None]:
     """Show the run while the block carries it out; showing can neither fail nor slow it."""
     done = threading.Event()
     watcher = threading.Thread(
-        target=_safely, args=(run, done.wait), name="live table", daemon=True
+        target=_watch_safely, args=(run, done.wait), name="live table", daemon=True
     )
     watcher.start()
     try:
@@ -238,23 +241,23 @@ def watch(run: Run, ended: Callable[[float], bool], note: Callable[[], str] = la
     Args:
         note: what else is worth a line under the table.
     """
-    if console.screen().is_terminal:
+    if console.get_console().is_terminal:
         _redraw(run, ended, note)
     else:
         _print_lines(run, ended, note)
 
 
-def _safely(run: Run, ended: Callable[[float], bool]) -> None:
+def _watch_safely(run: Run, ended: Callable[[float], bool]) -> None:
     with suppress(OSError, HeadwaterError, ValueError):
         watch(run, ended)
 
 
 def _redraw(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -> None:
-    screen, board = console.screen(), Board()
+    screen, board = console.get_console(), StatusTable()
 
     def picture() -> Group:
         status = run.status()
-        return board.draw(status, screen.width, note() or footer_of(run, status))
+        return board.draw(status, screen.width, note() or run_note(run, status))
 
     with Live(picture(), console=screen, auto_refresh=False, transient=False) as live:
         while not ended(REDRAW):
@@ -263,14 +266,14 @@ def _redraw(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -
 
 
 def _print_lines(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -> None:
-    plain, told = PlainLines(), ""
+    plain, told = StatusLines(), ""
     over = False
     while not over:
         over = ended(REDRAW)
         status = run.status()
         for line in plain.lines(status, time.monotonic()):
-            console.say(f"{time.strftime('%H:%M:%S')}  {line}")
-        footer = "" if over else note() or footer_of(run, status)
+            console.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+        footer = "" if over else note() or run_note(run, status)
         if footer and footer != told:
-            console.say(f"{time.strftime('%H:%M:%S')}  {footer}")
+            console.echo(f"{time.strftime('%H:%M:%S')}  {footer}")
         told = footer

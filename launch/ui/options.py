@@ -1,4 +1,4 @@
-"""What several commands share: where the store is, how JSON is asked for, which files are named."""
+"""Command-line options that several commands share, and the objects that they name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from launch.ui.working_directory import invocation_directory
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -19,34 +21,75 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def store_option(command: F) -> F:
-    """`--store`, HEADWATER_STORE, or ./headwater-store."""
+    """Add `--store`, which defaults to HEADWATER_STORE, then to ./headwater-store."""
     return click.option(
         "--store",
         "store_path",
         metavar="DIR",
         envvar="HEADWATER_STORE",
         default=DEFAULT_STORE,
-        help="Where everything is kept. [HEADWATER_STORE, ./headwater-store]",
+        help="Store directory.  [env: HEADWATER_STORE; default: ./headwater-store]",
     )(command)
 
 
 def json_option(command: F) -> F:
-    """`--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def address_option(command: F) -> F:
+    """Add `--address`."""
+    return click.option(
+        "--address",
+        metavar="RAY",
+        help="Ray cluster to join (`auto`: the cluster of this machine; `local`: a new local one).",
+    )(command)
+
+
+def scope_options(command: F) -> F:
+    """Add `--from`, `--only`, `--rerun` and `--strict-code`."""
+    for option in (
+        click.option("--strict-code", is_flag=True, help="Also rerun stages whose code changed."),
+        click.option("--rerun", multiple=True, metavar="STAGE", help="Rerun STAGE; repeatable."),
+        click.option("--only", metavar="STAGE", help="Run this stage only."),
+        from_option,
+    ):
+        command = option(command)
+    return command
+
+
+def from_option(command: F) -> F:
+    """Add `--from`."""
+    return click.option(
+        "--from", "from_", metavar="STAGE", help="Rerun STAGE and all stages that depend on it."
+    )(command)
+
+
+def model_option(command: F) -> F:
+    """Add `--model`."""
+    option = click.option("--model", required=True, metavar="NAME", help="Registered model name.")
+    return option(command)
+
+
+def alias_option(command: F) -> F:
+    """Add `--alias`."""
+    return click.option(
+        "--alias", default="champion", show_default=True, metavar="ALIAS", help="Model alias."
+    )(command)
 
 
 def open_store(path: str) -> Store:
-    """The store of that path; nothing is made."""
+    """Return the store at a path; nothing is created."""
     from pipeline.storage.store import Store
 
     return Store(path)
 
 
 def find_run(store_path: str, name: str) -> Run:
-    """A run by its id, an unambiguous part of it, or `latest`.
+    """Return the run of an id, of an unambiguous part of an id, or of `latest`.
 
     Raises:
-        NotFound: there is none.
+        NotFound: no such run.
     """
     from pipeline.execution.run import Run
 
@@ -54,20 +97,14 @@ def find_run(store_path: str, name: str) -> Run:
 
 
 def store_flag(store: Store) -> str:
-    """` --store DIR`, unless a new shell here would find the store without it."""
-    from launch.working_directory import typed_in
+    """Return ` --store DIR`, or nothing where a new shell would find the store without it."""
+    import shlex
 
-    usual = os.environ.get("HEADWATER_STORE", DEFAULT_STORE)
-    same = typed_in() / Path(usual).expanduser() == store.root
-    return "" if same else f" --store {_quoted(store.root)}"
+    default = Path(os.environ.get("HEADWATER_STORE", DEFAULT_STORE)).expanduser()
+    is_default = invocation_directory() / default == store.root
+    return "" if is_default else f" --store {shlex.quote(str(store.root))}"
 
 
 def mlflow_uri() -> str | None:
-    """MLFLOW_TRACKING_URI, if it is set to something."""
+    """Return MLFLOW_TRACKING_URI; None if it is unset or empty."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))

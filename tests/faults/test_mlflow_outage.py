@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from mlflow_outages import broken, refused, silent
 
 from launch.cli import cli
-from launch.tracking.mirror import Mirror, lacking, read_cursor
+from launch.tracking.cursor import read_cursor, unsynced_reason
+from launch.tracking.mirror import Mirror
 from launch.tracking.mlflow_client import connect, tracking_uri
 from pipeline.errors import Failure
 from pipeline.execution.run import Run
@@ -73,13 +74,13 @@ def test_an_outage_is_not_noticed_and_later_all_is_sent(run: Run, outage: Any) -
         assert not mirror.stop(0.5)
         assert time.monotonic() - stopping < 20
         assert not child.is_running()
-    assert lacking(run) == (mirror.problem or "there was not time enough to send it")
+    assert unsynced_reason(run) == (mirror.problem or "there was not enough time to send it")
     if outage is refused:
         with pytest.raises(Failure, match="MLflow"):
             mirror.sync()
     done = CliRunner().invoke(cli, ["report", "--sync", "--store", str(run.store.root)])
     assert "MLflow has all of it" in done.output
-    assert lacking(run) == ""
+    assert unsynced_reason(run) == ""
     assert_exact(run)
     assert read_cursor(run)["problem"] == ""
 

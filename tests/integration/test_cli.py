@@ -120,10 +120,10 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
         "finished",
         "finished",
     ]
-    assert f"goes on from {run}" in shell.call("status")[0]
+    assert f"continues run {run}" in shell.call("status")[0]
     changes = {line["stage"]: line["changes"] for line in shell.json("diff", run, made["run"])}
     assert changes["slow"] == ["value 10 -> 20"]
-    assert "artifacts are sound" in shell.call("verify", "--all")[0]
+    assert "artifacts are intact" in shell.call("verify", "--all")[0]
 
 
 def test_a_stage_that_fails(shell: Shell) -> None:

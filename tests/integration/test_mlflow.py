@@ -19,9 +19,10 @@ import sample_run
 from launch.report import run_page as report
 from launch.tracking import mirror, model_registry
 from launch.tracking import mlflow_client as way
-from launch.tracking.mirror import Mirror, lacking, read_cursor
+from launch.tracking.cursor import read_cursor, unsynced_reason
+from launch.tracking.mirror import Mirror
 from launch.tracking.mlflow_client import connect
-from launch.tracking.mlflow_sync import BATCH, Replica
+from launch.tracking.mlflow_sync import BATCH, RunSynchronizer
 from launch.tracking.model_registry import Registry
 from pipeline.errors import CorruptArtifact, Failure, GateRefused, NotFound
 from pipeline.execution.run import Run
@@ -177,12 +178,12 @@ def test_sending_again_or_anew_doubles_nothing(
     uri = way.tracking_uri(mirrored.store)
     assert mirror.main("once", str(mirrored.store.root), mirrored.id) == 0
     (mirrored.folder / "mlflow.json").unlink()  # all that is known of what was sent
-    replica = Replica(mirrored, uri)
-    assert replica.attempt(), replica.cursor["problem"]
+    synchronizer = RunSynchronizer(mirrored, uri)
+    assert synchronizer.try_sync(), synchronizer.cursor["problem"]
     client = connect(uri)
     assert_exact(client, mirrored)
-    assert len(client.search_logged_models([replica.cursor["experiment"]])) == 1
-    assert lacking(mirrored) == ""
+    assert len(client.search_logged_models([synchronizer.cursor["experiment"]])) == 1
+    assert unsynced_reason(mirrored) == ""
 
 
 def test_the_child_follows_until_its_input_ends(
@@ -202,7 +203,7 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
     (run.folder / "run.yaml").write_text("{name: quickstart, stages: {sft: {uses: sft}}}")
     planned = [sample_run._planned(name) for name in ("gpt", "sft", "reward")]
     (run.folder / "plan.json").write_text(json.dumps({"stages": planned}))
-    assert Replica(run, uri).attempt()  # nothing happened yet
+    assert RunSynchronizer(run, uri).try_sync()  # nothing happened yet
     run.append("run.created", pipeline="quickstart", store=str(store.root), origin=None)
     run.append("plan", stages=planned)
     run.append("stage.cached", stage="gpt", fingerprint=sample_run.print_of("gpt"))
@@ -213,8 +214,8 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
         series.write('{"step": 4, "lo')  # a kill in the middle of a line
     run.append("stage.failed", stage="sft", error="loss is nan", **{"class": "error"})
     run.append("run.finished", state="failed")
-    replica = Replica(run, uri)
-    assert replica.attempt(), replica.cursor["problem"]
+    synchronizer = RunSynchronizer(run, uri)
+    assert synchronizer.try_sync(), synchronizer.cursor["problem"]
     client = connect(uri)
     runs = runs_of(client, run)
     assert {name: found.info.status for name, found in runs.items()} == {
@@ -230,7 +231,7 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
     run.open()
     run.append("promoted", model="talker", version=1, alias="champion", stage="gpt")
     run.append("stage.started", stage="sft", attempt=2, fingerprint=sample_run.print_of("sft"))
-    assert replica.attempt(), replica.cursor["problem"]
+    assert synchronizer.try_sync(), synchronizer.cursor["problem"]
     assert runs_of(client, run)["sft"].info.status == "RUNNING"
     run.close()
     tags = runs_of(client, run)[""].data.tags
@@ -240,13 +241,13 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
 def test_a_pass_that_finds_another_writer_waits_for_the_next(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replica = Replica(mirrored, way.tracking_uri(mirrored.store))
+    synchronizer = RunSynchronizer(mirrored, way.tracking_uri(mirrored.store))
     with way.sole_writer(mirrored.store, 0):
-        assert not replica.attempt(patience=0)
-        assert not replica.attempt(patience=0)
+        assert not synchronizer.try_sync(patience=0)
+        assert not synchronizer.try_sync(patience=0)
     assert read_cursor(mirrored)["problem"] == "another process is writing to MLflow"
     assert capsys.readouterr().err.count("Traceback") == 1  # said once
-    assert replica.attempt()
+    assert synchronizer.try_sync()
     assert read_cursor(mirrored)["problem"] == ""
 
 
@@ -257,20 +258,20 @@ def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path
     context = sample_run.begin(run, "gpt")
     sample_run.write_series(context, "gpt", 30, stop=20)
     uri = way.tracking_uri(run.store)
-    assert Replica(run, uri).attempt()
+    assert RunSynchronizer(run, uri).try_sync()
     (run.folder / "mlflow.json").unlink()
     context.rewind(9)
     time.sleep(0.002)  # the points that are made again have another time
     sample_run.write_series(context, "gpt", 30, start=10)
     context.panel({"type": "bars", "title": "empty", "values": {}, "unit": ""})
-    replica = Replica(run, uri)
-    assert replica.attempt()
+    synchronizer = RunSynchronizer(run, uri)
+    assert synchronizer.try_sync()
     context.rewind(24)
-    assert replica.attempt()
+    assert synchronizer.try_sync()
     sample_run.write_series(context, "gpt", 30, start=25)
     (context.out / "data.bin").write_bytes(b"a model without figures")
     sample_run.commit(run, "gpt")
-    assert replica.attempt()
+    assert synchronizer.try_sync()
     assert_exact(connect(uri), run, steps=30)
 
 
@@ -280,7 +281,7 @@ def test_points_that_came_out_otherwise_after_a_rewind_are_the_newest(tmp_path: 
     (run.folder / "plan.json").write_text(json.dumps({"stages": [sample_run._planned("gpt")]}))
     run.append("plan", stages=[sample_run._planned("gpt")])
     context = sample_run.begin(run, "gpt")
-    replica = Replica(run, way.tracking_uri(run.store))
+    synchronizer = RunSynchronizer(run, way.tracking_uri(run.store))
 
     def write(steps: range, offset: float) -> None:
         for step in steps:
@@ -292,18 +293,18 @@ def test_points_that_came_out_otherwise_after_a_rewind_are_the_newest(tmp_path: 
         return [(point.step, point.value) for point in found]
 
     write(range(20), 0.0)
-    assert replica.attempt()
+    assert synchronizer.try_sync()
     context.rewind(9)
     time.sleep(0.002)
     write(range(10, 15), 0.5)
-    assert replica.attempt()
+    assert synchronizer.try_sync()
     write(range(15, 25), 0.5)
-    assert replica.attempt()
+    assert synchronizer.try_sync()
     client = connect(way.tracking_uri(run.store))
     course = [(step, step + (0.5 if step > 9 else 0.0)) for step in range(25)]
     assert sorted(dict(history("loss")).items()) == course
     assert len(history("loss")) == 20 + 15
-    assert Replica(run, replica.uri).attempt()
+    assert RunSynchronizer(run, synchronizer.uri).try_sync()
     assert len(history("loss")) == 20 + 15
     assert len(history("bad")) == 25
 
@@ -319,8 +320,8 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (run.folder / "report.html").write_text("<p>hunter2-hunter2</p>")
     run = Run(run.store, run.id)
     uri = way.tracking_uri(run.store)
-    replica = Replica(run, uri)
-    assert replica.attempt(), replica.cursor["problem"]
+    synchronizer = RunSynchronizer(run, uri)
+    assert synchronizer.try_sync(), synchronizer.cursor["problem"]
     params = runs_of(connect(uri), run)["clean"].data.params
     assert params["token"] == params["leaked"] == "${env:RIVER_TOKEN}"
     assert params["site"] == "http://***@c"
@@ -331,13 +332,13 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_emptied_database_is_filled_again(mirrored: Run, tmp_path: Path) -> None:
     uri = way.tracking_uri(mirrored.store)
-    replica = Replica(mirrored, uri)
-    replica._note(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
-    assert not replica.attempt()
-    assert "No Experiment with id=99" in replica.cursor["problem"]
+    synchronizer = RunSynchronizer(mirrored, uri)
+    synchronizer._note(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
+    assert not synchronizer.try_sync()
+    assert "No Experiment with id=99" in synchronizer.cursor["problem"]
     client = connect(uri)
     client.delete_experiment(client.get_experiment_by_name("quickstart").experiment_id)
-    assert replica.attempt(), replica.cursor["problem"]
+    assert synchronizer.try_sync(), synchronizer.cursor["problem"]
     assert_exact(client, mirrored)
 
 
@@ -491,9 +492,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_server_gets_the_run_and_the_weights(tmp_path: Path, server: str) -> None:
     run = sample_run.make(tmp_path / "store", names=("gpt",), steps=30)
-    replica = Replica(run, server)
+    synchronizer = RunSynchronizer(run, server)
     for _ in range(10):  # a server on a busy machine misses a time-out now and then
-        if replica.attempt():
+        if synchronizer.try_sync():
             break
     client = connect(server, timeout=120)
     assert_exact(client, run, steps=30)

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.cluster.ray_jobs_client import Jobs, WrongToken
+from launch.cluster.ray_jobs_client import RayJobsClient, WrongToken
 from pipeline.execution.run import Run
 from pipeline.storage.store import Store
 
@@ -190,9 +190,9 @@ def test_the_head_listens_on_loopback_alone(site: Site) -> None:
 
 def test_the_three_refusals_of_a_head_are_told_apart(site: Site) -> None:
     with pytest.raises(WrongToken, match="wants a token, and none was sent"):
-        Jobs(site.address).version()
+        RayJobsClient(site.address).version()
     with pytest.raises(WrongToken, match="another token than the one sent"):
-        Jobs(site.address, "wrong").version()
+        RayJobsClient(site.address, "wrong").version()
 
 
 # --- refused before a job exists -----------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_submit_ships_tracked_code_and_stays_until_the_end(site: Site) -> None:
     log = site.call("logs", "latest", "one").stdout
     assert "begins at step 0" in log
     token = (site.store.root / "clusters" / "here" / "token").read_text()
-    job = Jobs(site.address, token).get(run.id)
+    job = RayJobsClient(site.address, token).get(run.id)
     assert job is not None
     assert job["status"] == "SUCCEEDED"
     assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
@@ -290,7 +290,7 @@ def test_detach_come_back_cancel_and_resume(site: Site) -> None:
     await_hold(site)
     again = site.call("submit", config, "--cluster", "here", "--detach")
     run = Run.find(site.store).id
-    assert f"run {run} does this already" in again.stdout
+    assert f"run {run} already executes this pipeline" in again.stdout
     busy = site.call("cluster", "down", "here", code=2)
     assert run in busy.stderr
     cancelled = site.call("cancel", run)
@@ -320,7 +320,7 @@ def test_control_c_detaches(site: Site) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "detached: the run goes on" in out
+    assert "detached; the run continues" in out
     assert "headwater status" in err
     assert site.status()["state"] == "running"
     hold.unlink()
@@ -341,7 +341,7 @@ def test_a_head_that_is_killed_and_started_again(site: Site) -> None:
     site.call("resume", run)
     assert site.status()["state"] == "finished"
     assert site.stage("slow")["metrics"] == {"total": sum(range(300, 306))}
-    assert "artifacts are sound" in site.call("verify", "--all").stdout
+    assert "artifacts are intact" in site.call("verify", "--all").stdout
 
 
 def test_down_ends_everything_that_up_began(site: Site) -> None:

@@ -91,7 +91,7 @@ def test_clip(tmp_path: Path) -> None:
     assert found["memory_bytes"] < 2**30
 
 
-def test_the_plan_tells_people_what_a_training_takes(tmp_path: Path) -> None:
+def test_plan_shows_the_costs_of_a_training(tmp_path: Path) -> None:
     shown = plan("gpt3-13b.yaml", tmp_path, "gpt.model.recompute=true")
     for words in (
         "12.9 G active",
@@ -99,7 +99,7 @@ def test_the_plan_tells_people_what_a_training_takes(tmp_path: Path) -> None:
         "2.46e22  3.27e22 with recomputation",
         "at once, of 74.4 GiB",
         "weights 95.8 MiB, gradients 191.5 MiB, optimizer 574.6 MiB, activations ",
-        "sent a device and step",
+        "sent per device and step",
         "device hours on 256",
     ):
         assert words in shown

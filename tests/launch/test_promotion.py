@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.promotion import smoke
+from launch.promotion import smoke_test
 
 
 def test_ctrl_c_in_a_terminal_does_not_reach_the_process_that_tries_the_model(
@@ -20,5 +20,5 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_process_that_tries_the_model(
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(RuntimeError) as caught:
-        smoke(tmp_path)
+        smoke_test(tmp_path)
     assert int(str(caught.value)) != os.getpgrp()

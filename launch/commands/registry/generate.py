@@ -45,7 +45,7 @@ def generate(
     if as_json:
         console.print_json({"model": str(folder), "prompt": prompt, "text": text})
     else:
-        console.say(text)
+        console.echo(text)
 
 
 def find_model(name: str, store: Store) -> Path:

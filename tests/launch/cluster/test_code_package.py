@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(made: code_package.Package) -> dict[str, bytes]:
+def names(made: code_package.CodePackage) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(made.content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -120,4 +120,4 @@ def test_the_limit_is_under_the_one_of_ray() -> None:
 
 def test_what_is_no_repository_cannot_be_packed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no git repository"):
-        code_package.repository(tmp_path)
+        code_package.repository_root(tmp_path)

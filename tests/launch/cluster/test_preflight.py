@@ -15,7 +15,7 @@ import pytest
 
 from launch.cluster import preflight
 from launch.cluster.config import load_cluster
-from launch.cluster.ray_jobs_client import Capacity, Jobs, Unreachable
+from launch.cluster.ray_jobs_client import Capacity, RayJobsClient, Unreachable
 from pipeline.errors import Failure, SpecError, UserError
 from pipeline.plan import make
 from pipeline.spec import pipeline_spec
@@ -53,36 +53,36 @@ def closed() -> str:
 
 def test_nobody_there(closed: str) -> None:
     with pytest.raises(Unreachable, match="no Ray head answers: connection refused"):
-        Jobs(closed).version()
+        RayJobsClient(closed).version()
 
 
 def test_somebody_else_there(server: str) -> None:
     with pytest.raises(Unreachable, match="what answers is not a Ray head"):
-        Jobs(server).version()
+        RayJobsClient(server).version()
 
 
 def test_somebody_silent_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begun = time.monotonic()
         with pytest.raises(Unreachable, match="silence for 2 s"):
-            Jobs(f"http://127.0.0.1:{silent.getsockname()[1]}").version()
+            RayJobsClient(f"http://127.0.0.1:{silent.getsockname()[1]}").version()
         assert time.monotonic() - begun < 4.0
 
 
 def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
-    preflight.mlflow(None)
-    preflight.mlflow("sqlite:///x.db")
-    preflight.mlflow("postgresql://me@postgres/mlflow")
-    preflight.mlflow(server)
+    preflight.check_mlflow(None)
+    preflight.check_mlflow("sqlite:///x.db")
+    preflight.check_mlflow("postgresql://me@postgres/mlflow")
+    preflight.check_mlflow(server)
     with pytest.raises(Failure, match="MLflow does not answer: it answers 500"):
-        preflight.mlflow(f"{server}/ill")
+        preflight.check_mlflow(f"{server}/ill")
     with pytest.raises(Failure, match="connection refused"):
-        preflight.mlflow(closed)
+        preflight.check_mlflow(closed)
     with socket.create_server(("127.0.0.1", 0)) as other:
         hangs_up = threading.Thread(target=lambda: other.accept()[0].sendall(b"SSH-2.0\r\n"))
         hangs_up.start()
         with pytest.raises(Failure, match="MLflow does not answer: ssh"):
-            preflight.mlflow(f"http://127.0.0.1:{other.getsockname()[1]}")
+            preflight.check_mlflow(f"http://127.0.0.1:{other.getsockname()[1]}")
         hangs_up.join()
 
 
@@ -96,16 +96,16 @@ def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
 )
 def test_a_password_in_the_address_is_not_sent_and_not_shown(address: str) -> None:
     with pytest.raises(UserError, match="holds a password") as refused:
-        preflight.mlflow(address)
+        preflight.check_mlflow(address)
     assert "hunter2" not in str(refused.value) + refused.value.remedy
 
 
 def test_the_store_is_tried(tmp_path: Path) -> None:
-    preflight.store(tmp_path / "new" / "store")
+    preflight.check_store(tmp_path / "new" / "store")
     assert list((tmp_path / "new" / "store").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="the store is not writable: not a directory"):
-        preflight.store(tmp_path / "file" / "store")
+        preflight.check_store(tmp_path / "file" / "store")
 
 
 @pytest.fixture
@@ -139,10 +139,10 @@ def test_nothing_is_waited_for_longer_than_the_deadline(
     store = tmp_path / "store"
     store.mkdir()
     os.mkfifo(store / f".probe-{os.getpid()}")
-    answers = preflight.ask(load_cluster(str(tmp_path / "far.yaml"), str(store)))
+    answers = preflight.run_preflight(load_cluster(str(tmp_path / "far.yaml"), str(store)))
     assert not answers.reachable
-    with pytest.raises(preflight.Checks) as refused:
-        answers.accept(promotes=True)
+    with pytest.raises(preflight.PreflightError) as refused:
+        answers.require_ready(promotes=True)
     assert str(refused.value).splitlines() == [
         f"the head at {dribbling} gave no answer within 0.2 s",
         f"the store at {store} gave no answer within 0.2 s",
@@ -155,7 +155,7 @@ def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) 
     file.write_text(f"name: toy\nstages:\n{stages}")
     asked, store = pipeline_spec.load(file), Store(tmp_path / "store")
     try:
-        preflight.resources(asked, make(asked, store), store, Capacity(nodes))
+        preflight.check_resources(asked, make(asked, store), store, Capacity(nodes))
     except SpecError as refused:
         return [str(problem).removeprefix(f"{file}:") for problem in refused.problems]
     return []
@@ -216,6 +216,6 @@ def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
 
 def test_each_thing_in_the_way_keeps_its_remedy() -> None:
     found = [UserError("a", remedy="do this"), Failure("b", remedy="do that"), Failure("c")]
-    together = preflight.Checks([*found, Failure("d", remedy="do this")])
+    together = preflight.PreflightError([*found, Failure("d", remedy="do this")])
     assert together.remedy == "do this; do that"
     assert (str(together), together.exit_code) == ("a\nb\nc\nd", 2)

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from launch.cli import cli
 from launch.cluster.config import Cluster, load_cluster
+from launch.cluster.job_submission import submit_job
 from launch.commands import cluster
-from launch.commands.submit import send
 from pipeline.errors import Failure, Interrupted
 from pipeline.execution.run import Run
 from pipeline.storage.store import Store
@@ -107,7 +107,7 @@ def test_a_cluster_names_the_runs_at_work_not_their_jobs(
     head.answers["/api/jobs/"] = [{**active, **second}, {**active, **other}]
     assert cluster._at_work(far) == [run.id, "somebody-elses"]
     head.answers["/api/jobs/"] = [{**active, **second}]
-    monkeypatch.setattr(cluster, "WIND_DOWN", 0)  # it is over, and its job only winds up
+    monkeypatch.setattr(cluster, "FINALIZE_SECONDS", 0)  # it is over, and its job only winds up
     assert cluster._at_work(far) == [run.id]
 
 
@@ -115,10 +115,10 @@ def test_what_was_cancelled_meanwhile_is_not_sent(store: Store, head: Head) -> N
     run, far = submitted(store, head.address)
     run.append("run.resubmitted")
     run.cancel_file.write_text("cancel\n")
-    with pytest.raises(Interrupted, match="cancelled before its job was sent"):
-        send(run, far, None)
+    with pytest.raises(Interrupted, match="cancelled before submission"):
+        submit_job(run, far, None)
     assert run.status().state == "cancelled"
     with pytest.raises(Failure):  # asked for anew, it is sent: this head takes no jobs
-        send(run, far, None)
+        submit_job(run, far, None)
     assert run.status().state == "pending"
     assert not run.cancel_file.exists()

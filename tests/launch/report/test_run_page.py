@@ -160,7 +160,7 @@ def test_spans_of_attempts() -> None:
     def event(second: int, what: str, stage: str | None = "a") -> dict[str, Any]:
         return {"time": f"2026-11-21T00:00:{second:02d}.000Z", "event": what, "stage": stage}
 
-    start = formatting.seconds("2026-11-21T00:00:00Z")
+    start = formatting.timestamp("2026-11-21T00:00:00Z")
     events = [
         event(1, "stage.started"),
         event(2, "stage.waiting"),

@@ -11,7 +11,8 @@ import pytest
 import sample_run
 
 from launch.tracking import mlflow_client
-from launch.tracking.mirror import LONGEST_WAIT, Mirror, follow, read_cursor
+from launch.tracking.cursor import read_cursor
+from launch.tracking.mirror import LONGEST_WAIT, Mirror, follow
 from launch.tracking.mlflow_client import public, sole_writer
 from pipeline.errors import Failure, NotFound
 from pipeline.storage.store import Store

@@ -8,12 +8,12 @@ from pipeline.errors import UserError
 
 def test_figures_are_cut_with_a_count_of_the_rest() -> None:
     values = {"loss": 2.34567, "steps": 600.0, "a": 1.0, "b": 2.0}
-    assert console.figures(values, 2) == "loss 2.346  steps 600  +2"
+    assert console.format_metrics(values, 2) == "loss 2.346  steps 600  +2"
 
 
 def test_what_is_piped_has_no_colours_and_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 150
-    console.show(console.rows(console.table("a", "b"), [(long, "[red]y[/red]")]))
+    console.print_table(console.add_rows(console.make_table("a", "b"), [(long, "[red]y[/red]")]))
     shown = capsys.readouterr().out
     assert long in shown
     assert "[red]y[/red]" in shown
@@ -21,7 +21,7 @@ def test_what_is_piped_has_no_colours_and_is_not_cut(capsys: pytest.CaptureFixtu
 
 
 def test_a_complaint_says_what_where_and_what_next(capsys: pytest.CaptureFixture[str]) -> None:
-    console.complain(
+    console.print_error(
         UserError("it is \x1b[31mred", where="a.yaml:3", remedy="headwater plan a.yaml")
     )
     shown = capsys.readouterr().err

@@ -61,12 +61,12 @@ def test_numbers(value: float | None, said: str) -> None:
 
 @pytest.mark.parametrize(("value", "said"), [(1234567.0, "1234567"), (0.000512, "0.000512")])
 def test_figures_that_are_compared(value: float, said: str) -> None:
-    assert formatting.figure(value) == said
+    assert formatting.metric(value) == said
 
 
 def test_instants() -> None:
-    assert formatting.seconds("1970-01-01T00:01:00.500Z") == 60.5
-    assert formatting.minute("2026-11-21T02:03:04.005Z") == "2026-11-21 02:03"
+    assert formatting.timestamp("1970-01-01T00:01:00.500Z") == 60.5
+    assert formatting.to_minute("2026-11-21T02:03:04.005Z") == "2026-11-21 02:03"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch.ui.live_table import Board, Pace, PlainLines, amount
+from launch.ui.live_table import RateEstimator, StatusLines, StatusTable, format_progress
 from pipeline.status import RunStatus, StageStatus
 
 
@@ -34,7 +34,7 @@ WHOLE = status(
 
 def drawn(width: int, shown: RunStatus = WHOLE) -> list[str]:
     text = io.StringIO()
-    Console(file=text, width=width, no_color=True).print(Board().draw(shown, width))
+    Console(file=text, width=width, no_color=True).print(StatusTable().draw(shown, width))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -58,26 +58,26 @@ def test_a_narrow_board_keeps_the_names() -> None:
 
 
 def test_pace_is_of_what_was_seen_here() -> None:
-    pace = Pace()
-    assert pace.left("gpt", progress(300, 0.0)) is None
-    assert pace.left("gpt", progress(300, 1.0)) is None
-    assert pace.left("gpt", progress(400, 11.0)) == pytest.approx(200 / (100 / 11))
-    assert pace.rate("sft", progress(1, 11.0)) is None
+    rates = RateEstimator()
+    assert rates.left("gpt", progress(300, 0.0)) is None
+    assert rates.left("gpt", progress(300, 1.0)) is None
+    assert rates.left("gpt", progress(400, 11.0)) == pytest.approx(200 / (100 / 11))
+    assert rates.rate("sft", progress(1, 11.0)) is None
 
 
 def test_pace_forgets_what_a_resumed_stage_did_before() -> None:
-    pace = Pace()
-    pace.rate("gpt", progress(0, 0.0))
-    pace.rate("gpt", progress(500, 5.0))
-    assert pace.rate("gpt", progress(200, 6.0)) is None
-    assert pace.rate("gpt", progress(210, 7.0)) == pytest.approx(10.0)
+    rates = RateEstimator()
+    rates.rate("gpt", progress(0, 0.0))
+    rates.rate("gpt", progress(500, 5.0))
+    assert rates.rate("gpt", progress(200, 6.0)) is None
+    assert rates.rate("gpt", progress(210, 7.0)) == pytest.approx(10.0)
 
 
 def test_pace_looks_at_the_last_minute() -> None:
-    pace = Pace()
+    rates = RateEstimator()
     for second in range(200):
-        pace.rate("gpt", progress(second if second < 100 else 100 + 5 * (second - 100), second))
-    assert pace.rate("gpt", progress(600, 200.0)) == pytest.approx(5.0, rel=0.02)
+        rates.rate("gpt", progress(second if second < 100 else 100 + 5 * (second - 100), second))
+    assert rates.rate("gpt", progress(600, 200.0)) == pytest.approx(5.0, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_pace_looks_at_the_last_minute() -> None:
     ],
 )
 def test_amounts(values: dict[str, Any], text: str) -> None:
-    assert amount(values) == text
+    assert format_progress(values) == text
 
 
 def test_plain_lines_say_each_change_once_and_progress_now_and_then() -> None:
-    plain = PlainLines()
+    plain = StatusLines()
     first = list(plain.lines(WHOLE, now=0.0))
     assert [line.split()[:2] for line in first] == [
         ["clean", "cached"],

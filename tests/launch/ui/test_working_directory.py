@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.ui.options import store_flag
-from launch.working_directory import at_home, typed_in
+from launch.ui.working_directory import in_run_directory, invocation_directory
 from pipeline.execution.run import Run
 from pipeline.storage.store import Store
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path, home: Path) -> Run:
 
 
 def where(run: Run) -> Path:
-    with at_home(run):
+    with in_run_directory(run):
         return Path.cwd()
 
 
@@ -48,8 +48,8 @@ def test_what_is_said_is_for_the_shell_in_which_it_was_typed(
 ) -> None:
     monkeypatch.delenv("HEADWATER_STORE", raising=False)
     monkeypatch.chdir(tmp_path)
-    with at_home(run):
-        assert typed_in() == tmp_path
+    with in_run_directory(run):
+        assert invocation_directory() == tmp_path
         assert store_flag(Store(tmp_path / "headwater-store")) == ""
         assert store_flag(Store("headwater-store")) != ""
 
