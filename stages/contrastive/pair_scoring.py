@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stages.images.selection import Figures
-from stages.images.shard_writer import rows_of
+from stages.images.selection import RecordTable
+from stages.images.shard_writer import read_rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,35 +29,35 @@ Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ScoreWork:
-    """What the task of a scratch table is given."""
+class ScoringTask:
+    """The rows of one annotation table to score."""
 
     model: Path
     table: Path
     rows: npt.NDArray[np.int64]
-    """Those of the table that are scored, in order."""
+    """Numbers of the rows in the table, in order."""
 
 
-def score_works(model: Path, figures: Figures, rows: npt.NDArray[np.int64]) -> list[ScoreWork]:
-    """The tasks that score these rows, a scratch table each."""
-    return [ScoreWork(model, table, held) for table, held in figures.by_commit(rows)]
+def scoring_tasks(model: Path, records: RecordTable, rows: npt.NDArray[np.int64]) -> list[ScoringTask]:
+    """Return the tasks that score the rows, one per annotation table."""
+    return [ScoringTask(model, table, numbers) for table, numbers in records.by_commit(rows)]
 
 
-def score_table(work: ScoreWork, commit: Path) -> None:
-    """Score rows of a scratch table and commit their cosines: float64 (rows,)."""
+def score_pairs(task: ScoringTask, commit: Path) -> None:
+    """Score rows of an annotation table and commit their cosines: float64 (rows,)."""
     from pipeline.storage.atomic_io import write_atomic
 
-    rows = rows_of(work.table, work.rows, ["image", "captions"])
+    rows = read_rows_of(task.table, task.rows, ["image", "captions"])
     pairs = ((row["image"], row["captions"][0]) for row in rows)
     found = []
     while batch := list(islice(pairs, BATCH)):
-        found.append(cosines(work.model, batch))
+        found.append(clip_scores(task.model, batch))
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate(found))
     write_atomic(commit, buffer.getvalue(), durable=False)
 
 
-def cosines(model: Path, pairs: Sequence[tuple[bytes, str]]) -> Scores:
+def clip_scores(model: Path, pairs: Sequence[tuple[bytes, str]]) -> Scores:
     """The cosine of each image and caption, rounded.
 
     Args:

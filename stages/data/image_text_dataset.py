@@ -1,12 +1,12 @@
-"""Images with captions on disk: WebDataset tars, of which any sample is read in O(1).
+"""The ImageText artifact: WebDataset tars of which any sample is read in O(1).
 
     train-00000.tar, eval-00000.tar  KEY.jpg (or png, webp), KEY.txt, KEY.json of every sample
-    index/train-00000.npy            int64 (samples, 6): where image, captions and metadata begin
-                                     and how many bytes they are
+    index/train-00000.npy            int64 (samples, 6): offset and size of image, captions and
+                                     metadata, bytes
     index.json                       the shards of each split with samples, size and sha256
 
-`KEY.txt` holds the captions, one a line, the main one first; `KEY.json` an object with at least
-`width`, `height` and `source`. The order in the tars is the order of the data set.
+`KEY.txt` holds the captions, one per line, the main one first; `KEY.json` an object with at least
+`width`, `height` and `source`. The order in the tars is the order of the dataset.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ KIND = "ImageText"
 VERSION = 1
 SPLITS = ("train", "eval")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
-MAX_PIXELS = 1 << 26  # 8,192 x 8,192: 200 MB of RGB; what declares more is no image but a bomb
+MAX_PIXELS = 1 << 26  # 8,192 x 8,192: 200 MB of RGB; more is taken for a decompression bomb
 SHARD_SAMPLES = 10_000
-SHARD_BYTES = 128 << 20  # what a writer holds
+SHARD_BYTES = 128 << 20  # that a writer holds in memory
 
 _FORMATS = ("JPEG", "PNG", "WEBP")  # the only decoders that untrusted bytes reach
 _ORIENTATION = 0x0112  # the EXIF tag
-_HELD_OPEN = 256  # tars of one store
+_MAX_OPEN = 256  # tars of one store
 
 Index = npt.NDArray[np.int64]
 
 
 class BadImage(ValueError):
-    """The bytes are not those of an image that can be used."""
+    """Bytes that are not an image that can be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image with its captions, as it lies on disk: nothing is decoded."""
+    """An encoded image with its captions and metadata, as stored."""
 
     key: str
     image: bytes
     """A JPEG, PNG or WebP file."""
     captions: tuple[str, ...]
-    """The main one first; none holds a line break."""
+    """Captions without line breaks, the main one first."""
     meta: Mapping[str, Any]
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """The image in RGB, upright (EXIF), over white where it is transparent.
+    """Decode an image to RGB, rotated upright (EXIF), transparent parts over white.
 
     Raises:
-        BadImage: it is damaged, cut short, of another format, or larger than `MAX_PIXELS`.
+        BadImage: it is damaged, truncated, of another format, or larger than `MAX_PIXELS`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -76,14 +76,14 @@ def decode_rgb(data: bytes) -> Image.Image:
         return _over_white(_upright(image))
     except BadImage:
         raise
-    except Exception as error:  # what decoders raise on damaged bytes has no common ancestor
-        raise BadImage(_words(error)) from error
+    except Exception as error:  # decoders raise errors of many types on damaged bytes
+        raise BadImage(_decoder_message(error)) from error
 
 
-def _words(error: Exception) -> str:
-    """What a decoder says, without the address of what it read: the same each time."""
+def _decoder_message(error: Exception) -> str:
+    """Return a decoder's message without memory addresses, so that it is the same each time."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image in JPEG, PNG or WebP that can be read"
+        return "not a readable JPEG, PNG or WebP image"
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
@@ -96,7 +96,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # sixteen bits a value
+    if image.mode.startswith("I"):  # sixteen bits per value
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -106,10 +106,10 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def image_suffix(data: bytes) -> str:
-    """What the file is called by its first bytes: `jpg`, `png` or `webp`.
+    """Return the suffix that the first bytes of a file call for: `jpg`, `png` or `webp`.
 
     Raises:
-        BadImage: it is none of these.
+        BadImage: it is in another format.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return "jpg"
@@ -120,8 +120,8 @@ def image_suffix(data: bytes) -> str:
     raise BadImage("neither JPEG, PNG nor WebP")
 
 
-def members_of(sample: Sample) -> list[tuple[str, bytes]]:
-    """The three files of a sample in order.
+def sample_files(sample: Sample) -> list[tuple[str, bytes]]:
+    """Return the names and contents of a sample's three files in order.
 
     Raises:
         BadImage: the image is of another format.
@@ -130,7 +130,9 @@ def members_of(sample: Sample) -> list[tuple[str, bytes]]:
     if not KEY.fullmatch(sample.key):
         raise InputError(f"the key {sample.key!r} does not match {KEY.pattern}")
     if not sample.captions or any("\n" in caption for caption in sample.captions):
-        raise InputError(f"sample {sample.key}: captions are lines, one at least")
+        raise InputError(
+            f"sample {sample.key}: needs at least one caption, and none with a line break"
+        )
     return [
         (f"{sample.key}.{image_suffix(sample.image)}", sample.image),
         (f"{sample.key}.txt", "\n".join(sample.captions).encode()),
@@ -139,21 +141,20 @@ def members_of(sample: Sample) -> list[tuple[str, bytes]]:
 
 
 def stored_size(sample: Sample) -> int:
-    """Bytes that the sample takes in a tar."""
-    return sum(tar_format.encoded_size(len(content)) for _, content in members_of(sample))
+    """Return the size of a sample in a tar, bytes."""
+    return sum(tar_format.member_size(len(content)) for _, content in sample_files(sample))
 
 
-class Cutter:
-    """Says where the next shard begins: by samples and by bytes, so that shards depend on the
-    samples alone."""
+class ShardSplitter:
+    """Boundaries of shards by number and size of samples, so that they depend on these alone."""
 
     def __init__(self, shard_samples: int = SHARD_SAMPLES, shard_bytes: int = SHARD_BYTES) -> None:
-        self._most = shard_samples, shard_bytes
+        self._limits = shard_samples, shard_bytes
         self._samples = self._bytes = 0
 
-    def begins(self, size: int) -> bool:
-        """Whether a sample of that stored size is the first of a shard; the first of all is."""
-        full = self._samples >= self._most[0] or self._bytes + size > self._most[1]
+    def starts_shard(self, size: int) -> bool:
+        """Add a sample of a stored size; return true if it is the first one of a shard."""
+        full = self._samples >= self._limits[0] or self._bytes + size > self._limits[1]
         if full or not self._samples:
             self._samples, self._bytes = 1, size
             return True
@@ -169,38 +170,39 @@ def write_shards(
     shard_samples: int = SHARD_SAMPLES,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[dict[str, Any]]:
-    """Write a split's samples as `SPLIT-00000.tar`… with their indexes; the same samples give the
-    same bytes. `write_index` makes a store of them.
+    """Write the samples of a split as `SPLIT-00000.tar`, ... with their indexes.
+
+    The same samples give the same bytes. Call `write_index` afterwards.
 
     Returns:
-        The shards as `index.json` names them.
+        The entries of the shards in `index.json`.
 
     Raises:
         BadImage: an image is of another format.
         InputError: a key or a caption cannot be stored.
     """
-    cutter, shards = Cutter(shard_samples, shard_bytes), list[dict[str, Any]]()
-    held: list[Sample] = []
+    splitter, shards = ShardSplitter(shard_samples, shard_bytes), list[dict[str, Any]]()
+    pending: list[Sample] = []
     for sample in samples:
-        if cutter.begins(stored_size(sample)) and held:
-            shards.append(write_shard(held, folder, f"{split}-{len(shards):05d}"))
-            held = []
-        held.append(sample)
-    if held:
-        shards.append(write_shard(held, folder, f"{split}-{len(shards):05d}"))
+        if splitter.starts_shard(stored_size(sample)) and pending:
+            shards.append(write_shard(pending, folder, f"{split}-{len(shards):05d}"))
+            pending = []
+        pending.append(sample)
+    if pending:
+        shards.append(write_shard(pending, folder, f"{split}-{len(shards):05d}"))
     return shards
 
 
 def write_shard(samples: Iterable[Sample], folder: Path, stem: str) -> dict[str, Any]:
-    """Write `STEM.tar` and its index; see `write_shards`."""
+    """Write `STEM.tar` and its index; return its entry in `index.json`."""
     from pipeline.storage.atomic_io import write_atomic
 
     content, rows = bytearray(), list[list[int]]()
     for sample in samples:
         rows.append([])
-        for name, data in members_of(sample):
+        for name, data in sample_files(sample):
             rows[-1] += [len(content) + tar_format.BLOCK, len(data)]
-            content += tar_format.encoded(name, data)
+            content += tar_format.encode_member(name, data)
     content += tar_format.END
     (folder / "index").mkdir(parents=True, exist_ok=True)
     index = io.BytesIO()
@@ -223,7 +225,7 @@ def write_index(
     image_size: int | None = None,
     counts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `index.json`, last: it names the shards of each split in order."""
+    """Write `index.json`, the last file: the shards of each split in order."""
     from pipeline.storage.atomic_io import write_atomic
 
     index = {
@@ -242,13 +244,13 @@ def write_index(
 
 
 class ImageTextStore:
-    """One split of an ImageText artifact: a data set of samples, each read on its own.
+    """One split of an ImageText artifact as a random-access dataset of samples.
 
-    Any number of threads may read at once; a copy in another process opens the files anew.
+    Threads may read concurrently; a copy in another process opens the files again.
 
     Raises:
-        InputError: the folder is no such artifact, or has no such split.
-        CorruptArtifact: a file is missing or not of the size that the index names.
+        InputError: the folder is not an ImageText artifact, or lacks the split.
+        CorruptArtifact: a file is missing or has another size than in the index.
     """
 
     def __init__(self, folder: Path, split: str = "train") -> None:
@@ -256,8 +258,8 @@ class ImageTextStore:
         self.split = split
         self.index = _read_index(self.folder, split)
         self._shards = self.index["splits"][split]["shards"]
-        self._places = [self._place(shard) for shard in self._shards]
-        self._starts = [0, *accumulate(len(places) for places in self._places)]
+        self._spans = [self._read_spans(shard) for shard in self._shards]
+        self._starts = [0, *accumulate(len(spans) for spans in self._spans)]
         self._open: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -268,26 +270,26 @@ class ImageTextStore:
         return (self[at] for at in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index` in stored order.
+        """Return sample `index` in stored order.
 
         Raises:
-            IndexError: there are not so many.
-            CorruptArtifact: the bytes are not those that the index names.
+            IndexError: the index is out of range.
+            CorruptArtifact: the bytes do not match the index.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = bisect.bisect_right(self._starts, index) - 1
-        numbers = self._places[shard][index - self._starts[shard]].tolist()
-        places = list(zip(numbers[::2], numbers[1::2], strict=True))
+        numbers = self._spans[shard][index - self._starts[shard]].tolist()
+        spans = list(zip(numbers[::2], numbers[1::2], strict=True))
         start = numbers[0] - tar_format.BLOCK
-        blocks = self._read(shard, start, sum(places[2]) - start)
+        blocks = self._read(shard, start, sum(spans[2]) - start)
         try:
-            return _sample(blocks, [(at - start, size) for at, size in places])
+            return _parse_sample(blocks, [(at - start, size) for at, size in spans])
         except ValueError as error:
             raise CorruptArtifact(
-                f"sample {index} of {self.split} is not what its index names: {error}",
+                f"sample {index} of {self.split} does not match its index: {error}",
                 where=str(self.folder / self._shards[shard]["name"]),
-                remedy="make the artifact again: `headwater verify` names what is damaged",
+                remedy="rebuild the artifact: `headwater verify` lists what is damaged",
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -297,20 +299,21 @@ class ImageTextStore:
         for descriptor in self.__dict__.get("_open", {}).values():
             os.close(descriptor)
 
-    def _place(self, shard: Mapping[str, Any]) -> Index:
-        """Where the members of a shard's samples lie: int64 (samples, 6)."""
+    def _read_spans(self, shard: Mapping[str, Any]) -> Index:
+        """Return offset and size of the three files of each sample of a shard: int64 (samples, 6)."""
         tar = self.folder / shard["name"]
         size = tar.stat().st_size if tar.exists() else -1
         if size != shard["size"]:
-            raise CorruptArtifact(f"{size} bytes where {shard['size']} are named", where=str(tar))
+            raise CorruptArtifact(f"{size} bytes instead of {shard['size']}", where=str(tar))
         path = self.folder / "index" / f"{tar.stem}.npy"
         try:
-            places: Index = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            spans: Index = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise CorruptArtifact(f"unreadable index: {error}", where=str(path)) from error
-        if places.shape != (shard["samples"], 6):
-            raise CorruptArtifact(f"{places.shape} where {shard['samples']} x 6", where=str(path))
-        return places
+        if spans.shape != (shard["samples"], 6):
+            shape = f"shape {spans.shape} instead of ({shard['samples']}, 6)"
+            raise CorruptArtifact(shape, where=str(path))
+        return spans
 
     def _read(self, shard: int, start: int, size: int) -> bytes:
         descriptor = self._open.get(shard)
@@ -321,28 +324,28 @@ class ImageTextStore:
             return os.pread(descriptor, size, start)
         finally:
             with self._lock:
-                if len(self._open) < _HELD_OPEN and shard not in self._open:
+                if len(self._open) < _MAX_OPEN and shard not in self._open:
                     self._open[shard] = descriptor
                 else:
                     os.close(descriptor)
 
 
-def _sample(blocks: bytes, places: Sequence[tuple[int, int]]) -> Sample:
-    """The sample whose three members begin at these places.
+def _parse_sample(blocks: bytes, spans: Sequence[tuple[int, int]]) -> Sample:
+    """Return the sample whose three files have these offsets and sizes.
 
     Raises:
-        ValueError: other bytes are there.
+        ValueError: the bytes are something else.
     """
     names, contents = list[str](), list[bytes]()
-    for at, size in places:
-        name, found = tar_format.member_at(blocks, at - tar_format.BLOCK)
+    for at, size in spans:
+        name, found = tar_format.parse_member(blocks, at - tar_format.BLOCK)
         names.append(name)
         contents.append(blocks[at : at + size])
         if found != size or len(contents[-1]) != size:
             raise ValueError(f"{name} has {min(found, len(contents[-1]))} bytes, not {size}")
     key, _, suffix = names[0].partition(".")
     if suffix not in tar_format.IMAGE_SUFFIXES or names[1:] != [f"{key}.txt", f"{key}.json"]:
-        raise ValueError(f"{', '.join(names)} are no image, captions and metadata")
+        raise ValueError(f"{', '.join(names)} are not an image, captions and metadata")
     captions = tuple(contents[1].decode().split("\n"))
     return Sample(key, contents[0], captions, json.loads(contents[2]))
 
@@ -351,16 +354,20 @@ def _read_index(folder: Path, split: str) -> dict[str, Any]:
     path = folder / "index.json"
     if not path.exists():
         raise InputError(
-            "no images with captions here", where=str(path), remedy="name an ImageText artifact"
+            "not an ImageText artifact: no index.json",
+            where=str(path),
+            remedy="name an ImageText artifact",
         )
     index: dict[str, Any] = json.loads(path.read_text())
     if not isinstance(index, dict) or "schema" not in index or "image_size" not in index:
         raise InputError(
-            "an index of something else", where=str(path), remedy="name an ImageText artifact"
+            "not the index of an ImageText artifact",
+            where=str(path),
+            remedy="name an ImageText artifact",
         )
     if index["schema"] > VERSION:
-        raise CorruptArtifact(f"images with captions of schema {index['schema']}", where=str(path))
+        raise CorruptArtifact(f"unknown ImageText schema {index['schema']}", where=str(path))
     if split not in index["splits"]:
         known = ", ".join(index["splits"])
-        raise InputError(f"no split {split!r}", where=str(path), remedy=f"splits are {known}")
+        raise InputError(f"no split {split!r}", where=str(path), remedy=f"the splits are {known}")
     return index

@@ -1,9 +1,9 @@
-"""Tar files, written with the same bytes for the same content and read without trust.
+"""Tar files: deterministic writing, and reading of untrusted archives.
 
-Nothing is ever extracted: reading gives names and where the bytes lie. Links, devices, sparse files
-and names that lead out of the archive come out with the problem that they have, and a header that
-does not add up is an error, not the end of the archive (where the standard library stops reading
-without a word).
+Nothing is extracted: reading yields names and offsets. Links, devices, sparse files and names that
+leave the archive are returned with their problem. A header with a wrong checksum is an error,
+whereas the standard library takes it silently for the end of the archive; that is why the reader is
+hand-written.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-"""Of the files that are images. Said here, for plans read it, and load no numpy."""
+"""Suffixes of image files; defined here because `headwater plan` imports them without numpy."""
 BLOCK = 512
 END = bytes(2 * BLOCK)
-"""What closes an archive."""
-LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of PAX records: names need no more
-_LOOK = 1 << 20  # bytes behind the end that are looked at together
+"""End mark of an archive."""
+MAX_EXTENSION = 1 << 20  # bytes of a long name or of PAX records
+_TAIL_BLOCK = 1 << 20  # bytes after the end mark that are checked at once
 _REGULAR = (b"\x00", b"0", b"7")
 _FOLDER = b"5"
 _EXTENDING = (b"x", b"g", b"L", b"K")
@@ -31,39 +31,43 @@ _KINDS = {
 
 
 class BrokenTar(ValueError):
-    """The archive cannot be read on: it is damaged, or cut short."""
+    """An archive that cannot be read any further: it is damaged or truncated."""
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarMember:
     """A file of an archive."""
 
     name: str
     offset: int
-    """Where its content begins."""
+    """Offset of its content, bytes."""
     size: int
-    """Bytes of its content."""
+    """Size of its content, bytes."""
     header: int
-    """Where its first header begins."""
+    """Offset of its first header, bytes."""
     problem: str = ""
-    """Why its content must not be used; empty for a regular file of a harmless name."""
+    """Reason why its content must not be used; empty for a regular file with a safe name."""
 
 
-def encoded(name: str, content: bytes) -> bytes:
-    """A member: header, content, padding. It has no time, owner or host; `name` is ASCII of at most
-    100 characters."""
+def encode_member(name: str, content: bytes) -> bytes:
+    """Return header, content and padding of a member without time, owner or host.
+
+    Args:
+        name: at most 100 ASCII characters.
+        content: the file's bytes.
+    """
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK)
 
 
-def encoded_size(size: int) -> int:
-    """Bytes that content of that size takes in an archive, its header included."""
+def member_size(size: int) -> int:
+    """Return the bytes that content of a size takes in an archive, including its header."""
     return BLOCK + size + -size % BLOCK
 
 
-def member_at(blocks: bytes, at: int) -> tuple[str, int]:
-    """Name and size of a member of ours whose header begins at `blocks[at]`.
+def parse_member(blocks: bytes, at: int) -> tuple[str, int]:
+    """Return name and size of the regular file whose header begins at `blocks[at]`.
 
     Raises:
         BrokenTar: there is no header of a regular file.
@@ -74,91 +78,97 @@ def member_at(blocks: bytes, at: int) -> tuple[str, int]:
     return header.name, header.size
 
 
-def members(descriptor: int, start: int = 0, end: int | None = None) -> Iterator[Member]:
-    """The files of an archive in order, folders left out; those whose headers begin before `end`.
+def read_members(descriptor: int, start: int = 0, end: int | None = None) -> Iterator[TarMember]:
+    """Yield the files (not folders) whose headers begin in bytes `start` to `end`, in order.
 
     Raises:
-        BrokenTar: a header is damaged, or the archive is cut short.
+        BrokenTar: a header is damaged, or the archive is truncated.
     """
     length = os.fstat(descriptor).st_size
-    at, first, told = start, start, _Extensions()
+    at, first, extensions = start, start, _Extensions()
     while end is None or first < end:
         block = os.pread(descriptor, BLOCK, at)
         if len(block) == BLOCK and not any(block):
-            return _end(descriptor, at)
+            return _check_end(descriptor, at)
         header = _Header(block, at)
-        content, size = at + BLOCK, told.size if told.size is not None else header.size
+        content = at + BLOCK
+        size = header.size if extensions.size is None else extensions.size
         at = content + size + -size % BLOCK
         if content + size > length:
-            raise BrokenTar(f"cut short: byte {content + size} of {length} is missing")
+            raise BrokenTar(f"truncated: {length} bytes, but a file ends at byte {content + size}")
         if header.kind in _EXTENDING:
-            told.read(header.kind, os.pread(descriptor, _bounded(size, content), content))
+            extensions.read(
+                header.kind, os.pread(descriptor, _checked_extension_size(size, content), content)
+            )
             continue
         if header.kind != _FOLDER:
-            name = told.name or header.name
-            problem = told.problem or _problem(header.kind, name)
-            yield Member(name, content, size, first, problem)
-        first, told = at, _Extensions()
+            name = extensions.name or header.name
+            problem = extensions.problem or _problem(header.kind, name)
+            yield TarMember(name, content, size, first, problem)
+        first, extensions = at, _Extensions()
 
 
-def _end(descriptor: int, at: int) -> None:
-    """See that an end mark is the end: behind it there are zeros alone.
+def _check_end(descriptor: int, at: int) -> None:
+    """Check that only zeros follow an end mark.
 
     Raises:
-        BrokenTar: there is more, as in archives laid end to end, or behind a hole.
+        BrokenTar: there is more, as in concatenated archives, or after a hole.
     """
-    while block := os.pread(descriptor, _LOOK, at):
+    while block := os.pread(descriptor, _TAIL_BLOCK, at):
         if block.strip(b"\0"):
             raise BrokenTar(f"more follows the end mark before byte {at + len(block)}")
         at += len(block)
 
 
 @dataclass(slots=True)
-class Group:
-    """Neighbours in an archive whose names are the same up to the first dot of the last part: a
-    sample of WebDataset. A member that has a problem is a group of its own."""
+class SampleGroup:
+    """A WebDataset sample: adjacent members with the same name up to the first dot of the last part.
+    A member with a problem is a group of its own."""
 
     key: str
     header: int
-    """Where it begins."""
-    members: dict[str, Member] = field(default_factory=dict)
-    """By what follows the dot, in lower case."""
+    """Offset of its first header, bytes."""
+    members: dict[str, TarMember] = field(default_factory=dict)
+    """Members by what follows the dot, in lower case."""
     problem: str = ""
 
-    def first(self, suffixes: Iterable[str]) -> Member | None:
-        """The member with the first of the suffixes that there is one with."""
+    def first(self, suffixes: Iterable[str]) -> TarMember | None:
+        """Return the member of the first suffix that the sample has, or None."""
         return next((self.members[name] for name in suffixes if name in self.members), None)
 
 
-def groups(found: Iterable[Member]) -> Iterator[Group]:
-    """The samples of an archive in order; what has no suffix belongs to none. Where the archive
-    breaks off, the last one is a problem: more of it may have followed.
+def sample_groups(members: Iterable[TarMember]) -> Iterator[SampleGroup]:
+    """Yield the samples of an archive in order; members without a suffix are skipped.
+
+    The last sample of a truncated archive has a problem, because members of it may be missing.
 
     Raises:
-        BrokenTar: as `members`.
+        BrokenTar: as `read_members`.
     """
-    current: Group | None = None
-    problems: list[Group] = []
+    current: SampleGroup | None = None
+    problems: list[SampleGroup] = []
     try:
-        for member in found:
+        for member in members:
             key, suffix = _key_and_suffix(member.name)
             if suffix and current is not None and current.key != key:
                 yield current
                 yield from problems
                 current, problems = None, []
-            twice = current is not None and suffix in current.members
-            problem = member.problem or ("a second file of that name" if twice else "")
+            repeated = current is not None and suffix in current.members
+            problem = member.problem or ("a second file with that name" if repeated else "")
             if problem:
-                problems.append(Group(member.name, member.header, problem=problem))
+                problems.append(SampleGroup(member.name, member.header, problem=problem))
             elif suffix:
-                current = current or Group(key, member.header)
+                current = current or SampleGroup(key, member.header)
                 current.members[suffix] = member
             if current is None:
                 yield from problems
                 problems = []
     except BrokenTar:
         if current is not None:
-            yield Group(current.key, current.header, problem="the archive breaks off in it")
+            yield SampleGroup(
+                current.key, current.header, problem="the archive is truncated within it"
+            )
         yield from problems
         raise
     if current is not None:
@@ -167,7 +177,7 @@ def groups(found: Iterable[Member]) -> Iterator[Group]:
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
-    """`a/b.c.jpg` is `a/b` and `c.jpg`; a name that begins with a dot or has none has no suffix."""
+    """Split `a/b.c.jpg` into `a/b` and `c.jpg`; a leading dot does not begin a suffix."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower() if stem else ""
@@ -175,45 +185,45 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
 
 def _problem(kind: bytes, name: str) -> str:
     if kind not in _REGULAR:
-        return _KINDS.get(kind, "of an unknown type")
+        return _KINDS.get(kind, "a file of an unknown type")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
-        return "a name that leads elsewhere"
+        return "a name that leaves the archive"
     return ""
 
 
-def _bounded(size: int, at: int) -> int:
-    if size > LONGEST_EXTENSION:
+def _checked_extension_size(size: int, at: int) -> int:
+    if size > MAX_EXTENSION:
         raise BrokenTar(f"a name of {size} bytes before byte {at}")
     return size
 
 
 class _Header:
-    """The fields of a header block that matter.
+    """Type, name and size in a header block.
 
     Raises:
-        BrokenTar: the block is cut short, or its checksum is not that of its bytes.
+        BrokenTar: the block is truncated, or its checksum is wrong.
     """
 
     def __init__(self, block: bytes, at: int) -> None:
         if len(block) < BLOCK:
-            raise BrokenTar(f"cut short: no end mark at byte {at}")
+            raise BrokenTar(f"truncated: no end mark at byte {at}")
         total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
         if _number(block[148:156], at) != total:
             raise BrokenTar(f"damaged header at byte {at}")
         self.kind = block[156:157]
-        self.size = _number(block[124:136], at) if self._sized else 0
+        self.size = _number(block[124:136], at) if self._has_content else 0
         prefix = _text(block[345:500]) if block[257:263] == b"ustar\0" else ""
         self.name = f"{prefix}/{_text(block[:100])}" if prefix else _text(block[:100])
 
     @property
-    def _sized(self) -> bool:
-        """Links, devices, pipes and folders have no content, whatever their headers say."""
+    def _has_content(self) -> bool:
+        """Return false for links, devices, pipes and folders, whose size field means nothing."""
         return self.kind == b"S" or self.kind not in (*_KINDS, _FOLDER)
 
 
 class _Extensions:
-    """What PAX records and GNU long names tell of the next file."""
+    """Name, size and problem of the next file in PAX records and GNU long names."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -234,7 +244,7 @@ class _Extensions:
 
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, str]]:
-    """The records `LENGTH KEY=VALUE\\n`."""
+    """Yield key and value of the records `LENGTH KEY=VALUE\\n`."""
     at = 0
     while at < len(content) and content[at]:
         length = content[at : at + 20].partition(b" ")[0]
@@ -248,12 +258,12 @@ def _pax_records(content: bytes) -> Iterator[tuple[str, str]]:
 
 def _decimal(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise BrokenTar(f"{text[:20]!r} is no number of bytes")
+        raise BrokenTar(f"{text[:20]!r} is not a number of bytes")
     return int(text)
 
 
 def _number(field: bytes, at: int) -> int:
-    """Octal digits, or GNU's big-endian form for what these cannot hold."""
+    """Parse octal digits, or GNU's big-endian form of larger numbers."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.rstrip(b"\0 ").lstrip(b" ").partition(b"\0")[0] or b"0"

@@ -1,1 +1,1 @@
-"""Workshop: images with captions, from sources to shards, and the views that training sees."""
+"""Images with captions: sources, annotation, selection, shards; the transforms of training."""

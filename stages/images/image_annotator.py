@@ -1,7 +1,7 @@
-"""The first pass: reads each record of a piece, measures it, and makes what will be stored of it.
+"""Annotates image records: applies filters, measures, hashes, and encodes what will be stored.
 
-A piece's task commits one table. Its rows hold the images as they will be stored, with the figures
-that the later passes compare; of what is dropped they hold no image.
+A row of the annotation table holds the image as it will be stored, with the hashes that the later
+phases compare; the rows of dropped records hold no image.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import xxhash
 from PIL import Image
 
 from pipeline.context import escape
+from stages.curation.annotation import Annotator
+from stages.curation.broken_files import BrokenFile
 from stages.data import parquet_parts
 from stages.data.hashing import fraction, hash64, name128
 from stages.data.image_text_dataset import (
@@ -28,56 +29,66 @@ from stages.data.image_text_dataset import (
     image_suffix,
     stored_size,
 )
-from stages.images.image_params import Bounds, Filters, Resize
-from stages.images.image_sources import Piece
-from stages.images.manifests import BrokenFile, Columns
-from stages.images.perceptual_hash import look
-from stages.images.records import Record, read
+from stages.images.columns import ImageColumns
+from stages.images.image_params import Bounds, ImageFilters, ImageResize
+from stages.images.image_sources import ImagePiece
+from stages.images.perceptual_hash import perceptual_hash
+from stages.images.records import ImageRecord, read_records
 from stages.text.unicode_repair import repair
 from stages.text.words.word_table import word_spans
 
-SCRATCH = parquet_parts.versioned(
-    pa.schema(
-        [
-            *((name, pa.string()) for name in ("id", "key", "source", "place", "rule", "reason")),
-            ("score", pa.float64()),
-            ("image", pa.binary()),
-            ("captions", pa.list_(pa.string())),
-            *((name, pa.string()) for name in ("meta", "split")),
-            ("share", pa.float64()),
-            *((name, pa.int64()) for name in ("captions_read", "width", "height", "stored")),
-            ("resized", pa.bool_()),
-            ("exact", pa.binary(16)),
-            *((name, pa.uint64()) for name in ("look", "caption")),
-            ("colors", pa.binary()),
-            ("origin", pa.int64()),
-        ]
-    ),
-    "JudgedImages",
-    1,
-)
 _ENCODERS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "jpg": "JPEG"}
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What is asked of each record: what a piece's task is given beside the piece."""
+class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
+    """Filters and measurements of an image with captions."""
 
-    columns: Columns
-    filters: Filters
-    resize: Resize
+    columns: ImageColumns
+    filters: ImageFilters
+    resize: ImageResize
     seed: int = 0
-    group: str | None = None
-    """The field of `meta` by which samples are held out together; null is by their keys."""
-    split: str | None = None
-    """The field of `meta` that names a sample's split."""
+    group_field: str | None = None
+    """Field of `meta` whose values are held out together; None holds out by key."""
+    split_field: str | None = None
+    """Field of `meta` that names a sample's split."""
 
-    def row(self, record: Record, number: int, piece: Piece) -> dict[str, Any]:
-        """One row of the scratch table."""
-        captions = [text for text in map(_caption, record.captions) if text]
+    payload_column: ClassVar[str] = "image"
+    schema: ClassVar[pa.Schema] = parquet_parts.versioned(
+        pa.schema(
+            [
+                *((n, pa.string()) for n in ("id", "key", "source", "place", "rule", "reason")),
+                ("score", pa.float64()),
+                ("image", pa.binary()),
+                ("captions", pa.list_(pa.string())),
+                *((name, pa.string()) for name in ("meta", "split")),
+                ("split_hash", pa.float64()),
+                *((name, pa.int64()) for name in ("captions_read", "width", "height", "stored")),
+                ("resized", pa.bool_()),
+                ("image_digest", pa.binary(16)),
+                *((name, pa.uint64()) for name in ("dhash", "caption_hash")),
+                ("colors", pa.binary()),
+                ("origin", pa.int64()),
+            ]
+        ),
+        "AnnotatedImages",
+        2,
+    )
+
+    def read(self, piece: ImagePiece) -> Iterator[ImageRecord]:
+        """Yield the records of a piece in order."""
+        return read_records(piece, self.columns)
+
+    def broken_record(self, piece: ImagePiece, error: BrokenFile) -> ImageRecord:
+        """Return the record that stands for the unreadable rest of a file."""
+        return ImageRecord("", piece.place, broken="broken.file", error=error.message)
+
+    def annotate(self, piece: ImagePiece, number: int, record: ImageRecord) -> dict[str, Any]:
+        """Return the row of a record; `rule` names the first filter that it fails."""
+        captions = [text for text in map(_normalized_caption, record.captions) if text]
         captions = list(dict.fromkeys(captions))
         row = {
-            **dict.fromkeys(SCRATCH.names),
+            **dict.fromkeys(self.schema.names),
             "id": name128(piece.source, piece.place, str(number)),
             "key": escape(record.key),
             "source": escape(piece.source),
@@ -94,133 +105,108 @@ class Judge:
         if record.broken:
             return row
         try:
-            return row | self._measured(replace(record, captions=tuple(captions)), piece)
+            return row | self._measure(replace(record, captions=tuple(captions)), piece)
         except BadImage as error:
             return row | {"rule": "broken.image", "reason": escape(str(error))}
         except RecursionError:
             return row | {"rule": "broken.json", "reason": "nested too deeply"}
 
-    def _measured(self, record: Record, piece: Piece) -> dict[str, Any]:
+    def _measure(self, record: ImageRecord, piece: ImagePiece) -> dict[str, Any]:
         image = decode_rgb(record.image)
-        figures = {"width": image.width, "height": image.height}
+        size = {"width": image.width, "height": image.height}
         if not record.captions:
-            return figures | {"rule": "broken.caption", "reason": "no caption"}
-        captions, rule, score = self._good_captions(record.captions)
-        rule, score = self._failed(image) or (rule, score)
+            return size | {"rule": "broken.caption", "reason": "no caption"}
+        captions, rule, score = self._filter_captions(record.captions)
+        rule, score = self._failed_image_rule(image) or (rule, score)
         if rule:
-            return figures | {"rule": rule, "score": score}
-        stored, small = self._stored(record.image, image)
+            return size | {"rule": rule, "score": score}
+        data, stored = self._stored_image(record.image, image)
         place = {"key": escape(record.key), "place": escape(record.place)}
         meta = {**place, **record.meta, "source": escape(piece.source)}
-        meta |= {"width": small.width, "height": small.height}
-        sample = Sample("key", stored, tuple(captions), meta)
-        bits, colors = look(image)
-        held_by = record.meta.get(self.group, record.key) if self.group else record.key
-        return figures | {
-            "image": stored,
+        meta |= {"width": stored.width, "height": stored.height}
+        sample = Sample("key", data, tuple(captions), meta)
+        dhash, colors = perceptual_hash(image)
+        group = record.meta.get(self.group_field, record.key) if self.group_field else record.key
+        split = escape(str(record.meta.get(self.split_field))) if self.split_field else None
+        return size | {
+            "image": data,
             "captions": captions,
             "meta": json.dumps(meta, sort_keys=True),
-            "split": escape(str(record.meta.get(self.split))) if self.split else None,
-            "share": fraction(f"{self.seed}\0{held_by}"),
+            "split": split,
+            "split_hash": fraction(f"{self.seed}\0{group}"),
             "stored": stored_size(sample),
-            "resized": stored is not record.image,
-            "exact": xxhash.xxh3_128_digest(record.image),
-            "look": bits,
-            "caption": hash64(captions[0]),
+            "resized": data is not record.image,
+            "image_digest": xxhash.xxh3_128_digest(record.image),
+            "dhash": dhash,
+            "caption_hash": hash64(captions[0]),
             "colors": colors,
         }
 
-    def _good_captions(self, captions: tuple[str, ...]) -> tuple[list[str], str, float]:
-        """Those within the bounds; if there are none, the rule that the main one fails, and its
-        figure."""
-        good, failed, figure = list[str](), "", 0.0
+    def _filter_captions(self, captions: tuple[str, ...]) -> tuple[list[str], str, float]:
+        """Return the captions within the limits; if there are none, the rule that the first one
+        fails and its length."""
+        kept, failed, score = list[str](), "", 0.0
         for caption in captions:
             lengths = len(caption), len(word_spans(caption))
             for rule, length in zip(("caption_characters", "caption_words"), lengths, strict=True):
-                if not _within(length, getattr(self.filters, rule)):
+                if not _is_within(length, getattr(self.filters, rule)):
                     if not failed:
-                        failed, figure = rule, float(length)
+                        failed, score = rule, float(length)
                     break
             else:
-                good.append(caption)
-        return (good, "", 0.0) if good else ([], failed, figure)
+                kept.append(caption)
+        return (kept, "", 0.0) if kept else ([], failed, score)
 
-    def _failed(self, image: Image.Image) -> tuple[str, float] | None:
-        """The first rule that an image fails, and its figure."""
-        if not _within(image.width, self.filters.width):
+    def _failed_image_rule(self, image: Image.Image) -> tuple[str, float] | None:
+        """Return the first rule that an image fails and its score, or None."""
+        if not _is_within(image.width, self.filters.width):
             return "width", image.width
-        if not _within(image.height, self.filters.height):
+        if not _is_within(image.height, self.filters.height):
             return "height", image.height
         aspect = max(image.size) / min(image.size)
-        if self.filters.max_aspect is not None and aspect > self.filters.max_aspect:
-            return "aspect", aspect
-        return None
+        limit = self.filters.max_aspect_ratio
+        return ("aspect", aspect) if limit is not None and aspect > limit else None
 
-    def _stored(self, data: bytes, image: Image.Image) -> tuple[bytes, Image.Image]:
-        """The file that is stored, and what it shows: the source's own if nothing is to change."""
+    def _stored_image(self, data: bytes, image: Image.Image) -> tuple[bytes, Image.Image]:
+        """Return the bytes to store and the image in them; the source's own if nothing changes.
+
+        Raises:
+            BadImage: the result has too many pixels, in total or for its format.
+        """
         suffix = image_suffix(data)
-        wanted = suffix if self.resize.format == "keep" else self.resize.format
-        size = _target(image.size, self.resize)
-        if size == image.size and _ENCODERS[wanted] == _ENCODERS[suffix]:
+        target = suffix if self.resize.encode_format == "keep" else self.resize.encode_format
+        width, height = size = _target_size(image.size, self.resize)
+        if size == image.size and _ENCODERS[target] == _ENCODERS[suffix]:
             return data, image
-        if size[0] * size[1] > MAX_PIXELS:
-            raise BadImage(f"{size[0]} x {size[1]} pixels would be stored: too many")
+        if width * height > MAX_PIXELS:
+            raise BadImage(f"{width} x {height} pixels would be stored: too many")
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
-        return _encoded(image, wanted, self.resize.quality), image
+        buffer = io.BytesIO()
+        try:
+            image.save(buffer, _ENCODERS[target], quality=self.resize.encode_quality)
+        except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side, JPEG at 65,500
+            message = f"{width} x {height} pixels cannot be stored as {target}: {error}"
+            raise BadImage(message) from error
+        return buffer.getvalue(), image
 
 
-def _encoded(image: Image.Image, suffix: str, quality: int) -> bytes:
-    """The image as a file.
-
-    Raises:
-        BadImage: the format has no room for it: WebP ends at 16,383 pixels a side, JPEG at 65,500.
-    """
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, _ENCODERS[suffix], quality=quality)
-    except (OSError, ValueError) as error:
-        said = f"{image.width} x {image.height} pixels cannot be stored as {suffix}: {error}"
-        raise BadImage(said) from error
-    return buffer.getvalue()
-
-
-def judge_piece(work: tuple[Judge, Piece], commit: Path) -> None:
-    """Judge the records of a piece and commit them as one table."""
-    from pipeline.storage.atomic_io import write_atomic
-
-    judge, piece = work
-    rows = (
-        judge.row(record, number, piece)
-        for number, record in enumerate(_tolerated(piece, judge.columns), piece.first)
-    )
-    write_atomic(commit, parquet_parts.encode(rows, SCRATCH, "image"), durable=False)
-
-
-def _tolerated(piece: Piece, columns: Columns) -> Iterator[Record]:
-    """A piece's records; where its file breaks off, one that says why."""
-    try:
-        yield from read(piece, columns)
-    except BrokenFile as error:
-        yield Record("", piece.place, broken="broken.file", error=error.message)
-
-
-def _caption(text: str) -> str:
-    """On one line, as people meant it."""
+def _normalized_caption(text: str) -> str:
+    """Return the caption with repaired Unicode, on one line."""
     return " ".join(repair(text).split())
 
 
-def _within(figure: float, bounds: Bounds) -> bool:
+def _is_within(value: float, bounds: Bounds) -> bool:
     low, high = bounds
-    return (low is None or figure >= low) and (high is None or figure <= high)
+    return (low is None or value >= low) and (high is None or value <= high)
 
 
-def _target(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
-    """Width and height that are stored."""
-    if resize.side is None:
+def _target_size(size: tuple[int, int], resize: ImageResize) -> tuple[int, int]:
+    """Return the width and height to store."""
+    if resize.edge is None:
         return size
-    scale = resize.side / (min(size) if resize.shorter else max(size))
-    if scale > 1 and not resize.enlarge:
+    scale = resize.edge / (min(size) if resize.shortest_edge else max(size))
+    if scale > 1 and not resize.upscale:
         return size
     width, height = (max(1, round(side * scale)) for side in size)
     return width, height

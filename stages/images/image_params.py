@@ -1,4 +1,4 @@
-"""What a pipeline file may say of images with captions; imports nothing heavy."""
+"""Sections of the parameters of `image_text`; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,71 +11,74 @@ from pipeline.errors import Problem
 from pipeline.stage import Section
 
 Bounds = tuple[PositiveInt | None, PositiveInt | None]
-OPEN: Bounds = (None, None)
+UNBOUNDED: Bounds = (None, None)
 
 
-class Filters(Section):
-    """What images and captions must be like; `[low, high]`, where null leaves an end open."""
+class ImageFilters(Section):
+    """Limits on images and captions; a range is `[low, high]`, where null leaves an end open."""
 
-    width: Bounds = OPEN
-    """Pixels, as the source has them."""
-    height: Bounds = OPEN
-    """Pixels, as the source has them."""
-    max_aspect: Annotated[float, Field(ge=1)] | None = None
-    """The longer side over the shorter, at most."""
-    caption_characters: Bounds = OPEN
-    """Characters of a caption. Captions outside are left out; an image that has no other goes."""
-    caption_words: Bounds = OPEN
-    """Words of a caption, likewise; a character counts as one in scripts without spaces."""
+    width: Bounds = UNBOUNDED
+    """Width of the source image, pixels. Default: unbounded."""
+    height: Bounds = UNBOUNDED
+    """Height of the source image, pixels. Default: unbounded."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Largest ratio of the longer to the shorter side. Default: unbounded."""
+    caption_characters: Bounds = UNBOUNDED
+    """Length of a caption, characters. Captions outside the range are removed; an image without
+    any caption left is dropped. Default: unbounded."""
+    caption_words: Bounds = UNBOUNDED
+    """Length of a caption, words, handled likewise; in scripts without spaces a character counts as
+    a word. Default: unbounded."""
     min_clip_score: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """The least cosine between an image, as it is stored, and its main caption, by the CLIP on the
-    edge `model`; asked last, of what is no copy."""
+    """Smallest cosine similarity of the stored image and its main caption by the CLIP on the edge
+    `model`; computed last, for records that passed everything else. Default: no CLIP filter."""
 
     def problems(self) -> Iterator[Problem]:
-        """Bounds between which nothing lies."""
+        """Yield ranges that no value satisfies."""
         for name in ("width", "height", "caption_characters", "caption_words"):
             low, high = getattr(self, name)
             if low is not None and high is not None and low > high:
-                yield Problem(f"filters.{name}", "nothing lies between these", "swap the ends")
+                yield Problem(f"filters.{name}", "low is greater than high", "swap them")
 
 
-class Copies(Section):
-    """Which copies are dropped; the first that was read stays."""
+class ImageDedup(Section):
+    """Duplicates to drop; the first copy that was read is kept."""
 
     exact: bool = True
-    """Drop images whose files are equal to another's."""
-    near: Annotated[int, Field(ge=0, le=15)] | None = None
-    """Drop images whose 64-bit difference hash is within so many bits of another's; null drops
-    none. 4 finds scaled and recompressed photographs; of drawings that differ in a detail (icons,
-    flags, charts) it takes many for copies."""
-    near_color: Annotated[float, Field(ge=0, le=255)] = 4.0
-    """How far the colours of a 4 x 4 reduction of near copies may be apart on average, of 255."""
+    """Drop images whose files are equal. Default: true."""
+    max_hamming_distance: Annotated[int, Field(ge=0, le=15)] | None = None
+    """Largest Hamming distance of 64-bit difference hashes at which two images are near-duplicates,
+    bits. 4 finds rescaled and recompressed photographs, but takes many drawings that differ in a
+    detail (icons, flags, charts) for duplicates. Default: null, no near-duplicate search."""
+    max_color_distance: Annotated[float, Field(ge=0, le=255)] = 4.0
+    """Largest mean absolute difference of the colours of near-duplicates, each reduced to 4 x 4
+    pixels, out of 255. Default: 4."""
     captions: bool = False
-    """Drop samples whose main caption is equal to another's."""
+    """Drop samples whose main captions are equal. Default: false."""
 
 
-class Resize(Section):
-    """How images are stored. One that needs no change keeps its bytes."""
+class ImageResize(Section):
+    """Size and encoding of stored images. An image that needs no change keeps its bytes."""
 
-    shorter: PositiveInt | None = None
-    """Pixels of the shorter side; bicubic with antialiasing."""
-    longer: PositiveInt | None = None
-    """Pixels of the longer side, instead."""
-    enlarge: bool = False
-    """Resize images that are smaller, too."""
-    format: Literal["keep", "jpeg", "png", "webp"] = "keep"
-    """The format of what is stored; `keep` is that of the source."""
-    quality: Annotated[int, Field(ge=1, le=100)] = 90
-    """Of JPEG and WebP that are encoded anew."""
+    shortest_edge: PositiveInt | None = None
+    """Length of the shorter side, pixels; bicubic with antialiasing. Default: no resizing."""
+    longest_edge: PositiveInt | None = None
+    """Length of the longer side, pixels, instead of `shortest_edge`. Default: no resizing."""
+    upscale: bool = False
+    """Also enlarge images that are smaller. Default: false."""
+    encode_format: Literal["keep", "jpeg", "png", "webp"] = "keep"
+    """Format of stored images; `keep` is the format of the source. Default: keep."""
+    encode_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Quality of JPEG and WebP images that are re-encoded. Default: 90."""
 
     @property
-    def side(self) -> int | None:
-        """The side that is set."""
-        return self.shorter or self.longer
+    def edge(self) -> int | None:
+        """The edge length that is set, if any."""
+        return self.shortest_edge or self.longest_edge
 
     def problems(self) -> Iterator[Problem]:
-        """Sides that cannot both be set; wishes without one."""
-        if self.shorter and self.longer:
-            yield Problem("resize", "sets both sides", "set `shorter` or `longer`")
-        if self.enlarge and not self.side:
-            yield Problem("resize.enlarge", "to no size", "set `shorter` or `longer`")
+        """Yield settings that contradict each other or have no effect."""
+        if self.shortest_edge and self.longest_edge:
+            yield Problem("resize", "sets both edges", "set `shortest_edge` or `longest_edge`")
+        if self.upscale and not self.edge:
+            yield Problem("resize.upscale", "needs a size", "set `shortest_edge` or `longest_edge`")

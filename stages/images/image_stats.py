@@ -1,167 +1,172 @@
-"""Counts of what was read, kept and dropped, and what people are shown of it."""
+"""Counts of images and captions, their report panels, and the table of dropped records."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline import panels as draw
-from pipeline.errors import CorruptArtifact
-from stages.images.selection import Figures, Verdicts
-from stages.images.shard_writer import COLUMNS, described, dropped_writer
+from pipeline import panels
+from stages.curation.curation_stats import CurationStats
+from stages.curation.decisions import Decisions
+from stages.data import parquet_parts
+from stages.data.image_text_dataset import KIND, VERSION
+from stages.images.selection import RecordTable
 
-SHOWN = 20  # broken records, and kept captions
+SHOWN = 20  # kept captions, and dropped duplicates
 UNITS = ("samples", "captions")
+DROPPED = parquet_parts.versioned(
+    pa.schema(
+        [
+            *((name, pa.string()) for name in ("key", "source", "place", "rule")),
+            ("score", pa.float64()),
+            ("reason", pa.string()),
+            ("captions", pa.list_(pa.string())),
+            *((name, pa.int64()) for name in ("width", "height")),
+        ]
+    ),
+    KIND,
+    VERSION,
+)
+"""Schema of `dropped/`; the annotation tables have all of its columns."""
 
 
 @dataclass
-class Ledger:
-    """Counts, entered one record at a time."""
+class ImageStats(CurationStats):
+    """Counts of samples and captions."""
 
-    read: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
-    rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    left_out: int = 0
-    """Captions of kept images that were left out."""
+    record_noun: ClassVar[str] = "images"
     resized: int = 0
+    """Kept images that were resized or re-encoded."""
     stored: int = 0
-    broken: int = 0
-    broken_places: list[str] = field(default_factory=list)
-    """Those of the first `SHOWN`."""
-    short: array[int] = field(default_factory=lambda: array("I"))
-    """The shorter side of each kept image, pixels."""
-    long: array[int] = field(default_factory=lambda: array("I"))
+    """Bytes of kept samples."""
+    shorter: array[int] = field(default_factory=lambda: array("I"))
+    """Shorter side of each kept image, pixels."""
+    longer: array[int] = field(default_factory=lambda: array("I"))
+    """Longer side of each kept image, pixels."""
     words: array[int] = field(default_factory=lambda: array("I"))
-    """Of the main caption of each."""
+    """Length of each main caption, words."""
     shown: list[dict[str, str]] = field(default_factory=list)
+    """Captions of some kept images."""
     copies: list[dict[str, str]] = field(default_factory=list)
+    """Some dropped duplicates with their survivors."""
 
-    def enter(self, row: dict[str, Any], rule: str) -> None:
-        """Count one record: kept if `rule` is empty, else dropped by it."""
-        size = {"samples": 1, "captions": row["captions_read"]}
-        self.read.update(size)
-        self.sources[row["source"]]["read"] += 1
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units that are counted; the first one counts records."""
+        return UNITS
+
+    def record(self, row: dict[str, Any], rule: str) -> None:
+        """Count one record: dropped by `rule`, or kept if it is empty."""
         if rule:
-            self.rules[rule].update(size)
-            self._note_broken(row, rule)
+            self.count(row["source"], rule, {"samples": 1, "captions": row["captions_read"]})
+            if rule.startswith("broken."):
+                reason = row["reason"] or rule.removeprefix("broken.")
+                self.count_broken(f"{row['source']}/{row['place']}", reason)
             return
-        held = len(row["captions"])
-        self.kept.update({"samples": 1, "captions": held})
-        self.left_out += row["captions_read"] - held
-        self.sources[row["source"]]["kept"] += 1
+        kept = len(row["captions"])
+        self.count(row["source"], "", {"samples": 1, "captions": kept})
+        self.count_removed({"captions": row["captions_read"] - kept})
         self.resized += row["resized"]
         self.stored += row["stored"]
-        self.short.append(min(row["width"], row["height"]))
-        self.long.append(max(row["width"], row["height"]))
+        self.shorter.append(min(row["width"], row["height"]))
+        self.longer.append(max(row["width"], row["height"]))
         self.words.append(len(row["captions"][0].split()))
-        if self.kept["samples"] & (self.kept["samples"] - 1) == 0 and len(self.shown) < SHOWN:
+        if self.records_kept & (self.records_kept - 1) == 0 and len(self.shown) < SHOWN:
             self.shown.append({"place": row["place"], "captions": " | ".join(row["captions"])})
 
-    def _note_broken(self, row: dict[str, Any], rule: str) -> None:
-        if not rule.startswith("broken."):
-            return
-        self.broken += 1
-        if len(self.broken_places) < SHOWN:
-            why = row["reason"] or rule.removeprefix("broken.")
-            self.broken_places.append(f"{row['source']}/{row['place']}: {why}")
-
     def stats(self) -> dict[str, Any]:
-        """The counts as `stats.json` holds them.
+        """Return the content of `stats.json`; captions removed from kept images count as dropped.
 
         Raises:
-            CorruptArtifact: kept and dropped do not add up to read.
+            CorruptArtifact: the counts do not add up.
         """
-        dropped = {unit: sum(counts[unit] for counts in self.rules.values()) for unit in UNITS}
-        dropped["captions"] += self.left_out
-        for unit in UNITS:
-            if self.read[unit] != self.kept[unit] + dropped[unit]:
-                raise CorruptArtifact(
-                    f"{self.kept[unit]} kept and {dropped[unit]} dropped of {self.read[unit]} "
-                    f"{unit} read"
-                )
+        dropped = self.dropped()
         return {
             "read": {unit: self.read[unit] for unit in UNITS},
             "kept": {unit: self.kept[unit] for unit in UNITS},
-            "dropped": dropped,
-            "by_rule": {rule: dict(counts) for rule, counts in sorted(self.rules.items())},
-            "by_source": {name: dict(counts) for name, counts in sorted(self.sources.items())},
+            "dropped": {unit: dropped[unit] + self.removed[unit] for unit in UNITS},
+            "by_rule": {rule: dict(counts) for rule, counts in sorted(self.by_rule.items())},
+            "by_source": {name: dict(counts) for name, counts in sorted(self.by_source.items())},
             "resized": self.resized,
             "stored_bytes": self.stored,
         }
 
-    def panels(self) -> Iterator[draw.Panel]:
-        """What the report shows."""
+    def report_panels(self) -> Iterator[panels.Panel]:
+        """Yield the panels of the report."""
         for unit in UNITS:
-            losses = sorted(self.rules.items(), key=lambda item: -item[1][unit])
-            steps = [("read", self.read[unit]), *((r, -counts[unit]) for r, counts in losses)]
-            if unit == "captions" and self.left_out:
-                steps.append(("left out of kept images", -self.left_out))
-            yield draw.waterfall(f"Images: {unit}", unit, [*steps, ("kept", self.kept[unit])])
-        rows = [(name, counts["read"], counts["kept"]) for name, counts in self.sources.items()]
-        yield draw.table("Sources", ("source", "read", "kept"), sorted(rows))
-        if self.broken:
-            places = [(place,) for place in self.broken_places]
-            yield draw.table(f"Broken records: {self.broken}", ("where and why",), places)
-        short, long = np.array(self.short, np.float64), np.array(self.long, np.float64)
-        yield _spread("Shorter side of kept images, pixels", short, 2)
-        yield _spread("Longer side over the shorter", long / short, 1.1)
-        yield _spread("Words of the main caption", np.array(self.words), 1.5)
-        yield draw.samples("Captions", self.shown)
+            steps = self.waterfall_steps(unit, "removed from kept images")
+            yield panels.waterfall(f"Images: {unit}", unit, steps)
+        rows = [(name, counts["read"], counts["kept"]) for name, counts in self.by_source.items()]
+        yield panels.table("Sources", ("source", "read", "kept"), sorted(rows))
+        yield from self.broken_panels()
+        shorter, longer = np.array(self.shorter, np.float64), np.array(self.longer, np.float64)
+        yield _log_histogram("Shorter side of kept images, pixels", shorter, 2)
+        yield _log_histogram("Aspect ratio (longer over shorter side)", longer / shorter, 1.1)
+        yield _log_histogram("Words of the main caption", np.array(self.words), 1.5)
+        yield panels.samples("Captions", self.shown)
         if self.copies:
-            yield draw.samples("Copies that were dropped", self.copies)
+            yield panels.samples("Dropped duplicates", self.copies)
 
 
-def _spread(title: str, values: npt.NDArray[Any], factor: float) -> draw.Panel:
-    """Counts in bins that each are a factor wider than the last."""
+def _log_histogram(title: str, values: npt.NDArray[Any], factor: float) -> panels.Panel:
+    """Return a histogram with bins from 1 on, each wider than the one before by a factor."""
     edges = [1.0]
     while edges[-1] <= values.max(initial=1):
         edges.append(edges[-1] * factor)
     counts, _ = np.histogram(values, edges)
-    return draw.histogram(title, edges, counts.tolist())
+    return panels.histogram(title, edges, counts.tolist())
 
 
-def write_dropped(figures: Figures, verdicts: Verdicts, out: Path) -> Ledger:
-    """Write the table of dropped records and count all."""
+def write_dropped(records: RecordTable, decisions: Decisions, out: Path) -> ImageStats:
+    """Write the table of dropped records; return the counts of all records."""
     shutil.rmtree(out / "dropped", ignore_errors=True)
-    ledger, first = Ledger(), _shown_copies(verdicts)
+    stats, shown = ImageStats(), _shown_copies(decisions)
     places: dict[int, str] = {}
-    rows = zip(verdicts.rule.tolist(), verdicts.score.tolist(), strict=True)
-    with dropped_writer(out) as writer:
+    outcomes = zip(decisions.rule.tolist(), decisions.score.tolist(), strict=True)
+    with parquet_parts.PartWriter(out / "dropped", DROPPED) as writer:
         for number, (row, (rule, score)) in enumerate(
-            zip(described(figures.commits), rows, strict=True)
+            zip(_annotations(records.commits), outcomes, strict=True)
         ):
-            ledger.enter(row, rule)
-            if number in first:
+            stats.record(row, rule)
+            if number in shown:
                 places[number] = f"{row['place']}: {(row['captions'] or ['-'])[0]}"
             if rule:
-                named = {name: row[name] for name in COLUMNS}
-                writer.write({**named, "rule": rule, "score": score})
-    for copy, stands in first.items():
-        if stands in places and copy != stands:
-            ledger.copies.append({"stays": places[stands], "goes": places[copy]})
-    return ledger
+                described = {name: row[name] for name in DROPPED.names}
+                writer.write({**described, "rule": rule, "score": score})
+    for copy, survivor in shown.items():
+        if survivor in places and copy != survivor:
+            stats.copies.append({"kept": places[survivor], "dropped": places[copy]})
+    return stats
 
 
-def _shown_copies(verdicts: Verdicts) -> dict[int, int]:
-    """Some copies and what they are copies of."""
-    copies = np.flatnonzero(verdicts.stands_for != np.arange(len(verdicts.rule)))
+def _annotations(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of annotation tables in order, without images and hashes."""
+    columns = [*DROPPED.names, "captions_read", "resized", "stored"]
+    for commit in commits:
+        for batch in pq.ParquetFile(commit).iter_batches(1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _shown_copies(decisions: Decisions) -> dict[int, int]:
+    """Return the survivor of some duplicates and of each of these survivors: itself."""
+    copies = np.flatnonzero(decisions.survivor != np.arange(len(decisions.rule)))
     some = copies[:: max(1, len(copies) // SHOWN)].tolist()
-    pairs = {row: int(verdicts.stands_for[row]) for row in some}
-    return {**{stands: stands for stands in pairs.values()}, **pairs}
+    survivor = {row: int(decisions.survivor[row]) for row in some}
+    return {**{kept: kept for kept in survivor.values()}, **survivor}
 
 
 def write_stats(out: Path, stats: dict[str, Any]) -> None:
-    """Write the counts."""
+    """Write `stats.json`."""
     from pipeline.storage.atomic_io import write_atomic
 
     write_atomic(out / "stats.json", json.dumps(stats, indent=1, sort_keys=True))

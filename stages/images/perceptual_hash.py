@@ -1,9 +1,12 @@
-"""Images that look alike: a 64-bit difference hash, sixteen mean colours, and the search for both.
+"""Near-duplicate images: a 64-bit difference hash, mean colours, and the search over both.
 
-The hash has one bit for each two neighbours of a 9 x 8 reduction in grey: whether brightness falls
-from left to right (dHash; Krawetz 2013), by more than the noise that recompression leaves in what
-is flat. It survives scaling and changes of brightness, and is blind to colour and to flat images:
-the colours of a 4 x 4 reduction tell a blue sky from a blank page.
+The hash has one bit per pair of horizontal neighbours of a 9 x 8 grey reduction: whether brightness
+falls from left to right (dHash; Krawetz 2013) by more than recompression noise. It survives
+rescaling and changes of brightness. Because it does not see colour or flat images, the colours of a
+4 x 4 reduction are compared, too.
+
+Hand-written because `imagehash` has neither the noise threshold nor colours, and a BK-tree compares
+hashes one by one in Python where bands compare buckets of them at once.
 """
 
 from __future__ import annotations
@@ -18,16 +21,16 @@ from PIL import Image
 
 HASH_BITS = 64
 _NOISE = 2  # of 255: of recompressed drawings with flat parts 0 misses one in nine, 2 one in 70
-COLORS = 4 * 4 * 3
-"""Bytes that tell the colours of a look."""
+COLOR_BYTES = 4 * 4 * 3
+"""Bytes of the colours of a 4 x 4 reduction."""
 
 Hashes = npt.NDArray[np.uint64]
 Colors = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
-def look(image: Image.Image) -> tuple[int, bytes]:
-    """The difference hash of an RGB image, and its `COLORS` bytes."""
+def perceptual_hash(image: Image.Image) -> tuple[int, bytes]:
+    """Return the difference hash of an RGB image, and its `COLOR_BYTES` bytes of colours."""
     small = image.resize((36, 32), Image.Resampling.BOX)
     gray = np.asarray(small.resize((9, 8), Image.Resampling.BOX).convert("L"), np.int16)
     bits = np.packbits(gray[:, :-1] > gray[:, 1:] + _NOISE)
@@ -35,41 +38,41 @@ def look(image: Image.Image) -> tuple[int, bytes]:
     return int.from_bytes(bits.tobytes(), "big"), colors
 
 
-def lookalikes(
-    hashes: Hashes, colors: Colors, distance: int, color_distance: float
+def find_near_duplicates(
+    hashes: Hashes, colors: Colors, max_hamming_distance: int, max_color_distance: float
 ) -> tuple[Rows, Rows]:
-    """For each image the one that it is a copy of, in order: itself, or the first that stays of
-    those whose hashes differ in at most `distance` bits and whose colours differ by at most
-    `color_distance` on average.
+    """Return the survivor of each image: the first kept image that is similar to it, or itself.
 
-    Only images that stay have copies, so that no chain of small steps leads from one to another.
+    Images are similar if their hashes differ in at most `max_hamming_distance` bits and their
+    colours by at most `max_color_distance` on average. Images are compared with kept images alone,
+    so that a chain of small steps does not join images that differ.
 
     Args:
         hashes: shape (N,).
-        colors: shape (N, COLORS).
-        distance: bits, 0 to 63.
-        color_distance: of 255.
+        colors: shape (N, COLOR_BYTES).
+        max_hamming_distance: bits, 0 to 63.
+        max_color_distance: out of 255.
 
     Returns:
-        The rows that stand for each, and how many bits these differ by; both of shape (N,).
+        The row of each image's survivor and the Hamming distance to it; both of shape (N,).
     """
-    stands, bits = np.arange(len(hashes)), np.zeros(len(hashes), np.int64)
-    search = _Search(distance)
+    survivor, distance = np.arange(len(hashes)), np.zeros(len(hashes), np.int64)
+    index = _HammingIndex(max_hamming_distance)
     for row, word in enumerate(hashes.tolist()):
-        near, far = search.within(word)
+        near, far = index.neighbors(word)
         if len(near):
             apart = np.abs(colors[near].astype(np.int16) - colors[row]).mean(1)
-            near, far = near[apart <= color_distance], far[apart <= color_distance]
+            near, far = near[apart <= max_color_distance], far[apart <= max_color_distance]
         if len(near):
             first = int(np.argmin(near))
-            stands[row], bits[row] = near[first], far[first]
+            survivor[row], distance[row] = near[first], far[first]
         else:
-            search.add(row, word)
-    return stands, bits
+            index.add(row, word)
+    return survivor, distance
 
 
-class _Search:
-    """Finds hashes within d bits: of d + 1 bands one at least must be equal."""
+class _HammingIndex:
+    """Index of hashes by bands: of d + 1 bands of hashes within d bits, at least one is equal."""
 
     def __init__(self, distance: int) -> None:
         self._distance = distance
@@ -85,8 +88,8 @@ class _Search:
             words.append(word)
             rows.append(row)
 
-    def within(self, word: int) -> tuple[Rows, Rows]:
-        """The rows of hashes within the distance, and how far each is; some come twice."""
+    def neighbors(self, word: int) -> tuple[Rows, Rows]:
+        """Return the rows of hashes within the distance, and their distances; some repeat."""
         rows, bits = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for buckets, (low, mask) in zip(self._buckets, self._bands, strict=True):
             bucket = buckets.get(word >> low & mask)

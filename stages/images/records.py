@@ -1,7 +1,8 @@
-"""Sources to records: an image's bytes with its captions and metadata, as they were found.
+"""Reads sources as records: the bytes of an image with its captions and metadata.
 
-A record that cannot be used comes out marked as broken: it is counted and kept aside, and stops
-nothing. A file that is damaged or cut short gives what it held up to there, then `BrokenFile`.
+A record that cannot be used is returned marked as broken, so that it is counted and listed without
+stopping the stage. A damaged or truncated file yields its records up to the damage, then raises
+`BrokenFile`.
 """
 
 from __future__ import annotations
@@ -15,95 +16,96 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from stages.curation.broken_files import BrokenFile
+from stages.curation.content_digest import digest_rows, file_digest
 from stages.data import tar_format
-from stages.images.image_sources import Piece, file_digest, unreadable, whole_files
-from stages.images.manifests import BrokenFile, Columns, rows
+from stages.images.columns import ImageColumns
+from stages.images.image_sources import ImagePiece, list_files, unreadable
+from stages.images.manifests import read_rows
 
-LARGEST_IMAGE = 1 << 28  # bytes of a file
-LARGEST_TEXT = 1 << 22
+MAX_IMAGE_BYTES = 1 << 28
+MAX_TEXT_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """An image with captions as it was found."""
+class ImageRecord:
+    """An image with captions as the source has it."""
 
     key: str
-    """What the source calls it."""
+    """Name of the record in its source."""
     place: str
-    """Where it was: a file, and a row in it."""
+    """File of the record, and row in it."""
     image: bytes = b""
     captions: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     broken: str = ""
-    """Why it cannot be used, as `broken.KIND`; empty if it can."""
+    """Rule `broken.KIND` if the record cannot be used, else empty."""
     error: str = ""
-    """The same in words."""
+    """Reason in words."""
 
 
 class _BrokenRecord(ValueError):
-    """A record cannot be used: the rule, and the reason in words."""
+    """A record that cannot be used: the rule, and the reason in words."""
 
     def __init__(self, rule: str, reason: str) -> None:
         super().__init__(reason)
         self.rule = rule
 
 
-def read(piece: Piece, columns: Columns) -> Iterator[Record]:
-    """The records of a piece in order.
+def read_records(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageRecord]:
+    """Yield the records of a piece in order.
 
     Raises:
-        BrokenFile: the file is damaged or cut short.
-        InputError: it cannot be opened, or lacks a column.
+        BrokenFile: the file is damaged or truncated.
+        InputError: the file cannot be opened, or lacks a column.
     """
-    reader = {"folder": _folder, "tar": _tar}.get(piece.kind, _manifest)
+    reader = {"folder": _read_folder, "tar": _read_tar}.get(piece.kind, _read_manifest)
     try:
         yield from reader(piece, columns)
     except OSError as error:
         raise unreadable(piece.path, error) from error
 
 
-def content_digest(source: str, columns: Columns) -> str:
-    """What identifies the content of a source, wherever it lies: of manifests that of the images
-    that they name, too.
+def content_digest(source: str, columns: ImageColumns) -> str:
+    """Return the digest of a source's content, including the images that manifests name.
 
     Raises:
-        InputError: the source does not exist, holds nothing of a known type, or lacks a column.
+        InputError: the source does not exist, has no file of a known type, or lacks a column.
     """
-    state = xxhash.xxh3_128()
-    for piece in whole_files([source]):
+    return digest_rows(_digested_rows(source, columns))
+
+
+def _digested_rows(source: str, columns: ImageColumns) -> Iterator[tuple[str, ...]]:
+    for piece in list_files([source]):
         try:
             digest = file_digest(Path(piece.path)) if piece.place else ""
         except OSError as error:
             raise unreadable(piece.path, error) from error
-        state.update(f"{piece.source}\0{piece.place}\0{digest}\n".encode("utf-8", "surrogatepass"))
-        for name, path in _named_files(piece, columns):
-            line = f"{name}\0{_digest_or_reason(_root(piece, columns), path)}\n"
-            state.update(line.encode("utf-8", "surrogatepass"))
-    return state.hexdigest()
+        yield piece.source, piece.place, digest
+        for name, path in _referenced_files(piece, columns):
+            yield name, _digest_or_reason(_root(piece, columns), path)
 
 
-def _named_files(piece: Piece, columns: Columns) -> Iterator[tuple[str, Path]]:
-    """The files beside a source's own that its records are made from."""
+def _referenced_files(piece: ImagePiece, columns: ImageColumns) -> Iterator[tuple[str, Path]]:
+    """Yield the files outside the piece's own that its records are made from."""
     root = _root(piece, columns)
     if piece.kind == "folder":
         for name in piece.names:
             path = root / name
-            for beside in (path, path.with_suffix(".txt"), path.with_suffix(".json")):
-                yield f"{name}{beside.suffix}", beside
+            for file in (path, path.with_suffix(".txt"), path.with_suffix(".json")):
+                yield f"{name}{file.suffix}", file
     elif piece.kind != "tar":
-        with suppress(BrokenFile):  # the bytes of the file itself are in the digest
-            for _, row, found in rows(piece, columns):
-                named = _named(row.get(found.image or ""))
-                if isinstance(named, str):
-                    yield named, Path(root, named)
+        with suppress(BrokenFile):  # the digest covers the bytes of the manifest itself
+            for _, row, found in read_rows(piece, columns):
+                value = _image_value(row.get(found.image or ""))
+                if isinstance(value, str):
+                    yield value, Path(root, value)
 
 
 def _digest_or_reason(root: Path, path: Path) -> str:
-    """What identifies the content of a file, or why it has none: that stops no plan."""
+    """Return the digest of a file, or why it has none: a missing image does not stop a plan."""
     try:
-        real = _inside(root, path)
+        real = _resolve_inside(root, path)
         return file_digest(real) if stat.S_ISREG(real.stat().st_mode) else "not a file"
     except _BrokenRecord as error:
         return error.rule
@@ -111,153 +113,158 @@ def _digest_or_reason(root: Path, path: Path) -> str:
         return str(error.strerror)
 
 
-def _root(piece: Piece, columns: Columns) -> Path:
-    """The folder that nothing may lead out of."""
+def _root(piece: ImagePiece, columns: ImageColumns) -> Path:
+    """Return the folder that no path of a piece may leave."""
     if piece.kind == "folder":
         return Path(piece.path)
     return Path(columns.root).expanduser() if columns.root else Path(piece.path).parent
 
 
-def _folder(piece: Piece, columns: Columns) -> Iterator[Record]:
+def _read_folder(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageRecord]:
     root = Path(piece.path)
     for name in piece.names:
         key = name.rpartition(".")[0]
         path = root / name
         try:
-            image = _bytes(root, path, LARGEST_IMAGE)
-            meta, told = _told(_beside(root, path.with_suffix(".json")), columns)
-            captions = (*_lines(_beside(root, path.with_suffix(".txt"))), *told)
-            yield Record(key, name, image, captions, meta)
+            image = _read_bytes(root, path, MAX_IMAGE_BYTES)
+            meta, listed = _parse_metadata(_read_sidecar(root, path.with_suffix(".json")), columns)
+            lines = _caption_lines(_read_sidecar(root, path.with_suffix(".txt")))
+            yield ImageRecord(key, name, image, (*lines, *listed), meta)
         except _BrokenRecord as error:
             yield _broken(key, name, error)
 
 
-def _beside(root: Path, path: Path) -> bytes:
-    """A side-car file; empty if there is none."""
-    return _bytes(root, path, LARGEST_TEXT) if os.path.lexists(path) else b""
+def _read_sidecar(root: Path, path: Path) -> bytes:
+    """Return the content of a file next to an image; empty if there is none."""
+    return _read_bytes(root, path, MAX_TEXT_BYTES) if os.path.lexists(path) else b""
 
 
-def _tar(piece: Piece, columns: Columns) -> Iterator[Record]:
+def _read_tar(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageRecord]:
     with Path(piece.path).open("rb") as stream:
         descriptor = stream.fileno()
+        members = tar_format.read_members(descriptor, piece.start, piece.end)
         try:
-            for group in tar_format.groups(tar_format.members(descriptor, piece.start, piece.end)):
-                yield _of_group(group, descriptor, piece, columns)
+            for group in tar_format.sample_groups(members):
+                yield _group_record(group, descriptor, piece, columns)
         except tar_format.BrokenTar as error:
             raise BrokenFile(f"damaged archive: {error}", where=piece.path) from error
 
 
-def _of_group(group: tar_format.Group, descriptor: int, piece: Piece, columns: Columns) -> Record:
+def _group_record(
+    group: tar_format.SampleGroup, descriptor: int, piece: ImagePiece, columns: ImageColumns
+) -> ImageRecord:
     place = f"{piece.place}/{group.key}"
     try:
         if group.problem:
             raise _BrokenRecord("broken.member", group.problem)
-        image = _member(group.first(tar_format.IMAGE_SUFFIXES), descriptor, LARGEST_IMAGE)
+        image = _read_member(group.first(tar_format.IMAGE_SUFFIXES), descriptor, MAX_IMAGE_BYTES)
         if not image:
             raise _BrokenRecord("broken.image", "no image")
-        text = _member(group.members.get("txt"), descriptor, LARGEST_TEXT)
-        meta, told = _told(_member(group.members.get("json"), descriptor, LARGEST_TEXT), columns)
-        return Record(group.key, place, image, (*_lines(text), *told), meta)
+        text = _read_member(group.members.get("txt"), descriptor, MAX_TEXT_BYTES)
+        encoded = _read_member(group.members.get("json"), descriptor, MAX_TEXT_BYTES)
+        meta, listed = _parse_metadata(encoded, columns)
+        return ImageRecord(group.key, place, image, (*_caption_lines(text), *listed), meta)
     except _BrokenRecord as error:
         return _broken(group.key, place, error)
 
 
-def _member(member: tar_format.Member | None, descriptor: int, most: int) -> bytes:
+def _read_member(member: tar_format.TarMember | None, descriptor: int, limit: int) -> bytes:
     if member is None:
         return b""
-    if member.size > most:
+    if member.size > limit:
         raise _BrokenRecord("broken.size", f"{member.name} has {member.size} bytes")
     return os.pread(descriptor, member.size, member.offset)
 
 
-def _lines(data: bytes) -> list[str]:
-    """The captions of a text file."""
+def _caption_lines(data: bytes) -> list[str]:
+    """Return the captions of a text file."""
     try:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise _BrokenRecord("broken.caption", f"not UTF-8: {error.reason}") from error
 
 
-def _told(data: bytes, columns: Columns) -> tuple[dict[str, Any], list[str]]:
-    """Metadata of a JSON file, and the captions in it."""
+def _parse_metadata(data: bytes, columns: ImageColumns) -> tuple[dict[str, Any], list[str]]:
+    """Return the metadata of a JSON file, and the captions that it holds."""
     if not data:
         return {}, []
     try:
-        found = json.loads(data)
+        meta = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise _BrokenRecord("broken.json", str(error)[:200]) from error
-    if not isinstance(found, dict):
+    if not isinstance(meta, dict):
         raise _BrokenRecord("broken.json", "not an object")
     names = columns.captions or ("captions",)
-    captions = [text for name in names if name in found for text in _texts(found.pop(name))]
-    return found, captions
+    captions = [text for name in names if name in meta for text in _texts(meta.pop(name))]
+    return meta, captions
 
 
 def _texts(value: object) -> list[str]:
-    """A caption, or a list of some."""
+    """Return the texts of a caption field: a text, or a list of texts."""
     if isinstance(value, str):
         return [value]
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
-def _manifest(piece: Piece, columns: Columns) -> Iterator[Record]:
+def _read_manifest(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageRecord]:
     root = _root(piece, columns)
-    for number, row, found in rows(piece, columns):
+    for number, row, found in read_rows(piece, columns):
         place = f"{piece.place}, record {number + 1}"
         key = str(number)
         try:
             if row.get(None):
                 raise _BrokenRecord("broken.columns", row[None])
-            named = _named(row.get(found.image or ""))
-            if isinstance(named, str) and Path(named).name:
-                key = str(Path(named).with_suffix(""))
-            image = _image_of(named, root)
+            value = _image_value(row.get(found.image or ""))
+            if isinstance(value, str) and Path(value).name:
+                key = str(Path(value).with_suffix(""))
+            image = _image_bytes(value, root)
             captions = tuple(text for name in found.captions for text in _texts(row.get(name)))
             meta = {name: row[name] for name in found.meta if row.get(name) is not None}
-            yield Record(key, place, image, captions, json.loads(json.dumps(meta, default=str)))
+            meta = json.loads(json.dumps(meta, default=str))
+            yield ImageRecord(key, place, image, captions, meta)
         except _BrokenRecord as error:
             yield _broken(key, place, error)
 
 
-def _named(value: object) -> object:
-    """What a row says of its image: a path, bytes, or something else."""
-    if isinstance(value, dict):  # the feature `Image` of Hugging Face's datasets
+def _image_value(value: object) -> object:
+    """Return the path or bytes in a row's image field, or whatever else it holds."""
+    if isinstance(value, dict):  # the feature `Image` of Hugging Face datasets
         return value.get("bytes") or value.get("path")
     return value
 
 
-def _image_of(value: object, root: Path) -> bytes:
-    """The bytes of an image that a row names or holds."""
+def _image_bytes(value: object, root: Path) -> bytes:
+    """Return the bytes of the image that a row names or holds."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value:
-        raise _BrokenRecord("broken.columns", "no path of an image")
-    return _bytes(root, Path(root, value), LARGEST_IMAGE)
+        raise _BrokenRecord("broken.columns", "no image path")
+    return _read_bytes(root, Path(root, value), MAX_IMAGE_BYTES)
 
 
-def _broken(key: str, place: str, error: _BrokenRecord) -> Record:
-    return Record(key, place, broken=error.rule, error=str(error))
+def _broken(key: str, place: str, error: _BrokenRecord) -> ImageRecord:
+    return ImageRecord(key, place, broken=error.rule, error=str(error))
 
 
-def _inside(root: Path, path: Path) -> Path:
-    """The path, if it leads to what is below the root."""
+def _resolve_inside(root: Path, path: Path) -> Path:
+    """Return the resolved path of something below the root."""
     try:
         real = path.resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links
-        raise _BrokenRecord("broken.path", f"no path: {error}") from error
+        raise _BrokenRecord("broken.path", f"not a path: {error}") from error
     if not real.is_relative_to(root.resolve()):
-        raise _BrokenRecord("broken.path", "leads out of the source's folder")
+        raise _BrokenRecord("broken.path", "leaves the source's folder")
     return real
 
 
-def _bytes(root: Path, path: Path, most: int) -> bytes:
-    """The content of a regular file below the root."""
-    real = _inside(root, path)
+def _read_bytes(root: Path, path: Path, limit: int) -> bytes:
+    """Return the content of a regular file below the root."""
+    real = _resolve_inside(root, path)
     try:
         status = real.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise _BrokenRecord("broken.path", "not a file")
-        if status.st_size > most:
+        if status.st_size > limit:
             raise _BrokenRecord("broken.size", f"{status.st_size} bytes")
         return real.read_bytes()
     except OSError as error:

@@ -1,5 +1,7 @@
-"""The second pass: which records stay, which copies go, what is held out, and where each is
-written. It sees figures and hashes, no image."""
+"""Selects records: drops duplicates, holds out the eval split and plans the shards.
+
+It reads the hashes and sizes of the annotation tables, never an image.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +16,34 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.curation.decisions import Decisions, Rows
 from stages.data.hashing import hash64
-from stages.data.image_text_dataset import SPLITS, Cutter
-from stages.images.image_params import Copies
-from stages.images.perceptual_hash import COLORS, lookalikes
+from stages.data.image_text_dataset import SPLITS, ShardSplitter
+from stages.images.image_params import ImageDedup
+from stages.images.perceptual_hash import COLOR_BYTES, find_near_duplicates
 
-Rows = npt.NDArray[np.int64]
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]+")
-_LONGEST_KEY = 64
+_MAX_KEY = 64
 EVAL_NAMES = ("eval", "val", "valid", "validation", "test", "heldout")
-"""What a field that names the split may call the held-out one."""
+"""Values of the split field that mean the eval split, in lower case."""
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What the rows of the scratch tables say of N records, in order."""
+class RecordTable:
+    """The annotations of N records in order, without images."""
 
     commits: Sequence[Path]
+    """Annotation tables, one per task."""
     counts: list[int]
-    """Records of each commit."""
+    """Number of records per annotation table."""
     table: pa.Table
 
     @classmethod
-    def of(cls, commits: Sequence[Path]) -> Figures:
-        """Read them."""
+    def read(cls, commits: Sequence[Path]) -> RecordTable:
+        """Read the columns that selection needs."""
         columns = [
-            *("id", "key", "rule", "score", "split", "share", "stored"),
-            *("exact", "look", "caption", "colors", "origin"),
+            *("id", "key", "rule", "score", "split", "split_hash", "stored"),
+            *("image_digest", "dhash", "caption_hash", "colors", "origin"),
         ]
         tables = [pq.read_table(commit, columns=columns) for commit in commits]
         return cls(commits, [len(table) for table in tables], pa.concat_tables(tables))
@@ -48,12 +51,12 @@ class Figures:
     def __len__(self) -> int:
         return len(self.table)
 
-    def of_rows(self, name: str, rows: Rows) -> pa.ChunkedArray:
-        """A column's values of some rows."""
+    def take(self, name: str, rows: Rows) -> pa.ChunkedArray:
+        """Return the values of a column in some rows."""
         return self.table[name].take(pa.array(rows))
 
     def by_commit(self, rows: Rows) -> list[tuple[Path, Rows]]:
-        """The scratch tables that hold these rows, with their numbers in each."""
+        """Return the annotation tables that hold the rows, each with their numbers in it."""
         starts = np.cumsum([0, *self.counts])
         commits = np.searchsorted(starts, rows, side="right") - 1
         return [
@@ -62,128 +65,112 @@ class Figures:
         ]
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """What becomes of N records."""
-
-    rule: npt.NDArray[np.object_]
-    """What dropped each; empty for one that stays."""
-    score: npt.NDArray[np.float64]
-    """The figure that it was dropped by."""
-    stands_for: Rows
-    """The row that each is a copy of; its own if it is none."""
-
-    @property
-    def kept(self) -> Rows:
-        """The rows that stay."""
-        return np.flatnonzero(self.rule == "")
+def drop_duplicates(records: RecordTable, dedup: ImageDedup) -> Decisions:
+    """Return the decisions of filters and deduplication; of duplicates the first read is kept."""
+    rule = np.array(records.table["rule"].to_pylist(), object)
+    score = records.table["score"].to_numpy().copy()
+    decisions = Decisions(rule, score, np.arange(len(records)))
+    if dedup.exact:
+        _drop_equal(records, decisions, "image_digest", "exact_duplicate")
+    if dedup.max_hamming_distance is not None:
+        _drop_near(records, decisions, dedup.max_hamming_distance, dedup.max_color_distance)
+    if dedup.captions:
+        _drop_equal(records, decisions, "caption_hash", "caption_duplicate")
+    return decisions
 
 
-def decide(figures: Figures, copies: Copies) -> Verdicts:
-    """Drop copies of what the first pass let through; the first that was read stays."""
-    rule = np.array(figures.table["rule"].to_pylist(), object)
-    score = figures.table["score"].to_numpy().copy()
-    verdicts = Verdicts(rule, score, np.arange(len(figures)))
-    if copies.exact:
-        _drop_equal(figures, verdicts, "exact", "exact_duplicate")
-    if copies.near is not None:
-        _drop_near(figures, verdicts, copies.near, copies.near_color)
-    if copies.captions:
-        _drop_equal(figures, verdicts, "caption", "caption_duplicate")
-    return verdicts
+def filter_by_score(decisions: Decisions, scores: npt.NDArray[np.float64], minimum: float) -> None:
+    """Drop the kept rows whose score is below the minimum; `scores` are in the order of `kept`."""
+    low = scores < minimum
+    decisions.drop(decisions.kept[low], "clip_score", scores[low])
 
 
-def drop_below(verdicts: Verdicts, scores: npt.NDArray[np.float64], least: float) -> None:
-    """Drop what scores less; `scores` are those of the kept rows in order."""
-    rows = verdicts.kept
-    low = scores < least
-    verdicts.rule[rows[low]] = "clip_score"
-    verdicts.score[rows[low]] = scores[low]
-
-
-def _drop_equal(figures: Figures, verdicts: Verdicts, column: str, rule: str) -> None:
-    rows = verdicts.kept
-    codes = figures.of_rows(column, rows).combine_chunks().dictionary_encode().indices.to_numpy()
+def _drop_equal(records: RecordTable, decisions: Decisions, column: str, rule: str) -> None:
+    rows = decisions.kept
+    codes = records.take(column, rows).combine_chunks().dictionary_encode().indices.to_numpy()
     _, first, group = np.unique(codes, return_index=True, return_inverse=True)
-    _drop(verdicts, rows, rows[first[group]], rule, np.zeros(len(rows)))
+    _drop_copies(decisions, rows, rows[first[group]], rule, np.zeros(len(rows)))
 
 
-def _drop_near(figures: Figures, verdicts: Verdicts, distance: int, color: float) -> None:
-    rows = verdicts.kept
-    colors = b"".join(figures.of_rows("colors", rows).to_pylist())
-    stands, bits = lookalikes(
-        figures.of_rows("look", rows).to_numpy(),
-        np.frombuffer(colors, np.uint8).reshape(-1, COLORS),
-        distance,
-        color,
-    )
-    _drop(verdicts, rows, rows[stands], "near_duplicate", bits.astype(np.float64))
-
-
-def _drop(
-    verdicts: Verdicts, rows: Rows, stands: Rows, rule: str, score: npt.NDArray[np.float64]
+def _drop_near(
+    records: RecordTable, decisions: Decisions, max_hamming: int, max_color: float
 ) -> None:
-    copies = rows != stands
-    verdicts.rule[rows[copies]] = rule
-    verdicts.score[rows[copies]] = score[copies]
-    verdicts.stands_for[rows[copies]] = stands[copies]
+    rows = decisions.kept
+    hashes = records.take("dhash", rows).to_numpy()
+    colors = np.frombuffer(b"".join(records.take("colors", rows).to_pylist()), np.uint8)
+    survivor, distance = find_near_duplicates(
+        hashes, colors.reshape(-1, COLOR_BYTES), max_hamming, max_color
+    )
+    _drop_copies(decisions, rows, rows[survivor], "near_duplicate", distance.astype(np.float64))
 
 
-def held_out(figures: Figures, rows: Rows, share: float, sources: int) -> npt.NDArray[np.bool_]:
-    """Which rows are held out. Where a field names the split of any row, it decides alone, and rows
-    without it are trained on; else those of sources from number `sources` on, and a share of the
-    rest by hash."""
-    named = figures.of_rows("split", rows)
-    if named.null_count < len(rows):
-        names = [str(name).lower() in EVAL_NAMES for name in named.to_pylist()]
+def _drop_copies(
+    decisions: Decisions, rows: Rows, survivor: Rows, rule: str, score: npt.NDArray[np.float64]
+) -> None:
+    copies = rows != survivor
+    decisions.drop(rows[copies], rule, score[copies])
+    decisions.survivor[rows[copies]] = survivor[copies]
+
+
+def eval_mask(
+    records: RecordTable, rows: Rows, eval_fraction: float, train_sources: int
+) -> npt.NDArray[np.bool_]:
+    """Return which rows are held out for evaluation, shape (len(rows),).
+
+    If any row names its split, these names alone decide. Otherwise the records of sources from
+    number `train_sources` on are held out, and a fraction of the others by hash.
+    """
+    split = records.take("split", rows)
+    if split.null_count < len(rows):
+        names = [str(name).lower() in EVAL_NAMES for name in split.to_pylist()]
         return np.array(names, np.bool_)
-    outside: npt.NDArray[np.bool_] = figures.of_rows("origin", rows).to_numpy() >= sources
-    by_hash: npt.NDArray[np.bool_] = figures.of_rows("share", rows).to_numpy() < share
-    return outside | by_hash
+    by_source: npt.NDArray[np.bool_] = records.take("origin", rows).to_numpy() >= train_sources
+    by_hash: npt.NDArray[np.bool_] = records.take("split_hash", rows).to_numpy() < eval_fraction
+    return by_source | by_hash
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard that is to be written."""
+    """The samples of one shard."""
 
     stem: str
+    """File name without suffix."""
     rows: Rows
-    """Of all records, in order."""
+    """Rows of the samples in the record table, in order."""
     keys: list[str]
-    """Of each."""
+    """Unique keys of the samples."""
 
 
 def plan_shards(
-    figures: Figures,
+    records: RecordTable,
     rows: Rows,
-    outside: npt.NDArray[np.bool_],
+    held_out: npt.NDArray[np.bool_],
     shard_samples: int,
     shard_bytes: int,
 ) -> Iterator[ShardPlan]:
-    """The shards of both splits, samples in the order in which they were read."""
-    keys = list(_keys(figures, rows))
-    sizes = figures.of_rows("stored", rows).to_pylist()
-    for split, chosen in zip(SPLITS, (~outside, outside), strict=True):
-        cutter, shards = Cutter(shard_samples, shard_bytes), list[list[int]]()
+    """Yield the shards of both splits; samples stay in the order in which they were read."""
+    keys = list(_unique_keys(records, rows))
+    sizes = records.take("stored", rows).to_pylist()
+    for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
+        splitter, shards = ShardSplitter(shard_samples, shard_bytes), list[list[int]]()
         for at in np.flatnonzero(chosen).tolist():
-            if cutter.begins(sizes[at]):
+            if splitter.starts_shard(sizes[at]):
                 shards.append([])
             shards[-1].append(at)
-        for number, held in enumerate(shards):
-            yield ShardPlan(f"{split}-{number:05d}", rows[held], [keys[at] for at in held])
+        for number, members in enumerate(shards):
+            stem = f"{split}-{number:05d}"
+            yield ShardPlan(stem, rows[members], [keys[at] for at in members])
 
 
-def _keys(figures: Figures, rows: Rows) -> Iterator[str]:
-    """Each row's own key in the characters that keys have; one that is there twice gets its id, and
-    where sources of one name have that twice too, a number."""
+def _unique_keys(records: RecordTable, rows: Rows) -> Iterator[str]:
+    """Yield a unique key per row: its own key in the allowed characters; a repeated one with the
+    record's id, and a number where sources of the same name repeat the id as well."""
     seen: set[int] = set()
     names = zip(
-        figures.of_rows("key", rows).to_pylist(),
-        figures.of_rows("id", rows).to_pylist(),
-        strict=True,
+        records.take("key", rows).to_pylist(), records.take("id", rows).to_pylist(), strict=True
     )
     for name, identity in names:
-        own = _NOT_IN_KEYS.sub("-", name).strip("-")[:_LONGEST_KEY] or identity
+        own = _NOT_IN_KEYS.sub("-", name).strip("-")[:_MAX_KEY] or identity
         longer = f"{own}-{identity[:16]}"
         numbered = (f"{longer}-{number}" for number in count(2))
         key = next(k for k in chain((own, longer), numbered) if hash64(k) not in seen)

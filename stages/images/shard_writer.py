@@ -1,4 +1,4 @@
-"""The third pass: writes the shards of what stays, a shard a task, and the table of what goes."""
+"""Writes the shards of kept records, one per task, and reads rows of annotation tables."""
 
 from __future__ import annotations
 
@@ -13,81 +13,48 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.data import parquet_parts
-from stages.data.image_text_dataset import KIND, VERSION, Sample, write_shard
-from stages.images.selection import Figures, ShardPlan
+from stages.data.image_text_dataset import Sample, write_shard
+from stages.images.selection import RecordTable, ShardPlan
 
-BATCH = 64  # rows of a scratch table that are held: images are large
-
-DROPPED = parquet_parts.versioned(
-    pa.schema(
-        [
-            *((name, pa.string()) for name in ("key", "source", "place", "rule")),
-            ("score", pa.float64()),
-            ("reason", pa.string()),
-            ("captions", pa.list_(pa.string())),
-            *((name, pa.int64()) for name in ("width", "height")),
-        ]
-    ),
-    KIND,
-    VERSION,
-)
-COLUMNS = (*("key", "source", "place", "rule", "score", "reason", "captions"), "width", "height")
-"""What the scratch tables and the table of dropped records have in common."""
+BATCH = 64  # rows of an annotation table in memory: images are large
 
 
 @dataclass(frozen=True)
-class ShardWork:
-    """What the task of a shard is given."""
+class ShardTask:
+    """The shard that a task writes."""
 
     out: Path
     stem: str
     keys: list[str]
     parts: list[tuple[Path, npt.NDArray[np.int64]]]
-    """Scratch tables, and the rows of each that are written, in order."""
+    """Annotation tables, each with the numbers of its rows to write, in order."""
 
 
-def shard_works(plans: Sequence[ShardPlan], figures: Figures, out: Path) -> list[ShardWork]:
-    """The tasks that write these shards."""
-    return [ShardWork(out, plan.stem, plan.keys, figures.by_commit(plan.rows)) for plan in plans]
+def shard_tasks(plans: Sequence[ShardPlan], records: RecordTable, out: Path) -> list[ShardTask]:
+    """Return the tasks that write the planned shards."""
+    return [ShardTask(out, plan.stem, plan.keys, records.by_commit(plan.rows)) for plan in plans]
 
 
-def write_planned(work: ShardWork, commit: Path) -> None:
-    """Write one shard and commit what the index says of it."""
+def write_planned_shard(task: ShardTask, commit: Path) -> None:
+    """Write one shard and commit its entry of the index."""
     from pipeline.storage.atomic_io import write_atomic
 
+    columns = ["image", "captions", "meta"]
+    rows = (row for table, numbers in task.parts for row in read_rows_of(table, numbers, columns))
     samples = (
         Sample(key, row["image"], tuple(row["captions"]), json.loads(row["meta"]))
-        for key, row in zip(work.keys, _chosen(work), strict=True)
+        for key, row in zip(task.keys, rows, strict=True)
     )
-    write_atomic(commit, json.dumps(write_shard(samples, work.out, work.stem)), durable=False)
+    write_atomic(commit, json.dumps(write_shard(samples, task.out, task.stem)), durable=False)
 
 
-def _chosen(work: ShardWork) -> Iterator[dict[str, Any]]:
-    for path, rows in work.parts:
-        yield from rows_of(path, rows, ["image", "captions", "meta"])
-
-
-def rows_of(
-    table: Path, rows: npt.NDArray[np.int64], columns: list[str]
+def read_rows_of(
+    table: Path, numbers: npt.NDArray[np.int64], columns: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Some rows of a scratch table in order, a batch in memory at a time."""
+    """Yield some rows of an annotation table in order, with one batch in memory."""
     before = 0
     for batch in pq.ParquetFile(table).iter_batches(BATCH, columns=columns):
-        within = rows[(rows >= before) & (rows < before + len(batch))] - before
+        within = numbers[(numbers >= before) & (numbers < before + len(batch))] - before
         if len(within):
             yield from batch.take(pa.array(within)).to_pylist()
         before += len(batch)
-
-
-def described(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """All that the scratch tables' rows say but images and hashes, in order."""
-    columns = [*COLUMNS, "captions_read", "resized", "stored"]
-    for commit in commits:
-        for batch in pq.ParquetFile(commit).iter_batches(1024, columns=columns):
-            yield from batch.to_pylist()
-
-
-def dropped_writer(out: Path) -> parquet_parts.PartWriter:
-    """A writer of `dropped/part-00000.parquet`…: rows with `COLUMNS`."""
-    return parquet_parts.PartWriter(out / "dropped", DROPPED)

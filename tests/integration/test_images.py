@@ -17,8 +17,8 @@ pytestmark = pytest.mark.integration
 
 OPTIONS = {
     "eval_fraction": 0.2,
-    "resize": {"shorter": 16},
-    "dedup": {"near": 2},
+    "resize": {"shortest_edge": 16},
+    "dedup": {"max_hamming_distance": 2},
     "shard_samples": 80,
 }
 
@@ -56,7 +56,7 @@ def made(photos, tmp_path_factory):
 def test_two_workers_make_the_same_bytes(ray_session, photos, made, tmp_path, monkeypatch):
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", 75)
     on_ray = run(tmp_path, photos, workers={"num": 2, "cpus": 0.5})
-    assert len(list((tmp_path / "scratch" / "judged").iterdir())) == 8
+    assert len(list((tmp_path / "scratch" / "annotated").iterdir())) == 8
     assert bytes_of(on_ray) == bytes_of(made) and len(bytes_of(made)) > 10
 
 

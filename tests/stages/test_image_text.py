@@ -18,9 +18,10 @@ from PIL import Image
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.stage import Inputs
+from stages.curation import annotation
 from stages.data.image_text_dataset import ImageTextStore, decode_rgb
 from stages.image_text import ImageTextParams, image_text
-from stages.images import image_annotator, image_sources
+from stages.images import image_sources
 from stages.images.transforms import center, to_tensor
 
 
@@ -108,11 +109,16 @@ def world(tmp_path):
     return [folder, tmp_path / "pairs.jsonl", tmp_path / "cut.tar"]
 
 
-FILTERS = {"width": (16, None), "max_aspect": 3.0}
+FILTERS = {"width": (16, None), "max_aspect_ratio": 3.0}
 
 
 def test_every_record_ends_in_one_place_with_its_reason(world, tmp_path):
-    ctx = run(tmp_path / "w", *world, filters=FILTERS, dedup={"near": 6, "near_color": 8.0})
+    ctx = run(
+        tmp_path / "w",
+        *world,
+        filters=FILTERS,
+        dedup={"max_hamming_distance": 6, "max_color_distance": 8.0},
+    )
     kept, stats = stored(ctx), stats_of(ctx)
     assert reasons(ctx) == {
         "copy": "exact_duplicate",
@@ -143,7 +149,7 @@ def test_every_record_ends_in_one_place_with_its_reason(world, tmp_path):
     assert by_key["tall"]["score"] == 4.5 and by_key["tiny"]["score"] == 8
     assert by_key["tall"]["captions"] == ["caption of tall.png"]
     assert (by_key["tall"]["width"], by_key["tall"]["height"]) == (20, 90)
-    assert "cut short" in by_key[""]["reason"] and by_key[""]["place"] == "cut.tar"
+    assert "truncated" in by_key[""]["reason"] and by_key[""]["place"] == "cut.tar"
     log = (ctx.attempt_dir / "log.txt").read_text()
     assert "broken: photos/torn.png" in log and "broken: " in log
 
@@ -180,20 +186,21 @@ def test_nothing_depends_on_how_the_sources_are_cut(tmp_path_factory, records, s
 def test_a_stopped_stage_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", 2)
     whole = run(tmp_path / "whole", *world, shard_samples=2)
-    judged = []
+    annotated = []
 
-    def stop(work, commit, judge=image_annotator.judge_piece):
-        judge(work, commit)
-        judged.append(commit.name)
-        if len(judged) == 3:
+    def stop(work, commit, annotate=annotation.annotate_pieces):
+        annotate(work, commit)
+        annotated.append(commit.name)
+        if len(annotated) == 3:
             Context.local(tmp_path / "w").cancel_file.touch()
 
-    monkeypatch.setattr(image_annotator, "judge_piece", stop)
+    monkeypatch.setattr(annotation, "annotate_pieces", stop)
     with pytest.raises(Interrupted):
         run(tmp_path / "w", *world, shard_samples=2)
     Context.local(tmp_path / "w").cancel_file.unlink()
     again = run(tmp_path / "w", *world, shard_samples=2)
-    assert len(judged) == len(set(judged)) == len(list((again.scratch / "judged").iterdir()))
+    folder = again.scratch / "annotated"
+    assert len(annotated) == len(set(annotated)) == len(list(folder.iterdir()))
     assert bytes_of(again) == bytes_of(whole)
 
 
@@ -235,11 +242,19 @@ def test_captions_outside_the_bounds_are_left_out_and_then_their_images(tmp_path
     ("resize", "sizes", "kinds"),
     [
         ({}, [(64, 48), (48, 64), (16, 12)], ["PNG", "JPEG", "PNG"]),
-        ({"shorter": 24}, [(32, 24), (24, 32), (16, 12)], ["PNG", "JPEG", "PNG"]),
-        ({"longer": 32}, [(32, 24), (24, 32), (16, 12)], ["PNG", "JPEG", "PNG"]),
-        ({"longer": 32, "enlarge": True}, [(32, 24), (24, 32), (32, 24)], ["PNG", "JPEG", "PNG"]),
-        ({"format": "webp"}, [(64, 48), (48, 64), (16, 12)], ["WEBP"] * 3),
-        ({"shorter": 12, "format": "jpeg"}, [(16, 12), (12, 16), (16, 12)], ["JPEG"] * 3),
+        ({"shortest_edge": 24}, [(32, 24), (24, 32), (16, 12)], ["PNG", "JPEG", "PNG"]),
+        ({"longest_edge": 32}, [(32, 24), (24, 32), (16, 12)], ["PNG", "JPEG", "PNG"]),
+        (
+            {"longest_edge": 32, "upscale": True},
+            [(32, 24), (24, 32), (32, 24)],
+            ["PNG", "JPEG", "PNG"],
+        ),
+        ({"encode_format": "webp"}, [(64, 48), (48, 64), (16, 12)], ["WEBP"] * 3),
+        (
+            {"shortest_edge": 12, "encode_format": "jpeg"},
+            [(16, 12), (12, 16), (16, 12)],
+            ["JPEG"] * 3,
+        ),
     ],
 )
 def test_images_are_resized_as_asked_and_else_left_alone(tmp_path, resize, sizes, kinds):
@@ -259,12 +274,12 @@ def test_images_are_resized_as_asked_and_else_left_alone(tmp_path, resize, sizes
         s.image != before for s, before in zip(found, data.values(), strict=True)
     )
     index = json.loads((ctx.out / "index.json").read_text())
-    assert index["image_size"] == resize.get("shorter", resize.get("longer"))
+    assert index["image_size"] == resize.get("shortest_edge", resize.get("longest_edge"))
 
 
 def test_resizing_is_bicubic_and_antialiased(tmp_path):
     folder = write_pairs(tmp_path / "p", {"a.png": png(1)})
-    (sample,) = stored(run(tmp_path / "w", folder, resize={"longer": 16}))
+    (sample,) = stored(run(tmp_path / "w", folder, resize={"longest_edge": 16}))
     wanted = scene(1).resize((16, 12), Image.Resampling.BICUBIC)
     assert decode_rgb(sample.image).tobytes() == wanted.tobytes()
 
@@ -272,9 +287,21 @@ def test_resizing_is_bicubic_and_antialiased(tmp_path):
 @pytest.mark.parametrize(
     ("long", "resize", "reason"),
     [
-        (encode(Image.new("RGB", (1, 20_000))), {"format": "webp"}, "1 x 20000 pixels cannot be"),
-        (encode(Image.new("RGB", (70_000, 1))), {"format": "jpeg"}, "70000 x 1 pixels cannot be"),
-        (encode(Image.new("RGB", (2, 9_000))), {"shorter": 256, "enlarge": True}, "256 x 1152000"),
+        (
+            encode(Image.new("RGB", (1, 20_000))),
+            {"encode_format": "webp"},
+            "1 x 20000 pixels cannot be",
+        ),
+        (
+            encode(Image.new("RGB", (70_000, 1))),
+            {"encode_format": "jpeg"},
+            "70000 x 1 pixels cannot be",
+        ),
+        (
+            encode(Image.new("RGB", (2, 9_000))),
+            {"shortest_edge": 256, "upscale": True},
+            "256 x 1152000",
+        ),
     ],
     ids=["webp", "jpeg", "enlarged"],
 )
@@ -321,7 +348,7 @@ def test_what_belongs_together_is_held_out_together(tmp_path):
         ]
     ]
     tar = write_tar(tmp_path / "t.tar", files)
-    ctx = run(tmp_path / "w", tar, eval_fraction=0.4, eval_by="concept")
+    ctx = run(tmp_path / "w", tar, eval_fraction=0.4, eval_group_field="concept")
     train, held = ({s.meta["concept"] for s in stored(ctx, name)} for name in ("train", "eval"))
     assert train and held and not train & held
     ctx = run(tmp_path / "v", tar, split_field="set")
@@ -337,17 +364,17 @@ def test_sources_may_be_held_out_as_a_whole(tmp_path):
 
 
 def test_too_much_that_is_broken_is_a_failure_if_asked(world, tmp_path):
-    with pytest.raises(InputError, match="more than max_bad allows") as caught:
-        run(tmp_path / "w", *world, max_bad=2)
+    with pytest.raises(InputError, match="more than max_broken allows") as caught:
+        run(tmp_path / "w", *world, max_broken=2)
     assert "photos/" in caught.value.where
-    run(tmp_path / "v", *world, max_bad=20)
+    run(tmp_path / "v", *world, max_broken=20)
 
 
 @pytest.mark.parametrize(
     ("options", "words", "remedy"),
     [
-        ({"filters": {"width": (1000, None)}}, "nothing is left of 2 images", "loosen"),
-        ({"split_field": "set"}, "all of 2 images are held out", "hold out less"),
+        ({"filters": {"width": (1000, None)}}, "none of 2 images is kept", "loosen"),
+        ({"split_field": "set"}, "all 2 images are held out", "hold out fewer"),
         ({"caption_columns": ("none",)}, "dropped 2 by broken.caption", "log"),
     ],
 )
@@ -395,7 +422,7 @@ def test_hostile_names_captions_and_metadata_reach_no_terminal(tmp_path):
 
 
 def test_the_report_shows_counts_sizes_and_captions(world, tmp_path):
-    ctx = run(tmp_path / "w", *world, dedup={"near": 6, "near_color": 8.0})
+    ctx = run(tmp_path / "w", *world, dedup={"max_hamming_distance": 6, "max_color_distance": 8.0})
     panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
     steps = dict(panels["Images: samples"]["steps"])
     assert (
@@ -404,9 +431,10 @@ def test_the_report_shows_counts_sizes_and_captions(world, tmp_path):
         == sum(count for name, count in steps.items() if name != "kept")
     )
     assert sum(panels["Shorter side of kept images, pixels"]["counts"]) == steps["kept"]
-    assert {"stays": "2.png: caption of 2.png", "goes": "copy.png: caption of copy.png"} in panels[
-        "Copies that were dropped"
-    ]["items"]
+    assert {
+        "kept": "2.png: caption of 2.png",
+        "dropped": "copy.png: caption of copy.png",
+    } in panels["Dropped duplicates"]["items"]
     assert panels["Captions"]["items"][0]["place"] == "0.png"
     results = json.loads((ctx.observed / "results.json").read_text())
     assert results["images"] == steps["kept"] and results["duplicates"] == 2
@@ -421,14 +449,14 @@ def test_settings_that_cannot_work_are_named():
     assert problems() == []
     assert problems(sources=("a", "b"), eval_sources=("a",)) == ["sources"]
     assert problems(split_field="x", eval_fraction=0.1) == ["split_field"]
-    assert problems(eval_by="x") == ["eval_by"]
+    assert problems(eval_group_field="x") == ["eval_group_field"]
     assert problems(meta_columns=("x", "x")) == ["meta_columns"]
     assert problems(filters={"width": (9, 3), "caption_words": (2, 1)}) == [
         "filters.width",
         "filters.caption_words",
     ]
-    assert problems(resize={"shorter": 3, "longer": 3}) == ["resize"]
-    assert problems(resize={"enlarge": True}) == ["resize.enlarge"]
+    assert problems(resize={"shortest_edge": 3, "longest_edge": 3}) == ["resize"]
+    assert problems(resize={"upscale": True}) == ["resize.upscale"]
 
 
 def test_content_decides_and_the_cost_is_told(tmp_path):
@@ -443,7 +471,7 @@ def test_content_decides_and_the_cost_is_told(tmp_path):
 
 
 @pytest.fixture
-def judge_of_pairs(tmp_path):
+def clip_folder(tmp_path):
     """A CLIP with random weights and its tokenizer."""
     import tiny_clip
 
@@ -458,13 +486,13 @@ def judge_of_pairs(tmp_path):
     return tmp_path / "clip"
 
 
-def test_pairs_that_a_clip_finds_unlike_go(judge_of_pairs, tmp_path, monkeypatch):
+def test_pairs_that_a_clip_finds_unlike_go(clip_folder, tmp_path, monkeypatch):
     from stages.contrastive.caption_tokenizer import encode
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
     from stages.models.clip.conversion_clip import load_clip
 
     folder = write_pairs(tmp_path / "p", {f"{n}.png": png(n) for n in range(20)})
-    clip, words = load_clip(judge_of_pairs), Tokenizer(judge_of_pairs)
+    clip, words = load_clip(clip_folder), Tokenizer(clip_folder)
     cosines = np.empty(20)
     for n in range(20):
         text = encode(words, [f"caption of {n}.png"], clip.config.text, trim=False)
@@ -473,7 +501,7 @@ def test_pairs_that_a_clip_finds_unlike_go(judge_of_pairs, tmp_path, monkeypatch
             cosines[n] = image_E @ clip.encode_text(text)[0]
     least = float(np.median(cosines))
     assert np.ptp(cosines) > 0.01
-    edges = Inputs({"model": SimpleNamespace(path=judge_of_pairs)})
+    edges = Inputs({"model": SimpleNamespace(path=clip_folder)})
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", 7)
     ctx = Context.local(tmp_path / "w")
     params = ImageTextParams(sources=(str(folder),), filters={"min_clip_score": least})
@@ -484,15 +512,15 @@ def test_pairs_that_a_clip_finds_unlike_go(judge_of_pairs, tmp_path, monkeypatch
     for key, row in rows.items():
         assert row["score"] == pytest.approx(cosines[int(key)], abs=1e-4)
     panels = json.loads((ctx.observed / "panels.json").read_text())
-    (spread,) = [p for p in panels if p["title"] == "Cosine of image and caption"]
+    (spread,) = [p for p in panels if p["title"] == "Cosine similarity of image and caption"]
     assert sum(spread["counts"]) == 20 and spread["thresholds"] == [least]
 
 
 def test_a_score_and_the_model_that_gives_it_go_together(tmp_path):
     folder = write_pairs(tmp_path / "p", {"a.png": png(1)})
-    with pytest.raises(InputError, match="go together"):
+    with pytest.raises(InputError, match="need each other"):
         run(tmp_path / "w", folder, filters={"min_clip_score": 0.2})
     edges = Inputs({"model": SimpleNamespace(path=tmp_path)})
     ctx = Context.local(tmp_path / "v")
-    with pytest.raises(InputError, match="go together"):
+    with pytest.raises(InputError, match="need each other"):
         image_text(ImageTextParams(sources=(str(folder),)), edges, ctx.out, ctx)

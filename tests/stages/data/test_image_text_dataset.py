@@ -123,7 +123,7 @@ def test_threads_and_copies_in_other_processes_read_the_same(tmp_path):
 
 
 def test_more_shards_than_may_be_open_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_text_dataset, "_HELD_OPEN", 2)
+    monkeypatch.setattr(image_text_dataset, "_MAX_OPEN", 2)
     found = store(tmp_path, [sample(number) for number in range(6)], shard_samples=1)
     assert [s.key for s in found] == [s.key for s in found] == [f"key-{n}" for n in range(6)]
 
@@ -135,7 +135,7 @@ def test_bytes_that_are_not_those_of_the_index_are_never_a_sample(tmp_path):
     at = whole.index(b"key-1.txt")
     for damage in (b"key-2.txt", b"KEY-1.txt"):
         tar.write_bytes(whole.replace(b"key-1.txt", damage))
-        with pytest.raises(CorruptArtifact, match="sample 1 of train is not what") as caught:
+        with pytest.raises(CorruptArtifact, match="sample 1 of train does not match") as caught:
             found[1]
         assert caught.value.where == str(tar) and found[0] == sample(0)
     tar.write_bytes(whole[:at] + bytes(len(whole) - at))
@@ -144,7 +144,7 @@ def test_bytes_that_are_not_those_of_the_index_are_never_a_sample(tmp_path):
     tar.write_bytes(whole[:at])
     with pytest.raises(CorruptArtifact, match="sample 1"):
         found[1]
-    with pytest.raises(CorruptArtifact, match=f"{at} bytes where {len(whole)} are named"):
+    with pytest.raises(CorruptArtifact, match=f"{at} bytes instead of {len(whole)}"):
         ImageTextStore(tmp_path)
     tar.unlink()
     with pytest.raises(CorruptArtifact, match="-1 bytes"):
@@ -160,9 +160,9 @@ def test_a_torn_or_foreign_index_is_told(tmp_path):
     with pytest.raises(InputError, match="no split 'test'"):
         ImageTextStore(tmp_path, "test")
     (tmp_path / "index.json").write_text('{"schema": 1, "dtype": "uint16", "splits": {}}')
-    with pytest.raises(InputError, match="an index of something else"):
+    with pytest.raises(InputError, match="not the index of an ImageText"):
         ImageTextStore(tmp_path)
-    with pytest.raises(InputError, match="no images with captions here"):
+    with pytest.raises(InputError, match="not an ImageText artifact"):
         ImageTextStore(tmp_path / "index")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages.data.image_text_dataset import decode_rgb
-from stages.images.perceptual_hash import COLORS, look, lookalikes
+from stages.images.perceptual_hash import COLOR_BYTES, find_near_duplicates, perceptual_hash
 
 
 def by_comparing_all(hashes, colors, distance, color_distance):
@@ -29,7 +29,9 @@ def by_comparing_all(hashes, colors, distance, color_distance):
 
 
 def found(hashes, colors, distance, color_distance):
-    stands, bits = lookalikes(np.array(hashes, np.uint64), colors, distance, color_distance)
+    stands, bits = find_near_duplicates(
+        np.array(hashes, np.uint64), colors, distance, color_distance
+    )
     return stands.tolist(), bits.tolist()
 
 
@@ -49,8 +51,8 @@ def looks():
     """Of 360 images: 90 scenes in four variants each, shuffled."""
     images = [variant for seed in range(90) for variant in variants(scene(seed, 96, 72))]
     order = np.random.default_rng(0).permutation(len(images)).tolist()
-    pairs = [look(images[at]) for at in order]
-    colors = np.frombuffer(b"".join(c for _, c in pairs), np.uint8).reshape(-1, COLORS)
+    pairs = [perceptual_hash(images[at]) for at in order]
+    colors = np.frombuffer(b"".join(c for _, c in pairs), np.uint8).reshape(-1, COLOR_BYTES)
     return [word for word, _ in pairs], colors, [at // 4 for at in order]
 
 
@@ -79,8 +81,8 @@ def test_scaled_recompressed_and_brighter_copies_are_found_and_no_other_scene(lo
 def test_near_hashes_are_found_whatever_bits_differ(flips, distance, color):
     bases = [0, 2**64 - 1, 0x0123456789ABCDEF, 0x8000000000000001]
     hashes = [bases[base] ^ (1 << a) ^ (1 << b) for base, a, b in flips]
-    colors = np.array([[base + a % 3] * COLORS for base, a, _ in flips], np.uint8)
-    colors = colors.reshape(-1, COLORS)
+    colors = np.array([[base + a % 3] * COLOR_BYTES for base, a, _ in flips], np.uint8)
+    colors = colors.reshape(-1, COLOR_BYTES)
     assert found(hashes, colors, distance, color) == by_comparing_all(
         hashes, colors, distance, color
     )
@@ -88,14 +90,14 @@ def test_near_hashes_are_found_whatever_bits_differ(flips, distance, color):
 
 def test_no_chain_of_small_steps_drops_what_is_far():
     hashes = [0, 0b11, 0b1111, 0b111111]
-    colors = np.zeros((4, COLORS), np.uint8)
+    colors = np.zeros((4, COLOR_BYTES), np.uint8)
     assert found(hashes, colors, 2, 0.0) == ([0, 0, 2, 2], [0, 2, 0, 2])
 
 
 def test_a_bit_says_that_brightness_falls_to_the_right():
     bars = np.zeros((8, 9, 3), np.uint8)
     bars[:, 0] = 200  # one step down, at the left
-    word, colors = look(Image.fromarray(bars).resize((36, 32), Image.NEAREST))
-    assert word == 0x8080808080808080 and len(colors) == COLORS
-    flat, blue = (look(Image.new("RGB", (50, 40), color)) for color in ("white", "blue"))
+    word, colors = perceptual_hash(Image.fromarray(bars).resize((36, 32), Image.NEAREST))
+    assert word == 0x8080808080808080 and len(colors) == COLOR_BYTES
+    flat, blue = (perceptual_hash(Image.new("RGB", (50, 40), color)) for color in ("white", "blue"))
     assert flat[0] == blue[0] == 0 and flat[1] != blue[1]

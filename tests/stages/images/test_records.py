@@ -13,17 +13,18 @@ import pytest
 from drawn_images import jpeg, png
 
 from pipeline.errors import InputError
+from stages.curation.broken_files import BrokenFile
 from stages.images import image_sources
-from stages.images.image_sources import pieces, whole_files
-from stages.images.manifests import BrokenFile, Columns
-from stages.images.records import content_digest, read
+from stages.images.columns import ImageColumns
+from stages.images.image_sources import list_files, split_files
+from stages.images.records import content_digest, read_records
 
 IMAGES = [png(number, 8, 8) for number in range(7)]
 
 
 def records(source, columns=None):
-    found = pieces([str(source)])
-    return [record for piece in found for record in read(piece, columns or Columns())]
+    found = split_files([str(source)])
+    return [record for piece in found for record in read_records(piece, columns or ImageColumns())]
 
 
 def told(found):
@@ -112,8 +113,8 @@ def test_manifests_give_the_same_however_they_are_cut(images, suffix, count, mon
     rows[2]["text"] = 'with a "quote",\nanother line and ü\t'
     path = write_manifest(images / f"pairs.{suffix}", rows)
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", count)
-    found = records(path, Columns(meta=("label", "missing")))
-    assert len(pieces([str(path)])) == {1: 7, 2: 4, 3: 3, 7: 1, 100: 1}[count]
+    found = records(path, ImageColumns(meta=("label", "missing")))
+    assert len(split_files([str(path)])) == {1: 7, 2: 4, 3: 3, 7: 1, 100: 1}[count]
     assert [(r.key, r.image, r.captions) for r in found] == [
         (f"images/{n}", IMAGES[n], (rows[n]["text"],)) for n in range(7)
     ]
@@ -136,30 +137,30 @@ def test_tars_give_the_same_however_they_are_cut(tmp_path, count, monkeypatch):
         == whole
         == [(f"sub/{n}", data, ("one", "two"), {"n": n}, "") for n, data in enumerate(IMAGES)]
     )
-    assert [p.first for p in pieces([str(path)])] == list(range(0, 7, count))
+    assert [p.first for p in split_files([str(path)])] == list(range(0, 7, count))
 
 
 def test_pieces_are_bounded_by_bytes_too(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(image_sources, "PIECE_BYTES", 1)
-    assert [piece.names for piece in pieces([str(folder)])] == [
+    assert [piece.names for piece in split_files([str(folder)])] == [
         ("a.PNG",),
         ("below/b.png",),
         ("c.jpeg",),
     ]
     path = write_tar(tmp_path / "t.tar", [("a.png", b"1"), ("a.txt", b"2"), ("b.png", b"3")])
-    assert [(p.start, p.end) for p in pieces([str(path)])] == [(0, 2048), (2048, None)]
+    assert [(p.start, p.end) for p in split_files([str(path)])] == [(0, 2048), (2048, None)]
 
 
 def test_columns_may_be_named_and_must_be_there(images):
     rows = [{"where": "images/0.png", "short": "s", "long": ["l", 1, "m"]}]
     path = write_manifest(images / "p.jsonl", rows)
-    found = records(path, Columns("where", ("long", "short")))
+    found = records(path, ImageColumns("where", ("long", "short")))
     assert told(found) == [("images/0", IMAGES[0], ("l", "m", "s"), {}, "")]
     path = write_manifest(images / "p.csv", [{"where": "images/0.png", "short": "s"}])
     for columns, missing in [
-        (Columns(), "image_column to one of where, short"),
-        (Columns("where"), "caption_columns to one of where, short"),
-        (Columns("where", ("short", "long")), "caption_columns to one of"),
+        (ImageColumns(), "image_column to one of where, short"),
+        (ImageColumns("where"), "caption_columns to one of where, short"),
+        (ImageColumns("where", ("short", "long")), "caption_columns to one of"),
     ]:
         with pytest.raises(InputError, match="no column") as caught:
             records(path, columns)
@@ -200,7 +201,7 @@ def test_a_path_that_leads_nowhere_or_outside_is_a_broken_record(images, name, r
     (images.parent / "outside.png").write_bytes(IMAGES[0])
     rows = [{"image": name, "caption": "x"}, {"image": "images/0.png", "caption": "y"}]
     path = write_manifest(images / "p.jsonl", rows)
-    for columns in (Columns(), Columns(root=str(root))):
+    for columns in (ImageColumns(), ImageColumns(root=str(root))):
         bad, good = records(path, columns)
         assert bad.broken == rule and bad.error and not bad.image
         assert good.image == IMAGES[0]
@@ -231,19 +232,19 @@ def test_a_parquet_file_of_one_row_group_is_decoded_once(tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    cut = pieces([str(path)])
+    cut = split_files([str(path)])
     assert len(cut) == 80
-    found = [record for piece in cut for record in read(piece, Columns())]
+    found = [record for piece in cut for record in read_records(piece, ImageColumns())]
     assert told(found) == whole and sum(decoded) == 400
-    every_third = [record for piece in cut[1::3] for record in read(piece, Columns())]
+    every_third = [record for piece in cut[1::3] for record in read_records(piece, ImageColumns())]
     assert told(every_third) == [record for at in range(1, 80, 3) for record in whole[5 * at :][:5]]
-    assert told(read(cut[2], Columns())) == whole[10:15], "and back"
+    assert told(read_records(cut[2], ImageColumns())) == whole[10:15], "and back"
 
 
 def test_only_the_row_groups_of_a_piece_are_decoded(tmp_path):
     rows = [{"image": IMAGES[n % 7], "caption": f"c{n}"} for n in range(60)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=10)
-    (whole,) = pieces([str(tmp_path / "p.parquet")])
+    (whole,) = split_files([str(tmp_path / "p.parquet")])
     data = bytearray((tmp_path / "p.parquet").read_bytes())
     for at in range(pq.ParquetFile(tmp_path / "p.parquet").metadata.row_group(4).num_columns):
         column = pq.ParquetFile(tmp_path / "p.parquet").metadata.row_group(4).column(at)
@@ -251,10 +252,10 @@ def test_only_the_row_groups_of_a_piece_are_decoded(tmp_path):
     (tmp_path / "p.parquet").write_bytes(data)
     for start in (0, 20, 50):
         piece = replace(whole, start=start, end=start + 10)
-        captions = [record.captions for record in read(piece, Columns())]
+        captions = [record.captions for record in read_records(piece, ImageColumns())]
         assert captions == [(f"c{n}",) for n in range(start, start + 10)]
     with pytest.raises(BrokenFile):
-        list(read(replace(whole, start=40, end=50), Columns()))
+        list(read_records(replace(whole, start=40, end=50), ImageColumns()))
 
 
 def damaged_parquet(at):
@@ -276,11 +277,11 @@ def damaged_parquet(at):
     ],
 )
 def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatch):
-    monkeypatch.setattr(image_sources, "LONGEST_FIELD", 1000)
+    monkeypatch.setattr(image_sources, "MAX_FIELD", 1000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BrokenFile):
         records(tmp_path / name)
-    assert content_digest(str(tmp_path / name), Columns())
+    assert content_digest(str(tmp_path / name), ImageColumns())
 
 
 def test_a_manifest_of_fewer_rows_than_it_says_is_a_broken_file(tmp_path):
@@ -291,7 +292,7 @@ def test_a_manifest_of_fewer_rows_than_it_says_is_a_broken_file(tmp_path):
     count = data.index(b"\x16\x3c", footer)  # 30, as Thrift writes it
     data[count + 1] = 0x40
     (tmp_path / "p.parquet").write_bytes(data)
-    with pytest.raises(BrokenFile, match="rows promised"):
+    with pytest.raises(BrokenFile, match="the footer says"):
         records(tmp_path / "p.parquet")
 
 
@@ -332,9 +333,9 @@ def test_a_cut_tar_gives_what_is_whole_first(tmp_path, count, monkeypatch):
     path = write_tar(tmp_path / "t.tar", files)
     path.write_bytes(path.read_bytes()[:3300])
     seen = []
-    with pytest.raises(BrokenFile, match="cut short"):
-        for piece in pieces([str(path)]):
-            for record in read(piece, Columns()):
+    with pytest.raises(BrokenFile, match="truncated"):
+        for piece in split_files([str(path)]):
+            for record in read_records(piece, ImageColumns()):
                 seen.append((record.key, record.broken))
     assert seen == [("0", ""), ("1", ""), ("2", "broken.member")]
 
@@ -343,21 +344,21 @@ def test_sources_that_are_not_there_are_the_users_error(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     for name, words in [
         ("nowhere", "does not exist"),
-        ("empty", "holds no jpg, jpeg, png, webp file"),
-        ("*.tar", "nothing of a known type"),
-        ("photos/note.md", "nothing of a known type"),
+        ("empty", "has no jpg, jpeg, png, webp file"),
+        ("*.tar", "no file of a known type"),
+        ("photos/note.md", "no file of a known type"),
     ]:
         with pytest.raises(InputError, match=words):
-            whole_files([str(tmp_path / name)])
+            list_files([str(tmp_path / name)])
     for name in ("pipe:cat t.tar |", "https://example.org/t.tar", "s3://bucket/t.tar"):
         with pytest.raises(InputError, match="does not exist"):
-            whole_files([name])
+            list_files([name])
 
 
 def test_a_glob_is_every_file_that_it_fits(images):
     for name in ("b.tar", "a.tar", "c.txt"):
         write_tar(images / name, [])
-    found = whole_files([str(images / "*"), str(images / "images")])
+    found = list_files([str(images / "*"), str(images / "images")])
     assert [(p.source, p.place, p.origin) for p in found] == [
         (images.name, "a.tar", 0),
         (images.name, "b.tar", 0),
@@ -366,7 +367,7 @@ def test_a_glob_is_every_file_that_it_fits(images):
 
 
 def test_the_digest_is_of_all_that_is_read_wherever_it_lies(images, folder, tmp_path_factory):
-    columns = Columns()
+    columns = ImageColumns()
     manifest = write_manifest(images / "p.jsonl", MANIFEST)
     tar = write_tar(images / "t.tar", [("a.png", IMAGES[0])])
     named = [folder, manifest, tar]
@@ -391,16 +392,16 @@ def test_what_is_broken_stops_no_digest(images, folder):
     rows = [{"image": name, "caption": "x"} for name in names]
     path = images / "p.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    before = content_digest(str(path), Columns())
-    assert content_digest(str(folder), Columns())
+    before = content_digest(str(path), ImageColumns())
+    assert content_digest(str(folder), ImageColumns())
     (images / "images" / "none.png").write_bytes(IMAGES[0])
-    assert content_digest(str(path), Columns()) != before
+    assert content_digest(str(path), ImageColumns()) != before
 
 
 def test_images_that_parquet_names_by_a_struct_are_in_the_digest(images):
     rows = [{"image": {"bytes": None, "path": "images/1.png"}, "caption": "b"}]
     path = images / "p.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
-    before = content_digest(str(path), Columns())
+    before = content_digest(str(path), ImageColumns())
     (images / "images" / "1.png").write_bytes(IMAGES[0])
-    assert content_digest(str(path), Columns()) != before
+    assert content_digest(str(path), ImageColumns()) != before

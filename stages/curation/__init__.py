@@ -1,0 +1,1 @@
+"""Curation core: what cleaning text and preparing images with captions have in common."""
