@@ -38,7 +38,9 @@ class ScoringTask:
     """Numbers of the rows in the table, in order."""
 
 
-def scoring_tasks(model: Path, records: RecordTable, rows: npt.NDArray[np.int64]) -> list[ScoringTask]:
+def scoring_tasks(
+    model: Path, records: RecordTable, rows: npt.NDArray[np.int64]
+) -> list[ScoringTask]:
     """Return the tasks that score the rows, one per annotation table."""
     return [ScoringTask(model, table, numbers) for table, numbers in records.by_commit(rows)]
 
