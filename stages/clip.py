@@ -6,7 +6,7 @@
       tokenizer: ${tokenizer}
       size: tiny                        # a preset; or its parts under `model`
       image_size: 64
-      train: {steps: 1000, global_batch: 256, lr: 1.0e-3, zero: 1}
+      train: {steps: 1000, global_batch_size: 256, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
     worth:
       uses: clip.evaluate
@@ -21,7 +21,7 @@ ResNet towers: with these say `export: native`, and get a folder that `clip.eval
 
 `base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder (with
 `export: native`, if its image tower is a ResNet); `size` and `model` then say nothing.
-`train.micro_batch` gives the gradient of the whole batch in parts, at a second forward pass.
+`train.micro_batch_size` gives the gradient of the whole batch in parts, at a second forward pass.
 
 Figures of `clip`: `loss` (last step, nats a pair), `eval_loss`, `eval_image_to_text_r1` and the
 like, `pairs`, `parameters`. Figures of `clip.evaluate`: see there.
@@ -135,7 +135,7 @@ def _objective(params: ClipParams, pairs: Path, words: Path, config: CLIPConfig)
         sigmoid=params.loss == "siglip",
         local_loss=params.local_loss,
         patch_dropout=params.patch_dropout,
-        recompute=params.model.recompute,
+        activation_checkpointing=params.model.activation_checkpointing,
         threads=params.threads,
         card=_card(config, params),
     )
@@ -164,8 +164,8 @@ def _card(config: CLIPConfig, params: ClipParams) -> str:
 
 {tower}, on images of {vision.image_size} pixels, and a text transformer of {config.text.layers}
 layers, width {config.text.width}, context {config.text.context}, that meet in {config.embed}
-dimensions. Trained for {train.steps} steps of {train.global_batch} pairs with {train.optimizer}
-(peak learning rate {train.lr:g}, {train.schedule}) and the {params.loss} loss. Captions are read
+dimensions. Trained for {train.steps} steps of {train.global_batch_size} pairs with {train.optimizer}
+(peak learning rate {train.lr:g}, {train.lr_schedule}) and the {params.loss} loss. Captions are read
 between the ids {config.text.bos} and {config.text.eos}, and padded with {config.text.pad}.
 """
 

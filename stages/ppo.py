@@ -6,7 +6,7 @@
       reward: ${reward}
       prompts: ${questions}
       tokens: ${tokens}                 # optional: PPO-ptx, the pretraining term; or several
-      train: {steps: 40, global_batch: 64, lr: 1.0e-4}
+      train: {steps: 40, global_batch_size: 64, lr: 1.0e-4}
       kl_coef: 0.05
 
 The defaults are for small models. InstructGPT (Ouyang et al. 2022, appendix C.4) used 256,000
@@ -28,7 +28,7 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Absent, Inputs, Params, Workers, stage
-from stages.training.training_params import MixtureSection, Schedule, TrainSection
+from stages.training.training_params import LRSchedule, MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
@@ -38,18 +38,18 @@ SHOWN = 6
 
 
 class PPOTrain(TrainSection):
-    """One step is one iteration: `global_batch` episodes, then `ppo_epochs` x `num_minibatches` updates."""
+    """One step is one iteration: `global_batch_size` episodes, then `ppo_epochs` x `num_minibatches` updates."""
 
     steps: Annotated[int, Field(ge=1)] = 40
     """Iterations."""
-    global_batch: Annotated[int, Field(ge=1)] = 64
+    global_batch_size: Annotated[int, Field(ge=1)] = 64
     """Episodes of one iteration."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate of the policy."""
-    schedule: Schedule = "constant"
+    lr_schedule: LRSchedule = "constant"
     """Shape of the learning rate after the warm-up."""
-    warmup: Annotated[float, Field(ge=0)] = 0.1
-    """Linear warm-up: a share of the steps if below 1, else a number of steps."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
+    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices."""
     spike_sigma: Annotated[float, Field(ge=0)] = 0
@@ -58,14 +58,16 @@ class PPOTrain(TrainSection):
     have heavy tails, and the updates of one iteration are not alike."""
     eval_samples: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts on which reward and KL are measured; 0 takes all."""
-    checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 1
+    checkpoint_interval: Annotated[int, Field(ge=0), EXECUTION] = 1
     """Iterations between checkpoints: an iteration is long, and may be stopped in its middle."""
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
         """As of every training; and all iterations are alike."""
         yield from super().check(workers, key)
-        if self.batch_ramp:
-            yield Problem(f"{key}.batch_ramp", "the iterations of PPO are alike", "leave it out")
+        if self.batch_size_rampup:
+            yield Problem(
+                f"{key}.batch_size_rampup", "the iterations of PPO are alike", "leave it out"
+            )
 
 
 class PPOParams(Params):
@@ -121,12 +123,12 @@ class PPOParams(Params):
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
         parts, world = self.num_minibatches, self.workers.num
-        if self.train.global_batch % (parts * world):
+        if self.train.global_batch_size % (parts * world):
             yield Problem(
                 "num_minibatches",
-                f"{self.train.global_batch} episodes do not make {parts} minibatches that fall "
+                f"{self.train.global_batch_size} episodes do not make {parts} minibatches that fall "
                 f"evenly on {world} workers",
-                f"take a global_batch that {parts * world} divides",
+                f"take a global_batch_size that {parts * world} divides",
             )
         context = getattr(getattr(upstream.get("policy"), "model", None), "context", None)
         if context and self.max_new_tokens >= context:
@@ -149,7 +151,7 @@ class PPOParams(Params):
                 clip_range=self.clip_range,
                 value_clip_range=self.value_clip_range,
                 temperature=self.temperature,
-                micro_batch_size=self.train.micro_batch,
+                micro_batch_size=self.train.micro_batch_size,
                 ptx_coef=self.ptx_coef,
                 ratio_tolerance=tolerance,
             ),

@@ -6,18 +6,18 @@
       tokenizer: ${tokenizer}           # that packed the tokens; or that of `init_from`, if left out
       preset: tiny                      # a preset; or each of layers, width, heads under `model`
       model: {context: 256}
-      train: {steps: 300, global_batch: 32, lr: 1.0e-3, zero: 1}
+      train: {steps: 300, global_batch_size: 32, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
 
 `family` chooses the block: `gpt2`; `llama` (RMSNorm, rotary positions, SwiGLU); `qwen3`, which
 normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), which
-`expert_parallel` spreads over workers:
+`expert_parallel_size` spreads over workers:
 
       model: {family: switch, experts: {num: 8, every: 2, capacity_factor: 1.25}}
-      train: {expert_parallel: 2, zero: 2}
+      train: {expert_parallel_size: 2, zero_stage: 2}
 
-A training is spread by ZeRO 0 to 3 (`zero`), by `expert_parallel`, with `offload: cpu` and
-`model.recompute` to save memory, in any combination; a sample and a layer's matrices stay whole on
+A training is spread by ZeRO 0 to 3 (`zero_stage`), by `expert_parallel_size`, with `offload_optimizer: cpu` and
+`model.activation_checkpointing` to save memory, in any combination; a sample and a layer's matrices stay whole on
 one worker: there is no sequence (Ulysses), tensor (AutoTP) or pipeline parallelism.
 
 `model.mup` carries a learning rate from a narrow model to a wide one: tune it with `mup:
@@ -112,12 +112,14 @@ class PretrainParams(Params):
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the shape and the batch."""
         vocabulary = _vocabulary(upstream)
-        wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel))
+        wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel_size))
         yield from wrong or self._outlook(upstream).refusals()
         yield from self.train.check(self.workers)
-        if self.model.compile and self.train.zero == 3:
+        if self.model.compile and self.train.zero_stage == 3:
             told = "ZeRO 3 gathers weights by hooks within a block, where a compiled one has none"
-            yield Problem("model.compile", told, "set train.zero to 0, 1 or 2, or leave it out")
+            yield Problem(
+                "model.compile", told, "set train.zero_stage to 0, 1 or 2, or leave it out"
+            )
         yield from self.mixture.check(upstream)
         yield from _other_vocabularies(upstream)
 
@@ -132,7 +134,7 @@ class PretrainParams(Params):
             self.train,
             self.workers,
             self.hardware,
-            recompute=self.model.recompute,
+            activation_checkpointing=self.model.activation_checkpointing,
             masked=self.model.mask_documents,
             start="init_from" in upstream,
         )
@@ -214,7 +216,7 @@ def objective_of(
         init_from,
         params.z_loss,
         params.model.mask_documents,
-        params.model.recompute,
+        params.model.activation_checkpointing,
         params.model.compile,
         _card(params, config),
     )
@@ -289,7 +291,7 @@ def _show_mixture(
     """What is drawn of each store in the whole run, and how often that goes through it."""
     corpus = objective.corpus
     mixture = corpus.mixture
-    samples = train.samples
+    samples = train.total_samples
     drawn = (mixture.schedule.drawn(samples) * objective.config.context).tolist()
     names = [str(artifact.manifest["run"]["stage"]) for artifact in tokens]
     held, epochs = [store.tokens for store in corpus.stores()], mixture.epochs(samples)
@@ -333,6 +335,6 @@ def _card(params: PretrainParams, config: LanguageConfig) -> str:
 
 A decoder of {config.layers} layers, width {config.width}, {config.heads} heads, context
 {config.context}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
-work on a token. Trained for {train.steps} steps, on {train.samples} samples, with {train.optimizer}
-(peak learning rate {train.lr:g}{mup}, {train.schedule}). Documents end with `</s>`.
+work on a token. Trained for {train.steps} steps, on {train.total_samples} samples, with {train.optimizer}
+(peak learning rate {train.lr:g}{mup}, {train.lr_schedule}). Documents end with `</s>`.
 """

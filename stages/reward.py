@@ -25,7 +25,7 @@ class RewardTrain(TrainSection):
 
     steps: Annotated[int, Field(ge=1)] = 150
     """Optimizer steps."""
-    global_batch: Annotated[int, Field(ge=1)] = 16
+    global_batch_size: Annotated[int, Field(ge=1)] = 16
     """Prompts of one optimizer step, each with all its responses."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""

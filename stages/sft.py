@@ -4,7 +4,7 @@
       uses: sft
       model: ${gpt}
       conversations: ${questions}       # or a list, which is mixed by size
-      train: {steps: 200, global_batch: 16, lr: 3.0e-4}
+      train: {steps: 200, global_batch_size: 16, lr: 3.0e-4}
 
 `reverse: true` trains the speaker, p(question | answer): the fields of each conversation change
 places. `steps` is fixed, not epochs, so that two data sets compare at equal training. A model with
@@ -49,7 +49,7 @@ class SftTrain(TrainSection):
 
     steps: Annotated[int, Field(ge=1)] = 200
     """Optimizer steps."""
-    global_batch: Annotated[int, Field(ge=1)] = 16
+    global_batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations of one optimizer step, over all ranks and micro-batches."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
@@ -322,6 +322,6 @@ def _card(objective: FineTuning) -> str:
     return f"""# Fine-tuned GPT
 
 Trained on {objective.facts["conversations"]:.0f} conversations {task}, for {train.steps} steps of
-{train.global_batch} (peak learning rate {train.lr:g}, {train.schedule}). Prompts are given in the
+{train.global_batch_size} (peak learning rate {train.lr:g}, {train.lr_schedule}). Prompts are given in the
 chat format of `tokenizer_config.json`; responses end with `</s>`.
 """

@@ -73,7 +73,7 @@ def arithmetic(run: Run, layout: Layout, samples: float) -> Arithmetic:
     times = 1 if run.sigmoid or layout.world == 1 else 2 if run.local else layout.world
     image, text = _computed(run)
     again = (image + text) / 3 if layout.passes > 1 else 0.0
-    if layout.recompute:  # of transformer blocks alone
+    if layout.activation_checkpointing:  # of transformer blocks alone
         again += (text + (0.0 if isinstance(run.config.vision, ResNetConfig) else image)) / 3
     return Arithmetic(
         tokens=float(samples) * run.config.text.context,
@@ -193,7 +193,7 @@ def text_bytes(run: Run, layout: Layout) -> float:
 
 
 def _blocks(tower: ViTConfig | TextConfig, layout: Layout, tokens: int) -> float:
-    if layout.recompute:
+    if layout.activation_checkpointing:
         return float(tokens * tower.layers * layout.bytes * tower.width)
     others = (tower.layers - 1) * block(tower, layout) + last_block(tower, layout)
     return tokens * others + block(tower, layout)
@@ -230,7 +230,7 @@ def _block_working(tower: ViTConfig | TextConfig, layout: Layout) -> float:
     stream = layout.bytes * tower.width
     last, before = 4.0 * stream, 6.0 * stream
     kept = last_block(tower, layout)
-    if layout.recompute:
+    if layout.activation_checkpointing:
         last += kept - stream
         before += block(tower, layout) - stream
         kept = stream

@@ -42,10 +42,10 @@ class ClipTraining(Training):
     @property
     def run(self) -> Run:
         """The same for the formulas."""
-        return Run(self.config, self.train.global_batch, self.kept, self.local_loss)
+        return Run(self.config, self.train.global_batch_size, self.kept, self.local_loss)
 
     def _work(self, layout: Layout) -> Arithmetic:
-        return arithmetic(self.run, layout, self.train.samples)
+        return arithmetic(self.run, layout, self.train.total_samples)
 
     def _memory(self, layout: Layout) -> Memory:
         return memory(self.run, layout)
@@ -58,7 +58,7 @@ class ClipTraining(Training):
 
     def _size(self, layout: Layout) -> dict[str, float]:
         """Parameters, FLOPs and activations by tower, and those of the loss."""
-        run, config, pairs = self.run, self.config, float(self.train.samples)
+        run, config, pairs = self.run, self.config, float(self.train.total_samples)
         return {
             "active_parameters": config.parameters,
             "image_parameters": config.vision.parameters(config.embed),

@@ -70,7 +70,7 @@ class ClipModelSection(Section):
     """Dimensions of the space in which images and captions meet."""
     activation: Activation = "quick_gelu"
     """Between the feed-forward layers; the released models have `quick_gelu`."""
-    recompute: Annotated[bool, EXECUTION] = False
+    activation_checkpointing: Annotated[bool, EXECUTION] = False
     """Compute each transformer block again in the backward pass, for far less memory."""
 
 
@@ -101,12 +101,12 @@ class ClipTrain(TrainSection):
 
     steps: Annotated[int, Field(ge=1)] = 1000
     """Optimizer steps."""
-    global_batch: Annotated[int, Field(ge=2)] = 256
+    global_batch_size: Annotated[int, Field(ge=2)] = 256
     """Pairs of one optimizer step: each image is told from all the others' captions."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate."""
-    warmup: Annotated[float, Field(ge=0)] = 0.1
-    """Linear warm-up: a share of the steps if below 1, else a number of steps."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
+    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The last learning rate over the peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
@@ -121,11 +121,11 @@ class ClipTrain(TrainSection):
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
         """Yield what does not add up, or is of other models."""
         yield from super().check(workers, key)
-        if self.batch_ramp:
+        if self.batch_size_rampup:
             told = "the loss of a CLIP is one of whole batches, all alike"
-            yield Problem(f"{key}.batch_ramp", told, "leave it out")
-        if self.expert_parallel > 1:
-            yield Problem(f"{key}.expert_parallel", "a CLIP has no experts", "leave it out")
+            yield Problem(f"{key}.batch_size_rampup", told, "leave it out")
+        if self.expert_parallel_size > 1:
+            yield Problem(f"{key}.expert_parallel_size", "a CLIP has no experts", "leave it out")
 
 
 class ClipParams(Params):
@@ -237,7 +237,7 @@ class ClipParams(Params):
             self.train,
             self.workers,
             self.hardware,
-            self.model.recompute,
+            self.model.activation_checkpointing,
             start="base" in upstream,
             kept=kept,
             local_loss=self.local_loss,

@@ -88,7 +88,7 @@ class Views:
     image_size: int
     augmentation: Augmentation
     seed: int
-    global_batch: int
+    global_batch_size: int
     any_caption: bool = True
     """Draw one of a pair's captions; else take its first."""
     patches: int = 0
@@ -114,14 +114,14 @@ class Views:
 
     def _place(self, number: int) -> int:
         """Where pair `number` is in the endless order of epochs."""
-        step, at = divmod(number, self.global_batch)
+        step, at = divmod(number, self.global_batch_size)
         epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch * len(self.store) + within * self.global_batch + at
+        return epoch * len(self.store) + within * self.global_batch_size + at
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole steps that the pairs fill."""
-        return len(self.store) // self.global_batch
+        return len(self.store) // self.global_batch_size
 
 
 def drawn(size: int, limit: int, seed: int) -> list[int]:

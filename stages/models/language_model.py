@@ -77,11 +77,11 @@ class Seen(NamedTuple):
 class LanguageModel(nn.Module, ABC):
     """A decoder. A family defines what is abstract here.
 
-    `recompute` trades a second forward pass for the memory of the activations.
+    `activation_checkpointing` trades a second forward pass for the memory of the activations.
     """
 
     config: LanguageConfig
-    recompute = False
+    activation_checkpointing = False
 
     @property
     @abstractmethod
@@ -186,7 +186,7 @@ class LanguageModel(nn.Module, ABC):
         seen = Seen(mask, cache, self.rotary(positions), real_BT)
         x_BTC = self.embed(tokens_BT, positions)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTC, routing = checkpoint(block, x_BTC, seen, use_reentrant=False)
             else:
                 x_BTC, routing = block(x_BTC, seen)

@@ -130,7 +130,7 @@ class ExpertsConfig(Section):
     """Of the load-balancing loss (Fedus et al. 2021, equation 4)."""
     balance_over: Literal["group", "batch"] = "group"
     """Whose load is to be even: of each group, or of the micro-batches of all ranks together, which
-    lets sequences differ, and makes the loss depend on `micro_batch`."""
+    lets sequences differ, and makes the loss depend on `micro_batch_size`."""
     z_coef: Annotated[float, Field(ge=0)] = 0.0
     """Of the router's z-loss (Zoph et al. 2022, equation 5)."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0

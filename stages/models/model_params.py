@@ -61,7 +61,7 @@ class ModelSection(Section):
     mask_documents: bool = False
     """A token sees its own document alone, and positions count from its beginning; else all that
     stands before it in its sample."""
-    recompute: Annotated[bool, EXECUTION] = False
+    activation_checkpointing: Annotated[bool, EXECUTION] = False
     """Compute each block again in the backward pass: a third more work for far less memory."""
     compile: Annotated[bool, EXECUTION] = False
     """Have torch.compile make kernels of each block at its first step, which takes seconds to
@@ -111,7 +111,7 @@ class ModelSection(Section):
             mup=self.mup,
         )
 
-    def check(self, size: str, vocab_size: int, expert_parallel: int) -> Iterator[Problem]:
+    def check(self, size: str, vocab_size: int, expert_parallel_size: int) -> Iterator[Problem]:
         """Yield what cannot work in the shape."""
         if size not in PRESETS:
             yield Problem("preset", f"no preset {size!r}", f"presets: {', '.join(PRESETS)}")
@@ -123,7 +123,7 @@ class ModelSection(Section):
                 "model.width", f"{width} is not a multiple of {heads} heads", f"{near} is"
             )
             return
-        yield from self._check_family(expert_parallel)
+        yield from self._check_family(expert_parallel_size)
         try:
             config = self.config(size, vocab_size)
         except ValueError as error:
@@ -139,19 +139,21 @@ class ModelSection(Section):
                         str(near),
                     )
 
-    def _check_family(self, expert_parallel: int) -> Iterator[Problem]:
+    def _check_family(self, expert_parallel_size: int) -> Iterator[Problem]:
         if self.family == "switch" and self.experts is None:
             yield Problem("model.experts", "family switch has experts", "say `experts: {num: 8}`")
         if self.family != "switch" and self.experts is not None:
             yield Problem("model.family", f"{self.family} has no experts", "say `family: switch`")
-        if self.experts and self.experts.num % expert_parallel:
+        if self.experts and self.experts.num % expert_parallel_size:
             yield Problem(
                 "model.experts.num",
-                f"{self.experts.num} is not divisible by train.expert_parallel ({expert_parallel})",
-                f"{max(1, round(self.experts.num / expert_parallel)) * expert_parallel} is",
+                f"{self.experts.num} is not divisible by train.expert_parallel_size ({expert_parallel_size})",
+                f"{max(1, round(self.experts.num / expert_parallel_size)) * expert_parallel_size} is",
             )
-        if expert_parallel > 1 and self.experts is None:
-            yield Problem("train.expert_parallel", "there are no experts to spread", "set it to 1")
+        if expert_parallel_size > 1 and self.experts is None:
+            yield Problem(
+                "train.expert_parallel_size", "there are no experts to spread", "set it to 1"
+            )
         if self.family == "gpt2":
             modern = ("head_size", "kv_heads", "experts", "init_scale")
             odd = [key for key in modern if getattr(self, key) is not None]

@@ -61,7 +61,7 @@ _ADAM: dict[str, float | int | str] = {
     "beta1": 0.9,
     "beta2": 0.95,
     "eps": 1e-8,
-    "clip": 1.0,
+    "grad_clip": 1.0,
     "weight_decay": 0.1,
 }
 
@@ -70,23 +70,23 @@ def recipe(name: str) -> dict[str, float | int | str]:
     """What a paper says of training a preset, by the keys of `train:`; empty where it says nothing.
 
     GPT-3: Brown et al. 2020, table 2.1 and appendix B, 300 billion tokens (its batch grew over the
-    first billions, which `batch_ramp` can do where the workers are few enough); GPT-1: Radford et
+    first billions, which `batch_size_rampup` can do where the workers are few enough); GPT-1: Radford et
     al. 2018, section 4.1, less the number of steps. Batches are rounded to 32 samples.
     """
     if name == "gpt1":
-        rest = {"global_batch": 64, "weight_decay": 0.01}
-        return {"lr": 2.5e-4, "schedule": "cosine", "min_lr_ratio": 0.0, **rest}
+        rest = {"global_batch_size": 64, "weight_decay": 0.01}
+        return {"lr": 2.5e-4, "lr_schedule": "cosine", "min_lr_ratio": 0.0, **rest}
     if name not in _GPT3:
         return {}
     lr, tokens = _GPT3[name]
     batch = round(tokens / PRESETS[name].context / 32) * 32
     steps = round(_GPT3_TOKENS / (batch * PRESETS[name].context))
     decay: dict[str, float | int | str] = {
-        "schedule": "cosine",
+        "lr_schedule": "cosine",
         "min_lr_ratio": 0.1,
-        "warmup": _GPT3_WARMUP / _GPT3_TOKENS,
+        "warmup_steps": _GPT3_WARMUP / _GPT3_TOKENS,
     }
-    return {**_ADAM, **decay, "lr": lr, "global_batch": batch, "steps": steps}
+    return {**_ADAM, **decay, "lr": lr, "global_batch_size": batch, "steps": steps}
 
 
 def preset(

@@ -37,7 +37,7 @@ class Pretraining(LanguageObjective):
     """A model folder whose weights are the first ones; drawn where there is none."""
     z_coef: float = 0.0
     mask_documents: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     compile: bool = False
     card: str = ""
     """Of the exported model."""
@@ -56,7 +56,7 @@ class Pretraining(LanguageObjective):
         self._tokenizer = open_tokenizer(self.tokenizer_folder)
         self._bytes = torch.tensor(self._tokenizer.byte_counts, device=rank.device)
         model = first_weights(self.config, self.start)
-        model.recompute = self.recompute
+        model.activation_checkpointing = self.activation_checkpointing
         if self.compile:
             from stages.training.torch_compile import compile_blocks
 

@@ -1,7 +1,7 @@
 """Training a CLIP on pairs: views, towers, the loss over all ranks, held-out retrieval.
 
-A step looks at `global_batch` pairs at once, on however many ranks. Where a rank's share does not
-fit its memory, `micro_batch` computes the same gradient in parts (`stages.contrastive.gradient_cache`).
+A step looks at `global_batch_size` pairs at once, on however many ranks. Where a rank's share does not
+fit its memory, `micro_batch_size` computes the same gradient in parts (`stages.contrastive.gradient_cache`).
 
 Parameters aside, two things are state: the statistics of batch norms (ResNet towers; averaged over
 ranks after every step, so that they are alike), and nothing else.
@@ -62,7 +62,7 @@ class Contrastive:
     """SigLIP's loss instead of CLIP's."""
     local_loss: bool = True
     patch_dropout: float = 0.0
-    recompute: bool = False
+    activation_checkpointing: bool = False
     threads: int = 1
     """That make views, on each rank."""
     base: Path | None = None
@@ -84,16 +84,16 @@ class Contrastive:
         self.held_out = ImageTextStore(self.pairs, "eval")
         self._asked = drawn(len(self.held_out), settings.eval_samples, mix(seed, 3))
         self.tokenizer = self._tokenizer()
-        if len(store) < settings.global_batch:
+        if len(store) < settings.global_batch_size:
             raise InputError(
-                f"a step of {settings.global_batch} pairs, and only {len(store)} to train on",
-                where="train.global_batch",
+                f"a step of {settings.global_batch_size} pairs, and only {len(store)} to train on",
+                where="train.global_batch_size",
                 remedy=f"set at most {len(store)}",
             )
         patches, kept = self._patches()
         self._ahead = self._views(Views(
             store, self.tokenizer, self.config.text, self.config.vision.image_size,
-            self.augmentation, seed, settings.global_batch, self.any_caption, patches, kept,
+            self.augmentation, seed, settings.global_batch_size, self.any_caption, patches, kept,
         ))  # fmt: skip
         self.facts = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
         self._model = self._build()  # before anything else draws random numbers
@@ -127,7 +127,7 @@ class Contrastive:
 
     def _views(self, views: Views) -> Ahead[View]:
         """This rank's part of every step."""
-        G, share = self.settings.global_batch, self.settings.share(self.rank.world)
+        G, share = self.settings.global_batch_size, self.settings.rank_batch_size(self.rank.world)
         first = self.rank.index * share
         return Ahead(
             views.__getitem__,
@@ -139,7 +139,7 @@ class Contrastive:
         model = CLIP(self.config)
         if self.base is not None:
             model.load_state_dict(load_clip(self.base).state_dict(), strict=False)
-        model.recompute(self.recompute)
+        model.set_activation_checkpointing(self.activation_checkpointing)
         return model.train()
 
     def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
@@ -148,7 +148,7 @@ class Contrastive:
         engine, rank = engines["model"], self.rank
         views = self._ahead.take(step)
         waited = time.perf_counter() - start
-        micro = self.settings.micro(rank.world)
+        micro = self.settings.rank_micro_batch_size(rank.world)
         parts = [views[at : at + micro] for at in range(0, len(views), micro)]
         batches = [collate(part, self.config.text, rank.device) for part in parts]
         statistics = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
@@ -167,9 +167,9 @@ class Contrastive:
         seconds = time.perf_counter() - start
         metrics = {
             "loss": loss,
-            "accuracy": right / self.settings.global_batch,
+            "accuracy": right / self.settings.global_batch_size,
             "logit_scale": float(scale),
-            "pairs_per_second": self.settings.global_batch / seconds,
+            "pairs_per_second": self.settings.global_batch_size / seconds,
             "data_share": waited / seconds,
             "mfu": self._flops(batches) * rank.world / seconds / self._peak,
         }
@@ -198,7 +198,7 @@ class Contrastive:
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Loss and recalls on held-out pairs, their main captions.
 
-        `eval_loss` is the mean over batches of `global_batch` pairs (or all, if they are fewer),
+        `eval_loss` is the mean over batches of `global_batch_size` pairs (or all, if they are fewer),
         of which each rank computes a part: the same at any layout.
 
         Raises:
@@ -210,7 +210,7 @@ class Contrastive:
         image_NE, text_NE, scale, bias = self._embed(engines["model"], self._asked)
         names = [self.held_out[row].captions[0] for row in self._asked]
         judge = self._alone
-        batch = min(count, self.settings.global_batch)
+        batch = min(count, self.settings.global_batch_size)
         whole = range(0, count - batch + 1, batch)
         losses = [
             float(judge(image_NE[at : at + batch], text_NE[at : at + batch], scale, bias).loss)
@@ -234,7 +234,7 @@ class Contrastive:
         count = len(rows)
         share = -(-count // rank.world)
         mine = [rows[min(rank.index * share + at, count - 1)] for at in range(share)]
-        micro = self.settings.micro(rank.world)
+        micro = self.settings.rank_micro_batch_size(rank.world)
         made = []
         engine.eval()
         for at in range(0, share, micro):

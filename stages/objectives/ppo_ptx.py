@@ -161,7 +161,7 @@ class PPOObjective:
             Interrupted: the run is to stop, and the end of the iteration is too far; on rank 0
                 alone. The iteration is lost: weights that are half updated are no state to save.
         """
-        pause, count = Pause(self.rank, grace=self.grace), self.train.global_batch
+        pause, count = Pause(self.rank, grace=self.grace), self.train.global_batch_size
         episodes = range(step * count, (step + 1) * count)
         batch = self._collect(engines, self.prompts, episodes, mix(self.seed, 4), pause)
         beta = self.control.beta
@@ -315,7 +315,7 @@ class Pages:
         self.micro = objective.settings.update.micro_batch_size
         settings = objective.settings
         self.count = pretraining_windows(
-            objective.train.global_batch, settings.update.num_minibatches, settings.ptx_ratio,
+            objective.train.global_batch_size, settings.update.num_minibatches, settings.ptx_ratio,
             self.rank.world,
         )  # fmt: skip
         self.first = (

@@ -87,12 +87,12 @@ class Checkpoints:
         keep: int,
         say: Callable[[str], None] = lambda _: None,
         committed: Callable[[int], None] = lambda _: None,
-        keep_every: int = 0,
+        checkpoint_keep_interval: int = 0,
     ) -> None:
         self.folder = folder
         self.rank = rank
         self.keep = keep
-        self.keep_every = keep_every
+        self.checkpoint_keep_interval = checkpoint_keep_interval
         self.saved_step = -1
         """The step of the newest save, or of what `newest` found."""
         self._say = say
@@ -222,7 +222,7 @@ class Checkpoints:
                 write_share(folder, self.rank.index, *rest)
                 if self.rank.first and self._commit(folder, rest[1]):
                     self._committed(rest[1]["step"])
-                    prune(self.folder, self.keep, self.keep_every)
+                    prune(self.folder, self.keep, self.checkpoint_keep_interval)
         except BaseException as error:
             self._error = error
 

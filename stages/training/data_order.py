@@ -41,11 +41,14 @@ class Shuffled:
 def micro_batches(objective: SupervisedObjective, step: int) -> list[list[Any]]:
     """This rank's samples of a step, in micro-batches of equal size."""
     rank, settings = objective.rank, objective.settings
-    micro, share = settings.micro(rank.world, step), settings.share(rank.world, step)
+    micro, share = (
+        settings.rank_micro_batch_size(rank.world, step),
+        settings.rank_batch_size(rank.world, step),
+    )
     if objective.ragged:
         mine = _alike(objective, step)[rank.index :: rank.world]
     else:
-        mine = _take(objective.train, settings.first(step) + rank.index * share, share)
+        mine = _take(objective.train, settings.first_sample(step) + rank.index * share, share)
     return [mine[start : start + micro] for start in range(0, share, micro)]
 
 
@@ -53,7 +56,7 @@ def _alike(objective: SupervisedObjective, step: int) -> list[Any]:
     """All samples of a step by falling length: the ranks, dealt to in turn, get like shares, and
     each micro-batch holds like lengths, so that little is padded and nobody waits long."""
     settings = objective.settings
-    samples = _take(objective.train, settings.first(step), settings.batch(step))
+    samples = _take(objective.train, settings.first_sample(step), settings.batch_size_at(step))
     return sorted(samples, key=objective.length, reverse=True)
 
 

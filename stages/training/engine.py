@@ -57,10 +57,10 @@ class Engine:
         self.name = name
         self.rank = rank
         self.settings = settings
-        self.zero = settings.stage(rank.world)
+        self.zero = settings.effective_zero_stage(rank.world)
         self.module: nn.Module = trainable.module
         _check(name, self.module)
-        shares = spread(self.module, settings.expert_parallel, rank)
+        shares = spread(self.module, settings.expert_parallel_size, rank)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
         self.shapes = shapes | {n: share.shape for n, share in shares.items()}
@@ -151,7 +151,7 @@ class Engine:
         """Whether the optimizer may update: it asks with each of its groups, which are clipped."""
         made = self._made or self._judge(float(self._deepspeed.optimizer._global_grad_norm))
         if made.applied:
-            clip(gradients, made.grad_norm, self.settings.clip, self.settings.clip_by)
+            clip(gradients, made.grad_norm, self.settings.grad_clip, self.settings.grad_clip_mode)
         return made.applied
 
     def _judge(self, norm: float) -> EngineStep:
@@ -270,7 +270,7 @@ def _config(settings: TrainSection, zero: int, experts: bool, gpu: bool) -> dict
         "zero_force_ds_cpu_optimizer": False,  # torch's own is as fast, and needs no compiler
         "zero_optimization": {
             "stage": zero,
-            "offload_optimizer": {"device": settings.offload, "pin_memory": gpu},
+            "offload_optimizer": {"device": settings.offload_optimizer, "pin_memory": gpu},
             "overlap_comm": False,
             "contiguous_gradients": zero == 3 or experts,
             "reduce_bucket_size": BUCKET if gpu else CPU_BUCKET,

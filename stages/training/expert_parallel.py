@@ -132,7 +132,7 @@ def spread(module: nn.Module, size: int, rank: Rank) -> dict[str, Share]:
         if layer.config.num % size:
             raise InputError(
                 f"{layer.config.num} experts cannot be spread evenly over {size} workers",
-                where="train.expert_parallel",
+                where="train.expert_parallel_size",
                 remedy="choose a divisor of the experts",
             )
     import deepspeed

@@ -72,7 +72,7 @@ def _held_out(objective: SupervisedObjective) -> Iterator[tuple[Batch, int]]:
     data, rank = objective.held_out, objective.rank
     assert data is not None
     count = min(len(data), objective.settings.eval_samples or len(data))
-    micro = objective.settings.micro(rank.world)
+    micro = objective.settings.rank_micro_batch_size(rank.world)
     for start in range(0, count, micro * rank.world):
         mine = range(start + rank.index, min(count, start + micro * rank.world), rank.world)
         yield objective.collate([data[i] for i in mine] or [data[0]]), int(bool(mine))

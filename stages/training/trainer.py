@@ -119,7 +119,12 @@ class Fit:
         self.seed = seed
         self.prefix = "" if name == "train" else f"{name}_"
         self.engines = engines
-        keeping = (settings.keep, self._say, self._committed, settings.keep_every)
+        keeping = (
+            settings.checkpoint_keep_latest,
+            self._say,
+            self._committed,
+            settings.checkpoint_keep_interval,
+        )
         self.saves = Checkpoints(folder, rank, *keeping) if folder else None
         self.position = Position()
         self.meter = Meter(rank, getattr(torch, settings.dtype), objective.flops_per_token)
@@ -134,7 +139,7 @@ class Fit:
         self._resume()
         self._first = self.position.step
         while self.position.step < self.settings.steps:
-            if self._due(self.settings.eval_every):
+            if self._due(self.settings.eval_interval):
                 self._evaluate()
             self._step()
             if self.position.bad > self.settings.skip_limit:
@@ -219,7 +224,7 @@ class Fit:
         if self.rank.stopping() and self.position.step < self.settings.steps:
             self._stop()
         # While steps go wrong, the state is not one to come back to.
-        if self._due(self.settings.checkpoint_every) and not self.position.bad:
+        if self._due(self.settings.checkpoint_interval) and not self.position.bad:
             self._save(wait=False)
 
     def _stop(self) -> NoReturn:
@@ -265,7 +270,7 @@ class Fit:
                     "objective": self.objective.state_dict(),
                     "last": self._last,
                 },
-                anchor=self._due(self.settings.checkpoint_every) and not position.bad,
+                anchor=self._due(self.settings.checkpoint_interval) and not position.bad,
             )
         if wait:
             self.saves.wait()
@@ -322,13 +327,13 @@ class Fit:
         now = self.position
         saved = None
         self.rank.pulse.step_seconds = 0.0  # reading may take longer than a step
-        if now.rollbacks < self.settings.rollbacks and self.saves:
+        if now.rollbacks < self.settings.max_rollbacks and self.saves:
             saved = self.saves.newest(anchor=True)
         if saved is None:
             raise Failure(
                 f"{now.bad} steps in a row went wrong, up to step {now.step}: {now.why}",
                 where=self.rank.stage,
-                remedy="lower train.lr, lengthen train.warmup, or look at the data; "
+                remedy="lower train.lr, lengthen train.warmup_steps, or look at the data; "
                 "train.spike_sigma says what stands out",
             )
         self._take_up(saved)

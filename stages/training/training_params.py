@@ -1,7 +1,7 @@
-"""What a pipeline file says of training (`train:`), and what follows from it before any process
-starts: how the global batch falls on ranks and micro-batches.
+"""Hyperparameters of training (`train:` of a pipeline file), and the division of the global batch
+into ranks and micro-batches.
 
-Imports no torch: `headwater plan` reads this module.
+Imports no torch, because `headwater plan` reads this module.
 """
 
 from __future__ import annotations
@@ -15,219 +15,236 @@ from pydantic import Field, model_validator
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Params, Section, Workers
 
-Schedule = Literal["constant", "linear", "cosine", "wsd"]
+LRSchedule = Literal["constant", "linear", "cosine", "wsd"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-ClipBy = Literal["norm", "norm_soft", "value"]
+GradClipMode = Literal["norm", "norm_soft", "value"]
 
 
-class Limits(Section):
-    """When a silent group counts as stuck: after `factor` median steps, but not before `floor`."""
+class WatchdogSection(Section):
+    """The time without progress after which a group of ranks counts as stuck."""
 
-    factor: Annotated[float, Field(gt=1)] = 20
-    """Median steps without progress."""
-    floor: Annotated[float, Field(gt=0)] = 120
-    """Seconds without progress that are always allowed, once steps are being made."""
-    start: Annotated[float, Field(gt=0)] = 900
-    """Seconds allowed before the first step: imports, reading, compiling."""
+    timeout_factor: Annotated[float, Field(gt=1)] = 20
+    """Timeout, in median step times."""
+    min_timeout: Annotated[float, Field(gt=0)] = 120
+    """Smallest timeout after the first step, in seconds."""
+    startup_timeout: Annotated[float, Field(gt=0)] = 900
+    """Timeout until the first step is done (imports, data, compilation), in seconds."""
 
 
-class RampSection(Section):
-    """A global batch that grows from `start` to `global_batch`, as GPT-3's did (Brown et al. 2020,
-    appendix B), by `start` samples at a time."""
+class BatchSizeRampup(Section):
+    """Batch-size warm-up: the global batch grows from `initial_batch_size` to `global_batch_size`
+    by `initial_batch_size` samples at a time (Brown et al. 2020, appendix B)."""
 
-    start: Annotated[int, Field(ge=0)] = 0
-    """Samples of the first step; `global_batch` is a multiple of it. 0: all batches are alike."""
+    initial_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Samples of the first step, a divisor of `global_batch_size`. Default: 0, constant batch
+    size."""
     steps: Annotated[int, Field(ge=0)] = 0
-    """Steps until the batch is whole."""
+    """Steps until the batch has `global_batch_size` samples."""
 
     def __bool__(self) -> bool:
-        return self.start > 0
+        return self.initial_batch_size > 0
 
 
 class TrainSection(Section):
-    """How a model is trained. Fields marked EXECUTION change the speed, not the result, but for
+    """Training hyperparameters. Fields marked EXECUTION change the speed, not the result, except
+    for
 
-    - the order of sums: another layout agrees within rounding, the same one bit for bit;
-    - dropout: masks are drawn on each rank for each forward pass, so that another number of
-      workers or another micro-batch draws others, no worse and no better;
-    - what is done after steps that keep going wrong: see `checkpoint_every`.
+    - the order of sums: another layout agrees within rounding, the same layout bit for bit;
+    - dropout: masks are drawn per rank and forward pass, so another number of workers or another
+      micro-batch size draws other masks of the same distribution;
+    - recovery from repeated bad steps, see `checkpoint_interval`.
 
-    A sample is always computed whole on one worker, and a layer's matrices too: there is no
-    sequence, tensor or pipeline parallelism.
+    A sample and the matrices of a layer are always computed on one worker: there is no sequence,
+    tensor or pipeline parallelism.
     """
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimizer steps (PPO: iterations)."""
-    global_batch: Annotated[int, Field(ge=1)] = 32
-    """Samples of one optimizer step, over all ranks and micro-batches."""
-    batch_ramp: RampSection = RampSection()
-    """Begins with smaller batches; left out: all are alike."""
+    global_batch_size: Annotated[int, Field(ge=1)] = 32
+    """Samples per optimizer step, over all ranks and micro-batches."""
+    batch_size_rampup: BatchSizeRampup = BatchSizeRampup()
+    """Batch-size warm-up. Default: constant batch size."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` turns the matrices of the blocks (Jordan et al. 2024), at AdamW's learning rate, and
-    leaves the rest to AdamW; at ZeRO 0, 1 and 2."""
+    """Optimizer. `muon` updates the matrices of the blocks by orthogonalized momentum (Jordan et
+    al. 2024) and everything else by AdamW; ZeRO stages 0, 1 and 2."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
-    schedule: Schedule = "cosine"
+    lr_schedule: LRSchedule = "cosine"
     """Shape of the learning rate after the warm-up."""
-    warmup: Annotated[float, Field(ge=0)] = 0.02
-    """Linear warm-up: a share of the steps if below 1, else a number of steps."""
-    decay: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """The share of the steps in which `wsd` falls, at the end."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.02
+    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
+    decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Fraction of `steps`, at the end, in which schedule `wsd` decays."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The last learning rate over the peak."""
+    """Final learning rate over peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled decay of matrices; gains, biases and vectors are spared."""
+    """Decoupled weight decay of matrices; gains, biases and vectors have none."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of Adam's average of gradients."""
+    """Decay rate of Adam's first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Of Adam's average of squared gradients."""
+    """Decay rate of Adam's second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of Adam's second moment."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global norm of the gradient (or see `clip_by`); 0 leaves it as it is."""
-    clip_by: ClipBy = "norm"
-    """`norm` scales a gradient that is longer than `clip` down to it; `norm_soft` scales every
-    gradient g by clip / (|g| + clip); `value` brings each number of it into [-clip, clip]."""
+    """Term added to the square root of Adam's second moment."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global norm of the gradient (see `grad_clip_mode`); 0 disables clipping."""
+    grad_clip_mode: GradClipMode = "norm"
+    """Form of clipping: `norm` scales a gradient g longer than `grad_clip` down to it; `norm_soft`
+    scales every g by grad_clip / (|g| + grad_clip); `value` clamps each element to
+    [-grad_clip, grad_clip]."""
     dtype: Dtype = "float32"
-    """Of activations and gradients; master weights, moments, sums of gradients over passes and what
-    is exported are always float32. With float16 the loss is scaled as far up as gradients stay
-    finite; steps that find the limit are skipped."""
-    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Data type of activations and gradients. Master weights, moments, accumulated gradients and
+    exported weights are always float32. float16 uses a dynamic loss scale; steps that overflow
+    it are skipped."""
+    eval_interval: Annotated[int, Field(ge=0)] = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256
-    """Held-out samples of one evaluation; 0 takes all."""
+    """Held-out samples per evaluation; 0 takes all."""
     spike_sigma: Annotated[float, Field(ge=0)] = 6
-    """A step is skipped if its loss or gradient norm lies more than this many standard deviations
-    above the mean of the steps before; 0 skips only what is not finite. Norms that rise for good
-    while the loss does not are followed after a few steps."""
+    """Standard deviations above the mean of the steps before from which on a loss or gradient norm
+    is a spike, whose update is skipped; 0 skips only non-finite gradients. A lasting rise of the
+    gradient norm alone is accepted after a few steps."""
     spike_window: Annotated[int, Field(ge=4)] = 128
-    """How many of the steps before; until half as many were made, nothing stands out."""
+    """Window of spike detection, in steps; detection starts after half a window."""
     skip_limit: Annotated[int, Field(ge=0)] = 5
-    """Steps in a row that are skipped, for a gradient that is not finite or a loss that stands out,
-    before rolling back."""
-    rollbacks: Annotated[int, Field(ge=0)] = 1
-    """Times that training goes back to the last checkpoint that was due, and past the data that
-    broke it."""
+    """Bad steps in a row (gradient not finite, or loss spike) that are tolerated before a
+    rollback."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 1
+    """Rollbacks to the last scheduled checkpoint, after which training continues beyond the data
+    that broke it."""
 
-    micro_batch: Annotated[int | None, Field(ge=1), EXECUTION] = None
-    """Samples of one forward pass on one rank; left out: the rank's whole share. With dropout,
-    other passes draw other masks."""
-    zero: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
-    """ZeRO stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
-    offload: Annotated[Literal["none", "cpu"], EXECUTION] = "none"
-    """`cpu` keeps master weights and moments in the memory of the host, and updates them there
-    (Ren et al. 2021); with ZeRO 1, 2 or 3, and AdamW."""
-    expert_parallel: Annotated[int, Field(ge=1), EXECUTION] = 1
-    """Workers that hold the experts of a layer together, each its share; 1: each holds all."""
-    checkpoint_every: Annotated[int, Field(ge=0), EXECUTION] = 100
-    """Steps between checkpoints; 0 saves only when interrupted and at the end, and leaves nothing
-    to go back to after steps that went wrong."""
-    keep: Annotated[int, Field(ge=1), EXECUTION] = 2
-    """Checkpoints that are kept, besides the one to go back to."""
-    keep_every: Annotated[int, Field(ge=0), EXECUTION] = 0
-    """Checkpoints of steps that this divides are kept too; 0 keeps no more."""
-    watchdog: Annotated[Limits, EXECUTION] = Limits()
-    """When a silent group counts as stuck."""
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> TrainSection:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup ({self.warmup:g}) is longer than steps ({self.steps})")
-        return self
+    micro_batch_size: Annotated[int | None, Field(ge=1), EXECUTION] = None
+    """Samples per forward pass on one rank. Default: the rank's whole part of the batch. With
+    dropout, other sizes draw other masks."""
+    zero_stage: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
+    """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too."""
+    offload_optimizer: Annotated[Literal["none", "cpu"], EXECUTION] = "none"
+    """Place of optimizer states: `cpu` keeps master weights and moments in host memory and updates
+    them there (Ren et al. 2021); with ZeRO 1, 2 or 3, and AdamW."""
+    expert_parallel_size: Annotated[int, Field(ge=1), EXECUTION] = 1
+    """Workers that share the experts of a layer; with 1 each worker holds all experts."""
+    checkpoint_interval: Annotated[int, Field(ge=0), EXECUTION] = 100
+    """Steps between checkpoints; 0 saves only on interruption and at the end, and allows no
+    rollback."""
+    checkpoint_keep_latest: Annotated[int, Field(ge=1), EXECUTION] = 2
+    """Newest checkpoints that are kept, in addition to the one to roll back to."""
+    checkpoint_keep_interval: Annotated[int, Field(ge=0), EXECUTION] = 0
+    """Steps between checkpoints that are never removed; 0 keeps only the newest."""
+    watchdog: Annotated[WatchdogSection, EXECUTION] = WatchdogSection()
+    """The time without progress after which a group of ranks counts as stuck."""
 
     @model_validator(mode="after")
-    def _ramp_fits(self) -> TrainSection:
-        ramp = self.batch_ramp
-        if bool(ramp.start) != bool(ramp.steps):
-            raise ValueError("batch_ramp: start and steps go together")
-        if ramp:
-            if self.global_batch % ramp.start:
-                told = f"global_batch ({self.global_batch}) is no multiple of {ramp.start}"
-                raise ValueError(f"batch_ramp.start: {told}")
-            if ramp.steps > self.steps:
-                told = f"{ramp.steps} are more than steps ({self.steps})"
-                raise ValueError(f"batch_ramp.steps: {told}")
+    def _validate_lengths(self) -> TrainSection:
+        if self.num_warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps:g}) is larger than steps ({self.steps})"
+            )
+        rampup = self.batch_size_rampup
+        if bool(rampup.initial_batch_size) != bool(rampup.steps):
+            raise ValueError("batch_size_rampup: set both initial_batch_size and steps, or neither")
+        if rampup and self.global_batch_size % rampup.initial_batch_size:
+            raise ValueError(
+                f"batch_size_rampup.initial_batch_size: global_batch_size "
+                f"({self.global_batch_size}) is not a multiple of {rampup.initial_batch_size}"
+            )
+        if rampup.steps > self.steps:
+            raise ValueError(
+                f"batch_size_rampup.steps: {rampup.steps} is larger than steps ({self.steps})"
+            )
         return self
 
     @property
-    def warmup_steps(self) -> int:
-        """Steps of the warm-up."""
-        return round(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+    def num_warmup_steps(self) -> int:
+        """Return the number of warm-up steps."""
+        share = self.warmup_steps
+        return round(share * self.steps) if share < 1 else int(share)
 
     @property
-    def samples(self) -> int:
-        """Of the whole training, if no step is leapt over."""
-        return self.first(self.steps)
+    def total_samples(self) -> int:
+        """Return the number of samples of the whole training, without rollbacks."""
+        return self.first_sample(self.steps)
 
-    def batch(self, step: int) -> int:
-        """Samples of a step over all ranks."""
-        if not (ramp := self.batch_ramp):
-            return self.global_batch
-        grown = (self.global_batch // ramp.start - 1) * min(step, ramp.steps) // ramp.steps
-        return ramp.start * (1 + grown)
+    def batch_size_at(self, step: int) -> int:
+        """Return the number of samples of a step, over all ranks."""
+        if not (ramp := self.batch_size_rampup):
+            return self.global_batch_size
+        initial = ramp.initial_batch_size
+        increments = (self.global_batch_size // initial - 1) * min(step, ramp.steps) // ramp.steps
+        return initial * (1 + increments)
 
-    def first(self, step: int) -> int:
-        """The first sample of a step: how many the steps before it have."""
-        if not (ramp := self.batch_ramp):
-            return step * self.global_batch
-        rises = self.global_batch // ramp.start - 1
-        risen = (-(-ramp.steps * rise // rises) for rise in range(1, rises + 1))
-        return ramp.start * (step + sum(max(0, step - at) for at in risen))
+    def first_sample(self, step: int) -> int:
+        """Return the index of a step's first sample: the number of samples of all steps before."""
+        if not (ramp := self.batch_size_rampup):
+            return step * self.global_batch_size
+        increments = self.global_batch_size // ramp.initial_batch_size - 1
+        raised_at = (-(-ramp.steps * i // increments) for i in range(1, increments + 1))
+        return ramp.initial_batch_size * (step + sum(max(0, step - at) for at in raised_at))
 
-    def stage(self, world: int) -> int:
-        """The ZeRO stage that is run: one rank has nothing to shard, but what is not float32, or
-        not on the device, needs the float32 masters that DeepSpeed keeps from stage 1 on."""
-        if self.dtype != "float32" or self.offload != "none":
-            return max(1, self.zero)
-        return self.zero if world > 1 else 0
+    def effective_zero_stage(self, world: int) -> int:
+        """Return the ZeRO stage that runs on `world` ranks.
+
+        One rank has nothing to shard; but with half precision or offloading it needs the float32
+        master weights that DeepSpeed keeps from stage 1 on.
+        """
+        if self.dtype != "float32" or self.offload_optimizer != "none":
+            return max(1, self.zero_stage)
+        return self.zero_stage if world > 1 else 0
 
     @property
-    def checkpoints(self) -> int:
-        """How many there are at once, at most: those that are kept, the one to go back to where
-        interrupts left newer ones, and one that is being written."""
-        due = self.steps // self.checkpoint_every if self.checkpoint_every else 0
-        both = math.lcm(self.checkpoint_every, self.keep_every)
-        apart = self.steps // both if both else 0
-        return min(due + 1, self.keep + bool(due) + apart) + 1
+    def max_checkpoints(self) -> int:
+        """Return the largest number of checkpoints on disk: the newest ones, the one to roll back
+        to if interruptions left newer ones, and one that is being written."""
+        interval = self.checkpoint_interval
+        scheduled = self.steps // interval if interval else 0
+        common = math.lcm(interval, self.checkpoint_keep_interval)
+        permanent = self.steps // common if common else 0
+        kept = self.checkpoint_keep_latest + bool(scheduled) + permanent
+        return min(scheduled + 1, kept) + 1
 
-    def share(self, world: int, step: int | None = None) -> int:
-        """Samples on one rank, of a step or of a whole batch."""
-        return (self.global_batch if step is None else self.batch(step)) // world
+    def rank_batch_size(self, world: int, step: int | None = None) -> int:
+        """Return the number of samples per rank: of a step, or of a full batch."""
+        batch = self.global_batch_size if step is None else self.batch_size_at(step)
+        return batch // world
 
-    def micro(self, world: int, step: int | None = None) -> int:
-        """Samples of one forward pass on one rank."""
-        return self.micro_batch or self.share(world, step)
+    def rank_micro_batch_size(self, world: int, step: int | None = None) -> int:
+        """Return the number of samples per forward pass on one rank."""
+        return self.micro_batch_size or self.rank_batch_size(world, step)
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
-        """Yield what does not add up between the batch and the workers."""
-        per_pass = workers.num * (self.micro_batch or 1)
-        least, place = self.global_batch, f"{key}.global_batch"
-        if self.batch_ramp:
-            least, place = self.batch_ramp.start, f"{key}.batch_ramp.start"
-        if least % per_pass:
-            parts = f"workers.num ({workers.num})"
-            if self.micro_batch:
-                parts += f" x {key}.micro_batch ({self.micro_batch})"
-            remedy = f"{_nearest(least, per_pass)} is"
-            yield Problem(place, f"{least} is not divisible by {parts}", remedy)
-        if workers.num % self.expert_parallel:
+        """Yield the contradictions between this section and the workers."""
+        per_pass = workers.num * (self.micro_batch_size or 1)
+        smallest, place = self.global_batch_size, f"{key}.global_batch_size"
+        if self.batch_size_rampup:
+            smallest = self.batch_size_rampup.initial_batch_size
+            place = f"{key}.batch_size_rampup.initial_batch_size"
+        if smallest % per_pass:
+            factors = f"workers.num ({workers.num})"
+            if self.micro_batch_size:
+                factors += f" x {key}.micro_batch_size ({self.micro_batch_size})"
+            remedy = f"{_nearest(smallest, per_pass)} is"
+            yield Problem(place, f"{smallest} is not divisible by {factors}", remedy)
+        if workers.num % self.expert_parallel_size:
             yield Problem(
-                f"{key}.expert_parallel",
-                f"workers.num ({workers.num}) is not divisible by {self.expert_parallel}",
-                f"{_nearest(workers.num, self.expert_parallel)} workers are",
+                f"{key}.expert_parallel_size",
+                f"workers.num ({workers.num}) is not divisible by {self.expert_parallel_size}",
+                f"{_nearest(workers.num, self.expert_parallel_size)} workers are",
             )
-        if self.optimizer == "muon" and self.zero == 3:
+        if self.optimizer == "muon" and self.zero_stage == 3:
             yield Problem(
-                f"{key}.zero", "Muon needs whole matrices, which ZeRO 3 cuts up", "set 0, 1 or 2"
+                f"{key}.zero_stage",
+                "Muon needs whole matrices, which ZeRO 3 cuts up",
+                "set 0, 1 or 2",
             )
-        if self.optimizer == "muon" and self.offload != "none":
+        if self.optimizer == "muon" and self.offload_optimizer != "none":
             yield Problem(
-                f"{key}.offload", "Muon's products would take the host for ever", "leave it out"
+                f"{key}.offload_optimizer",
+                "Muon is not supported with optimizer offload: Newton-Schulz iterations on a CPU "
+                "are too slow",
+                "leave it out",
             )
         if self.dtype != "float32" and not workers.gpus:
             yield Problem(
                 f"{key}.dtype",
-                f"{self.dtype} needs a GPU: processors emulate it, several times slower",
+                f"{self.dtype} needs a GPU: CPUs emulate it, several times slower",
                 "set float32, or workers.gpus",
             )
 
@@ -237,19 +254,19 @@ def _nearest(value: int, divisor: int) -> int:
 
 
 class MixtureSection(Section):
-    """How much of each store of `tokens` is trained on; only where there are several."""
+    """Sampling weights of several token stores."""
 
     weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    """One for each store, in order: its part of the samples, whatever they add up to."""
+    """Sampling weight per store, in their order, in any unit. Default: by `temperature`."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
-    """Without weights, a store of n tokens gets n ** (1 / temperature) parts: 1 goes by size, and
-    more gives the small ones more."""
+    """Without weights, a store of n tokens has weight n ** (1 / temperature): 1 samples by size,
+    larger values favor small stores."""
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield what the edge `tokens` and this section say against each other."""
-        known = sum(edge.startswith("tokens[") for edge in upstream)
+        """Yield the contradictions between this section and the edge `tokens`."""
+        stores = sum(edge.startswith("tokens[") for edge in upstream)
         if self.weights and self.temperature != 1:
-            yield Problem("mixture.temperature", "weights say it all already", "leave one out")
-        if self.weights and len(self.weights) < known:
-            told = f"{len(self.weights)} for {known} stores"
-            yield Problem("mixture.weights", told, "one for each of `tokens`")
+            yield Problem("mixture.temperature", "has no effect next to weights", "leave one out")
+        if self.weights and len(self.weights) < stores:
+            message = f"{len(self.weights)} weights for {stores} stores"
+            yield Problem("mixture.weights", message, "give one per item of `tokens`")

@@ -11,23 +11,23 @@ from collections.abc import Iterator
 from pipeline.stage import Absent
 
 _INSTEAD = (
-    "there is train.zero 0 to 3, train.offload, train.expert_parallel and model.recompute, in any "
+    "there is train.zero_stage 0 to 3, train.offload_optimizer, train.expert_parallel_size and model.activation_checkpointing, in any "
     "combination that `headwater plan` does not refuse"
 )
 _SEQUENCE = (
     "there is no sequence parallelism (Ulysses): a sample is computed whole on one worker, where "
     "document masks, experts' groups and the loss need it",
-    f"for long samples set model.recompute and a smaller train.micro_batch; {_INSTEAD}",
+    f"for long samples set model.activation_checkpointing and a smaller train.micro_batch_size; {_INSTEAD}",
 )
 _TENSOR = (
     "there is no tensor parallelism (DeepSpeed's AutoTP): it cuts matrices by layer names, and "
     "what it saves loads at no other size",
-    f"for weights that do not fit set train.zero: 3; {_INSTEAD}",
+    f"for weights that do not fit set train.zero_stage: 3; {_INSTEAD}",
 )
 _PIPELINE = (
     "there is no pipeline parallelism: DeepSpeed's takes a list of layers instead of a model, and "
     "ZeRO no further than stage 1",
-    f"for weights that do not fit set train.zero: 3; {_INSTEAD}",
+    f"for weights that do not fit set train.zero_stage: 3; {_INSTEAD}",
 )
 _CONFIG = (
     "no DeepSpeed config is read: it is made of what the stage says, without sequence (Ulysses), "

@@ -32,7 +32,12 @@ def saving(rank: Rank, saves: int, folder: Path) -> dict[str, list[float]]:
     """Seconds of steps, by where they stand to a save."""
     from bench_training import LARGE, Language
 
-    made = {"steps": 10**6, "global_batch": LARGE.batch, "checkpoint_every": EVERY, "warmup": 0}
+    made = {
+        "steps": 10**6,
+        "global_batch_size": LARGE.batch,
+        "checkpoint_interval": EVERY,
+        "warmup_steps": 0,
+    }
     settings = TrainSection.model_validate(made)
     torch.manual_seed(0)
     objective = Language(LARGE.config)

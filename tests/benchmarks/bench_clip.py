@@ -92,8 +92,13 @@ def write_pairs(folder: Path) -> None:
 
 
 def ours(rank: Rank, pairs: Path) -> Step:
-    made = {"steps": 10**6, "global_batch": BATCH, "checkpoint_every": 0, "eval_every": 0}
-    settings = TrainSection.model_validate({**made, "warmup": 0, "schedule": "constant"})
+    made = {
+        "steps": 10**6,
+        "global_batch_size": BATCH,
+        "checkpoint_interval": 0,
+        "eval_interval": 0,
+    }
+    settings = TrainSection.model_validate({**made, "warmup_steps": 0, "lr_schedule": "constant"})
     torch.manual_seed(0)
     objective = Numbered(pairs, pairs, SHAPE)
     trainables = objective.setup(rank, settings, 0)

@@ -63,8 +63,13 @@ class Windowed(Pretraining):
 def trainer(rank: Rank, config: DecoderConfig, batch: int) -> Callable[[], None]:
     """A step of the loop."""
     spread = rank.world if config.experts else 1
-    made = {"steps": 10**6, "global_batch": batch, "zero": 1, "expert_parallel": spread}
-    settings = TrainSection.model_validate({**made, "warmup": 0, "checkpoint_every": 0})
+    made = {
+        "steps": 10**6,
+        "global_batch_size": batch,
+        "zero_stage": 1,
+        "expert_parallel_size": spread,
+    }
+    settings = TrainSection.model_validate({**made, "warmup_steps": 0, "checkpoint_interval": 0})
     torch.manual_seed(0)
     objective = Windowed(config)
     trainables = objective.setup(rank, settings, 0)

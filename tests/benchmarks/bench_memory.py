@@ -91,20 +91,24 @@ class Case:
     zero: int
     micro: int = 4
     passes: int = 2
-    recompute: bool = False
-    expert_parallel: int = 1
+    activation_checkpointing: bool = False
+    expert_parallel_size: int = 1
 
     @property
     def settings(self) -> TrainSection:
         """For two ranks."""
-        said = {"steps": 9, "warmup": 0, "checkpoint_every": 0, "zero": self.zero}
-        said |= {"global_batch": 2 * self.micro * self.passes, "micro_batch": self.micro}
-        return TrainSection.model_validate(said | {"expert_parallel": self.expert_parallel})
+        said = {"steps": 9, "warmup_steps": 0, "checkpoint_interval": 0, "zero_stage": self.zero}
+        said |= {"global_batch_size": 2 * self.micro * self.passes, "micro_batch_size": self.micro}
+        return TrainSection.model_validate(
+            said | {"expert_parallel_size": self.expert_parallel_size}
+        )
 
     @property
     def layout(self) -> Layout:
         """The same, as a plan sees it."""
-        return Layout.of(self.settings, 2, recompute=self.recompute, gpu=False)
+        return Layout.of(
+            self.settings, 2, activation_checkpointing=self.activation_checkpointing, gpu=False
+        )
 
     @property
     def objective(self) -> Objective:
@@ -119,8 +123,10 @@ class Case:
 
     def __str__(self) -> str:
         name = "Switch" if isinstance(self.config, DecoderConfig) else "GPT"
-        spread = f", experts over {self.expert_parallel}" if self.expert_parallel > 1 else ""
-        again = ", recomputed" if self.recompute else ""
+        spread = (
+            f", experts over {self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
+        )
+        again = ", recomputed" if self.activation_checkpointing else ""
         return f"{name}, ZeRO-{self.zero}{spread}, {self.passes} x {self.micro} samples{again}"
 
 
@@ -132,31 +138,35 @@ class ClipCase:
     zero: int
     micro: int = 32
     passes: int = 1
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     @property
     def settings(self) -> ClipTrain:
         """For two ranks."""
-        said = {"steps": 9, "warmup": 0, "checkpoint_every": 0, "zero": self.zero}
-        said |= {"global_batch": 2 * self.micro * self.passes, "micro_batch": self.micro}
+        said = {"steps": 9, "warmup_steps": 0, "checkpoint_interval": 0, "zero_stage": self.zero}
+        said |= {"global_batch_size": 2 * self.micro * self.passes, "micro_batch_size": self.micro}
         return ClipTrain.model_validate(said)
 
     @property
     def objective(self) -> Objective:
         """What is trained."""
-        return Pairs(Path(), Path(), self.config, recompute=self.recompute)
+        return Pairs(
+            Path(), Path(), self.config, activation_checkpointing=self.activation_checkpointing
+        )
 
     @property
     def planned(self) -> Seen:
         """What `headwater plan` says of it."""
-        layout = Layout.of(self.settings, 2, recompute=self.recompute, gpu=False)
-        run = clip_cost_model.Run(self.config, self.settings.global_batch)
+        layout = Layout.of(
+            self.settings, 2, activation_checkpointing=self.activation_checkpointing, gpu=False
+        )
+        run = clip_cost_model.Run(self.config, self.settings.global_batch_size)
         return Seen(
             clip_cost_model.memory(run, layout).peak, clip_cost_model.traffic(run, layout).total
         )
 
     def __str__(self) -> str:
-        again = ", recomputed" if self.recompute else ""
+        again = ", recomputed" if self.activation_checkpointing else ""
         return f"CLIP, ZeRO-{self.zero}, {self.passes} x {self.micro} pairs{again}"
 
 
@@ -165,7 +175,7 @@ class Pairs(Contrastive):
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         self.rank, self.settings, self._peak = rank, settings, 1.0
-        share, own = settings.share(rank.world), np.random.default_rng(rank.index)
+        share, own = settings.rank_batch_size(rank.world), np.random.default_rng(rank.index)
         side, text = self.config.vision.image_size, self.config.text
         ids = own.integers(4, text.vocab_size, (share, text.context - 2)).tolist()
         views = [
@@ -188,7 +198,7 @@ class Language(SupervisedObjective):
     def open(self, rank: Rank) -> dict[str, Trainable]:
         config = self.case.config
         model = GPT(config) if isinstance(config, GPTConfig) else Decoder(config)
-        model.recompute = self.case.recompute
+        model.activation_checkpointing = self.case.activation_checkpointing
         self.train = self
         return {"model": Trainable(model)}
 
@@ -254,17 +264,21 @@ def _written() -> float:
 
 REHEARSALS: list[Case | ClipCase] = [
     *(Case(replace(DENSE, layers=1), zero, micro=1) for zero in range(4)),
-    Case(replace(SWITCH, layers=2), 1, micro=1, expert_parallel=2),
+    Case(replace(SWITCH, layers=2), 1, micro=1, expert_parallel_size=2),
     ClipCase(replace(CLIP, text=replace(CLIP.text, layers=1)), 1, micro=1, passes=2),
 ]
 CASES: list[Case | ClipCase] = [
-    *(Case(DENSE, zero, recompute=again) for again in (False, True) for zero in range(4)),
+    *(
+        Case(DENSE, zero, activation_checkpointing=again)
+        for again in (False, True)
+        for zero in range(4)
+    ),
     Case(DENSE, 1, micro=8, passes=1),
     *(Case(SWITCH, zero) for zero in (1, 3)),
-    *(Case(SWITCH, zero, expert_parallel=2) for zero in (1, 3)),
+    *(Case(SWITCH, zero, expert_parallel_size=2) for zero in (1, 3)),
     *(ClipCase(CLIP, zero) for zero in range(4)),
     *(ClipCase(CLIP, zero, micro=16, passes=4) for zero in (1, 3)),
-    *(ClipCase(CLIP, zero, micro=64, recompute=True) for zero in (0, 1)),
+    *(ClipCase(CLIP, zero, micro=64, activation_checkpointing=True) for zero in (0, 1)),
 ]
 
 

@@ -109,12 +109,12 @@ def ours(rank: Rank, zero: int, work: Work) -> Callable[[int], float]:
     settings = TrainSection.model_validate(
         {
             "steps": 10**6,
-            "global_batch": work.batch,
-            "zero": zero,
-            "warmup": 0,
+            "global_batch_size": work.batch,
+            "zero_stage": zero,
+            "warmup_steps": 0,
             "weight_decay": 0.01,
         }
-        | {"schedule": "constant", "checkpoint_every": 0}
+        | {"lr_schedule": "constant", "checkpoint_interval": 0}
     )
     torch.manual_seed(0)
     objective = Language(work.config)

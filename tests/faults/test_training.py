@@ -31,7 +31,7 @@ from stages.training.checkpoint import Checkpoints
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.trainer import fit
-from stages.training.training_params import Limits, TrainSection
+from stages.training.training_params import TrainSection, WatchdogSection
 
 pytestmark = pytest.mark.faults
 
@@ -125,7 +125,13 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def settings(**fields: object) -> TrainSection:
-    known = {"steps": 12, "global_batch": 8, "lr": 3e-3, "checkpoint_every": 4, "zero": 1}
+    known = {
+        "steps": 12,
+        "global_batch_size": 8,
+        "lr": 3e-3,
+        "checkpoint_interval": 4,
+        "zero_stage": 1,
+    }
     return TrainSection.model_validate({**known, **fields})
 
 
@@ -189,10 +195,10 @@ def clip(folder: Path) -> Any:
     ("family", "layout"),
     [
         (gpt, {}),
-        (gpt, {"zero": 0}),
-        (gpt, {"zero": 3}),
-        (switch, {"zero": 2, "expert_parallel": 2}),
-        (clip, {"zero": 1, "micro_batch": 2, "eval_samples": 8}),
+        (gpt, {"zero_stage": 0}),
+        (gpt, {"zero_stage": 3}),
+        (switch, {"zero_stage": 2, "expert_parallel_size": 2}),
+        (clip, {"zero_stage": 1, "micro_batch_size": 2, "eval_samples": 8}),
     ],
     ids=["single", "zero-0", "zero-3", "switch", "clip"],
 )
@@ -205,7 +211,7 @@ def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
     seed = int(os.environ.get("HEADWATER_TEST_SEED", time.time_ns() % 2**32))
     print(f"HEADWATER_TEST_SEED={seed}")
     dice, world = random.Random(f"{seed} {family.__name__} {layout}"), 2 if layout else 1
-    made = settings(checkpoint_every=2, **layout)
+    made = settings(checkpoint_interval=2, **layout)
     objective = family(tmp_path)
     for at in (dice.choice((2, 4, 6)), dice.randrange(7, 11)):
         doomed = Doomed(
@@ -232,7 +238,7 @@ def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
 
 def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -> None:
     faulty = Faulty(at=5, whom=1, what="stop", mark=str(tmp_path / "mark"))
-    with room(tmp_path / "run", 2, Limits(factor=3, floor=6)) as pair:
+    with room(tmp_path / "run", 2, WatchdogSection(timeout_factor=3, min_timeout=6)) as pair:
         with pytest.raises(Stuck, match=r"rank 1 made no progress for \d+ s"):
             pair.group.run(fit, faulty, settings(), seed=1)
         assert time.time() - (tmp_path / "mark").stat().st_mtime < 30
@@ -274,7 +280,7 @@ from stages.training.training_params import TrainSection
 ctx = Context.local(Path({str(tmp_path / "run")!r}))
 with WorkerGroup(Workers(num=2), ctx, backend="local") as g:
     hang = Faulty(at=2, whom=0, what="hang", mark={str(tmp_path / "mark")!r})
-    g.run(fit, hang, TrainSection(steps=5, global_batch=4), seed=1)
+    g.run(fit, hang, TrainSection(steps=5, global_batch_size=4), seed=1)
 """
     owner = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 120

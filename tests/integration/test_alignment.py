@@ -27,7 +27,13 @@ pytestmark = pytest.mark.integration
 
 PPO = PPOParams(
     seed=1,
-    train={"steps": 6, "global_batch": 64, "lr": 1e-3, "warmup": 0, "checkpoint_every": 1},
+    train={
+        "steps": 6,
+        "global_batch_size": 64,
+        "lr": 1e-3,
+        "warmup_steps": 0,
+        "checkpoint_interval": 1,
+    },
     max_new_tokens=10,
     kl_coef=0.05,
     kl_target=2.0,

@@ -50,14 +50,20 @@ TOUR = [0, 5, 2, 9, 6, 1, 8, 3, 4, 7, 0]
 
 
 def settings(zero: int = 1, **fields: object) -> ClipTrain:
-    known = {"steps": STEPS, "global_batch": BATCH, "lr": 3e-3, "clip": 2.0, "warmup": 2}
-    rest = {"checkpoint_every": 0, "zero": zero, "eval_samples": 30}
+    known = {
+        "steps": STEPS,
+        "global_batch_size": BATCH,
+        "lr": 3e-3,
+        "grad_clip": 2.0,
+        "warmup_steps": 2,
+    }
+    rest = {"checkpoint_interval": 0, "zero_stage": zero, "eval_samples": 30}
     return ClipTrain.model_validate({**known, **rest, **fields})
 
 
 def laid_out(layout: str, **fields: object) -> ClipTrain:
     zero = 0 if layout.startswith("single") else int(layout[5])
-    return settings(zero, micro_batch=4 if layout.endswith("parts") else None, **fields)
+    return settings(zero, micro_batch_size=4 if layout.endswith("parts") else None, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +127,7 @@ def trained(
     """The same training on every layout: the folder of each model."""
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS}
     for layout, folder in folders.items():
-        made = laid_out(layout, eval_every=10, checkpoint_every=SAVED)
+        made = laid_out(layout, eval_interval=10, checkpoint_interval=SAVED)
         results = rooms[layout].group.run(
             fit, loss_of(hot, layout), made, seed=SEED, name=f"clip-{layout}", out=folder
         )
@@ -302,7 +308,7 @@ def test_statistics_of_batch_norms_are_alike_and_survive(
         stop_at=2, pairs=world / "pairs", tokenizer_folder=world / "tokenizer",
         config=shape_of(world, vision=tower),
     )  # fmt: skip
-    made = settings(2, steps=5, micro_batch=4)
+    made = settings(2, steps=5, micro_batch_size=4)
     try:
         with pytest.raises(Interrupted):
             pair.group.run(fit, resnet, made, seed=SEED, name="resnet")
@@ -321,7 +327,7 @@ def test_statistics_of_batch_norms_are_not_rounded_in_half_precision(
 ) -> None:
     config = shape_of(world, vision=ResNetConfig(32, (1, 1, 1, 1), 4, 2))
     half = Half(world / "pairs", world / "tokenizer", config)
-    made = settings(2, steps=3, dtype="bfloat16", micro_batch=4)
+    made = settings(2, steps=3, dtype="bfloat16", micro_batch_size=4)
     pair.group.run(fit, half, made, seed=SEED, name="resnet-half", out=tmp_path)
     state = load_clip(tmp_path).state_dict()
     for name in ("visual.bn1.running_mean", "visual.groups.3.0.bn3.running_var"):
@@ -351,7 +357,7 @@ def test_a_skipped_step_leaves_the_statistics_as_they_were(
     config = shape_of(world, vision=ResNetConfig(32, (1, 1, 1, 1), 4, 2))
     spoilt = Spoilt(world / "pairs", world / "tokenizer", config)
     for micro in (None, 8):
-        made = settings(0, steps=3, micro_batch=micro)
+        made = settings(0, steps=3, micro_batch_size=micro)
         (found,) = single.group.run(
             fit, spoilt, made, seed=SEED, name=f"spoilt-{micro}", out=tmp_path / str(micro)
         )
@@ -382,7 +388,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     ctx = Context.local(tmp_path / "clip")
     params = ClipParams.model_validate({
         "size": "nano", "image_size": 24, "patch_dropout": 0.2, "threads": 1,
-        "train": {"steps": 60, "global_batch": 32, "lr": 3e-3, "eval_every": 30},
+        "train": {"steps": 60, "global_batch_size": 32, "lr": 3e-3, "eval_interval": 30},
         "workers": {"num": 2},
     })  # fmt: skip
     clip(params, edges(pairs=world / "pairs", tokenizer=world / "tokenizer"), ctx.out, ctx)
@@ -397,7 +403,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     assert sum(p.numel() for p in model.parameters()) == results["parameters"]
 
     more = Context.local(tmp_path / "more")
-    going_on = ClipParams(size="tiny", train=settings(steps=3, warmup=0))
+    going_on = ClipParams(size="tiny", train=settings(steps=3, warmup_steps=0))
     clip(going_on, edges(pairs=world / "pairs", base=ctx.out), more.out, more)
     again = [p["loss"] for p in read_series(more.observed / "metrics.jsonl") if "loss" in p]
     assert again[0] < 0.8 * trained[0]["loss"], "it begins where the other ended"

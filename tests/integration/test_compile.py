@@ -21,8 +21,14 @@ pytestmark = [
 
 
 def settings(zero: int) -> TrainSection:
-    known = {"steps": 4, "global_batch": 16, "lr": 3e-3, "micro_batch": 4, "warmup": 0}
-    return TrainSection.model_validate({**known, "checkpoint_every": 0, "zero": zero})
+    known = {
+        "steps": 4,
+        "global_batch_size": 16,
+        "lr": 3e-3,
+        "micro_batch_size": 4,
+        "warmup_steps": 0,
+    }
+    return TrainSection.model_validate({**known, "checkpoint_interval": 0, "zero_stage": zero})
 
 
 def test_compiled_blocks_train_as_plain_ones_do_on_every_layout(
@@ -33,7 +39,7 @@ def test_compiled_blocks_train_as_plain_ones_do_on_every_layout(
     layouts = {"single": (single, 0), "zero-0": (pair, 0), "zero-1": (pair, 1), "zero-2": (pair, 2)}
     for layout, (room, zero) in layouts.items():
         name, out = f"compiled-{layout}", tmp_path / layout
-        made = Compiled(recompute=layout == "zero-1")
+        made = Compiled(activation_checkpointing=layout == "zero-1")
         room.group.run(fit, made, settings(zero), seed=3, name=name, out=out)
         assert room.series(name, "loss") == pytest.approx(wanted, abs=1e-4), layout
         assert room.group.run(compiled)[0] > 0, "the compiler was at work"

@@ -35,9 +35,15 @@ together, and stay as they are."""
 def settings(layout: str, **fields: object) -> TrainSection:
     spread = {}
     if layout != "single":
-        spread = {"zero": int(layout[5]), "expert_parallel": int(layout[-1])}
-    known = {"steps": STEPS, "global_batch": 8, "lr": 3e-3, "clip": 0.4, "micro_batch": 2}
-    rest = {"checkpoint_every": 0, "warmup": 3, "schedule": "constant"}
+        spread = {"zero_stage": int(layout[5]), "expert_parallel_size": int(layout[-1])}
+    known = {
+        "steps": STEPS,
+        "global_batch_size": 8,
+        "lr": 3e-3,
+        "grad_clip": 0.4,
+        "micro_batch_size": 2,
+    }
+    rest = {"checkpoint_interval": 0, "warmup_steps": 3, "lr_schedule": "constant"}
     return TrainSection.model_validate({**known, **rest, **spread, **fields})
 
 
@@ -50,7 +56,7 @@ def rooms(pair: Room, single: Room) -> dict[str, Room]:
 def trained(rooms: dict[str, Room], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS}
     for layout, folder in folders.items():
-        made = settings(layout, checkpoint_every=SAVED)
+        made = settings(layout, checkpoint_interval=SAVED)
         rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"routed-{layout}", out=folder)
     return folders
 
@@ -81,7 +87,7 @@ def test_every_layout_trains_as_one_process_does(
 
 
 def test_micro_batches_make_no_difference(rooms: dict[str, Room], trained: dict[str, Path]) -> None:
-    made = settings("single", micro_batch=8, steps=SHORT)
+    made = settings("single", micro_batch_size=8, steps=SHORT)
     rooms["single"].group.run(fit, Routed(), made, seed=3, name="routed-at-once")
     for figure in ("loss", "grad_norm", "balance_loss"):
         found = rooms["single"].series("routed-at-once", figure)
@@ -133,7 +139,7 @@ def test_recomputing_makes_no_difference(
     rooms: dict[str, Room], trained: dict[str, Path], layout: str
 ) -> None:
     made, name = settings(layout, steps=SHORT), f"again-{layout}"
-    rooms[layout].group.run(fit, Routed(recompute=True), made, seed=3, name=name)
+    rooms[layout].group.run(fit, Routed(activation_checkpointing=True), made, seed=3, name=name)
     for figure in ("loss", "grad_norm"):
         found = rooms[layout].series(name, figure)
         assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-5), figure
@@ -144,7 +150,13 @@ def test_weights_move_at_the_rates_of_their_kinds(
     rooms: dict[str, Room], layout: str, tmp_path: Path
 ) -> None:
     """Adam's first step moves each weight by its learning rate, whatever the gradient is."""
-    form = {"steps": 1, "warmup": 0, "weight_decay": 0, "clip": 0, "micro_batch": None}
+    form = {
+        "steps": 1,
+        "warmup_steps": 0,
+        "weight_decay": 0,
+        "grad_clip": 0,
+        "micro_batch_size": None,
+    }
     made = settings(layout, **form)
     rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"rates-{layout}", out=tmp_path)
     rate = rooms[layout].series(f"rates-{layout}", "lr")[1]
@@ -162,7 +174,7 @@ def test_a_balance_over_the_whole_batch_is_alike_too(rooms: dict[str, Room]) -> 
     series = {}
     for layout in ("single", "zero-2-ep-2"):
         objective, name = Routed(routed_config("batch")), f"batch-{layout}"
-        made = settings(layout, micro_batch=None, steps=SHORT)
+        made = settings(layout, micro_batch_size=None, steps=SHORT)
         rooms[layout].group.run(fit, objective, made, seed=3, name=name)
         series[layout] = [rooms[layout].series(name, key) for key in ("loss", "balance_loss")]
     for found, figures in zip(series["zero-2-ep-2"], series["single"], strict=True):
@@ -175,7 +187,7 @@ def test_a_balance_over_the_whole_batch_is_alike_too(rooms: dict[str, Room]) -> 
 def test_clipping_knows_the_experts_of_all_ranks(
     rooms: dict[str, Room], by: str, limit: float, layouts: tuple[int, ...]
 ) -> None:
-    form = {"clip_by": by, "clip": limit, "steps": SHORT, "eps": 0.1, "lr": 0.3}
+    form = {"grad_clip_mode": by, "grad_clip": limit, "steps": SHORT, "eps": 0.1, "lr": 0.3}
     runs = {}
     for layout in ("single", *(f"zero-{zero}-ep-2" for zero in layouts)):
         name = f"routed-{by}-{layout}"
@@ -189,7 +201,7 @@ def test_clipping_knows_the_experts_of_all_ranks(
 def test_experts_are_updated_on_the_host_too(
     rooms: dict[str, Room], trained: dict[str, Path], layout: str
 ) -> None:
-    made, name = settings(layout, offload="cpu", steps=SHORT), f"routed-host-{layout}"
+    made, name = settings(layout, offload_optimizer="cpu", steps=SHORT), f"routed-host-{layout}"
     rooms[layout].group.run(fit, Routed(), made, seed=3, name=name)
     losses = rooms[layout].series(name, "loss")
     assert losses == pytest.approx(wanted(rooms, "loss", SHORT), abs=1e-5)
@@ -232,7 +244,7 @@ def assert_continues(rooms: dict[str, Room], then: str, now: str) -> None:
 
 
 def test_experts_that_do_not_divide_are_refused(pair: Room) -> None:
-    made = settings("zero-1-ep-1", expert_parallel=3)
+    made = settings("zero-1-ep-1", expert_parallel_size=3)
     with pytest.raises(InputError, match="4 experts cannot be spread evenly over 3 workers"):
         pair.group.run(fit, Routed(), made, seed=3, name="uneven")
 

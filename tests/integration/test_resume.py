@@ -24,7 +24,13 @@ pytestmark = pytest.mark.integration
 
 
 def settings(**fields: object) -> TrainSection:
-    known = {"steps": 14, "global_batch": 16, "lr": 3e-3, "micro_batch": 4, "checkpoint_every": 0}
+    known = {
+        "steps": 14,
+        "global_batch_size": 16,
+        "lr": 3e-3,
+        "micro_batch_size": 4,
+        "checkpoint_interval": 0,
+    }
     return TrainSection.model_validate({**known, **fields})
 
 
@@ -46,7 +52,7 @@ def last(where: Room, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("zero", [1, 3])
 def test_the_same_layout_continues_bit_for_bit(pair: Room, zero: int) -> None:
     """With dropout: the generators too are where they would have been."""
-    made = settings(zero=zero)
+    made = settings(zero_stage=zero)
     pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"calm-{zero}")
     stopped(pair, Toy(dropout=0.1, stop_at=7), made, f"hit-{zero}")
     pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"hit-{zero}")
@@ -56,7 +62,7 @@ def test_the_same_layout_continues_bit_for_bit(pair: Room, zero: int) -> None:
 
 def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: Room) -> None:
     bad = Toy(poison_step=9, poison_rank=0, poison_steps=3)
-    made = settings(skip_limit=2, checkpoint_every=5)
+    made = settings(skip_limit=2, checkpoint_interval=5)
     first, second = pair.group.run(fit, bad, made, seed=3, name="rollback")
     assert first == second
     assert first["skipped_steps"] == 3
@@ -70,7 +76,7 @@ def test_stops_before_and_amid_bad_steps_do_not_alter_where_training_goes_back_t
 ) -> None:
     """Neither the stop at a good step nor that at a bad one leaves an anchor, or resets the count;
     nor do they push out the anchor, though a single checkpoint is kept."""
-    made = settings(zero=2, skip_limit=2, checkpoint_every=5, keep=1)
+    made = settings(zero_stage=2, skip_limit=2, checkpoint_interval=5, checkpoint_keep_latest=1)
     poison = {"poison_step": 9, "poison_rank": 1, "poison_steps": 3}
     calm = pair.group.run(fit, Toy(**poison), made, seed=5, name="bad-calm")
     for at, said in ((6, "stopped at step 7 of 14"), (10, "stopped at step 11 of 14")):
@@ -83,7 +89,7 @@ def test_stops_before_and_amid_bad_steps_do_not_alter_where_training_goes_back_t
 
 
 def test_a_stop_comes_before_an_evaluation_that_is_due(single: Room) -> None:
-    made = settings(eval_every=4, steps=9)
+    made = settings(eval_interval=4, steps=9)
     assert stopped(single, Deaf(stop_at=3), made, "deaf") == "stopped at step 4 of 9"
     assert not single.series("deaf", "eval_loss")
     single.group.run(fit, Deaf(), made, seed=5, name="deaf")
@@ -92,7 +98,7 @@ def test_a_stop_comes_before_an_evaluation_that_is_due(single: Room) -> None:
 
 def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(single: Room) -> None:
     """What was left out is made up for."""
-    made = settings(eval_every=4, steps=9)
+    made = settings(eval_interval=4, steps=9)
     single.group.run(fit, Toy(), made, seed=5, name="seen")
     assert stopped(single, Toy(stop_at=3), made, "halted") == "stopped at step 4 of 9"
     assert not single.series("halted", "eval_loss")
@@ -106,7 +112,7 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(single: Room) -> None
 
 def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
     """Killed after the last step's evaluation and before anything was published."""
-    made = settings(steps=6, eval_every=3)
+    made = settings(steps=6, eval_interval=3)
     with room(tmp_path, 1) as alone:
         for name in ("train", "one"):
             first = alone.group.run(fit, Toy(), made, seed=5, name=name)
@@ -119,7 +125,7 @@ def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_bfloat16_keeps_and_resumes_float32_weights(pair: Room, zero: int) -> None:
-    name, made = f"bf16-{zero}", settings(dtype="bfloat16", zero=zero, steps=6)
+    name, made = f"bf16-{zero}", settings(dtype="bfloat16", zero_stage=zero, steps=6)
     pair.group.run(fit, Toy(), made, seed=5, name=f"{name}-calm")
     stopped(pair, Toy(stop_at=2), made, name)
     pair.group.run(fit, Toy(), made, seed=5, name=name)
@@ -141,7 +147,7 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
     """Rank 0 alone scores the demonstrations: with ZeRO-3 it holds but a part of the weights. The
     second time nothing is trained before: the final checkpoint is taken up and exported."""
     world = little_world(tmp_path)
-    made = settings(zero=zero, steps=4, lr=1e-3)
+    made = settings(zero_stage=zero, steps=4, lr=1e-3)
     objective = RewardObjective(world / "policy", world / "preferences", centering_samples=20)
     name = f"reward-{zero}"
     for folder in ("out", "again"):

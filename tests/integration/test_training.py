@@ -34,7 +34,7 @@ from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.trainer import fit
-from stages.training.training_params import Limits, TrainSection
+from stages.training.training_params import TrainSection, WatchdogSection
 
 pytestmark = pytest.mark.integration
 
@@ -47,8 +47,14 @@ TOUR = ["single", "zero-1", "zero-0", "zero-3", "zero-2", "single"]
 def settings(layout: str = "zero-1", **fields: object) -> TrainSection:
     """Micro-batches of unequal weight, a clip that bites, a schedule that moves."""
     zero = 0 if layout == "single" else int(layout[-1])
-    known = {"steps": STEPS, "global_batch": 16, "lr": 3e-3, "clip": 0.5, "micro_batch": 4}
-    rest = {"checkpoint_every": 0, "warmup": 3, "zero": zero}
+    known = {
+        "steps": STEPS,
+        "global_batch_size": 16,
+        "lr": 3e-3,
+        "grad_clip": 0.5,
+        "micro_batch_size": 4,
+    }
+    rest = {"checkpoint_interval": 0, "warmup_steps": 3, "zero_stage": zero}
     return TrainSection.model_validate({**known, **rest, **fields})
 
 
@@ -60,7 +66,7 @@ def rooms(pair: Room, single: Room) -> dict[str, Room]:
 @pytest.fixture(scope="module")
 def alone(single: Room, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed training on one process: the folder of its model."""
-    folder, made = tmp_path_factory.mktemp("straight"), settings(checkpoint_every=STOP)
+    folder, made = tmp_path_factory.mktemp("straight"), settings(checkpoint_interval=STOP)
     single.group.run(fit, Toy(), made, seed=3, name="straight", out=folder)
     return folder
 
@@ -81,7 +87,7 @@ def trained(pair: Room, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     """The same training at every ZeRO stage on two ranks: the folder of each model."""
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS[1:]}
     for layout, folder in folders.items():
-        made = settings(layout, eval_every=10, checkpoint_every=STOP)
+        made = settings(layout, eval_interval=10, checkpoint_interval=STOP)
         first, second = pair.group.run(fit, Toy(), made, seed=3, name=layout, out=folder)
         assert first == second
     return folders
@@ -122,12 +128,14 @@ def test_clipping_is_that_of_plain_pytorch_in_each_form(
     rooms: dict[str, Room], by: str, limit: float, layouts: tuple[str, ...]
 ) -> None:
     """A large eps leaves Adam the scale of its gradients."""
-    form = {"steps": 4, "eps": 0.1, "lr": 0.3, "clip_by": by}
-    wanted = plain_losses(settings(clip=limit, **form), 3)
-    assert wanted != pytest.approx(plain_losses(settings(clip=10.0, **form), 3), abs=1e-3)
+    form = {"steps": 4, "eps": 0.1, "lr": 0.3, "grad_clip_mode": by}
+    wanted = plain_losses(settings(grad_clip=limit, **form), 3)
+    assert wanted != pytest.approx(plain_losses(settings(grad_clip=10.0, **form), 3), abs=1e-3)
     for layout in layouts:
         name = f"{by}-{layout}"
-        rooms[layout].group.run(fit, Toy(), settings(layout, clip=limit, **form), seed=3, name=name)
+        rooms[layout].group.run(
+            fit, Toy(), settings(layout, grad_clip=limit, **form), seed=3, name=name
+        )
         found = list(rooms[layout].series(name, "loss").values())
         assert found == pytest.approx(wanted, abs=2e-5), name
 
@@ -140,7 +148,7 @@ def turned(rooms: dict[str, Room]) -> dict[str, dict[int, float]]:
     """The losses of a training with Muon on each layout."""
     runs = {}
     for layout in WITH_MUON:
-        made = settings(layout, optimizer="muon", steps=12, checkpoint_every=8)
+        made = settings(layout, optimizer="muon", steps=12, checkpoint_interval=8)
         rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"muon-{layout}")
         runs[layout] = rooms[layout].series(f"muon-{layout}", "loss")
     return runs
@@ -188,7 +196,11 @@ def stopped_at(
 def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
     rooms: dict[str, Room],
 ) -> None:
-    ramp = {"batch_ramp": {"start": 4, "steps": 8}, "micro_batch": 2, "steps": 12}
+    ramp = {
+        "batch_size_rampup": {"initial_batch_size": 4, "steps": 8},
+        "micro_batch_size": 2,
+        "steps": 12,
+    }
     wanted = dict(enumerate(plain_losses(settings(**ramp), 3), 1))
     for layout in ("single", "zero-3"):
         made, name = settings(layout, **ramp), f"ramp-{layout}"
@@ -244,7 +256,7 @@ def test_gradients_of_many_passes_are_added_up_in_float32(
 ) -> None:
     """1 and one of the small ones are 1 in that precision."""
     for zero in (1, 2, 3):
-        made = settings(f"zero-{zero}", dtype=dtype, offload=offload)
+        made = settings(f"zero-{zero}", dtype=dtype, offload_optimizer=offload)
         found = pair.group.run(norm_of_many, made, small, 64)
         assert found == pytest.approx([1 + 64 * small] * 2, rel=1e-4), zero
 
@@ -270,12 +282,15 @@ def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pai
 def test_an_optimizer_on_the_host_makes_the_same_updates(rooms: dict[str, Room]) -> None:
     """And skips the same steps, and takes up checkpoints that were saved without it."""
     bad, saved = Toy(poison_step=2), 4
-    at_home = settings("single", steps=6, checkpoint_every=saved)
+    at_home = settings("single", steps=6, checkpoint_interval=saved)
     rooms["single"].group.run(fit, bad, at_home, seed=3, name="at-home")
     wanted = rooms["single"].series("at-home", "loss")
     begun = [("single", 0), ("zero-1", 0), ("zero-2", saved), ("zero-3", 0), ("zero-3", saved)]
     for layout, begin in begun:
-        made, name = settings(layout, steps=6, offload="cpu"), f"host-{layout}-from-{begin}"
+        made, name = (
+            settings(layout, steps=6, offload_optimizer="cpu"),
+            f"host-{layout}-from-{begin}",
+        )
         if begin:
             source = rooms["single"].checkpoints("at-home")
             copy_due(source, saved, rooms[layout].checkpoints(name))
@@ -421,7 +436,7 @@ def test_spikes_that_stay_end_the_training(single: Room) -> None:
 
 def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
-    made = settings(skip_limit=1, checkpoint_every=1)
+    made = settings(skip_limit=1, checkpoint_interval=1)
     with pytest.raises(
         Failure, match="2 steps in a row went wrong, up to step 4: the gradient"
     ) as caught:
@@ -451,7 +466,7 @@ def test_the_learning_rate_that_is_shown_is_that_of_the_first_engine(single: Roo
 
 def test_ranks_that_wait_or_are_done_are_not_stuck(pair: Room) -> None:
     """One works alone for longer than a silent rank is allowed: before a barrier, then after."""
-    usual, pair.group.limits = pair.group.limits, Limits(start=4)
+    usual, pair.group.limits = pair.group.limits, WatchdogSection(startup_timeout=4)
     try:
         assert len(set(pair.group.run(late, 1, 5.5))) == 2
     finally:
@@ -475,10 +490,10 @@ def test_ranks_as_ray_actors_train_alike_and_give_their_room_back(
     kill = Faulty(at=6, whom=1, what="kill", mark=str(mark))
     died = pytest.raises(WorkerDied, match="rank 1 died")
     with WorkerGroup(Workers(num=2), ctx) as group, died:
-        group.run(fit, kill, settings(checkpoint_every=3), seed=3)
+        group.run(fit, kill, settings(checkpoint_interval=3), seed=3)
     assert mark.exists()
     with WorkerGroup(Workers(num=2), ctx) as group:
-        group.run(fit, kill, settings(checkpoint_every=3), seed=3)
+        group.run(fit, kill, settings(checkpoint_interval=3), seed=3)
     assert Room(group, ctx).series("train", "loss") == pytest.approx(straight, abs=1e-5)
     deadline = time.monotonic() + 30
     while ray_session.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
@@ -499,7 +514,7 @@ def test_a_rank_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     heavy = ["torch._dynamo", "torch._inductor", "mlflow", "transformers"]
     with WorkerGroup(Workers(num=2), Context.local(tmp_path), backend="local") as fresh:
         for zero in (0, 1, 2):
-            made = settings(steps=1, warmup=0, zero=zero)
+            made = settings(steps=1, warmup_steps=0, zero_stage=zero)
             fresh.run(fit, Toy(), made, seed=0, name=f"light-{zero}")
             assert fresh.run(loaded, heavy) == [[], []], f"ZeRO-{zero}"
 

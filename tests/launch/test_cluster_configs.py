@@ -51,7 +51,9 @@ def test_switch_base_64e(tmp_path: Path) -> None:
     dense = 24 * (4 * 768**2 + 3 * 768 * 2048) + 32000 * 768
     assert found["active_parameters"] == pytest.approx(dense, rel=0.01)
     assert found["exchanged_bytes"] > 0
-    alone = estimate("switch-base-64e.yaml", "switch", tmp_path, "switch.train.expert_parallel=1")
+    alone = estimate(
+        "switch-base-64e.yaml", "switch", tmp_path, "switch.train.expert_parallel_size=1"
+    )
     assert alone["exchanged_bytes"] == 0
     assert alone["weights_bytes"] > 5 * found["weights_bytes"]
 
@@ -77,7 +79,7 @@ def test_clip_vit_l_14(tmp_path: Path) -> None:
     ):
         assert words in shown
     said = plan("clip-vit-l-14.yaml", tmp_path, "clip.workers.num=8", code=2)
-    assert "clip.train.micro_batch: takes" in said
+    assert "clip.train.micro_batch_size: takes" in said
 
 
 def test_clip(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_clip(tmp_path: Path) -> None:
 
 
 def test_plan_shows_the_costs_of_a_training(tmp_path: Path) -> None:
-    shown = plan("gpt3-13b.yaml", tmp_path, "gpt.model.recompute=true")
+    shown = plan("gpt3-13b.yaml", tmp_path, "gpt.model.activation_checkpointing=true")
     for words in (
         "12.9 G active",
         "143 k steps of 2.1 M",
@@ -107,6 +109,6 @@ def test_plan_shows_the_costs_of_a_training(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
     said = plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", code=2)
-    assert "gpt.train.micro_batch: takes 56" in said
-    assert "a100-40gb has room for 37.0 GiB (train.micro_batch: 2)" in said
-    plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", "gpt.train.micro_batch=2")
+    assert "gpt.train.micro_batch_size: takes 56" in said
+    assert "a100-40gb has room for 37.0 GiB (train.micro_batch_size: 2)" in said
+    plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", "gpt.train.micro_batch_size=2")

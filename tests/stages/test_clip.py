@@ -26,7 +26,7 @@ def problems(**fields: object) -> list[str]:
 
 def test_a_good_file_has_no_problems() -> None:
     assert not problems(workers={"num": 2})
-    assert not problems(size="ViT-B/32", image_size=64, train={"global_batch": 64})
+    assert not problems(size="ViT-B/32", image_size=64, train={"global_batch_size": 64})
     assert not problems(size="RN-tiny", export="native", model={"vision": {"blocks": [2, 1, 1, 1]}})
     assert not problems(model={"vision": {"width": 192, "heads": 6}, "text": {"context": 16}})
 
@@ -66,16 +66,21 @@ def test_a_good_file_has_no_problems() -> None:
         ({"augment": {"scale": [0.9, 0.5]}}, "augment.scale: [0.9, 0.5] is no range within (0, 1]"),
         ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is no range above 0"),
         (
-            {"train": {"global_batch": 64, "batch_ramp": {"start": 16, "steps": 4}}},
-            "train.batch_ramp: the loss of a CLIP is one of whole batches",
+            {
+                "train": {
+                    "global_batch_size": 64,
+                    "batch_size_rampup": {"initial_batch_size": 16, "steps": 4},
+                }
+            },
+            "train.batch_size_rampup: the loss of a CLIP is one of whole batches",
         ),
         (
-            {"train": {"expert_parallel": 2}, "workers": {"num": 2}},
-            "train.expert_parallel: a CLIP has no experts",
+            {"train": {"expert_parallel_size": 2}, "workers": {"num": 2}},
+            "train.expert_parallel_size: a CLIP has no experts",
         ),
         (
-            {"train": {"global_batch": 255}, "workers": {"num": 2}},
-            "train.global_batch: 255 is not divisible by workers.num (2) (256 is)",
+            {"train": {"global_batch_size": 255}, "workers": {"num": 2}},
+            "train.global_batch_size: 255 is not divisible by workers.num (2) (256 is)",
         ),
     ],
 )
@@ -122,8 +127,8 @@ def test_how_it_is_computed_is_no_part_of_identity() -> None:
     plain = ClipParams()
     other = ClipParams.model_validate(
         {
-            "local_loss": False, "threads": 4, "model": {"recompute": True},
-            "train": {"micro_batch": 8, "zero": 3}, "workers": {"num": 8},
+            "local_loss": False, "threads": 4, "model": {"activation_checkpointing": True},
+            "train": {"micro_batch_size": 8, "zero_stage": 3}, "workers": {"num": 8},
         }
     )  # fmt: skip
     assert identity(plain) == identity(other)
@@ -131,7 +136,7 @@ def test_how_it_is_computed_is_no_part_of_identity() -> None:
 
 
 def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
-    fields = {"size": "ViT-B/32", "train": {"steps": 10, "global_batch": 64}}
+    fields = {"size": "ViT-B/32", "train": {"steps": 10, "global_batch_size": 64}}
     params = ClipParams.model_validate(fields)
     known = params.estimate({"tokenizer": Vocabulary(vocab_size=49408)})
     assert known["parameters"] == 151_277_313
@@ -141,7 +146,9 @@ def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
     half = ClipParams.model_validate({**fields, "patch_dropout": 0.5})
     assert half.estimate({})["flops"] < 0.85 * known["flops"]
     whole, parts = (
-        ClipParams.model_validate({**fields, "train": {"global_batch": 64, "micro_batch": micro}})
+        ClipParams.model_validate(
+            {**fields, "train": {"global_batch_size": 64, "micro_batch_size": micro}}
+        )
         for micro in (64, 8)
     )
     assert parts.estimate({})["flops"] == whole.estimate({})["flops"]

@@ -29,7 +29,7 @@ def test_writing_one_key_of_a_section_leaves_the_others_as_they_were(stage):
 def test_fine_tuning_decays_nothing_whatever_else_is_written():
     assert SftParams().train.weight_decay == 0
     written = SftParams(train={"steps": 50}).train
-    assert (written.weight_decay, written.global_batch, written.lr) == (0, 16, 3e-4)
+    assert (written.weight_decay, written.global_batch_size, written.lr) == (0, 16, 3e-4)
 
 
 @pytest.mark.parametrize("stage", TRAINED, ids=lambda stage: stage.uses)
@@ -37,9 +37,9 @@ def test_few_steps_are_no_error_of_a_default(stage):
     assert len(TRAINED) == 5
     for steps in (1, 2, 3):
         train: TrainSection = stage.params(train={"steps": steps}).train
-        assert train.warmup_steps <= steps
+        assert train.num_warmup_steps <= steps
 
 
 def test_a_written_warmup_longer_than_the_steps_is_an_error():
-    with pytest.raises(ValueError, match=r"warmup \(5\) is longer than steps \(3\)"):
-        PPOParams(train={"steps": 3, "warmup": 5})
+    with pytest.raises(ValueError, match=r"warmup_steps \(5\) is larger than steps \(3\)"):
+        PPOParams(train={"steps": 3, "warmup_steps": 5})

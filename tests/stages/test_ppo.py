@@ -28,7 +28,7 @@ from stages.training.ranks.rank import Rank
 
 
 def made(world, scorer, tokens=("tokens",), **options):
-    params = PPOParams(**{"max_new_tokens": 10, "train": {"global_batch": 16}} | options)
+    params = PPOParams(**{"max_new_tokens": 10, "train": {"global_batch_size": 16}} | options)
     objective = PPOObjective(
         world / "policy", scorer, world / "conversations",
         tuple(world / name for name in tokens), params.settings(),
@@ -41,15 +41,23 @@ def made(world, scorer, tokens=("tokens",), **options):
     ("options", "key", "message"),
     [
         (
-            {"train": {"global_batch": 60}, "num_minibatches": 8},
+            {"train": {"global_batch_size": 60}, "num_minibatches": 8},
             "num_minibatches",
             "60 episodes do not",
         ),
-        ({"train": {"global_batch": 12}, "workers": {"num": 4}}, "num_minibatches", "12 episodes"),
-        ({"train": {"global_batch": 33}, "workers": {"num": 2}}, "train.global_batch", "33 is not"),
         (
-            {"train": {"batch_ramp": {"start": 8, "steps": 4}}},
-            "train.batch_ramp",
+            {"train": {"global_batch_size": 12}, "workers": {"num": 4}},
+            "num_minibatches",
+            "12 episodes",
+        ),
+        (
+            {"train": {"global_batch_size": 33}, "workers": {"num": 2}},
+            "train.global_batch_size",
+            "33 is not",
+        ),
+        (
+            {"train": {"batch_size_rampup": {"initial_batch_size": 8, "steps": 4}}},
+            "train.batch_size_rampup",
             "iterations of PPO are alike",
         ),
     ],
@@ -223,7 +231,7 @@ def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, grac
 
 
 def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path):
-    objective = made(world, scorer, train={"global_batch": 16, "micro_batch": 1})
+    objective = made(world, scorer, train={"global_batch_size": 16, "micro_batch_size": 1})
     ctx = Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
     objective.grace = 0.0
@@ -252,7 +260,7 @@ def test_an_evaluation_is_stopped_between_batches(world, scorer, tmp_path):
 
 def test_held_out_prompts_are_counted_as_samples_of_an_evaluation(world, scorer):
     objective = made(
-        world, scorer, train={"global_batch": 16, "eval_samples": 6}, rollout_batch_size=1
+        world, scorer, train={"global_batch_size": 16, "eval_samples": 6}, rollout_batch_size=1
     )
     objective.evaluate(engines(objective), 0)
     assert objective.rank.pulse.count == 6

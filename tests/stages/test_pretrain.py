@@ -55,27 +55,27 @@ def problems(**fields: object) -> list[str]:
 
 
 def test_a_good_file_has_no_problems() -> None:
-    assert not problems(model=SHAPE, train={"global_batch": 32}, workers={"num": 2})
+    assert not problems(model=SHAPE, train={"global_batch_size": 32}, workers={"num": 2})
 
 
 def test_what_cannot_work_is_said_before_anything_starts() -> None:
     assert problems(model={"width": 130, "heads": 4}) == [
         "model.width: 130 is not a multiple of 4 heads (128 is)"
     ]
-    assert problems(train={"global_batch": 32}, workers={"num": 3}) == [
-        "train.global_batch: 32 is not divisible by workers.num (3) (33 is)"
+    assert problems(train={"global_batch_size": 32}, workers={"num": 3}) == [
+        "train.global_batch_size: 32 is not divisible by workers.num (3) (33 is)"
     ]
     assert "no preset 'huge' (presets: nano, tiny" in problems(preset="huge")[0]
 
 
 def test_experts_are_checked_before_anything_starts() -> None:
     switch = {**SHAPE, "family": "switch", "experts": {"num": 4}, "inner": 64}
-    assert not problems(model=switch, train={"expert_parallel": 2}, workers={"num": 2})
-    assert problems(model=switch, train={"expert_parallel": 3}, workers={"num": 3})[0] == (
-        "model.experts.num: 4 is not divisible by train.expert_parallel (3) (3 is)"
+    assert not problems(model=switch, train={"expert_parallel_size": 2}, workers={"num": 2})
+    assert problems(model=switch, train={"expert_parallel_size": 3}, workers={"num": 3})[0] == (
+        "model.experts.num: 4 is not divisible by train.expert_parallel_size (3) (3 is)"
     )
-    assert "train.expert_parallel: workers.num (2) is not divisible by 4" in " ".join(
-        problems(model=switch, train={"expert_parallel": 4}, workers={"num": 2})
+    assert "train.expert_parallel_size: workers.num (2) is not divisible by 4" in " ".join(
+        problems(model=switch, train={"expert_parallel_size": 4}, workers={"num": 2})
     )
     assert problems(model={**switch, "inner": 60}) == [
         "model.inner: 60 is not a multiple of 8, as experts need (64)"
@@ -83,7 +83,7 @@ def test_experts_are_checked_before_anything_starts() -> None:
     assert "has experts" in problems(model={**SHAPE, "family": "switch"})[0]
     assert (
         "no experts to spread"
-        in problems(model=SHAPE, train={"expert_parallel": 2}, workers={"num": 2})[0]
+        in problems(model=SHAPE, train={"expert_parallel_size": 2}, workers={"num": 2})[0]
     )
     assert "llama has no experts" in problems(model={**switch, "family": "llama"})[0]
     assert "gpt2 has no such choice" in problems(model={**SHAPE, "kv_heads": 1})[0]
@@ -126,15 +126,15 @@ def test_presets_give_what_is_left_out() -> None:
 
 
 def test_a_preset_brings_its_papers_training_where_the_file_says_nothing() -> None:
-    said = {"preset": "gpt3-13b", "train": {"lr": 3e-4, "micro_batch": 4}}
+    said = {"preset": "gpt3-13b", "train": {"lr": 3e-4, "micro_batch_size": 4}}
     train = PretrainParams.model_validate(said).train
-    assert (train.lr, train.micro_batch) == (3e-4, 4)
-    assert train.global_batch * 2048 == pytest.approx(2e6, rel=0.02)
-    assert train.steps * train.global_batch * 2048 == pytest.approx(300e9, rel=1e-4)
-    assert train.warmup_steps * train.global_batch * 2048 == pytest.approx(375e6, rel=0.01)
+    assert (train.lr, train.micro_batch_size) == (3e-4, 4)
+    assert train.global_batch_size * 2048 == pytest.approx(2e6, rel=0.02)
+    assert train.steps * train.global_batch_size * 2048 == pytest.approx(300e9, rel=1e-4)
+    assert train.num_warmup_steps * train.global_batch_size * 2048 == pytest.approx(375e6, rel=0.01)
     assert (train.beta2, train.weight_decay, train.min_lr_ratio) == (0.95, 0.1, 0.1)
     assert PretrainParams(preset="gpt3-125m").train.lr == 6e-4
-    assert PretrainParams(preset="gpt1").train.global_batch == 64
+    assert PretrainParams(preset="gpt1").train.global_batch_size == 64
     assert PretrainParams(preset="gpt2").train == PretrainParams(preset="tiny").train
 
 
@@ -150,15 +150,17 @@ def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
 
 def test_recomputing_is_asked_for_in_the_file_and_costs_no_identity(world: Path) -> None:
     plain, thrifty = (
-        PretrainParams.model_validate({"preset": "gpt2", "model": {"recompute": asked}})
+        PretrainParams.model_validate(
+            {"preset": "gpt2", "model": {"activation_checkpointing": asked}}
+        )
         for asked in (False, True)
     )
     assert identity(plain) == identity(thrifty)
     assert thrifty.estimate({})["memory_bytes"] < 0.6 * plain.estimate({})["memory_bytes"]
-    params = PretrainParams.model_validate({"model": {**SHAPE, "recompute": True}})
+    params = PretrainParams.model_validate({"model": {**SHAPE, "activation_checkpointing": True}})
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
     module: Any = made.setup(Rank(), params.train, 0)["model"].module
-    assert module.recompute
+    assert module.activation_checkpointing
 
 
 def test_compiling_and_muP_reach_the_model_from_the_file(
@@ -179,7 +181,7 @@ def test_compiling_and_muP_reach_the_model_from_the_file(
 
 @pytest.fixture
 def objective(world: Path) -> Pretraining:
-    params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 8}})
+    params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch_size": 8}})
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 0)
     return made
@@ -236,7 +238,7 @@ def test_the_plan_tells_vocabularies_apart() -> None:
         vocab_size: int = 600
 
     edges: dict[str, Params] = {"tokens[0]": Params(), "tokens[0].tokenizer": Vocabulary()}
-    params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch": 32}})
+    params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch_size": 32}})
     assert not list(params.check({**edges, "tokenizer": Vocabulary()}))
     assert [str(p) for p in params.check({**edges, "tokenizer": Larger()})] == [
         "tokenizer: has 600 ids, and the one that packed tokens[0] has 512 "
@@ -373,7 +375,11 @@ def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) ->
 
 def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None:
     params = PretrainParams.model_validate(
-        {"model": SHAPE, "mixture": {"weights": [1, 1]}, "train": {"steps": 20, "global_batch": 8}}
+        {
+            "model": SHAPE,
+            "mixture": {"weights": [1, 1]},
+            "train": {"steps": 20, "global_batch_size": 8},
+        }
     )
     made = objective_of(
         params, (world / "tokens", second_store(tmp_path / "o")), world / "tokenizer"
@@ -394,7 +400,7 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
 def test_experts_are_told_and_kept_busy(world: Path) -> None:
     params = PretrainParams.model_validate({
         "model": {**SHAPE, "family": "switch", "experts": {"num": 4, "every": 1, "z_coef": 0.5}},
-        "z_loss": 0.25, "train": {"global_batch": 8},
+        "z_loss": 0.25, "train": {"global_batch_size": 8},
     })  # fmt: skip
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
@@ -418,7 +424,7 @@ def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     world: Path, tmp_path: Path
 ) -> None:
     dense = {**SHAPE, "family": "qwen3", "inner": 48}
-    train = {"steps": 30, "global_batch": 16, "lr": 1e-2}
+    train = {"steps": 30, "global_batch_size": 16, "lr": 1e-2}
     first = Context.local(tmp_path / "dense")
     params = {"model": dense, "train": train, "workers": {"num": 2}}
     pretrain(PretrainParams.model_validate(params), Inputs(world), first.out, first)  # type: ignore[arg-type]
@@ -427,7 +433,7 @@ def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     ctx = Context.local(tmp_path / "switch")
     params = {
         "model": {**dense, "family": "switch", "experts": {"num": 4}},
-        "train": {**train, "expert_parallel": 2, "zero": 2},
+        "train": {**train, "expert_parallel_size": 2, "zero_stage": 2},
         "workers": {"num": 2},
     }
     pretrain(PretrainParams.model_validate(params), inputs, ctx.out, ctx)
@@ -447,7 +453,7 @@ def test_the_stage_learns_and_leaves_a_model_that_everybody_loads(
     params = PretrainParams.model_validate(
         {
             "model": SHAPE,
-            "train": {"steps": 60, "global_batch": 16, "lr": 1e-2, "eval_every": 30},
+            "train": {"steps": 60, "global_batch_size": 16, "lr": 1e-2, "eval_interval": 30},
             "workers": {"num": 2},
         }
     )

@@ -344,7 +344,7 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     first = store.document(0).tolist()
     assert first == [*auto(auto.decode(first, skip_special_tokens=True))["input_ids"], end]
     params = PretrainParams.model_validate(
-        {"model": {**shape(family), "mask_documents": True}, "train": {"global_batch": 4}}
+        {"model": {**shape(family), "mask_documents": True}, "train": {"global_batch_size": 4}}
     )
     upstream = {"init_from": PretrainedParams(path=str(base))}
     assert not list(params.check(upstream))

@@ -43,10 +43,10 @@ def objective(world):
 
 
 def test_a_batch_that_does_not_fall_on_the_workers_is_a_problem():
-    params = RewardParams(train={"global_batch": 15}, workers={"num": 2})
+    params = RewardParams(train={"global_batch_size": 15}, workers={"num": 2})
     (problem,) = params.check({})
-    assert problem.key == "train.global_batch" and "15 is not divisible" in problem.message
-    assert not list(RewardParams(train={"global_batch": 16}, workers={"num": 2}).check({}))
+    assert problem.key == "train.global_batch_size" and "15 is not divisible" in problem.message
+    assert not list(RewardParams(train={"global_batch_size": 16}, workers={"num": 2}).check({}))
     with pytest.raises(ValidationError, match="Extra inputs"):
         RewardParams(margin=1)
 

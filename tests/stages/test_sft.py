@@ -174,7 +174,7 @@ def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, reverse: boo
 def test_the_stage_learns_the_answers(world: Path, tmp_path: Path) -> None:
     ctx = Context.local(tmp_path)
     params = SftParams.model_validate(
-        {"train": {"steps": 20, "global_batch": 16, "lr": 1e-3, "micro_batch": 4}}
+        {"train": {"steps": 20, "global_batch_size": 16, "lr": 1e-3, "micro_batch_size": 4}}
     )
     sft(params, Inputs(world / "policy", world / "conversations"), ctx.out, ctx)  # type: ignore[arg-type]
     points = [point for point in read_series(ctx.observed / "metrics.jsonl") if "loss" in point]

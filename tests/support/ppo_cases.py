@@ -38,7 +38,13 @@ def made(params: PPOParams, world: Path, kind: type[PPOObjective] = PPOObjective
 
 def one_update(**train: object) -> PPOParams:
     """One minibatch of 16 episodes in micro-batches, with pretraining windows, nothing clipped."""
-    known = {"global_batch": 16, "micro_batch": 2, "clip": 0.0, "lr": 1e-4, "zero": 1}
+    known = {
+        "global_batch_size": 16,
+        "micro_batch_size": 2,
+        "grad_clip": 0.0,
+        "lr": 1e-4,
+        "zero_stage": 1,
+    }
     ptx = {"ptx_coef": GAMMA, "ptx_ratio": 0.5, "ptx_length": 12}
     return PPOParams.model_validate(
         {
@@ -117,7 +123,7 @@ def gradient_by_hand(world: Path) -> dict[str, Array]:
 def averages(rank: Rank, world: Path, zero: int) -> tuple[float, float]:
     """Of three small updates in bfloat16: the largest difference between the average and that of
     the float32 weights, and how far the average moved."""
-    params = one_update(dtype="bfloat16", zero=zero, lr=1e-6)
+    params = one_update(dtype="bfloat16", zero_stage=zero, lr=1e-6)
     params = params.model_copy(update={"ema_decay": 0.5})
     objective = made(params, world)
     engine = Engine("policy", objective.setup(rank, params.train, 5)["policy"], params.train, rank)
@@ -214,7 +220,7 @@ class Late:
 KILLED = PPOParams.model_validate(
     {
         "seed": 1, "max_new_tokens": 8, "ema_decay": 0.3,
-        "train": {"steps": 5, "global_batch": 16, "lr": 1e-3},
+        "train": {"steps": 5, "global_batch_size": 16, "lr": 1e-3},
         "kl_coef": 0.05, "kl_target": 2.0, "kl_horizon": 500,
     }
 )  # fmt: skip

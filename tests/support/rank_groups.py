@@ -13,7 +13,7 @@ from forked_ranks import Forked
 from pipeline.context import Context, read_series
 from pipeline.stage import Workers
 from stages.training.ranks.worker_group import WorkerGroup
-from stages.training.training_params import Limits
+from stages.training.training_params import WatchdogSection
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Room:
 
 
 @contextmanager
-def room(folder: Path, world: int, limits: Limits | None = None) -> Iterator[Room]:
+def room(folder: Path, world: int, limits: WatchdogSection | None = None) -> Iterator[Room]:
     """A group of forked ranks."""
     ctx = Context.local(folder)
     group = WorkerGroup(Workers(num=world), ctx, limits, backend="local")

@@ -41,7 +41,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "uses": "pretrain",
         "tokens": "${tokens}",
         "model": {"family": "gpt2", "layers": 4, "width": 128, "heads": 4},
-        "train": {"steps": 300, "global_batch": 32, "lr": 1e-3, "zero": 1},
+        "train": {"steps": 300, "global_batch_size": 32, "lr": 1e-3, "zero_stage": 1},
         "workers": {"num": 2},
         "kind": "Model",
     },

@@ -175,14 +175,14 @@ class Compiled(Toy):
     """Sequences of one length through blocks that are compiled, or that are not."""
 
     compile: bool = True
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     def open(self, rank: Any) -> dict[str, Trainable]:
         from stages.training.torch_compile import compile_blocks
 
         trainables = super().open(rank)
         model: Any = trainables["model"].module
-        model.recompute = self.recompute
+        model.activation_checkpointing = self.activation_checkpointing
         if self.compile:
             compile_blocks(model, rank.device)
         self.held_out = None
@@ -360,7 +360,7 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         optimizers += [torch.optim.Muon(turned, 1.0, adjust_lr_fn="match_rms_adamw")]
     losses = []
     for step in range(settings.steps):
-        samples = range(settings.first(step), settings.first(step + 1))
+        samples = range(settings.first_sample(step), settings.first_sample(step + 1))
         batch = objective.collate([objective.train[i] for i in samples])
         loss = objective.loss(model, batch).total / objective.weight(batch)
         model.zero_grad()
@@ -377,15 +377,15 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
 def clip_plainly(model: Any, settings: Any) -> None:
     from torch.nn import utils
 
-    if settings.clip_by == "norm":
-        utils.clip_grad_norm_(model.parameters(), settings.clip)
-    elif settings.clip_by == "value":
-        utils.clip_grad_value_(model.parameters(), settings.clip)
+    if settings.grad_clip_mode == "norm":
+        utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+    elif settings.grad_clip_mode == "value":
+        utils.clip_grad_value_(model.parameters(), settings.grad_clip)
     else:
         gradients = [p.grad for p in model.parameters()]
         norm = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
         for gradient in gradients:
-            gradient.mul_(settings.clip / (norm + settings.clip))
+            gradient.mul_(settings.grad_clip / (norm + settings.grad_clip))
 
 
 def little_world(folder: Path) -> Path:
@@ -444,7 +444,7 @@ class Routed(Pretraining):
         self.train, self.held_out = Shuffled(samples[4:], self.seed), samples[:4]
         self._bytes = torch.ones(VOCABULARY)
         model = Decoder(self.config)
-        model.recompute = self.recompute
+        model.activation_checkpointing = self.activation_checkpointing
         paced = rates(model, muon=self.settings.optimizer == "muon")
         return {"model": Trainable(model, rates=paced)}
 

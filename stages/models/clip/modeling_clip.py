@@ -90,8 +90,8 @@ class CLIP(nn.Module):
         """Set the scale back to its limit."""
         self.logit_scale.clamp_(max=self.log_scale_limit)
 
-    def recompute(self, on: bool = True) -> None:
+    def set_activation_checkpointing(self, on: bool = True) -> None:
         """Whether transformer blocks are computed again in the backward pass, to save memory."""
         for tower in (self.visual, self.text):
             if not isinstance(tower, ModifiedResNet):
-                tower.blocks.recompute = on
+                tower.blocks.activation_checkpointing = on

@@ -130,12 +130,12 @@ def read(x_BTC: Tensor, at_B: Tensor) -> Tensor:
 
 class Blocks(nn.Module):
     """A stack of blocks that is read at one token of each sample. Of the last block nothing else is
-    computed: of six blocks a seventh of the work. `recompute` trades a second forward pass for
+    computed: of six blocks a seventh of the work. `activation_checkpointing` trades a second forward pass for
     the activations' memory."""
 
     def __init__(self, shape: ViTConfig | TextConfig, config: CLIPConfig, *, causal: bool) -> None:
         super().__init__()
-        self.recompute = False
+        self.activation_checkpointing = False
         self.layers = nn.ModuleList(
             Block(shape.width, shape.heads, config, causal=causal) for _ in range(shape.layers)
         )
@@ -144,7 +144,7 @@ class Blocks(nn.Module):
         """All layers: what they make of the token at `at_B`, x_BC."""
         for block in self.layers:
             at = at_B if block is self.layers[-1] else None
-            if self.recompute and torch.is_grad_enabled():
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTC = checkpoint(block, x_BTC, at, use_reentrant=False)
             else:
                 x_BTC = block(x_BTC, at)

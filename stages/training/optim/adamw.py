@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from stages.training.training_params import ClipBy
+    from stages.training.training_params import GradClipMode
 
 Admit = Callable[[list[Tensor]], bool]
 """Given gradients, says whether to update; it may have clipped them."""
@@ -45,7 +45,7 @@ class AdamW(torch.optim.AdamW):
 
 
 @torch.no_grad()
-def clip(gradients: list[Tensor], norm: float, limit: float, by: ClipBy) -> None:
+def clip(gradients: list[Tensor], norm: float, limit: float, by: GradClipMode) -> None:
     """Clip gradients in place; a limit of 0 leaves them as they are.
 
     Args:

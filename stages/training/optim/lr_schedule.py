@@ -13,7 +13,7 @@ from stages.training.training_params import TrainSection
 
 def factor(settings: TrainSection, step: int) -> float:
     """The learning rate of a step over its peak."""
-    warmup = settings.warmup_steps
+    warmup = settings.num_warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     low = settings.min_lr_ratio
@@ -23,11 +23,11 @@ def factor(settings: TrainSection, step: int) -> float:
 def _shape(settings: TrainSection, step: int, steps: int) -> float:
     """From 1 towards 0 over `steps`."""
     done = min(1.0, step / steps)
-    if settings.schedule == "constant":
+    if settings.lr_schedule == "constant":
         return 1.0
-    if settings.schedule == "linear":
+    if settings.lr_schedule == "linear":
         return 1 - done
-    if settings.schedule == "cosine":
+    if settings.lr_schedule == "cosine":
         return (1 + math.cos(math.pi * done)) / 2
-    falling = max(1, round(settings.decay * settings.steps))
+    falling = max(1, round(settings.decay_ratio * settings.steps))
     return min(1.0, (steps - step) / falling)

@@ -1,6 +1,6 @@
 """What training a language model costs, before any process starts: arithmetic, traffic, time.
 
-    layout = Layout.of(train, world, recompute=True)
+    layout = Layout.of(train, world, activation_checkpointing=True)
     work = arithmetic(config, layout, samples)
     sent = traffic(config, layout)
     made = forecast(config, layout, work, sent, DEVICES["h100"])
@@ -39,8 +39,8 @@ class Layout:
     """Samples of one pass on one device."""
     passes: int
     """Forward and backward passes of a step on one device."""
-    recompute: bool = False
-    expert_parallel: int = 1
+    activation_checkpointing: bool = False
+    expert_parallel_size: int = 1
     """Devices over which one set of experts is spread."""
     masked: bool = False
     """Whether attention is given a mask of documents."""
@@ -54,24 +54,24 @@ class Layout:
         train: TrainSection,
         world: int,
         *,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         masked: bool = False,
         gpu: bool = True,
     ) -> Layout:
         """The layout of a pipeline file's `train` on so many devices."""
-        micro = min(train.micro(world), max(1, train.share(world)))
-        passes = max(1, train.share(world) // micro)
+        micro = min(train.rank_micro_batch_size(world), max(1, train.rank_batch_size(world)))
+        passes = max(1, train.rank_batch_size(world) // micro)
         return cls(
             world,
-            train.stage(world),
+            train.effective_zero_stage(world),
             train.dtype,
             micro,
             passes,
-            recompute,
-            train.expert_parallel,
+            activation_checkpointing,
+            train.expert_parallel_size,
             masked,
             gpu,
-            train.offload != "none",
+            train.offload_optimizer != "none",
         )
 
     @property
@@ -82,7 +82,7 @@ class Layout:
     @property
     def copies(self) -> int:
         """Devices that hold the same experts."""
-        return self.world // self.expert_parallel
+        return self.world // self.expert_parallel_size
 
 
 def expert_parameters(config: LanguageConfig) -> int:
@@ -124,7 +124,7 @@ def arithmetic(config: LanguageConfig, layout: Layout, samples: float) -> Arithm
     """Tokens and FLOPs of a training on so many samples."""
     tokens = float(samples) * config.context
     each = float(config.flops_per_token)
-    again = recomputed_flops_per_token(config) if layout.recompute else 0.0
+    again = recomputed_flops_per_token(config) if layout.activation_checkpointing else 0.0
     return Arithmetic(tokens, tokens * each, tokens * (each + again))
 
 
@@ -165,7 +165,7 @@ def traffic(config: LanguageConfig, layout: Layout) -> Traffic:
     """
     spread = expert_parameters(config)
     dense = config.parameters - spread
-    rings = ((dense, layout.world), (spread / layout.expert_parallel, layout.copies))
+    rings = ((dense, layout.world), (spread / layout.expert_parallel_size, layout.copies))
     ring = sum(numbers * (n - 1) / n for numbers, n in rings) * layout.bytes
     reduced, gathered = of_weights(ring, layout)
     return Traffic(reduced, gathered, exchanged(config, layout) * layout.passes)
@@ -184,8 +184,8 @@ def of_weights(ring: float, layout: Layout, *, forwards: int = 1) -> tuple[float
 def exchanged(config: LanguageConfig, layout: Layout) -> float:
     """Bytes of tokens that one device sends to experts in one pass: there and back, forward and
     backward; recomputing goes there and back once more. Of the tokens 1 / e stay."""
-    away = (layout.expert_parallel - 1) / layout.expert_parallel
-    ways = 6 if layout.recompute else 4
+    away = (layout.expert_parallel_size - 1) / layout.expert_parallel_size
+    ways = 6 if layout.activation_checkpointing else 4
     token = config.width * layout.bytes * choices(config)
     return ways * switch_layers(config) * token * layout.micro * config.context * away
 
@@ -259,7 +259,7 @@ def _seconds(sent: float, world: int, device: Device, per_node: int) -> float:
 def _exchange_seconds(sent: float, layout: Layout, device: Device, per_node: int) -> float:
     """An all-to-all's time: each device's own adapter carries what leaves the node. Where experts
     are not spread, it is features that all devices get, around a ring."""
-    spread = layout.expert_parallel
+    spread = layout.expert_parallel_size
     if spread == 1:
         return _seconds(sent, layout.world, device, per_node)
     inside = min(1.0, (per_node - 1) / (spread - 1))

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 SOME_GPU = 2e14
 """FLOP/s that a GPU of which nothing is known may be expected to do."""
 KNOBS = (
-    "train.zero",
-    "train.micro_batch",
-    "model.recompute",
-    "train.expert_parallel",
-    "train.offload",
+    "train.zero_stage",
+    "train.micro_batch_size",
+    "model.activation_checkpointing",
+    "train.expert_parallel_size",
+    "train.offload_optimizer",
 )
 """What is turned to make a training fit."""
 
@@ -47,7 +47,7 @@ class Training:
     train: TrainSection
     workers: Workers
     hardware: HardwareSection
-    recompute: bool = False
+    activation_checkpointing: bool = False
     masked: bool = False
     """Whether tokens see their own document alone."""
     start: bool = False
@@ -69,13 +69,13 @@ class Training:
         return Layout.of(
             self.train,
             world,
-            recompute=self.recompute,
+            activation_checkpointing=self.activation_checkpointing,
             masked=self.masked,
             gpu=self.device is None or self.device.gpu,
         )
 
     def _work(self, layout: Layout) -> Arithmetic:
-        return arithmetic(self.config, layout, self.train.samples)
+        return arithmetic(self.config, layout, self.train.total_samples)
 
     def _memory(self, layout: Layout) -> Memory:
         return memory(self.config, layout)
@@ -113,7 +113,7 @@ class Training:
             "reduced_bytes": sent.reduced,
             "gathered_bytes": sent.gathered,
             "exchanged_bytes": sent.exchanged,
-            "disk_bytes": 4.0 * config.parameters * (1 + 3 * train.checkpoints),
+            "disk_bytes": 4.0 * config.parameters * (1 + 3 * train.max_checkpoints),
         }
         if layout.gpu:
             found["host_bytes"] = self._host(layout, self.hardware.per_node)
@@ -194,14 +194,14 @@ class Training:
         """The fewest changes of the file that make it fit, and of those the ones with the fastest
         step: of the layout, then with twice the workers, and so on; empty if nothing does."""
         world = self.workers.num
-        while world <= self.train.global_batch:
+        while world <= self.train.global_batch_size:
             own = self._layout(world)
             fitting = [
                 (self._changes(own, layout), layout)
                 for layout in self._layouts(own)
                 if self._memory(layout).peak <= device.usable
             ]
-            if fitting and self.train.global_batch % world == 0:
+            if fitting and self.train.global_batch_size % world == 0:
                 cost = {
                     layout: (len(knobs), self._forecast(layout, device).step_seconds)
                     for knobs, layout in fitting
@@ -215,11 +215,11 @@ class Training:
         """All layouts of so many workers that take less memory than the file's."""
         share = own.micro * own.passes
         by_muon = self.train.optimizer == "muon"
-        for offload, zero, micro, recompute, spread in product(
+        for offload, zero, micro, activation_checkpointing, spread in product(
             [own.offload] if by_muon else sorted({own.offload, True}),
             range(own.zero, 3 if by_muon else 4),
             [micro for micro in range(own.micro, 0, -1) if share % micro == 0],
-            sorted({own.recompute, True}),
+            sorted({own.activation_checkpointing, True}),
             self._spreads(own.world),
         ):
             yield replace(
@@ -228,24 +228,24 @@ class Training:
                 offload=offload,
                 micro=micro,
                 passes=share // micro,
-                recompute=recompute,
-                expert_parallel=spread,
+                activation_checkpointing=activation_checkpointing,
+                expert_parallel_size=spread,
             )
 
     def _spreads(self, world: int) -> list[int]:
         """Sizes of expert parallelism from the file's on."""
-        experts, own = getattr(self.config, "experts", None), self.train.expert_parallel
+        experts, own = getattr(self.config, "experts", None), self.train.expert_parallel_size
         if experts is None:
             return [own]
         sizes = range(own, min(experts.num, world) + 1)
         return [size for size in sizes if experts.num % size == 0 and world % size == 0] or [own]
 
     def _changes(self, own: Layout, layout: Layout) -> dict[str, str]:
-        fields = ("zero", "micro", "recompute", "expert_parallel", "offload")
+        fields = ("zero", "micro", "activation_checkpointing", "expert_parallel_size", "offload")
         pairs = [(getattr(own, name), getattr(layout, name)) for name in fields]
         changed = {key: new for key, (old, new) in zip(KNOBS, pairs, strict=True) if old != new}
-        if "train.offload" in changed:
-            changed["train.offload"] = "cpu"
+        if "train.offload_optimizer" in changed:
+            changed["train.offload_optimizer"] = "cpu"
             if layout.zero == 1:  # it comes with that
-                changed.pop("train.zero", None)
+                changed.pop("train.zero_stage", None)
         return {key: str(new).lower() for key, new in changed.items()}

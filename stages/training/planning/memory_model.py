@@ -67,7 +67,7 @@ def memory(config: LanguageConfig, layout: Layout) -> Memory:
     spread = expert_parameters(config)
     return held(
         layout,
-        config.parameters - spread + spread / layout.expert_parallel,
+        config.parameters - spread + spread / layout.expert_parallel_size,
         config.parameters / layout.world,
         activations(config, layout),
         largest=_largest(config),
@@ -206,7 +206,7 @@ def _updating(layout: Layout, whole: float, part: float) -> float:
 def _sending(config: LanguageConfig, layout: Layout) -> float:
     """Bytes of the tokens that go to experts elsewhere, and of those that come: loads are taken
     for even."""
-    if layout.expert_parallel == 1:
+    if layout.expert_parallel_size == 1:
         return 0.0
     positions = layout.micro * config.context
     return 2.0 * layout.bytes * config.width * choices(config) * positions
@@ -230,7 +230,7 @@ def activations(config: LanguageConfig, layout: Layout) -> float:
     experts = switch_layers(config)
     plain, switch = (positions * block(config, layout, experts=x) for x in (False, True))
     largest = switch if experts else plain
-    if layout.recompute:
+    if layout.activation_checkpointing:
         kept = float(config.layers * stream * positions)
         again = largest - stream * positions
     else:

@@ -195,7 +195,7 @@ def portable(error: BaseException, post: Post) -> HeadwaterError:
         return error
     log = str(Path(post.logs) / f"rank-{post.index}.log")
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        remedy = "lower train.micro_batch, or raise train.zero or the number of workers"
+        remedy = "lower train.micro_batch_size, or raise train.zero_stage or the number of workers"
         return Failure("out of memory", where=f"rank {post.index}", remedy=remedy)
     line = (str(error).strip() or "no message").splitlines()[0]
     return Failure(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from stages.training.training_params import Limits
+from stages.training.training_params import WatchdogSection
 
 SILENT = 5.0
 """Seconds without a sign of a process, which shows one twice a second, that make it suspect."""
@@ -34,7 +34,7 @@ class Watchdog:
     def __init__(
         self,
         ranks: Iterable[int],
-        limits: Limits,
+        limits: WatchdogSection,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
@@ -63,8 +63,8 @@ class Watchdog:
         # One that has made a step is enough: its peers may be stuck before they could show theirs.
         slowest = max(usual, default=0.0)
         if not slowest:
-            return self._limits.start
-        return max(self._limits.floor, self._limits.factor * slowest)
+            return self._limits.startup_timeout
+        return max(self._limits.min_timeout, self._limits.timeout_factor * slowest)
 
     def verdict(self) -> str:
         """Who is stuck and since when; empty while all is well."""

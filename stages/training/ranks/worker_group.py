@@ -30,7 +30,7 @@ from stages.training.ranks.handshake import admit
 from stages.training.ranks.launchers import processes
 from stages.training.ranks.rank_process import Post, environment
 from stages.training.ranks.watchdog import Watchdog
-from stages.training.training_params import Limits
+from stages.training.training_params import WatchdogSection
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -49,16 +49,16 @@ class WorkerGroup:
         self,
         workers: Workers,
         ctx: Context,
-        limits: Limits | None = None,
+        limits: WatchdogSection | None = None,
         *,
         backend: str | None = None,
     ) -> None:
         self.workers = workers
         self.world = workers.num
-        self.limits = limits or Limits()
+        self.limits = limits or WatchdogSection()
         """When a silent rank counts as stuck; may be set anew before a call that is special."""
         self._ctx = ctx
-        self._processes = processes(backend, workers, ctx, self.limits.start)
+        self._processes = processes(backend, workers, ctx, self.limits.startup_timeout)
         self._links: dict[int, Connection] = {}
         self._pids: dict[int, tuple[int, str]] = {}
         self._replies: dict[int, Any] = {}
@@ -129,7 +129,7 @@ class WorkerGroup:
                     for index in range(self.world)
                 ]
             )
-            patience = self.limits.start
+            patience = self.limits.startup_timeout
             found = admit(server, bytes.fromhex(key), self.world, patience, self._check_alive)
         self._links = {index: admitted.link for index, admitted in found.items()}
         self._pids = {index: (admitted.pid, admitted.host) for index, admitted in found.items()}

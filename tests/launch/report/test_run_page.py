@@ -147,9 +147,9 @@ def test_secrets_are_shown_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_parameters_are_flat_with_defaults_and_execution(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL)
-    found = report.parameters(run, "gpt", {"train": {"clip": 1.0}, "seed": None})
+    found = report.parameters(run, "gpt", {"train": {"grad_clip": 1.0}, "seed": None})
     assert found["train.lr"] == "0.001"
-    assert found["train.clip"] == "1.0"
+    assert found["train.grad_clip"] == "1.0"
     assert found["workers.num"] == "2"
     assert found["seed"] == "null"
     assert found["tokens"] == "${tokens}"

@@ -73,7 +73,7 @@ def test_overrides_in_their_order_the_last_on_top() -> None:
         {"name": "x", "stages": {"gpt": {"train": {"lr": 1, "steps": 2}}}},
         "gpt.train.lr=3e-4",
         "stages.gpt.train.steps=1e3",
-        "gpt.train={warmup: 5}",
+        "gpt.train={warmup_steps: 5}",
         "gpt.new.deep.key=[a, 1]",
         "gpt.text='010'",
         "gpt.input=${clean}",
@@ -90,7 +90,7 @@ def test_overrides_in_their_order_the_last_on_top() -> None:
         "promote": {"model": "z"},
         "stages": {
             "gpt": {
-                "train": {"lr": 3e-4, "steps": 1000, "warmup": 5},
+                "train": {"lr": 3e-4, "steps": 1000, "warmup_steps": 5},
                 "new": {"deep": {"key": ["a", 1]}},
                 "text": "010",
                 "input": "${clean}",
@@ -99,7 +99,10 @@ def test_overrides_in_their_order_the_last_on_top() -> None:
         },
     }
     assert tree.place(("stages", "gpt", "train", "lr")) == "override 'gpt.train.lr=3e-4'"
-    assert tree.place(("stages", "gpt", "train", "warmup")) == "override 'gpt.train={warmup: 5}'"
+    assert (
+        tree.place(("stages", "gpt", "train", "warmup_steps"))
+        == "override 'gpt.train={warmup_steps: 5}'"
+    )
     assert tree.place(("stages", "gpt", "new")) == "f:1"
 
 

@@ -78,8 +78,13 @@ def params(**fields: Any) -> ClipParams:
     recomputed, 32 epochs of 400 million pairs."""
     given: dict[str, Any] = {
         "size": "ViT-L/14",
-        "model": {"recompute": True},
-        "train": {"steps": 390625, "global_batch": 32768, "warmup": 2000, "dtype": "float16"},
+        "model": {"activation_checkpointing": True},
+        "train": {
+            "steps": 390625,
+            "global_batch_size": 32768,
+            "warmup_steps": 2000,
+            "dtype": "float16",
+        },
         "workers": {"num": 256, "gpus": 1},
         "hardware": {"device": "v100-32gb"},
     }
@@ -110,7 +115,7 @@ def test_what_is_computed_beside_the_towers() -> None:
     assert sigmoid.hardware_flops == 64 * (read + pair)
     cached = arithmetic(run, replace(layout, micro=4, passes=4), 64)
     assert cached.hardware_flops == pytest.approx(64 * (4 / 3 * read + 2 * pair))
-    recomputed = arithmetic(run, replace(layout, recompute=True), 64)
+    recomputed = arithmetic(run, replace(layout, activation_checkpointing=True), 64)
     assert recomputed.hardware_flops == cached.hardware_flops
 
 
@@ -152,7 +157,7 @@ def test_recomputing_and_caching_take_activations_down() -> None:
     run = Run(preset("ViT-L/14"), 32768)
     layout = Layout(256, 1, "float16", 128, 1)
     plain = activations(run, layout)
-    assert activations(run, replace(layout, recompute=True)) < 0.25 * plain
+    assert activations(run, replace(layout, activation_checkpointing=True)) < 0.25 * plain
     parts = activations(run, replace(layout, micro=8, passes=16))
     assert activations(run, replace(layout, micro=16, passes=8)) < 0.2 * plain
     towers = (image_bytes(run, layout) + text_bytes(run, layout)) / 16
@@ -199,8 +204,8 @@ def test_a_base_takes_memory_of_the_host() -> None:
 @pytest.mark.parametrize(
     ("fields", "key"),
     [
-        ({"model": {}, "size": "ViT-L/14@336"}, "model.recompute"),
-        ({"workers": {"num": 8, "gpus": 1}}, "train.micro_batch"),
+        ({"model": {}, "size": "ViT-L/14@336"}, "model.activation_checkpointing"),
+        ({"workers": {"num": 8, "gpus": 1}}, "train.micro_batch_size"),
         ({"workers": {"num": 1, "gpus": 1}}, "workers.num"),
         (
             {
@@ -211,7 +216,7 @@ def test_a_base_takes_memory_of_the_host() -> None:
             None,
         ),
     ],
-    ids=["recompute", "micro-batch", "workers", "deep"],
+    ids=["activation_checkpointing", "micro-batch", "workers", "deep"],
 )
 def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     fields: dict[str, Any], key: str | None
@@ -234,6 +239,6 @@ def test_every_device_has_an_expectation() -> None:
         for dtype in device.peak:
             plan = params(
                 hardware={"device": name},
-                train={"steps": 1, "global_batch": 32768, "dtype": dtype, "warmup": 0},
+                train={"steps": 1, "global_batch_size": 32768, "dtype": dtype, "warmup_steps": 0},
             )
             assert 0 < plan.estimate({})["mfu"] < device.attainable

@@ -22,7 +22,7 @@ def saved(
     folder: Path, steps: int = 3, keep: int = 2, every: int = 0
 ) -> tuple[Checkpoints, PlainEngine]:
     """Checkpoints at steps 1..steps of one engine."""
-    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep, keep_every=every)
+    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep, checkpoint_keep_interval=every)
     assert saves.newest() is None
     for step in range(1, steps + 1):
         engine.train(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stages.training.data_order import Shuffled, micro_batches, mix
 from stages.training.objective import SupervisedObjective
 from stages.training.ranks.rank import Rank
-from stages.training.training_params import RampSection, TrainSection
+from stages.training.training_params import BatchSizeRampup, TrainSection
 
 
 class Plain(SupervisedObjective):
@@ -24,7 +24,7 @@ class Plain(SupervisedObjective):
 
 
 def dealt(
-    world: int, micro: int | None, ragged: bool, step: int = 3, ramp: RampSection | None = None
+    world: int, micro: int | None, ragged: bool, step: int = 3, ramp: BatchSizeRampup | None = None
 ) -> list[list[list[int]]]:
     """By rank, by micro-batch: the samples of a step."""
     made = []
@@ -33,7 +33,9 @@ def dealt(
         objective.ragged = ragged
         objective.rank = Rank(index, world)
         objective.settings = TrainSection(
-            global_batch=24, micro_batch=micro, batch_ramp=ramp or RampSection()
+            global_batch_size=24,
+            micro_batch_size=micro,
+            batch_size_rampup=ramp or BatchSizeRampup(),
         )
         objective.train = Shuffled(range(100), seed=5)
         made.append(micro_batches(objective, step))
@@ -84,11 +86,15 @@ def test_a_ramp_is_even_and_leaves_nothing_out(start: int, times: int, steps: in
     """Against the sum over the steps before, and against the straight line."""
     G = start * times
     made = TrainSection.model_validate(
-        {"global_batch": G, "steps": 50, "batch_ramp": {"start": start, "steps": steps}}
+        {
+            "global_batch_size": G,
+            "steps": 50,
+            "batch_size_rampup": {"initial_batch_size": start, "steps": steps},
+        }
     )
-    batches = [made.batch(step) for step in range(50)]
-    assert [made.first(step) for step in range(51)] == [sum(batches[:s]) for s in range(51)]
-    assert made.samples == sum(batches)
+    batches = [made.batch_size_at(step) for step in range(50)]
+    assert [made.first_sample(step) for step in range(51)] == [sum(batches[:s]) for s in range(51)]
+    assert made.total_samples == sum(batches)
     assert batches[0] == start or times == 1
     assert set(batches[steps:]) <= {G}
     for step, batch in enumerate(batches[:steps]):
@@ -102,7 +108,7 @@ def test_the_steps_of_a_ramp_are_the_same_samples_at_any_world_size(
     world: int, micro: int | None, ragged: bool
 ) -> None:
     order, at = Shuffled(range(100), seed=5), 0
-    ramp = RampSection(start=4, steps=5)
+    ramp = BatchSizeRampup(initial_batch_size=4, steps=5)
     for step, batch in enumerate([4, 8, 12, 16, 20, 24, 24]):
         ranks = dealt(world, micro, ragged, step, ramp)
         found = sorted(sample for rank in ranks for batch in rank for sample in batch)

@@ -42,6 +42,6 @@ def test_a_missing_compiler_is_named_before_anything_is_trained(
 def test_zero_3_is_refused() -> None:
     for zero, refused in ((2, False), (3, True)):
         params = PretrainParams.model_validate(
-            {"model": {"compile": True}, "train": {"zero": zero}}
+            {"model": {"compile": True}, "train": {"zero_stage": zero}}
         )
         assert any(p.key == "model.compile" for p in params.check({})) is refused

@@ -17,16 +17,16 @@ def problems(workers: int = 1, gpus: float = 0, **fields: object) -> list[str]:
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused_with_a_remedy() -> None:
-    assert problems(workers=3, global_batch=32) == [
-        "train.global_batch: 32 is not divisible by workers.num (3) (33 is)"
+    assert problems(workers=3, global_batch_size=32) == [
+        "train.global_batch_size: 32 is not divisible by workers.num (3) (33 is)"
     ]
 
 
 def test_micro_batches_must_fill_the_share_of_a_rank() -> None:
-    assert problems(workers=2, global_batch=32, micro_batch=5) == [
-        "train.global_batch: 32 is not divisible by workers.num (2) x train.micro_batch (5) (30 is)"
+    assert problems(workers=2, global_batch_size=32, micro_batch_size=5) == [
+        "train.global_batch_size: 32 is not divisible by workers.num (2) x train.micro_batch_size (5) (30 is)"
     ]
-    assert not problems(workers=2, global_batch=32, micro_batch=8)
+    assert not problems(workers=2, global_batch_size=32, micro_batch_size=8)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -36,60 +36,67 @@ def test_half_precision_is_for_gpus(dtype: str) -> None:
 
 
 def test_muon_wants_whole_matrices() -> None:
-    assert problems(optimizer="muon", zero=3) == [
-        "train.zero: Muon needs whole matrices, which ZeRO 3 cuts up (set 0, 1 or 2)"
+    assert problems(optimizer="muon", zero_stage=3) == [
+        "train.zero_stage: Muon needs whole matrices, which ZeRO 3 cuts up (set 0, 1 or 2)"
     ]
-    assert not problems(optimizer="muon", zero=2)
+    assert not problems(optimizer="muon", zero_stage=2)
 
 
 def test_muon_is_not_for_the_host() -> None:
-    assert "train.offload: Muon's" in problems(optimizer="muon", offload="cpu")[0]
-    assert not problems(offload="cpu")
+    assert (
+        "train.offload_optimizer: Muon is" in problems(optimizer="muon", offload_optimizer="cpu")[0]
+    )
+    assert not problems(offload_optimizer="cpu")
 
 
 def test_the_batch_falls_on_ranks_and_passes() -> None:
-    made = TrainSection(global_batch=32, micro_batch=4)
-    assert (made.share(2), made.micro(2)) == (16, 4)
-    assert TrainSection(global_batch=32).micro(2) == 16
+    made = TrainSection(global_batch_size=32, micro_batch_size=4)
+    assert (made.rank_batch_size(2), made.rank_micro_batch_size(2)) == (16, 4)
+    assert TrainSection(global_batch_size=32).rank_micro_batch_size(2) == 16
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 30), (0, 0), (25, 25), (1, 1)])
 def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
-    assert TrainSection(steps=300, warmup=warmup).warmup_steps == steps
+    assert TrainSection(steps=300, warmup_steps=warmup).num_warmup_steps == steps
 
 
 @pytest.mark.parametrize(
     ("ramp", "message"),
     [
-        ({"start": 5, "steps": 10}, r"global_batch \(32\) is no multiple of 5"),
-        ({"start": 8}, "start and steps go together"),
-        ({"start": 8, "steps": 301}, r"301 are more than steps \(300\)"),
+        (
+            {"initial_batch_size": 5, "steps": 10},
+            r"global_batch_size \(32\) is not a multiple of 5",
+        ),
+        ({"initial_batch_size": 8}, "set both initial_batch_size and steps"),
+        ({"initial_batch_size": 8, "steps": 301}, r"301 is larger than steps \(300\)"),
     ],
 )
 def test_a_ramp_that_does_not_fit_is_refused(ramp: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        TrainSection.model_validate({"batch_ramp": ramp})
+        TrainSection.model_validate({"batch_size_rampup": ramp})
 
 
 def test_the_least_batch_of_a_ramp_falls_on_ranks_and_passes() -> None:
-    ramp = {"start": 8, "steps": 10}
-    assert problems(workers=2, global_batch=32, micro_batch=8, batch_ramp=ramp) == [
-        "train.batch_ramp.start: 8 is not divisible by workers.num (2) x train.micro_batch (8) "
-        "(16 is)"
+    ramp = {"initial_batch_size": 8, "steps": 10}
+    assert problems(
+        workers=2, global_batch_size=32, micro_batch_size=8, batch_size_rampup=ramp
+    ) == [
+        "train.batch_size_rampup.initial_batch_size: 8 is not divisible by workers.num (2) "
+        "x train.micro_batch_size (8) (16 is)"
     ]
-    assert not problems(workers=2, global_batch=32, micro_batch=4, batch_ramp=ramp)
+    assert not problems(workers=2, global_batch_size=32, micro_batch_size=4, batch_size_rampup=ramp)
 
 
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"warmup \(500\) is longer than steps \(300\)"):
-        TrainSection(steps=300, warmup=500)
+    with pytest.raises(ValidationError, match=r"warmup_steps \(500\) is larger than steps \(300\)"):
+        TrainSection(steps=300, warmup_steps=500)
 
 
 @pytest.mark.parametrize(
     ("said", "key", "why"),
     [
         ("train: {sequence_parallel: 2}", "train.sequence_parallel", "(Ulysses): a sample is"),
-        ("layout: {sequence_parallel: 2}", "layout", "train.zero 0 to 3"),
+        ("layout: {sequence_parallel: 2}", "layout", "train.zero_stage 0 to 3"),
         ("workers: {tensor_parallel_size: 2}", "workers.tensor_parallel_size", "AutoTP"),
         ("model: {pp: 2}", "model.pp", "no pipeline parallelism"),
         ("deepspeed: {tensor_parallel: {autotp_size: 2}}", "deepspeed", "AutoTP"),
@@ -107,4 +114,4 @@ def test_layouts_known_from_elsewhere_are_refused_with_what_there_is_instead(
     assert caught.value.exit_code == 2
     assert problem.key == f"gpt.{key}"
     assert why in str(problem)
-    assert "train.expert_parallel" in problem.remedy
+    assert "train.expert_parallel_size" in problem.remedy

@@ -53,12 +53,12 @@ def test_hidden_patches_cost_nothing():
     assert counter.get_total_flops() == VIT.flops_per_pair(kept=4, tokens=7) - 3 * unread
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("tower", ["visual", "text"])
-def test_the_token_that_is_read_is_that_of_whole_blocks(tower, recompute):
+def test_the_token_that_is_read_is_that_of_whole_blocks(tower, activation_checkpointing):
     model = lively(made(VIT)).double()
     blocks = getattr(model, tower).blocks
-    blocks.recompute = recompute
+    blocks.activation_checkpointing = activation_checkpointing
     x_BTC = torch.randn(3, 9, blocks.layers[0].ln_1.weight.shape[0], dtype=torch.double)
     at_B, gradients = torch.tensor([0, 8, 5]), []
     whole_BTC = x_BTC
@@ -170,7 +170,7 @@ def test_recomputing_changes_no_gradient():
     grads = []
     for on in (False, True):
         model.zero_grad()
-        model.recompute(on)
+        model.set_activation_checkpointing(on)
         image_BE, text_BE, *_ = model(images(VIT), captions())
         (image_BE * text_BE).sum().backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])

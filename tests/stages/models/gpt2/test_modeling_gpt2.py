@@ -120,7 +120,7 @@ def test_recomputing_changes_no_gradient(model):
     model(tokens_BT).square().mean().backward()
     plain = model.wte.weight.grad.clone()
     model.zero_grad()
-    model.recompute = True
+    model.activation_checkpointing = True
     model(tokens_BT).square().mean().backward()
     torch.testing.assert_close(model.wte.weight.grad, plain)
 

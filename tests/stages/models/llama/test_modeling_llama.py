@@ -178,7 +178,7 @@ def test_left_padding_changes_nothing(tokens_BT):
 def test_recomputing_changes_no_gradient(name, tokens_BT):
     model = lively(Decoder(CONFIGS[name]))
     found = []
-    for model.recompute in (False, True):
+    for model.activation_checkpointing in (False, True):
         model.zero_grad()
         trace = Trace()
         total = model(tokens_BT, targets_BT=tokens_BT.roll(-1, 1), z_coef=1e-3, trace=trace)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stages.training.optim.adamw import AdamW, clip
 from stages.training.optim.muon import MARK, Muon, matrices, orthogonal
-from stages.training.training_params import ClipBy
+from stages.training.training_params import GradClipMode
 
 
 def gradients(seed: int = 0) -> list[Tensor]:
@@ -47,7 +47,7 @@ def test_soft_clipping_keeps_the_direction_and_stays_below_the_limit() -> None:
 
 
 @pytest.mark.parametrize("by", ["norm", "norm_soft", "value"])
-def test_no_limit_leaves_gradients_as_they_are(by: ClipBy) -> None:
+def test_no_limit_leaves_gradients_as_they_are(by: GradClipMode) -> None:
     found = gradients()
     clip(found, norm(found), 0.0, by)
     assert all(map(torch.equal, found, gradients()))

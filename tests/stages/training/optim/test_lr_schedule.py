@@ -13,7 +13,7 @@ from stages.training.training_params import TrainSection
 
 def settings(schedule: str, **fields: object) -> TrainSection:
     return TrainSection.model_validate(
-        {"steps": 100, "warmup": 10, "min_lr_ratio": 0.1, "schedule": schedule, **fields}
+        {"steps": 100, "warmup_steps": 10, "min_lr_ratio": 0.1, "lr_schedule": schedule, **fields}
     )
 
 
@@ -40,7 +40,7 @@ def test_cosine_is_half_way_in_the_middle() -> None:
 
 
 def test_wsd_is_stable_until_its_decay() -> None:
-    rates = [factor(settings("wsd", decay=0.2), step) for step in range(101)]
+    rates = [factor(settings("wsd", decay_ratio=0.2), step) for step in range(101)]
     assert rates[10:81] == pytest.approx([1.0] * 71)
     assert rates[80:101] == pytest.approx([0.1 + 0.9 * (20 - k) / 20 for k in range(21)])
 
@@ -55,9 +55,9 @@ def test_wsd_is_stable_until_its_decay() -> None:
 def test_rates_stay_between_nothing_and_the_peak(
     schedule: str, steps: int, warmup: float, least: float
 ) -> None:
-    made = settings(schedule, steps=steps, warmup=warmup, min_lr_ratio=least)
+    made = settings(schedule, steps=steps, warmup_steps=warmup, min_lr_ratio=least)
     rates = [factor(made, step) for step in range(steps)]
-    after = rates[made.warmup_steps :]
-    assert all(0 < rate <= 1 + 1e-12 for rate in rates[: made.warmup_steps])
+    after = rates[made.num_warmup_steps :]
+    assert all(0 < rate <= 1 + 1e-12 for rate in rates[: made.num_warmup_steps])
     assert all(least - 1e-12 <= rate <= 1 + 1e-12 for rate in after)
     assert after == sorted(after, reverse=True)

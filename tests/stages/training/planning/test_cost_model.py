@@ -61,7 +61,7 @@ def training(
 def test_megatrons_models(row: Row) -> None:
     config = row.config
     assert config.parameters / 1e9 == pytest.approx(row.billions, rel=0.03)
-    layout = Layout(row.devices, 1, "bfloat16", 1, 1, recompute=True)
+    layout = Layout(row.devices, 1, "bfloat16", 1, 1, activation_checkpointing=True)
     work = arithmetic(config, layout, row.batch)
     B, s, h, n, V = row.batch, 2048, row.width, row.layers, 51200
     theirs = 96 * B * s * n * h**2 * (1 + s / (6 * h) + V / (16 * n * h))  # equation 3
@@ -82,7 +82,7 @@ def test_days_of_the_largest(
     config: GPTConfig, tokens: float, devices: int, teraflops: float, days: float
 ) -> None:
     """The same, section 5.1: at the speed that they measured."""
-    layout = Layout(devices, 1, "bfloat16", 1, 1, recompute=True)
+    layout = Layout(devices, 1, "bfloat16", 1, 1, activation_checkpointing=True)
     work = arithmetic(config, layout, 1)
     flops = work.hardware_flops / work.tokens * tokens
     assert flops / (devices * teraflops * 1e12) / DAY == pytest.approx(days, rel=0.1)
@@ -137,7 +137,7 @@ def test_hours_to_expect(name: str, hours: float) -> None:
     batch, world = 1024, 1024
     plain = Layout(world, 3, "bfloat16", 1, 1)
     least = training(config, 2e12, world, batch, plain)[2]
-    most = training(config, 2e12, world, batch, replace(plain, recompute=True))[2]
+    most = training(config, 2e12, world, batch, replace(plain, activation_checkpointing=True))[2]
     assert 0.75 * least < hours < 1.25 * most
     assert most < 1.4 * least
 
@@ -182,13 +182,13 @@ def test_tokens_travel_to_experts_and_back() -> None:
     config = DecoderConfig(
         1000, 128, 4, 64, 4, 4, 128, 16, experts=ExpertsConfig(num=8, every=2, top_k=1)
     )
-    layout = Layout(8, 1, "bfloat16", 2, 3, expert_parallel=4)
+    layout = Layout(8, 1, "bfloat16", 2, 3, expert_parallel_size=4)
     sent = traffic(config, layout)
     # 4 ways x 2 layers x 256 tokens x 64 numbers x 2 bytes x 3 passes, three of four away
     assert sent.exchanged == 4 * 2 * 256 * 64 * 2 * 3 * 3 / 4
-    again = traffic(config, replace(layout, recompute=True))
+    again = traffic(config, replace(layout, activation_checkpointing=True))
     assert again.exchanged == 1.5 * sent.exchanged
-    apart = traffic(config, replace(layout, expert_parallel=1))
+    apart = traffic(config, replace(layout, expert_parallel_size=1))
     assert apart.exchanged == 0
     assert apart.reduced > sent.reduced
 

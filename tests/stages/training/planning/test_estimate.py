@@ -11,8 +11,8 @@ from pipeline.stage import Params
 from stages.pretrain import PretrainParams
 from stages.training.planning.device_specs import DEVICES
 
-ALONE = {"global_batch": 512, "dtype": "bfloat16", "zero": 1, "micro_batch": 1}
-TRAIN = {"global_batch": 512, "dtype": "bfloat16", "zero": 1, "micro_batch": 8}
+ALONE = {"global_batch_size": 512, "dtype": "bfloat16", "zero_stage": 1, "micro_batch_size": 1}
+TRAIN = {"global_batch_size": 512, "dtype": "bfloat16", "zero_stage": 1, "micro_batch_size": 8}
 
 
 def params(**fields: Any) -> PretrainParams:
@@ -30,7 +30,7 @@ def problems(**fields: Any) -> list[tuple[str, str]]:
 
 
 def test_what_fits_is_planned_to_the_end() -> None:
-    fits = params(train=TRAIN | {"micro_batch": 1})
+    fits = params(train=TRAIN | {"micro_batch_size": 1})
     assert not list(fits.check({}))
     found = fits.estimate({})
     assert found["memory_bytes"] < found["device_bytes"] < 80 * 2**30
@@ -46,21 +46,41 @@ def test_what_fits_is_planned_to_the_end() -> None:
 @pytest.mark.parametrize(
     ("fields", "keys"),
     [
-        ({"train": TRAIN | {"zero": 3}, "model": {"context": 8192}}, ["train.micro_batch"]),
-        ({"train": TRAIN | {"micro_batch": 1}, "model": {"layers": 100}}, ["train.zero"]),
-        ({"train": ALONE | {"zero": 3}, "model": {"layers": 130, "context": 8192}}, None),
         (
-            {"train": TRAIN | {"micro_batch": 1, "zero": 3}, "model": {"context": 32768}},
-            ["model.recompute"],
+            {"train": TRAIN | {"zero_stage": 3}, "model": {"context": 8192}},
+            ["train.micro_batch_size"],
         ),
-        ({"train": ALONE, "workers": {"num": 1, "gpus": 1}}, ["train.offload"]),
-        ({"train": ALONE | {"offload": "cpu"}, "preset": "gpt3-13b"}, ["train.zero"]),
+        (
+            {"train": TRAIN | {"micro_batch_size": 1}, "model": {"layers": 100}},
+            ["train.zero_stage"],
+        ),
+        ({"train": ALONE | {"zero_stage": 3}, "model": {"layers": 130, "context": 8192}}, None),
+        (
+            {
+                "train": TRAIN | {"micro_batch_size": 1, "zero_stage": 3},
+                "model": {"context": 32768},
+            },
+            ["model.activation_checkpointing"],
+        ),
+        ({"train": ALONE, "workers": {"num": 1, "gpus": 1}}, ["train.offload_optimizer"]),
+        (
+            {"train": ALONE | {"offload_optimizer": "cpu"}, "preset": "gpt3-13b"},
+            ["train.zero_stage"],
+        ),
         (
             {"train": ALONE | {"optimizer": "muon"}, "workers": {"num": 1, "gpus": 1}},
             ["workers.num"],
         ),
     ],
-    ids=["micro-batch", "zero", "large", "recompute", "offload", "more than offload", "muon"],
+    ids=[
+        "micro-batch",
+        "zero",
+        "large",
+        "activation_checkpointing",
+        "offload",
+        "more than offload",
+        "muon",
+    ],
 )
 def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     fields: dict[str, Any], keys: list[str] | None
@@ -81,7 +101,7 @@ def test_what_does_not_fit_is_refused_with_the_change_that_fits(
 
 def test_what_the_host_has_no_room_for_is_refused() -> None:
     """8 processes of a node draw 6.7e9 weights in float32, and round them: 300 GiB."""
-    train = TRAIN | {"micro_batch": 1}
+    train = TRAIN | {"micro_batch_size": 1}
     needed = params(train=train).estimate({})["host_bytes"] / 2**30
     room = {"device": "a100-80gb", "host_gib": needed + 1}
     assert not problems(train=train, hardware=room)
@@ -96,12 +116,12 @@ def test_what_the_host_has_no_room_for_is_refused() -> None:
 
 def test_a_model_to_start_from_takes_memory_of_the_host() -> None:
     """Before the weights are rounded: float32 twice instead of float32 and bfloat16."""
-    planned = params(train=TRAIN | {"micro_batch": 1})
+    planned = params(train=TRAIN | {"micro_batch_size": 1})
     alone, more = (planned.estimate(above) for above in ({}, {"init_from": Params()}))
     assert more["host_bytes"] == pytest.approx(alone["host_bytes"] * 8 / 6)
     assert {**more, "host_bytes": 0} == {**alone, "host_bytes": 0}
     room = {"device": "a100-80gb", "host_gib": more["host_bytes"] / 2**30 - 1}
-    tight = params(train=TRAIN | {"micro_batch": 1}, hardware=room)
+    tight = params(train=TRAIN | {"micro_batch_size": 1}, hardware=room)
     assert not list(tight.check({}))
     (found,) = tight.check({"init_from": Params()})
     assert found.key == "hardware.host_gib"
@@ -111,11 +131,11 @@ def test_a_model_to_start_from_takes_memory_of_the_host() -> None:
     ("fields", "most"),
     [
         ({}, 4),  # 300 steps: 2 kept, 1 to go back to, 1 being written
-        ({"keep_every": 100}, 5),  # four are saved in all
-        ({"keep_every": 100, "steps": 1000}, 12),
-        ({"keep_every": 300, "steps": 1000}, 7),
-        ({"checkpoint_every": 0}, 2),
-        ({"keep": 10}, 5),
+        ({"checkpoint_keep_interval": 100}, 5),  # four are saved in all
+        ({"checkpoint_keep_interval": 100, "steps": 1000}, 12),
+        ({"checkpoint_keep_interval": 300, "steps": 1000}, 7),
+        ({"checkpoint_interval": 0}, 2),
+        ({"checkpoint_keep_latest": 10}, 5),
     ],
 )
 def test_the_disk_holds_what_is_kept_and_what_is_being_written(
@@ -128,9 +148,9 @@ def test_the_disk_holds_what_is_kept_and_what_is_being_written(
 
 def test_what_fits_nowhere_is_told_so() -> None:
     huge = {"layers": 400, "width": 65536, "heads": 512}
-    ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch": 1})
+    ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch_size": 1})
     assert (key, hint) == ("model", "a smaller model, or a device with more memory")
-    (found,) = params(train=ALONE | {"zero": 3}, preset="gpt3-175b").check({})
+    (found,) = params(train=ALONE | {"zero_stage": 3}, preset="gpt3-175b").check({})
     assert "takes 324.2 GiB a device before ZeRO 3 cuts the weights up" in found.message
 
 
@@ -138,7 +158,7 @@ def test_what_fits_nowhere_is_told_so() -> None:
     ("fields", "key", "hint"),
     [
         (
-            {"workers": {"num": 64}, "train": {"global_batch": 512}},
+            {"workers": {"num": 64}, "train": {"global_batch_size": 512}},
             "hardware.device",
             "workers.gpus",
         ),

@@ -114,11 +114,11 @@ def test_where_all_start_from_a_model_each_process_holds_a_second_one() -> None:
 @pytest.mark.parametrize(
     ("fields", "alone", "together"),
     [
-        ({"zero": 0}, 0, 0),
-        ({"zero": 2}, 0, 2),
-        ({"zero": 0, "dtype": "bfloat16"}, 1, 1),
-        ({"zero": 3, "dtype": "float16"}, 3, 3),
-        ({"zero": 0, "offload": "cpu"}, 1, 1),
+        ({"zero_stage": 0}, 0, 0),
+        ({"zero_stage": 2}, 0, 2),
+        ({"zero_stage": 0, "dtype": "bfloat16"}, 1, 1),
+        ({"zero_stage": 3, "dtype": "float16"}, 3, 3),
+        ({"zero_stage": 0, "offload_optimizer": "cpu"}, 1, 1),
     ],
 )
 def test_what_needs_masters_apart_runs_at_stage_1_at_least(
@@ -127,7 +127,7 @@ def test_what_needs_masters_apart_runs_at_stage_1_at_least(
     train = TrainSection.model_validate(fields)
     layouts = [Layout.of(train, world) for world in (1, 2)]
     assert [layout.zero for layout in layouts] == [alone, together]
-    assert all(layout.offload is (train.offload == "cpu") for layout in layouts)
+    assert all(layout.offload is (train.offload_optimizer == "cpu") for layout in layouts)
 
 
 @pytest.mark.parametrize(("gpu", "numbers"), [(True, BUCKET), (False, CPU_BUCKET)])
@@ -140,7 +140,7 @@ def test_experts_are_shared_by_those_who_hold_them_together() -> None:
     config = replace(SWITCH, experts=ExpertsConfig(num=8, every=1))
     spread = expert_parameters(config)
     dense = config.parameters - spread
-    held = memory(config, Layout(4, 1, "float32", 1, 1, expert_parallel=4))
+    held = memory(config, Layout(4, 1, "float32", 1, 1, expert_parallel_size=4))
     assert held.weights == held.gradients == 4 * (dense + spread / 4)
     assert held.optimizer == 12 * config.parameters / 4
 
@@ -183,7 +183,9 @@ def test_a_block_keeps_what_its_operators_save(
 def test_recomputing_keeps_one_stream_a_block() -> None:
     config = GPTConfig(50257, 2048, layers=40, width=5120, heads=40)
     plain = Layout(64, 3, "bfloat16", 1, 4)
-    whole, thrifty = (activations(config, replace(plain, recompute=r)) for r in (False, True))
+    whole, thrifty = (
+        activations(config, replace(plain, activation_checkpointing=r)) for r in (False, True)
+    )
     saved = 39 * (block(config, plain) - 2 * 5120) * 2048
     # The block that is made again meets its gradients, and no longer the head.
     assert whole - thrifty == pytest.approx(saved, rel=0.03)

@@ -1,7 +1,7 @@
 """Who is stuck, by a clock that the test moves."""
 
 from stages.training.ranks.watchdog import Watchdog
-from stages.training.training_params import Limits
+from stages.training.training_params import WatchdogSection
 
 
 class Scene:
@@ -9,7 +9,11 @@ class Scene:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.dog = Watchdog(range(2), Limits(factor=10, floor=20, start=100), lambda: self.now)
+        self.dog = Watchdog(
+            range(2),
+            WatchdogSection(timeout_factor=10, min_timeout=20, startup_timeout=100),
+            lambda: self.now,
+        )
 
     def pass_time(
         self,
