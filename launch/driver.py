@@ -16,9 +16,9 @@ from pipeline.status import TERMINAL_STATES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.execution.plan import Plan
     from pipeline.execution.run import Run
     from pipeline.execution.runner import Observer
-    from pipeline.plan import Plan
     from pipeline.spec.pipeline_spec import ModelRef, Spec
     from pipeline.storage.artifact import Artifact
     from pipeline.storage.store import Store
@@ -42,14 +42,14 @@ def plan_pipeline(
     Raises:
         UserError: a named stage does not exist, or a source cannot be read.
     """
-    from pipeline.plan import make
+    from pipeline.execution.plan import make_plan
 
     def resolve_model(ref: ModelRef) -> Artifact:
         from launch.tracking.model_registry import Registry
 
         return Registry(store, mlflow_uri()).resolve(ref.model, ref.alias)
 
-    return make(
+    return make_plan(
         spec,
         store,
         from_=from_,
@@ -133,9 +133,11 @@ def check_resumable(run: Run, store: Store) -> None:
         UserError: a driver works on the run.
     """
     deadline = time.monotonic() + FINALIZE_SECONDS
-    while run.driven() and run.status().state in TERMINAL_STATES and time.monotonic() < deadline:
+    while (
+        run.has_driver() and run.status().state in TERMINAL_STATES and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
-    if run.driven():
+    if run.has_driver():
         raise UserError(
             f"run {run.id} is already running",
             remedy=f"headwater status {run.id} --watch{store_flag(store)}",

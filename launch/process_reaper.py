@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.execution.output_capture import MARK
+from pipeline.execution.output_capture import DRIVER_VARIABLE
 
 PATIENCE = 8.0  # seconds in which everybody must be gone
 GOODBYE = b"goodbye"
@@ -61,7 +61,7 @@ def reap(mark: str, folder: Path) -> None:
 
 def _marked(mark: str) -> Iterator[int]:
     """Processes, other than this one, that inherited the mark and are no zombies."""
-    wanted = f"{MARK}={mark}".encode()
+    wanted = f"{DRIVER_VARIABLE}={mark}".encode()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with suppress(OSError):

@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 
 from launch.process_reaper import Reaper
+from pipeline.atomic_io import make_folder
 from pipeline.errors import Failure
-from pipeline.execution.attempt import Job, Outcome, carry_out, explain
-from pipeline.execution.output_capture import MARK, captured
+from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
+from pipeline.execution.output_capture import DRIVER_VARIABLE, capture_output
 from pipeline.execution.stage_executor import POLL, Resources
-from pipeline.storage.atomic_io import make_folder
-from pipeline.storage.lease import process_born
+from pipeline.storage.lease import process_start_time
 
 STARTS = 4  # a slow machine can miss Ray's own 30 s, which cannot be changed
 NODE_CHECK = 2.0  # seconds between two looks at whether our node is alive
@@ -39,7 +39,7 @@ PATIENT = {
 _OBJECTS = 512 * 1024**2  # bytes of shared memory: data goes through the store, not through Ray
 
 
-def run_attempt(job: Job, folder: Path) -> Outcome:
+def run_captured_attempt(job: Job, folder: Path) -> Outcome:
     """What the stage's process does: all that it prints lands in the attempt's log.
 
     Args:
@@ -51,8 +51,8 @@ def run_attempt(job: Job, folder: Path) -> Outcome:
     # Ctrl-C in a terminal reaches every process of its group; the stage stops by the cancel file.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     make_folder(job.attempt_dir)
-    with captured(job.attempt_dir / "log.txt", job.secrets):
-        return carry_out(job)
+    with capture_output(job.attempt_dir / "log.txt", job.secrets):
+        return run_attempt(job)
 
 
 class RayLauncher:
@@ -86,7 +86,7 @@ class RayLauncher:
             else:
                 embedded = EmbeddedRay(self._resources)
                 self._close, self._alive = embedded.close, embedded.alive
-        self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_attempt)
+        self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_captured_attempt)
         total = ray.cluster_resources()
         return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
 
@@ -112,7 +112,7 @@ class RayLauncher:
             return ray.get(task)  # type: ignore[no-any-return]
         except Exception as error:
             more = f"`headwater logs {job.run} {job.stage}` shows its last words"
-            return explain(error, job.store, more)
+            return classify_error(error, job.store, more)
 
     def close(self) -> None:
         """End what `start` began; a cluster that was there before stays."""
@@ -156,7 +156,7 @@ class EmbeddedRay:
 
     def alive(self) -> bool:
         """Whether its servers run."""
-        return all(process_born(pid) == born for pid, born in self._servers)
+        return all(process_start_time(pid) == born for pid, born in self._servers)
 
     def close(self) -> None:
         """End all its processes, also those that it forgot, and remove its files."""
@@ -168,7 +168,7 @@ class EmbeddedRay:
         folder = _short_folder()
         self._reaper = Reaper(folder.name, folder)
         os.environ.update(_environment())
-        os.environ[MARK] = folder.name
+        os.environ[DRIVER_VARIABLE] = folder.name
         import ray
 
         limits = (
@@ -186,10 +186,10 @@ class EmbeddedRay:
                     **limits,
                 )
         finally:
-            del os.environ[MARK]  # what else this process starts is not Ray's
+            del os.environ[DRIVER_VARIABLE]  # what else this process starts is not Ray's
         children = psutil.Process().children()
         servers = [p.pid for p in children if p.name() in ("raylet", "gcs_server")]
-        self._servers = [(pid, process_born(pid)) for pid in servers]
+        self._servers = [(pid, process_start_time(pid)) for pid in servers]
         _silence()
 
 

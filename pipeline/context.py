@@ -17,17 +17,23 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic_io import (
+    complete_lines_size,
+    disk_errors,
+    read_json,
+    read_lines,
+    write_atomic,
+)
 from pipeline.errors import Interrupted
 from pipeline.panels import Panel
-from pipeline.storage.atomic_io import disk_errors, read_json, read_lines, whole_lines, write_atomic
+from pipeline.redaction import escape_control_characters, redact
 
 PROGRESS_INTERVAL = 0.2  # seconds: people cannot read faster, and disks need not write faster
 
@@ -130,10 +136,10 @@ class Context:
     def _mend(self) -> None:
         """Cut off the half of a line that a kill left, or the next point would be lost with it."""
         if self._series.exists():
-            os.truncate(self._series, whole_lines(self._series))
+            os.truncate(self._series, complete_lines_size(self._series))
         self._mended = True
 
-    def rewind(self, step: int) -> None:
+    def truncate_series(self, step: int) -> None:
         """Forget the points after `step`: the work goes on from there and will make them again."""
         kept = [point for point in read_series(self._series) if point["step"] <= step]
         _note(self._series, "".join(json.dumps(point) + "\n" for point in kept))
@@ -151,7 +157,9 @@ class Context:
     def log(self, message: str) -> None:
         """Write one line to the attempt's log."""
         with (self.attempt_dir / "log.txt").open("a") as log:
-            log.write(f"{time.strftime('%H:%M:%S')} {escape(redact(message, self.secrets))}\n")
+            log.write(
+                f"{time.strftime('%H:%M:%S')} {escape_control_characters(redact(message, self.secrets))}\n"
+            )
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:
@@ -161,27 +169,6 @@ def read_series(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             lines.append(json.loads(line))
     return lines
-
-
-def escape(text: str) -> str:
-    """Text that cannot move a terminal's cursor: control characters and bidi marks as codes."""
-    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
-
-
-def secret_names(text: str) -> frozenset[str]:
-    """The NAME of every `${env:NAME}` in a text."""
-    return frozenset(re.findall(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}", text))
-
-
-def redact(text: str, names: Iterable[str]) -> str:
-    """The text with the values of these environment variables replaced by their names.
-
-    Values of less than four characters stay: they are no secrets, and would tear words apart.
-    """
-    values = {os.environ[name]: name for name in names if len(os.environ.get(name, "")) > 3}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, f"${{env:{values[value]}}}")
-    return text
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

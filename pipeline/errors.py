@@ -1,22 +1,22 @@
-"""Every error that a user can meet, with the exit code it ends in.
+"""Every error that a user can meet, with its exit code.
 
     HeadwaterError
-    ├── UserError            2    the input is wrong: nothing was started, nothing is lost
-    │   ├── SpecError        2    the pipeline file, with every problem found in it
-    │   ├── InputError       2    what a stage was given cannot be used
-    │   ├── NotCanonical     2    a value that cannot be part of a fingerprint
-    │   └── NotFound         2    no such run, artifact, model or stage
-    ├── Failure              1    the work failed
-    │   ├── StageFailed      1    a stage failed after its retries
-    │   ├── CorruptArtifact  1    bytes on disk are not those that were published
-    │   ├── LeaseLost        1    another run took over; ours must not commit
-    │   ├── WorkerDied       1    a process of a stage's group vanished (retried)
-    │   ├── NoRoom           1    the cluster has no room at the moment (retried for ever)
-    │   └── Stuck            1    no progress for too long (retried)
-    ├── GateRefused          3    a promotion gate said no
-    └── Interrupted        130    stopped on request; `resume` goes on
+    ├── UserError                 2    the input is wrong; nothing was started or lost
+    │   ├── SpecError             2    the pipeline file, with every problem found in it
+    │   ├── InputError            2    a stage cannot use its input
+    │   ├── NotCanonical          2    a value that cannot be part of a fingerprint
+    │   └── NotFound              2    no such run, artifact, model or stage
+    ├── Failure                   1    the work failed
+    │   ├── StageFailed           1    a stage failed after its retries
+    │   ├── CorruptArtifact       1    bytes on disk differ from the published ones
+    │   ├── LeaseLost             1    another run holds the lease; this one must not commit
+    │   ├── WorkerDied            1    a process of a stage's group vanished (retried)
+    │   ├── ResourcesUnavailable  1    the cluster is fully used at the moment (retried forever)
+    │   └── StageStalled          1    no progress for too long (retried)
+    ├── GateRefused               3    a promotion gate did not pass
+    └── Interrupted             130    stopped on request; `resume` continues
 
-Each says what happened, where, and what to do next.
+Each error names what is wrong, where, and what to do next.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ class WorkerDied(Failure):
     """A process of a stage's group vanished."""
 
 
-class NoRoom(Failure):
+class ResourcesUnavailable(Failure):
     """The cluster has no room for a stage's processes at the moment: others use it."""
 
 
-class Stuck(Failure):
+class StageStalled(Failure):
     """A stage made no progress for too long."""
 
 

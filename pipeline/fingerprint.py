@@ -33,7 +33,7 @@ SHOWN = 40  # characters of a value in a difference
 Payload = dict[str, Any]
 
 
-def canonical(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """The one byte form of plain data: sorted JSON in UTF-8, floats by their shortest exact text.
 
     Tuples count as lists. 1 and 1.0 differ.
@@ -45,14 +45,14 @@ def canonical(value: Any) -> bytes:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def identity(params: BaseModel) -> dict[str, Any]:
+def identity_fields(params: BaseModel) -> dict[str, Any]:
     """The parameters that decide what is made: no EXECUTION fields, defaults included."""
     left_out = execution_fields(type(params))
     names = (name for name in type(params).model_fields if name not in left_out)
     return {name: _bare(getattr(params, name)) for name in names}
 
 
-def payload(
+def identity_payload(
     stage: Stage,
     params: Params,
     inputs: Mapping[str, Sequence[str]],
@@ -70,7 +70,7 @@ def payload(
         "format": FORMAT,
         "stage": stage.uses,
         "version": stage.version,
-        "params": identity(params),
+        "params": identity_fields(params),
         "inputs": {edge: list(prints) for edge, prints in inputs.items()},
         "externals": dict(externals),
     }
@@ -78,10 +78,10 @@ def payload(
 
 def fingerprint(payload: Payload) -> str:
     """16 hex digits that stand for the payload."""
-    return hashlib.sha256(canonical(payload)).hexdigest()[:DIGITS]
+    return hashlib.sha256(canonical_json(payload)).hexdigest()[:DIGITS]
 
 
-def changes(
+def describe_changes(
     old: Payload, new: Payload, producers: Mapping[str, Iterable[str]] | None = None
 ) -> list[str]:
     """How two payloads of a stage differ, field by field: `train.lr 3e-4 -> 2e-4`.
@@ -92,7 +92,7 @@ def changes(
         producers: the names of the stages on each edge, to say `upstream tokens changed`.
     """
     found = [
-        f"{key} {show(old.get(key))} -> {show(new.get(key))}"
+        f"{key} {format_value(old.get(key))} -> {format_value(new.get(key))}"
         for key in ("format", "version")
         if old.get(key) != new.get(key)
     ]
@@ -104,7 +104,7 @@ def changes(
     return found
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as people write it: short numbers (`3e-4`), short text."""
     if isinstance(value, float) and math.isfinite(value) and value:
         return _shortest(value)
@@ -125,13 +125,13 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
         for name in _keys(old, new):
             inner = f"{key}.{name}" if key else name
             if name not in old:
-                yield f"{inner} (new) {show(new[name])}"
+                yield f"{inner} (new) {format_value(new[name])}"
             elif name not in new:
-                yield f"{inner} (gone) {show(old[name])}"
+                yield f"{inner} (gone) {format_value(old[name])}"
             else:
                 yield from _differences(old[name], new[name], inner)
-    elif canonical(old) != canonical(new):
-        yield f"{key} {show(old)} -> {show(new)}"
+    elif canonical_json(old) != canonical_json(new):
+        yield f"{key} {format_value(old)} -> {format_value(new)}"
 
 
 def _differing(old: Payload, new: Payload, part: str) -> list[str]:
@@ -146,7 +146,7 @@ def _keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _bare(value: Any) -> Any:
     """Sections inside a value as identities."""
     if isinstance(value, BaseModel):
-        return identity(value)
+        return identity_fields(value)
     if isinstance(value, list | tuple):
         return [_bare(item) for item in value]
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 Graph = Mapping[str, Collection[str]]
 
 
-class Cycle(ValueError):
+class CycleError(ValueError):
     """Names that need each other in a ring; `ring` begins and ends with the same one."""
 
     def __init__(self, ring: list[str]) -> None:
@@ -19,7 +19,7 @@ class Cycle(ValueError):
         self.ring = ring
 
 
-def order(graph: Graph) -> list[str]:
+def topological_order(graph: Graph) -> list[str]:
     """Every name after all that it needs; among those that are ready, in the graph's order.
 
     Raises:
@@ -31,7 +31,7 @@ def order(graph: Graph) -> list[str]:
         ready = (name for name, needs in left.items() if not any(need in left for need in needs))
         name = next(ready, None)
         if name is None:
-            raise Cycle(_ring(left))
+            raise CycleError(_ring(left))
         del left[name]
         done.append(name)
     return done

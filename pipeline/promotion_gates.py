@@ -63,7 +63,7 @@ class Gate:
             ) from None
         return cls(text.strip(), found["metric"], found["compare"], number, relative)
 
-    def judge(
+    def evaluate(
         self, metrics: Mapping[str, float], champion: Mapping[str, float] | None
     ) -> dict[str, Any]:
         """The gate's line of the table: value, threshold, passed, and a note if it says more.
@@ -100,7 +100,7 @@ def flat_metrics(stages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def gate_table(gates: Sequence[Mapping[str, Any]]) -> str:
+def format_gate_table(gates: Sequence[Mapping[str, Any]]) -> str:
     """The gates as lines of text."""
     rows = []
     for line in gates:
@@ -111,7 +111,7 @@ def gate_table(gates: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def check_known(gates: Sequence[Gate], metrics: Mapping[str, float]) -> None:
+def check_metrics_exist(gates: Sequence[Gate], metrics: Mapping[str, float]) -> None:
     """Refuse gates on figures that no stage gave.
 
     Raises:
@@ -125,7 +125,7 @@ def check_known(gates: Sequence[Gate], metrics: Mapping[str, float]) -> None:
             )
 
 
-def refuse(lines: list[dict[str, Any]], model: str, alias: str) -> None:
+def require_passed(lines: list[dict[str, Any]], model: str, alias: str) -> None:
     """Stop if a gate did not pass.
 
     Raises:
@@ -134,7 +134,7 @@ def refuse(lines: list[dict[str, Any]], model: str, alias: str) -> None:
     failed = sum(not line["passed"] for line in lines)
     if failed:
         error = GateRefused(
-            f"{failed} of {len(lines)} gates refused\n{gate_table(lines)}",
+            f"{failed} of {len(lines)} gates refused\n{format_gate_table(lines)}",
             where=f"{model}@{alias}",
             remedy="the alias stays where it was; improve the model or change the gate",
         )

@@ -16,18 +16,10 @@ stage `a.b`, which lives in the module `a` of a package listed under the entry-p
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import pkgutil
-import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path, PurePath
-from types import ModuleType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -41,19 +33,14 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import InputError, NotFound, Problem, UserError, did_you_mean
-from pipeline.storage.artifact import NAME
+from pipeline.errors import Problem
+from pipeline.naming import NAME
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from pipeline.storage.artifact import Artifact
 
-ENTRY_POINT_GROUP = "headwater.stages"
-SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-"""How a pipeline file names a secret; the value never enters the file, the store or a log."""
-
-
-Absent = Mapping[str, tuple[str, str]]
+UnsupportedKeys = Mapping[str, tuple[str, str]]
 """Keys, in lower case, that people know from elsewhere and that nothing here answers to: what is
 wrong with each, and what to do instead."""
 
@@ -72,6 +59,9 @@ class Section(BaseModel):
     """A typed part of a stage's parameters: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former keys of this section and their new names, for the error message of a former key."""
 
 
 class Workers(Section):
@@ -102,7 +92,7 @@ class Params(Section):
     retries: Annotated[Retries, EXECUTION] = Retries()
     """How often failures are tried again."""
 
-    absent: ClassVar[Absent] = {}
+    unsupported_keys: ClassVar[UnsupportedKeys] = {}
     """What is said of an unknown key, wherever it stands in the stage's parameters."""
 
     def externals(self) -> dict[str, str]:
@@ -137,7 +127,7 @@ class Input:
     many: bool = False
 
     @classmethod
-    def of(cls, declared: str | Input) -> Input:
+    def parse(cls, declared: str | Input) -> Input:
         """Read the short form: a kind, `Kind?` (optional), `Kind*` (a list), `A|B` (either)."""
         if isinstance(declared, Input):
             return declared
@@ -212,12 +202,12 @@ def stage(
         uses: the name in pipeline files; its part before the first dot is the module's name.
         output: the kind of artifact that it makes.
         version: raise it whenever the same inputs would now give other bytes.
-        inputs: edge name to kind; see `Input.of` for the short forms.
+        inputs: edge name to kind; see `Input.parse` for the short forms.
     """
 
     def register(run: F) -> F:
         params = get_type_hints(run, localns={"Inputs": Inputs, "Context": object})["params"]
-        typed = {name: Input.of(declared) for name, declared in (inputs or {}).items()}
+        typed = {name: Input.parse(declared) for name, declared in (inputs or {}).items()}
         _check_declaration(uses, params, typed)
         Stage.registry[uses] = Stage(uses, run, params, output, version, typed)
         return run
@@ -230,28 +220,12 @@ def execution_fields(section: type[BaseModel]) -> frozenset[str]:
     return frozenset(n for n, i in section.model_fields.items() if _marks_execution(i.metadata))
 
 
-def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def nested_sections(annotation: Any) -> Iterator[type[BaseModel]]:
     """The sections that a field of that type can hold, directly or in lists and unions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from sections(argument)
-
-
-def secret(text: str) -> str:
-    """`text` with each `${env:NAME}` replaced by its value; to be called inside `run` only.
-
-    Raises:
-        InputError: the variable is not set where the stage runs.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in os.environ:
-            raise InputError(f"the secret {name} is not set here", remedy=f"export {name}=…")
-        return os.environ[name]
-
-    return SECRET.sub(value, text)
+        yield from nested_sections(argument)
 
 
 def _marks_execution(metadata: Iterable[Any]) -> bool:
@@ -275,7 +249,7 @@ def _check_section(uses: str, section: type[BaseModel]) -> None:
                 raise TypeError(f"{field}: EXECUTION marks a whole field: Annotated[…, EXECUTION]")
             if isinstance(inner, type) and issubclass(inner, PurePath):
                 raise TypeError(f"{field}: write a path as `str`: pipeline files hold text")
-        for nested in sections(info.annotation):
+        for nested in nested_sections(info.annotation):
             _check_section(uses, nested)
 
 
@@ -285,66 +259,3 @@ def _parts(annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is not None:
         for argument in get_args(annotation):
             yield from _parts(argument)
-
-
-def find_stage(uses: str) -> Stage:
-    """The stage of that name.
-
-    Raises:
-        NotFound: no package offers it; the message names the nearest one.
-        UserError: its module cannot be imported.
-    """
-    if uses not in Stage.registry and NAME.fullmatch(uses):
-        for package in stage_packages():
-            _import(f"{package}.{uses.split('.', 1)[0]}")
-    if uses in Stage.registry:
-        return Stage.registry[uses]
-    known = [known.uses for known in all_stages()]
-    raise NotFound(f"unknown stage {uses!r}", remedy=did_you_mean(uses, known))
-
-
-def _import(module: str) -> ModuleType | None:
-    """Import a module that may be absent; whatever is wrong inside it is the user's to mend."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name in (module, module.rpartition(".")[0]):
-            return None
-        raise UserError(
-            f"the stage module {module} needs {error.name!r}, which is not installed",
-            remedy=f"pip install {error.name}",
-        ) from error
-    except Exception as error:
-        said = error.msg if isinstance(error, SyntaxError) else str(error).partition("\n")[0]
-        raise UserError(
-            f"the stage module {module} cannot be imported: {type(error).__name__}: {said}",
-            where=_place(error, module),
-            remedy="mend that line",
-        ) from error
-
-
-def _place(error: Exception, module: str) -> str:
-    """`file.py:line` of the module's own last line that led to an error."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename.endswith(module.replace(".", os.sep) + ".py")]
-    last = (own or frames)[-1]
-    return f"{last.filename}:{last.lineno}"
-
-
-def all_stages() -> Iterable[Stage]:
-    """Every stage of every package, sorted by name."""
-    for package in stage_packages():
-        root = _import(package)
-        for info in pkgutil.iter_modules(root.__path__ if root else ()):
-            if not info.ispkg:
-                _import(f"{package}.{info.name}")
-    return [Stage.registry[uses] for uses in sorted(Stage.registry)]
-
-
-@cache
-def stage_packages() -> tuple[str, ...]:
-    """The packages that may hold stages, in a fixed order, our own first."""
-    found = {point.value for point in entry_points(group=ENTRY_POINT_GROUP)} | {"stages"}
-    return tuple(sorted(found, key=lambda package: (package != "stages", package)))

@@ -79,7 +79,7 @@ class RunStatus:
         }
 
 
-def derive(run_id: str, events: list[Event]) -> RunStatus:
+def derive_status(run_id: str, events: list[Event]) -> RunStatus:
     """What a journal says of a run. Pure: it looks neither at the store nor at processes."""
     status = RunStatus(run_id)
     stages: dict[str, StageStatus] = {}
@@ -161,7 +161,7 @@ def _ended(stage: StageStatus, event: Event) -> StageStatus:
     """The attempt is over: it took what the stage measured, else the time until this event."""
     took = event.get("seconds")
     if took is None and stage.began and "time" in event:
-        took = instant(event["time"]) - instant(stage.began)
+        took = parse_timestamp(event["time"]) - parse_timestamp(stage.began)
     return replace(_spent(stage, took), began="")
 
 
@@ -171,25 +171,25 @@ def _spent(stage: StageStatus, took: float | None) -> StageStatus:
     return replace(stage, seconds=round((stage.seconds or 0.0) + max(0.0, took), 3))
 
 
-def so_far(stage: StageStatus) -> StageStatus:
+def with_elapsed_time(stage: StageStatus) -> StageStatus:
     """With the time of the attempt at work, or of one that its driver's death left without end."""
     if not stage.began:
         return stage
-    until = time.time() if stage.state == "running" else last_seen(stage)
-    return _spent(stage, until - instant(stage.began))
+    until = time.time() if stage.state == "running" else last_active_time(stage)
+    return _spent(stage, until - parse_timestamp(stage.began))
 
 
-def last_seen(stage: StageStatus) -> float:
+def last_active_time(stage: StageStatus) -> float:
     """When the attempt that began last is known to have been at work, as Unix time."""
-    return max(instant(stage.began), float(stage.progress.get("time", 0.0)))
+    return max(parse_timestamp(stage.began), float(stage.progress.get("time", 0.0)))
 
 
-def instant(stamp: str) -> float:
+def parse_timestamp(stamp: str) -> float:
     """A journal's time as Unix time."""
     return datetime.fromisoformat(stamp).timestamp()
 
 
-def stamp(instant: float) -> str:
+def format_timestamp(instant: float) -> str:
     """Unix time as a journal says it: UTC in ISO 8601, to the millisecond."""
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(instant))
     return f"{text}.{int(instant % 1 * 1000):03d}Z"
@@ -211,6 +211,6 @@ def _stopped(status: RunStatus) -> RunStatus:
     return replace(status, stages=stages)
 
 
-def interrupted(status: RunStatus) -> RunStatus:
+def mark_interrupted(status: RunStatus) -> RunStatus:
     """The driver is gone without a word."""
     return _stopped(replace(status, state="interrupted"))

@@ -175,7 +175,7 @@ between the ids {config.text.bos} and {config.text.eos}, and padded with {config
 )
 def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
     from stages.contrastive.clip_evaluation import Questions, measure
     from stages.training.ranks.worker_group import WorkerGroup
 

@@ -113,7 +113,7 @@ class Findings:
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure perplexity, reward accuracy, reward and KL, and the gain by augmentation."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
     from stages.training.ranks.worker_group import WorkerGroup
 
     paths = {name: inputs.path(name) for name in inputs}
@@ -338,7 +338,7 @@ class TasksParams(Params):
 @stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=2)
 def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Score a model on tasks of multiple choice and of cloze, few-shot or zero-shot."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
     from stages.evaluation.task_metrics import grade, record, summary, tables, whole
     from stages.training.ranks.worker_group import WorkerGroup
 

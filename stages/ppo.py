@@ -27,7 +27,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
-from pipeline.stage import EXECUTION, Absent, Inputs, Params, Workers, stage
+from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, Workers, stage
 from stages.training.training_params import LRSchedule, MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -73,7 +73,7 @@ class PPOTrain(TrainSection):
 class PPOParams(Params):
     """What a pipeline file may say of the stage."""
 
-    absent: ClassVar[Absent] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
 
     seed: int = 0
     """Of prompts, draws and minibatches; the pipeline's, if left out."""

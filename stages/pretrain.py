@@ -52,9 +52,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline import panels
+from pipeline.atomic_io import read_json
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Absent, Inputs, Params, stage
-from pipeline.storage.atomic_io import read_json
+from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, stage
 from stages.models.language_model_config import LanguageConfig
 from stages.models.model_params import ModelSection
 from stages.models.presets import recipe
@@ -75,7 +75,7 @@ PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", 
 class PretrainParams(Params):
     """See the module."""
 
-    absent: ClassVar[Absent] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
 
     preset: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3

@@ -32,9 +32,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic_io import DISK_FULL, disk_errors, read_json
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
-from pipeline.storage.atomic_io import FULL, disk_errors, read_json
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -210,7 +210,7 @@ def _told(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (*FULL, errno.EIO):
+        if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EIO):
             raise
         raise InputError(
             f"the hub does not give it: {error}",

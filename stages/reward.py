@@ -11,7 +11,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
-from pipeline.stage import Absent, Inputs, Params, stage
+from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -34,7 +34,7 @@ class RewardTrain(TrainSection):
 class RewardParams(Params):
     """What a pipeline file may say of the stage."""
 
-    absent: ClassVar[Absent] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
 
     seed: int = 0
     """Of the head's start and the order of the prompts; the pipeline's, if left out."""

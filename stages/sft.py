@@ -26,7 +26,7 @@ from pydantic import Field
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.stage import Absent, Inputs, Params, stage
+from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
@@ -60,7 +60,7 @@ class SftTrain(TrainSection):
 class SftParams(Params):
     """See the module."""
 
-    absent: ClassVar[Absent] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
 
     train: SftTrain = SftTrain()
     reverse: bool = False

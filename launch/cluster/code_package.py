@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic_io import format_bytes
 from pipeline.errors import UserError
-from pipeline.storage.atomic_io import readable
 
 LIMIT = 90 * 1024**2  # bytes: the head's own limit is 100 MiB, with a message that helps nobody
 NAMED = 10
@@ -118,9 +118,9 @@ def _add(archive: zipfile.ZipFile, name: Path, path: Path) -> None:
 
 def _too_large(root: Path, files: Mapping[Path, Path]) -> UserError:
     sizes = sorted(((path.stat().st_size, name) for name, path in files.items()), reverse=True)
-    largest = "\n".join(f"  {readable(size):>10}  {path}" for size, path in sizes[:NAMED])
+    largest = "\n".join(f"  {format_bytes(size):>10}  {path}" for size, path in sizes[:NAMED])
     return UserError(
-        f"the tracked files make a package of over {readable(LIMIT)}; the largest:\n{largest}",
+        f"the tracked files make a package of over {format_bytes(LIMIT)}; the largest:\n{largest}",
         where=str(root),
         remedy="git rm --cached what is no code; data belongs on a path that the cluster sees",
     )

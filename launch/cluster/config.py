@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from launch.cluster.ray_jobs_client import RayJobsClient, WrongToken
 from launch.tracking.mlflow_client import holds_password
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
-from pipeline.spec.yaml_reader import Tree, read
+from pipeline.spec.yaml_reader import Tree, read_yaml
 from pipeline.storage.store import Store
 
 FOLDER = Path("configs/clusters")
@@ -154,7 +154,7 @@ def load_cluster(name: str, store_path: str) -> Cluster:
         SpecError: with every problem that was found in it.
     """
     path = _find(name)
-    file = _checked(read(path))
+    file = _checked(read_yaml(path))
     root = os.path.expandvars(file.store) if file.store else store_path
     cluster = Cluster(path.stem, path, file, Store(store_path))
     return Cluster(path.stem, path, file, Store(cluster.resolve(root)))
@@ -182,14 +182,16 @@ def _folders() -> Iterator[Path]:
 def _checked(tree: Tree) -> ClusterFile:
     problems = list(tree.problems)
     if not isinstance(tree.data, dict):
-        raise SpecError([Problem("", "expected a cluster file", where=tree.place(()))])
+        raise SpecError([Problem("", "expected a cluster file", where=tree.location(()))])
     file = None
     try:
         file = ClusterFile.model_validate(tree.data, strict=False)
     except ValidationError as error:
         problems += [_problem(tree, found) for found in error.errors()]
     if file:
-        problems += [Problem(key, said, hint, tree.place((key,))) for key, said, hint in _odd(file)]
+        problems += [
+            Problem(key, said, hint, tree.location((key,))) for key, said, hint in _odd(file)
+        ]
     if problems or file is None:
         raise SpecError(problems)
     return file
@@ -201,10 +203,10 @@ def _problem(tree: Tree, found: Any) -> Problem:
     if found["type"] == "extra_forbidden":
         model = HeadResources if len(path) > 1 else ClusterFile
         hint = did_you_mean(str(path[-1]), model.model_fields)
-        return Problem(key, "unknown key", hint, tree.place(path))
+        return Problem(key, "unknown key", hint, tree.location(path))
     if found["type"] == "missing":
-        return Problem(key, "missing", "for example http://127.0.0.1:8265", tree.place(()))
-    return Problem(key, found["msg"].lower(), "", tree.place(path))
+        return Problem(key, "missing", "for example http://127.0.0.1:8265", tree.location(()))
+    return Problem(key, found["msg"].lower(), "", tree.location(path))
 
 
 def _odd(file: ClusterFile) -> Iterator[tuple[str, str, str]]:

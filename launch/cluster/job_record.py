@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launch.cluster.config import load_cluster
 from launch.cluster.ray_jobs_client import ACTIVE, Unreachable
 from launch.ui.options import store_flag
-from pipeline.storage.atomic_io import read_json, write_atomic
+from pipeline.atomic_io import read_json, write_atomic
 
 if TYPE_CHECKING:
     from launch.cluster.config import Cluster

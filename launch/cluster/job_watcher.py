@@ -16,9 +16,9 @@ from launch.cluster.job_record import latest_job
 from launch.cluster.ray_jobs_client import ACTIVE, Unreachable
 from launch.ui import console
 from launch.ui.options import store_flag
+from pipeline.atomic_io import write_atomic
 from pipeline.errors import Failure, HeadwaterError, UserError
 from pipeline.status import TERMINAL_STATES
-from pipeline.storage.atomic_io import write_atomic
 
 if TYPE_CHECKING:
     from launch.cluster.config import Cluster
@@ -94,13 +94,13 @@ class JobWatcher:
         self.sleep(seconds)
         if count_driver_starts(self.run) > self.starts:
             self.note = ""
-            if self.run.status().state in TERMINAL_STATES and not self.run.driven():
+            if self.run.status().state in TERMINAL_STATES and not self.run.has_driver():
                 return True
         if time.monotonic() - self._polled >= POLL_INTERVAL:
             self._polled = time.monotonic()
             self._poll_head()
         if self._ended_at is not None:
-            return time.monotonic() - self._ended_at > JOURNAL_DELAY and not self.run.driven()
+            return time.monotonic() - self._ended_at > JOURNAL_DELAY and not self.run.has_driver()
         silent = self._silent_since is not None
         if silent and time.monotonic() - (self._silent_since or 0.0) > HEAD_TIMEOUT:
             self._require_driver()
@@ -120,7 +120,7 @@ class JobWatcher:
             self._ended_at = time.monotonic()
 
     def _require_driver(self) -> None:
-        if not self.run.driven():
+        if not self.run.has_driver():
             resume = f"headwater resume {self.run.id}{store_flag(self.run.store)}"
             raise Failure(
                 "the Ray head and the run's driver are gone; finished work is in the store",

@@ -33,9 +33,9 @@ from launch.cluster.ray_jobs_client import (
     is_loopback,
 )
 from launch.ray_launcher import PATIENT
+from pipeline.atomic_io import make_folder, read_json, write_atomic
 from pipeline.errors import Failure, UserError
-from pipeline.storage.atomic_io import make_folder, read_json, write_atomic
-from pipeline.storage.lease import process_born
+from pipeline.storage.lease import process_start_time
 
 STARTS = 3  # a slow machine can miss Ray's own 30 s
 PATIENCE = 90.0  # seconds for one start
@@ -175,7 +175,7 @@ def _spawn(cluster: Cluster, token: Path) -> None:
             env=_environment(token, temp),
             start_new_session=True,
         )
-    record = {"pid": process.pid, "born": process_born(process.pid), "temp": str(temp)}
+    record = {"pid": process.pid, "born": process_start_time(process.pid), "temp": str(temp)}
     write_atomic(cluster.state / RECORD, json.dumps(record) + "\n")
 
 
@@ -249,7 +249,7 @@ def _processes(record: dict[str, Any]) -> list[Any]:
     mark = f"{MARK}={record['temp']}".encode()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            born = process_born(process.pid)
+            born = process_start_time(process.pid)
             head = born != "" and (process.pid, born) == (record["pid"], record["born"])
             child = int(born or 0) > int(record["born"] or 0) and (
                 os.getsid(process.pid) == record["pid"]

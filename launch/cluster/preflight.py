@@ -24,7 +24,7 @@ from launch.cluster.config import Cluster
 from launch.cluster.ray_jobs_client import Capacity, Unreachable, WrongToken
 from launch.tracking.mlflow_client import holds_password, public
 from pipeline.errors import Failure, HeadwaterError, Problem, SpecError, UserError
-from pipeline.plan import Plan
+from pipeline.execution.plan import Plan
 from pipeline.spec.pipeline_spec import Node, Spec
 from pipeline.storage.store import Store
 
@@ -202,7 +202,7 @@ def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) ->
         stage.name
         for stage in plan.stages
         if stage.verdict == "skip"
-        or (not stage.forced and store.peek(stage.uses, stage.fingerprint))
+        or (not stage.forced and store.latest_readable(stage.uses, stage.fingerprint))
     }
     nodes = [node for name, node in spec.nodes.items() if name not in made]
     problems = [problem for node in nodes for problem in _too_much(node, capacity)]

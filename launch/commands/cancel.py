@@ -9,9 +9,9 @@ import click
 
 from launch.ui import console
 from launch.ui.options import find_run, store_flag, store_option
+from pipeline.atomic_io import write_atomic
 from pipeline.errors import Failure
 from pipeline.status import TERMINAL_STATES
-from pipeline.storage.atomic_io import write_atomic
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -36,7 +36,7 @@ def cancel(name: str, now: bool, store_path: str) -> None:
         console.echo(f"run {run.id} is over already: {state}")
         return
     write_atomic(run.cancel_file, "cancel now\n" if now else "cancel\n")
-    if not run.driven() and _never_begins(run, now):
+    if not run.has_driver() and _never_begins(run, now):
         console.echo(f"run {run.id} had not begun; it will not")
         return
     console.echo(f"asked run {run.id} to stop{' at once' if now else ', after a checkpoint'}")
@@ -54,7 +54,7 @@ def _never_begins(run: Run, now: bool) -> bool:
     cluster = submitted_cluster(run)
     gone, deadline = None, time.monotonic() + TAKEN_UP
     while gone is None and time.monotonic() < deadline:
-        if run.driven() or run.status().state in TERMINAL_STATES:
+        if run.has_driver() or run.status().state in TERMINAL_STATES:
             return False
         gone = is_job_gone(run, cluster, now) if cluster else None
         time.sleep(LOOK)

@@ -72,9 +72,9 @@ def compare_artifacts(name: str, a: Artifact, b: Artifact) -> Line:
 
 
 def _changes(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    from pipeline.fingerprint import changes
+    from pipeline.fingerprint import describe_changes
 
-    return changes(a, b)
+    return describe_changes(a, b)
 
 
 def _moved(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, list[float | None]]:

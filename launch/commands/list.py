@@ -22,10 +22,10 @@ NEWEST = 20
 @json_option
 def list_runs(show_all: bool, store_path: str, as_json: bool) -> None:
     """List the runs of a store, newest last."""
-    from pipeline.execution.run import runs
+    from pipeline.execution.run import list_runs
 
     store = open_store(store_path)
-    found = runs(store)
+    found = list_runs(store)
     entries = [describe_run(run) for run in (found if show_all else found[-NEWEST:])]
     if as_json:
         console.print_json(entries)

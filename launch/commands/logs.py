@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from launch.ui.options import find_run, store_option
-from pipeline.context import escape
 from pipeline.errors import NotFound, did_you_mean
+from pipeline.redaction import escape_control_characters
 from pipeline.status import TERMINAL_STATES
 
 if TYPE_CHECKING:
@@ -131,4 +131,4 @@ class LogReader:
         whole = len(fresh) if last else fresh.rfind(b"\n") + 1
         self._read[path] = self._read.get(path, 0) + whole
         for line in fresh[:whole].decode(errors="replace").splitlines():
-            yield escape(line)
+            yield escape_control_characters(line)

@@ -12,7 +12,7 @@ from launch.ui.options import json_option, open_store, scope_options, store_opti
 from launch.ui.plan_table import print_plan
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.execution.plan import Plan
     from pipeline.storage.store import Store
 
 KEYS = ("name", "uses", "verdict", "reason", "kind", "fingerprint", "needs", "estimate", "warnings")
@@ -38,10 +38,10 @@ def plan(
 
     Starts nothing and writes nothing.
     """
-    from pipeline.spec.pipeline_spec import load
+    from pipeline.spec.pipeline_spec import load_spec
 
     store = open_store(store_path)
-    result = plan_pipeline(load(config, overrides), store, from_, only, rerun, strict_code)
+    result = plan_pipeline(load_spec(config, overrides), store, from_, only, rerun, strict_code)
     if as_json:
         console.print_json(describe_plan(result, store))
     else:

@@ -50,7 +50,7 @@ def resume(
             sys.exit(resubmit(run, cluster))
         if cluster and run.status().state == "pending":
             # External sources may differ from those of the machine that planned the run.
-            run.replan(plan_pipeline(run.spec(), run.store))
+            run.write_plan(plan_pipeline(run.spec(), run.store))
         sys.exit(execute_run(run, address))
 
 
@@ -62,11 +62,11 @@ def derive_run(run: Run, overrides: tuple[str, ...], from_: str | None = None) -
     """
     from launch.cluster.job_record import copy_job_record
     from pipeline.execution.run import Run
-    from pipeline.spec.pipeline_spec import from_resolved
+    from pipeline.spec.pipeline_spec import spec_from_resolved
 
     source = str(run.folder / "run.yaml")
-    spec = from_resolved(run.resolved(), overrides, source)
-    if not from_ and spec.resolved == from_resolved(run.resolved(), (), source).resolved:
+    spec = spec_from_resolved(run.resolved(), overrides, source)
+    if not from_ and spec.resolved == spec_from_resolved(run.resolved(), (), source).resolved:
         return run
     plan = plan_pipeline(spec, run.store, from_)
     print_plan(plan)

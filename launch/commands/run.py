@@ -35,9 +35,9 @@ def run(
     checkpoint, within 30 s; a second Ctrl-C stops at once. `headwater resume` continues.
     """
     from pipeline.execution.run import Run
-    from pipeline.spec.pipeline_spec import load
+    from pipeline.spec.pipeline_spec import load_spec
 
-    spec = load(config, overrides)
+    spec = load_spec(config, overrides)
     store = open_store(store_path)
     plan = plan_pipeline(spec, store, from_, only, rerun, strict_code)
     print_plan(plan)

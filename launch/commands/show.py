@@ -70,7 +70,11 @@ def describe_run(run: Run) -> dict[str, Any]:
     """What `show RUN --json` prints: the status, with where each artifact came from."""
     data = run.status().to_json()
     for entry in data["stages"]:
-        artifact = run.store.peek(entry["uses"], entry["fingerprint"]) if entry["path"] else None
+        artifact = (
+            run.store.latest_readable(entry["uses"], entry["fingerprint"])
+            if entry["path"]
+            else None
+        )
         if artifact:
             manifest = artifact.manifest
             entry |= {
@@ -200,7 +204,9 @@ def _grow(store: Store, branch: Tree, artifact: Artifact, drawn: set[str]) -> No
             label = Text.assemble(
                 (f"{edge} ", "dim"), reference["uses"], " ", (reference["fingerprint"], "cyan")
             )
-            parent = store.peek(reference["uses"], reference["fingerprint"], reference["digest"])
+            parent = store.latest_readable(
+                reference["uses"], reference["fingerprint"], reference["digest"]
+            )
             if parent is None:
                 branch.add(label.append("  gone", "red"))
             elif parent.digest in drawn:

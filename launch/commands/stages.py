@@ -22,8 +22,8 @@ from pydantic import BaseModel
 
 from launch.ui import console
 from launch.ui.options import json_option
-from pipeline.fingerprint import show
-from pipeline.stage import execution_fields, sections
+from pipeline.fingerprint import format_value
+from pipeline.stage import execution_fields, nested_sections
 
 if TYPE_CHECKING:
     from pipeline.stage import Stage
@@ -62,7 +62,7 @@ class Parameter:
 @json_option
 def stages(name: str | None, markdown: bool, as_json: bool) -> None:
     """List the stages, or describe one: what it takes, what it makes, every parameter."""
-    from pipeline.stage import all_stages, find_stage
+    from pipeline.stage_registry import all_stages, find_stage
 
     found = [find_stage(name)] if name else list(all_stages())
     if as_json:
@@ -103,7 +103,7 @@ def _parameter(
 ) -> Iterator[Parameter]:
     info = model.model_fields[name]
     execution = execution or name in execution_fields(model)
-    inner = list(sections(info.annotation))
+    inner = list(nested_sections(info.annotation))
     if len(inner) == 1 and get_origin(info.annotation) not in (tuple, list, dict):
         yield from parameters(inner[0], f"{prefix}{name}.", execution)
         return
@@ -127,7 +127,7 @@ def _default(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e6
-    return str(int(value)) if whole else show(value)
+    return str(int(value)) if whole else format_value(value)
 
 
 def type_name(annotation: Any) -> str:

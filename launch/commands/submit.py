@@ -47,14 +47,14 @@ def submit(
     from launch.cluster.job_watcher import count_driver_starts, watch_until_done
     from launch.cluster.preflight import check_resources, run_preflight
     from pipeline.execution.run import Run
-    from pipeline.spec.pipeline_spec import load
+    from pipeline.spec.pipeline_spec import load_spec
 
     cluster = load_cluster(name, store_path)
-    spec = load(config, overrides)
+    spec = load_spec(config, overrides)
     preflight = run_preflight(cluster)
     if preflight.reachable and (run := find_running_duplicate(cluster, spec)):
         console.echo(f"run {run.id} already executes this pipeline")
-        starts = count_driver_starts(run) - run.driven()
+        starts = count_driver_starts(run) - run.has_driver()
     else:
         capacity = print_capacity(preflight, cluster, spec)
         plan = plan_pipeline(spec, cluster.store)
@@ -72,9 +72,9 @@ def submit(
 def find_running_duplicate(cluster: Cluster, spec: Spec) -> Run | None:
     """Return a run of the same pipeline whose job is pending or running on the cluster."""
     from launch.cluster.ray_jobs_client import ACTIVE
-    from pipeline.execution.run import runs
+    from pipeline.execution.run import list_runs
 
-    for run in reversed(runs(cluster.store)[-RECENT_RUNS:]):
+    for run in reversed(list_runs(cluster.store)[-RECENT_RUNS:]):
         record = JobRecord.read(run)
         if record is None or record.cluster != str(cluster.path.absolute()):
             continue

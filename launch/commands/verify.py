@@ -73,9 +73,9 @@ def verify_artifact(store: Store, folder: Path) -> dict[str, Any]:
 
 def _newest_user(store: Store, fingerprint: str) -> str:
     """Return the newest run that has a stage with this fingerprint."""
-    from pipeline.execution.run import runs
+    from pipeline.execution.run import list_runs
 
-    for run in reversed(runs(store)):
+    for run in reversed(list_runs(store)):
         if any(stage.fingerprint == fingerprint for stage in run.status().stages):
             return run.id
     return "RUN"

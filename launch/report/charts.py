@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.ui.formatting import number
-from pipeline.context import escape
+from pipeline.atomic_io import read_json
 from pipeline.panels import Panel
-from pipeline.storage.atomic_io import read_json
+from pipeline.redaction import escape_control_characters
 
 WIDTH = 520  # units of a drawing, which scales to its place
 HEIGHT = 222
@@ -124,7 +124,7 @@ def svg(body: Iterable[str], height: float = HEIGHT, width: float = WIDTH) -> st
 
 def visible(words: str) -> str:
     """Text in which nothing hides: control characters and bidi marks as codes; lines stay."""
-    return "\n".join(escape(line) for line in words.split("\n"))
+    return "\n".join(escape_control_characters(line) for line in words.split("\n"))
 
 
 def safe(words: str) -> str:

@@ -16,8 +16,8 @@ from launch.report.curve_charts import colour, lines
 from launch.report.run_page import template
 from launch.report.training_curves import Training, differences, figures, meeting, spell
 from launch.ui import formatting
-from pipeline.context import redact
-from pipeline.storage.atomic_io import write_atomic
+from pipeline.atomic_io import write_atomic
+from pipeline.redaction import redact
 
 TITLES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "time", "step": "steps"}
 CLOCKS = ((2 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "minutes"))

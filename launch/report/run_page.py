@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from launch.report import charts, diagram
 from launch.ui import formatting
 from launch.ui.console import order_metrics
-from pipeline.context import read_series, redact
+from pipeline.atomic_io import read_json, write_atomic
+from pipeline.context import read_series
 from pipeline.execution.run import Run
+from pipeline.redaction import redact
 from pipeline.status import Event, RunStatus, StageStatus
 from pipeline.storage.artifact import OBSERVED, Artifact
-from pipeline.storage.atomic_io import read_json, write_atomic
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _stage(
     run: Run, store: Store, stage: StageStatus, planned: Mapping[str, Any], events: list[Event]
 ) -> dict[str, Any]:
     """Everything that the page says of one stage."""
-    found = store.peek(stage.uses, stage.fingerprint) if stage.path else None
+    found = store.latest_readable(stage.uses, stage.fingerprint) if stage.path else None
     observed = run.folder  # where there are no panels
     if found or stage.fingerprint:
         place = found.path if found else store.work(stage.uses, stage.fingerprint)

@@ -144,7 +144,7 @@ def _series(run: Run, stage: StageStatus) -> Series:
     """What the stage reported, wherever it lies by now."""
     if not stage.fingerprint:
         return []
-    found = run.store.peek(stage.uses, stage.fingerprint) if stage.path else None
+    found = run.store.latest_readable(stage.uses, stage.fingerprint) if stage.path else None
     place = found.path if found else run.store.work(stage.uses, stage.fingerprint)
     return read_series(place / OBSERVED / "metrics.jsonl")
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from pipeline.atomic_io import move_folder
 from pipeline.errors import Failure, HeadwaterError
-from pipeline.storage.atomic_io import move
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def prepare(store: Store, uri: str) -> None:
     (store.root / ARTIFACTS).mkdir(exist_ok=True)
     made = SqlAlchemyStore(f"sqlite:///{aside}", (store.root / ARTIFACTS).as_uri())
     made.engine.dispose()
-    move(aside, target)
+    move_folder(aside, target)
 
 
 def _hush() -> None:

@@ -37,11 +37,12 @@ from launch.tracking.mlflow_client import (
     sole_writer,
 )
 from launch.ui.formatting import timestamp
-from pipeline.context import read_series, redact
+from pipeline.atomic_io import write_atomic
+from pipeline.context import read_series
 from pipeline.execution.run import Run
+from pipeline.redaction import redact
 from pipeline.status import RunStatus, StageStatus
 from pipeline.storage.artifact import OBSERVED, Artifact
-from pipeline.storage.atomic_io import write_atomic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,7 +137,7 @@ class RunSynchronizer:
         entry = self.cursor["stages"].setdefault(f"{stage.name}/{stage.fingerprint}", {})
         if entry.get("done"):
             return
-        artifact = self.run.store.peek(stage.uses, stage.fingerprint)
+        artifact = self.run.store.latest_readable(stage.uses, stage.fingerprint)
         if stage.state not in ("cached", "finished"):
             artifact = None  # an older generation, which this run was told to make again
         if not entry.get("run"):

@@ -30,6 +30,7 @@ from launch.tracking.mlflow_client import (
     sole_writer,
     tracking_uri,
 )
+from pipeline.atomic_io import append_line, make_folder, read_lines
 from pipeline.errors import (
     CorruptArtifact,
     Failure,
@@ -39,9 +40,15 @@ from pipeline.errors import (
     UserError,
     did_you_mean,
 )
-from pipeline.promotion_gates import Gate, check_alias, check_known, flat_metrics, refuse
-from pipeline.storage.artifact import Artifact, check_name
-from pipeline.storage.atomic_io import append_line, make_folder, read_lines
+from pipeline.naming import check_name
+from pipeline.promotion_gates import (
+    Gate,
+    check_alias,
+    check_metrics_exist,
+    flat_metrics,
+    require_passed,
+)
+from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -143,7 +150,7 @@ class Registry:
         check_alias(alias)
         gates = [Gate.parse(text) for text in require]
         metrics = flat_metrics(stage_metrics or {})
-        check_known(gates, metrics)
+        check_metrics_exist(gates, metrics)
         _check_model(artifact)
         self._verify(artifact)
         _try(smoke, artifact)
@@ -152,8 +159,8 @@ class Registry:
             holder = current(before).get(alias)
             again = holder is not None and holder["digest"] == artifact.digest
             rival = _previous(before, alias) if again else holder
-            lines = [gate.judge(metrics, rival and rival["metrics"]) for gate in gates]
-            refuse(lines, model, alias)
+            lines = [gate.evaluate(metrics, rival and rival["metrics"]) for gate in gates]
+            require_passed(lines, model, alias)
             if again and holder is not None:
                 return holder if dry_run else self._settle(holder, append=False)
             record = {

@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.ui.formatting import number
-from pipeline.context import escape
 from pipeline.errors import HeadwaterError, SpecError
+from pipeline.redaction import escape_control_characters
 
 NARROW = 100  # terminal columns; narrower tables drop their least important columns
 PIPED = 200  # columns of a table that is written to a pipe or a file
@@ -117,7 +117,7 @@ def print_error(error: HeadwaterError) -> None:
 def escape_lines(text: str) -> str:
     """Escape control and bidirectional characters of each line, so that text cannot move the
     cursor, change colours or reorder what surrounds it."""
-    return "\n".join(escape(line) for line in text.splitlines())
+    return "\n".join(escape_control_characters(line) for line in text.splitlines())
 
 
 def make_table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from pipeline.storage.atomic_io import readable
+from pipeline.atomic_io import format_bytes
 
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -57,7 +57,7 @@ def metric(value: float) -> str:
 
 def size(number: float | None) -> str:
     """Format a number of bytes; empty for None."""
-    return "" if number is None else readable(number)
+    return "" if number is None else format_bytes(number)
 
 
 def timestamp(text: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from launch.ui import console, formatting
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.execution.plan import Plan
 
 COSTS = {
     "tokens": ("tokens", formatting.number),

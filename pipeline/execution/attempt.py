@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.atomic_io import DISK_FULL, disk_full_error, read_json, write_atomic
 from pipeline.context import Context
 from pipeline.errors import (
     CorruptArtifact,
@@ -35,18 +36,18 @@ from pipeline.errors import (
     HeadwaterError,
     Interrupted,
     LeaseLost,
-    NoRoom,
-    Stuck,
+    ResourcesUnavailable,
+    StageStalled,
     UserError,
     WorkerDied,
 )
-from pipeline.stage import Inputs, Params, find_stage
+from pipeline.stage import Inputs, Params
+from pipeline.stage_registry import find_stage
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.atomic_io import FULL, disk_full, read_json, write_atomic
-from pipeline.storage.lease import node, process_born
+from pipeline.storage.lease import machine_id, process_start_time
 from pipeline.storage.store import Store
 
-Ending = Literal[
+AttemptStatus = Literal[
     "done", "user", "error", "worker", "preempted", "crowded", "corrupt", "interrupted", "killed"
 ]
 
@@ -63,7 +64,7 @@ _WORKER_LOST = {
     "TaskPlacementGroupRemoved",
     "ActorPlacementGroupRemoved",
 }
-_LET_GO = 10.0  # seconds that a killed process is given to vanish
+_KILL_TIMEOUT = 10.0  # seconds that a killed process is given to vanish
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ class Job:
 class Outcome:
     """How an attempt ended."""
 
-    ending: Ending
+    status: AttemptStatus
     error: str = ""
     remedy: str = ""
     seconds: float = 0.0
     """Time in the stage's function, of this attempt."""
 
 
-def carry_out(job: Job) -> Outcome:
+def run_attempt(job: Job) -> Outcome:
     """Run the attempt in this process. Raises nothing: every end is an outcome."""
     begun = time.monotonic()
     try:
@@ -113,11 +114,13 @@ def carry_out(job: Job) -> Outcome:
         _require_output(context)
     except BaseException as error:  # a stage that calls sys.exit() must not end in silence
         _log(job, error)
-        return explain(error, job.store, f"`headwater logs {job.run} {job.stage}` shows more")
+        return classify_error(
+            error, job.store, f"`headwater logs {job.run} {job.stage}` shows more"
+        )
     return Outcome("done", seconds=time.monotonic() - begun)
 
 
-def explain(error: BaseException, place: Path, more: str = "") -> Outcome:
+def classify_error(error: BaseException, place: Path, more: str = "") -> Outcome:
     """Class an error, and say it to people.
 
     Args:
@@ -125,8 +128,8 @@ def explain(error: BaseException, place: Path, more: str = "") -> Outcome:
         more: the remedy, where the error brings none.
     """
     error = _unwrap(error)
-    if isinstance(error, OSError) and error.errno in FULL:
-        error = disk_full(Path(error.filename or place))
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        error = disk_full_error(Path(error.filename or place))
     if isinstance(error, HeadwaterError):
         return Outcome(_class_of(error), str(error), error.remedy or more)
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -142,14 +145,14 @@ def explain(error: BaseException, place: Path, more: str = "") -> Outcome:
     return Outcome("error", f"{_place_of(error)}{_first_line(error)}", more)
 
 
-def _class_of(error: HeadwaterError) -> Ending:
-    classes: dict[type[HeadwaterError], Ending] = {
+def _class_of(error: HeadwaterError) -> AttemptStatus:
+    classes: dict[type[HeadwaterError], AttemptStatus] = {
         UserError: "user",
         Interrupted: "interrupted",
         CorruptArtifact: "corrupt",
-        NoRoom: "crowded",
+        ResourcesUnavailable: "crowded",
         WorkerDied: "worker",
-        Stuck: "worker",
+        StageStalled: "worker",
         LeaseLost: "worker",
     }
     return next((end for kind, end in classes.items() if isinstance(error, kind)), "error")
@@ -208,7 +211,7 @@ def _open_inputs(job: Job) -> Inputs:
     declared = find_stage(job.uses).inputs
     opened: dict[str, Artifact | tuple[Artifact, ...]] = {}
     for name, folders in job.inputs.items():
-        found = tuple(store.checked(Artifact.open(folder), job.run) for folder in folders)
+        found = tuple(store.ensure_verified(Artifact.open(folder), job.run) for folder in folders)
         opened[name] = found if declared[name].many else found[0]
     return Inputs(opened)
 
@@ -234,12 +237,12 @@ def _alone(work: Path) -> None:
     for pid, born in _orphans(mark):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + _LET_GO
+        deadline = time.monotonic() + _KILL_TIMEOUT
         lives = True
         while lives:
             time.sleep(0.01)
-            lives = process_born(pid) == born and time.monotonic() < deadline
-    me = {"node": node(), "pid": os.getpid(), "born": process_born(os.getpid())}
+            lives = process_start_time(pid) == born and time.monotonic() < deadline
+    me = {"node": machine_id(), "pid": os.getpid(), "born": process_start_time(os.getpid())}
     write_atomic(mark, json.dumps(me), durable=False)
 
 
@@ -248,6 +251,6 @@ def _orphans(mark: Path) -> Iterator[tuple[int, str]]:
     before: dict[str, Any] = read_json(mark, {})
     with suppress(ValueError, KeyError):
         pid, born = int(before["pid"]), str(before["born"])
-        here = before["node"] == node() != "" and pid != os.getpid()
-        if here and born and process_born(pid) == born:
+        here = before["node"] == machine_id() != "" and pid != os.getpid()
+        if here and born and process_start_time(pid) == born:
             yield pid, born

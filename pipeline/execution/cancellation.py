@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from pipeline.atomic_io import write_atomic
 from pipeline.errors import HeadwaterError
-from pipeline.storage.atomic_io import write_atomic
 
 CANCELLED, INTERRUPTED = "cancelled", "interrupted"
-LOOK = 0.1  # seconds between two looks at the cancel file while a long call goes on
+POLL_INTERVAL = 0.1  # seconds between two looks at the cancel file while a long call goes on
 
 
-class Stop:
+class CancellationToken:
     """Whether and how a run was asked to stop: by signals, or by its cancel file."""
 
     def __init__(self, file: Path, grace: float) -> None:
@@ -34,7 +34,7 @@ class Stop:
         self._interruptible = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to stop at the next safe point."""
         if self._signals and not self.reason:
             self._ask(INTERRUPTED, self._grace)
@@ -46,22 +46,22 @@ class Stop:
         return bool(self.reason)
 
     @property
-    def now(self) -> bool:
+    def immediate(self) -> bool:
         """Whether to stop without waiting for a safe point."""
-        return self.overdue(0.0)
+        return self.expired(0.0)
 
-    def overdue(self, leave: float) -> bool:
+    def expired(self, leave: float) -> bool:
         """Whether stages still run `leave` seconds after they were to be killed."""
         if self._signals > 1:
-            self.at_once()
+            self.cancel_now()
         return time.monotonic() > self._deadline + leave
 
-    def at_once(self) -> None:
+    def cancel_now(self) -> None:
         """Stop without waiting for anything."""
         self._ask(INTERRUPTED, 0.0)
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Let SIGINT and SIGTERM ask, inside the block; without effect in other threads."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -96,8 +96,8 @@ class Stop:
 
     def _break_off(self, thread: int, over: threading.Event) -> None:
         """Turn a cancel file that appears into a signal, which reaches also a call that waits."""
-        while not over.wait(LOOK):
-            if self._word() and self.asked:
+        while not over.wait(POLL_INTERVAL):
+            if self._word() and self.requested:
                 signal.pthread_kill(thread, signal.SIGINT)
                 return
 

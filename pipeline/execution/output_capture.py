@@ -16,17 +16,17 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from pipeline.context import escape, redact
+from pipeline.redaction import escape_control_characters, redact
 
-MARK = "HEADWATER_DRIVER"
+DRIVER_VARIABLE = "HEADWATER_DRIVER"
 """The environment variable that says which driver a process belongs to, for those that reap."""
 LONGEST = 8192  # bytes of one line of the log; a longer one is folded
-PATIENCE = 5.0  # seconds that the log is waited for at the end
+CLOSE_TIMEOUT = 5.0  # seconds that the log is waited for at the end
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def captured(log: Path, secrets: Iterable[str] = ()) -> Iterator[None]:
+def capture_output(log: Path, secrets: Iterable[str] = ()) -> Iterator[None]:
     """Send what this process and its children print to `log` until the end of the block.
 
     Args:
@@ -38,7 +38,7 @@ def captured(log: Path, secrets: Iterable[str] = ()) -> Iterator[None]:
     pump = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), MARK: ""},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), DRIVER_VARIABLE: ""},
         start_new_session=True,  # neither Ctrl-C nor the reaper may silence the log
     )
     assert pump.stdin is not None
@@ -48,7 +48,7 @@ def captured(log: Path, secrets: Iterable[str] = ()) -> Iterator[None]:
     finally:
         pump.stdin.close()
         with suppress(subprocess.TimeoutExpired):  # a child that still prints keeps it
-            pump.wait(PATIENCE)
+            pump.wait(CLOSE_TIMEOUT)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def pump(source: BinaryIO, log: Path, secrets: Iterable[str] = ()) -> None:
     """
     while raw := source.readline(LONGEST):
         text = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
-        line = f"{time.strftime('%H:%M:%S')} {escape(redact(text, secrets))}\n"
+        line = f"{time.strftime('%H:%M:%S')} {escape_control_characters(redact(text, secrets))}\n"
         with suppress(OSError), log.open("a") as file:
             file.write(line)
 

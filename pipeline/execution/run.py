@@ -25,32 +25,32 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.context import redact, secret_names
+from pipeline.atomic_io import (
+    append_line,
+    disk_errors,
+    fsync_path,
+    make_folder,
+    read_json,
+    read_lines,
+    write_atomic,
+)
 from pipeline.errors import Failure, NotFound, UserError
+from pipeline.naming import check_name
+from pipeline.redaction import redact, secret_names
 from pipeline.status import (
     Event,
     RunStatus,
     StageStatus,
-    derive,
-    interrupted,
-    last_seen,
-    so_far,
-    stamp,
-)
-from pipeline.storage.artifact import check_name
-from pipeline.storage.atomic_io import (
-    append_line,
-    disk_errors,
-    make_folder,
-    read_json,
-    read_lines,
-    sync,
-    write_atomic,
+    derive_status,
+    format_timestamp,
+    last_active_time,
+    mark_interrupted,
+    with_elapsed_time,
 )
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.execution.plan import Plan
     from pipeline.spec.pipeline_spec import Spec
     from pipeline.storage.lease import Lease
 
@@ -95,7 +95,7 @@ class Run:
         write_atomic(run.folder / "run.yaml", resolved)
         facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
         run.append("run.created", **facts, origin=origin)
-        run.replan(plan)
+        run.write_plan(plan)
         return run
 
     @classmethod
@@ -105,7 +105,7 @@ class Run:
         Raises:
             NotFound: there is none, or there are several.
         """
-        ids = [run.id for run in runs(store)]
+        ids = [run.id for run in list_runs(store)]
         if not ids:
             raise NotFound(
                 "the store holds no runs",
@@ -129,11 +129,11 @@ class Run:
         make_folder(store.root / "runs")
         instant = time.time()
         while True:
-            run = cls(store, new_id(instant))
+            run = cls(store, new_run_id(instant))
             try:
                 with disk_errors(run.folder):
                     run.folder.mkdir()
-                    sync(run.folder.parent)
+                    fsync_path(run.folder.parent)
             except FileExistsError:
                 instant += 1 / len(_NOUNS)
             else:
@@ -164,9 +164,9 @@ class Run:
 
     def spec(self) -> Spec:
         """The run's pipeline, checked again."""
-        from pipeline.spec.pipeline_spec import from_resolved
+        from pipeline.spec.pipeline_spec import spec_from_resolved
 
-        return from_resolved(self.resolved())
+        return spec_from_resolved(self.resolved())
 
     def plan(self) -> Plan:
         """The newest plan.
@@ -174,7 +174,7 @@ class Run:
         Raises:
             Failure: there is none: whoever created the run was stopped before it was complete.
         """
-        from pipeline.plan import Plan
+        from pipeline.execution.plan import Plan
 
         if plan := self._plan():
             return Plan.from_json(plan)
@@ -192,7 +192,7 @@ class Run:
     def _plan(self) -> dict[str, Any]:
         return read_json(self.folder / "plan.json", {})
 
-    def replan(self, plan: Plan) -> None:
+    def write_plan(self, plan: Plan) -> None:
         """Replace the plan: a resumed run finds other things cached than it did at first."""
         described = plan.to_json()
         write_atomic(self.folder / "plan.json", json.dumps(described, indent=1) + "\n")
@@ -219,7 +219,7 @@ class Run:
                 f"on {holder.get('host', 'another machine')}",
                 remedy=f"`headwater status {self.id} --watch` shows it",
             )
-        if derive(self.id, self.events()).state != "pending":
+        if derive_status(self.id, self.events()).state != "pending":
             self.cancel_file.unlink(missing_ok=True)  # from before anybody asked for it anew
         self._lease = lease
         self._close_attempts()
@@ -227,9 +227,9 @@ class Run:
 
     def _close_attempts(self) -> None:
         """Journal the end of what a driver that died had at work: when it was seen last."""
-        for stage in interrupted(derive(self.id, self.events())).stages:
+        for stage in mark_interrupted(derive_status(self.id, self.events())).stages:
             if stage.began:
-                seen = stamp(last_seen(self._fill(stage)))
+                seen = format_timestamp(last_active_time(self._fill(stage)))
                 self.append(
                     "stage.interrupted", stage=stage.name, attempt=stage.attempts, time=seen
                 )
@@ -252,7 +252,12 @@ class Run:
         line: Event = {}
 
         def render() -> str:
-            raw = {"seq": self._seq() + 1, "time": stamp(time.time()), "event": event, **fields}
+            raw = {
+                "seq": self._seq() + 1,
+                "time": format_timestamp(time.time()),
+                "event": event,
+                **fields,
+            }
             line.update(_redacted(_plain(raw), self.secrets()))
             return json.dumps(line, ensure_ascii=False)
 
@@ -285,15 +290,15 @@ class Run:
         """Everything that happened, in order; a torn or damaged line is left out."""
         return [event for line in read_lines(self.journal) if (event := _event(line))]
 
-    def driven(self) -> bool:
+    def has_driver(self) -> bool:
         """Whether a driver is at work on it, as far as can be seen from here."""
         return self.store.lease("run", self.id, owner="reader").alive()
 
     def status(self) -> RunStatus:
         """Where the run stands, derived from its journal and the store."""
-        status = derive(self.id, self.events())
-        if status.state == "running" and not self.driven():
-            status = interrupted(status)
+        status = derive_status(self.id, self.events())
+        if status.state == "running" and not self.has_driver():
+            status = mark_interrupted(status)
         stages = [self._fill(stage) for stage in status.stages]
         return replace(status, stages=stages, store=status.store or str(self.store.root))
 
@@ -302,7 +307,7 @@ class Run:
         if not stage.fingerprint:
             return stage
         if stage.state in ("cached", "finished"):
-            artifact = self.store.peek(stage.uses, stage.fingerprint)
+            artifact = self.store.latest_readable(stage.uses, stage.fingerprint)
             if artifact is None:
                 return stage
             return replace(
@@ -312,17 +317,19 @@ class Run:
                 seconds=artifact.manifest["seconds"] if stage.seconds is None else stage.seconds,
             )
         work = self.store.work(stage.uses, stage.fingerprint)
-        return so_far(replace(stage, progress=read_json(work / "observed" / "progress.json", {})))
+        return with_elapsed_time(
+            replace(stage, progress=read_json(work / "observed" / "progress.json", {}))
+        )
 
 
-def runs(store: Store) -> list[Run]:
+def list_runs(store: Store) -> list[Run]:
     """All runs of a store, the oldest first."""
     return [
         Run(store, path.parent.name) for path in sorted(store.root.glob("runs/*/journal.jsonl"))
     ]
 
 
-def new_id(instant: float) -> str:
+def new_run_id(instant: float) -> str:
     """The id of a run that starts at that Unix time: UTC to the minute, then two words.
 
     The words stand for the second and the 64th of a second, in alphabetical order, so that

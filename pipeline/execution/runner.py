@@ -17,22 +17,28 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Failure, GateRefused, HeadwaterError, UserError
-from pipeline.execution.cancellation import CANCELLED, INTERRUPTED, Stop
-from pipeline.execution.stage_executor import Launcher, Pool, Production, Resources, StageState
-from pipeline.plan import make
+from pipeline.execution.cancellation import CANCELLED, INTERRUPTED, CancellationToken
+from pipeline.execution.plan import make_plan
+from pipeline.execution.stage_executor import (
+    Launcher,
+    ResourcePool,
+    Resources,
+    StageExecutor,
+    StageState,
+)
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
+    from pipeline.execution.plan import Plan, PlannedStage
     from pipeline.execution.run import Run
-    from pipeline.plan import Plan, PlannedStage
     from pipeline.spec.pipeline_spec import ModelRef
     from pipeline.status import RunStatus
 
 GRACE = 25.0  # seconds from the wish to stop until stages are killed; 30 are promised
 BACKOFF = 1.0  # seconds before the first retry; doubled for each further one
 TICK = 0.1  # seconds between two looks at signals and the cancel file
-_LEAVE = 5.0  # seconds that threads get to notice that their stages were killed
+_KILL_TIMEOUT = 5.0  # seconds that threads get to notice that their stages were killed
 
 _EXIT = {"finished": 0, "failed": 1, "refused": 3, INTERRUPTED: 130, CANCELLED: 130}
 
@@ -74,14 +80,14 @@ def execute(
     """
     again = any(event["event"] == "run.started" for event in run.events())
     run.open()
-    stop = Stop(run.cancel_file, grace)
+    stop = CancellationToken(run.cancel_file, grace)
     try:
-        with _watched(run, observers), stop.on_signals():
+        with _watched(run, observers), stop.handle_signals():
             if again:
-                run.replan(_plan_again(run))
+                run.write_plan(_plan_again(run))
             with closing(launcher):
-                execution = Execution(run, run.plan(), launcher, stop, backoff)
-                _finish(run, execution, on_finished)
+                scheduler = Scheduler(run, run.plan(), launcher, stop, backoff)
+                _finish(run, scheduler, on_finished)
     finally:
         run.close()
     return run.status()
@@ -107,7 +113,7 @@ def _plan_again(run: Run) -> Plan:
         return run.store.by_fingerprint(f"{source['uses']}/{source['fingerprint']}")
 
     only = taken[-1] if len(taken) < len(before.stages) else None
-    return make(run.spec(), run.store, only=only, rerun=rerun, resolve_model=resolve)
+    return make_plan(run.spec(), run.store, only=only, rerun=rerun, resolve_model=resolve)
 
 
 def exit_code(run: Run) -> int:
@@ -124,17 +130,17 @@ def exit_code(run: Run) -> int:
     return _EXIT.get(status.state, 1)
 
 
-def _finish(run: Run, execution: Execution, on_finished: Callable[[Run], None] | None) -> None:
+def _finish(run: Run, scheduler: Scheduler, on_finished: Callable[[Run], None] | None) -> None:
     """Drive to the end and journal it, whatever it is."""
     try:
-        state = execution.drive()
+        state = scheduler.run_stages()
         if state == "finished" and on_finished:
-            state = _conclude(run, execution.stop, on_finished)
+            state = _conclude(run, scheduler.stop, on_finished)
     except GateRefused as refused:
         run.append("gate.refused", error=str(refused), remedy=refused.remedy)
         state = "refused"
     except BaseException as error:
-        execution.abandon()
+        scheduler.abort()
         told = error if isinstance(error, HeadwaterError) else Failure(repr(error))
         kind = "user" if isinstance(error, UserError) else "error"
         facts = {"class": kind, "error": str(told), "remedy": told.remedy}
@@ -147,20 +153,20 @@ def _finish(run: Run, execution: Execution, on_finished: Callable[[Run], None] |
         run.append("run.finished", state=state)
 
 
-def _conclude(run: Run, stop: Stop, on_finished: Callable[[Run], None]) -> str:
+def _conclude(run: Run, stop: CancellationToken, on_finished: Callable[[Run], None]) -> str:
     """The last step. A wish to stop breaks it off at once, and a resume does it again."""
     done = False
     with stop.interruptible():
         on_finished(run)
         done = True
-    return "finished" if done or not stop.asked else stop.reason
+    return "finished" if done or not stop.requested else stop.reason
 
 
-class Execution:
+class Scheduler:
     """One drive through a plan."""
 
     def __init__(
-        self, run: Run, plan: Plan, launcher: Launcher, stop: Stop, backoff: float
+        self, run: Run, plan: Plan, launcher: Launcher, stop: CancellationToken, backoff: float
     ) -> None:
         self.run = run
         self.store = run.store
@@ -170,13 +176,13 @@ class Execution:
         self.stop = stop
         self.backoff = backoff
         self.states: dict[str, StageState] = {}
-        self._pool: Pool | None = None
+        self._pool: ResourcePool | None = None
         self._stale: dict[str, Artifact | None] = {}
         self._remade: set[str] = set()
         self._at_work: dict[str, threading.Thread] = {}
         self._ended: queue.Queue[tuple[str, StageState | BaseException]] = queue.Queue()
 
-    def drive(self) -> str:
+    def run_stages(self) -> str:
         """Make what can be made. Returns the run's last state.
 
         Raises:
@@ -186,20 +192,20 @@ class Execution:
         for stage in self.stages.values():
             self.states[stage.name] = self._first_state(stage)
         while True:
-            self._skip_hopeless()
+            self._skip_dependents_of_failed()
             ready = self._ready()
             for stage in ready:
                 self._begin(stage)
             if self._at_work:
-                self._settle_one()
+                self._reap_finished()
             elif not ready:
                 return self._last_state()
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """End all stages at once; their work stays for a resume."""
-        self.stop.at_once()
+        self.stop.cancel_now()
         for thread in self._at_work.values():
-            thread.join(_LEAVE)
+            thread.join(_KILL_TIMEOUT)
 
     def _first_state(self, stage: PlannedStage) -> StageState:
         if stage.verdict == "skip":
@@ -211,7 +217,7 @@ class Execution:
         self._stale[stage.name] = found
         return "pending"
 
-    def _skip_hopeless(self) -> None:
+    def _skip_dependents_of_failed(self) -> None:
         """What needs a stage that failed will never run."""
         for stage in self.stages.values():
             lost = [need for need in stage.needs if self.states[need] in ("failed", "skipped")]
@@ -221,7 +227,7 @@ class Execution:
 
     def _ready(self) -> list[PlannedStage]:
         """Stages to begin with now: all inputs are published and nobody wants to stop."""
-        if self.stop.asked:
+        if self.stop.requested:
             return []
         return [
             stage
@@ -236,7 +242,7 @@ class Execution:
         pool = self._pool or self._start()
         if inputs is None or pool is None:
             return
-        production = Production(
+        executor = StageExecutor(
             self.run,
             stage,
             self.nodes[stage.name],
@@ -248,22 +254,22 @@ class Execution:
             self._stale.get(stage.name),
         )
         thread = threading.Thread(
-            target=self._carry, args=(production,), name=stage.name, daemon=True
+            target=self._carry, args=(executor,), name=stage.name, daemon=True
         )
         self.states[stage.name] = "running"
         self._at_work[stage.name] = thread
         thread.start()
 
-    def _carry(self, production: Production) -> None:
+    def _carry(self, executor: StageExecutor) -> None:
         try:
-            end: StageState | BaseException = production.carry_through()
+            end: StageState | BaseException = executor.execute()
         except BaseException as error:  # the driver's loop raises it again
             end = error
-        self._ended.put((production.planned.name, end))
+        self._ended.put((executor.planned.name, end))
 
-    def _settle_one(self) -> None:
+    def _reap_finished(self) -> None:
         """Wait a moment for a stage to end, and take note of how it did."""
-        if self.stop.overdue(_LEAVE):
+        if self.stop.expired(_KILL_TIMEOUT):
             raise Failure("stages did not end although they were killed")
         try:
             name, end = self._ended.get(timeout=TICK)
@@ -274,22 +280,22 @@ class Execution:
             raise end
         self.states[name] = end
 
-    def _start(self) -> Pool | None:
+    def _start(self) -> ResourcePool | None:
         """Start the launcher, once; None if somebody wants to stop before it is ready.
 
         Raises:
             UserError: a stage that is to be made asks for more than there is.
         """
         with self.stop.interruptible():
-            self._pool = Pool(self.launcher.start())
+            self._pool = ResourcePool(self.launcher.start())
         if self._pool:
             self._refuse_impossible(self._pool.total)
         return self._pool
 
     def _refuse_impossible(self, total: Resources) -> None:
         for name, state in self.states.items():
-            need = Resources.of(self.nodes[name].params.workers)
-            if state == "pending" and not total.holds(need):
+            need = Resources.required_by(self.nodes[name].params.workers)
+            if state == "pending" and not total.fits(need):
                 raise UserError(
                     f"it asks for {need}, the cluster has {total}",
                     where=f"{self.nodes[name].where} {name}.workers",

@@ -20,16 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from pipeline.atomic_io import disk_errors
 from pipeline.errors import HeadwaterError, LeaseLost
-from pipeline.execution.attempt import Ending, Job, Outcome, explain
-from pipeline.plan import resume_point
+from pipeline.execution.attempt import AttemptStatus, Job, Outcome, classify_error
+from pipeline.execution.plan import read_resume_point
 from pipeline.stage import Retries, Workers
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.atomic_io import disk_errors
 
 if TYPE_CHECKING:
+    from pipeline.execution.plan import PlannedStage
     from pipeline.execution.run import Run
-    from pipeline.plan import PlannedStage
     from pipeline.spec.pipeline_spec import Node
     from pipeline.storage.lease import Lease
 
@@ -50,11 +50,11 @@ class Resources:
     gpus: float = 0.0
 
     @classmethod
-    def of(cls, workers: Workers) -> Resources:
+    def required_by(cls, workers: Workers) -> Resources:
         """What all processes of a stage need together."""
         return cls(workers.num * workers.cpus, workers.num * workers.gpus)
 
-    def holds(self, other: Resources) -> bool:
+    def fits(self, other: Resources) -> bool:
         """Whether `other` fits in."""
         return other.cpus <= self.cpus + 1e-9 and other.gpus <= self.gpus + 1e-9
 
@@ -85,15 +85,15 @@ class Stopping(Protocol):
     """What a stage's thread must know of the wish to stop."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Stop at the next safe point."""
 
     @property
-    def now(self) -> bool:
+    def immediate(self) -> bool:
         """Stop without waiting for one."""
 
 
-class Pool:
+class ResourcePool:
     """The resources of the cluster that this run has not given to a stage yet."""
 
     def __init__(self, total: Resources) -> None:
@@ -102,10 +102,10 @@ class Pool:
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, need: Resources, give_up: Callable[[], bool]) -> Iterator[bool]:
+    def reserve(self, need: Resources, give_up: Callable[[], bool]) -> Iterator[bool]:
         """Hold resources inside the block; False if `give_up()` came first."""
         with self._changed:
-            while not (lost := give_up()) and not self._free.holds(need):
+            while not (lost := give_up()) and not self._free.fits(need):
                 self._changed.wait(POLL)
             fits = not lost
             if fits:
@@ -119,7 +119,7 @@ class Pool:
                     self._changed.notify_all()
 
 
-class Budget:
+class RetryBudget:
     """How often a stage may still fail, by class of failure."""
 
     def __init__(self, retries: Retries, backoff: float) -> None:
@@ -127,18 +127,18 @@ class Budget:
         self._backoff = backoff
         self._failures = 0
 
-    def pause(self, ending: Ending) -> float | None:
+    def pause(self, status: AttemptStatus) -> float | None:
         """Seconds to wait before the next attempt, growing; None: give up."""
-        if ending not in _UNCOUNTED:
-            if self._left.get(ending, 0) <= 0:
+        if status not in _UNCOUNTED:
+            if self._left.get(status, 0) <= 0:
                 return None
-            self._left[ending] -= 1
+            self._left[status] -= 1
         self._failures += 1
         return float(min(SLOWEST, self._backoff * 2 ** (self._failures - 1)))
 
 
 @dataclass
-class Production:
+class StageExecutor:
     """One stage of a run on its way to an artifact."""
 
     run: Run
@@ -146,24 +146,24 @@ class Production:
     node: Node
     inputs: Mapping[str, tuple[Artifact, ...]]
     launcher: Launcher
-    pool: Pool
+    pool: ResourcePool
     stop: Stopping
     backoff: float
     stale: Artifact | None = None
     """What there was before and is to be made again: it does not count as made."""
-    _budget: Budget = field(init=False)
+    _budget: RetryBudget = field(init=False)
 
     def __post_init__(self) -> None:
-        self._budget = Budget(self.node.params.retries, self.backoff)
+        self._budget = RetryBudget(self.node.params.retries, self.backoff)
 
-    def carry_through(self) -> StageState:
+    def execute(self) -> StageState:
         """Do all of it. Returns the stage's last state; `pending`: an input must be remade."""
         state: StageState | None = None
         while state is None:
-            state = self._once()
+            state = self._run_under_lease()
         return state
 
-    def _once(self) -> StageState | None:
+    def _run_under_lease(self) -> StageState | None:
         """Under one lease; None if the lease was lost and must be claimed again."""
         planned = self.planned
         with self.run.store.lease(planned.uses, planned.fingerprint, self.run.id) as lease:
@@ -172,8 +172,8 @@ class Production:
             if self._made_by_another():
                 self._note("cached", fingerprint=planned.fingerprint)
                 return "cached"
-            need = Resources.of(self.node.params.workers)
-            with self.pool.take(need, lambda: self.stop.asked) as taken:
+            need = Resources.required_by(self.node.params.workers)
+            with self.pool.reserve(need, lambda: self.stop.requested) as taken:
                 return self._attempts(lease) if taken else "pending"
 
     def _claim(self, lease: Lease) -> bool:
@@ -181,13 +181,13 @@ class Production:
         if not lease.acquire(0.0):
             owner = (lease.holder() or {}).get("owner", "another run")
             self._note("waiting", reason=f"{owner} is making it")
-        while not lease.held() and not self.stop.asked:
+        while not lease.is_held() and not self.stop.requested:
             lease.acquire(POLL)
-        return lease.held()
+        return lease.is_held()
 
     def _made_by_another(self) -> bool:
         """Whether there is nothing left to make; what is damaged, and ours now, is put aside."""
-        found = self.run.store.take(self.planned.uses, self.planned.fingerprint)
+        found = self.run.store.find_or_quarantine(self.planned.uses, self.planned.fingerprint)
         return found is not None and (self.stale is None or found.path != self.stale.path)
 
     def _attempts(self, lease: Lease) -> StageState | None:
@@ -197,20 +197,20 @@ class Production:
                 self._forget()
             self._note("started", attempt=attempt, fingerprint=self.planned.fingerprint)
             outcome = self._attempt(attempt, lease)
-            if outcome.ending == "done":
+            if outcome.status == "done":
                 return "finished"
-            if outcome.ending in _STOPPED and self.stop.asked:
+            if outcome.status in _STOPPED and self.stop.requested:
                 return self._interrupt(attempt)
-            if outcome.ending == "corrupt" and not self._inputs_are_there():
+            if outcome.status == "corrupt" and not self._inputs_are_there():
                 self._note("waiting", reason="a damaged input is to be made again")
                 return "pending"
             outcome = _unasked(outcome, lease)
-            pause = self._budget.pause(outcome.ending)
+            pause = self._budget.pause(outcome.status)
             if pause is None:
                 self._fail(outcome, attempt)
                 return "failed"
             self._retry(outcome, attempt, pause)
-            if self.stop.asked:
+            if self.stop.requested:
                 return self._interrupt(attempt)
             if lease.lost.is_set():
                 return None
@@ -224,16 +224,16 @@ class Production:
     def _attempt(self, attempt: int, lease: Lease) -> Outcome:
         """One attempt and, if it went well, the publication."""
         outcome = self.launcher.run(
-            self._job(attempt), lambda: self.stop.now or lease.lost.is_set()
+            self._job(attempt), lambda: self.stop.immediate or lease.lost.is_set()
         )
-        if outcome.ending != "done":
+        if outcome.status != "done":
             return outcome
         try:
             self._publish(attempt, outcome.seconds, lease)
         except (HeadwaterError, OSError) as error:
             if isinstance(error, LeaseLost):
                 lease.lost.set()
-            return explain(error, self.run.store.root, "`headwater resume` tries again")
+            return classify_error(error, self.run.store.root, "`headwater resume` tries again")
         return outcome
 
     def _publish(self, attempt: int, seconds: float, lease: Lease) -> None:
@@ -291,22 +291,22 @@ class Production:
         self._note(
             "retry",
             attempt=attempt,
-            **{"class": outcome.ending, "error": outcome.error, "delay": pause},
+            **{"class": outcome.status, "error": outcome.error, "delay": pause},
         )
         deadline = time.monotonic() + pause
-        while time.monotonic() < deadline and not self.stop.asked:
+        while time.monotonic() < deadline and not self.stop.requested:
             time.sleep(min(POLL, pause))
 
     def _fail(self, outcome: Outcome, attempt: int) -> None:
         self._note(
             "failed",
             attempt=attempt,
-            **{"class": outcome.ending, "error": outcome.error, "remedy": outcome.remedy},
+            **{"class": outcome.status, "error": outcome.error, "remedy": outcome.remedy},
         )
 
     def _interrupt(self, attempt: int) -> StageState:
         work = self.run.store.work(self.planned.uses, self.planned.fingerprint)
-        self._note("interrupted", attempt=attempt, at=resume_point(work))
+        self._note("interrupted", attempt=attempt, at=read_resume_point(work))
         return "interrupted"
 
     def _note(self, event: str, **fields: object) -> None:
@@ -317,7 +317,7 @@ def _unasked(outcome: Outcome, lease: Lease) -> Outcome:
     """An end that nobody asked for: the lease went to another run, or a stray signal came."""
     if lease.lost.is_set():
         return Outcome("worker", "another run took it over")
-    if outcome.ending in ("interrupted", "killed"):
+    if outcome.status in ("interrupted", "killed"):
         return Outcome("worker", f"it was stopped from outside: {outcome.error}", outcome.remedy)
     return outcome
 

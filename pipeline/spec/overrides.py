@@ -13,26 +13,26 @@ from typing import Any
 
 from pipeline.errors import Problem, SpecError, did_you_mean
 from pipeline.spec import validation_messages
-from pipeline.spec.yaml_reader import KeyPath, Tree, parse, read
+from pipeline.spec.yaml_reader import KeyPath, Tree, parse_yaml, read_yaml
 
 FILE_KEYS = ("name", "seed", "extends", "stages", "promote")
 """The words of a pipeline file."""
 
 
-def extended(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
+def resolve_extends(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
     """A file laid over the one that it extends, and so on; `chain` holds the files below it.
 
     Raises:
         SpecError: a file cannot be read, or the files extend each other.
     """
     path = Path(os.path.normpath(path))
-    tree = read(path)
+    tree = read_yaml(path)
     parent = tree.data.get("extends") if isinstance(tree.data, dict) else None
     if parent is None:
         return tree
-    where = tree.place(("extends",))
+    where = tree.location(("extends",))
     if not isinstance(parent, str) or Path(parent).is_absolute():
-        message = f"expected a path relative to this file, got {validation_messages.got(parent)}"
+        message = f"expected a path relative to this file, got {validation_messages.describe_value(parent)}"
         raise SpecError([Problem("extends", message, "for example base.yaml", where)])
     above = Path(os.path.normpath(path.parent / parent))
     chain = (*chain, path)
@@ -43,17 +43,17 @@ def extended(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
     if not above.is_file():
         message = f"there is no file {above}"
         raise SpecError([Problem("extends", message, "the path is relative to this file", where)])
-    return tree.over(extended(above, chain))
+    return tree.merged_over(resolve_extends(above, chain))
 
 
-def overridden(tree: Tree, overrides: Sequence[str]) -> Tree:
+def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
     """The tree with overrides (`gpt.train.lr=3e-4`) laid over it, the last on top.
 
     What is wrong with them is listed in the tree's `problems`.
     """
     for text in overrides:
         try:
-            tree = _override(text, tree).over(tree)
+            tree = _override(text, tree).merged_over(tree)
         except SpecError as error:
             tree.problems += error.problems
     return tree
@@ -67,7 +67,7 @@ def _override(text: str, under: Tree) -> Tree:
         raise SpecError([Problem("", "expected key=value", "as in gpt.train.lr=3e-4", place)])
     stages = under.data.get("stages") if isinstance(under.data, dict) else None
     path = _target(key.strip(), stages if isinstance(stages, dict) else {}, place)
-    tree = parse(value, lambda line: place, path)
+    tree = parse_yaml(value, lambda line: place, path)
     for part in reversed(path):
         tree.data = {part: tree.data}
     return tree

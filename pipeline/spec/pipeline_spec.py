@@ -28,12 +28,14 @@ from pydantic import ValidationError
 
 from pipeline import graph
 from pipeline.errors import Problem, SpecError, UserError, did_you_mean
+from pipeline.naming import NAME
 from pipeline.promotion_gates import Gate, check_alias
+from pipeline.redaction import SECRET
 from pipeline.spec import validation_messages
-from pipeline.spec.overrides import FILE_KEYS, extended, overridden
-from pipeline.spec.yaml_reader import KeyPath, Tree, name_of
-from pipeline.stage import SECRET, Input, Params, Stage, find_stage
-from pipeline.storage.artifact import NAME
+from pipeline.spec.overrides import FILE_KEYS, apply_overrides, resolve_extends
+from pipeline.spec.yaml_reader import KeyPath, Tree, format_key_path
+from pipeline.stage import Input, Params, Stage
+from pipeline.stage_registry import find_stage
 
 PROMOTE_KEYS = ("model", "stage", "alias", "require")
 DEFAULT_ALIAS = "champion"
@@ -153,7 +155,7 @@ class Upstream(Mapping[str, Params]):
         return sum(1 for _ in self)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Read and check a pipeline file.
 
     Args:
@@ -163,10 +165,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: with every problem that was found.
     """
-    return _Checker(overridden(extended(Path(path)), overrides)).spec(str(path))
+    return _Checker(apply_overrides(resolve_extends(Path(path)), overrides)).spec(str(path))
 
 
-def from_resolved(
+def spec_from_resolved(
     data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "run.yaml"
 ) -> Spec:
     """Check `Spec.resolved` again, on any machine, with further overrides.
@@ -175,7 +177,7 @@ def from_resolved(
         SpecError: with every problem that was found.
     """
     tree = Tree(copy.deepcopy(dict(data)), {(): source})
-    return _Checker(overridden(tree, overrides)).spec(source)
+    return _Checker(apply_overrides(tree, overrides)).spec(source)
 
 
 class _Checker:
@@ -196,7 +198,9 @@ class _Checker:
     def spec(self, source: str) -> Spec:
         data = self.tree.data
         if not isinstance(data, dict):
-            self.problem((), f"expected a pipeline file, got {validation_messages.got(data)}")
+            self.problem(
+                (), f"expected a pipeline file, got {validation_messages.describe_value(data)}"
+            )
             raise SpecError(self.problems)
         self.unknown_keys((), data, FILE_KEYS)
         name = self.name(("name",), data.get("name"), "pipeline")
@@ -216,7 +220,9 @@ class _Checker:
         return Spec(name, seed, nodes, promote, {**resolved, "seed": seed}, source)
 
     def problem(self, path: KeyPath, message: str, remedy: str = "") -> None:
-        self.problems.append(Problem(name_of(path), message, remedy, self.tree.place(path)))
+        self.problems.append(
+            Problem(format_key_path(path), message, remedy, self.tree.location(path))
+        )
 
     def unknown_keys(self, path: KeyPath, data: Mapping[str, Any], known: Sequence[str]) -> None:
         for key in data:
@@ -229,8 +235,8 @@ class _Checker:
         elif not isinstance(value, str):
             self.problem(
                 path,
-                f"expected text, got {validation_messages.got(value)}",
-                validation_messages.remedy(["text"], value),
+                f"expected text, got {validation_messages.describe_value(value)}",
+                validation_messages.type_remedy(["text"], value),
             )
         elif not NAME.fullmatch(value):
             self.problem(path, f"{value!r} cannot name a {of}", validation_messages.NAMES)
@@ -239,7 +245,8 @@ class _Checker:
     def seed(self, value: Any) -> int:
         if type(value) is not int or value < 0:
             self.problem(
-                ("seed",), f"expected a whole number from 0, got {validation_messages.got(value)}"
+                ("seed",),
+                f"expected a whole number from 0, got {validation_messages.describe_value(value)}",
             )
             return 0
         return value
@@ -248,7 +255,7 @@ class _Checker:
         """The stages of the file that are worth a closer look."""
         if not isinstance(data, dict) or not data:
             what = (
-                f"expected stages, got {validation_messages.got(data)}"
+                f"expected stages, got {validation_messages.describe_value(data)}"
                 if data
                 else "there are no stages"
             )
@@ -267,7 +274,7 @@ class _Checker:
             else:
                 self.problem(
                     path,
-                    f"expected a stage, got {validation_messages.got(section)}",
+                    f"expected a stage, got {validation_messages.describe_value(section)}",
                     "write {uses: …}",
                 )
         return found
@@ -278,7 +285,7 @@ class _Checker:
         uses = section.get("uses")
         if not isinstance(uses, str):
             message = (
-                f"expected the name of a stage, got {validation_messages.got(uses)}"
+                f"expected the name of a stage, got {validation_messages.describe_value(uses)}"
                 if uses
                 else "missing"
             )
@@ -296,7 +303,9 @@ class _Checker:
             text = json.dumps(values)
             self.params[node] = stage.params.model_validate_json(text, strict=True)
         except ValidationError as error:
-            for found in validation_messages.problems(error, stage.params, values, stage.inputs):
+            for found in validation_messages.validation_issues(
+                error, stage.params, values, stage.inputs
+            ):
                 self.problem(("stages", node, *found.path), found.message, found.remedy)
         return None
 
@@ -338,7 +347,7 @@ class _Checker:
             forms = "${stage}, artifact:<fingerprint> or model:<name>@<alias>"
             self.problem(
                 path,
-                f"expected {forms}, got {validation_messages.got(value)}",
+                f"expected {forms}, got {validation_messages.describe_value(value)}",
                 f"it takes {_kinds(takes)}",
             )
         elif isinstance(ref, StageRef):
@@ -365,8 +374,8 @@ class _Checker:
             for node, edges in self.edges.items()
         }
         try:
-            return graph.order(needs)
-        except graph.Cycle as error:
+            return graph.topological_order(needs)
+        except graph.CycleError as error:
             path = ("stages", error.ring[0])
             self.problem(path, f"the stages wait for each other: {error}", "remove one edge")
             return []
@@ -383,7 +392,9 @@ class _Checker:
         if data is None:
             return None
         if not isinstance(data, dict):
-            self.problem(("promote",), f"expected a section, got {validation_messages.got(data)}")
+            self.problem(
+                ("promote",), f"expected a section, got {validation_messages.describe_value(data)}"
+            )
             return None
         self.unknown_keys(("promote",), data, PROMOTE_KEYS)
         model = self.name(("promote", "model"), data.get("model"), "model")
@@ -410,7 +421,9 @@ class _Checker:
         path = ("promote", "require")
         if not isinstance(data, list):
             self.problem(
-                path, f"expected a list, got {validation_messages.got(data)}", '["gpt.loss<3"]'
+                path,
+                f"expected a list, got {validation_messages.describe_value(data)}",
+                '["gpt.loss<3"]',
             )
             return ()
         for i, text in enumerate(data):
@@ -426,7 +439,7 @@ class _Checker:
         return tuple(str(text) for text in data)
 
     def node(self, name: str) -> Node:
-        stage, where = self.stages[name], self.tree.place(("stages", name))
+        stage, where = self.stages[name], self.tree.location(("stages", name))
         return Node(name, stage.uses, stage, self.params[name], self.edges[name], where)
 
 

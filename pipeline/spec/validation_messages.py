@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import did_you_mean
 from pipeline.spec.yaml_reader import KeyPath
-from pipeline.stage import Absent, sections
+from pipeline.stage import UnsupportedKeys, nested_sections
 
 NAMES = "use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
 
@@ -39,7 +39,7 @@ _LIMITS = {
 
 
 @dataclass(frozen=True)
-class Wrong:
+class ValidationIssue:
     """One thing that is wrong in a stage's parameters."""
 
     path: KeyPath
@@ -47,9 +47,9 @@ class Wrong:
     remedy: str = ""
 
 
-def problems(
+def validation_issues(
     error: ValidationError, model: type[BaseModel], data: Any, edges: Iterable[str]
-) -> list[Wrong]:
+) -> list[ValidationIssue]:
     """All that a validation found, one line a key.
 
     Args:
@@ -65,12 +65,11 @@ def problems(
     for path, details in by_path.items():
         inside = any(other[: len(path)] == path for other in by_path if other != path)
         if not (inside and details[0]["type"] in _EXPECTED):  # another branch of a union fits
-            known = _keys(model, path[:-1], edges)
-            found.append(_wrong(path, details, known, getattr(model, "absent", {})))
+            found.append(_issue(path, details, model, edges if len(path) == 1 else ()))
     return found
 
 
-def got(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value as a person would call it."""
     if value is None:
         return "nothing"
@@ -83,7 +82,7 @@ def got(value: Any) -> str:
     return repr(value)
 
 
-def remedy(expected: Iterable[str], value: Any) -> str:
+def type_remedy(expected: Iterable[str], value: Any) -> str:
     """What to do about a value of another type, if it is plain."""
     if "text" in expected and isinstance(value, bool | int | float):
         return "put it in quotes"
@@ -92,28 +91,40 @@ def remedy(expected: Iterable[str], value: Any) -> str:
     return ""
 
 
-def _wrong(path: KeyPath, details: list[ErrorDetails], known: set[str], absent: Absent) -> Wrong:
-    """The findings at one key as one: the branches of a union are alternatives."""
+def _issue(
+    path: KeyPath, details: list[ErrorDetails], model: type[BaseModel], edges: Iterable[str]
+) -> ValidationIssue:
+    """Join the findings at one key: the branches of a union are alternatives."""
     first = details[0]
     kind, value = first["type"], first["input"]
     if kind in ("missing", "union_tag_not_found"):
-        return Wrong(path, "missing", f"add `{path[-1]}: …`")
-    if kind == "extra_forbidden" and path[-1] in known:
-        return Wrong(path, "does not go with the other values here")
+        return ValidationIssue(path, "missing", f"add `{path[-1]}: …`")
     if kind == "extra_forbidden":
-        name = str(path[-1])
-        return Wrong(path, *absent.get(name.lower(), ("unknown key", did_you_mean(name, known))))
+        name, sections = str(path[-1]), _sections_at(model, path[:-1])
+        for section in sections:
+            if new_name := getattr(section, "renamed", {}).get(name):
+                return ValidationIssue(path, f"renamed to {new_name!r}", f"write `{new_name}: …`")
+        known = {*edges, *(field for section in sections for field in section.model_fields)}
+        if name in known:
+            return ValidationIssue(path, "cannot be combined with the other values here")
+        unsupported: UnsupportedKeys = getattr(model, "unsupported_keys", {})
+        unknown = ("unknown key", did_you_mean(name, known))
+        return ValidationIssue(path, *unsupported.get(name.lower(), unknown))
     context = first.get("ctx", {})
     value = context.get("tag", value)
     expected = list(dict.fromkeys(word for word in map(_expected, details) if word))
     if expected:
-        return Wrong(
-            path, f"expected {' or '.join(expected)}, got {got(value)}", remedy(expected, value)
+        return ValidationIssue(
+            path,
+            f"expected {' or '.join(expected)}, got {describe_value(value)}",
+            type_remedy(expected, value),
         )
     if kind in _LIMITS:
         actual = context.get("actual_length", value)
-        return Wrong(path, f"{_LIMITS[kind].format(**context)}, got {got(actual)}")
-    return Wrong(path, str(context.get("error") or first["msg"]))
+        return ValidationIssue(
+            path, f"{_LIMITS[kind].format(**context)}, got {describe_value(actual)}"
+        )
+    return ValidationIssue(path, str(context.get("error") or first["msg"]))
 
 
 def _expected(detail: ErrorDetails) -> str:
@@ -146,12 +157,11 @@ def _holds(data: Any, part: str | int) -> bool:
     return isinstance(data, list) and isinstance(part, int) and part < len(data)
 
 
-def _keys(model: type[BaseModel], path: KeyPath, edges: Iterable[str]) -> set[str]:
-    """The keys that a section knows, in whatever classes may stand there."""
-    known = set(edges) if not path else set()
+def _sections_at(model: type[BaseModel], path: KeyPath) -> set[type[BaseModel]]:
+    """Return the section classes that may stand at a path; several where the type is a union."""
     level = {model}
     for part in path:
         fields = [m.model_fields[part] for m in level if part in m.model_fields]
-        if fields:  # an index of a list or a key of a mapping is of no class
-            level = {inner for info in fields for inner in sections(info.annotation)}
-    return known | {name for inner in level for name in inner.model_fields}
+        if fields:  # an index of a list or a key of a mapping has no class
+            level = {inner for info in fields for inner in nested_sections(info.annotation)}
+    return level

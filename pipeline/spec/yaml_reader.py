@@ -6,7 +6,7 @@ deep nesting, no huge files. Plain words are read as YAML 1.2 reads them, not as
 `no` is text, `010` is ten, `12:30:45` is text, and `1e-4` is the number.
 
     tree = read("configs/quickstart.yaml")
-    tree.data["stages"]["gpt"]["train"]["lr"], tree.place(("stages", "gpt", "train", "lr"))
+    tree.data["stages"]["gpt"]["train"]["lr"], tree.location(("stages", "gpt", "train", "lr"))
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ class Tree:
     """Plain data, the place ("file:line") of each key in it, and what is wrong so far."""
 
     data: Any = None
-    places: dict[KeyPath, str] = field(default_factory=dict)
+    locations: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def place(self, path: KeyPath) -> str:
+    def location(self, path: KeyPath) -> str:
         """Where that key stands, or else the nearest key around it."""
-        while path not in self.places and path:
+        while path not in self.locations and path:
             path = path[:-1]
-        return self.places.get(path, "")
+        return self.locations.get(path, "")
 
-    def over(self, base: Tree) -> Tree:
+    def merged_over(self, base: Tree) -> Tree:
         """This tree laid over another: mappings merge key by key, all else is replaced."""
         replaced: list[KeyPath] = []
         data = _merge(base.data, self.data, (), replaced)
         kept = {
             path: place
-            for path, place in base.places.items()
+            for path, place in base.locations.items()
             if not any(path[: len(root)] == root for root in replaced)
         }
-        return Tree(data, {**kept, **self.places}, [*base.problems, *self.problems])
+        return Tree(data, {**kept, **self.locations}, [*base.problems, *self.problems])
 
 
-def read(path: Path) -> Tree:
+def read_yaml(path: Path) -> Tree:
     """Read a file.
 
     Raises:
@@ -80,31 +80,35 @@ def read(path: Path) -> Tree:
         _stop(str(path), f"cannot be read: {(error.strerror or str(error)).lower()}")
     except UnicodeDecodeError as error:
         _stop(str(path), f"byte {error.start} is not UTF-8 text", "save the file as UTF-8")
-    return parse(text, lambda line: f"{path}:{line}")
+    return parse_yaml(text, lambda line: f"{path}:{line}")
 
 
-def parse(text: str, where: Callable[[int], str], root: KeyPath = ()) -> Tree:
+def parse_yaml(text: str, where: Callable[[int], str], root: KeyPath = ()) -> Tree:
     """Read YAML text; `where` says a line (from 1) as a place, `root` is the path of the data.
 
     Raises:
         SpecError: as `read`.
     """
-    parser = _Parser(Tree(places={root: where(1)}), where)
+    parser = _Parser(Tree(locations={root: where(1)}), where)
     try:
         parser.document(yaml.parse(_shield(text), Loader=yaml.SafeLoader), root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        _stop(where(line), f"this is not YAML: {_unshield(str(error.problem))}", key=name_of(root))
+        _stop(
+            where(line),
+            f"this is not YAML: {_unshield(str(error.problem))}",
+            key=format_key_path(root),
+        )
     except yaml.reader.ReaderError as error:
         _stop(
             where(1),
             f"the character U+{error.character:04X} is not allowed in YAML",
-            key=name_of(root),
+            key=format_key_path(root),
         )
     return parser.tree
 
 
-def scalar(text: str) -> Any:
+def parse_scalar(text: str) -> Any:
     """A plain YAML word by the core schema of YAML 1.2 (section 10.3.2).
 
     A number with an exponent that is whole (`1e3`) is an integer; `.inf` and `.nan` stay text,
@@ -170,7 +174,7 @@ class _Parser:
             if key in data:
                 message = f"the key {key!r} stands here a second time"
                 self._refuse((*path, key), event, message, "remove one")
-            self.tree.places[*path, key] = self._place(event)
+            self.tree.locations[*path, key] = self._place(event)
             data[key] = self._node(next(self._events), (*path, key))
         return data
 
@@ -178,7 +182,7 @@ class _Parser:
         data: list[Any] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             here = (*path, len(data))
-            self.tree.places[here] = self._place(event)
+            self.tree.locations[here] = self._place(event)
             data.append(self._node(event, here))
         return data
 
@@ -186,7 +190,7 @@ class _Parser:
         text = _unshield(event.value)
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
             self._refuse(path, event, "the text holds a character that is not text")
-        return scalar(text) if event.implicit[0] else text
+        return parse_scalar(text) if event.implicit[0] else text
 
     def _plain(self, event: Any, path: KeyPath) -> None:
         if event.anchor:
@@ -198,11 +202,11 @@ class _Parser:
         return self._where(event.start_mark.line + 1)
 
     def _refuse(self, path: KeyPath, event: Any, message: str, remedy: str = "") -> None:
-        problem = Problem(name_of(path), message, remedy, self._place(event))
+        problem = Problem(format_key_path(path), message, remedy, self._place(event))
         self.tree.problems.append(problem)
 
 
-def name_of(path: KeyPath) -> str:
+def format_key_path(path: KeyPath) -> str:
     """A path as an override would write it: `gpt.train.lr`, `clean.sources[0]`."""
     words = path[1:] if path[:1] == ("stages",) and len(path) > 1 else path
     return "".join(f"[{w}]" if isinstance(w, int) else f".{w}" for w in words).lstrip(".")

@@ -18,29 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.atomic_io import (
+    NOT_FOUND,
+    disk_errors,
+    fsync_path,
+    move_folder,
+    read_json,
+    write_atomic,
+)
 from pipeline.errors import CorruptArtifact, Failure, UserError
-from pipeline.storage.atomic_io import ABSENT, disk_errors, move, read_json, sync, write_atomic
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 OBSERVED = "observed"  # timings, curves: published, but outside the digest
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.new")
-
-
-def check_name(name: str, what: str) -> str:
-    """The name, if it is safe as one part of a path.
-
-    Raises:
-        UserError: it does not match `[a-z0-9][a-z0-9._-]{0,63}`.
-    """
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"{name!r} cannot name {what}",
-            remedy="use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit",
-        )
-    return name
 
 
 @dataclass(frozen=True)
@@ -116,9 +108,9 @@ class Artifact:
         """
         with disk_errors(self.path, to="read"):
             contents = [self._content(file) for file in self.manifest["files"]]
-            return [*self._strangers(), *filter(None, contents)]
+            return [*self._unlisted_files(), *filter(None, contents)]
 
-    def _strangers(self) -> list[str]:
+    def _unlisted_files(self) -> list[str]:
         """What lies in the folder and was not published."""
         listed = {file["path"] for file in self.manifest["files"]}
         try:
@@ -133,7 +125,7 @@ class Artifact:
             if name not in listed and not PurePosixPath(name).name.startswith(".")
         ]
 
-    def stamp(self) -> str:
+    def change_token(self) -> str:
         """Changes whenever a file is added, replaced or written to (inode, mtime, size)."""
         state = hashlib.sha256(self.digest.encode())
         for name in [*list_files(self.path), MANIFEST]:
@@ -144,7 +136,7 @@ class Artifact:
     def _size(self, file: Mapping[str, Any]) -> str:
         try:
             info = os.lstat(self.path / file["path"])
-        except ABSENT:
+        except NOT_FOUND:
             return f"{file['path']}: missing"
         if not stat.S_ISREG(info.st_mode):
             return f"{file['path']}: not a regular file"
@@ -157,7 +149,7 @@ class Artifact:
             return problem
         try:
             same = hash_file(self.path / file["path"]) == file["sha256"]
-        except ABSENT:  # another reader puts the artifact aside at this moment
+        except NOT_FOUND:  # another reader puts the artifact aside at this moment
             return f"{file['path']}: missing"
         return "" if same else f"{file['path']}: its bytes changed"
 
@@ -185,14 +177,14 @@ def publish(
     """
     known = hashes or {}
     with disk_errors(target):
-        files = [_describe(staged, name, known) for name in _tidy(staged)]
+        files = [_describe(staged, name, known) for name in _publishable_files(staged)]
         for folder in _folders(staged):
-            sync(folder)
+            fsync_path(folder)
         manifest = {**facts, "schema": SCHEMA, "files": files, "digest": digest_of(files)}
         manifest["seal"] = _seal(manifest)
         write_atomic(staged / MANIFEST, _render(manifest))
         check()
-        move(staged, target)
+        move_folder(staged, target)
     return Artifact(target, manifest)
 
 
@@ -229,7 +221,7 @@ def list_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _tidy(staged: Path) -> list[str]:
+def _publishable_files(staged: Path) -> list[str]:
     """The files to publish; what killed writers left half-written beside them is removed."""
     names = list_files(staged)
     for name in names:
@@ -251,7 +243,7 @@ def _raise(error: OSError) -> None:
 def _describe(staged: Path, name: str, known: Mapping[str, str]) -> dict[str, Any]:
     """Sync one file; its entry of the manifest."""
     path = staged / name
-    sync(path)
+    fsync_path(path)
     entry: dict[str, Any] = {
         "path": name,
         "size": path.stat().st_size,

@@ -17,14 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic_io import (
+    disk_errors,
+    list_folder,
+    list_subfolders,
+    move_folder,
+    read_lines,
+)
 from pipeline.errors import CorruptArtifact, Failure
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.atomic_io import children, disk_errors, grandchildren, move, read_lines
 
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
 
-ROLLBACKS = 5  # promotions of each alias that are kept, so that a rollback finds its model
+KEPT_PROMOTIONS = 5  # promotions of each alias that are kept, so that a rollback finds its model
 
 Fingerprint = tuple[str, str]  # uses, fp
 
@@ -60,7 +66,7 @@ class GcReport:
         return sum(item.size for item in self.garbage)
 
 
-def collect(store: Store, keep: int, dry: bool) -> GcReport:
+def collect_garbage(store: Store, keep: int, dry: bool) -> GcReport:
     """Find garbage and, unless `dry`, remove it.
 
     Args:
@@ -74,7 +80,7 @@ def collect(store: Store, keep: int, dry: bool) -> GcReport:
         if not dry:
             for item in report.garbage:
                 _discard(store, item.path)
-            _forget(store)
+            _prune_stale_records(store)
     return report
 
 
@@ -86,35 +92,35 @@ def _find(store: Store, keep: int, dry: bool) -> GcReport:
             report.kept += 1
         else:
             report.garbage.append(Garbage.at(folder, "no kept run or alias reaches it"))
-    for folder in grandchildren(store.root / "work"):
+    for folder in list_subfolders(store.root / "work"):
         name = (folder.parent.name, folder.name)
         leased = store.lease(*name, owner="gc").alive()
-        if not leased and (name not in wanted or store.peek(*name)):
+        if not leased and (name not in wanted or store.latest_readable(*name)):
             report.garbage.append(Garbage.at(folder, "unfinished work of no kept run"))
-    damaged = filter(Path.is_dir, grandchildren(store.root / "quarantine"))
+    damaged = filter(Path.is_dir, list_subfolders(store.root / "quarantine"))
     report.garbage += [Garbage.at(path, "damaged") for path in damaged]
-    cached = [path for path in children(store.root / "cache") if path.name != "verified"]
+    cached = [path for path in list_folder(store.root / "cache") if path.name != "verified"]
     report.garbage += [Garbage.at(path, "stages can make it again") for path in cached]
-    for folder in children(store.root / "tmp"):
+    for folder in list_folder(store.root / "tmp"):
         report.garbage.append(Garbage.at(folder, "being deleted when something stopped"))
     return report
 
 
 def _reachable(store: Store, keep: int) -> set[Fingerprint]:
     """What the kept runs and aliases name, and all that those were made from."""
-    runs = children(store.root / "runs")
+    runs = list_folder(store.root / "runs")
     kept = runs[len(runs) - keep :] if keep < len(runs) else runs
     alive = [run for run in runs if store.lease("run", run.name, owner="gc").alive()]
     wanted: set[Fingerprint] = set()
     for run in {*kept, *alive}:
-        wanted.update(_named(_plan(run)))
-    for model in children(store.root / "registry"):
+        wanted.update(_references_in(_plan(run)))
+    for model in list_folder(store.root / "registry"):
         wanted.update(_promoted(store, model / "promotions.jsonl"))
     frontier = list(wanted)
     while frontier:
         for folder in store.generations(*frontier.pop()):
             with suppress(CorruptArtifact):
-                new = set(_named(Artifact.read(folder).manifest["inputs"])) - wanted
+                new = set(_references_in(Artifact.read(folder).manifest["inputs"])) - wanted
                 wanted |= new
                 frontier += new
     return wanted
@@ -133,7 +139,7 @@ def _promoted(store: Store, log: Path) -> Iterator[Fingerprint]:
     lines = [_parse(line, log) for line in read_lines(log)]
     for alias in {line.get("alias") for line in lines}:
         promotions = [line for line in lines if line.get("alias") == alias]
-        for line in promotions[-ROLLBACKS:]:
+        for line in promotions[-KEPT_PROMOTIONS:]:
             fp = str(line.get("fingerprint"))
             yield from ((f.parent.name, fp) for f in store.folders() if f.name[:16] == fp)
 
@@ -147,7 +153,7 @@ def _parse(text: bytes, path: Path) -> Any:
         ) from None
 
 
-def _named(value: Any) -> Iterator[Fingerprint]:
+def _references_in(value: Any) -> Iterator[Fingerprint]:
     """Every (uses, fingerprint) that a JSON value holds, at any depth."""
     if isinstance(value, Mapping):
         if isinstance(value.get("uses"), str) and isinstance(value.get("fingerprint"), str):
@@ -155,7 +161,7 @@ def _named(value: Any) -> Iterator[Fingerprint]:
         value = list(value.values())
     if isinstance(value, Iterable) and not isinstance(value, str):
         for item in value:
-            yield from _named(item)
+            yield from _references_in(item)
 
 
 def _discard(store: Store, folder: Path) -> None:
@@ -163,17 +169,17 @@ def _discard(store: Store, folder: Path) -> None:
     trash = store.root / "tmp" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
     with suppress(FileNotFoundError):
         if folder.parent != trash.parent:
-            move(folder, trash)
+            move_folder(folder, trash)
             folder = trash
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _forget(store: Store) -> None:
+def _prune_stale_records(store: Store) -> None:
     """Remove what speaks of nothing any more: reasons, leases, marks of what was hashed."""
-    for note in grandchildren(store.root / "quarantine"):
+    for note in list_subfolders(store.root / "quarantine"):
         if note.suffix == ".json" and not os.path.lexists(note.with_suffix("")):
             note.unlink(missing_ok=True)
-    for folder in grandchildren(store.root / "leases"):
+    for folder in list_subfolders(store.root / "leases"):
         uses, fp = folder.parent.name, folder.name
         gone = not store.generations(uses, fp) and not store.work(uses, fp).exists()
         if gone and uses != "run":

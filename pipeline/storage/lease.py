@@ -26,8 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.atomic_io import disk_errors
 from pipeline.errors import Failure, LeaseLost
-from pipeline.storage.atomic_io import disk_errors
 
 HEARTBEAT = 2.0  # seconds between two steps of the counter
 EXPIRY = 30.0  # seconds without a step after which a waiter takes over
@@ -66,7 +66,7 @@ class Lease:
             time.sleep(min(POLL, self.heartbeat))
         return True
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether it is still ours; looks at the disk.
 
         Raises:
@@ -85,7 +85,7 @@ class Lease:
             LeaseLost: it was never acquired, was released, or another run took over.
             Failure: the disk cannot be read, so nobody knows.
         """
-        if not self.held():
+        if not self.is_held():
             holder = self.holder() or {}
             raise LeaseLost(
                 f"the lease belongs to {holder.get('owner', 'nobody')} now",
@@ -97,7 +97,7 @@ class Lease:
         """Let others have it; does nothing if it is not held."""
         self._stop.set()
         with suppress(OSError, Failure):
-            if self.held():
+            if self.is_held():
                 self._create(self._file(self.epoch, "released"), b"")
         self.epoch = 0
 
@@ -117,7 +117,7 @@ class Lease:
             holder = self.holder()
             if holder is None or _is_dead(holder):
                 return False
-            if holder.get("node") and holder["node"] == node():
+            if holder.get("node") and holder["node"] == machine_id():
                 return True
             return self._age(self._file(top, "beat")) < self.expiry
 
@@ -171,7 +171,7 @@ class Lease:
         count = 0
         while not stop.is_set() and not self.lost.is_set():
             with suppress(OSError, Failure):
-                if self.held():
+                if self.is_held():
                     self._beat(epoch, count)
             count += 1
             stop.wait(self.heartbeat)
@@ -181,9 +181,9 @@ class Lease:
             "owner": self.owner,
             "nonce": self._nonce,
             "host": platform.node(),
-            "node": node(),
+            "node": machine_id(),
             "pid": os.getpid(),
-            "born": process_born(os.getpid()),
+            "born": process_start_time(os.getpid()),
         }
 
     def _file(self, epoch: int, suffix: str) -> Path:
@@ -255,7 +255,7 @@ class Lease:
 
 
 @cache
-def node() -> str:
+def machine_id() -> str:
     """This machine since its last start, and this process table: where a pid means something.
 
     Empty where the system does not say, so that no process is ever judged by its pid there.
@@ -270,12 +270,12 @@ def node() -> str:
 
 def _is_dead(holder: Holder) -> bool:
     """Whether the holder's process is known to be gone: only ever true on its own machine."""
-    if not holder.get("node") or holder["node"] != node():
+    if not holder.get("node") or holder["node"] != machine_id():
         return False
-    return bool(process_born(holder["pid"]) != holder["born"])
+    return bool(process_start_time(holder["pid"]) != holder["born"])
 
 
-def process_born(pid: int) -> str:
+def process_start_time(pid: int) -> str:
     """When a process began, in ticks since the machine's start; empty if it is gone.
 
     A pid alone is not enough: it is given to another process one day.

@@ -22,19 +22,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
-from pipeline.storage.artifact import OBSERVED, Artifact, check_name, publish
-from pipeline.storage.atomic_io import (
-    children,
+from pipeline.atomic_io import (
     disk_errors,
-    grandchildren,
+    list_folder,
+    list_subfolders,
     make_folder,
-    move,
+    move_folder,
     read_json,
     write_atomic,
 )
-from pipeline.storage.garbage_collection import GcReport, collect
-from pipeline.storage.lease import Lease, node
+from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
+from pipeline.naming import check_name
+from pipeline.storage.artifact import OBSERVED, Artifact, publish
+from pipeline.storage.garbage_collection import GcReport, collect_garbage
+from pipeline.storage.lease import Lease, machine_id
 from pipeline.storage.provenance import code_version, environment
 
 
@@ -65,30 +66,30 @@ class Store:
         Raises:
             Failure: the disk does not let it be read, which says nothing of the artifact.
         """
-        looks = self._looks(uses, fp)
+        looks = self._inspect_generations(uses, fp)
         return next((found for _, found in looks if isinstance(found, Artifact)), None)
 
-    def take(self, uses: str, fp: str) -> Artifact | None:
+    def find_or_quarantine(self, uses: str, fp: str) -> Artifact | None:
         """As `find`, for who holds the lease: what is damaged is put aside, to be made again."""
-        for folder, found in self._looks(uses, fp):
+        for folder, found in self._inspect_generations(uses, fp):
             if isinstance(found, Artifact):
                 return found
             self.quarantine(folder, found)
         return None
 
-    def damage(self, uses: str, fp: str) -> str:
+    def corruption_reason(self, uses: str, fp: str) -> str:
         """What is wrong with the newest artifact, put aside or not; empty if nothing is."""
-        for _, found in self._looks(uses, fp):
+        for _, found in self._inspect_generations(uses, fp):
             return found if isinstance(found, str) else ""
         notes: list[dict[str, Any]] = [
             read_json(path, {})
-            for path in children(self.root / "quarantine" / uses)
+            for path in list_folder(self.root / "quarantine" / uses)
             if path.name.startswith(fp) and path.suffix == ".json"
         ]
         newest = max(notes, key=lambda note: note.get("time", 0.0), default={})
         return str(newest.get("reason", ""))
 
-    def _looks(self, uses: str, fp: str) -> Iterator[tuple[Path, Artifact | str]]:
+    def _inspect_generations(self, uses: str, fp: str) -> Iterator[tuple[Path, Artifact | str]]:
         """Each generation's folder, the newest first, with the artifact or what is wrong."""
         for folder in self.generations(uses, fp):
             try:
@@ -99,7 +100,7 @@ class Store:
             held = (artifact.uses, artifact.fingerprint)
             yield folder, artifact if held == (uses, fp) else f"holds {held[0]}/{held[1]}"
 
-    def peek(self, uses: str, fp: str, digest: str = "") -> Artifact | None:
+    def latest_readable(self, uses: str, fp: str, digest: str = "") -> Artifact | None:
         """The newest readable artifact (of that digest, if one is given); touches nothing."""
         for folder in self.generations(uses, fp):
             with suppress(CorruptArtifact):
@@ -108,7 +109,7 @@ class Store:
                     return artifact
         return None
 
-    def checked(self, artifact: Artifact, run: str = "") -> Artifact:
+    def ensure_verified(self, artifact: Artifact, run: str = "") -> Artifact:
         """The artifact, once its bytes were hashed on this machine. Call it before each use.
 
         What was hashed before, for this run or (without one) since the machine's start, and was
@@ -138,9 +139,9 @@ class Store:
 
     def _mark(self, artifact: Artifact, run: str) -> Path | None:
         """The file that says: a reader hashed these very files here; None if they look odd."""
-        reader = f"{platform.node()}\0{node()}\0{run}\0"
+        reader = f"{platform.node()}\0{machine_id()}\0{run}\0"
         try:
-            seen = hashlib.sha256((reader + artifact.stamp()).encode()).hexdigest()
+            seen = hashlib.sha256((reader + artifact.change_token()).encode()).hexdigest()
         except (Failure, OSError):
             return None
         return self.root / "cache" / "verified" / seen
@@ -179,7 +180,7 @@ class Store:
             if found := self.find(uses, fp):
                 return found
             raise NotFound(
-                f"{uses}/{fp} is damaged: {self.damage(uses, fp)}",
+                f"{uses}/{fp} is damaged: {self.corruption_reason(uses, fp)}",
                 where=str(self.root),
                 remedy="the pipeline that made it makes it again",
             )
@@ -197,12 +198,12 @@ class Store:
 
     def folders(self) -> Iterator[Path]:
         """Every artifact's folder, readable or not (for `verify --all`)."""
-        yield from grandchildren(self.root / "artifacts")
+        yield from list_subfolders(self.root / "artifacts")
 
     def generations(self, uses: str, fp: str) -> list[Path]:
         """The folders of a fingerprint, the newest first."""
         first = self._place("artifacts", uses, fp)
-        found = [path for path in children(first.parent) if _generation(path, fp)]
+        found = [path for path in list_folder(first.parent) if _generation(path, fp)]
         return sorted(found, key=lambda path: -_generation(path, fp))
 
     def work(self, uses: str, fp: str) -> Path:
@@ -275,7 +276,7 @@ class Store:
             target = aside / f"{source.name}-{count}"
             with suppress(FileExistsError):
                 with suppress(FileNotFoundError):  # another run was quicker
-                    move(source, target)
+                    move_folder(source, target)
                     note = {"reason": why, "path": _label(source), "time": time.time()}
                     write_atomic(aside / f"{target.name}.json", json.dumps(note))
                 return
@@ -287,7 +288,7 @@ class Store:
             Failure: a plan, a promotion log or an artifact cannot be read, so nothing is safe to
                 remove.
         """
-        return collect(self, keep, dry)
+        return collect_garbage(self, keep, dry)
 
     # --- places --------------------------------------------------------------------------------
 
@@ -296,7 +297,7 @@ class Store:
 
     def _next_generation(self, uses: str, fp: str) -> Path:
         first = self._place("artifacts", uses, fp)
-        newest = max((_generation(path, fp) for path in children(first.parent)), default=0)
+        newest = max((_generation(path, fp) for path in list_folder(first.parent)), default=0)
         return first if not newest else first.with_name(f"{fp}.{newest + 1}")
 
     def _references(self, found: Artifact | Sequence[Artifact]) -> list[dict[str, str]]:
@@ -315,14 +316,14 @@ class Store:
 def _gather(work: Path) -> None:
     """Copy what was observed beside the data: a copy, so that a kill here loses nothing."""
     source, target = work / OBSERVED, work / "out" / OBSERVED
-    if not children(work / "out"):
+    if not list_folder(work / "out"):
         raise Failure("the stage wrote nothing", where=str(work / "out"))
     with disk_errors(target):
         if not source.is_dir():
             return
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(exist_ok=True)
-        for path in children(source):
+        for path in list_folder(source):
             if path.is_file():
                 write_atomic(target / path.name, path.read_bytes(), durable=False)
 

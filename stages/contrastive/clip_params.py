@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import InputError, Problem
-from pipeline.stage import EXECUTION, Absent, Params, Section, Workers
+from pipeline.stage import EXECUTION, Params, Section, UnsupportedKeys, Workers
 from pipeline.storage.artifact import hash_file
 from stages.contrastive.clip_estimate import ClipTraining
 from stages.models.clip.configuration_clip import (
@@ -131,7 +131,7 @@ class ClipTrain(TrainSection):
 class ClipParams(Params):
     """See `stages.clip`."""
 
-    absent: ClassVar[Absent] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
 
     size: str = "tiny"
     """A preset of `stages.models.clip.configuration_clip`: nano, tiny, small, RN-tiny, ViT-B/32, RN50…"""

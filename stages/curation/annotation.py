@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.atomic_io import write_atomic
 from pipeline.context import Context
 from pipeline.stage import Workers
-from pipeline.storage.atomic_io import write_atomic
 from stages.curation.broken_files import BrokenFile
 from stages.curation.source_piece import Piece
 from stages.data import parquet_parts

@@ -62,7 +62,7 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
     Raises:
         CorruptArtifact: kept, dropped and removed do not add up to read.
     """
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     for unit in ("documents", "characters"):
         read, kept, dropped = (stats[state][unit] for state in ("read", "kept", "dropped"))

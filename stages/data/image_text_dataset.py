@@ -195,7 +195,7 @@ def write_shards(
 
 def write_shard(samples: Iterable[Sample], folder: Path, stem: str) -> dict[str, Any]:
     """Write `STEM.tar` and its index; return its entry in `index.json`."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     content, rows = bytearray(), list[list[int]]()
     for sample in samples:
@@ -226,7 +226,7 @@ def write_index(
     counts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `index.json`, the last file: the shards of each split in order."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     index = {
         "schema": VERSION,

@@ -121,7 +121,7 @@ class PartWriter:
             self.close()
 
     def _end_part(self, part: PartEncoder) -> None:
-        from pipeline.storage.atomic_io import write_atomic
+        from pipeline.atomic_io import write_atomic
 
         write_atomic(self.folder / f"part-{self.parts:05d}.parquet", part.finish())
         self.parts += 1

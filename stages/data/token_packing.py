@@ -76,7 +76,7 @@ def _tokenizer(folder: Path) -> AnyTokenizer:
 
 def encode_shard(work: Encoding, commit: Path) -> None:
     """Encode some rows: ids to `<commit>.bin`, one record a document to the commit file."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     tokenizer = _tokenizer(work.tokenizer)
     table = _row_group(work.part, work.row_group)[work.rows]

@@ -53,7 +53,7 @@ def write_shard(
     """Write one shard: its tokens (already of the store's dtype) and where its documents end."""
     import io
 
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     write_atomic(out / f"{name}.bin", tokens.tobytes())
     index = io.BytesIO()
@@ -93,7 +93,7 @@ def write_index(
         splits: their shards.
         tokenizer: the digest of what made the ids; None where nobody knows.
     """
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     index = {
         "schema": VERSION,

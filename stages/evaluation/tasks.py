@@ -41,10 +41,10 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
 
+from pipeline.atomic_io import disk_errors
 from pipeline.errors import InputError, SpecError, did_you_mean
-from pipeline.spec.yaml_reader import name_of, read
+from pipeline.spec.yaml_reader import format_key_path, read_yaml
 from pipeline.stage import Section
-from pipeline.storage.atomic_io import disk_errors
 
 KEY = re.compile(r"\{(\w+)\}")
 SCALAR = (str, int, float)
@@ -163,14 +163,16 @@ def _header(path: Path) -> tuple[TaskSection, Path]:
     if path.suffix not in (".yaml", ".yml"):
         return _section({"name": path.stem, "items": path.name}, lambda _: str(path)), path
     try:
-        tree = read(path)
+        tree = read_yaml(path)
     except SpecError as error:
         _refuse(error.problems[0].message, error.problems[0].where)
     for problem in tree.problems:
         _refuse(str(problem), "", problem.remedy)
     if not isinstance(tree.data, dict):
         _refuse("a task file is a mapping of keys", str(path), "see `headwater stages`")
-    section = _section({"name": path.stem, **tree.data}, lambda key: tree.place(key) or str(path))
+    section = _section(
+        {"name": path.stem, **tree.data}, lambda key: tree.location(key) or str(path)
+    )
     return section, path.parent / section.items
 
 
@@ -182,8 +184,8 @@ def _section(data: Mapping[str, Any], place: Any) -> TaskSection:
         key = first["loc"]
         if first["type"] == "extra_forbidden":
             near = did_you_mean(str(key[0]), TaskSection.model_fields)
-            _refuse(f"{name_of(key)}: there is no such key", place(key), near)
-        _refuse(f"{name_of(key)}: {first['msg']}", place(key))
+            _refuse(f"{format_key_path(key)}: there is no such key", place(key), near)
+        _refuse(f"{format_key_path(key)}: {first['msg']}", place(key))
 
 
 def _bytes(path: Path) -> bytes:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 from PIL import Image
 
-from pipeline.context import escape
+from pipeline.redaction import escape_control_characters
 from stages.curation.annotation import Annotator
 from stages.curation.broken_files import BrokenFile
 from stages.data import parquet_parts
@@ -90,11 +90,11 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         row = {
             **dict.fromkeys(self.schema.names),
             "id": name128(piece.source, piece.place, str(number)),
-            "key": escape(record.key),
-            "source": escape(piece.source),
-            "place": escape(record.place),
+            "key": escape_control_characters(record.key),
+            "source": escape_control_characters(piece.source),
+            "place": escape_control_characters(record.place),
             "rule": record.broken,
-            "reason": escape(record.error),
+            "reason": escape_control_characters(record.error),
             "score": 0.0,
             "image": b"",
             "captions": captions,
@@ -107,7 +107,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         try:
             return row | self._measure(replace(record, captions=tuple(captions)), piece)
         except BadImage as error:
-            return row | {"rule": "broken.image", "reason": escape(str(error))}
+            return row | {"rule": "broken.image", "reason": escape_control_characters(str(error))}
         except RecursionError:
             return row | {"rule": "broken.json", "reason": "nested too deeply"}
 
@@ -121,13 +121,20 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         if rule:
             return size | {"rule": rule, "score": score}
         data, stored = self._stored_image(record.image, image)
-        place = {"key": escape(record.key), "place": escape(record.place)}
-        meta = {**place, **record.meta, "source": escape(piece.source)}
+        place = {
+            "key": escape_control_characters(record.key),
+            "place": escape_control_characters(record.place),
+        }
+        meta = {**place, **record.meta, "source": escape_control_characters(piece.source)}
         meta |= {"width": stored.width, "height": stored.height}
         sample = Sample("key", data, tuple(captions), meta)
         dhash, colors = perceptual_hash(image)
         group = record.meta.get(self.group_field, record.key) if self.group_field else record.key
-        split = escape(str(record.meta.get(self.split_field))) if self.split_field else None
+        split = (
+            escape_control_characters(str(record.meta.get(self.split_field)))
+            if self.split_field
+            else None
+        )
         return size | {
             "image": data,
             "captions": captions,

@@ -167,6 +167,6 @@ def _shown_copies(decisions: Decisions) -> dict[int, int]:
 
 def write_stats(out: Path, stats: dict[str, Any]) -> None:
     """Write `stats.json`."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     write_atomic(out / "stats.json", json.dumps(stats, indent=1, sort_keys=True))

@@ -37,7 +37,7 @@ def shard_tasks(plans: Sequence[ShardPlan], records: RecordTable, out: Path) -> 
 
 def write_planned_shard(task: ShardTask, commit: Path) -> None:
     """Write one shard and commit its entry of the index."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     columns = ["image", "captions", "meta"]
     rows = (row for table, numbers in task.parts for row in read_rows_of(table, numbers, columns))

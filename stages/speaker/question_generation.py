@@ -94,7 +94,7 @@ def label(
     Raises:
         Interrupted: somebody asked the run to stop; the shards that are done stay.
     """
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
     shards = cut(targets)

@@ -128,7 +128,7 @@ class DocumentAnnotator:
 
 def annotate_shard(work: tuple[DocumentAnnotator, list[SourceFile]], commit: Path) -> None:
     """Judge the documents of a shard's files and commit them as one table."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     annotator, files = work
     rows = (

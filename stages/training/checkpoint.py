@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline.atomic_io import NOT_FOUND, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from pipeline.storage.artifact import hash_file
-from pipeline.storage.atomic_io import ABSENT, disk_errors, make_folder, write_atomic
 from stages.training import safetensors_io
 from stages.training.zero_state import Fragment
 
@@ -323,7 +323,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
             if manifest.pop("seal") == _seal(manifest):
                 return manifest
-        except (*ABSENT, ValueError, KeyError, TypeError, AttributeError):
+        except (*NOT_FOUND, ValueError, KeyError, TypeError, AttributeError):
             pass
     return {"files": [{"name": MANIFEST, "size": -1, "sha256": ""}], "step": -1}
 

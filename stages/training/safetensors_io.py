@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.storage.atomic_io import disk_errors
+from pipeline.atomic_io import disk_errors
 
 _NAMES = {
     torch.float64: "F64",

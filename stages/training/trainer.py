@@ -292,7 +292,7 @@ class Fit:
         ctx, step, known = self.rank.ctx, self.position.step, {}
         if ctx:
             if not self.prefix:
-                ctx.rewind(step)
+                ctx.truncate_series(step)
             points = self._points(ctx)
             tested = [(at, point) for at, point in points if _tested(point)]
             self._reported = max((at for at, _ in points), default=-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.stage import Absent
+from pipeline.stage import UnsupportedKeys
 
 _INSTEAD = (
     "there is train.zero_stage 0 to 3, train.offload_optimizer, train.expert_parallel_size and model.activation_checkpointing, in any "
@@ -46,7 +46,7 @@ def _spelled(*names: str) -> Iterator[str]:
         yield from (name, f"{name}_size", f"{name}_degree")
 
 
-LAYOUTS: Absent = {
+LAYOUTS: UnsupportedKeys = {
     **dict.fromkeys(
         _spelled("sequence_parallel", "context_parallel", "ulysses", "sp", "cp"), _SEQUENCE
     ),

@@ -31,9 +31,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from footprint import peak
 
+from pipeline.atomic_io import write_atomic
 from pipeline.context import Context
 from pipeline.stage import Inputs, Workers
-from pipeline.storage.atomic_io import write_atomic
 from stages.clean import CleanParams, clean
 from stages.data import parquet_parts
 from stages.data.documents import read_stats

@@ -19,11 +19,11 @@ from faulty_disk import READS, WRITES, Operation, fault_at
 from memory_folders import Folders, folders_in_memory
 from toy_runs import until
 
+from pipeline.atomic_io import append_line, write_atomic
 from pipeline.context import Context
 from pipeline.errors import CorruptArtifact, Failure
 from pipeline.execution.run import Run
 from pipeline.storage.artifact import MANIFEST, Artifact, list_files, publish
-from pipeline.storage.atomic_io import append_line, write_atomic
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.faults
@@ -90,11 +90,11 @@ def commit(store: Store) -> Artifact:
 
 def recover(store: Store) -> Artifact:
     """What the next run does: take what was published, or make it again."""
-    found = store.take("toy", FP)
+    found = store.find_or_quarantine("toy", FP)
     if found is None:
         work(store)
         found = commit(store)
-    return store.checked(found)
+    return store.ensure_verified(found)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +207,8 @@ def test_a_flipped_bit_in_any_file_is_found_before_use(tmp_path: Path, digest: s
             path.write_bytes(flipped)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # disks leave no trace
             with pytest.raises(CorruptArtifact):
-                store.checked(made, run="the next")
-            assert name in store.damage("toy", FP)
+                store.ensure_verified(made, run="the next")
+            assert name in store.corruption_reason("toy", FP)
             assert recover(store).digest == digest
 
 
@@ -217,7 +217,7 @@ def test_a_cut_file_is_found_at_opening(tmp_path: Path, digest: str) -> None:
     for name in list_files(recover(store).path):
         path = recover(store).path / name
         os.truncate(path, path.stat().st_size - 1)
-        assert store.take("toy", FP) is None
+        assert store.find_or_quarantine("toy", FP) is None
         assert recover(store).digest == digest
 
 
@@ -257,9 +257,9 @@ def made(store: Store, uses: str, *inputs: Artifact) -> Artifact:
 
 def use(store: Store) -> None:
     for artifact in store.artifacts():
-        found = store.take(artifact.uses, artifact.fingerprint)
+        found = store.find_or_quarantine(artifact.uses, artifact.fingerprint)
         assert found
-        store.checked(found, run="r")
+        store.ensure_verified(found, run="r")
 
 
 @pytest.mark.parametrize("fail", [broken, stale, refused])

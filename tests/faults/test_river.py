@@ -42,7 +42,7 @@ def headwater(store: Path, *words: str) -> subprocess.Popen[bytes]:
 def digests(store: Path) -> dict[str, str]:
     """The content that each stage of the newest run made."""
     run = Run.find(Store(store))
-    found = {s.name: run.store.peek(s.uses, s.fingerprint) for s in run.status().stages}
+    found = {s.name: run.store.latest_readable(s.uses, s.fingerprint) for s in run.status().stages}
     return {name: artifact.digest for name, artifact in found.items() if artifact}
 
 

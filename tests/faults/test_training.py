@@ -24,7 +24,7 @@ from tiny_clip import clip_world, shape_of
 from training_cases import Doomed, Faulty, Routed, Toy, happen_to, pid, routed_config
 
 from pipeline.context import Context, read_series
-from pipeline.errors import Failure, HeadwaterError, InputError, Stuck, WorkerDied
+from pipeline.errors import Failure, HeadwaterError, InputError, StageStalled, WorkerDied
 from pipeline.stage import Workers
 from stages.objectives.contrastive import Contrastive
 from stages.training.checkpoint import Checkpoints
@@ -239,7 +239,7 @@ def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
 def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -> None:
     faulty = Faulty(at=5, whom=1, what="stop", mark=str(tmp_path / "mark"))
     with room(tmp_path / "run", 2, WatchdogSection(timeout_factor=3, min_timeout=6)) as pair:
-        with pytest.raises(Stuck, match=r"rank 1 made no progress for \d+ s"):
+        with pytest.raises(StageStalled, match=r"rank 1 made no progress for \d+ s"):
             pair.group.run(fit, faulty, settings(), seed=1)
         assert time.time() - (tmp_path / "mark").stat().st_mtime < 30
     stacks = (tmp_path / "run" / "attempt-1" / "stacks-0.txt").read_text()

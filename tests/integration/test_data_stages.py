@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.atomic_io import write_atomic
 from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Workers
-from pipeline.storage.atomic_io import write_atomic
 from stages.clean import CleanParams, clean
 from stages.data.documents import read_stats
 from stages.distributed.shard_tasks import run_shards

@@ -30,7 +30,7 @@ from pipeline.execution.attempt import Job
 from pipeline.execution.run import Run
 from pipeline.execution.runner import execute
 from pipeline.execution.stage_executor import Resources
-from pipeline.stage import find_stage
+from pipeline.stage_registry import find_stage
 from pipeline.status import RunStatus
 from pipeline.storage.store import Store
 
@@ -95,7 +95,7 @@ def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any
     params = find_stage("toy.count").params.model_validate({"hold": str(hold), "deaf": True})
     job = Job(store.root, "run-1", "a", "toy.count", "0" * 16, params, {}, 1)
     mark = job.attempt_dir / "holds"
-    assert launcher.run(job, mark.exists).ending == "killed"
+    assert launcher.run(job, mark.exists).status == "killed"
     until(lambda: not psutil.pid_exists(int(mark.read_text())), 10)
     launcher.close()
     assert ray_session.is_initialized()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spec.pipeline_spec import load
+from pipeline.spec.pipeline_spec import load_spec
 from stages.text.rules.catalogue import as_markdown
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_there_are_examples() -> None:
 def test_every_pipeline_that_is_shown_is_accepted(text: str, tmp_path: Path) -> None:
     file = tmp_path / "shown.yaml"
     file.write_text(text)
-    assert load(file).nodes
+    assert load_spec(file).nodes
 
 
 def test_the_reference_of_the_stages_is_fresh() -> None:

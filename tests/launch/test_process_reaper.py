@@ -13,8 +13,8 @@ import pytest
 from toy_runs import until
 
 from launch.process_reaper import LOST, Reaper, reap
-from pipeline.execution.output_capture import MARK
-from pipeline.storage.lease import process_born
+from pipeline.execution.output_capture import DRIVER_VARIABLE
+from pipeline.storage.lease import process_start_time
 
 SLEEPER = [sys.executable, "-S", "-c", "print(flush=True); input()"]
 
@@ -31,7 +31,7 @@ def children() -> Iterator[list[subprocess.Popen[bytes]]]:
 def start(children: list[subprocess.Popen[bytes]], mark: str) -> subprocess.Popen[bytes]:
     """A process under a mark, once it runs."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(SLEEPER, env={**os.environ, MARK: mark}, **pipes)
+    process = subprocess.Popen(SLEEPER, env={**os.environ, DRIVER_VARIABLE: mark}, **pipes)
     children.append(process)
     assert process.stdout
     process.stdout.readline()
@@ -90,5 +90,5 @@ def test_a_killed_driver_is_noticed(
     )
     command = [sys.executable, "-c", program, str(tmp_path / "scratch")]
     ended = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-    until(lambda: not process_born(ours.pid), 10)
+    until(lambda: not process_start_time(ours.pid), 10)
     assert ended.stderr == LOST

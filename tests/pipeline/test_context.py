@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import panels
-from pipeline.context import Context, escape, read_series, redact, secret_names
+from pipeline.context import Context, read_series
 from pipeline.errors import Failure, Interrupted
+from pipeline.redaction import escape_control_characters, redact, secret_names
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_progress_is_written_now_and_then_but_always_at_the_end(context: Context
 def test_series_rewind_to_where_the_work_goes_on(context: Context) -> None:
     for step in range(5):
         context.metrics(step, {"loss": float("nan") if step == 1 else 1.0})
-    context.rewind(2)
+    context.truncate_series(2)
     points = read_series(context.observed / "metrics.jsonl")
     assert [point["step"] for point in points] == [0, 1, 2]
     assert points[1]["loss"] == "nan"
@@ -117,7 +118,7 @@ def test_logs_hold_neither_control_characters_nor_secrets(
     context.log("a\x1b[2J\u202eb\tuses hf_secret")
     line = (tmp_path / "log.txt").read_text()
     assert line.endswith(" a\\x1b[2J\\x202eb\tuses ${env:HF_TOKEN}\n")
-    assert escape("ä €") == "ä €"
+    assert escape_control_characters("ä €") == "ä €"
 
 
 def test_only_named_secrets_of_some_length_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from orchard import steady
 
 from pipeline.errors import NotCanonical
-from pipeline.fingerprint import canonical, changes, fingerprint, identity, payload, show
+from pipeline.fingerprint import (
+    canonical_json,
+    describe_changes,
+    fingerprint,
+    format_value,
+    identity_fields,
+    identity_payload,
+)
 from pipeline.stage import Stage, Workers
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -38,7 +45,7 @@ class Colour(enum.StrEnum):
 
 
 def planted(**params: Any) -> dict[str, Any]:
-    return payload(PLANT, orchard.Plant(**{"rows": 2, **params}), {}, {})
+    return identity_payload(PLANT, orchard.Plant(**{"rows": 2, **params}), {}, {})
 
 
 # --- the encoder -------------------------------------------------------------------------------
@@ -47,7 +54,9 @@ def planted(**params: Any) -> dict[str, Any]:
 def test_the_byte_form_is_fixed() -> None:
     """Changing it would make every artifact anew."""
     value = {"b": [1, 1.0, 1e-4, -0.0, True, None], "a": ("é", {"z": {}})}
-    assert canonical(value) == '{"a":["é",{"z":{}}],"b":[1,1.0,0.0001,-0.0,true,null]}'.encode()
+    assert (
+        canonical_json(value) == '{"a":["é",{"z":{}}],"b":[1,1.0,0.0001,-0.0,true,null]}'.encode()
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,7 @@ def test_the_byte_form_is_fixed() -> None:
 )
 def test_what_has_no_one_form_is_refused(value: Any, message: str) -> None:
     with pytest.raises(NotCanonical) as caught:
-        canonical(value)
+        canonical_json(value)
     assert caught.value.message == message
 
 
@@ -80,16 +89,16 @@ def test_what_has_no_one_form_is_refused(value: Any, message: str) -> None:
 @given(plain)
 def test_equal_bytes_mean_equal_values(value: Any) -> None:
     """JSON reads back what was written, types and last bits of floats included."""
-    back = json.loads(canonical(value))
+    back = json.loads(canonical_json(value))
     assert back == value
-    assert canonical(back) == canonical(value)
+    assert canonical_json(back) == canonical_json(value)
 
 
 @steady
 @given(st.dictionaries(text, floats, max_size=4), st.data())
 def test_the_order_of_keys_is_nothing(value: dict[str, float], data: st.DataObject) -> None:
     keys = data.draw(st.permutations(list(value)))
-    assert canonical({"x": {key: value[key] for key in keys}}) == canonical({"x": value})
+    assert canonical_json({"x": {key: value[key] for key in keys}}) == canonical_json({"x": value})
 
 
 @steady
@@ -102,7 +111,7 @@ def test_the_order_of_keys_is_nothing(value: dict[str, float], data: st.DataObje
 @example(0.1, math.nextafter(0.1, 1))
 def test_different_values_have_different_bytes(a: Any, b: Any) -> None:
     same = repr(_sorted(a)) == repr(_sorted(b))
-    assert (canonical(a) == canonical(b)) == same
+    assert (canonical_json(a) == canonical_json(b)) == same
 
 
 def _sorted(value: Any) -> Any:
@@ -117,7 +126,7 @@ def _sorted(value: Any) -> Any:
 
 def test_identity_holds_defaults_and_no_execution_fields_at_any_depth() -> None:
     params = orchard.Plant(rows=2, beds=(orchard.Soil(), orchard.Soil(depth=3)), prices={"a": 2})
-    found = identity(params)
+    found = identity_fields(params)
     soil = {"depth": 10, "kind": "clay", "grit": 0.5}
     assert found["water"] == 1.0
     assert isinstance(found["water"], float)
@@ -146,7 +155,7 @@ def test_what_is_made_changes_the_fingerprint(a: int, b: int, x: float, y: float
 def test_a_payload_holds_all_that_decides() -> None:
     params = orchard.Press(sweetness=2)
     stage = Stage.registry["orchard.press"]
-    found = payload(stage, params, {"trees": ("a", "b")}, {"recipe.txt": "c"})
+    found = identity_payload(stage, params, {"trees": ("a", "b")}, {"recipe.txt": "c"})
     assert found == {
         "format": 1,
         "stage": "orchard.press",
@@ -155,7 +164,7 @@ def test_a_payload_holds_all_that_decides() -> None:
         "inputs": {"trees": ["a", "b"]},
         "externals": {"recipe.txt": "c"},
     }
-    expected = hashlib.sha256(canonical(found)).hexdigest()[:16]
+    expected = hashlib.sha256(canonical_json(found)).hexdigest()[:16]
     assert fingerprint(found) == expected == fingerprint(json.loads(json.dumps(found)))
 
 
@@ -163,13 +172,13 @@ def test_a_payload_holds_all_that_decides() -> None:
 
 
 def test_nothing_changed() -> None:
-    assert changes(json.loads(json.dumps(planted())), planted()) == []
+    assert describe_changes(json.loads(json.dumps(planted())), planted()) == []
 
 
 def test_changes_name_the_field_and_both_values() -> None:
     old = planted(water=3e-4, soil=orchard.Soil(depth=3), names=("a",), label="x")
     new = planted(water=2e-4, soil=orchard.Soil(kind="sand"), names=("a", "b"))
-    assert changes(old, new) == [
+    assert describe_changes(old, new) == [
         "water 3e-4 -> 2e-4",
         "label x -> null",
         'names ["a"] -> ["a", "b"]',
@@ -183,13 +192,13 @@ def test_changes_tell_new_fields_from_gone_ones() -> None:
     del old["params"]["water"]
     del new["params"]["label"]
     new["params"]["pairs"] = True
-    assert changes(old, new) == ["water (new) 1.0", "pairs 2 -> true", "label (gone) null"]
+    assert describe_changes(old, new) == ["water (new) 1.0", "pairs 2 -> true", "label (gone) null"]
 
 
 def test_changes_outside_the_parameters() -> None:
     old = {"version": 1, "inputs": {"t": ["a"], "u": ["b"]}, "externals": {"x": "1", "y": "2"}}
     new = {"version": 2, "inputs": {"t": ["z"], "v": ["b"]}, "externals": {"x": "1", "z": "2"}}
-    assert changes(old, new, {"t": ["clean", "clean", "dirty"]}) == [
+    assert describe_changes(old, new, {"t": ["clean", "clean", "dirty"]}) == [
         "version 1 -> 2",
         "upstream clean or dirty changed",
         "upstream v changed",
@@ -197,7 +206,7 @@ def test_changes_outside_the_parameters() -> None:
         "source z changed",
         "source y changed",
     ]
-    assert changes({"format": 0}, {"format": 1}) == ["format 0 -> 1"]
+    assert describe_changes({"format": 0}, {"format": 1}) == ["format 0 -> 1"]
 
 
 @pytest.mark.parametrize(
@@ -218,10 +227,10 @@ def test_changes_outside_the_parameters() -> None:
     ],
 )
 def test_values_are_shown_as_people_write_them(value: Any, shown: str) -> None:
-    assert show(value) == shown
+    assert format_value(value) == shown
 
 
 @steady
 @given(floats)
 def test_a_shown_number_is_the_number(value: float) -> None:
-    assert float(show(value)) == value
+    assert float(format_value(value)) == value

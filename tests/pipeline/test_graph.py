@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orchard import steady
 
-from pipeline.graph import Cycle, downstream, order, upstream
+from pipeline.graph import CycleError, downstream, topological_order, upstream
 
 DIAMOND = {"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": []}
 
@@ -26,13 +26,13 @@ def graphs(draw: st.DrawFn) -> dict[str, list[str]]:
 
 
 def test_needs_come_first_and_the_file_decides_among_the_ready() -> None:
-    assert order(DIAMOND) == ["a", "c", "b", "d"]
-    assert order({"z": [], "a": [], "m": []}) == ["z", "a", "m"]
+    assert topological_order(DIAMOND) == ["a", "c", "b", "d"]
+    assert topological_order({"z": [], "a": [], "m": []}) == ["z", "a", "m"]
 
 
 def test_names_outside_the_graph_are_left_out() -> None:
     graph = {"a": ["x"], "b": ["a", "x"]}
-    assert order(graph) == ["a", "b"]
+    assert topological_order(graph) == ["a", "b"]
     assert upstream(graph, "b") == {"a"}
     assert downstream(graph, "a") == {"b"}
 
@@ -45,17 +45,17 @@ def test_reach() -> None:
 
 
 def test_a_cycle_is_named_as_the_work_flows() -> None:
-    with pytest.raises(Cycle, match=r"^b -> c -> d -> b$") as caught:
-        order({"a": [], "z": ["b"], "b": ["a", "d"], "c": ["b"], "d": ["c"]})
+    with pytest.raises(CycleError, match=r"^b -> c -> d -> b$") as caught:
+        topological_order({"a": [], "z": ["b"], "b": ["a", "d"], "c": ["b"], "d": ["c"]})
     assert caught.value.ring == ["b", "c", "d", "b"]
-    with pytest.raises(Cycle, match=r"^a -> a$"):
-        order({"a": ["a"]})
+    with pytest.raises(CycleError, match=r"^a -> a$"):
+        topological_order({"a": ["a"]})
 
 
 @steady
 @given(graphs())
 def test_an_order_respects_every_edge(graph: dict[str, list[str]]) -> None:
-    found = order(graph)
+    found = topological_order(graph)
     assert sorted(found) == sorted(graph)
     assert all(found.index(need) < found.index(name) for name in graph for need in graph[name])
 
@@ -77,8 +77,8 @@ def test_a_ring_is_found_wherever_it_is(graph: dict[str, list[str]], data: st.Da
         return
     name, need = data.draw(st.sampled_from(edges))
     graph[need] = [*graph[need], name]
-    with pytest.raises(Cycle) as caught:
-        order(graph)
+    with pytest.raises(CycleError) as caught:
+        topological_order(graph)
     ring = caught.value.ring
     assert ring[0] == ring[-1]
     assert all(giver in graph[taker] for giver, taker in pairwise(ring))

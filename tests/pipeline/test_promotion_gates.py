@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import GateRefused, UserError
-from pipeline.promotion_gates import Gate, check_known, flat_metrics, gate_table, refuse
+from pipeline.promotion_gates import (
+    Gate,
+    check_metrics_exist,
+    flat_metrics,
+    format_gate_table,
+    require_passed,
+)
 
 METRICS = {"evaluate.perplexity": 18.4, "reward.accuracy": 0.75, "a.b.c/d": float("nan")}
 
@@ -26,7 +32,7 @@ METRICS = {"evaluate.perplexity": 18.4, "reward.accuracy": 0.75, "a.b.c/d": floa
     ],
 )
 def test_a_gate_decides_as_it_reads(text: str, passed: bool) -> None:
-    line = Gate.parse(text).judge(METRICS, {"reward.accuracy": 0.74})
+    line = Gate.parse(text).evaluate(METRICS, {"reward.accuracy": 0.74})
     assert line["passed"] is passed
     assert line["gate"] == text.strip()
 
@@ -55,41 +61,41 @@ def test_what_is_not_a_gate_is_refused(text: str) -> None:
 
 
 def test_the_first_champion_has_no_rival() -> None:
-    line = Gate.parse("reward.accuracy>=champion+0.5").judge(METRICS, None)
+    line = Gate.parse("reward.accuracy>=champion+0.5").evaluate(METRICS, None)
     assert line["passed"]
     assert line["note"] == "there is no champion yet"
 
 
 def test_a_champion_whose_value_nobody_wrote_down_is_not_beaten() -> None:
-    line = Gate.parse("reward.accuracy>=champion").judge(METRICS, {"other": 1.0})
+    line = Gate.parse("reward.accuracy>=champion").evaluate(METRICS, {"other": 1.0})
     assert not line["passed"]
     assert "was not recorded" in line["note"]
 
 
 def test_a_number_gate_shows_the_champions_value_too() -> None:
-    line = Gate.parse("reward.accuracy>0.5").judge(METRICS, {"reward.accuracy": 0.7})
+    line = Gate.parse("reward.accuracy>0.5").evaluate(METRICS, {"reward.accuracy": 0.7})
     assert (line["threshold"], line["champion"]) == (0.5, 0.7)
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:
     gates = [Gate.parse("evaluate.perplexity<20"), Gate.parse("evaluate.perplexty<20")]
-    check_known(gates[:1], METRICS)
+    check_metrics_exist(gates[:1], METRICS)
     with pytest.raises(UserError) as caught:
-        check_known(gates, METRICS)
+        check_metrics_exist(gates, METRICS)
     assert "evaluate.perplexity" in caught.value.remedy
 
 
 def test_a_refusal_shows_the_whole_table() -> None:
     texts = ("evaluate.perplexity<20", "reward.accuracy>0.8", "reward.accuracy>champion")
-    lines = [Gate.parse(text).judge(METRICS, None) for text in texts]
+    lines = [Gate.parse(text).evaluate(METRICS, None) for text in texts]
     with pytest.raises(GateRefused) as caught:
-        refuse(lines, "talker", "champion")
+        require_passed(lines, "talker", "champion")
     assert caught.value.exit_code == 3
     assert caught.value.gates == lines
     assert "1 of 3 gates refused" in str(caught.value)
-    assert gate_table(lines) in str(caught.value)
+    assert format_gate_table(lines) in str(caught.value)
     assert "FAIL  reward.accuracy>0.8: 0.75 against 0.8" in str(caught.value)
-    refuse([lines[0]], "talker", "champion")
+    require_passed([lines[0]], "talker", "champion")
 
 
 def test_figures_are_named_by_their_stage() -> None:

@@ -13,9 +13,10 @@ import orchard
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline import stage as module
+from pipeline import stage_registry
 from pipeline.context import Context
 from pipeline.errors import InputError, NotFound, UserError
+from pipeline.redaction import resolve_secrets
 from pipeline.stage import (
     EXECUTION,
     Input,
@@ -23,14 +24,11 @@ from pipeline.stage import (
     Params,
     Section,
     Stage,
-    all_stages,
     execution_fields,
-    find_stage,
-    secret,
-    sections,
+    nested_sections,
     stage,
-    stage_packages,
 )
+from pipeline.stage_registry import all_stages, find_stage, stage_packages
 
 
 @dataclass
@@ -65,8 +63,8 @@ def package(
         "    '''Crack nuts.\n\n    All of them.'''\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    points = [EntryPoint("grove", "grove", module.ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(module, "entry_points", lambda group: points)
+    points = [EntryPoint("grove", "grove", stage_registry.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(stage_registry, "entry_points", lambda group: points)
     stage_packages.cache_clear()
     yield folder
     stage_packages.cache_clear()
@@ -90,11 +88,11 @@ def test_a_declared_stage_knows_its_types(registry: dict[str, Stage]) -> None:
 
 
 def test_the_short_forms_of_an_input() -> None:
-    assert str(Input.of("Text")) == "Text"
-    assert str(Input.of("Text|Number?")) == "Text or Number (optional)"
-    assert str(Input.of("Text*")) == "Text list"
+    assert str(Input.parse("Text")) == "Text"
+    assert str(Input.parse("Text|Number?")) == "Text or Number (optional)"
+    assert str(Input.parse("Text*")) == "Text list"
     declared = Input(("Text",), many=True)
-    assert Input.of(declared) is declared
+    assert Input.parse(declared) is declared
 
 
 def declare(uses: str, params: type[Params], **inputs: str) -> None:
@@ -165,9 +163,9 @@ def test_execution_fields_and_sections_are_found() -> None:
     assert execution_fields(orchard.Plant) == {"workers", "retries", "tools"}
     assert execution_fields(orchard.Soil) == {"spade"}
     light = orchard.Plant.model_fields["light"].annotation
-    assert list(sections(light)) == [orchard.Sun, orchard.Shade]
-    assert list(sections(dict[str, list[orchard.Soil] | None])) == [orchard.Soil]
-    assert list(sections(int)) == []
+    assert list(nested_sections(light)) == [orchard.Sun, orchard.Shade]
+    assert list(nested_sections(dict[str, list[orchard.Soil] | None])) == [orchard.Soil]
+    assert list(nested_sections(int)) == []
     assert issubclass(Section, BaseModel)
 
 
@@ -240,7 +238,7 @@ def test_a_mistake_in_the_package_itself_is_named_too(package: Path) -> None:
 def test_a_package_that_is_gone_offers_nothing(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stage.stage_packages", lambda: ("stages", "cleared"))
+    monkeypatch.setattr("pipeline.stage_registry.stage_packages", lambda: ("stages", "cleared"))
     assert "clean" in [stage.uses for stage in all_stages()]
 
 
@@ -262,8 +260,8 @@ def test_inputs_give_folders_by_the_name_of_the_edge() -> None:
 def test_secrets_are_read_where_the_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHARD_KEY", "apple")
     monkeypatch.delenv("ORCHARD_NONE", raising=False)
-    assert secret("no secret") == "no secret"
-    assert secret("https://${env:ORCHARD_KEY}@host/${x}") == "https://apple@host/${x}"
+    assert resolve_secrets("no secret") == "no secret"
+    assert resolve_secrets("https://${env:ORCHARD_KEY}@host/${x}") == "https://apple@host/${x}"
     with pytest.raises(InputError) as caught:
-        secret("${env:ORCHARD_NONE}")
-    assert caught.value.message == "the secret ORCHARD_NONE is not set here"
+        resolve_secrets("${env:ORCHARD_NONE}")
+    assert caught.value.message == "the secret ORCHARD_NONE is not set"

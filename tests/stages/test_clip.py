@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.fingerprint import identity
+from pipeline.fingerprint import identity_fields
 from pipeline.stage import Params
 from stages.clip import _shape
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
@@ -131,8 +131,8 @@ def test_how_it_is_computed_is_no_part_of_identity() -> None:
             "train": {"micro_batch_size": 8, "zero_stage": 3}, "workers": {"num": 8},
         }
     )  # fmt: skip
-    assert identity(plain) == identity(other)
-    assert identity(plain) != identity(ClipParams(patch_dropout=0.5))
+    assert identity_fields(plain) == identity_fields(other)
+    assert identity_fields(plain) != identity_fields(ClipParams(patch_dropout=0.5))
 
 
 def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
@@ -173,7 +173,7 @@ def test_the_content_of_the_classes_counts_and_not_their_place(tmp_path: Path) -
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({"templates": ["{}"], "classes": ["x", "y"]}))
         made.append(ClipEvaluateParams(classes=str(path), label="kind"))
-    assert identity(made[0]) == identity(made[1])
+    assert identity_fields(made[0]) == identity_fields(made[1])
     assert made[0].externals() == made[1].externals()
     (tmp_path / "b.json").write_text("{}")
     assert made[0].externals() != made[1].externals()

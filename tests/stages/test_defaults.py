@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.stage import Section, all_stages, sections
+from pipeline.stage import Section, nested_sections
+from pipeline.stage_registry import all_stages
 from stages.ppo import PPOParams
 from stages.sft import SftParams
 from stages.training.training_params import TrainSection
@@ -14,7 +15,7 @@ TRAINED = [stage for stage in STAGES if "train" in stage.params.model_fields]
 def defaults(model: type[Section]):
     """Each section inside a model, with the type that a pipeline file's values are read into."""
     for name, info in model.model_fields.items():
-        for inner in sections(info.annotation):
+        for inner in nested_sections(info.annotation):
             yield f"{model.__name__}.{name}", inner, info.get_default(call_default_factory=True)
             yield from defaults(inner)
 

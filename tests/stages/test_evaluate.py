@@ -11,7 +11,7 @@ from toy_alignment import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
-from pipeline.fingerprint import identity
+from pipeline.fingerprint import identity_fields
 from pipeline.stage import Inputs
 from stages.data.chat_template import encode_conversation
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
@@ -234,7 +234,7 @@ def test_the_content_of_tasks_identifies_them_and_not_their_place(farm, tmp_path
     moved = [Path(path).rename(tmp_path / "there" / Path(path).name) for path in farm.tasks]
     there = farm.model_copy(update={"tasks": tuple(map(str, moved))})
     assert there.externals() == before
-    assert identity(there) == identity(farm)
+    assert identity_fields(there) == identity_fields(farm)
     moved[1].write_text('{"text": "the cat runs there"}\n')
     assert {k for k, v in there.externals().items() if v != before[k]} == {"tasks.words"}
 

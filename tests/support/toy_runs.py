@@ -8,9 +8,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from pipeline import plan as planning
+from pipeline.execution import plan as planning
 from pipeline.execution.run import Run
-from pipeline.spec.pipeline_spec import load
+from pipeline.spec.pipeline_spec import load_spec
 from pipeline.storage.store import Store
 
 DEADLINE = 30.0  # seconds until a test gives up on something that must happen
@@ -26,8 +26,8 @@ def make(store: Store, stages: str, **selection: Any) -> Run:
     file = store.root.parent / "toy.yaml"
     indented = "".join(f"  {line}\n" for line in dedent(stages).strip().splitlines())
     file.write_text(f"name: toy\nseed: 0\nstages:\n{indented}")
-    spec = load(file)
-    return Run.create(store, spec, planning.make(spec, store, **selection))
+    spec = load_spec(file)
+    return Run.create(store, spec, planning.make_plan(spec, store, **selection))
 
 
 def states(run: Run) -> dict[str, str]:
@@ -55,7 +55,7 @@ def numbers(run: Run) -> dict[str, str]:
 
 def digests(run: Run) -> dict[str, str]:
     """The content of each stage's artifact."""
-    found = {s.name: run.store.peek(s.uses, s.fingerprint) for s in run.status().stages}
+    found = {s.name: run.store.latest_readable(s.uses, s.fingerprint) for s in run.status().stages}
     return {name: artifact.digest for name, artifact in found.items() if artifact}
 
 

@@ -58,7 +58,7 @@ def find_model(name: str, store: Store) -> Path:
     """
     if "@" not in name and (Path(name) / "config.json").is_file():
         return Path(name)
-    artifact = store.checked(_artifact(name, store))
+    artifact = store.ensure_verified(_artifact(name, store))
     if not artifact.kind.endswith("Model"):
         raise UserError(f"{name} holds {artifact.kind}, not a model")
     return artifact.path

@@ -17,8 +17,8 @@ from typing import Any
 import xxhash
 from tokenizers import Tokenizer as FastTokenizer
 
+from pipeline.atomic_io import disk_errors, read_json
 from pipeline.errors import InputError
-from pipeline.storage.atomic_io import disk_errors, read_json
 from stages.data.tokenizers.sentencepiece_tokenizer import SPACE, Tokenizer, is_ours, well_formed
 
 BYTE_LEVEL, SENTENCEPIECE = "ByteLevel", "ByteFallback"

@@ -20,8 +20,8 @@ from typing import Any
 import sentencepiece
 import xxhash
 
+from pipeline.atomic_io import read_json
 from pipeline.errors import CorruptArtifact, InputError
-from pipeline.storage.atomic_io import read_json
 
 KIND = "Tokenizer"
 PAD, UNK, BOS, EOS, SYSTEM, USER, ASSISTANT = range(7)

@@ -82,7 +82,7 @@ def check_shard(work: Check, commit: Path) -> None:
         Failure: a document does not come back, yields a control id, or gets other ids from
             `tokenizer.json`; it is named.
     """
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     tokenizer = Tokenizer(work.tokenizer)
     table = pq.ParquetFile(work.part).read_row_group(work.row_group, columns=["id", "text", "lang"])

@@ -197,7 +197,7 @@ def export(
     model: bytes, out: Path, max_length: int | None = None, recipe: Recipe | None = None
 ) -> None:
     """Write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     recipe = recipe or Recipe()
     write_atomic(out / "tokenizer.model", model)

@@ -68,7 +68,7 @@ tells the size of a document."""
 
 def search_shard(work: SearchWork, commit: Path) -> None:
     """Search the documents of a part and commit their sizes and the places of grams."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     folder, part, ngrams, lengths, counter = work
     rows = []

@@ -167,7 +167,7 @@ def _searched(words: WordArrays) -> tuple[Hashes, Numbers]:
 
 def save_ngrams(evaluation: EvaluationIndex, path: Path) -> None:
     """Write what `Searcher` reads."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     buffer = io.BytesIO()
     np.save(buffer, evaluation.ngrams)

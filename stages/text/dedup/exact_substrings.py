@@ -236,7 +236,7 @@ def remove_from_group(
 ) -> None:
     """Commit the group's documents that repeat something, without it: no text where fewer than
     so many characters are left."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     group, found, min_remaining, counter = work
     places = [(kind, kind.within(group)) for kind in found]

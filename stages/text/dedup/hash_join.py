@@ -49,7 +49,7 @@ class TaskScope:
 
 def write_array(path: Path, array: npt.NDArray[np.generic]) -> None:
     """Write an array that tasks map into memory; it lives as long as the scratch folder."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     buffer = io.BytesIO()
     np.save(buffer, array)

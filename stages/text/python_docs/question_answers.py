@@ -94,7 +94,7 @@ class SummaryTask:
 
 def read_summaries(work: SummaryTask, commit: Path) -> None:
     """Read the facts of a shard's modules and commit them as JSON."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     summaries = [
         entry for file in work.files for entry in _summaries(file, work.shortest, work.longest)

@@ -15,7 +15,7 @@ from typing import IO, Any, NoReturn, cast
 import xxhash
 
 from pipeline.errors import InputError
-from pipeline.stage import secret
+from pipeline.redaction import resolve_secrets
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:::|://)")
 _SECRET_PART = re.compile(
@@ -74,7 +74,7 @@ def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[st
     for name, info in sorted(found.items()):
         plain = name.removesuffix(query) if query else name
         if info.get("type") != "directory" and plain.lower().endswith(readable):
-            url = secret(source) if name == path else str(system.unstrip_protocol(name))
+            url = resolve_secrets(source) if name == path else str(system.unstrip_protocol(name))
             place = plain.removeprefix(root).strip("/")
             files.append((place, url, int(info.get("size") or 0)))
     if not files:
@@ -144,7 +144,7 @@ def open_url(url: str) -> IO[bytes]:
 def _system(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
-    system, path = url_to_fs(secret(url))
+    system, path = url_to_fs(resolve_secrets(url))
     return system, str(path)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+from pipeline.atomic_io import format_bytes
 from pipeline.errors import Problem
-from pipeline.storage.atomic_io import readable
 from stages.training.planning.cost_model import Layout, arithmetic, forecast, traffic
 from stages.training.planning.device_specs import DEVICES, GIB
 from stages.training.planning.memory_model import host, memory, reading
@@ -165,8 +165,8 @@ class Training:
             yield Problem("train.dtype", said, f"{able}, or another hardware.device")
         elif (held := self._memory(self.layout)).peak > device.usable:
             when = " before ZeRO 3 cuts the weights up" if held.peak == held.starting else ""
-            said = f"takes {readable(held.peak)} a device{when}"
-            said = f"{said}, {name} has room for {readable(device.usable)}"
+            said = f"takes {format_bytes(held.peak)} a device{when}"
+            said = f"{said}, {name} has room for {format_bytes(device.usable)}"
             knobs = self._remedy(device)
             hint = ", ".join(f"{key}: {value}" for key, value in knobs.items())
             first = next(iter(knobs), "model")
@@ -179,7 +179,7 @@ class Training:
         need = self._host(layout, hardware.per_node)
         if hardware.host_gib is None or not layout.gpu or need <= hardware.host_gib * GIB:
             return
-        said = f"processes of a node take {readable(need)} of its memory at once"
+        said = f"processes of a node take {format_bytes(need)} of its memory at once"
         fitting = [
             num
             for num in range(1, hardware.per_node)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.errors import NoRoom
+from pipeline.errors import ResourcesUnavailable
 from stages.training.ranks.rank_process import Post
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class RayProcesses:
         bundle = {kind: amount for kind, amount in need.items() if amount}
         self._group = placement_group([bundle] * len(posts), strategy="PACK", name=self._name)
         if not self._group.wait(self._patience):
-            raise NoRoom(
+            raise ResourcesUnavailable(
                 f"no room for {len(posts)} workers of {bundle} within {self._patience:.0f} s",
                 remedy="wait for other runs to end, or ask for fewer workers",
             )

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import HeadwaterError, Interrupted, Stuck, UserError, WorkerDied
+from pipeline.errors import HeadwaterError, Interrupted, StageStalled, UserError, WorkerDied
 from stages.training.ranks.handshake import admit
 from stages.training.ranks.launchers import processes
 from stages.training.ranks.rank_process import Post, environment
@@ -177,7 +177,7 @@ class WorkerGroup:
                     break
             elif verdict := self._watchdog.verdict():
                 self._dump()
-                raise Stuck(
+                raise StageStalled(
                     verdict,
                     where=self._ctx.stage,
                     remedy=f"see the stacks in {self._ctx.attempt_dir}",

@@ -17,7 +17,7 @@ from launch.cluster import preflight
 from launch.cluster.config import load_cluster
 from launch.cluster.ray_jobs_client import Capacity, RayJobsClient, Unreachable
 from pipeline.errors import Failure, SpecError, UserError
-from pipeline.plan import make
+from pipeline.execution.plan import make_plan
 from pipeline.spec import pipeline_spec
 from pipeline.storage.store import Store
 
@@ -153,9 +153,9 @@ def test_nothing_is_waited_for_longer_than_the_deadline(
 def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) -> list[str]:
     file = tmp_path / "toy.yaml"
     file.write_text(f"name: toy\nstages:\n{stages}")
-    asked, store = pipeline_spec.load(file), Store(tmp_path / "store")
+    asked, store = pipeline_spec.load_spec(file), Store(tmp_path / "store")
     try:
-        preflight.check_resources(asked, make(asked, store), store, Capacity(nodes))
+        preflight.check_resources(asked, make_plan(asked, store), store, Capacity(nodes))
     except SpecError as refused:
         return [str(problem).removeprefix(f"{file}:") for problem in refused.problems]
     return []
@@ -192,8 +192,8 @@ def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
     stages = "  wide: {uses: toy.count, workers: {num: 64}}\n"
     assert refused_resources(tmp_path, stages, (2.0, 0.0))
     store = Store(tmp_path / "store")
-    made = pipeline_spec.load(tmp_path / "toy.yaml")
-    stage = make(made, store).stages[0]
+    made = pipeline_spec.load_spec(tmp_path / "toy.yaml")
+    stage = make_plan(made, store).stages[0]
     out = store.work(stage.uses, stage.fingerprint) / "out"
     out.mkdir(parents=True)
     (out / "number.txt").write_text("1")

@@ -20,9 +20,14 @@ def init(*words: str) -> Result:
 
 def test_a_pipeline_can_be_planned(tmp_path: Path) -> None:
     assert init("pipeline", str(tmp_path)).exit_code == 0
-    from pipeline.spec.pipeline_spec import load
+    from pipeline.spec.pipeline_spec import load_spec
 
-    assert list(load(tmp_path / "pipeline.yaml").nodes) == ["clean", "tokenizer", "tokens", "gpt"]
+    assert list(load_spec(tmp_path / "pipeline.yaml").nodes) == [
+        "clean",
+        "tokenizer",
+        "tokens",
+        "gpt",
+    ]
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from launch.cli import cli
 from launch.commands.stages import page, parameters
-from pipeline.stage import EXECUTION, Params, Section, all_stages
+from pipeline.stage import EXECUTION, Params, Section
+from pipeline.stage_registry import all_stages
 
 
 class Model(Section):

@@ -17,14 +17,14 @@ from pipeline.errors import (
     InputError,
     Interrupted,
     LeaseLost,
-    NoRoom,
-    Stuck,
+    ResourcesUnavailable,
+    StageStalled,
     WorkerDied,
 )
-from pipeline.execution.attempt import Job, Outcome, carry_out, explain
-from pipeline.stage import find_stage
+from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
+from pipeline.stage_registry import find_stage
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.lease import node, process_born
+from pipeline.storage.lease import machine_id, process_start_time
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -42,7 +42,7 @@ def log(attempt: Job) -> str:
 
 
 def number(root: Path, fp: str, value: int) -> Artifact:
-    assert carry_out(job(root, fp=fp, value=value)).ending == "done"
+    assert run_attempt(job(root, fp=fp, value=value)).status == "done"
     return Store(root).publish(
         "toy.count",
         fp,
@@ -56,22 +56,22 @@ def number(root: Path, fp: str, value: int) -> Artifact:
 
 
 def test_the_work_is_left_for_the_driver_to_publish(tmp_path: Path) -> None:
-    outcome = carry_out(job(tmp_path, value=3))
-    assert outcome.ending == "done"
+    outcome = run_attempt(job(tmp_path, value=3))
+    assert outcome.status == "done"
     assert outcome.seconds > 0
     assert (tmp_path / f"work/toy.count/{FP}/out/number.txt").read_text() == "18\n"
 
 
 def test_a_second_attempt_goes_on(tmp_path: Path) -> None:
     broken = job(tmp_path, trouble="raise")
-    assert carry_out(broken).ending == "error"
+    assert run_attempt(broken).status == "error"
     mended = job(tmp_path)
-    assert carry_out(mended).ending == "done"
+    assert run_attempt(mended).status == "done"
     assert "begins at step 2" in log(mended)
 
 
 @pytest.mark.parametrize(
-    ("trouble", "ending", "error", "remedy"),
+    ("trouble", "status", "error", "remedy"),
     [
         ("user", "user", "toy: the number is odd", "give an even one"),
         ("worker", "worker", "rank 1 vanished", "look at its log"),
@@ -91,24 +91,24 @@ def test_a_second_attempt_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_every_trouble_is_classed_and_said(
-    tmp_path: Path, trouble: str, ending: str, error: str, remedy: str
+    tmp_path: Path, trouble: str, status: str, error: str, remedy: str
 ) -> None:
-    outcome = carry_out(job(tmp_path, trouble=trouble))
-    assert outcome.ending == ending
+    outcome = run_attempt(job(tmp_path, trouble=trouble))
+    assert outcome.status == status
     assert error in outcome.error
     assert outcome.remedy.startswith(remedy)
 
 
 def test_an_unknown_error_says_its_line_and_leaves_its_traceback(tmp_path: Path) -> None:
     attempt = job(tmp_path, trouble="raise")
-    assert carry_out(attempt).error.startswith("toy.py:")
+    assert run_attempt(attempt).error.startswith("toy.py:")
     assert "Traceback (most recent call last):" in log(attempt)
     assert "not a number" in log(attempt)
 
 
 def test_a_known_error_leaves_no_traceback(tmp_path: Path) -> None:
     attempt = job(tmp_path, trouble="user")
-    carry_out(attempt)
+    run_attempt(attempt)
     assert "Traceback" not in log(attempt)
     assert "toy: the number is odd" in log(attempt)
 
@@ -117,30 +117,30 @@ def test_a_cancelled_run_starts_nothing(tmp_path: Path) -> None:
     attempt = job(tmp_path)
     tmp_path.joinpath("runs/run-1").mkdir(parents=True)
     tmp_path.joinpath("runs/run-1/cancel").write_text("cancel\n")
-    assert carry_out(attempt).ending == "interrupted"
+    assert run_attempt(attempt).status == "interrupted"
     assert "begins" not in log(attempt)
 
 
 def test_a_store_that_cannot_be_written_is_an_outcome(tmp_path: Path) -> None:
     tmp_path.joinpath("work").write_text("a file where a folder should be")
-    assert carry_out(job(tmp_path)).ending == "error"
+    assert run_attempt(job(tmp_path)).status == "error"
 
 
 def test_inputs_come_as_declared_one_or_many(tmp_path: Path) -> None:
     one, two = number(tmp_path, "1" * 16, 1), number(tmp_path, "2" * 16, 2)
     inputs = {"numbers": (one.path, two.path), "base": (one.path,)}
-    assert carry_out(job(tmp_path, "toy.add", inputs=inputs)).ending == "done"
+    assert run_attempt(job(tmp_path, "toy.add", inputs=inputs)).status == "done"
     assert (tmp_path / f"work/toy.add/{FP}/out/number.txt").read_text() == "34\n"
 
 
 def test_a_flipped_bit_is_found_before_use(tmp_path: Path) -> None:
     artifact = number(tmp_path, "1" * 16, 1)
     artifact.path.joinpath("number.txt").write_text("11\n")
-    outcome = carry_out(job(tmp_path, "toy.add", inputs={"numbers": (artifact.path,)}))
-    assert outcome.ending == "corrupt"
+    outcome = run_attempt(job(tmp_path, "toy.add", inputs={"numbers": (artifact.path,)}))
+    assert outcome.status == "corrupt"
     assert "its bytes changed" in outcome.error
     assert not artifact.path.exists()
-    assert Store(tmp_path).damage("toy.count", "1" * 16)
+    assert Store(tmp_path).corruption_reason("toy.count", "1" * 16)
 
 
 # --- one process a stage -----------------------------------------------------------------------
@@ -161,10 +161,10 @@ def mark(root: Path, **changed: object) -> None:
 
 
 def test_an_orphan_of_the_attempt_before_is_ended(tmp_path: Path, orphan: subprocess.Popen) -> None:
-    born = process_born(orphan.pid)
-    mark(tmp_path, node=node(), pid=orphan.pid, born=born)
-    assert carry_out(job(tmp_path)).ending == "done"
-    assert process_born(orphan.pid) == ""
+    born = process_start_time(orphan.pid)
+    mark(tmp_path, node=machine_id(), pid=orphan.pid, born=born)
+    assert run_attempt(job(tmp_path)).status == "done"
+    assert process_start_time(orphan.pid) == ""
     assert orphan.wait(5) == -9
 
 
@@ -175,37 +175,37 @@ def test_an_orphan_of_the_attempt_before_is_ended(tmp_path: Path, orphan: subpro
 def test_nobody_else_is_ended(
     tmp_path: Path, orphan: subprocess.Popen, other: dict[str, Any]
 ) -> None:
-    born = process_born(int(other.get("pid", orphan.pid)))
-    mark(tmp_path, **{"node": node(), "pid": orphan.pid, "born": born, **other})
-    assert carry_out(job(tmp_path)).ending == "done"
+    born = process_start_time(int(other.get("pid", orphan.pid)))
+    mark(tmp_path, **{"node": machine_id(), "pid": orphan.pid, "born": born, **other})
+    assert run_attempt(job(tmp_path)).status == "done"
     assert orphan.poll() is None
 
 
 def test_a_process_that_was_ended_already_is_no_orphan(
     tmp_path: Path, orphan: subprocess.Popen
 ) -> None:
-    mark(tmp_path, node=node(), pid=orphan.pid, born=process_born(orphan.pid))
+    mark(tmp_path, node=machine_id(), pid=orphan.pid, born=process_start_time(orphan.pid))
     orphan.kill()
     orphan.wait()
-    assert carry_out(job(tmp_path)).ending == "done"
+    assert run_attempt(job(tmp_path)).status == "done"
 
 
 # --- classes -----------------------------------------------------------------------------------
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    return explain(error, Path("/"), "look there")
+    return classify_error(error, Path("/"), "look there")
 
 
 @pytest.mark.parametrize(
-    ("error", "ending"),
+    ("error", "status"),
     [
         (InputError("x"), "user"),
         (Interrupted("x"), "interrupted"),
         (CorruptArtifact("x"), "corrupt"),
         (WorkerDied("x"), "worker"),
-        (Stuck("x"), "worker"),
-        (NoRoom("x"), "crowded"),
+        (StageStalled("x"), "worker"),
+        (ResourcesUnavailable("x"), "crowded"),
         (LeaseLost("x"), "worker"),
         (Failure("x"), "error"),
         (MemoryError(), "worker"),
@@ -213,8 +213,8 @@ def outcome_of(error: BaseException) -> Outcome:
         (ZeroDivisionError(), "error"),
     ],
 )
-def test_classes_of_errors(error: BaseException, ending: str) -> None:
-    assert outcome_of(error).ending == ending
+def test_classes_of_errors(error: BaseException, status: str) -> None:
+    assert outcome_of(error).status == status
 
 
 def test_an_error_without_words_is_named() -> None:
@@ -227,7 +227,7 @@ def test_rays_errors_are_classed_by_what_died() -> None:
     def preempted() -> ray.RayActorError:
         return ray.RayActorError(preempted=True)
 
-    for error, ending in [
+    for error, status in [
         (ray.WorkerCrashedError(), "worker"),
         (ray.ActorDiedError(), "worker"),
         (ray.OutOfMemoryError("x"), "worker"),
@@ -240,7 +240,7 @@ def test_rays_errors_are_classed_by_what_died() -> None:
         (ray.RayTaskError("f", "trace", ray.WorkerCrashedError()), "worker"),
         (ray.RayTaskError("f", "trace", ValueError("bad")).as_instanceof_cause(), "error"),
     ]:
-        assert outcome_of(error).ending == ending, error
+        assert outcome_of(error).status == status, error
     assert "out of memory" in outcome_of(ray.OutOfMemoryError("x")).error
 
 

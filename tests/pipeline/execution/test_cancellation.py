@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faulty_disk import out_of_descriptors
 
-from pipeline.execution.cancellation import CANCELLED, LOOK, Stop
+from pipeline.execution.cancellation import CANCELLED, POLL_INTERVAL, CancellationToken
 
 
 @pytest.fixture
@@ -24,47 +24,47 @@ def send(number: signal.Signals) -> None:
 
 
 def test_nobody_asked(file: Path) -> None:
-    stop = Stop(file, 9)
-    assert not stop.asked
-    assert not stop.now
+    stop = CancellationToken(file, 9)
+    assert not stop.requested
+    assert not stop.immediate
     assert not stop.reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_asks_and_tells_the_stages(file: Path, number: signal.Signals) -> None:
-    stop = Stop(file, 9)
-    with stop.on_signals():
+    stop = CancellationToken(file, 9)
+    with stop.handle_signals():
         send(number)
-    assert stop.asked
-    assert not stop.now
+    assert stop.requested
+    assert not stop.immediate
     assert stop.reason == "interrupted"
     assert file.read_text() == "interrupt\n"
 
 
 def test_a_file_that_cannot_be_read_says_nothing(file: Path) -> None:
-    stop = Stop(file, 9)
+    stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
     with out_of_descriptors():
-        assert not stop.asked
-    assert stop.asked
+        assert not stop.requested
+    assert stop.requested
 
 
 def test_two_signals_mean_now(file: Path) -> None:
-    stop = Stop(file, 9)
-    with stop.on_signals():
+    stop = CancellationToken(file, 9)
+    with stop.handle_signals():
         send(signal.SIGINT)
         send(signal.SIGINT)
-    assert stop.now
-    assert stop.asked
+    assert stop.immediate
+    assert stop.requested
 
 
 def test_the_grace_ends(file: Path) -> None:
-    stop = Stop(file, 0.0)
-    with stop.on_signals():
+    stop = CancellationToken(file, 0.0)
+    with stop.handle_signals():
         send(signal.SIGINT)
-    assert stop.asked
-    assert stop.now
-    assert not stop.overdue(60)
+    assert stop.requested
+    assert stop.immediate
+    assert not stop.expired(60)
 
 
 @pytest.mark.parametrize(
@@ -77,43 +77,43 @@ def test_the_grace_ends(file: Path) -> None:
     ],
 )
 def test_the_cancel_file_asks(file: Path, word: str, reason: str, now: bool) -> None:
-    stop = Stop(file, 9)
+    stop = CancellationToken(file, 9)
     file.write_text(word)
-    assert stop.asked
+    assert stop.requested
     assert stop.reason == reason
-    assert stop.now is now
+    assert stop.immediate is now
 
 
 def test_the_word_now_counts_even_if_it_comes_later(file: Path) -> None:
-    stop = Stop(file, 9)
+    stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
-    assert stop.asked
-    assert not stop.now
+    assert stop.requested
+    assert not stop.immediate
     file.write_text("cancel now\n")
-    assert stop.asked
-    assert stop.now
+    assert stop.requested
+    assert stop.immediate
 
 
 def test_the_first_reason_stays(file: Path) -> None:
-    stop = Stop(file, 9)
+    stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
-    assert stop.asked
-    with stop.on_signals():
+    assert stop.requested
+    with stop.handle_signals():
         send(signal.SIGINT)
-    assert stop.asked
+    assert stop.requested
     assert stop.reason == "cancelled"
 
 
 def test_a_folder_that_cannot_be_written_still_stops(tmp_path: Path) -> None:
-    stop = Stop(tmp_path / "gone" / "cancel", 9)
-    with stop.on_signals():
+    stop = CancellationToken(tmp_path / "gone" / "cancel", 9)
+    with stop.handle_signals():
         send(signal.SIGTERM)
-    assert stop.asked
+    assert stop.requested
 
 
 def test_handlers_come_back(file: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with Stop(file, 9).on_signals():
+    with CancellationToken(file, 9).handle_signals():
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -123,7 +123,7 @@ def test_other_threads_leave_signals_alone(file: Path) -> None:
     seen = []
 
     def body() -> None:
-        with Stop(file, 9).on_signals():
+        with CancellationToken(file, 9).handle_signals():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=body)
@@ -133,31 +133,31 @@ def test_other_threads_leave_signals_alone(file: Path) -> None:
 
 
 def test_a_start_is_broken_off_at_once(file: Path) -> None:
-    stop = Stop(file, 9)
-    with stop.on_signals():
+    stop = CancellationToken(file, 9)
+    with stop.handle_signals():
         with stop.interruptible():
             os.kill(os.getpid(), signal.SIGINT)
             threading.Event().wait(30)
             pytest.fail("the start went on")
-        assert stop.asked
-        assert not stop.now
+        assert stop.requested
+        assert not stop.immediate
 
 
 def test_a_start_is_broken_off_by_another_shell(file: Path) -> None:
-    stop = Stop(file, 9)
-    other = threading.Timer(3 * LOOK, file.write_text, ["cancel\n"])
+    stop = CancellationToken(file, 9)
+    other = threading.Timer(3 * POLL_INTERVAL, file.write_text, ["cancel\n"])
     other.start()
-    with stop.on_signals():
+    with stop.handle_signals():
         with stop.interruptible():
             threading.Event().wait(30)
             pytest.fail("the start went on")
-        assert stop.asked
+        assert stop.requested
     assert stop.reason == CANCELLED
     other.join()
 
 
 def test_a_start_in_another_thread_goes_on(file: Path) -> None:
-    stop = Stop(file, 9)
+    stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
     went_on: list[bool] = []
 
@@ -174,15 +174,15 @@ def test_a_start_in_another_thread_goes_on(file: Path) -> None:
 def test_a_long_call_that_nobody_breaks_off_goes_on(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.execution.cancellation.LOOK", 0.001)
-    stop = Stop(file, 9)
+    monkeypatch.setattr("pipeline.execution.cancellation.POLL_INTERVAL", 0.001)
+    stop = CancellationToken(file, 9)
     with stop.interruptible():
         threading.Event().wait(0.1)
-    assert not stop.asked
+    assert not stop.requested
 
 
 def test_a_start_that_turns_the_signal_into_an_exit_is_no_exit(file: Path) -> None:
-    stop = Stop(file, 9)
+    stop = CancellationToken(file, 9)
     with stop.interruptible():
         raise SystemExit(1)
-    assert stop.asked
+    assert stop.requested

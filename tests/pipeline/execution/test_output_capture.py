@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.output_capture import LONGEST, captured, pump
+from pipeline.execution.output_capture import LONGEST, capture_output, pump
 
 
 def lines(log: Path) -> list[str]:
@@ -24,7 +24,7 @@ def test_python_descriptors_and_children_print_to_the_log(
     monkeypatch.setenv("HEADWATER_TEST_TOKEN", "hunter22")
     log = tmp_path / "log.txt"
     before = sys.stdout, sys.stderr
-    with captured(log, ["HEADWATER_TEST_TOKEN"]):
+    with capture_output(log, ["HEADWATER_TEST_TOKEN"]):
         print("from python")
         print("to stderr \x1b[2J", file=sys.stderr)
         os.write(1, b"from below\n")
@@ -41,7 +41,7 @@ def test_python_descriptors_and_children_print_to_the_log(
 def test_the_streams_come_back_after_an_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ZeroDivisionError), captured(tmp_path / "log.txt"):
+    with pytest.raises(ZeroDivisionError), capture_output(tmp_path / "log.txt"):
         print("before", end="")
         raise ZeroDivisionError
     print("after", flush=True)
@@ -52,8 +52,8 @@ def test_the_streams_come_back_after_an_error(
 def test_a_child_that_prints_on_does_not_hold_the_stage_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.execution.output_capture.PATIENCE", 0.05)
-    with captured(tmp_path / "log.txt"):
+    monkeypatch.setattr("pipeline.execution.output_capture.CLOSE_TIMEOUT", 0.05)
+    with capture_output(tmp_path / "log.txt"):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     child.communicate(b"late\n")
     assert child.returncode == 0
@@ -62,8 +62,8 @@ def test_a_child_that_prints_on_does_not_hold_the_stage_up(
 def test_last_words_of_a_killed_process_are_kept(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.execution.output_capture import captured\n"
-        "with captured(Path(sys.argv[1])):\n"
+        "import os, sys\nfrom pathlib import Path\nfrom pipeline.execution.output_capture import capture_output\n"
+        "with capture_output(Path(sys.argv[1])):\n"
         "    os.write(2, b'last words\\n'); os.kill(os.getpid(), 9)\n"
     )
     # The pump holds stderr too: when this returns, it has ended.

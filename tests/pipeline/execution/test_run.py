@@ -20,10 +20,10 @@ from pipeline import status as status_module
 from pipeline.context import Context
 from pipeline.errors import Failure, LeaseLost, NotFound, UserError
 from pipeline.execution import run as module
-from pipeline.execution.run import Run, new_id, runs
-from pipeline.plan import make
-from pipeline.spec.pipeline_spec import Spec, from_resolved
-from pipeline.status import RunStatus, derive
+from pipeline.execution.plan import make_plan
+from pipeline.execution.run import Run, list_runs, new_run_id
+from pipeline.spec.pipeline_spec import Spec, spec_from_resolved
+from pipeline.status import RunStatus, derive_status
 from pipeline.storage.lease import Lease
 from pipeline.storage.store import Store
 
@@ -76,13 +76,13 @@ def states(status: RunStatus) -> list[str]:
 
 @pytest.fixture
 def spec(toys: Path) -> Spec:
-    return from_resolved({"name": "p", "seed": 0, "stages": {"one": {"uses": "toy.count"}}})
+    return spec_from_resolved({"name": "p", "seed": 0, "stages": {"one": {"uses": "toy.count"}}})
 
 
 def test_a_run_is_created_with_its_pipeline_and_plan(store: Store, spec: Spec) -> None:
-    made = Run.create(store, spec, make(spec, store), origin="before")
+    made = Run.create(store, spec, make_plan(spec, store), origin="before")
     assert made.spec() == spec
-    assert made.plan() == make(spec, store)
+    assert made.plan() == make_plan(spec, store)
     status = made.status()
     assert (status.state, status.pipeline, status.origin) == ("pending", "p", "before")
     assert states(status) == ["pending"]
@@ -93,7 +93,7 @@ def test_a_run_is_created_with_its_pipeline_and_plan(store: Store, spec: Spec) -
 def test_a_store_that_cannot_be_written_is_named(toys: Path, spec: Spec) -> None:
     store = Store("/sys/no-store-here")
     with pytest.raises(Failure, match="cannot write: ") as caught:
-        Run.create(store, spec, make(spec, store))
+        Run.create(store, spec, make_plan(spec, store))
     assert caught.value.exit_code == 1
     assert "permissions" in caught.value.remedy
 
@@ -101,7 +101,7 @@ def test_a_store_that_cannot_be_written_is_named(toys: Path, spec: Spec) -> None
 def test_a_disk_that_is_full_when_a_run_is_created_is_named(
     store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make(spec, store)
+    plan = make_plan(spec, store)
     (store.root / "runs").mkdir(parents=True)
 
     def full(*_: object, **__: object) -> None:
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_when_a_run_is_created_is_named(
 
 
 def test_a_run_whose_creation_was_cut_off_has_no_plan(store: Store, spec: Spec) -> None:
-    run = Run.create(store, spec, make(spec, store))
+    run = Run.create(store, spec, make_plan(spec, store))
     assert run.payload("one") == run.plan().stages[0].payload
     assert run.payload("other") == {}
     (run.folder / "plan.json").unlink()
@@ -127,21 +127,21 @@ def test_runs_of_one_instant_get_different_ids(
     store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.time, "time", lambda: 1_795_226_580.99)
-    ids = [Run.create(store, spec, make(spec, store)).id for _ in range(3)]
+    ids = [Run.create(store, spec, make_plan(spec, store)).id for _ in range(3)]
     assert ids == sorted(set(ids))
-    assert [found.id for found in runs(store)] == ids
+    assert [found.id for found in list_runs(store)] == ids
 
 
 @given(a=st.floats(0, 4e9), b=st.floats(0, 4e9))
 def test_ids_sort_by_time(a: float, b: float) -> None:
     early, late = sorted((a, b))
-    assert new_id(early) <= new_id(late)
+    assert new_run_id(early) <= new_run_id(late)
     if late - early > 1 / 32:
-        assert new_id(early) < new_id(late)
+        assert new_run_id(early) < new_run_id(late)
 
 
 def test_an_id_can_be_said_aloud() -> None:
-    assert new_id(1795226592.4921875) == "20261121-0203-calm-heron"
+    assert new_run_id(1795226592.4921875) == "20261121-0203-calm-heron"
 
 
 def test_runs_are_found_by_what_people_type(store: Store) -> None:
@@ -265,7 +265,7 @@ def test_damaged_lines_are_left_out(run: Run) -> None:
 def test_a_run_has_one_driver(run: Run, store: Store) -> None:
     assert run.status().state == "pending"
     run.open()
-    assert run.driven()
+    assert run.has_driver()
     assert run.status().state == "running"
     with pytest.raises(UserError, match=f"at work already: process {os.getpid()} on"):
         Run(store, run.id).open()
@@ -501,7 +501,7 @@ def event(what: str, **fields: Any) -> dict[str, Any]:
 def test_a_stage_is_where_its_last_event_says(
     events: list[dict[str, Any]], state: str | None, reason: str, attempts: int
 ) -> None:
-    stages = derive("r", events).stages
+    stages = derive_status("r", events).stages
     if state is None:
         assert stages == []
         return
@@ -518,7 +518,7 @@ def test_a_stage_is_where_its_last_event_says(
     ],
 )
 def test_a_run_is_where_its_last_event_says(last: dict[str, Any], state: str) -> None:
-    assert derive("r", [event("run.started"), last]).state == state
+    assert derive_status("r", [event("run.started"), last]).state == state
 
 
 def test_a_new_plan_keeps_attempts_and_what_was_made(run: Run) -> None:
@@ -542,8 +542,8 @@ def test_stages_nobody_planned_have_no_place_in_the_store(store: Store) -> None:
 
 
 def test_replanning_replaces_the_plan(store: Store, spec: Spec) -> None:
-    run = Run.create(store, spec, make(spec, store))
-    run.replan(make(spec, store, rerun=["one"]))
+    run = Run.create(store, spec, make_plan(spec, store))
+    run.write_plan(make_plan(spec, store, rerun=["one"]))
     assert run.plan().stages[0].forced
     assert len([e for e in run.events() if e["event"] == "plan"]) == 2
 

@@ -27,10 +27,10 @@ from toy_runs import (
 )
 
 from pipeline.errors import Failure, GateRefused, HeadwaterError, LeaseLost, UserError
-from pipeline.execution.attempt import Job, Outcome, carry_out
+from pipeline.execution.attempt import Job, Outcome, run_attempt
 from pipeline.execution.run import Run
 from pipeline.execution.runner import execute, exit_code
-from pipeline.execution.stage_executor import Budget, Pool, Resources
+from pipeline.execution.stage_executor import ResourcePool, Resources, RetryBudget
 from pipeline.stage import Retries
 from pipeline.status import RunStatus
 from pipeline.storage.lease import Lease
@@ -74,7 +74,7 @@ class Threads:
 
     def _carry_out(self, job: Job, stop: Callable[[], bool]) -> Outcome:
         ended: list[Outcome] = []
-        thread = threading.Thread(target=lambda: ended.append(carry_out(job)), daemon=True)
+        thread = threading.Thread(target=lambda: ended.append(run_attempt(job)), daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(0.01)
@@ -159,7 +159,7 @@ def test_the_journal_tells_it_all(store: Store) -> None:
         "run.finished",
     ]
     finished = events(run, "stage.finished")[0]
-    artifact = store.peek("toy.count", finished["fingerprint"])
+    artifact = store.latest_readable("toy.count", finished["fingerprint"])
     assert artifact
     assert finished["digest"] == artifact.digest
     assert finished["metrics"] == {"total": 10.0}
@@ -282,19 +282,19 @@ def test_what_can_never_fit_is_refused_before_anything_starts(store: Store) -> N
 
 
 def test_resources_are_compared_by_kind() -> None:
-    assert Resources(4, 1).holds(Resources(4, 1))
-    assert not Resources(4, 0).holds(Resources(1, 1))
-    assert not Resources(0.9, 9).holds(Resources(1, 1))
+    assert Resources(4, 1).fits(Resources(4, 1))
+    assert not Resources(4, 0).fits(Resources(1, 1))
+    assert not Resources(0.9, 9).fits(Resources(1, 1))
     assert str(Resources(1.5) + Resources(1, 2) - Resources(0.5)) == "2 CPUs and 2 GPUs"
 
 
 def test_a_waiter_for_resources_can_give_up() -> None:
-    pool = Pool(Resources(1))
-    with pool.take(Resources(1), lambda: False) as first:
+    pool = ResourcePool(Resources(1))
+    with pool.reserve(Resources(1), lambda: False) as first:
         assert first
-        with pool.take(Resources(1), lambda: True) as second:
+        with pool.reserve(Resources(1), lambda: True) as second:
             assert not second
-    with pool.take(Resources(1), lambda: False) as third:
+    with pool.reserve(Resources(1), lambda: False) as third:
         assert third
 
 
@@ -302,7 +302,7 @@ def test_a_waiter_for_resources_can_give_up() -> None:
 
 
 def test_budgets_by_class() -> None:
-    budget = Budget(Retries(worker=2, error=1), backoff=1.0)
+    budget = RetryBudget(Retries(worker=2, error=1), backoff=1.0)
     assert budget.pause("user") is None
     assert budget.pause("worker") == 1.0
     assert budget.pause("error") == 2.0
@@ -651,7 +651,7 @@ def flip(artifact_path: Path) -> None:
 
 def made(store: Store, run: Run, stage: str) -> Path:
     planned = next(s for s in run.plan().stages if s.name == stage)
-    artifact = store.peek(planned.uses, planned.fingerprint)
+    artifact = store.latest_readable(planned.uses, planned.fingerprint)
     assert artifact
     return artifact.path
 
@@ -824,7 +824,7 @@ def test_a_driver_that_lost_its_run_ends_its_stages(store: Store, hold: Path) ->
 def test_stages_that_do_not_end_when_killed_do_not_hold_the_driver(
     store: Store, hold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.execution.runner._LEAVE", 0.05)
+    monkeypatch.setattr("pipeline.execution.runner._KILL_TIMEOUT", 0.05)
 
     class Deaf(Threads):
         def run(self, job: Job, stop: Callable[[], bool]) -> Outcome:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.spec.overrides import extended, overridden
+from pipeline.spec.overrides import apply_overrides, resolve_extends
 from pipeline.spec.yaml_reader import Tree
 
 
@@ -25,34 +25,34 @@ def write(name: str, text: str) -> Path:
 
 
 def over(data: Any, *overrides: str) -> Tree:
-    return overridden(Tree(data, {(): "f:1"}), overrides)
+    return apply_overrides(Tree(data, {(): "f:1"}), overrides)
 
 
 def test_a_chain_of_files(here: Path) -> None:
     write("base.yaml", "name: base\nseed: 1\nstages: {a: {x: 1, y: 2}}")
     write("sub/middle.yaml", "extends: ../base.yaml\nstages: {a: {y: 3}, b: {z: [1]}}")
     top = write("top.yaml", "extends: sub/middle.yaml\nname: top")
-    tree = extended(top)
+    tree = resolve_extends(top)
     assert tree.data == {
         "name": "top",
         "seed": 1,
         "extends": "sub/middle.yaml",
         "stages": {"a": {"x": 1, "y": 3}, "b": {"z": [1]}},
     }
-    assert tree.place(("name",)) == "top.yaml:2"
-    assert tree.place(("seed",)) == "base.yaml:2"
-    assert tree.place(("stages", "a", "x")) == "base.yaml:3"
-    assert tree.place(("stages", "a", "y")) == "sub/middle.yaml:2"
+    assert tree.location(("name",)) == "top.yaml:2"
+    assert tree.location(("seed",)) == "base.yaml:2"
+    assert tree.location(("stages", "a", "x")) == "base.yaml:3"
+    assert tree.location(("stages", "a", "y")) == "sub/middle.yaml:2"
 
 
 def test_a_file_that_extends_nothing(here: Path) -> None:
-    assert extended(write("a.yaml", "extends: ~\nname: a")).data["name"] == "a"
-    assert extended(write("a.yaml", "- a")).data == ["a"]
+    assert resolve_extends(write("a.yaml", "extends: ~\nname: a")).data["name"] == "a"
+    assert resolve_extends(write("a.yaml", "- a")).data == ["a"]
 
 
 def test_problems_of_all_files_are_kept(here: Path) -> None:
     write("base.yaml", "a: 1\na: 2")
-    tree = extended(write("top.yaml", "extends: base.yaml\nb: 1\nb: 2"))
+    tree = resolve_extends(write("top.yaml", "extends: base.yaml\nb: 1\nb: 2"))
     assert [problem.where for problem in tree.problems] == ["base.yaml:2", "top.yaml:3"]
 
 
@@ -61,7 +61,7 @@ def test_a_ring_of_files_is_named(here: Path) -> None:
     write("sub/b.yaml", "name: x\nextends: ../c.yaml")
     write("c.yaml", "extends: ./sub/../sub/b.yaml")
     with pytest.raises(SpecError) as caught:
-        extended(Path("a.yaml"))
+        resolve_extends(Path("a.yaml"))
     assert str(caught.value) == (
         "c.yaml:1: extends: the files extend each other: sub/b.yaml -> c.yaml -> sub/b.yaml "
         "(remove one `extends`)"
@@ -98,12 +98,12 @@ def test_overrides_in_their_order_the_last_on_top() -> None:
             }
         },
     }
-    assert tree.place(("stages", "gpt", "train", "lr")) == "override 'gpt.train.lr=3e-4'"
+    assert tree.location(("stages", "gpt", "train", "lr")) == "override 'gpt.train.lr=3e-4'"
     assert (
-        tree.place(("stages", "gpt", "train", "warmup_steps"))
+        tree.location(("stages", "gpt", "train", "warmup_steps"))
         == "override 'gpt.train={warmup_steps: 5}'"
     )
-    assert tree.place(("stages", "gpt", "new")) == "f:1"
+    assert tree.location(("stages", "gpt", "new")) == "f:1"
 
 
 def test_the_longest_stage_name_wins() -> None:

@@ -24,8 +24,8 @@ from pipeline.spec.pipeline_spec import (
     Promotion,
     Spec,
     StageRef,
-    from_resolved,
-    load,
+    load_spec,
+    spec_from_resolved,
 )
 from pipeline.stage import Params
 
@@ -69,7 +69,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def spec(file: Path, text: str = ORCHARD, *overrides: str) -> Spec:
     file.write_text(text)
-    return load(file, overrides)
+    return load_spec(file, overrides)
 
 
 def only(params: str = "", *, edges: str = "") -> str:
@@ -169,7 +169,7 @@ def test_resolved_is_plain_and_reads_back_as_the_same_spec(file: Path) -> None:
         json.loads(json.dumps(found.resolved)),
         yaml.safe_load(yaml.safe_dump(found.resolved, sort_keys=True)),
     ):
-        again = from_resolved(copied)
+        again = spec_from_resolved(copied)
         assert again == found
         assert again.resolved == found.resolved
         assert again.source == "run.yaml"
@@ -177,14 +177,14 @@ def test_resolved_is_plain_and_reads_back_as_the_same_spec(file: Path) -> None:
 
 def test_resolved_takes_overrides_of_its_own(file: Path) -> None:
     found = spec(file)
-    again = from_resolved(found.resolved, ["seed=9", "late.rows=3"], "there")
+    again = spec_from_resolved(found.resolved, ["seed=9", "late.rows=3"], "there")
     assert again != found
     assert again.nodes["early"].params.model_dump()["seed"] == 9
     assert found.resolved["stages"]["late"]["rows"] == 2
     with pytest.raises(SpecError, match=r"^there: late\.rows: expected a whole number"):
         data = json.loads(json.dumps(found.resolved))
         data["stages"]["late"]["rows"] = "2"
-        from_resolved(data, (), "there")
+        spec_from_resolved(data, (), "there")
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0$"), max_size=20)
@@ -210,8 +210,8 @@ files = st.dictionaries(names, plants, min_size=1, max_size=3)
 @steady
 @given(files, st.integers(0, 2**31))
 def test_any_file_survives_the_round_trip(stages: dict[str, Any], seed: int) -> None:
-    found = from_resolved({"name": "x", "seed": seed, "stages": stages})
-    again = from_resolved(json.loads(json.dumps(found.resolved)))
+    found = spec_from_resolved({"name": "x", "seed": seed, "stages": stages})
+    again = spec_from_resolved(json.loads(json.dumps(found.resolved)))
     assert again == found
     for name, section in stages.items():
         params = found.nodes[name].params.model_dump(mode="json")
@@ -257,7 +257,7 @@ anything = st.recursive(
 def test_whatever_stands_in_a_file_is_read_or_refused(data: Any, overrides: list[str]) -> None:
     """Nothing but a SpecError comes out, and each of its problems says what is wrong."""
     try:
-        from_resolved(data, overrides)
+        spec_from_resolved(data, overrides)
     except SpecError as error:
         assert all(problem.message and problem.where for problem in error.problems)
 
@@ -308,7 +308,7 @@ def test_secrets_stay_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_specs_and_plans_load_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.spec.pipeline_spec, pipeline.plan;"
+        "import sys, pipeline.spec.pipeline_spec, pipeline.execution.plan;"
         "print([m for m in ('torch', 'ray', 'mlflow', 'numpy', 'stages') if m in sys.modules])"
     )
     root = Path(__file__).parents[3]

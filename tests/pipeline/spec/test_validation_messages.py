@@ -7,12 +7,19 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from pydantic import Field, ValidationError
 
-from pipeline.spec.validation_messages import Wrong, got, problems, remedy
-from pipeline.stage import Absent, Section
+from pipeline.spec.validation_messages import (
+    ValidationIssue,
+    describe_value,
+    type_remedy,
+    validation_issues,
+)
+from pipeline.stage import Section, UnsupportedKeys
 
 
 class Inner(Section):
     size: int
+
+    renamed: ClassVar[dict[str, str]] = {"extent": "size"}
 
 
 class Outer(Section):
@@ -21,13 +28,13 @@ class Outer(Section):
     switch: bool | str = False
     long: Annotated[str, Field(max_length=1)] = ""
 
-    absent: ClassVar[Absent] = {"dize": ("there is no dize", "say size")}
+    unsupported_keys: ClassVar[UnsupportedKeys] = {"dize": ("there is no dize", "say size")}
 
 
-def wrong(data: dict[str, Any]) -> list[Wrong]:
+def wrong(data: dict[str, Any]) -> list[ValidationIssue]:
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate(data, strict=True)
-    return problems(caught.value, Outer, data, ["edge"])
+    return validation_issues(caught.value, Outer, data, ["edge"])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def wrong(data: dict[str, Any]) -> list[Wrong]:
     ],
 )
 def test_values_are_called_what_people_call_them(value: Any, words: str) -> None:
-    assert got(value) == words
+    assert describe_value(value) == words
 
 
 @pytest.mark.parametrize(
@@ -58,34 +65,34 @@ def test_values_are_called_what_people_call_them(value: Any, words: str) -> None
     ],
 )
 def test_remedies(expected: list[str], value: Any, words: str) -> None:
-    assert remedy(expected, value) == words
+    assert type_remedy(expected, value) == words
 
 
 def test_a_branch_of_a_union_that_nearly_fits_hides_the_others() -> None:
     found = wrong({"choice": [{"size": "x"}, {"siz": 1}]})
     assert found == [
-        Wrong(("choice", 0, "size"), "expected a whole number, got the text 'x'"),
-        Wrong(("choice", 1, "size"), "missing", "add `size: …`"),
-        Wrong(("choice", 1, "siz"), "unknown key", "did you mean 'size'?"),
+        ValidationIssue(("choice", 0, "size"), "expected a whole number, got the text 'x'"),
+        ValidationIssue(("choice", 1, "size"), "missing", "add `size: …`"),
+        ValidationIssue(("choice", 1, "siz"), "unknown key", "did you mean 'size'?"),
     ]
 
 
 def test_branches_of_a_union_are_alternatives() -> None:
     message = "expected a section of `key: value` lines or a list, got 3"
-    assert wrong({"choice": 3}) == [Wrong(("choice",), message)]
+    assert wrong({"choice": 3}) == [ValidationIssue(("choice",), message)]
     assert wrong({"switch": 3}) == [
-        Wrong(("switch",), "expected true or false or text, got 3", "put it in quotes")
+        ValidationIssue(("switch",), "expected true or false or text, got 3", "put it in quotes")
     ]
 
 
 def test_keys_of_mappings_are_no_fields() -> None:
     assert wrong({"table": {"a": {"sise": 1, "size": 2}}}) == [
-        Wrong(("table", "a", "sise"), "unknown key", "did you mean 'size'?")
+        ValidationIssue(("table", "a", "sise"), "unknown key", "did you mean 'size'?")
     ]
 
 
 def test_the_edges_of_a_stage_stand_beside_its_parameters() -> None:
-    assert wrong({"edgy": 1}) == [Wrong(("edgy",), "unknown key", "did you mean 'edge'?")]
+    assert wrong({"edgy": 1}) == [ValidationIssue(("edgy",), "unknown key", "did you mean 'edge'?")]
     assert wrong({"table": {"a": {"size": 1, "edgy": 1}}})[0].remedy == "known: size"
 
 
@@ -94,3 +101,13 @@ def test_a_key_known_from_elsewhere_is_told_why_it_is_not_here(data: dict[str, A
     (found,) = wrong(data)
     assert found.path[-1] in ("dize", "Dize")
     assert (found.message, found.remedy) == ("there is no dize", "say size")
+
+
+def test_a_former_key_gives_its_new_name_wherever_the_section_stands() -> None:
+    for data, path in [
+        ({"choice": {"extent": 1, "size": 1}}, ("choice", "extent")),
+        ({"choice": [{"extent": 1, "size": 1}]}, ("choice", 0, "extent")),
+        ({"table": {"a": {"extent": 1, "size": 1}}}, ("table", "a", "extent")),
+    ]:
+        found = wrong(data)
+        assert ValidationIssue(path, "renamed to 'size'", "write `size: …`") in found

@@ -14,11 +14,11 @@ from orchard import steady
 
 from pipeline.errors import SpecError
 from pipeline.spec import yaml_reader
-from pipeline.spec.yaml_reader import Tree, name_of, parse, read, scalar
+from pipeline.spec.yaml_reader import Tree, format_key_path, parse_scalar, parse_yaml, read_yaml
 
 
 def tree(text: str) -> Tree:
-    return parse(text, lambda line: f"f:{line}")
+    return parse_yaml(text, lambda line: f"f:{line}")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def tree(text: str) -> Tree:
     ],
 )
 def test_plain_words_are_read_as_yaml_1_2_does(text: str, value: Any) -> None:
-    assert (scalar(text), type(scalar(text))) == (value, type(value))
+    assert (parse_scalar(text), type(parse_scalar(text))) == (value, type(value))
     assert tree(f"key: {text}").data == {"key": value}
 
 
@@ -81,32 +81,32 @@ def test_references_need_no_quotes_anywhere() -> None:
 
 def test_every_key_and_item_knows_its_line() -> None:
     found = tree("a:\n  b: 1\n  c:\n  - x\n  - {d: 2}\n")
-    assert found.place(("a",)) == "f:1"
-    assert found.place(("a", "b")) == "f:2"
-    assert found.place(("a", "c", 1)) == found.place(("a", "c", 1, "d")) == "f:5"
-    assert found.place(("a", "c", "none", "none")) == "f:3"
-    assert found.place(("z",)) == "f:1"
-    assert Tree().place(("z",)) == ""
+    assert found.location(("a",)) == "f:1"
+    assert found.location(("a", "b")) == "f:2"
+    assert found.location(("a", "c", 1)) == found.location(("a", "c", 1, "d")) == "f:5"
+    assert found.location(("a", "c", "none", "none")) == "f:3"
+    assert found.location(("z",)) == "f:1"
+    assert Tree().location(("z",)) == ""
 
 
 def test_paths_are_named_as_overrides_are() -> None:
-    assert name_of(("stages", "gpt", "train", "lr")) == "gpt.train.lr"
-    assert name_of(("stages", "clean", "sources", 0)) == "clean.sources[0]"
-    assert name_of(("stages",)) == "stages"
-    assert name_of(("promote", "model")) == "promote.model"
-    assert name_of(()) == ""
+    assert format_key_path(("stages", "gpt", "train", "lr")) == "gpt.train.lr"
+    assert format_key_path(("stages", "clean", "sources", 0)) == "clean.sources[0]"
+    assert format_key_path(("stages",)) == "stages"
+    assert format_key_path(("promote", "model")) == "promote.model"
+    assert format_key_path(()) == ""
 
 
 def test_layers_merge_key_by_key() -> None:
-    base = parse("a: {x: 1, y: [1, 2], z: {k: 1}}\nb: 1", lambda line: f"base:{line}")
-    over = parse("\na: {y: [3], z: 4, n: {m: 1}}", lambda line: f"over:{line}")
-    found = over.over(base)
+    base = parse_yaml("a: {x: 1, y: [1, 2], z: {k: 1}}\nb: 1", lambda line: f"base:{line}")
+    over = parse_yaml("\na: {y: [3], z: 4, n: {m: 1}}", lambda line: f"over:{line}")
+    found = over.merged_over(base)
     assert found.data == {"a": {"x": 1, "y": [3], "z": 4, "n": {"m": 1}}, "b": 1}
-    assert found.place(("a", "x")) == "base:1"
-    assert found.place(("b",)) == "base:2"
-    assert found.place(("a", "y", 1)) == "over:2"
-    assert found.place(("a", "z", "k")) == "over:2"
-    assert ("a", "z", "k") not in found.places
+    assert found.location(("a", "x")) == "base:1"
+    assert found.location(("b",)) == "base:2"
+    assert found.location(("a", "y", 1)) == "over:2"
+    assert found.location(("a", "z", "k")) == "over:2"
+    assert ("a", "z", "k") not in found.locations
     assert base.data["a"]["y"] == [1, 2]
 
 
@@ -166,7 +166,7 @@ def test_an_alias_bomb_stays_small() -> None:
 
 def test_problems_of_values_begin_with_the_root() -> None:
     with pytest.raises(SpecError, match=r"^here: p.rows: this is not YAML"):
-        parse("[", lambda _: "here", ("stages", "p", "rows"))
+        parse_yaml("[", lambda _: "here", ("stages", "p", "rows"))
 
 
 def test_a_mark_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,14 +183,14 @@ def test_a_mark_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(path: Path) -> str:
     with pytest.raises(SpecError) as caught:
-        read(path)
+        read_yaml(path)
     return str(caught.value).replace(str(path), "f")
 
 
 def test_a_file_is_read_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("a: é")
-    found = read(tmp_path / "f")
-    assert (found.data, found.place(("a",))) == ({"a": "é"}, f"{tmp_path}/f:1")
+    found = read_yaml(tmp_path / "f")
+    assert (found.data, found.location(("a",))) == ({"a": "é"}, f"{tmp_path}/f:1")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except SpecError as error:
         assert error.problems
     else:
-        assert set(map(type, found.places.values())) == {str}
+        assert set(map(type, found.locations.values())) == {str}
 
 
 @steady

@@ -17,7 +17,7 @@ from faulty_disk import out_of_descriptors
 
 from pipeline.errors import Failure, LeaseLost
 from pipeline.storage import lease as module
-from pipeline.storage.lease import Lease, node
+from pipeline.storage.lease import Lease, machine_id
 
 fork = multiprocessing.get_context("fork")
 
@@ -45,12 +45,12 @@ def elsewhere(folder: Path, epoch: int = 1) -> Path:
 
 def test_one_holds_and_the_next_gets_a_higher_token(tmp_path: Path) -> None:
     first, second = claim(tmp_path / "l", "first"), claim(tmp_path / "l", "second")
-    assert not first.held()
+    assert not first.is_held()
     assert first.holder() is None
     assert not first.alive()
     with first:
         assert first.acquire()
-        assert first.held()
+        assert first.is_held()
         assert second.alive()
         assert second.holder()["owner"] == "first"  # type: ignore[index]
         assert not second.acquire()
@@ -60,7 +60,7 @@ def test_one_holds_and_the_next_gets_a_higher_token(tmp_path: Path) -> None:
     assert not second.alive()
     assert second.acquire(timeout=None)
     assert second.epoch == 2
-    assert not first.held()
+    assert not first.is_held()
     second.check()
     second.release()
     second.release()
@@ -85,7 +85,7 @@ def test_a_holder_that_stands_still_is_replaced_and_notices(tmp_path: Path) -> N
     with pytest.raises(LeaseLost, match="belongs to fast"):
         slow.check()
     slow.release()
-    assert fast.held()
+    assert fast.is_held()
     fast.release()
 
 
@@ -94,7 +94,7 @@ def test_a_lost_lease_is_noticed_by_the_heartbeat(tmp_path: Path) -> None:
     assert held.acquire()
     elsewhere(tmp_path, epoch=2)
     assert held.lost.wait(20)
-    assert not held.held()
+    assert not held.is_held()
 
 
 def test_a_moving_counter_is_never_taken_over(tmp_path: Path) -> None:
@@ -135,14 +135,19 @@ def test_a_holder_that_died_here_is_replaced_at_once(tmp_path: Path) -> None:
     assert waiter.acquire()
     child.join()
     assert child.exitcode == 9
-    assert module.process_born(child.pid or 0) == ""
+    assert module.process_start_time(child.pid or 0) == ""
     waiter.release()
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_holder(tmp_path: Path) -> None:
     elsewhere(tmp_path)
     path = tmp_path / "00000001.json"
-    stranger = {**json.loads(path.read_text()), "node": node(), "pid": os.getpid(), "born": "1"}
+    stranger = {
+        **json.loads(path.read_text()),
+        "node": machine_id(),
+        "pid": os.getpid(),
+        "born": "1",
+    }
     path.write_text(json.dumps(stranger))
     waiter = claim(tmp_path, expiry=3600)
     assert waiter.acquire()
@@ -212,7 +217,7 @@ def test_a_listing_that_missed_the_newest_epoch_does_no_harm(
     looks = iter([0])
     monkeypatch.setattr(mine, "_top", lambda: next(looks, 7))
     assert not mine.acquire()
-    assert not mine.held()
+    assert not mine.is_held()
 
 
 def test_the_same_epoch_cannot_be_made_twice(
@@ -237,7 +242,7 @@ def test_a_full_disk_leaves_no_claim_behind(
         with pytest.raises(Failure, match="is full"):
             mine.acquire()
     assert list((tmp_path / "l").iterdir()) == []
-    assert not mine.held()
+    assert not mine.is_held()
 
 
 def test_where_the_system_tells_no_boot_no_pid_is_believed(
@@ -246,16 +251,16 @@ def test_where_the_system_tells_no_boot_no_pid_is_believed(
     def refuse(*_: object) -> str:
         raise OSError
 
-    node.cache_clear()
+    machine_id.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(os, "readlink", refuse)
-        assert node() == ""
+        assert machine_id() == ""
         mine = claim(tmp_path)
         assert mine.acquire()
         assert mine.alive()
         mine.release()
-    node.cache_clear()
-    assert node() != ""
+    machine_id.cache_clear()
+    assert machine_id() != ""
     assert module._is_dead({"node": "", "pid": 1, "born": "x"}) is False
 
 
@@ -264,13 +269,13 @@ def test_a_disk_that_cannot_be_read_for_a_while_is_a_missed_beat(tmp_path: Path)
     assert held.acquire()
     wait_for(lambda: held._counter(1) != "")
     with out_of_descriptors():
-        for question in (held.held, held.check, held.holder, held.alive):
+        for question in (held.is_held, held.check, held.holder, held.alive):
             with pytest.raises(Failure, match="cannot read: Too many open files"):
                 question()
         time.sleep(0.1)  # several beats
     beaten = held._counter(1)
     assert not held.lost.is_set()
-    assert held.held()
+    assert held.is_held()
     wait_for(lambda: held._counter(1) > beaten)
     held.release()
 
@@ -293,9 +298,9 @@ def test_a_holder_that_cannot_be_seen_is_not_taken_for_one_that_stands_still(
 
 
 def test_no_process_is_taken_for_dead_because_nobody_could_look() -> None:
-    assert module.process_born(os.getpid())
+    assert module.process_start_time(os.getpid())
     with out_of_descriptors(), pytest.raises(OSError, match="Too many open files"):
-        module.process_born(os.getpid())
+        module.process_start_time(os.getpid())
 
 
 def test_a_folder_that_is_removed_at_this_very_moment_is_made_again(

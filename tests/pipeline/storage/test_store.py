@@ -16,7 +16,7 @@ from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserE
 from pipeline.storage import garbage_collection
 from pipeline.storage import store as module
 from pipeline.storage.artifact import MANIFEST, Artifact
-from pipeline.storage.garbage_collection import ROLLBACKS
+from pipeline.storage.garbage_collection import KEPT_PROMOTIONS
 from pipeline.storage.store import Store
 
 A, B, C, D = ("a" * 16, "b" * 16, "c" * 16, "d" * 16)
@@ -100,9 +100,9 @@ def test_a_rerun_is_the_next_generation_and_the_old_one_stays(store: Store) -> N
     new = publish(store, "clean", A)
     assert new.path.name == f"{A}.2"
     assert store.find("clean", A) == new
-    assert store.peek("clean", A) == new
-    assert store.peek("clean", A, old.digest) == old
-    assert store.peek("clean", A, "none") is None
+    assert store.latest_readable("clean", A) == new
+    assert store.latest_readable("clean", A, old.digest) == old
+    assert store.latest_readable("clean", A, "none") is None
     assert old.verify() == []
     assert publish(store, "clean", A).path.name == f"{A}.3"
 
@@ -155,16 +155,16 @@ def test_who_comes_second_has_lost(store: Store, monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_file_is_found_at_opening_and_put_aside(store: Store) -> None:
     made = publish(store, "clean", A)
-    assert store.damage("clean", A) == ""
+    assert store.corruption_reason("clean", A) == ""
     (made.path / "data.txt").unlink()
-    assert store.take("clean", A) is None
+    assert store.find_or_quarantine("clean", A) is None
     assert not made.path.exists()
-    assert store.damage("clean", A) == "data.txt: missing"
+    assert store.corruption_reason("clean", A) == "data.txt: missing"
     again = publish(store, "clean", A)
     (again.path / MANIFEST).write_text("{}")
-    assert store.peek("clean", A) is None
-    assert store.take("clean", A) is None
-    assert "manifest.json" in store.damage("clean", A)
+    assert store.latest_readable("clean", A) is None
+    assert store.find_or_quarantine("clean", A) is None
+    assert "manifest.json" in store.corruption_reason("clean", A)
     assert len(list((store.root / "quarantine" / "clean").glob("*.json"))) == 2
 
 
@@ -172,7 +172,7 @@ def test_who_only_looks_moves_nothing(store: Store) -> None:
     made = publish(store, "clean", A)
     (made.path / "data.txt").unlink()
     assert store.find("clean", A) is None
-    assert store.damage("clean", A) == "data.txt: missing"
+    assert store.corruption_reason("clean", A) == "data.txt: missing"
     assert made.path.exists()
     assert not (store.root / "quarantine").exists()
     with pytest.raises(NotFound, match=rf"clean/{A} is damaged: data.txt: missing"):
@@ -183,9 +183,9 @@ def test_who_only_looks_moves_nothing(store: Store) -> None:
 def test_a_disk_that_refuses_for_a_while_costs_nothing(store: Store) -> None:
     made = publish(store, "clean", A)
     looks = (
-        lambda: store.take("clean", A),
-        lambda: store.peek("clean", A),
-        lambda: store.checked(made),
+        lambda: store.find_or_quarantine("clean", A),
+        lambda: store.latest_readable("clean", A),
+        lambda: store.ensure_verified(made),
         lambda: store.gc(dry=False),
         lambda: store.by_fingerprint(A),
     )
@@ -216,8 +216,8 @@ def test_an_older_generation_stands_in_for_a_damaged_one(store: Store) -> None:
 def test_an_artifact_under_another_name_is_not_believed(store: Store) -> None:
     made = publish(store, "clean", A)
     made.path.rename(made.path.with_name(B))
-    assert store.take("clean", B) is None
-    assert store.damage("clean", B) == f"holds clean/{A}"
+    assert store.find_or_quarantine("clean", B) is None
+    assert store.corruption_reason("clean", B) == f"holds clean/{A}"
 
 
 def test_bytes_are_hashed_once_for_a_run_on_a_machine(
@@ -230,7 +230,7 @@ def test_bytes_are_hashed_once_for_a_run_on_a_machine(
     def times_of(*uses: str) -> int:
         hashed.clear()
         for run in uses:
-            assert store.checked(made, run) is made
+            assert store.ensure_verified(made, run) is made
         return len(hashed)
 
     assert times_of("one", "one") == 1
@@ -239,7 +239,7 @@ def test_bytes_are_hashed_once_for_a_run_on_a_machine(
     assert times_of("one", "one") == 1
     monkeypatch.setattr(module.platform, "node", lambda: "another")
     assert times_of("one") == 1
-    monkeypatch.setattr(module, "node", lambda: "another start of it")
+    monkeypatch.setattr(module, "machine_id", lambda: "another start of it")
     assert times_of("one", "") == 2
 
 
@@ -252,8 +252,8 @@ def test_what_changes_while_somebody_looks_is_hashed_each_time(
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Artifact, "stamp", vanish)
-        assert store.checked(made) is made
+        patch.setattr(Artifact, "change_token", vanish)
+        assert store.ensure_verified(made) is made
     assert not (store.root / "cache" / "verified").exists()
 
 
@@ -263,7 +263,7 @@ def test_a_bit_that_flipped_without_a_trace_is_found_by_the_next_reader(store: S
     damage(made)
     os.utime(made.path / "data.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(CorruptArtifact, match=r"data.txt: its bytes changed"):
-        store.checked(made, "the run that made it")
+        store.ensure_verified(made, "the run that made it")
 
 
 def test_a_flipped_bit_is_found_before_use(store: Store) -> None:
@@ -271,11 +271,11 @@ def test_a_flipped_bit_is_found_before_use(store: Store) -> None:
     damage(made)
     assert store.find("clean", A) == made  # sizes alone cannot tell
     with pytest.raises(CorruptArtifact, match=r"data.txt: its bytes changed") as caught:
-        store.checked(made)
+        store.ensure_verified(made)
     assert caught.value.where == f"clean/{A}"
     assert store.find("clean", A) is None
     with pytest.raises(CorruptArtifact, match="missing or unreadable"):
-        store.checked(made)
+        store.ensure_verified(made)
 
 
 def test_verify_takes_folders_too(store: Store) -> None:
@@ -291,14 +291,14 @@ def test_a_store_that_cannot_remember_still_verifies(store: Store) -> None:
     (store.root / "cache").rmdir()
     (store.root / "cache").write_text("in the way")
     made = publish(store, "clean", A)
-    assert store.checked(made) is made
+    assert store.ensure_verified(made) is made
 
 
 def test_two_readers_may_put_the_same_damage_aside(store: Store) -> None:
     made = publish(store, "clean", A)
     store.quarantine(made, "first")
     store.quarantine(made, "second")
-    assert store.damage("clean", A) == "first"
+    assert store.corruption_reason("clean", A) == "first"
 
 
 # --- looking up --------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_gc_keeps_what_runs_aliases_and_lineage_reach(store: Store) -> None:
 
 
 def test_gc_keeps_only_the_last_promotions_of_each_alias(store: Store) -> None:
-    prints = [f"{k:016x}" for k in range(ROLLBACKS + 1)]
+    prints = [f"{k:016x}" for k in range(KEPT_PROMOTIONS + 1)]
     for fp in prints:
         publish(store, "train", fp)
     log = promote(store, *prints)
@@ -450,7 +450,7 @@ def test_gc_clears_quarantine_and_what_it_left_itself(store: Store) -> None:
     ]
     assert not trash.exists()
     assert not list((store.root / "quarantine").rglob("*.json"))
-    assert store.damage("clean", A) == ""
+    assert store.corruption_reason("clean", A) == ""
     assert store.gc().garbage == []
 
 
@@ -458,9 +458,9 @@ def test_gc_removes_what_stages_can_make_again(store: Store) -> None:
     for name in ("judged", "verified"):
         (store.root / "cache" / name / "a").mkdir(parents=True)
         (store.root / "cache" / name / "a" / "b").write_text("four")
-    (item,) = garbage_collection.collect(store, keep=5, dry=True).garbage
+    (item,) = garbage_collection.collect_garbage(store, keep=5, dry=True).garbage
     assert (item.path.name, item.size, item.why) == ("judged", 4, "stages can make it again")
-    garbage_collection.collect(store, keep=5, dry=False)
+    garbage_collection.collect_garbage(store, keep=5, dry=False)
     assert not list((store.root / "cache").iterdir())
 
 
@@ -468,7 +468,7 @@ def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
     kept, gone, held = (publish(store, uses, A) for uses in ("kept", "gone", "held"))
     plan(store, RUNS[0], ("kept", A))
     for artifact in (kept, gone, held):
-        store.checked(artifact)
+        store.ensure_verified(artifact)
     store.quarantine(publish(store, "kept", A), "bits")
     (store.root / "quarantine" / "kept" / "stray").write_text("")
     leases = [store.lease(uses, A, "run") for uses in ("kept", "gone", "held")]
@@ -482,9 +482,9 @@ def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
         assert [lease.folder.exists() for lease in leases] == [True, False, True]
         left = [path.name for path in (store.root / "quarantine" / "kept").iterdir()]
         assert left == ["stray"]
-        assert leases[2].held()
+        assert leases[2].is_held()
     assert not (store.root / "cache" / "verified").exists()
-    assert store.checked(kept) is kept
+    assert store.ensure_verified(kept) is kept
 
 
 def test_gc_counts_what_another_deletes_as_nothing(store: Store, tmp_path: Path) -> None:
@@ -498,7 +498,7 @@ def test_gc_lives_with_damage_and_rivals(store: Store, monkeypatch: pytest.Monke
     assert store.gc().garbage == []  # a damaged artifact of a kept run is evidence
     other = publish(store, "pack", B)
     monkeypatch.setattr(
-        garbage_collection, "move", lambda *_: (_ for _ in ()).throw(FileNotFoundError())
+        garbage_collection, "move_folder", lambda *_: (_ for _ in ()).throw(FileNotFoundError())
     )
     store.gc(dry=False)
     assert not other.path.exists()

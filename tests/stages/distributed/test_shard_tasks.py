@@ -2,10 +2,10 @@
 
 import pytest
 
+from pipeline.atomic_io import write_atomic
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from pipeline.stage import Workers
-from pipeline.storage.atomic_io import write_atomic
 from stages.distributed.shard_tasks import run_shards
 
 CALLS = []

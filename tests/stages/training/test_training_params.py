@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.spec.pipeline_spec import load
+from pipeline.spec.pipeline_spec import load_spec
 from pipeline.stage import Workers
 from stages.training.training_params import TrainSection
 
@@ -109,7 +109,7 @@ def test_layouts_known_from_elsewhere_are_refused_with_what_there_is_instead(
     tokens = "artifact:0123456789abcdef"
     file.write_text(f"name: x\nstages:\n  gpt: {{uses: pretrain, tokens: {tokens}, {said}}}\n")
     with pytest.raises(SpecError) as caught:
-        load(file)
+        load_spec(file)
     (problem,) = caught.value.problems
     assert caught.value.exit_code == 2
     assert problem.key == f"gpt.{key}"

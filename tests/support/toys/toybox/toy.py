@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pipeline.context import Context
-from pipeline.errors import CorruptArtifact, InputError, Interrupted, Stuck, WorkerDied
+from pipeline.errors import CorruptArtifact, InputError, Interrupted, StageStalled, WorkerDied
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 
 
@@ -150,7 +150,7 @@ def trouble(params: Count, out: Path, ctx: Context) -> None:
         case "worker":
             raise WorkerDied("rank 1 vanished", remedy="look at its log")
         case "stuck":
-            raise Stuck("no step for 60 s")
+            raise StageStalled("no step for 60 s")
         case "stray":
             raise Interrupted("a stray signal")
         case "damaged":

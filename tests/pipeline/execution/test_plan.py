@@ -16,8 +16,8 @@ from faulty_disk import out_of_descriptors
 
 from pipeline.context import Context
 from pipeline.errors import Failure, NotFound, SpecError
-from pipeline.plan import Plan, PlannedStage, make, source_hash
-from pipeline.spec.pipeline_spec import ModelRef, Spec, from_resolved
+from pipeline.execution.plan import Plan, PlannedStage, make_plan, source_hash
+from pipeline.spec.pipeline_spec import ModelRef, Spec, spec_from_resolved
 from pipeline.stage import Stage
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 
 def spec(*overrides: str, **more: dict[str, Any]) -> Spec:
     data = {"name": "x", "stages": {**STAGES, **more}}
-    return from_resolved(json.loads(json.dumps(data)), overrides)
+    return spec_from_resolved(json.loads(json.dumps(data)), overrides)
 
 
 def publish(store: Store, stage: PlannedStage, name: str = "", code: str = "") -> Artifact:
@@ -62,7 +62,7 @@ def publish(store: Store, stage: PlannedStage, name: str = "", code: str = "") -
 
 
 def publish_all(store: Store, wanted: Spec) -> dict[str, Artifact]:
-    return {stage.name: publish(store, stage) for stage in make(wanted, store).stages}
+    return {stage.name: publish(store, stage) for stage in make_plan(wanted, store).stages}
 
 
 def sentences(plan: Plan) -> dict[str, str]:
@@ -77,7 +77,7 @@ def stage_of(plan: Plan, name: str) -> PlannedStage:
 
 
 def test_all_is_to_be_made_in_an_empty_store(store: Store) -> None:
-    plan = make(spec(), store)
+    plan = make_plan(spec(), store)
     assert sentences(plan) == dict.fromkeys(STAGES, "RUN because never made")
     assert not store.root.exists()
     juice = stage_of(plan, "juice")
@@ -92,7 +92,7 @@ def test_all_is_to_be_made_in_an_empty_store(store: Store) -> None:
 
 def test_what_was_made_is_cached(store: Store) -> None:
     publish_all(store, spec())
-    plan = make(spec("trees.workers.num=4", "trees.tools=3"), store)
+    plan = make_plan(spec("trees.workers.num=4", "trees.tools=3"), store)
     assert sentences(plan) == dict.fromkeys(STAGES, "cached")
     assert stage_of(plan, "trees").reason == "made by 20260101-0000-able-bear"
     assert stage_of(plan, "trees").warnings == ()
@@ -100,7 +100,7 @@ def test_what_was_made_is_cached(store: Store) -> None:
 
 def test_a_change_is_named_field_by_field_and_spreads(store: Store) -> None:
     publish_all(store, spec("trees.water=3e-4"))
-    plan = make(spec("trees.water=2e-4"), store)
+    plan = make_plan(spec("trees.water=2e-4"), store)
     assert sentences(plan) == {
         "trees": "RUN because water 3e-4 -> 2e-4",
         "juice": "RUN because upstream trees changed",
@@ -112,71 +112,71 @@ def test_many_changes_are_counted(store: Store) -> None:
     publish_all(store, spec())
     changed = spec("trees.water=2", "trees.label=a", "trees.pairs=4", "trees.seed=8", "name=y")
     reason = "seed 0 -> 8, water 1.0 -> 2.0, label null -> a and 1 more"
-    assert stage_of(make(changed, store), "trees").reason == reason
+    assert stage_of(make_plan(changed, store), "trees").reason == reason
 
 
 def test_the_nearest_artifact_explains(store: Store) -> None:
     """Under the same name first, then in the fewest fields."""
-    far = make(spec("trees.water=2", "trees.rows=30"), store)
-    near = make(spec("trees.water=2"), store)
-    other = make(spec("trees.label=z"), store)
+    far = make_plan(spec("trees.water=2", "trees.rows=30"), store)
+    near = make_plan(spec("trees.water=2"), store)
+    other = make_plan(spec("trees.label=z"), store)
     publish(store, stage_of(far, "trees"))
     publish(store, stage_of(near, "trees"))
     publish(store, stage_of(other, "trees"), name="elsewhere")
     wanted = spec("trees.water=3")
-    assert stage_of(make(wanted, store), "trees").reason == "water 2.0 -> 3.0"
+    assert stage_of(make_plan(wanted, store), "trees").reason == "water 2.0 -> 3.0"
 
 
 def test_a_stage_resumes_from_where_it_says(store: Store) -> None:
-    plan = make(spec(), store)
+    plan = make_plan(spec(), store)
     folder = store.work("orchard.plant", stage_of(plan, "trees").fingerprint)
     context = Context(folder, folder / "log", folder / "cancel", store.root / "cache")
-    assert stage_of(make(spec(), store), "trees").verdict == "run"
+    assert stage_of(make_plan(spec(), store), "trees").verdict == "run"
     context.resume_point(1200, 5000)
-    assert str(stage_of(make(spec(), store), "trees")) == "RESUME at step 1200/5000"
+    assert str(stage_of(make_plan(spec(), store), "trees")) == "RESUME at step 1200/5000"
     context.progress(3, 40, "shards")
     context.resume_point(3, 40)
-    assert str(stage_of(make(spec(), store), "trees")) == "RESUME at shard 3/40"
+    assert str(stage_of(make_plan(spec(), store), "trees")) == "RESUME at shard 3/40"
     (context.observed / "resume.json").write_text('{"step": 7}')
-    assert str(stage_of(make(spec(), store), "trees")) == "RESUME at shard 7"
+    assert str(stage_of(make_plan(spec(), store), "trees")) == "RESUME at shard 7"
 
 
 @pytest.mark.parametrize("torn", ['{"step": 12', "[]", "{}"])
 def test_a_torn_resume_point_is_none(store: Store, torn: str) -> None:
-    fp = stage_of(make(spec(), store), "trees").fingerprint
+    fp = stage_of(make_plan(spec(), store), "trees").fingerprint
     observed = store.work("orchard.plant", fp) / "observed"
     observed.mkdir(parents=True)
     (observed / "resume.json").write_text(torn)
-    assert stage_of(make(spec(), store), "trees").reason == "never made"
+    assert stage_of(make_plan(spec(), store), "trees").reason == "never made"
 
 
 def test_a_damaged_artifact_is_made_again(store: Store) -> None:
     made = publish_all(store, spec())
     (made["juice"].path / "data.txt").unlink()
-    found = stage_of(make(spec(), store), "juice")
+    found = stage_of(make_plan(spec(), store), "juice")
     assert found.verdict == "run"
     assert found.reason.startswith("artifact is corrupt: ")
     assert "data.txt" in found.reason
     assert made["juice"].path.exists()
-    assert sentences(make(spec(), store))["taste"] == "cached"
+    assert sentences(make_plan(spec(), store))["taste"] == "cached"
 
 
 def test_a_plan_of_a_store_that_cannot_be_read_says_so(store: Store) -> None:
     publish_all(store, spec())
     wanted = spec()
-    make(wanted, store)  # what is imported late is there
+    make_plan(wanted, store)  # what is imported late is there
     with out_of_descriptors(), pytest.raises(Failure, match="cannot read"):
-        make(wanted, store)
-    assert set(sentences(make(wanted, store)).values()) == {"cached"}
+        make_plan(wanted, store)
+    assert set(sentences(make_plan(wanted, store)).values()) == {"cached"}
 
 
 def test_what_was_damaged_before_the_garbage_was_collected_is_forgotten(store: Store) -> None:
     made = publish_all(store, spec())
     (made["juice"].path / "data.txt").unlink()
-    store.take("orchard.press", made["juice"].fingerprint)
-    assert "corrupt" in stage_of(make(spec(), store), "juice").reason
+    store.find_or_quarantine("orchard.press", made["juice"].fingerprint)
+    assert "corrupt" in stage_of(make_plan(spec(), store), "juice").reason
     store.gc(dry=False)
-    assert stage_of(make(spec(), store), "juice").reason == "never made"
+    assert stage_of(make_plan(spec(), store), "juice").reason == "never made"
 
 
 # --- made again on demand ----------------------------------------------------------------------
@@ -184,14 +184,14 @@ def test_what_was_damaged_before_the_garbage_was_collected_is_forgotten(store: S
 
 def test_rerun_makes_one_stage_again(store: Store) -> None:
     made = publish_all(store, spec())
-    plan = make(spec(), store, rerun=["juice"])
+    plan = make_plan(spec(), store, rerun=["juice"])
     expected = {"trees": "cached", "juice": "RUN because forced by --rerun", "taste": "cached"}
     assert sentences(plan) == expected
     assert [stage.forced for stage in plan.stages] == [False, True, False]
     again = publish(store, stage_of(plan, "juice"), code="other bytes")
     assert again.path != made["juice"].path
     assert made["juice"].path.exists()
-    after = make(spec(), store)
+    after = make_plan(spec(), store)
     assert sentences(after) == dict.fromkeys(STAGES, "cached")
     warning = "juice was made again since, with other bytes"
     assert stage_of(after, "taste").warnings == (warning,)
@@ -199,7 +199,7 @@ def test_rerun_makes_one_stage_again(store: Store) -> None:
 
 def test_from_makes_a_stage_and_all_after_it_again(store: Store) -> None:
     publish_all(store, spec())
-    plan = make(spec(), store, from_="juice", rerun=["taste"])
+    plan = make_plan(spec(), store, from_="juice", rerun=["taste"])
     assert sentences(plan) == {
         "trees": "cached",
         "juice": "RUN because forced by --from juice",
@@ -208,12 +208,12 @@ def test_from_makes_a_stage_and_all_after_it_again(store: Store) -> None:
 
 
 def test_only_takes_one_stage_whose_inputs_are_there(store: Store) -> None:
-    publish(store, stage_of(make(spec(), store), "trees"))
-    plan = make(spec(), store, only="juice")
+    publish(store, stage_of(make_plan(spec(), store), "trees"))
+    plan = make_plan(spec(), store, only="juice")
     expected = {"trees": "cached", "juice": "RUN because never made", "taste": "skip"}
     assert sentences(plan) == expected
     with pytest.raises(SpecError) as caught:
-        make(spec(), store, only="taste")
+        make_plan(spec(), store, only="taste")
     assert str(caught.value) == (
         "run.yaml: taste: needs juice, which was never made "
         "(leave out --only, or run --only juice first)"
@@ -223,7 +223,7 @@ def test_only_takes_one_stage_whose_inputs_are_there(store: Store) -> None:
 @pytest.mark.parametrize("scope", [{"only": "juic"}, {"from_": "juic"}, {"rerun": ["juic"]}])
 def test_a_stage_that_is_not_there(store: Store, scope: Any) -> None:
     with pytest.raises(NotFound) as caught:
-        make(spec(), store, **scope)
+        make_plan(spec(), store, **scope)
     assert caught.value.message == "the pipeline x has no stage 'juic'"
     assert caught.value.remedy == "did you mean 'juice'?"
 
@@ -251,14 +251,14 @@ def written(tmp_path: Path) -> Iterator[Path]:
 
 def test_changed_code_warns_and_decides_only_on_demand(store: Store, written: Path) -> None:
     wanted = spec(weeds={"uses": "weeds"})
-    made = publish(store, stage_of(make(wanted, store), "weeds"))
-    assert stage_of(make(wanted, store, strict_code=True), "weeds").verdict == "cached"
+    made = publish(store, stage_of(make_plan(wanted, store), "weeds"))
+    assert stage_of(make_plan(wanted, store, strict_code=True), "weeds").verdict == "cached"
     written.write_text(written.read_text() + "# a comment\n")
-    lax = stage_of(make(wanted, store), "weeds")
+    lax = stage_of(make_plan(wanted, store), "weeds")
     since = str(made.manifest["code"]["commit"] or made.manifest["created"])[:7]
     assert lax.verdict == "cached"
     assert lax.warnings[0].startswith(f"code changed since {since}")
-    strict = stage_of(make(wanted, store, strict_code=True), "weeds")
+    strict = stage_of(make_plan(wanted, store, strict_code=True), "weeds")
     assert str(strict) == f"RUN because {lax.warnings[0]}"
     assert strict.forced
 
@@ -269,15 +269,15 @@ def test_a_stage_without_a_file_has_no_hash(store: Store, written: Path) -> None
     written.unlink()
     assert source_hash(stage) == ""
     wanted = spec(weeds={"uses": "weeds"})
-    publish(store, stage_of(make(wanted, store), "weeds"), code="0" * 64)
-    assert stage_of(make(wanted, store, strict_code=True), "weeds").warnings == ()
+    publish(store, stage_of(make_plan(wanted, store), "weeds"), code="0" * 64)
+    assert stage_of(make_plan(wanted, store, strict_code=True), "weeds").warnings == ()
 
 
 # --- what comes from outside the pipeline ------------------------------------------------------
 
 
 def test_existing_artifacts_and_models_are_inputs(store: Store) -> None:
-    trees = publish(store, stage_of(make(spec(), store), "trees"))
+    trees = publish(store, stage_of(make_plan(spec(), store), "trees"))
     alone = {
         "juice": {
             "uses": "orchard.press",
@@ -285,14 +285,14 @@ def test_existing_artifacts_and_models_are_inputs(store: Store) -> None:
             "yeast": "model:wild@best",
         }
     }
-    wanted = from_resolved({"name": "x", "stages": alone})
+    wanted = spec_from_resolved({"name": "x", "stages": alone})
     asked = []
 
     def resolve(ref: ModelRef) -> Artifact:
         asked.append(ref)
         return trees
 
-    juice = make(wanted, store, resolve_model=resolve).stages[0]
+    juice = make_plan(wanted, store, resolve_model=resolve).stages[0]
     assert asked == [ModelRef("wild", "best")]
     facts = {"uses": "orchard.plant", "fingerprint": trees.fingerprint}
     assert juice.inputs == {
@@ -302,13 +302,13 @@ def test_existing_artifacts_and_models_are_inputs(store: Store) -> None:
     assert juice.needs == ()
     assert juice.payload["inputs"] == {"trees": [trees.fingerprint], "yeast": [trees.fingerprint]}
     publish(store, juice)
-    assert str(make(wanted, store, resolve_model=resolve).stages[0]) == "cached"
-    other = from_resolved({"name": "x", "stages": alone}, ["juice.yeast=~"])
-    assert str(make(other, store).stages[0]) == "RUN because upstream yeast changed"
+    assert str(make_plan(wanted, store, resolve_model=resolve).stages[0]) == "cached"
+    other = spec_from_resolved({"name": "x", "stages": alone}, ["juice.yeast=~"])
+    assert str(make_plan(other, store).stages[0]) == "RUN because upstream yeast changed"
 
 
 def test_every_input_that_cannot_be_had_is_named(store: Store, tmp_path: Path) -> None:
-    trees = publish(store, stage_of(make(spec(), store), "trees"))
+    trees = publish(store, stage_of(make_plan(spec(), store), "trees"))
     bad = spec(
         f"trees.source={tmp_path}/none",
         a={"uses": "orchard.press", "trees": "artifact:ffffff"},
@@ -316,7 +316,7 @@ def test_every_input_that_cannot_be_had_is_named(store: Store, tmp_path: Path) -
         c={"uses": "orchard.taste", "juices": [f"artifact:{trees.fingerprint}"]},
     )
     with pytest.raises(SpecError) as caught:
-        make(bad, store)
+        make_plan(bad, store)
     assert [str(problem) for problem in caught.value.problems] == [
         f"run.yaml: trees: cannot read {tmp_path}/none (give a file)",
         "run.yaml: a.trees: no artifact begins with 'ffffff' "
@@ -325,7 +325,7 @@ def test_every_input_that_cannot_be_had_is_named(store: Store, tmp_path: Path) -
         f"run.yaml: c.juices: takes Juice, but artifact:{trees.fingerprint} is Trees",
     ]
     with pytest.raises(SpecError, match="cannot read"):
-        make(bad, store, only="juice")
+        make_plan(bad, store, only="juice")
 
 
 def test_a_changed_source_is_named(store: Store, tmp_path: Path) -> None:
@@ -334,15 +334,17 @@ def test_a_changed_source_is_named(store: Store, tmp_path: Path) -> None:
     wanted = spec(f"trees.source={source}")
     publish_all(store, wanted)
     os.utime(source, (0, 0))
-    assert str(stage_of(make(wanted, store), "trees")) == "cached"
+    assert str(stage_of(make_plan(wanted, store), "trees")) == "cached"
     source.write_text("b")
-    assert str(stage_of(make(wanted, store), "trees")) == f"RUN because source {source} changed"
+    assert (
+        str(stage_of(make_plan(wanted, store), "trees")) == f"RUN because source {source} changed"
+    )
 
 
 # --- plan.json ---------------------------------------------------------------------------------
 
 
 def test_a_plan_survives_json(store: Store) -> None:
-    plan = make(spec(), store, rerun=["trees"])
+    plan = make_plan(spec(), store, rerun=["trees"])
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert isinstance(stage_of(plan, "trees").payload["params"], dict)

@@ -13,20 +13,20 @@ from faulty_disk import out_of_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import Failure
-from pipeline.storage import atomic_io as module
-from pipeline.storage.atomic_io import (
+from pipeline import atomic_io as module
+from pipeline.atomic_io import (
     append_line,
-    children,
-    grandchildren,
+    complete_lines_size,
+    format_bytes,
+    list_folder,
+    list_subfolders,
     make_folder,
-    move,
+    move_folder,
     read_json,
     read_lines,
-    readable,
-    whole_lines,
     write_atomic,
 )
+from pipeline.errors import Failure
 
 fork = multiprocessing.get_context("fork")
 
@@ -90,9 +90,9 @@ def test_whole_lines_are_those_that_end(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "log"
-    assert whole_lines(path) == 0
+    assert complete_lines_size(path) == 0
     path.write_bytes(content)
-    assert whole_lines(path) == content.rfind(b"\n") + 1
+    assert complete_lines_size(path) == content.rfind(b"\n") + 1
 
 
 def test_move_tells_a_taken_place_from_other_trouble(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_move_tells_a_taken_place_from_other_trouble(tmp_path: Path) -> None:
         (folder / "a").write_text(folder.name)
     for moved, place in ((source, taken), (source, taken / "a"), (source / "a", taken / "a")):
         with pytest.raises(FileExistsError):
-            move(moved, place)
+            move_folder(moved, place)
     assert (taken / "a").read_text() == "taken"
 
 
@@ -114,11 +114,11 @@ def test_of_two_that_move_to_one_place_the_later_is_told(
         (tmp_path / name / "a").write_text(name)
     monkeypatch.setattr(os.path, "lexists", lambda path: False)  # it looked a moment before
     with pytest.raises(FileExistsError):
-        move(tmp_path / "source", tmp_path / "taken")
+        move_folder(tmp_path / "source", tmp_path / "taken")
     with pytest.raises(FileNotFoundError):
-        move(tmp_path / "nothing", tmp_path / "there")
+        move_folder(tmp_path / "nothing", tmp_path / "there")
     with pytest.raises(FileNotFoundError):
-        move(tmp_path / "nothing", tmp_path / "there")
+        move_folder(tmp_path / "nothing", tmp_path / "there")
 
 
 def test_a_full_disk_is_named_with_what_is_needed(
@@ -146,7 +146,7 @@ def test_a_disk_that_refuses_is_a_failure_with_its_cause(tmp_path: Path) -> None
     with pytest.raises(Failure) as caught, module.disk_errors(tmp_path):
         raise OSError("odd")
     assert caught.value.where == str(tmp_path)
-    assert "needed" not in module.disk_full(tmp_path / "gone" / "x").message
+    assert "needed" not in module.disk_full_error(tmp_path / "gone" / "x").message
 
 
 def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None:
@@ -181,14 +181,14 @@ def test_folders_are_listed_in_order(tmp_path: Path) -> None:
     for name in ("b/2", "b/1", "a/3"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "file").write_text("")
-    assert [path.name for path in children(tmp_path)] == ["a", "b", "file"]
-    assert [path.name for path in grandchildren(tmp_path)] == ["3", "1", "2"]
-    assert children(tmp_path / "none") == []
+    assert [path.name for path in list_folder(tmp_path)] == ["a", "b", "file"]
+    assert [path.name for path in list_subfolders(tmp_path)] == ["3", "1", "2"]
+    assert list_folder(tmp_path / "none") == []
 
 
 def test_what_cannot_be_read_is_not_taken_for_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("{}\n")
-    for read in (lambda p: read_json(p, 0), read_lines, lambda p: children(p.parent)):
+    for read in (lambda p: read_json(p, 0), read_lines, lambda p: list_folder(p.parent)):
         with out_of_descriptors(), pytest.raises(Failure) as caught:
             read(tmp_path / "x")
         assert caught.value.message == "cannot read: Too many open files"
@@ -196,4 +196,4 @@ def test_what_cannot_be_read_is_not_taken_for_what_is_not_there(tmp_path: Path) 
 
 
 def test_sizes_are_said_in_words() -> None:
-    assert [readable(n) for n in (5, 1536, 3 << 40)] == ["5 B", "1.5 KiB", "3.0 TiB"]
+    assert [format_bytes(n) for n in (5, 1536, 3 << 40)] == ["5 B", "1.5 KiB", "3.0 TiB"]

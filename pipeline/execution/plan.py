@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import graph
+from pipeline.atomic_io import read_json
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
-from pipeline.fingerprint import changes, fingerprint, payload
+from pipeline.fingerprint import describe_changes, fingerprint, identity_payload
 from pipeline.spec.pipeline_spec import ArtifactRef, ModelRef, Node, Ref, Spec, StageRef
 from pipeline.stage import Stage
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.atomic_io import read_json
 from pipeline.storage.store import Store
 
-Verdict = Literal["cached", "resume", "run", "skip"]
-Source = dict[str, str]
+StageAction = Literal["cached", "resume", "run", "skip"]
+InputSource = dict[str, str]
 """Where an input comes from: {stage | artifact, uses, fingerprint}."""
-Resolve = Callable[[ModelRef], Artifact]
+ModelResolver = Callable[[ModelRef], Artifact]
 
 REASONS = 3  # differences that are spelled out
 
@@ -44,11 +44,11 @@ class PlannedStage:
     name: str
     uses: str
     kind: str
-    verdict: Verdict
+    verdict: StageAction
     reason: str
     fingerprint: str
     payload: dict[str, Any] = field(repr=False)
-    inputs: dict[str, list[Source]]
+    inputs: dict[str, list[InputSource]]
     """By edge; an artifact or a model is given as `artifact:<fp>`, `model:<name>@<alias>`."""
     needs: tuple[str, ...]
     """The stages that must be there first."""
@@ -90,7 +90,7 @@ class Plan:
         return cls(data["pipeline"], stages)
 
 
-def make(
+def make_plan(
     spec: Spec,
     store: Store,
     *,
@@ -98,7 +98,7 @@ def make(
     from_: str | None = None,
     rerun: Sequence[str] = (),
     strict_code: bool = False,
-    resolve_model: Resolve | None = None,
+    resolve_model: ModelResolver | None = None,
 ) -> Plan:
     """Plan a pipeline against a store; touches nothing in it.
 
@@ -162,7 +162,7 @@ class _Planner:
         store: Store,
         forced: Mapping[str, str],
         strict_code: bool,
-        resolve_model: Resolve | None,
+        resolve_model: ModelResolver | None,
     ) -> None:
         self.spec = spec
         self.store = store
@@ -185,7 +185,7 @@ class _Planner:
         if inputs is None:
             return
         prints = {edge: [s["fingerprint"] for s in sources] for edge, sources in inputs.items()}
-        wanted = payload(node.stage, node.params, prints, externals)
+        wanted = identity_payload(node.stage, node.params, prints, externals)
         fp = fingerprint(wanted)
         code = source_hash(node.stage)
         found = self.store.find(node.uses, fp)
@@ -233,7 +233,7 @@ class _Planner:
         wanted: dict[str, Any],
         found: Artifact | None,
         warnings: Sequence[str],
-    ) -> tuple[Verdict, str, bool]:
+    ) -> tuple[StageAction, str, bool]:
         """The verdict, its reason, and whether it overrules an artifact that may be there."""
         if node.name in self.forced:
             return "run", self.forced[node.name], True
@@ -242,9 +242,9 @@ class _Planner:
             return "run", drift[0], True
         if found:
             return "cached", f"made by {found.manifest['run'].get('id', 'hand')}", False
-        if point := resume_point(self.store.work(node.uses, fp)):
+        if point := read_resume_point(self.store.work(node.uses, fp)):
             return "resume", point, False
-        if damage := self.store.damage(node.uses, fp):
+        if damage := self.store.corruption_reason(node.uses, fp):
             return "run", f"artifact is corrupt: {damage}", False
         return "run", self._difference(node, wanted), False
 
@@ -258,7 +258,7 @@ class _Planner:
             for edge, refs in node.edges.items()
         }
         candidates = [
-            (artifact.manifest, changes(artifact.manifest["payload"], wanted, producers))
+            (artifact.manifest, describe_changes(artifact.manifest["payload"], wanted, producers))
             for artifact in self._artifacts(node.uses)
         ]
         candidates.sort(key=lambda pair: str(pair[0].get("created", "")), reverse=True)
@@ -278,7 +278,7 @@ class _Planner:
         return self._made.get(uses, [])
 
     def _warnings(
-        self, found: Artifact, code: str, inputs: Mapping[str, list[Source]]
+        self, found: Artifact, code: str, inputs: Mapping[str, list[InputSource]]
     ) -> tuple[str, ...]:
         """What a person should know of an artifact that will be used as it is."""
         warnings = []
@@ -294,7 +294,7 @@ class _Planner:
                     warnings.append(f"{source['stage']} was made again since, with other bytes")
         return tuple(warnings)
 
-    def _inputs(self, node: Node) -> dict[str, list[Source]] | None:
+    def _inputs(self, node: Node) -> dict[str, list[InputSource]] | None:
         """Where each input comes from; None if one of them is not known."""
         inputs = {
             edge: [self._source(node, edge, ref) for ref in refs]
@@ -304,7 +304,7 @@ class _Planner:
             return None
         return {edge: [s for s in sources if s] for edge, sources in inputs.items()}
 
-    def _source(self, node: Node, edge: str, ref: Ref) -> Source | None:
+    def _source(self, node: Node, edge: str, ref: Ref) -> InputSource | None:
         if isinstance(ref, StageRef):
             if ref.name not in self.planned:
                 return None
@@ -333,7 +333,7 @@ class _Planner:
         return self.resolve_model(ref)
 
 
-def resume_point(work: Path) -> str:
+def read_resume_point(work: Path) -> str:
     """`step 1200/5000` (or the unit that the stage counts in), if unfinished work says so."""
     point: dict[str, Any] = read_json(work / "observed" / "resume.json", {})
     if "step" not in point:

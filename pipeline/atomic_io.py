@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from pipeline.errors import Failure
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ABSENT = (FileNotFoundError, NotADirectoryError)  # only these say that something is not there
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_FOUND = (FileNotFoundError, NotADirectoryError)  # only these say that something is not there
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
                 os.unlink(beside)  # noqa: PTH108
             raise
         if durable:
-            sync(path.parent)
+            fsync_path(path.parent)
 
 
 def append_line(path: Path, line: str | Callable[[], str]) -> int:
@@ -62,9 +62,9 @@ def append_line(path: Path, line: str | Callable[[], str]) -> int:
     Raises:
         Failure: the disk is full or refuses; the lines that were there are untouched.
     """
-    with disk_errors(path), _alone(path) as descriptor:
+    with disk_errors(path), _exclusively_locked(path) as descriptor:
         content = (line if isinstance(line, str) else line()).encode() + b"\n"
-        whole = whole_lines(path)
+        whole = complete_lines_size(path)
         if os.fstat(descriptor).st_size != whole:
             os.ftruncate(descriptor, whole)
         try:
@@ -74,12 +74,12 @@ def append_line(path: Path, line: str | Callable[[], str]) -> int:
                 os.ftruncate(descriptor, whole)
             raise
         if not whole:
-            sync(path.parent)
+            fsync_path(path.parent)
     return whole + len(content)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[int]:
+def _exclusively_locked(path: Path) -> Iterator[int]:
     """A file, open to append, that all others who would append wait for inside the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
@@ -101,7 +101,7 @@ def _flock(descriptor: int, operation: int) -> None:
             raise
 
 
-def whole_lines(path: Path) -> int:
+def complete_lines_size(path: Path) -> int:
     """How many bytes of a file belong to lines that are ended; 0 if there is no file."""
     try:
         with path.open("rb") as file:
@@ -127,7 +127,7 @@ def read_lines(path: Path) -> list[bytes]:
     with disk_errors(path, to="read"):
         try:
             return path.read_bytes().split(b"\n")[:-1]
-        except ABSENT:
+        except NOT_FOUND:
             return []
 
 
@@ -142,12 +142,12 @@ def read_json(path: Path, default: T) -> T:
     with disk_errors(path, to="read"):
         try:
             data = json.loads(path.read_bytes())
-        except (*ABSENT, ValueError, RecursionError):
+        except (*NOT_FOUND, ValueError, RecursionError):
             return default
     return data if isinstance(data, type(default)) else default
 
 
-def children(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     """What is in a folder, sorted; nothing if there is no folder.
 
     Raises:
@@ -156,13 +156,13 @@ def children(folder: Path) -> list[Path]:
     with disk_errors(folder, to="read"):
         try:
             return sorted(folder.iterdir())
-        except ABSENT:
+        except NOT_FOUND:
             return []
 
 
-def grandchildren(folder: Path) -> Iterator[Path]:
+def list_subfolders(folder: Path) -> Iterator[Path]:
     """What is in the folders of a folder."""
-    return (path for child in children(folder) for path in children(child))
+    return (path for child in list_folder(folder) for path in list_folder(child))
 
 
 def make_folder(folder: Path) -> None:
@@ -177,10 +177,10 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         with suppress(FileExistsError):
             os.mkdir(folder)  # noqa: PTH102
-        sync(folder.parent)
+        fsync_path(folder.parent)
 
 
-def move(source: Path, target: Path) -> None:
+def move_folder(source: Path, target: Path) -> None:
     """Rename a folder durably; the target's parent is made.
 
     Raises:
@@ -198,11 +198,11 @@ def move(source: Path, target: Path) -> None:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise FileExistsError(errno.EEXIST, "already there", str(target)) from error
             raise
-        sync(target.parent)
-        sync(source.parent)
+        fsync_path(target.parent)
+        fsync_path(source.parent)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Make a file's bytes, or a folder's names, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -227,8 +227,8 @@ def disk_errors(path: Path, needed: int = 0, to: str = "write") -> Iterator[None
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
-        if error.errno in FULL:
-            raise disk_full(path, needed) from error
+        if error.errno in DISK_FULL:
+            raise disk_full_error(path, needed) from error
         raise Failure(
             f"cannot {to}: {error.strerror or error}",
             where=str(error.filename or path),
@@ -236,22 +236,22 @@ def disk_errors(path: Path, needed: int = 0, to: str = "write") -> Iterator[None
         ) from error
 
 
-def disk_full(path: Path, needed: int = 0) -> Failure:
+def disk_full_error(path: Path, needed: int = 0) -> Failure:
     """The error of a full disk: which one, what is needed, what is free."""
     disk = Path(os.path.abspath(path))  # noqa: PTH100
     while not (disk.is_dir() and os.path.ismount(disk)) and disk != disk.parent:
         disk = disk.parent
     room = os.statvfs(disk)
     free = room.f_bavail * room.f_frsize
-    want = f"{readable(needed)} needed, " if needed else ""
+    want = f"{format_bytes(needed)} needed, " if needed else ""
     return Failure(
-        f"the disk at {disk} is full: {want}{readable(free)} free",
+        f"the disk at {disk} is full: {want}{format_bytes(free)} free",
         where=str(path),
         remedy="free some space (`headwater gc` says what can go), then `headwater resume`",
     )
 
 
-def readable(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as people say them: 512 B, 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
