@@ -75,7 +75,7 @@ class AugmentParams(Params):
                 "filters.min_words",
                 f"{self.filters.min_words} is more than max_words ({self.filters.max_words})",
             )
-        context = getattr(getattr(upstream.get("speaker"), "model", None), "context", None)
+        context = getattr(getattr(upstream.get("speaker"), "model", None), "context_length", None)
         if context and self.max_new_tokens >= context:
             yield Problem(
                 "max_new_tokens",

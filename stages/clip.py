@@ -4,7 +4,7 @@
       uses: clip
       pairs: ${pairs}
       tokenizer: ${tokenizer}
-      size: tiny                        # a preset; or its parts under `model`
+      preset: tiny                      # a preset; or its parts under `model`
       image_size: 64
       train: {steps: 1000, global_batch_size: 256, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
@@ -156,14 +156,14 @@ def _show(ctx: Context) -> None:
 def _card(config: CLIPConfig, params: ClipParams) -> str:
     vision, train = config.vision, params.train
     if isinstance(vision, ViTConfig):
-        tower = f"A vision transformer of {vision.layers} layers, width {vision.width}, patches of "
-        tower += f"{vision.patch} pixels"
+        tower = f"A vision transformer of {vision.num_layers} layers, width {vision.hidden_size}, patches of "
+        tower += f"{vision.patch_size} pixels"
     else:
         tower = f"A modified ResNet of {list(vision.blocks)} blocks, width {vision.width}"
     return f"""# CLIP, {config.parameters / 1e6:.1f} M parameters
 
-{tower}, on images of {vision.image_size} pixels, and a text transformer of {config.text.layers}
-layers, width {config.text.width}, context {config.text.context}, that meet in {config.embed}
+{tower}, on images of {vision.image_size} pixels, and a text transformer of {config.text.num_layers}
+layers, width {config.text.hidden_size}, context {config.text.context_length}, that meet in {config.embed_dim}
 dimensions. Trained for {train.steps} steps of {train.global_batch_size} pairs with {train.optimizer}
 (peak learning rate {train.lr:g}, {train.lr_schedule}) and the {params.loss} loss. Captions are read
 between the ids {config.text.bos} and {config.text.eos}, and padded with {config.text.pad}.

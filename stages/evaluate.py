@@ -237,12 +237,12 @@ def answers(bench: Bench) -> Findings:
 def preferences(bench: Bench) -> Findings:
     """Accuracy and margin of the reward model on held-out rankings."""
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.models.hf_export import load_scorer
+    from stages.models.hf_export import load_reward_model
     from stages.objectives.reward_modeling import judge, read_rankings
 
     folder = bench.paths["reward"]
-    scorer, tokenizer = load_scorer(folder).to(bench.device), Tokenizer(folder)
-    context = scorer.body.config.context
+    scorer, tokenizer = load_reward_model(folder).to(bench.device), Tokenizer(folder)
+    context = scorer.body.config.context_length
     rankings = read_rankings(bench.paths["preferences"], "eval", tokenizer, context)
     limit = bench.params.preferences_limit or len(rankings)
     judged = judge(scorer, rankings[:limit], bench.device, beat=bench.beat)
@@ -380,7 +380,7 @@ def answer_tasks(
 
     model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
     examiner = Examiner(
-        model, tokenizer, model.config.context, tokenizer.start_id, tokenizer.filler,
+        model, tokenizer, model.config.context_length, tokenizer.start_id, tokenizer.filler,
         params.seed, params.pmi, params.document_start, params.batch, rank.device,
         Pause(rank, cancel_file),
     )  # fmt: skip

@@ -130,7 +130,7 @@ class PPOParams(Params):
                 f"evenly on {world} workers",
                 f"take a global_batch_size that {parts * world} divides",
             )
-        context = getattr(getattr(upstream.get("policy"), "model", None), "context", None)
+        context = getattr(getattr(upstream.get("policy"), "model", None), "context_length", None)
         if context and self.max_new_tokens >= context:
             yield Problem(
                 "max_new_tokens",

@@ -4,8 +4,8 @@
       uses: pretrain
       tokens: ${tokens}
       tokenizer: ${tokenizer}           # that packed the tokens; or that of `init_from`, if left out
-      preset: tiny                      # a preset; or each of layers, width, heads under `model`
-      model: {context: 256}
+      preset: tiny                      # a preset; or num_layers, hidden_size and num_heads under `model`
+      model: {context_length: 256}
       train: {steps: 300, global_batch_size: 32, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
 
@@ -13,7 +13,7 @@
 normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), which
 `expert_parallel_size` spreads over workers:
 
-      model: {family: switch, experts: {num: 8, every: 2, capacity_factor: 1.25}}
+      model: {family: switch, experts: {num_experts: 8, moe_every: 2, capacity_factor: 1.25}}
       train: {expert_parallel_size: 2, zero_stage: 2}
 
 A training is spread by ZeRO 0 to 3 (`zero_stage`), by `expert_parallel_size`, with `offload_optimizer: cpu` and
@@ -60,7 +60,7 @@ from stages.models.model_params import ModelSection
 from stages.models.presets import recipe
 from stages.objectives.causal_lm import LOAD, Pretraining
 from stages.training.planning.device_specs import HardwareSection
-from stages.training.planning.estimate import Training
+from stages.training.planning.estimate import TrainingEstimate
 from stages.training.training_params import MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -113,7 +113,7 @@ class PretrainParams(Params):
         """Yield what cannot work in the shape and the batch."""
         vocabulary = _vocabulary(upstream)
         wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel_size))
-        yield from wrong or self._outlook(upstream).refusals()
+        yield from wrong or self._outlook(upstream).infeasibilities()
         yield from self.train.check(self.workers)
         if self.model.compile and self.train.zero_stage == 3:
             told = "ZeRO 3 gathers weights by hooks within a block, where a compiled one has none"
@@ -127,9 +127,9 @@ class PretrainParams(Params):
         """See `stages.training.planning.estimate`."""
         return self._outlook(upstream).estimate()
 
-    def _outlook(self, upstream: Mapping[str, Params]) -> Training:
+    def _outlook(self, upstream: Mapping[str, Params]) -> TrainingEstimate:
         """What is planned, with the shape of the model for the tokens' vocabulary."""
-        return Training(
+        return TrainingEstimate(
             self.config(_vocabulary(upstream)),
             self.train,
             self.workers,
@@ -200,7 +200,7 @@ def objective_of(
     config, mixture = params.config(size), params.mixture
     corpus = Corpus(
         tuple(tokens),
-        config.context,
+        config.context_length,
         params.seed,
         params.packing,
         mixture.weights,
@@ -259,7 +259,7 @@ def continuations(
     except torch.OutOfMemoryError:  # of a model that several devices hold together: no reason
         return []  # to lose what was trained
     ids = [[tokenizer.start_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    room = model.config.context - max(map(len, ids))
+    room = model.config.context_length - max(map(len, ids))
     if room < 1:
         return []
     decoding = Decoding(min(80, room), temperature=0.8, top_p=0.95)
@@ -292,7 +292,7 @@ def _show_mixture(
     corpus = objective.corpus
     mixture = corpus.mixture
     samples = train.total_samples
-    drawn = (mixture.schedule.drawn(samples) * objective.config.context).tolist()
+    drawn = (mixture.schedule.drawn(samples) * objective.config.context_length).tolist()
     names = [str(artifact.manifest["run"]["stage"]) for artifact in tokens]
     held, epochs = [store.tokens for store in corpus.stores()], mixture.epochs(samples)
     shares = [round(100 * share, 3) for share in mixture.shares]
@@ -333,8 +333,8 @@ def _card(params: PretrainParams, config: LanguageConfig) -> str:
     mup = f", muP from width {base.base_width}" if base else ""
     return f"""# {params.model.family}, {config.parameters / 1e6:.1f} M parameters
 
-A decoder of {config.layers} layers, width {config.width}, {config.heads} heads, context
-{config.context}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
+A decoder of {config.num_layers} layers, width {config.hidden_size}, {config.num_heads} heads, context
+{config.context_length}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
 work on a token. Trained for {train.steps} steps, on {train.total_samples} samples, with {train.optimizer}
 (peak learning rate {train.lr:g}{mup}, {train.lr_schedule}). Documents end with `</s>`.
 """

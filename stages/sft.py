@@ -75,7 +75,7 @@ class SftParams(Params):
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the batch and the lengths."""
         yield from self.train.check(self.workers)
-        context = getattr(getattr(upstream.get("model"), "model", None), "context", None)
+        context = getattr(getattr(upstream.get("model"), "model", None), "context_length", None)
         if context and self.max_length and self.max_length > context:
             yield Problem(
                 "max_length",
@@ -148,7 +148,7 @@ class FineTuning(LanguageObjective):
         model = load_language_model(self.model_path, dropout=self.dropout).train()
         self._experts: Any = getattr(model.config, "experts", None)
         self.flops_per_token = float(model.config.flops_per_token)
-        limit = self.max_length or model.config.context
+        limit = self.max_length or model.config.context_length
         data, too_long = self._encoded("train", limit)
         if not data:
             raise InputError(
@@ -204,17 +204,17 @@ class FineTuning(LanguageObjective):
         keeps experts busy, which all tokens are sent to."""
         import torch
 
-        from stages.models.language_model import Trace, upkeep
+        from stages.models.language_model import ForwardOutputs, router_aux_loss
 
-        trace = Trace()
+        trace = ForwardOutputs()
         total = model(
-            batch["tokens"], targets_BT=batch["targets"], real_BT=batch["real"], trace=trace
+            batch["tokens"], targets_BT=batch["targets"], padding_mask_BT=batch["real"], trace=trace
         )
         if not trace.routing:
             return Loss(total)
         tokens, layers = batch["real"].sum(), trace.routing
         balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
-        total = total + upkeep(self._experts, layers) * tokens
+        total = total + router_aux_loss(self._experts, layers) * tokens
         return Loss(total, {BALANCE: balance * tokens, TOKENS: tokens}, shown=trace.cross_entropy)
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
@@ -292,10 +292,10 @@ def replies(
 
     model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
     prompts = [encode_prompt(tokenizer, conversation.prompt) for conversation in conversations]
-    fit = [row for row, ids in enumerate(prompts) if len(ids) < model.config.context]
+    fit = [row for row, ids in enumerate(prompts) if len(ids) < model.config.context_length]
     found = [""] * len(prompts)
     if fit:
-        room = model.config.context - max(len(prompts[row]) for row in fit)
+        room = model.config.context_length - max(len(prompts[row]) for row in fit)
         drawn = sample(
             model,
             [prompts[row] for row in fit],

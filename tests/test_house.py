@@ -218,7 +218,7 @@ def test_documentation_uses_the_fields_language(path: Path) -> None:
 
 
 FAMILY_BRANCH = re.compile(
-    r"isinstance\([^()]*\b(?:GPT|GPT2|Decoder|Llama|Qwen3|Switch|CLIP|GPTConfig|GPT2Config|DecoderConfig"
+    r"isinstance\([^()]*\b(?:GPT|GPT2|Llama|Llama|Qwen3|Switch|CLIP|GPTConfig|GPT2Config|LlamaConfig"
     r"|LlamaConfig|CLIPConfig|ResNetConfig|ViTConfig)\b|\b(?:family|model_type)\s*(?:==|!=|in\b|not in\b)"
     r"|getattr\([^()]*\"experts\""
 )

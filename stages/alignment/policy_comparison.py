@@ -15,9 +15,9 @@ from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.distributed.cancellation_point import Pause
 from stages.generation.sampling import Decoding
-from stages.models.hf_export import load_language_model, load_scorer
+from stages.models.hf_export import load_language_model, load_reward_model
 from stages.models.language_model import LanguageModel
-from stages.models.reward_head import Scorer
+from stages.models.reward_head import RewardModel
 from stages.objectives.ppo_ptx import read_prompts, summarise
 from stages.training.data_order import mix
 
@@ -71,12 +71,12 @@ def compare_policies(
     for other in (before, reward):
         tokenizer.require(Tokenizer(other))
     policies = [load_language_model(path).to(device) for path in (before, after)]
-    room = min(policy.config.context for policy in policies) - max_new_tokens
+    room = min(policy.config.context_length for policy in policies) - max_new_tokens
     asked = read_prompts(prompts, "eval", tokenizer, room)
     asked = asked[: count or len(asked)]
     if not asked:
         return Comparison({})
-    scorer = load_scorer(reward).to(device)
+    scorer = load_reward_model(reward).to(device)
     settings = RolloutSettings(
         Decoding(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
     )
@@ -89,7 +89,7 @@ def compare_policies(
 def _play(
     policy: LanguageModel,
     reference: LanguageModel,
-    scorer: Scorer,
+    scorer: RewardModel,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
     beat: Callable[[], None],

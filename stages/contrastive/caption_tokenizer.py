@@ -87,11 +87,13 @@ def encode(
 
 def mark(ids: Sequence[int], shape: TextConfig) -> list[int]:
     """The ids of a text, cut to fit, between its two marks."""
-    return [shape.bos, *ids[: shape.context - 2], shape.eos]
+    return [shape.bos, *ids[: shape.context_length - 2], shape.eos]
 
 
 def pad(rows: Sequence[Sequence[int]], shape: TextConfig, *, trim: bool = True) -> Tensor:
     """Rows of ids as one tensor."""
     longest = max(map(len, rows))
-    length = min(-(-longest // _STEP) * _STEP, shape.context) if trim else shape.context
+    length = (
+        min(-(-longest // _STEP) * _STEP, shape.context_length) if trim else shape.context_length
+    )
     return torch.tensor([[*row, *[shape.pad] * (length - len(row))] for row in rows])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.training.planning.cost_model import Arithmetic, Traffic, of_weights
-from stages.training.planning.memory_model import held
+from stages.training.planning.memory_model import device_memory
 
 if TYPE_CHECKING:
     from stages.training.planning.cost_model import Layout
@@ -54,17 +54,17 @@ class Run:
 
 def image_flops(run: Run) -> float:
     """Of a forward and backward pass on an image."""
-    return 3.0 * run.config.vision.flops(run.config.embed, run.kept)
+    return 3.0 * run.config.vision.flops(run.config.embed_dim, run.kept)
 
 
 def text_flops(run: Run) -> float:
     """Of a forward and backward pass on a caption that fills the context."""
-    return 3.0 * run.config.text.flops(run.config.embed)
+    return 3.0 * run.config.text.flops(run.config.embed_dim)
 
 
 def similarity_flops(run: Run) -> float:
     """Of a pair's share of the logits of a step, forward and backward: it meets G others."""
-    return 3 * 2.0 * run.config.embed * run.pairs
+    return 3 * 2.0 * run.config.embed_dim * run.pairs
 
 
 def arithmetic(run: Run, layout: Layout, samples: float) -> Arithmetic:
@@ -76,7 +76,7 @@ def arithmetic(run: Run, layout: Layout, samples: float) -> Arithmetic:
     if layout.activation_checkpointing:  # of transformer blocks alone
         again += (text + (0.0 if isinstance(run.config.vision, ResNetConfig) else image)) / 3
     return Arithmetic(
-        tokens=float(samples) * run.config.text.context,
+        tokens=float(samples) * run.config.text.context_length,
         flops=samples * (image_flops(run) + text_flops(run) + similarity_flops(run)),
         hardware_flops=samples * (image + text + again + times * similarity_flops(run)),
     )
@@ -102,7 +102,7 @@ def traffic(run: Run, layout: Layout) -> Traffic:
     # Gradient caching embeds without a graph first.
     reduced, gathered = of_weights(ring, layout, forwards=2 if layout.passes > 1 else 1)
     sides = 1 if run.sigmoid else 2
-    features = sides * around * run.pairs * run.config.embed * FLOAT
+    features = sides * around * run.pairs * run.config.embed_dim * FLOAT
     return Traffic(reduced, gathered, exchanged=3 * features)
 
 
@@ -112,30 +112,32 @@ def traffic(run: Run, layout: Layout) -> Traffic:
 def memory(run: Run, layout: Layout) -> Memory:
     """What one device holds."""
     config = run.config
-    return held(
+    return device_memory(
         layout,
         config.parameters,
         config.parameters / layout.world,
         activations(run, layout),
         largest=_largest(config),
-        embedding=config.text.vocab_size * config.text.width,
+        embedding=config.text.vocab_size * config.text.hidden_size,
     )
 
 
-def reading(config: CLIPConfig) -> float:
-    """As `stages.training.planning.memory_model.reading`, of a `base`: the blocks of a model with a ViT lie in the
+def load_overhead(config: CLIPConfig) -> float:
+    """As `stages.training.planning.memory_model.load_overhead`, of a `base`: the blocks of a model with a ViT lie in the
     file in parts, and their queries, keys and values are put together."""
     joined = 0
     if isinstance(config.vision, ViTConfig):
         towers = (config.vision, config.text)
-        joined = sum(3 * tower.layers * tower.width * (tower.width + 1) for tower in towers)
+        joined = sum(
+            3 * tower.num_layers * tower.hidden_size * (tower.hidden_size + 1) for tower in towers
+        )
     return float(FLOAT * (config.parameters + joined))
 
 
 def _largest(config: CLIPConfig) -> float:
     vision, text = config.vision, config.text
-    widest = vision.features if isinstance(vision, ResNetConfig) else 2 * vision.width
-    return float(max(widest**2, text.vocab_size * text.width))
+    widest = vision.features if isinstance(vision, ResNetConfig) else 2 * vision.hidden_size
+    return float(max(widest**2, text.vocab_size * text.hidden_size))
 
 
 def activations(run: Run, layout: Layout) -> float:
@@ -148,7 +150,7 @@ def activations(run: Run, layout: Layout) -> float:
     similarity = similarity_bytes(run, layout)
     if layout.passes > 1:
         share = layout.micro * layout.passes
-        kept = 4.0 * FLOAT * share * run.config.embed  # what was embedded, and its gradient
+        kept = 4.0 * FLOAT * share * run.config.embed_dim  # what was embedded, and its gradient
         return batch_bytes(run, layout) + kept + max(towers, similarity)
     return batch_bytes(run, layout) + max(towers, image + text + similarity)
 
@@ -156,7 +158,9 @@ def activations(run: Run, layout: Layout) -> float:
 def batch_bytes(run: Run, layout: Layout) -> float:
     """Of all the pairs of a device in a step: pixels in float32 and ids."""
     share = layout.micro * layout.passes
-    return share * (FLOAT * 3.0 * run.config.vision.image_size**2 + 8 * run.config.text.context)
+    return share * (
+        FLOAT * 3.0 * run.config.vision.image_size**2 + 8 * run.config.text.context_length
+    )
 
 
 def similarity_bytes(run: Run, layout: Layout) -> float:
@@ -164,7 +168,7 @@ def similarity_bytes(run: Run, layout: Layout) -> float:
     sigmoid, keeps and gives back."""
     B, G = layout.micro * layout.passes, run.pairs
     gathered = 0 if layout.world == 1 else 1 if run.sigmoid else 2
-    features = gathered * 2.5 * G * run.config.embed  # one at a time is copied on its way
+    features = gathered * 2.5 * G * run.config.embed_dim  # one at a time is copied on its way
     if run.sigmoid:
         logits = 5 * B * G
     elif run.local and layout.world > 1:
@@ -182,20 +186,20 @@ def image_bytes(run: Run, layout: Layout) -> float:
         numbers = sum(2.0 * c.out * c.side**2 for c in vision.convolutions())
         return layout.micro * size * (3 * vision.image_size**2 + numbers)
     patches = vision.patches if run.kept is None else run.kept
-    ends = size * (3 * vision.patch**2 * patches + vision.width * (patches + 1))
+    ends = size * (3 * vision.patch_size**2 * patches + vision.hidden_size * (patches + 1))
     return layout.micro * (ends + _blocks(vision, layout, patches + 1))
 
 
 def text_bytes(run: Run, layout: Layout) -> float:
     """What the text tower keeps of a micro-batch for its backward pass."""
     text = run.config.text
-    return layout.micro * _blocks(text, layout, text.context)
+    return layout.micro * _blocks(text, layout, text.context_length)
 
 
 def _blocks(tower: ViTConfig | TextConfig, layout: Layout, tokens: int) -> float:
     if layout.activation_checkpointing:
-        return float(tokens * tower.layers * layout.bytes * tower.width)
-    others = (tower.layers - 1) * block(tower, layout) + last_block(tower, layout)
+        return float(tokens * tower.num_layers * layout.bytes * tower.hidden_size)
+    others = (tower.num_layers - 1) * block(tower, layout) + last_block(tower, layout)
     return tokens * others + block(tower, layout)
 
 
@@ -203,12 +207,12 @@ def block(tower: ViTConfig | TextConfig, layout: Layout) -> float:
     """Bytes that one block keeps a token: input and output of its norms, queries, keys and values,
     what they make, and the hidden layer before and after its activation; attention and norms keep
     float32s."""
-    return layout.bytes * 16 * tower.width + 4 * tower.heads + 16
+    return layout.bytes * 16 * tower.hidden_size + 4 * tower.num_heads + 16
 
 
 def last_block(tower: ViTConfig | TextConfig, layout: Layout) -> float:
     """The same of the last block, of a token that is not read: what makes its key and value."""
-    return layout.bytes * 4 * tower.width + 8
+    return layout.bytes * 4 * tower.hidden_size + 8
 
 
 def _working(run: Run, layout: Layout) -> tuple[float, float]:
@@ -220,18 +224,18 @@ def _working(run: Run, layout: Layout) -> tuple[float, float]:
     else:
         patches = vision.patches if run.kept is None else run.kept
         image = (patches + 1) * _block_working(vision, layout)
-    return layout.micro * image, layout.micro * text.context * _block_working(text, layout)
+    return layout.micro * image, layout.micro * text.context_length * _block_working(text, layout)
 
 
 def _block_working(tower: ViTConfig | TextConfig, layout: Layout) -> float:
     """Of a token, whichever is more: the gradients of keys, values, their input and the stream in
     the last block, or, with what that kept given back, those of the stream and of both sides of the
     hidden layer in the one before; and the block that is made again."""
-    stream = layout.bytes * tower.width
+    stream = layout.bytes * tower.hidden_size
     last, before = 4.0 * stream, 6.0 * stream
     kept = last_block(tower, layout)
     if layout.activation_checkpointing:
         last += kept - stream
         before += block(tower, layout) - stream
         kept = stream
-    return max(last, before - kept) if tower.layers > 1 else last
+    return max(last, before - kept) if tower.num_layers > 1 else last

@@ -14,8 +14,8 @@ from stages.contrastive.clip_cost_model import (
     batch_bytes,
     image_bytes,
     image_flops,
+    load_overhead,
     memory,
-    reading,
     similarity_bytes,
     similarity_flops,
     text_bytes,
@@ -23,7 +23,7 @@ from stages.contrastive.clip_cost_model import (
     traffic,
 )
 from stages.models.clip.configuration_clip import CLIPConfig
-from stages.training.planning.estimate import Training
+from stages.training.planning.estimate import TrainingEstimate
 
 if TYPE_CHECKING:
     from stages.training.planning.cost_model import Arithmetic, Layout, Traffic
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClipTraining(Training):
+class ClipEstimate(TrainingEstimate):
     """A training of a CLIP as a plan sees it."""
 
     config: CLIPConfig  # type: ignore[assignment]  # whatever asks of a language model is below
@@ -54,15 +54,15 @@ class ClipTraining(Training):
         return traffic(self.run, layout)
 
     def _reading(self) -> float:
-        return reading(self.config)
+        return load_overhead(self.config)
 
     def _size(self, layout: Layout) -> dict[str, float]:
         """Parameters, FLOPs and activations by tower, and those of the loss."""
         run, config, pairs = self.run, self.config, float(self.train.total_samples)
         return {
             "active_parameters": config.parameters,
-            "image_parameters": config.vision.parameters(config.embed),
-            "text_parameters": config.text.parameters(config.embed),
+            "image_parameters": config.vision.parameters(config.embed_dim),
+            "text_parameters": config.text.parameters(config.embed_dim),
             "pairs": pairs,
             "image_flops": pairs * image_flops(run),
             "text_flops": pairs * text_flops(run),

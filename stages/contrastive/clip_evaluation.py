@@ -78,7 +78,10 @@ class Bench:
     @torch.inference_mode()
     def images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
         """Embeddings of some images of a store, of norm 1; a batch of them is held at a time."""
-        size, made = self.model.config.vision.image_size, [torch.empty(0, self.model.config.embed)]
+        size, made = (
+            self.model.config.vision.image_size,
+            [torch.empty(0, self.model.config.embed_dim)],
+        )
         for at in range(0, len(rows), self.batch):
             views = [middle(store[row], size) for row in rows[at : at + self.batch]]
             pixels = to_pixels(views, self.rank.device)

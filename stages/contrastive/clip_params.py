@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Params, Section, UnsupportedKeys, Workers
 from pipeline.storage.artifact import hash_file
-from stages.contrastive.clip_estimate import ClipTraining
+from stages.contrastive.clip_estimate import ClipEstimate
 from stages.models.clip.configuration_clip import (
     PRESETS,
     Activation,
@@ -34,39 +34,41 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class VisionSection(Section):
-    """The image tower; what is left out comes from the preset `size`."""
+    """The image tower; what is left out comes from the `preset`."""
 
-    patch: Size = None
+    patch_size: Size = None
     """Pixels of a patch's side (ViT)."""
-    layers: Size = None
+    num_layers: Size = None
     """Blocks (ViT)."""
     blocks: tuple[int, int, int, int] | None = None
     """Blocks of the four groups (ResNet)."""
+    hidden_size: Size = None
+    """Of the residual stream (ViT)."""
     width: Size = None
-    """Of the residual stream (ViT); channels after the stem (ResNet)."""
-    heads: Size = None
+    """Channels after the stem (ResNet)."""
+    num_heads: Size = None
     """Attention heads."""
 
 
 class TextSection(Section):
-    """The text tower; what is left out comes from the preset `size`."""
+    """The text tower; what is left out comes from the `preset`."""
 
-    context: Size = None
+    context_length: Size = None
     """Tokens of a caption with its two marks; longer ones lose their end."""
-    layers: Size = None
+    num_layers: Size = None
     """Blocks."""
-    width: Size = None
+    hidden_size: Size = None
     """Of the residual stream; a multiple of the heads."""
-    heads: Size = None
+    num_heads: Size = None
     """Attention heads."""
 
 
 class ClipModelSection(Section):
-    """The shape of the model; what is left out comes from the preset `size`."""
+    """The shape of the model; what is left out comes from the `preset`."""
 
     vision: VisionSection = VisionSection()
     text: TextSection = TextSection()
-    embed: Size = None
+    embed_dim: Size = None
     """Dimensions of the space in which images and captions meet."""
     activation: Activation = "quick_gelu"
     """Between the feed-forward layers; the released models have `quick_gelu`."""
@@ -133,7 +135,7 @@ class ClipParams(Params):
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
 
-    size: str = "tiny"
+    preset: str = "tiny"
     """A preset of `stages.models.clip.configuration_clip`: nano, tiny, small, RN-tiny, ViT-B/32, RN50…"""
     model: ClipModelSection = ClipModelSection()
     image_size: Size = None
@@ -167,27 +169,33 @@ class ClipParams(Params):
             ValueError: its parts do not go together.
         """
         own = self.model
-        base = preset(self.size, vocab_size=vocab_size, context=own.text.context, marks=MARKS)
+        base = preset(
+            self.preset, vocab_size=vocab_size, context_length=own.text.context_length, marks=MARKS
+        )
         vision = _vision(base.vision, own.vision, self.image_size)
-        text = replace(base.text, **_given(own.text, "layers", "width", "heads"))
+        text = replace(base.text, **_given(own.text, "num_layers", "hidden_size", "num_heads"))
         return CLIPConfig(
-            vision, text, own.embed or base.embed, own.activation, bias=self.loss == "siglip"
+            vision,
+            text,
+            own.embed_dim or base.embed_dim,
+            own.activation,
+            bias=self.loss == "siglip",
         )
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work in the shape, the batch and the views."""
-        if self.size not in PRESETS:
-            yield Problem("size", f"no preset {self.size!r}", f"presets: {', '.join(PRESETS)}")
+        if self.preset not in PRESETS:
+            yield Problem("preset", f"no preset {self.preset!r}", f"presets: {', '.join(PRESETS)}")
             return
         wrong = list(self._check_towers(upstream))
-        yield from wrong or self._outlook(upstream).refusals()
+        yield from wrong or self._outlook(upstream).infeasibilities()
         yield from self.augment.check()
         yield from self.train.check(self.workers)
 
     def _check_towers(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         shaped = self._shaped(upstream)
-        resnet = isinstance(PRESETS[shaped.size].vision, ResNetConfig)
-        odd = ("patch", "layers") if resnet else ("blocks",)
+        resnet = isinstance(PRESETS[shaped.preset].vision, ResNetConfig)
+        odd = ("patch_size", "num_layers", "hidden_size") if resnet else ("blocks", "width")
         for name in odd if shaped is self else ():
             if getattr(self.model.vision, name) is not None:
                 tower = "a ResNet" if resnet else "a ViT"
@@ -201,7 +209,7 @@ class ClipParams(Params):
                 "set export: native (clip.evaluate and load_clip read it), or take a ViT",
             )
         # Without a size it may be a base that the plan does not know; see `stages.clip`.
-        told = shaped is not self or "size" in self.model_fields_set
+        told = shaped is not self or "preset" in self.model_fields_set
         if not resnet and self.export == "native" and told:
             yield Problem("export", "a ViT is exported for transformers", "leave it out")
         try:
@@ -225,14 +233,14 @@ class ClipParams(Params):
             return self
         return found
 
-    def _outlook(self, upstream: Mapping[str, Params]) -> ClipTraining:
+    def _outlook(self, upstream: Mapping[str, Params]) -> ClipEstimate:
         """What is planned: the base's shape, where the plan knows it."""
         shape = self._shaped(upstream).config(_vocabulary(upstream))
         config = replace(shape, bias=self.loss == "siglip")
         kept = None
         if isinstance(config.vision, ViTConfig):
             kept = config.vision.kept(self.patch_dropout)
-        return ClipTraining(
+        return ClipEstimate(
             config,
             self.train,
             self.workers,
@@ -299,10 +307,12 @@ def _vision(
 ) -> ViTConfig | ResNetConfig:
     size: dict[str, Any] = {"image_size": image_size} if image_size else {}
     if isinstance(base, ViTConfig):
-        return replace(base, **size, **_given(own, "patch", "layers", "width", "heads"))
-    given = _given(own, "blocks", "width", "heads")
-    if own.width and not own.heads:  # heads of 64 channels, as all published sizes have
-        given["heads"] = max(1, own.width // 2)
+        return replace(
+            base, **size, **_given(own, "patch_size", "num_layers", "hidden_size", "num_heads")
+        )
+    given = _given(own, "blocks", "width", "num_heads")
+    if own.width and not own.num_heads:  # heads of 64 channels, as all published sizes have
+        given["num_heads"] = max(1, own.hidden_size // 2)
     return replace(base, **size, **given)
 
 
@@ -315,8 +325,8 @@ def _place(said: str) -> str:
     if "image size" in said:
         return "image_size"
     if "context" in said:
-        return "model.text.context"
-    return "model.text.width" if said.startswith("text") else "model.vision.width"
+        return "model.text.context_length"
+    return "model.text.hidden_size" if said.startswith("text") else "model.vision.hidden_size"
 
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:

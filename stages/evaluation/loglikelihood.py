@@ -158,14 +158,14 @@ def _read(
     cache = model.cache(len(contexts), tokens_BT.shape[1] + longest - 1)
     last_BT = torch.zeros_like(mask_BT)
     last_BT[:, -1] = True
-    real_BT = None if bool(mask_BT.all()) else mask_BT
-    logits_BV = model(tokens_BT, mask_BT=real_BT, cache=cache, at_BT=last_BT)
+    padding_mask_BT = None if bool(mask_BT.all()) else mask_BT
+    logits_BV = model(tokens_BT, mask_BT=padding_mask_BT, cache=cache, at_BT=last_BT)
     rows_R = torch.tensor([row for row, _ in tails], device=device)
     firsts_R = torch.tensor([tail[0] for _, tail in tails], device=device)
     found = [[made] for made in _judged(logits_BV[rows_R], firsts_R)]
     more = [place for place, (_, tail) in enumerate(tails) if len(tail) > 1]
     if more:
-        cache.keep(rows_R[torch.tensor(more, device=device)])
+        cache.select_rows(rows_R[torch.tensor(more, device=device)])
         rest = [tails[place][1] for place in more]
         inputs_RT = pad_right([tail[:-1] for tail in rest], pad_id, device)
         lengths_R = torch.tensor([len(tail) - 1 for tail in rest], device=device)

@@ -46,7 +46,7 @@ def document_loss(
             where=str(tokenizer.path),
             remedy="give a model folder with the tokenizer that it was trained with",
         )
-    samples = store.samples(model.config.context)
+    samples = store.samples(model.config.context_length)
     count = min(windows or len(samples), len(samples))
     sizes = torch.tensor(tokenizer.byte_counts)
     nats, seen, size = 0.0, 0, 0
@@ -83,12 +83,16 @@ def answer_likelihoods(
     prompts, answers = [], []
     for conversation in Conversations(conversations, "eval"):
         whole = encode_conversation(tokenizer, conversation)
-        if len(whole) <= model.config.context + 1 and conversation.prompt and conversation.response:
+        if (
+            len(whole) <= model.config.context_length + 1
+            and conversation.prompt
+            and conversation.response
+        ):
             prompts.append(encode_prompt(tokenizer, conversation.prompt))
             answers.append([*tokenizer.encode(conversation.response), EOS])
     if not prompts:
         raise InputError(
-            f"no held-out answer fits a context of {model.config.context} tokens",
+            f"no held-out answer fits a context of {model.config.context_length} tokens",
             where=str(conversations),
             remedy="hold conversations out (split `eval`), or evaluate without `conversations`",
         )

@@ -38,10 +38,10 @@ def generate_text(
         ids = encode_prompt(tokenizer, [Message("user", prompt)])
     else:
         ids = [tokenizer.start_id, *tokenizer.encode(prompt)]
-    room = model.config.context - len(ids)
+    room = model.config.context_length - len(ids)
     if room < 1:
         raise InputError(
-            f"the prompt's {len(ids)} tokens fill the context of {model.config.context}",
+            f"the prompt's {len(ids)} tokens fill the context of {model.config.context_length}",
             remedy="shorten the prompt",
         )
     try:

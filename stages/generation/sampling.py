@@ -25,7 +25,7 @@ from stages.generation.counter_rng import uniforms
 class Rows(Protocol):
     """The cache of a model, as far as sampling knows it."""
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Forget all rows but these."""
 
 
@@ -190,7 +190,7 @@ def sample(
         if t + 1 == T or not len(running):
             break
         if 2 * len(running) <= len(alive_A):
-            cache.keep(running)
+            cache.select_rows(running)
             alive_A, tokens_A = alive_A[running], tokens_A[running]
         logits_AV = model(tokens_A[:, None], cache=cache)[:, -1]
     return _trimmed(out)

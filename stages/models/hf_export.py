@@ -25,9 +25,9 @@ from pipeline.errors import InputError
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_io import read_config, read_weights
 from stages.models.llama import conversion_llama
-from stages.models.llama.modeling_llama import Decoder
-from stages.models.mup import folded
-from stages.models.reward_head import Scorer
+from stages.models.llama.modeling_llama import Llama
+from stages.models.mup import fold_mup_scales
+from stages.models.reward_head import RewardModel
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -54,7 +54,7 @@ DEFAULT_IDS = SpecialIds()
 
 
 def save_language_model(
-    model: GPT | Decoder,
+    model: GPT | Llama,
     folder: Path,
     tokenizer_folder: Path | None = None,
     *,
@@ -72,8 +72,8 @@ def save_language_model(
         chat: whether prompts are to be given in the chat format (marked in the card).
         ids: the ids of pad, bos and eos.
     """
-    state = folded(model.state_dict(), model.config)
-    if isinstance(model, Decoder):
+    state = fold_mup_scales(model.state_dict(), model.config)
+    if isinstance(model, Llama):
         config = {**conversion_llama.config_json(model.config), **_token_ids(ids)}
         parts = conversion_llama.export(state, model.config)
         weights = {name: _plain(value) for name, value in parts.items()}
@@ -87,8 +87,8 @@ def save_language_model(
     _write_card(folder, "text-generation", [_CHAT_TAG] if chat else [], card)
 
 
-def save_scorer(
-    model: Scorer,
+def save_reward_model(
+    model: RewardModel,
     folder: Path,
     tokenizer_folder: Path | None = None,
     *,
@@ -115,7 +115,7 @@ def save_scorer(
     _write_card(folder, "text-classification", ["reward-model"], card)
 
 
-def load_language_model(folder: Path, *, dropout: float = 0.0) -> GPT | Decoder:
+def load_language_model(folder: Path, *, dropout: float = 0.0) -> GPT | Llama:
     """Read a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE, of ours or of anybody, in evaluation mode.
 
     Raises:
@@ -130,9 +130,9 @@ def load_language_model(folder: Path, *, dropout: float = 0.0) -> GPT | Decoder:
     return model.eval()
 
 
-def _load_decoder(raw: Mapping[str, Any], folder: Path, dropout: float) -> Decoder:
+def _load_decoder(raw: Mapping[str, Any], folder: Path, dropout: float) -> Llama:
     try:
-        model = Decoder(conversion_llama.read_config(raw, str(folder), dropout))
+        model = Llama(conversion_llama.read_config(raw, str(folder), dropout))
         weights = conversion_llama.collect(read_weights(folder), model.config)
     except (KeyError, ValueError) as error:
         raise InputError(f"config or weights lack something: {error}", where=str(folder)) from error
@@ -140,7 +140,7 @@ def _load_decoder(raw: Mapping[str, Any], folder: Path, dropout: float) -> Decod
     return model.eval()
 
 
-def load_scorer(folder: Path, *, dropout: float = 0.0) -> Scorer:
+def load_reward_model(folder: Path, *, dropout: float = 0.0) -> RewardModel:
     """Read a `GPT2ForSequenceClassification` folder with one label, in evaluation mode.
 
     Raises:
@@ -151,7 +151,7 @@ def load_scorer(folder: Path, *, dropout: float = 0.0) -> Scorer:
         raise InputError(
             "not a reward model: there is no score head of one label", where=str(folder)
         )
-    model = Scorer(GPT(config))
+    model = RewardModel(GPT(config))
     score = {"score.weight": weights.pop("score.weight")}
     body = {f"body.{name}": value for name, value in _import(weights).items()}
     _fill(model, {**body, **score}, folder)
@@ -187,11 +187,11 @@ def _config(config: GPTConfig, ids: SpecialIds) -> dict[str, Any]:
         "model_type": "gpt2",
         "activation_function": "gelu_new",
         "vocab_size": config.vocab_size,
-        "n_positions": config.context,
-        "n_embd": config.width,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_inner": config.feed_forward,
+        "n_positions": config.context_length,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.n_inner,
         "layer_norm_epsilon": config.norm_eps,
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
@@ -268,12 +268,12 @@ def _load(folder: Path, dropout: float) -> tuple[GPTConfig, dict[str, Tensor]]:
     try:
         config = GPTConfig(
             vocab_size=raw["vocab_size"],
-            context=raw["n_positions"],
-            layers=raw["n_layer"],
-            width=raw["n_embd"],
-            heads=raw["n_head"],
+            context_length=raw["n_positions"],
+            num_layers=raw["n_layer"],
+            hidden_size=raw["n_embd"],
+            num_heads=raw["n_head"],
             dropout=dropout,
-            feed_forward=raw.get("n_inner"),
+            n_inner=raw.get("n_inner"),
             norm_eps=raw.get("layer_norm_epsilon", 1e-5),
         )
     except (KeyError, ValueError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.models.language_model_config import LanguageConfig
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens read so far: allocated once, filled in place.
 
     Rows may be padded on either side: padding is remembered, never attended to, and takes no
@@ -19,13 +19,13 @@ class Cache:
     """
 
     def __init__(self, config: LanguageConfig, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (config.layers, batch, config.kv_heads, capacity, config.head_size)
+        shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_size)
         self.keys = like.new_empty(shape)
         self.values = like.new_empty(shape)
         self.valid_BS = torch.zeros(batch, capacity, dtype=torch.bool, device=like.device)
         self.count_B = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.length = 0
-        self.context = config.context
+        self.context_length = config.context_length
         self.padded = False
 
     def admit(self, mask_BT: Tensor | None, batch: int, steps: int) -> Tensor:
@@ -42,9 +42,9 @@ class Cache:
             mask_BT = self.valid_BS.new_ones(batch, steps)
         count_B = self.count_B + mask_BT.sum(1)
         # A look at the counts waits for the device: not while even padding would fit.
-        if stop > self.context and int(count_B.max()) > self.context:
+        if stop > self.context_length and int(count_B.max()) > self.context_length:
             longest = int(count_B.max())
-            raise ValueError(f"{longest} tokens do not fit a context of {self.context}")
+            raise ValueError(f"{longest} tokens do not fit a context of {self.context_length}")
         self.valid_BS[:, start:stop] = mask_BT
         positions_BT = self.count_B[:, None] + mask_BT.cumsum(1) - 1
         self.count_B = count_B
@@ -52,7 +52,7 @@ class Cache:
         self.padded |= padded
         return positions_BT.clamp(min=0)
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Forget all rows but these (indices): the others have nothing more to say."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
@@ -63,7 +63,7 @@ class Cache:
         """Which keys the newest `steps` tokens see, as bool (B, 1, T, S); None if all."""
         if steps == 1 and not self.padded:
             return None
-        return visible(self.valid_BS[:, : self.length], steps)
+        return causal_padding_mask(self.valid_BS[:, : self.length], steps)
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values and return all of them (B, H, S, D)."""
@@ -73,7 +73,7 @@ class Cache:
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
 
-def visible(valid_BS: Tensor, steps: int) -> Tensor:
+def causal_padding_mask(valid_BS: Tensor, steps: int) -> Tensor:
     """Which keys the last `steps` of S tokens see, as bool (B, 1, T, S): the real ones up to
     themselves."""
     S = valid_BS.shape[1]
@@ -85,11 +85,11 @@ def visible(valid_BS: Tensor, steps: int) -> Tensor:
     return ((past_TS & valid_BS[:, None]) | own_TS)[:, None]
 
 
-def within_documents(segments_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+def block_diagonal_causal_mask(segments_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
     """Which keys a token sees that is to see its own document alone, as bool (B, 1, T, T); where
     a mask says what is real, of those only the real ones."""
     same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
     past_B1TT = same_BTT.tril()[:, None]
     if mask_BT is None:
         return past_B1TT
-    return past_B1TT & visible(mask_BT.bool(), segments_BT.shape[1])
+    return past_B1TT & causal_padding_mask(mask_BT.bool(), segments_BT.shape[1])

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.fused_ops import linear_cross_entropy
-from stages.models.kv_cache import Cache, visible, within_documents
+from stages.models.kv_cache import KVCache, block_diagonal_causal_mask, causal_padding_mask
 from stages.models.language_model_config import ExpertsConfig, LanguageConfig, width_multiple
 
 INIT_STD = 0.02
@@ -44,7 +44,7 @@ class Routing(NamedTuple):
 
 
 @dataclass
-class Trace:
+class ForwardOutputs:
     """What a forward pass tells besides its result: hand an empty one in, and read it after."""
 
     routing: list[Routing] = field(default_factory=list)
@@ -53,24 +53,27 @@ class Trace:
     """The loss without z-loss and balance, no gradient; with targets."""
 
 
-def upkeep(experts: ExpertsConfig, routing: Sequence[Routing]) -> Tensor:
+def router_aux_loss(experts: ExpertsConfig, routing: Sequence[Routing]) -> Tensor:
     """What keeps routers in bounds, a scalar with a gradient: their balance and z losses with
     their coefficients, added up over layers. It is of a position: a loss that is a sum over
     positions takes it as often."""
     return torch.stack(
-        [experts.balance_coef * layer.balance + experts.z_coef * layer.z for layer in routing]
+        [
+            experts.aux_loss_coef * layer.balance + experts.router_z_loss_coef * layer.z
+            for layer in routing
+        ]
     ).sum()
 
 
-class Seen(NamedTuple):
+class AttentionContext(NamedTuple):
     """What a block needs to know besides its input."""
 
     mask: Tensor | None
     """Who sees whom, as bool (B, 1, T, S); None is plainly causal (with a cache: everything)."""
-    cache: Cache | None
+    cache: KVCache | None
     rotary: tuple[Tensor, Tensor] | None
     """Cosines and sines (B, 1, T, D) of the positions, where a family turns by them."""
-    real_BT: Tensor | None = None
+    padding_mask_BT: Tensor | None = None
     """False at padding, which experts are not to see; None where all tokens are real."""
 
 
@@ -86,11 +89,11 @@ class LanguageModel(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> Iterable[nn.Module]:
-        """The layers in order; each maps (x_BTC, Seen) to (x_BTC, Routing or None)."""
+        """The layers in order; each maps (x_BTC, AttentionContext) to (x_BTC, Routing or None)."""
 
     @property
     @abstractmethod
-    def unembedding(self) -> Tensor:
+    def lm_head_weight(self) -> Tensor:
         """The head's weight_VC."""
 
     @abstractmethod
@@ -112,12 +115,12 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
-        real_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        padding_mask_BT: Tensor | None = None,
+        cache: KVCache | None = None,
         at_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
         z_coef: float = 0.0,
-        trace: Trace | None = None,
+        trace: ForwardOutputs | None = None,
     ) -> Tensor:
         """Next-token logits_BTV, or logits_NV at the positions that `at_BT` marks; with
         `targets_BT` the loss instead.
@@ -128,7 +131,7 @@ class LanguageModel(nn.Module, ABC):
                 right needs none, for nothing real ever looks to its right.
             segments_BT: the number of each token's document: it sees no other. Not with a cache.
             positions_BT: of each token; counted along the row where left out. Not with a cache.
-            real_BT: False at padding: experts neither take nor count it. Attention does not ask
+            padding_mask_BT: False at padding: experts neither take nor count it. Attention does not ask
                 (see `mask_BT`).
             cache: what was read before; filled in place.
             at_BT: True where logits are wanted (row-major order), so that the head, the dearest
@@ -148,14 +151,17 @@ class LanguageModel(nn.Module, ABC):
             mask_BT=mask_BT,
             segments_BT=segments_BT,
             positions_BT=positions_BT,
-            real_BT=real_BT,
+            padding_mask_BT=padding_mask_BT,
             cache=cache,
             trace=trace,
         )
         if targets_BT is None:
             return self.head(x_BTC if at_BT is None else x_BTC[at_BT])
         total, cross_entropy = linear_cross_entropy(
-            self._read(x_BTC.flatten(0, 1)), self.unembedding, targets_BT.flatten(), z_coef=z_coef
+            self._read(x_BTC.flatten(0, 1)),
+            self.lm_head_weight,
+            targets_BT.flatten(),
+            z_coef=z_coef,
         )
         if trace is not None:
             trace.cross_entropy = cross_entropy
@@ -163,7 +169,7 @@ class LanguageModel(nn.Module, ABC):
 
     def head(self, x_C: Tensor) -> Tensor:
         """Logits over the vocabulary of final hidden states (…, C)."""
-        return F.linear(self._read(x_C), self.unembedding)
+        return F.linear(self._read(x_C), self.lm_head_weight)
 
     def _read(self, x_C: Tensor) -> Tensor:
         """What the head multiplies of final hidden states (…, C): muP makes less of wide ones."""
@@ -177,26 +183,26 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
-        real_BT: Tensor | None = None,
-        cache: Cache | None = None,
-        trace: Trace | None = None,
+        padding_mask_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        trace: ForwardOutputs | None = None,
     ) -> Tensor:
         """Final hidden states_BTC, after the last norm. Arguments as in `forward`."""
         positions, mask = self._attention(tokens_BT, mask_BT, segments_BT, positions_BT, cache)
-        seen = Seen(mask, cache, self.rotary(positions), real_BT)
+        context = AttentionContext(mask, cache, self.rotary(positions), padding_mask_BT)
         x_BTC = self.embed(tokens_BT, positions)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTC, routing = checkpoint(block, x_BTC, seen, use_reentrant=False)
+                x_BTC, routing = checkpoint(block, x_BTC, context, use_reentrant=False)
             else:
-                x_BTC, routing = block(x_BTC, seen)
+                x_BTC, routing = block(x_BTC, context)
             if trace is not None and routing is not None:
                 trace.routing.append(routing)
         return self.norm(x_BTC)
 
-    def cache(self, batch: int, capacity: int) -> Cache:
+    def cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, padding included."""
-        return Cache(self.config, batch, capacity, self.unembedding.detach())
+        return KVCache(self.config, batch, capacity, self.lm_head_weight.detach())
 
     def _attention(
         self,
@@ -204,7 +210,7 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None,
         segments_BT: Tensor | None,
         positions_BT: Tensor | None,
-        cache: Cache | None,
+        cache: KVCache | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Positions and the bool mask of who sees whom (None: plainly causal)."""
         B, T = tokens_BT.shape
@@ -213,11 +219,11 @@ class LanguageModel(nn.Module, ABC):
                 raise ValueError("a cache holds one document a row and counts its positions itself")
             positions = cache.admit(mask_BT, B, T)
             return positions, cache.mask(T)
-        if self.config.context < T:
-            raise ValueError(f"{T} tokens do not fit a context of {self.config.context}")
+        if self.config.context_length < T:
+            raise ValueError(f"{T} tokens do not fit a context of {self.config.context_length}")
         if positions_BT is None:
             row_T = torch.arange(T, device=tokens_BT.device)[None]
             positions_BT = row_T if mask_BT is None else (mask_BT.cumsum(1) - 1).clamp(min=0)
         if segments_BT is not None:
-            return positions_BT, within_documents(segments_BT, mask_BT)
-        return positions_BT, None if mask_BT is None else visible(mask_BT.bool(), T)
+            return positions_BT, block_diagonal_causal_mask(segments_BT, mask_BT)
+        return positions_BT, None if mask_BT is None else causal_padding_mask(mask_BT.bool(), T)

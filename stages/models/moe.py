@@ -39,7 +39,7 @@ class Exchange(Protocol):
         """What the experts make of tokens that are sorted by expert, `counts_E` for each."""
 
 
-class Here:
+class SingleProcessExchange:
     """All experts live in this process, and nobody else is asked."""
 
     def total(self, counts_E: Tensor) -> Tensor:
@@ -55,23 +55,24 @@ class Experts(nn.Module):
     """Feed-forward layers side by side: those from `first` on of all `total`."""
 
     def __init__(
-        self, width: int, inner: int, total: int, first: int, num: int, dropout: float
+        self, hidden_size: int, intermediate_size: int, num_experts: int, dropout: float
     ) -> None:
         super().__init__()
-        self.total, self.first, self.num, self.dropout = total, first, num, dropout
-        self.gate_up = nn.Parameter(torch.empty(num, 2 * inner, width))
-        self.down = nn.Parameter(torch.empty(num, width, inner))
+        self.num_experts, self.dropout = num_experts, dropout
+        self.first_expert, self.num_local_experts = 0, num_experts
+        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.down = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
 
     @torch.no_grad()
     def reset(self, gate_up: Callable[[Tensor], None], down: Callable[[Tensor], None]) -> None:
         """Draw every expert of the layer in turn, and keep those that live here: an expert starts
         alike wherever it lives, and no two start alike."""
-        for expert in range(self.total):
+        for expert in range(self.num_experts):
             for weight, draw in ((self.gate_up, gate_up), (self.down, down)):
                 drawn = torch.empty_like(weight[0])
                 draw(drawn)
-                if self.first <= expert < self.first + self.num:
-                    weight[expert - self.first].copy_(drawn)
+                if self.first_expert <= expert < self.first_expert + self.num_local_experts:
+                    weight[expert - self.first_expert].copy_(drawn)
 
     def forward(self, x_AC: Tensor, counts_E: Tensor) -> Tensor:
         """Each token by its expert; tokens are sorted by expert, `counts_E` for each."""
@@ -109,11 +110,11 @@ class Groups(NamedTuple):
     """Tokens of each sequence."""
 
     @classmethod
-    def of(cls, x_BTC: Tensor, real_BT: Tensor | None) -> Groups:
+    def of(cls, x_BTC: Tensor, padding_mask_BT: Tensor | None) -> Groups:
         """Those of a batch, of which some places may hold padding."""
         B, T, _ = x_BTC.shape
-        if real_BT is not None:
-            return cls(T, real_BT.reshape(-1).nonzero()[:, 0], real_BT.sum(1))
+        if padding_mask_BT is not None:
+            return cls(T, padding_mask_BT.reshape(-1).nonzero()[:, 0], padding_mask_BT.sum(1))
         places = torch.arange(B * T, device=x_BTC.device)
         return cls(T, places, torch.full((B,), T, device=x_BTC.device))
 
@@ -137,31 +138,33 @@ class Groups(NamedTuple):
 class Switch(nn.Module):
     """A feed-forward layer of experts behind a router."""
 
-    def __init__(self, width: int, inner: int, config: ExpertsConfig) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
-        self.router = nn.Linear(width, config.num, bias=False)
-        self.experts = Experts(width, inner, config.num, 0, config.num, config.dropout)
-        self.exchange: Exchange = Here()
+        self.router = nn.Linear(hidden_size, config.num_experts, bias=False)
+        self.experts = Experts(hidden_size, intermediate_size, config.num_experts, config.dropout)
+        self.exchange: Exchange = SingleProcessExchange()
 
-    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_BTC: Tensor, padding_mask_BT: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
         """The experts' answers times their gates (0 for padding, and where all were full), and the
-        routing. `real_BT` is False at padding; without it all tokens are real."""
-        groups = Groups.of(x_BTC, real_BT)
+        routing. `padding_mask_BT` is False at padding; without it all tokens are real."""
+        groups = Groups.of(x_BTC, padding_mask_BT)
         x_NC = x_BTC.flatten(0, 1)
-        if real_BT is not None:
+        if padding_mask_BT is not None:
             x_NC = x_NC[groups.at_N]
         logits_NE = self._logits(x_NC)
         probs_NE = logits_NE.softmax(-1)
         gates_NK, experts_NK = probs_NE.topk(self.config.top_k, dim=-1)
-        if self.config.normalize_gates:
+        if self.config.norm_topk_prob:
             gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
-        sent = dispatch(experts_NK, groups, self.config.num, self.capacity(groups.sizes_B))
+        sent = dispatch(experts_NK, groups, self.config.num_experts, self.capacity(groups.sizes_B))
         places_AC = sent.token_A[:, None].expand(-1, x_NC.shape[1])
         answers_AC = self.exchange.apply(self.experts, x_NC.gather(0, places_AC), sent.counts_E)
         gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(answers_AC.dtype)
         y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, answers_AC * gates_A1)
-        y_BTC = y_NC.view_as(x_BTC) if real_BT is None else groups.spread(y_NC)
+        y_BTC = y_NC.view_as(x_BTC) if padding_mask_BT is None else groups.spread(y_NC)
         return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
 
     def capacity(self, sizes_B: Tensor) -> Tensor | None:
@@ -170,14 +173,14 @@ class Switch(nn.Module):
         factor = config.capacity_factor if torch.is_grad_enabled() else config.eval_capacity_factor
         if factor is None:
             return None
-        even_B = sizes_B.double() * config.top_k / config.num
+        even_B = sizes_B.double() * config.top_k / config.num_experts
         return (even_B * factor).ceil().clamp(min=1).long()
 
     def _logits(self, x_NC: Tensor) -> Tensor:
         """The router's, in float32."""
         x_NC = x_NC.float()
-        if self.config.jitter and self.training:
-            low, high = 1 - self.config.jitter, 1 + self.config.jitter
+        if self.config.router_jitter and self.training:
+            low, high = 1 - self.config.router_jitter, 1 + self.config.router_jitter
             x_NC = x_NC * torch.empty_like(x_NC).uniform_(low, high)
         with torch.autocast(x_NC.device.type, enabled=False):
             return F.linear(x_NC, self.router.weight.float())
@@ -192,7 +195,7 @@ class Switch(nn.Module):
     ) -> Routing:
         """Means over tokens, so that those of several batches are brought together by weighing
         each with its tokens."""
-        chosen_BE = _counts(experts_NK, groups, self.config.num)
+        chosen_BE = _counts(experts_NK, groups, self.config.num_experts)
         if self.config.balance_over == "group":
             balance = balance_loss(chosen_BE, groups.spread(probs_NE).sum(1), groups.sizes_B)
         else:

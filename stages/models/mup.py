@@ -32,8 +32,8 @@ from torch import Tensor
 
 from stages.models.language_model import LanguageModel
 from stages.models.language_model_config import (
-    DecoderConfig,
     LanguageConfig,
+    LlamaConfig,
     attention_scale,
     width_multiple,
 )
@@ -41,7 +41,7 @@ from stages.models.language_model_config import (
 _LAST_NORM = ("ln_f.weight", "ln_f.bias", "final_norm.weight")
 
 
-def rates(model: LanguageModel, *, muon: bool = False) -> dict[str, float]:
+def lr_multipliers(model: LanguageModel, *, muon: bool = False) -> dict[str, float]:
     """What the learning rate of each parameter that is not 1's is multiplied by.
 
     Args:
@@ -58,12 +58,12 @@ def rates(model: LanguageModel, *, muon: bool = False) -> dict[str, float]:
     return found
 
 
-def folded(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
+def fold_mup_scales(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
     """The weights with which a model without muP is the same function."""
     return _times(state, config, 1)
 
 
-def unfolded(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
+def unfold_mup_scales(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
     """The weights with which a model of this config is what one without muP is with `state`."""
     return _times(state, config, -1)
 
@@ -80,9 +80,9 @@ def _times(state: Mapping[str, Tensor], config: LanguageConfig, power: int) -> d
         elif name.endswith("attention.q_norm.weight"):
             found[name] = value * queries
         elif name.endswith((".attn.c_attn.weight", ".attn.c_attn.bias", ".attention.qkv.weight")):
-            if isinstance(config, DecoderConfig) and config.qk_norm:
+            if isinstance(config, LlamaConfig) and config.qk_norm:
                 continue  # what comes before that norm makes no difference
-            rows = config.heads * config.head_size
+            rows = config.num_heads * config.head_size
             found[name] = value.clone()
             found[name][:rows] *= queries
     return found

@@ -19,10 +19,10 @@ from stages.models.language_model_config import GPTConfig
 class Shape(NamedTuple):
     """A row of a paper's table of sizes."""
 
-    layers: int
-    width: int
-    heads: int
-    context: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    context_length: int
     vocab_size: int = 50257
 
 
@@ -79,8 +79,8 @@ def recipe(name: str) -> dict[str, float | int | str]:
     if name not in _GPT3:
         return {}
     lr, tokens = _GPT3[name]
-    batch = round(tokens / PRESETS[name].context / 32) * 32
-    steps = round(_GPT3_TOKENS / (batch * PRESETS[name].context))
+    batch = round(tokens / PRESETS[name].context_length / 32) * 32
+    steps = round(_GPT3_TOKENS / (batch * PRESETS[name].context_length))
     decay: dict[str, float | int | str] = {
         "lr_schedule": "cosine",
         "min_lr_ratio": 0.1,
@@ -90,7 +90,11 @@ def recipe(name: str) -> dict[str, float | int | str]:
 
 
 def preset(
-    name: str, *, vocab_size: int | None = None, context: int | None = None, dropout: float = 0.0
+    name: str,
+    *,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+    dropout: float = 0.0,
 ) -> GPTConfig:
     """The config of a named size, with the vocabulary and context of one's own if given.
 
@@ -100,9 +104,9 @@ def preset(
     shape = PRESETS[name]
     return GPTConfig(
         vocab_size=vocab_size or shape.vocab_size,
-        context=context or shape.context,
-        layers=shape.layers,
-        width=shape.width,
-        heads=shape.heads,
+        context_length=context_length or shape.context_length,
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_heads=shape.num_heads,
         dropout=dropout,
     )

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from stages.models.gpt2.modeling_gpt2 import GPT
 
 
-class Scorer(nn.Module):
+class RewardModel(nn.Module):
     """A GPT body whose final hidden states are projected to one number a token.
 
-    There is no bias: a shift of all scores lives in `body.ln_f.bias` (see `shift`), so that the
+    There is no bias: a shift of all scores lives in `body.ln_f.bias` (see `add_bias`), so that the
     weights remain those of `transformers.GPT2ForSequenceClassification`.
     """
 
     def __init__(self, body: GPT) -> None:
         super().__init__()
         self.body = body
-        self.score = nn.Linear(body.config.width, 1, bias=False)
-        nn.init.normal_(self.score.weight, std=(body.config.width + 1) ** -0.5)
+        self.score = nn.Linear(body.config.hidden_size, 1, bias=False)
+        nn.init.normal_(self.score.weight, std=(body.config.hidden_size + 1) ** -0.5)
 
     def forward(self, tokens_BT: Tensor, *, at_BT: Tensor | None = None) -> Tensor:
         """Scores_BT of every prefix, or scores_N at the positions that `at_BT` marks."""
@@ -31,7 +31,7 @@ class Scorer(nn.Module):
         return cast(Tensor, scores.squeeze(-1))
 
     @torch.no_grad()
-    def shift(self, by: float) -> None:
+    def add_bias(self, by: float) -> None:
         """Add `by` to every score: score(x + by w/|w|^2) = score(x) + by.
 
         Raises:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.models.language_model_config import DecoderConfig, LanguageConfig
+from stages.models.language_model_config import LanguageConfig, LlamaConfig
 from stages.training.objective import Batch, LanguageObjective, Loss, Metrics, Trainable
 
 if TYPE_CHECKING:
@@ -47,22 +47,22 @@ class Pretraining(LanguageObjective):
         import torch
 
         from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-        from stages.models.initialization import first_weights
-        from stages.models.mup import rates
+        from stages.models.initialization import initial_model
+        from stages.models.mup import lr_multipliers
 
         corpus = self.corpus
         self.train, self.held_out, self.facts = corpus.train, corpus.held_out, corpus.facts
         self.flops_per_token = float(self.config.flops_per_token)
         self._tokenizer = open_tokenizer(self.tokenizer_folder)
         self._bytes = torch.tensor(self._tokenizer.byte_counts, device=rank.device)
-        model = first_weights(self.config, self.start)
+        model = initial_model(self.config, self.start)
         model.activation_checkpointing = self.activation_checkpointing
         if self.compile:
             from stages.training.torch_compile import compile_blocks
 
             compile_blocks(model, rank.device)
         muon = self.settings.optimizer == "muon"
-        return {"model": Trainable(model, rates=rates(model, muon=muon))}
+        return {"model": Trainable(model, rates=lr_multipliers(model, muon=muon))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Windows of T + 1 ids, or packed samples -> (B, T) of inputs, targets, and for masks the
@@ -96,12 +96,12 @@ class Pretraining(LanguageObjective):
         a gradient the targets' bytes too."""
         import torch
 
-        from stages.models.language_model import Trace, upkeep
+        from stages.models.language_model import ForwardOutputs, router_aux_loss
 
-        masks = {"real_BT": batch.get("real")}
+        masks = {"padding_mask_BT": batch.get("real")}
         if self.mask_documents:
             masks |= {"segments_BT": batch["segments"], "positions_BT": batch["positions"]}
-        trace, training = Trace(), torch.is_grad_enabled()
+        trace, training = ForwardOutputs(), torch.is_grad_enabled()
         z_coef = self.z_coef if training else 0.0
         total = model(
             batch["tokens"], targets_BT=batch["targets"], z_coef=z_coef, trace=trace, **masks
@@ -109,8 +109,8 @@ class Pretraining(LanguageObjective):
         sums = {} if training else {"bytes": self._bytes_of(batch)}
         if trace.routing:
             units = self.weight(batch)
-            assert isinstance(self.config, DecoderConfig) and self.config.experts
-            total = total + upkeep(self.config.experts, trace.routing) * units
+            assert isinstance(self.config, LlamaConfig) and self.config.experts
+            total = total + router_aux_loss(self.config.experts, trace.routing) * units
             layers = dict(zip(self.expert_layers, trace.routing, strict=True))
             sums |= {name: value * units for name, value in told(layers).items()}
         return Loss(total, sums, shown=trace.cross_entropy)
@@ -144,9 +144,9 @@ class Pretraining(LanguageObjective):
     @cached_property
     def expert_layers(self) -> list[int]:
         """The blocks with experts."""
-        if not isinstance(self.config, DecoderConfig):
+        if not isinstance(self.config, LlamaConfig):
             return []
-        return [layer for layer in range(self.config.layers) if self.config.has_experts(layer)]
+        return [layer for layer in range(self.config.num_layers) if self.config.has_experts(layer)]
 
 
 def told(routing: Mapping[int, Routing]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.distributed.cancellation_point import Pause
 from stages.generation.likelihood import TokenModel
 from stages.generation.sampling import Decoding
-from stages.models.hf_export import load_language_model, load_scorer, save_language_model
+from stages.models.hf_export import load_language_model, load_reward_model, save_language_model
 from stages.models.language_model import LanguageModel
 from stages.models.registry import language_model
 from stages.training.data_order import Shuffled, mix
@@ -109,25 +109,27 @@ class PPOObjective:
         self.rank, self.train, self.seed = rank, settings, seed
         tokenizer = Tokenizer(self.policy_path)
         tokenizer.require(Tokenizer(self.reward_path))
-        policy, critic = load_language_model(self.policy_path), load_scorer(self.reward_path)
+        policy, critic = load_language_model(self.policy_path), load_reward_model(self.reward_path)
         if policy.config.vocab_size != critic.body.config.vocab_size:
             raise InputError(
                 f"the policy has {policy.config.vocab_size} ids, the reward model "
                 f"{critic.body.config.vocab_size}",
                 remedy="train the reward model on the policy's own starting point",
             )
-        context = min(policy.config.context, critic.body.config.context)
+        context = min(policy.config.context_length, critic.body.config.context_length)
         dtype = getattr(torch, settings.dtype)
         self.reference = (
             load_language_model(self.policy_path).to(rank.device, dtype).requires_grad_(False)
         )
-        self.reward = load_scorer(self.reward_path).to(rank.device, dtype).requires_grad_(False)
+        self.reward = (
+            load_reward_model(self.reward_path).to(rank.device, dtype).requires_grad_(False)
+        )
         self.width = context
         room = context - self.settings.max_new_tokens
         self.prompts = Shuffled(read_prompts(self.prompts_path, "train", tokenizer, room), seed)
         self.held_out = read_prompts(self.prompts_path, "eval", tokenizer, room)
         self.control = self.settings.control()
-        self.pages = self._pages(policy.config.context, tokenizer)
+        self.pages = self._pages(policy.config.context_length, tokenizer)
         self._ema = {}
         if self.settings.ema_decay:
             self._ema = {name: p.detach().clone() for name, p in policy.named_parameters()}
@@ -261,7 +263,7 @@ class PPOObjective:
             self._spare = language_model(plain.config).to(self.rank.device).eval()
         with engine.whole() as whole:
             self._spare.load_state_dict(whole.state_dict())
-        self._spare.to(self.reference.unembedding.dtype)
+        self._spare.to(self.reference.lm_head_weight.dtype)
         yield self._spare
 
     def _average(self, engine: Engine) -> None:

@@ -19,8 +19,8 @@ from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.distributed.cancellation_point import Pause
 from stages.generation.likelihood import pad_right
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.hf_export import load_language_model, load_scorer, save_scorer
-from stages.models.reward_head import Scorer
+from stages.models.hf_export import load_language_model, load_reward_model, save_reward_model
+from stages.models.reward_head import RewardModel
 from stages.training.data_order import Shuffled, mix
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 
@@ -106,14 +106,14 @@ class RewardObjective(SupervisedObjective):
                 where=str(self.model),
                 remedy="train it from a model of family gpt2",
             )
-        tokenizer, context = Tokenizer(self.model), body.config.context
+        tokenizer, context = Tokenizer(self.model), body.config.context_length
         rankings = read_rankings(self.preferences, "train", tokenizer, context)
         self.train = Shuffled(rankings, mix(self.seed, 1))
         # In the order of the first epoch, so that the first of them are a sample of all.
         self.rankings = [self.train[i] for i in range(len(rankings))]
         self.held_out = read_rankings(self.preferences, "eval", tokenizer, context)
         self.flops_per_token = float(body.config.flops_per_token)
-        return {"model": Trainable(Scorer(body))}
+        return {"model": Trainable(RewardModel(body))}
 
     def collate(self, samples: Sequence[Ranking]) -> Batch:
         """See `collate_rankings`."""
@@ -149,13 +149,13 @@ class RewardObjective(SupervisedObjective):
         """
         scorer = copied(engines["model"].module).to(self.rank.device).eval()
         best = [demonstration(ranking) for ranking in self.rankings[: self.centering_samples]]
-        scorer.shift(-mean_score(scorer, best, self.rank.device, beat=self.rank.beat))
-        save_scorer(scorer, out, self.model, card=_CARD)
+        scorer.add_bias(-mean_score(scorer, best, self.rank.device, beat=self.rank.beat))
+        save_reward_model(scorer, out, self.model, card=_CARD)
 
 
-def copied(trained: Any) -> Scorer:
+def copied(trained: Any) -> RewardModel:
     """A scorer of the same weights in float32 that nobody else has a hand on."""
-    scorer = Scorer(GPT(trained.body.config))
+    scorer = RewardModel(GPT(trained.body.config))
     scorer.load_state_dict(trained.state_dict())
     return scorer
 
@@ -173,7 +173,7 @@ def demonstration(ranking: Ranking) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def mean_score(
-    scorer: Scorer,
+    scorer: RewardModel,
     rows: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
     batch: int = 64,
@@ -213,14 +213,14 @@ def appraise(rank: Rank, folder: Path, preferences: Path) -> Appraisal | None:
     """Judge a reward model folder; on rank 0 alone, the others give None."""
     if not rank.first:
         return None
-    scorer, tokenizer = load_scorer(folder).to(rank.device), Tokenizer(folder)
-    held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context)
+    scorer, tokenizer = load_reward_model(folder).to(rank.device), Tokenizer(folder)
+    held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context_length)
     return judge(scorer, held_out, rank.device, beat=Pause(rank))
 
 
 @torch.inference_mode()
 def judge(
-    scorer: Scorer,
+    scorer: RewardModel,
     rankings: Sequence[Ranking],
     device: torch.device | str = "cpu",
     batch: int = 16,

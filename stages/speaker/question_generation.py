@@ -150,11 +150,11 @@ class Asker:
             Tokenizer(how.speaker),
         )
         self.forward = load_language_model(how.forward).to(device) if how.forward else None
-        self.room = self.speaker.config.context - how.max_new_tokens
+        self.room = self.speaker.config.context_length - how.max_new_tokens
         if self.room < FRAME:
             raise InputError(
                 f"questions of {how.max_new_tokens} tokens leave no room for an answer in a "
-                f"context of {self.speaker.config.context}",
+                f"context of {self.speaker.config.context_length}",
                 where=str(how.speaker),
                 remedy="lower max_new_tokens",
             )
@@ -196,7 +196,7 @@ class Asker:
         is known of a lone one."""
         if len(candidates) < 2:
             return
-        half, room = len(candidates) // 2, forward.config.context // 2
+        half, room = len(candidates) // 2, forward.config.context_length // 2
         answers = [[*self.tokenizer.encode(target.text), EOS] for target in targets]
         own = [self._prompt(candidate.text, room) for candidate in candidates]
         others = [*own[half:], *own[:half]]
@@ -208,7 +208,7 @@ class Asker:
         self, model: LanguageModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     ) -> list[Likelihood]:
         """Likelihoods of answers, cut to what fits the context after the prompt."""
-        room = model.config.context + 1
+        room = model.config.context_length + 1
         fitted = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
         return self._likelihoods(model, prompts, fitted)
 

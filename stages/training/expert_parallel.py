@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from pipeline.errors import InputError
-from stages.models.moe import Experts, Here, Switch
+from stages.models.moe import Experts, SingleProcessExchange, Switch
 
 if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank
@@ -74,12 +74,12 @@ class Apart(Together):
 
         Tokens arrive by rank of origin and expert; L experts live here, R ranks send.
         """
-        counts_RL = counts_E.view(self._size, experts.num)
+        counts_RL = counts_E.view(self._size, experts.num_local_experts)
         arriving_RL = torch.empty_like(counts_RL)
         dist.all_to_all_single(arriving_RL, counts_RL.contiguous(), group=self._group)
         away, here = (counts.sum(1).tolist() for counts in (counts_RL, arriving_RL))
         arrived_AC = _send(x_AC, away, here, self._group)
-        local_L = torch.arange(experts.num, device=x_AC.device)
+        local_L = torch.arange(experts.num_local_experts, device=x_AC.device)
         owner_A = local_L.repeat(self._size).repeat_interleave(arriving_RL.flatten())
         order_A = owner_A.argsort(stable=True)
         answers_AC = experts(arrived_AC[order_A], arriving_RL.sum(0))
@@ -129,9 +129,9 @@ def spread(module: nn.Module, size: int, rank: Rank) -> dict[str, Share]:
     if size == 1 or not layers:
         return {}
     for layer in layers.values():
-        if layer.config.num % size:
+        if layer.config.num_experts % size:
             raise InputError(
-                f"{layer.config.num} experts cannot be spread evenly over {size} workers",
+                f"{layer.config.num_experts} experts cannot be spread evenly over {size} workers",
                 where="train.expert_parallel_size",
                 remedy="choose a divisor of the experts",
             )
@@ -156,8 +156,8 @@ def spread(module: nn.Module, size: int, rank: Rank) -> dict[str, Share]:
 
 
 def _keep(experts: Experts, size: int, index: int) -> None:
-    experts.num //= size
-    experts.first = index * experts.num
+    experts.num_local_experts //= size
+    experts.first_expert = index * experts.num_local_experts
     for parameter in experts.parameters():
         parameter.data = parameter.data.chunk(size)[index].clone()
 
@@ -167,7 +167,7 @@ def _mark(layer: Switch, size: int, group: str) -> None:
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     known: Any = layer
-    known.num_experts, known.ep_size, known.ep_group_name = layer.config.num, size, group
+    known.num_experts, known.ep_size, known.ep_group_name = layer.config.num_experts, size, group
     known.set_deepspeed_parallelism = lambda *_, **__: None
     layer.__class__ = type("Switch", (Switch, AutoEPMoELayer), {})
     for parameter in layer.experts.parameters():
@@ -224,12 +224,16 @@ def alone(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _alone(layer: Switch, exchange: Apart) -> Iterator[None]:
     experts = layer.experts
-    place = experts.first, experts.num
-    experts.first, experts.num, layer.exchange = 0, experts.total, Here()
+    place = experts.first_expert, experts.num_local_experts
+    experts.first_expert, experts.num_local_experts, layer.exchange = (
+        0,
+        experts.num_experts,
+        SingleProcessExchange(),
+    )
     try:
         yield
     finally:
-        experts.first, experts.num = place
+        experts.first_expert, experts.num_local_experts = place
         layer.exchange = exchange
 
 

@@ -49,7 +49,7 @@ VOCABULARY, CONTEXT, PAIRS, BATCH = 8192, 32, 1024, 64
 SHAPE = CLIPConfig(
     ViTConfig(64, 8, layers=6, width=256, heads=4),
     TextConfig(VOCABULARY, CONTEXT, layers=4, width=256, heads=4, eos=VOCABULARY - 1, bos=1, pad=0),
-    embed=256,
+    embed_dim=256,
 )
 
 

@@ -23,7 +23,7 @@ import torch
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
 from stages.objectives.causal_lm import Pretraining
 from stages.training.engine import Engine
 from stages.training.objective import Trainable
@@ -33,10 +33,17 @@ from stages.training.trainer import Fit
 from stages.training.training_params import TrainSection
 
 BATCHES = (4, 16)
-DENSE = DecoderConfig(
-    vocab_size=8192, context=256, layers=6, width=384, heads=6, kv_heads=6, inner=1024, head_size=64
+DENSE = LlamaConfig(
+    vocab_size=8192,
+    context_length=256,
+    num_layers=6,
+    hidden_size=384,
+    num_heads=6,
+    num_kv_heads=6,
+    intermediate_size=1024,
+    head_size=64,
 )
-SWITCH = replace(DENSE, experts=ExpertsConfig(num=4, every=2), init_scale=0.1)
+SWITCH = replace(DENSE, experts=ExpertsConfig(num_experts=4, moe_every=2), init_scale=0.1)
 
 
 @dataclass
@@ -49,18 +56,18 @@ class Windowed(Pretraining):
     def open(self, rank: Rank) -> dict[str, Trainable]:
         from bench_training import Windows
 
-        from stages.models.llama.modeling_llama import Decoder
+        from stages.models.llama.modeling_llama import Llama
 
         self.train = Windows(self.config)
         self.flops_per_token = float(self.config.flops_per_token)
-        return {"model": Trainable(Decoder(self.config))}
+        return {"model": Trainable(Llama(self.config))}
 
     def collate(self, samples: Any) -> Any:
         windows = torch.stack(list(samples))
         return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
 
 
-def trainer(rank: Rank, config: DecoderConfig, batch: int) -> Callable[[], None]:
+def trainer(rank: Rank, config: LlamaConfig, batch: int) -> Callable[[], None]:
     """A step of the loop."""
     spread = rank.world if config.experts else 1
     made = {

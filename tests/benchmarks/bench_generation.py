@@ -33,7 +33,9 @@ def measure(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
 
 def contenders(batch: int) -> dict[str, Callable[[], torch.Tensor]]:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=8192, context=256, layers=4, width=256, heads=4)).eval()
+    model = GPT(
+        GPTConfig(vocab_size=8192, context_length=256, num_layers=4, hidden_size=256, num_heads=4)
+    ).eval()
     prompts = torch.randint(16, 8192, (batch, PROMPT))
     with tempfile.TemporaryDirectory() as folder:
         save_language_model(model, Path(folder))

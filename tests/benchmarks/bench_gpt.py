@@ -45,7 +45,7 @@ class PlainBlock(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        width, self.heads = config.width, config.heads
+        width, self.heads = config.hidden_size, config.num_heads
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         gelu = nn.GELU(approximate="tanh")
@@ -65,10 +65,10 @@ class PlainGPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.places = nn.Embedding(config.context, config.width)
-        self.blocks = nn.Sequential(*[PlainBlock(config) for _ in range(config.layers)])
-        self.norm = nn.LayerNorm(config.width)
+        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.places = nn.Embedding(config.context_length, config.hidden_size)
+        self.blocks = nn.Sequential(*[PlainBlock(config) for _ in range(config.num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size)
         for weight in self.parameters():
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.02)
@@ -86,8 +86,8 @@ def huggingface(config: GPTConfig) -> Callable[[Tensor, Tensor], Tensor]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.width,
-        n_layer=config.layers, n_head=config.heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.hidden_size,
+        n_layer=config.num_layers, n_head=config.num_heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         attn_implementation="sdpa",
     )  # fmt: skip
     model = GPT2LMHeadModel(shape).train()
@@ -151,7 +151,7 @@ def main(repeats: int) -> None:
             if number > 1:
                 spent[name].append(time.perf_counter() - begun)
     peak = gemm_peak(rank.device, torch.float32)
-    tokens = work.batch * work.config.context
+    tokens = work.batch * work.config.context_length
     rates = {name: tokens / statistics.median(times) for name, times in spent.items()}
     print(f"measured GEMM peak {peak / 1e9:.0f} GFLOP/s, {work.config.parameters / 1e6:.1f} M")
     for name, rate in rates.items():

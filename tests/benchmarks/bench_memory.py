@@ -38,12 +38,12 @@ from stages.contrastive.pair_dataset import View
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.language_model_config import (
-    DecoderConfig,
     ExpertsConfig,
     GPTConfig,
     LanguageConfig,
+    LlamaConfig,
 )
-from stages.models.llama.modeling_llama import Decoder
+from stages.models.llama.modeling_llama import Llama
 from stages.objectives.contrastive import Contrastive
 from stages.training.engine import Engine
 from stages.training.objective import Batch, Loss, Objective, SupervisedObjective, Trainable
@@ -54,22 +54,24 @@ from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.trainer import Fit
 from stages.training.training_params import TrainSection
 
-DENSE = GPTConfig(vocab_size=8192, context=256, layers=6, width=384, heads=6)
-SWITCH = DecoderConfig(
+DENSE = GPTConfig(vocab_size=8192, context_length=256, num_layers=6, hidden_size=384, num_heads=6)
+SWITCH = LlamaConfig(
     vocab_size=8192,
-    context=256,
-    layers=6,
-    width=384,
-    heads=6,
-    kv_heads=6,
-    inner=1024,
+    context_length=256,
+    num_layers=6,
+    hidden_size=384,
+    num_heads=6,
+    num_kv_heads=6,
+    intermediate_size=1024,
     head_size=64,
-    experts=ExpertsConfig(num=4, every=2, capacity_factor=None),
+    experts=ExpertsConfig(num_experts=4, moe_every=2, capacity_factor=None),
 )
 CLIP = CLIPConfig(
-    ViTConfig(image_size=128, patch=16, layers=6, width=320, heads=5),
-    TextConfig(8192, context=32, layers=4, width=256, heads=4, eos=3, bos=2, pad=0),
-    embed=256,
+    ViTConfig(image_size=128, patch_size=16, num_layers=6, hidden_size=320, num_heads=5),
+    TextConfig(
+        8192, context_length=32, num_layers=4, hidden_size=256, num_heads=4, eos=3, bos=2, pad=0
+    ),
+    embed_dim=256,
 )
 MIB = 2.0**20
 MMAP_THRESHOLD, TRIM_THRESHOLD, PIECE = -3, -1, 1 << 16
@@ -122,7 +124,7 @@ class Case:
         return Seen(memory(config, layout).peak, traffic(config, layout).total)
 
     def __str__(self) -> str:
-        name = "Switch" if isinstance(self.config, DecoderConfig) else "GPT"
+        name = "Switch" if isinstance(self.config, LlamaConfig) else "GPT"
         spread = (
             f", experts over {self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
         )
@@ -177,7 +179,7 @@ class Pairs(Contrastive):
         self.rank, self.settings, self._peak = rank, settings, 1.0
         share, own = settings.rank_batch_size(rank.world), np.random.default_rng(rank.index)
         side, text = self.config.vision.image_size, self.config.text
-        ids = own.integers(4, text.vocab_size, (share, text.context - 2)).tolist()
+        ids = own.integers(4, text.vocab_size, (share, text.context_length - 2)).tolist()
         views = [
             View(own.integers(0, 256, (side, side, 3), np.uint8), mark(row, text)) for row in ids
         ]
@@ -197,14 +199,14 @@ class Language(SupervisedObjective):
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
         config = self.case.config
-        model = GPT(config) if isinstance(config, GPTConfig) else Decoder(config)
+        model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
         model.activation_checkpointing = self.case.activation_checkpointing
         self.train = self
         return {"model": Trainable(model)}
 
     def __getitem__(self, index: int) -> torch.Tensor:
         config, generator = self.case.config, torch.Generator().manual_seed(index)
-        return torch.randint(config.vocab_size, (config.context + 1,), generator=generator)
+        return torch.randint(config.vocab_size, (config.context_length + 1,), generator=generator)
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         windows = torch.stack(list(samples))
@@ -263,9 +265,9 @@ def _written() -> float:
 
 
 REHEARSALS: list[Case | ClipCase] = [
-    *(Case(replace(DENSE, layers=1), zero, micro=1) for zero in range(4)),
-    Case(replace(SWITCH, layers=2), 1, micro=1, expert_parallel_size=2),
-    ClipCase(replace(CLIP, text=replace(CLIP.text, layers=1)), 1, micro=1, passes=2),
+    *(Case(replace(DENSE, num_layers=1), zero, micro=1) for zero in range(4)),
+    Case(replace(SWITCH, num_layers=2), 1, micro=1, expert_parallel_size=2),
+    ClipCase(replace(CLIP, text=replace(CLIP.text, num_layers=1)), 1, micro=1, passes=2),
 ]
 CASES: list[Case | ClipCase] = [
     *(

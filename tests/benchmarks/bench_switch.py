@@ -43,7 +43,7 @@ class Dense(nn.Module):
 
 
 def switch(experts: int, capacity_factor: float | None) -> Callable[[Tensor], Tensor]:
-    config = ExpertsConfig(num=experts, capacity_factor=capacity_factor)
+    config = ExpertsConfig(num_experts=experts, capacity_factor=capacity_factor)
     layer = Switch(WIDTH, INNER, config)
     layer.experts.reset(lambda w: w.normal_(std=0.02), lambda w: w.normal_(std=0.02))
 

@@ -44,8 +44,12 @@ class Work:
     batch: int
 
 
-LARGE = Work(GPTConfig(vocab_size=8192, context=256, layers=6, width=384, heads=6), 4)
-QUICKSTART = Work(GPTConfig(vocab_size=4096, context=128, layers=4, width=128, heads=4), 32)
+LARGE = Work(
+    GPTConfig(vocab_size=8192, context_length=256, num_layers=6, hidden_size=384, num_heads=6), 4
+)
+QUICKSTART = Work(
+    GPTConfig(vocab_size=4096, context_length=128, num_layers=4, hidden_size=128, num_heads=4), 32
+)
 
 
 class Windows:
@@ -57,7 +61,7 @@ class Windows:
     def __getitem__(self, index: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(index)
         return torch.randint(
-            0, self.config.vocab_size, (self.config.context + 1,), generator=generator
+            0, self.config.vocab_size, (self.config.context_length + 1,), generator=generator
         )
 
 
@@ -155,7 +159,9 @@ def contest(rank: Rank, work: Work, steps: int) -> dict[str, tuple[float, float,
             rank.beat()
     return {
         name: (
-            work.batch * work.config.context / statistics.median(wall for wall, _ in times[2:]),
+            work.batch
+            * work.config.context_length
+            / statistics.median(wall for wall, _ in times[2:]),
             statistics.median(cpu for _, cpu in times[2:]),
             losses[name],
         )
@@ -172,7 +178,9 @@ def main(steps: int) -> None:
 
 
 def show(work: Work, found: dict[str, tuple[float, float, float]]) -> None:
-    print(f"width {work.config.width}, {work.config.layers} layers, global batch {work.batch}")
+    print(
+        f"width {work.config.hidden_size}, {work.config.num_layers} layers, global batch {work.batch}"
+    )
     base = found["DistributedDataParallel"]
     for name, (rate, cpu, loss) in found.items():
         print(

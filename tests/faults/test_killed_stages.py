@@ -16,8 +16,8 @@ from rank_groups import room
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted, WorkerDied
-from stages.models.hf_export import load_language_model, save_scorer
-from stages.models.reward_head import Scorer
+from stages.models.hf_export import load_language_model, save_reward_model
+from stages.models.reward_head import RewardModel
 from stages.training.trainer import fit
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -31,8 +31,8 @@ def world(tmp_path_factory):
 
     folder = toy_alignment.build(tmp_path_factory.mktemp("world"))
     torch.manual_seed(3)
-    save_scorer(
-        Scorer(load_language_model(folder / "policy")), folder / "scorer", folder / "tokenizer"
+    save_reward_model(
+        RewardModel(load_language_model(folder / "policy")), folder / "scorer", folder / "tokenizer"
     )
     return folder
 

@@ -180,7 +180,7 @@ def gpt(_: Path) -> Any:
 def switch(_: Path) -> Any:
     shape = routed_config()
     assert shape.experts
-    restless = shape.experts.model_copy(update={"jitter": 0.01})
+    restless = shape.experts.model_copy(update={"router_jitter": 0.01})
     return Routed(replace(shape, dropout=0.1, experts=restless))
 
 

@@ -18,8 +18,8 @@ from stages.augment import AugmentParams, augment
 from stages.data.conversation_dataset import Conversations
 from stages.data.preference_dataset import Preferences
 from stages.evaluate import TasksParams, evaluate_tasks
-from stages.models.hf_export import load_language_model, save_scorer
-from stages.models.reward_head import Scorer
+from stages.models.hf_export import load_language_model, save_reward_model
+from stages.models.reward_head import RewardModel
 from stages.ppo import PPOParams, ppo
 from stages.reward import RewardParams, reward
 
@@ -161,8 +161,8 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
 def scored(world):
     """The world with a reward model that was never trained."""
     torch.manual_seed(3)
-    save_scorer(
-        Scorer(load_language_model(world / "policy")), world / "scorer", world / "tokenizer"
+    save_reward_model(
+        RewardModel(load_language_model(world / "policy")), world / "scorer", world / "tokenizer"
     )
     return world
 

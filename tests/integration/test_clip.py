@@ -387,7 +387,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
 ) -> None:
     ctx = Context.local(tmp_path / "clip")
     params = ClipParams.model_validate({
-        "size": "nano", "image_size": 24, "patch_dropout": 0.2, "threads": 1,
+        "preset": "nano", "image_size": 24, "patch_dropout": 0.2, "threads": 1,
         "train": {"steps": 60, "global_batch_size": 32, "lr": 3e-3, "eval_interval": 30},
         "workers": {"num": 2},
     })  # fmt: skip
@@ -403,7 +403,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     assert sum(p.numel() for p in model.parameters()) == results["parameters"]
 
     more = Context.local(tmp_path / "more")
-    going_on = ClipParams(size="tiny", train=settings(steps=3, warmup_steps=0))
+    going_on = ClipParams(preset="tiny", train=settings(steps=3, warmup_steps=0))
     clip(going_on, edges(pairs=world / "pairs", base=ctx.out), more.out, more)
     again = [p["loss"] for p in read_series(more.observed / "metrics.jsonl") if "loss" in p]
     assert again[0] < 0.8 * trained[0]["loss"], "it begins where the other ended"

@@ -13,7 +13,7 @@ from training_cases import Deaf, Toy, little_world
 
 from pipeline.context import read_series
 from pipeline.errors import Interrupted
-from stages.models.hf_export import load_scorer
+from stages.models.hf_export import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective, demonstration, mean_score
 from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.ranks.rank import Rank
@@ -156,7 +156,7 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
     weights = [(tmp_path / f / "model.safetensors").read_bytes() for f in ("out", "again")]
     assert weights[0] == weights[1]
     objective.setup(Rank(), made, 5)
-    scorer = load_scorer(tmp_path / "out")
+    scorer = load_reward_model(tmp_path / "out")
     best = [demonstration(ranking) for ranking in objective.rankings[:20]]
     assert mean_score(scorer, best, torch.device("cpu")) == pytest.approx(0, abs=1e-5)
     found = Checkpoints(pair.checkpoints(name), Rank(), 9).newest()

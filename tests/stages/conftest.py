@@ -15,10 +15,12 @@ def scorer(world):
     """A reward model of that world: the policy's body under a head that was never trained."""
     import torch
 
-    from stages.models.hf_export import load_language_model, save_scorer
-    from stages.models.reward_head import Scorer
+    from stages.models.hf_export import load_language_model, save_reward_model
+    from stages.models.reward_head import RewardModel
 
     torch.manual_seed(3)
     folder = world / "scorer"
-    save_scorer(Scorer(load_language_model(world / "policy")), folder, world / "tokenizer")
+    save_reward_model(
+        RewardModel(load_language_model(world / "policy")), folder, world / "tokenizer"
+    )
     return folder

@@ -26,43 +26,50 @@ def problems(**fields: object) -> list[str]:
 
 def test_a_good_file_has_no_problems() -> None:
     assert not problems(workers={"num": 2})
-    assert not problems(size="ViT-B/32", image_size=64, train={"global_batch_size": 64})
-    assert not problems(size="RN-tiny", export="native", model={"vision": {"blocks": [2, 1, 1, 1]}})
-    assert not problems(model={"vision": {"width": 192, "heads": 6}, "text": {"context": 16}})
+    assert not problems(preset="ViT-B/32", image_size=64, train={"global_batch_size": 64})
+    assert not problems(
+        preset="RN-tiny", export="native", model={"vision": {"blocks": [2, 1, 1, 1]}}
+    )
+    assert not problems(
+        model={"vision": {"hidden_size": 192, "num_heads": 6}, "text": {"context_length": 16}}
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"size": "huge"}, "size: no preset 'huge' (presets: nano, tiny, small"),
+        ({"preset": "huge"}, "preset: no preset 'huge' (presets: nano, tiny, small"),
         ({"image_size": 60}, "image_size: image size 60 is not a multiple of the patch of 8"),
         (
-            {"size": "RN-tiny", "export": "native", "image_size": 60},
+            {"preset": "RN-tiny", "export": "native", "image_size": 60},
             "image_size: image size 60 is not a multiple of 32",
         ),
         (
-            {"model": {"vision": {"width": 130}}},
-            "model.vision.width: vision: width 130 is not a multiple of 4 heads",
+            {"model": {"vision": {"hidden_size": 130}}},
+            "model.vision.hidden_size: vision: width 130 is not a multiple of 4 heads",
         ),
         (
-            {"model": {"text": {"width": 130, "heads": 4}}},
-            "model.text.width: text: width 130 is not a multiple of 4 heads",
+            {"model": {"text": {"hidden_size": 130, "num_heads": 4}}},
+            "model.text.hidden_size: text: width 130 is not a multiple of 4 heads",
         ),
-        ({"model": {"text": {"context": 2}}}, "model.text.context: a context of 2 has no room"),
+        (
+            {"model": {"text": {"context_length": 2}}},
+            "model.text.context_length: a context of 2 has no room",
+        ),
         ({"model": {"vision": {"blocks": [1, 1, 1, 1]}}}, "model.vision.blocks: a ViT has none"),
         (
-            {"size": "RN-tiny", "export": "native", "model": {"vision": {"patch": 8}}},
-            "model.vision.patch: a ResNet has none",
+            {"preset": "RN-tiny", "export": "native", "model": {"vision": {"patch_size": 8}}},
+            "model.vision.patch_size: a ResNet has none",
         ),
         (
-            {"size": "RN-tiny", "export": "native", "patch_dropout": 0.5},
+            {"preset": "RN-tiny", "export": "native", "patch_dropout": 0.5},
             "patch_dropout: a ResNet looks at no patches",
         ),
         (
-            {"size": "RN50"},
+            {"preset": "RN50"},
             "export: transformers has no class for ResNet towers (set export: native",
         ),
-        ({"size": "tiny", "export": "native"}, "export: a ViT is exported for transformers"),
+        ({"preset": "tiny", "export": "native"}, "export: a ViT is exported for transformers"),
         ({"augment": {"scale": [0.9, 0.5]}}, "augment.scale: [0.9, 0.5] is no range within (0, 1]"),
         ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is no range above 0"),
         (
@@ -97,7 +104,7 @@ RESNET = preset("RN-tiny", vocab_size=512)
 
 def test_a_resnet_goes_on_as_a_resnet() -> None:
     """Whether the plan knows the base (it is of the same file) or not (it is an artifact)."""
-    base = ClipParams(size="RN-tiny", export="native")
+    base = ClipParams(preset="RN-tiny", export="native")
     good, bad = ClipParams(export="native"), ClipParams()
     for upstream in ({}, {"base": base}, {"base": ClipParams(export="native"), "base.base": base}):
         assert not list(good.check(upstream))
@@ -119,7 +126,7 @@ def test_a_resnet_goes_on_as_a_resnet() -> None:
 
 
 def test_a_base_that_cannot_be_is_the_bases_own_problem() -> None:
-    for base in (ClipParams(size="huge"), ClipParams(image_size=60)):
+    for base in (ClipParams(preset="huge"), ClipParams(image_size=60)):
         assert not list(ClipParams().check({"base": base}))
 
 
@@ -136,7 +143,7 @@ def test_how_it_is_computed_is_no_part_of_identity() -> None:
 
 
 def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
-    fields = {"size": "ViT-B/32", "train": {"steps": 10, "global_batch_size": 64}}
+    fields = {"preset": "ViT-B/32", "train": {"steps": 10, "global_batch_size": 64}}
     params = ClipParams.model_validate(fields)
     known = params.estimate({"tokenizer": Vocabulary(vocab_size=49408)})
     assert known["parameters"] == 151_277_313
@@ -160,11 +167,11 @@ def test_the_estimate_knows_the_vocabulary_and_the_formulas() -> None:
 def test_a_sigmoid_loss_has_a_bias_and_a_resnet_its_heads() -> None:
     assert ClipParams(loss="siglip").config(512).bias
     wide = ClipParams.model_validate(
-        {"size": "RN-tiny", "export": "native", "model": {"vision": {"width": 24}}}
+        {"preset": "RN-tiny", "export": "native", "model": {"vision": {"width": 24}}}
     )
     vision = wide.config(512).vision
-    assert (vision.width, vision.heads) == (24, 12)
-    assert math.isclose(vision.features / vision.heads, 64)
+    assert (vision.width, vision.num_heads) == (24, 12)
+    assert math.isclose(vision.features / vision.num_heads, 64)
 
 
 def test_the_content_of_the_classes_counts_and_not_their_place(tmp_path: Path) -> None:

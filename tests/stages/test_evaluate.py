@@ -111,7 +111,9 @@ def test_tokens_of_another_vocabulary_are_refused(world, tmp_path):
     index.write_text(json.dumps(nameless))
     with pytest.raises(InputError, match="packed with a tokenizer of 999 ids, not with"):
         document_loss(model, tmp_path / "tokens", tokenizer)
-    small = GPT(GPTConfig(vocab_size=300, context=40, layers=1, width=16, heads=1))
+    small = GPT(
+        GPTConfig(vocab_size=300, context_length=40, num_layers=1, hidden_size=16, num_heads=1)
+    )
     with pytest.raises(InputError, match="the model knows 300 ids, its tokenizer 340"):
         document_loss(small, world / "tokens", tokenizer)
 

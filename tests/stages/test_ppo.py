@@ -15,8 +15,8 @@ from stages.alignment.policy_comparison import before_and_after
 from stages.data.token_store import TokenStore, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import load_language_model, load_scorer, save_scorer
-from stages.models.reward_head import Scorer
+from stages.models.hf_export import load_language_model, load_reward_model, save_reward_model
+from stages.models.reward_head import RewardModel
 from stages.objectives.ppo_ptx import (
     Pages,
     PPOObjective,
@@ -109,8 +109,10 @@ def test_no_prompt_that_fits_is_an_error(world, scorer):
 
 
 def test_models_of_other_vocabularies_do_not_go_together(world, tmp_path):
-    other = Scorer(GPT(GPTConfig(vocab_size=50, context=40, layers=1, width=16, heads=1)))
-    save_scorer(other, tmp_path, world / "tokenizer")
+    other = RewardModel(
+        GPT(GPTConfig(vocab_size=50, context_length=40, num_layers=1, hidden_size=16, num_heads=1))
+    )
+    save_reward_model(other, tmp_path, world / "tokenizer")
     with pytest.raises(InputError, match="the reward model 50"):
         made(world, tmp_path)
 
@@ -284,4 +286,4 @@ def test_what_is_reported_is_the_scorers_own_score(world, scorer):
     assert seen.figures["kl"] > 0.5
     shown = [float(card["after"].rsplit("[", 1)[1][:-1]) for card in seen.samples]
     assert sum(shown) / 12 == pytest.approx(seen.figures["reward_after"], abs=0.006)
-    assert load_scorer(scorer).body.config.context == 40
+    assert load_reward_model(scorer).body.config.context_length == 40

@@ -22,12 +22,12 @@ from stages.data.token_dataset import Corpus
 from stages.data.token_store import Samples, TokenStore, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.language_model_config import DecoderConfig
+from stages.models.language_model_config import LlamaConfig
 from stages.objectives.causal_lm import Pretraining
 from stages.pretrain import PretrainParams, _show_mixture, objective_of, pretrain
 from stages.training.ranks.rank import Rank
 
-SHAPE = {"layers": 2, "width": 32, "heads": 2, "context": 16}
+SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 16}
 
 
 class Vocabulary(Params):
@@ -59,8 +59,8 @@ def test_a_good_file_has_no_problems() -> None:
 
 
 def test_what_cannot_work_is_said_before_anything_starts() -> None:
-    assert problems(model={"width": 130, "heads": 4}) == [
-        "model.width: 130 is not a multiple of 4 heads (128 is)"
+    assert problems(model={"hidden_size": 130, "num_heads": 4}) == [
+        "model.hidden_size: 130 is not a multiple of 4 heads (128 is)"
     ]
     assert problems(train={"global_batch_size": 32}, workers={"num": 3}) == [
         "train.global_batch_size: 32 is not divisible by workers.num (3) (33 is)"
@@ -69,16 +69,16 @@ def test_what_cannot_work_is_said_before_anything_starts() -> None:
 
 
 def test_experts_are_checked_before_anything_starts() -> None:
-    switch = {**SHAPE, "family": "switch", "experts": {"num": 4}, "inner": 64}
+    switch = {**SHAPE, "family": "switch", "experts": {"num_experts": 4}, "intermediate_size": 64}
     assert not problems(model=switch, train={"expert_parallel_size": 2}, workers={"num": 2})
     assert problems(model=switch, train={"expert_parallel_size": 3}, workers={"num": 3})[0] == (
-        "model.experts.num: 4 is not divisible by train.expert_parallel_size (3) (3 is)"
+        "model.experts.num_experts: 4 is not divisible by train.expert_parallel_size (3) (3 is)"
     )
     assert "train.expert_parallel_size: workers.num (2) is not divisible by 4" in " ".join(
         problems(model=switch, train={"expert_parallel_size": 4}, workers={"num": 2})
     )
-    assert problems(model={**switch, "inner": 60}) == [
-        "model.inner: 60 is not a multiple of 8, as experts need (64)"
+    assert problems(model={**switch, "intermediate_size": 60}) == [
+        "model.intermediate_size: 60 is not a multiple of 8, as experts need (64)"
     ]
     assert "has experts" in problems(model={**SHAPE, "family": "switch"})[0]
     assert (
@@ -86,20 +86,29 @@ def test_experts_are_checked_before_anything_starts() -> None:
         in problems(model=SHAPE, train={"expert_parallel_size": 2}, workers={"num": 2})[0]
     )
     assert "llama has no experts" in problems(model={**switch, "family": "llama"})[0]
-    assert "gpt2 has no such choice" in problems(model={**SHAPE, "kv_heads": 1})[0]
-    assert "cannot share 3 heads" in problems(model={**SHAPE, "family": "llama", "kv_heads": 3})[0]
+    assert "gpt2 has no such choice" in problems(model={**SHAPE, "num_kv_heads": 1})[0]
     assert (
-        "no block of 2 is a 3th" in problems(model={**switch, "experts": {"num": 4, "every": 3}})[0]
+        "cannot share 3 heads" in problems(model={**SHAPE, "family": "llama", "num_kv_heads": 3})[0]
+    )
+    assert (
+        "no block of 2 is a 3th"
+        in problems(model={**switch, "experts": {"num_experts": 4, "moe_every": 3}})[0]
     )
 
 
 def test_a_shape_of_somebody_elses_can_be_said() -> None:
-    said = {"family": "qwen3", "width": 96, "heads": 5, "head_size": 32, "kv_heads": 1}
+    said = {
+        "family": "qwen3",
+        "hidden_size": 96,
+        "num_heads": 5,
+        "head_size": 32,
+        "num_kv_heads": 1,
+    }
     params = PretrainParams.model_validate({"model": {**said, "norm_eps": 1e-5}})
     assert not list(params.check({}))
     config = params.config(300)
-    assert isinstance(config, DecoderConfig)
-    assert (config.head_size, config.norm_eps, config.heads) == (32, 1e-5, 5)
+    assert isinstance(config, LlamaConfig)
+    assert (config.head_size, config.norm_eps, config.num_heads) == (32, 1e-5, 5)
     assert "gpt2 has no such choice" in problems(model={**SHAPE, "rope_theta": 5e5})[0]
 
 
@@ -118,11 +127,13 @@ def test_weights_go_with_stores_and_not_with_a_temperature() -> None:
 
 def test_presets_give_what_is_left_out() -> None:
     config = PretrainParams(preset="gpt2").config(50257)
-    assert (config.layers, config.width, config.parameters) == (12, 768, 124_439_808)
-    own = PretrainParams.model_validate({"preset": "gpt2", "model": {"layers": 3, "context": 64}})
-    assert own.config(500).layers == 3
-    assert own.config(500).width == 768
-    assert (own.config(500).context, own.config(500).vocab_size) == (64, 500)
+    assert (config.num_layers, config.hidden_size, config.parameters) == (12, 768, 124_439_808)
+    own = PretrainParams.model_validate(
+        {"preset": "gpt2", "model": {"num_layers": 3, "context_length": 64}}
+    )
+    assert own.config(500).num_layers == 3
+    assert own.config(500).hidden_size == 768
+    assert (own.config(500).context_length, own.config(500).vocab_size) == (64, 500)
 
 
 def test_a_preset_brings_its_papers_training_where_the_file_says_nothing() -> None:
@@ -215,10 +226,10 @@ def test_a_tokenizer_or_a_start_of_the_same_size_is_told_apart(world: Path, tmp_
 def test_a_start_of_other_positions_is_refused(world: Path) -> None:
     """GPT-2 has weights for each: the model's context, which is the length of its samples too, so
     that none is longer than its positions."""
-    shape = {"layers": 2, "width": 48, "heads": 2}
+    shape = {"num_layers": 2, "hidden_size": 48, "num_heads": 2}
 
     def begun(context: int) -> Pretraining:
-        params = PretrainParams.model_validate({"model": {**shape, "context": context}})
+        params = PretrainParams.model_validate({"model": {**shape, "context_length": context}})
         made = objective_of(params, [world / "tokens"], init_from=world / "policy")
         model = made.setup(Rank(), params.train, 0)["model"].module
         inputs = made.collate([made.train[0], made.held_out[0]])["tokens"]
@@ -229,7 +240,7 @@ def test_a_start_of_other_positions_is_refused(world: Path) -> None:
 
     begun(CONTEXT)
     for context in (CONTEXT - 8, CONTEXT + 8):
-        with pytest.raises(InputError, match=f"context: {CONTEXT}, not {context}$") as found:
+        with pytest.raises(InputError, match=f"context_length: {CONTEXT}, not {context}$") as found:
             begun(context)
         assert found.value.exit_code == 2
         assert "under `model`" in found.value.remedy
@@ -401,7 +412,7 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
 
 def test_experts_are_told_and_kept_busy(world: Path) -> None:
     params = PretrainParams.model_validate({
-        "model": {**SHAPE, "family": "switch", "experts": {"num": 4, "every": 1, "z_coef": 0.5}},
+        "model": {**SHAPE, "family": "switch", "experts": {"num_experts": 4, "moe_every": 1, "router_z_loss_coef": 0.5}},
         "z_loss": 0.25, "train": {"global_batch_size": 8},
     })  # fmt: skip
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
@@ -415,9 +426,9 @@ def test_experts_are_told_and_kept_busy(world: Path) -> None:
     assert found.sums["load_layer_0"].sum().item() == pytest.approx(32)
     log_z = model(batch["tokens"]).logsumexp(-1).square().sum()
     means = {name: found.sums[name] / 32 for name in ("balance_loss", "router_z")}
-    upkeep = 2 * 32 * (0.01 * means["balance_loss"] + 0.5 * means["router_z"])
+    router_aux_loss = 2 * 32 * (0.01 * means["balance_loss"] + 0.5 * means["router_z"])
     assert found.shown is not None
-    torch.testing.assert_close(found.total, found.shown + 0.25 * log_z + upkeep)
+    torch.testing.assert_close(found.total, found.shown + 0.25 * log_z + router_aux_loss)
     assert 0 < found.sums["router_entropy"].item() / 32 <= math.log(4) + 1e-5
 
 
@@ -425,7 +436,7 @@ def test_experts_are_told_and_kept_busy(world: Path) -> None:
 def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     world: Path, tmp_path: Path
 ) -> None:
-    dense = {**SHAPE, "family": "qwen3", "inner": 48}
+    dense = {**SHAPE, "family": "qwen3", "intermediate_size": 48}
     train = {"steps": 30, "global_batch_size": 16, "lr": 1e-2}
     first = Context.local(tmp_path / "dense")
     params = {"model": dense, "train": train, "workers": {"num": 2}}

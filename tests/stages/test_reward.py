@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from pipeline.context import Context
 from pipeline.errors import InputError
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.models.hf_export import load_scorer
+from stages.models.hf_export import load_reward_model
 from stages.objectives.reward_modeling import (
     Appraisal,
     Ranking,
@@ -83,7 +83,7 @@ def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, wo
     apart = model(tokens)[0, -1] - model(tokens[:, :3])[0, -1]
     objective.export({"model": Bare(model)}, tmp_path)
     best = [r.rows[r.ranks.index(0)] for r in objective.rankings]
-    scorer = load_scorer(tmp_path)
+    scorer = load_reward_model(tmp_path)
     assert mean_score(scorer, best) == pytest.approx(0, abs=1e-5)
     found = scorer(tokens)[0, -1] - scorer(tokens[:, :3])[0, -1]
     torch.testing.assert_close(found, apart, rtol=0, atol=1e-5)
@@ -108,7 +108,9 @@ def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
     assert len(set(places)) > 100 and sorted(places[:40]) != list(range(40))
     assert 60 < sum(places[:40]) / 40 < 100
     made.export({"model": Bare(modules["model"].module)}, tmp_path)
-    centred = mean_score(load_scorer(tmp_path), [demonstration(r) for r in made.rankings[:40]])
+    centred = mean_score(
+        load_reward_model(tmp_path), [demonstration(r) for r in made.rankings[:40]]
+    )
     assert centred == pytest.approx(0, abs=1e-5)
 
 

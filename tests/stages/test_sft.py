@@ -16,8 +16,8 @@ from pipeline.stage import Params
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
 from stages.models.hf_export import is_chat, load_language_model, save_language_model
-from stages.models.language_model import Trace
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
+from stages.models.language_model import ForwardOutputs
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
 from stages.models.registry import language_model
 from stages.pretrain import PretrainParams
 from stages.sft import FineTuning, SftParams, sft, swapped
@@ -52,7 +52,7 @@ def objective(world: Path) -> FineTuning:
 
 def test_a_length_beyond_the_models_context_is_a_problem() -> None:
     upstream: dict[str, Params] = {
-        "model": PretrainParams.model_validate({"model": {"context": 64}})
+        "model": PretrainParams.model_validate({"model": {"context_length": 64}})
     }
     found = [str(p) for p in SftParams(max_length=65).check(upstream)]
     assert found == ["max_length: 65 is longer than the model's context of 64 (set at most 64)"]
@@ -95,9 +95,15 @@ def test_the_loss_is_the_cross_entropy_of_the_answer(objective: FineTuning) -> N
 
 def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     """As in pretraining: the reported loss is the cross-entropy alone."""
-    experts = ExpertsConfig(num=4, every=1, balance_coef=0.5)
-    sizes = {"context": 40, "layers": 2, "width": 32, "heads": 2, "inner": 48}
-    config = DecoderConfig(340, **sizes, kv_heads=2, head_size=16, qk_norm=True, experts=experts)  # type: ignore[arg-type]
+    experts = ExpertsConfig(num_experts=4, moe_every=1, aux_loss_coef=0.5)
+    sizes = {
+        "context_length": 40,
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 48,
+    }
+    config = LlamaConfig(340, **sizes, num_kv_heads=2, head_size=16, qk_norm=True, experts=experts)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = language_model(config)
     save_language_model(model, tmp_path, world / "tokenizer")  # type: ignore[arg-type]
@@ -108,8 +114,10 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     batch = made.collate(samples)
     assert batch["real"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
     assert not batch["real"].all()
-    found, trace = made.loss(module, batch), Trace()
-    alone = module(batch["tokens"], targets_BT=batch["targets"], real_BT=batch["real"], trace=trace)
+    found, trace = made.loss(module, batch), ForwardOutputs()
+    alone = module(
+        batch["tokens"], targets_BT=batch["targets"], padding_mask_BT=batch["real"], trace=trace
+    )
     balance = torch.stack([layer.balance for layer in trace.routing]).sum()
     tokens = batch["real"].sum()
     torch.testing.assert_close(found.shown, alone.detach())

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.models.language_model import Routing
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
-from stages.models.llama.modeling_llama import FeedForward, start
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.llama.modeling_llama import FeedForward, init_matrix
 from stages.models.moe import Switch
 
 KEYS, VALUES, FACTS, BATCH = 200, 256, 20_000, 1024
@@ -89,15 +89,17 @@ def _layer(experts: int) -> nn.Module:
     """A feed-forward layer, or a Switch of such, which starts with variance 1 / fan-in."""
 
     def draw(weight: Tensor) -> None:
-        start(weight, 0.0, 1.0)
+        init_matrix(weight, 0.0, 1.0)
 
     if not experts:
-        shape = DecoderConfig(VALUES, 2, LAYERS, WIDTH, 2, 2, INNER, head_size=32)
+        shape = LlamaConfig(VALUES, 2, LAYERS, WIDTH, 2, 2, INNER, head_size=32)
         dense = FeedForward(shape)
         for weight in dense.parameters():
             draw(weight)
         return dense
-    config = ExpertsConfig(num=experts, every=1, capacity_factor=None, balance_over="batch")
+    config = ExpertsConfig(
+        num_experts=experts, moe_every=1, capacity_factor=None, balance_over="batch"
+    )
     switch = Switch(WIDTH, INNER, config)
     draw(switch.router.weight)
     switch.experts.reset(draw, draw)

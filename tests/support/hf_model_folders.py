@@ -84,11 +84,11 @@ def write_model(folder: Path, family: str) -> Path:
 def shape(family: str) -> dict[str, Any]:
     """What a pipeline file says of these models."""
     if family == "gpt2":
-        return {"layers": 2, "width": 32, "heads": 2, "context": CONTEXT}
+        return {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": CONTEXT}
     said = {
-        "layers": 2, "width": 32, "heads": 2, "head_size": 16, "kv_heads": 1, "inner": 48,
-        "context": CONTEXT, "norm_eps": 1e-6, "tied": False,
+        "num_layers": 2, "hidden_size": 32, "num_heads": 2, "head_size": 16, "num_kv_heads": 1, "intermediate_size": 48,
+        "context_length": CONTEXT, "norm_eps": 1e-6, "tie_embeddings": False,
     }  # fmt: skip
     if family == "qwen3_moe":
-        return {**said, "family": "switch", "experts": {"num": 4, "every": 1}}
+        return {**said, "family": "switch", "experts": {"num_experts": 4, "moe_every": 1}}
     return {**said, "family": family}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from stages.models.hf_export import load_language_model, load_scorer
+from stages.models.hf_export import load_language_model, load_reward_model
 
 
 def assert_transformers_agree(folder: Path) -> None:
@@ -20,7 +20,10 @@ def assert_transformers_agree(folder: Path) -> None:
     with torch.no_grad():
         if config["architectures"] == ["GPT2ForSequenceClassification"]:
             scorer = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-            theirs, ours = scorer(tokens_BT).logits[:, 0], load_scorer(folder)(tokens_BT)[:, -1]
+            theirs, ours = (
+                scorer(tokens_BT).logits[:, 0],
+                load_reward_model(folder)(tokens_BT)[:, -1],
+            )
         else:
             model = AutoModelForCausalLM.from_pretrained(folder).eval()
             theirs, ours = model(tokens_BT).logits, load_language_model(folder)(tokens_BT)

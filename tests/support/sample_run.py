@@ -40,7 +40,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "gpt": {
         "uses": "pretrain",
         "tokens": "${tokens}",
-        "model": {"family": "gpt2", "layers": 4, "width": 128, "heads": 4},
+        "model": {"family": "gpt2", "num_layers": 4, "hidden_size": 128, "num_heads": 4},
         "train": {"steps": 300, "global_batch_size": 32, "lr": 1e-3, "zero_stage": 1},
         "workers": {"num": 2},
         "kind": "Model",

@@ -67,7 +67,7 @@ class Prefixes:
     def __init__(self) -> None:
         self.tokens: Tensor | None = None
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         self.tokens = self.tokens[rows]
 
 

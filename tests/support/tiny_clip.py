@@ -21,9 +21,9 @@ from stages.models.clip.modeling_clip import CLIP
 from stages.objectives.contrastive import Contrastive
 from stages.training.objective import Trainable
 
-TEXT = TextConfig(61, 12, layers=2, width=32, heads=4, eos=3, bos=2, pad=0)
-VIT = CLIPConfig(ViTConfig(24, 8, layers=2, width=48, heads=4), TEXT, embed=20)
-RESNET = CLIPConfig(ResNetConfig(64, (1, 2, 1, 1), width=4, heads=4), TEXT, embed=20)
+TEXT = TextConfig(61, 12, num_layers=2, hidden_size=32, num_heads=4, eos=3, bos=2, pad=0)
+VIT = CLIPConfig(ViTConfig(24, 8, num_layers=2, hidden_size=48, num_heads=4), TEXT, embed_dim=20)
+RESNET = CLIPConfig(ResNetConfig(64, (1, 2, 1, 1), width=4, num_heads=4), TEXT, embed_dim=20)
 
 
 def made(config):
@@ -122,7 +122,7 @@ def shape_of(world: Path, **changes: Any) -> CLIPConfig:
     weights whole."""
     text = TextConfig(len(Tokenizer(world / "tokenizer")), 16, 1, 64, 2, eos=3, bos=2, pad=0)
     return CLIPConfig(
-        **{"vision": ViTConfig(SIZE, 8, 1, 64, 2), "text": text, "embed": 32} | changes
+        **{"vision": ViTConfig(SIZE, 8, 1, 64, 2), "text": text, "embed_dim": 32} | changes
     )
 
 

@@ -139,7 +139,7 @@ def build(folder: Path) -> Path:
     labelled = list(Conversations(folder / "conversations", "train"))
     for name, data in (("policy", labelled), ("speaker", [swapped(c) for c in labelled])):
         torch.manual_seed(0)
-        model = GPT(GPTConfig(len(tokenizer), CONTEXT, layers=2, width=48, heads=2))
+        model = GPT(GPTConfig(len(tokenizer), CONTEXT, num_layers=2, hidden_size=48, num_heads=2))
         supervised(model, [encode_conversation(tokenizer, c) for c in data], 60)
         save_language_model(model.eval(), folder / name, folder / "tokenizer", chat=True)
     return folder

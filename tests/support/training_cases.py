@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.best_fit_packing import Packed
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig, LanguageConfig, MuP
+from stages.models.language_model_config import ExpertsConfig, LanguageConfig, LlamaConfig, MuP
 from stages.objectives.causal_lm import Pretraining
 from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
 
@@ -52,7 +52,9 @@ class Toy(SupervisedObjective):
             data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
         self.train = Shuffled(data[16:], self.seed)
         self.held_out = data[:16]
-        shape = GPTConfig(VOCABULARY, CONTEXT, layers=1, width=WIDTH, heads=1, dropout=self.dropout)
+        shape = GPTConfig(
+            VOCABULARY, CONTEXT, num_layers=1, hidden_size=WIDTH, num_heads=1, dropout=self.dropout
+        )
         return {"model": Trainable(GPT(shape))}
 
     def collate(self, samples: Sequence[Any]) -> Batch:
@@ -410,16 +412,18 @@ def little_world(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     size = len(Tokenizer(folder / "tokenizer"))
-    model = GPT(GPTConfig(size, toy_alignment.CONTEXT, layers=1, width=WIDTH, heads=1))
+    model = GPT(
+        GPTConfig(size, toy_alignment.CONTEXT, num_layers=1, hidden_size=WIDTH, num_heads=1)
+    )
     save_language_model(model.eval(), folder / "policy", folder / "tokenizer", chat=True)
     return folder
 
 
-def routed_config(over: str = "group") -> DecoderConfig:
+def routed_config(over: str = "group") -> LlamaConfig:
     """A dense block, then one of experts; large enough for ZeRO-3 to cut every matrix."""
-    experts = ExpertsConfig(num=4, every=2, balance_over=over, z_coef=1e-3)
-    return DecoderConfig(
-        VOCABULARY, CONTEXT, layers=2, width=104, heads=2, kv_heads=1, inner=56, head_size=52,
+    experts = ExpertsConfig(num_experts=4, moe_every=2, balance_over=over, router_z_loss_coef=1e-3)
+    return LlamaConfig(
+        VOCABULARY, CONTEXT, num_layers=2, hidden_size=104, num_heads=2, num_kv_heads=1, intermediate_size=56, head_size=52,
         qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),
     )  # fmt: skip
 
@@ -436,16 +440,16 @@ class Routed(Pretraining):
     def open(self, rank: Any) -> dict[str, Trainable]:
         import torch
 
-        from stages.models.llama.modeling_llama import Decoder
-        from stages.models.mup import rates
+        from stages.models.llama.modeling_llama import Llama
+        from stages.models.mup import lr_multipliers
         from stages.training.data_order import Shuffled
 
         samples = [packed(number) for number in range(100)]
         self.train, self.held_out = Shuffled(samples[4:], self.seed), samples[:4]
         self._bytes = torch.ones(VOCABULARY)
-        model = Decoder(self.config)
+        model = Llama(self.config)
         model.activation_checkpointing = self.activation_checkpointing
-        paced = rates(model, muon=self.settings.optimizer == "muon")
+        paced = lr_multipliers(model, muon=self.settings.optimizer == "muon")
         return {"model": Trainable(model, rates=paced)}
 
     def export(self, engines: Any, out: Path) -> None:

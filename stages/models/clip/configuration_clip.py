@@ -21,11 +21,11 @@ HEAD = 64
 """Channels of an attention head in every published size."""
 
 
-def _check_heads(what: str, width: int, heads: int) -> None:
-    if min(width, heads) < 1:
-        raise ValueError(f"{what}: every size must be positive")
-    if width % heads:
-        raise ValueError(f"{what}: width {width} is not a multiple of {heads} heads")
+def _check_heads(tower: str, width: int, num_heads: int) -> None:
+    if min(width, num_heads) < 1:
+        raise ValueError(f"{tower}: every size must be positive")
+    if width % num_heads:
+        raise ValueError(f"{tower}: width {width} is not a multiple of {num_heads} heads")
 
 
 def _blocks(layers: int, width: int) -> int:
@@ -51,24 +51,24 @@ class ViTConfig:
     """
 
     image_size: int
-    patch: int
-    layers: int
-    width: int
-    heads: int
+    patch_size: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
 
     def __post_init__(self) -> None:
-        _check_heads("vision", self.width, self.heads)
-        if min(self.image_size, self.patch, self.layers) < 1:
+        _check_heads("vision", self.hidden_size, self.num_heads)
+        if min(self.image_size, self.patch_size, self.num_layers) < 1:
             raise ValueError("vision: every size must be positive")
-        if self.image_size % self.patch:
+        if self.image_size % self.patch_size:
             raise ValueError(
-                f"image size {self.image_size} is not a multiple of the patch of {self.patch}"
+                f"image size {self.image_size} is not a multiple of the patch of {self.patch_size}"
             )
 
     @property
     def patches(self) -> int:
         """Patches of an image."""
-        return (self.image_size // self.patch) ** 2
+        return (self.image_size // self.patch_size) ** 2
 
     def kept(self, dropout: float) -> int:
         """Patches that are looked at where that share of them is hidden: one at least."""
@@ -76,18 +76,22 @@ class ViTConfig:
 
     def parameters(self, embed: int) -> int:
         """How many weights there are, with the projection to `embed`."""
-        embeddings = 3 * self.patch**2 * self.width + (self.patches + 2) * self.width
-        return embeddings + _blocks(self.layers, self.width) + (4 + embed) * self.width
+        embeddings = (
+            3 * self.patch_size**2 * self.hidden_size + (self.patches + 2) * self.hidden_size
+        )
+        return (
+            embeddings + _blocks(self.num_layers, self.hidden_size) + (4 + embed) * self.hidden_size
+        )
 
     def flops(self, embed: int, kept: int | None = None) -> int:
         """Of a forward pass on one image, of which `kept` patches are looked at."""
         patches = self.patches if kept is None else kept
-        ends = 2 * self.width * (3 * self.patch**2 * patches + embed)
-        return ends + _block_flops(self.layers, self.width, patches + 1)
+        ends = 2 * self.hidden_size * (3 * self.patch_size**2 * patches + embed)
+        return ends + _block_flops(self.num_layers, self.hidden_size, patches + 1)
 
     def unread_flops(self, kept: int | None = None) -> int:
         """Those of `flops` that are not computed."""
-        return _unread_flops(self.width, 1 + (self.patches if kept is None else kept))
+        return _unread_flops(self.hidden_size, 1 + (self.patches if kept is None else kept))
 
 
 class Convolution(NamedTuple):
@@ -111,7 +115,7 @@ class ResNetConfig:
     image_size: int
     blocks: tuple[int, int, int, int]
     width: int
-    heads: int
+    num_heads: int
 
     def __post_init__(self) -> None:
         if len(self.blocks) != 4 or min(*self.blocks, self.image_size) < 1:
@@ -120,7 +124,7 @@ class ResNetConfig:
             raise ValueError(f"the stem halves the width, which {self.width} does not allow")
         if self.image_size % 32:
             raise ValueError(f"image size {self.image_size} is not a multiple of 32")
-        _check_heads("vision", self.features, self.heads)
+        _check_heads("vision", self.features, self.num_heads)
 
     @property
     def features(self) -> int:
@@ -177,37 +181,43 @@ class TextConfig:
     """
 
     vocab_size: int
-    context: int
-    layers: int
-    width: int
-    heads: int
+    context_length: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
     eos: int
     """The id whose first place is read."""
     bos: int
     pad: int
 
     def __post_init__(self) -> None:
-        _check_heads("text", self.width, self.heads)
-        if min(self.vocab_size, self.layers) < 1:
+        _check_heads("text", self.hidden_size, self.num_heads)
+        if min(self.vocab_size, self.num_layers) < 1:
             raise ValueError("text: every size must be positive")
-        if self.context < 3:
-            raise ValueError(f"a context of {self.context} has no room between its two marks")
+        if self.context_length < 3:
+            raise ValueError(
+                f"a context of {self.context_length} has no room between its two marks"
+            )
         if not 0 <= max(self.eos, self.bos, self.pad) < self.vocab_size:
             raise ValueError(f"the marks are no ids of a vocabulary of {self.vocab_size}")
 
     def parameters(self, embed: int) -> int:
         """How many weights there are, with the projection to `embed`."""
-        embeddings = (self.vocab_size + self.context) * self.width
-        return embeddings + _blocks(self.layers, self.width) + (2 + embed) * self.width
+        embeddings = (self.vocab_size + self.context_length) * self.hidden_size
+        return (
+            embeddings + _blocks(self.num_layers, self.hidden_size) + (2 + embed) * self.hidden_size
+        )
 
     def flops(self, embed: int, tokens: int | None = None) -> int:
         """Of a forward pass on one caption, padded to `tokens` (left out: to the context)."""
-        length = self.context if tokens is None else tokens
-        return _block_flops(self.layers, self.width, length) + 2 * self.width * embed
+        length = self.context_length if tokens is None else tokens
+        return (
+            _block_flops(self.num_layers, self.hidden_size, length) + 2 * self.hidden_size * embed
+        )
 
     def unread_flops(self, tokens: int | None = None) -> int:
         """Those of `flops` that are not computed."""
-        return _unread_flops(self.width, self.context if tokens is None else tokens)
+        return _unread_flops(self.hidden_size, self.context_length if tokens is None else tokens)
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,7 @@ class CLIPConfig:
 
     vision: ViTConfig | ResNetConfig
     text: TextConfig
-    embed: int
+    embed_dim: int
     activation: Activation = "quick_gelu"
     """Between the feed-forward layers; the released models have `quick_gelu`: x σ(1.702 x)."""
     bias: bool = False
@@ -224,28 +234,30 @@ class CLIPConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.embed < 1:
-            raise ValueError("embed must be positive")
+        if self.embed_dim < 1:
+            raise ValueError("embed_dim must be positive")
 
     @property
     def parameters(self) -> int:
         """How many weights there are, the logit scale (and bias) among them."""
-        towers = self.vision.parameters(self.embed) + self.text.parameters(self.embed)
+        towers = self.vision.parameters(self.embed_dim) + self.text.parameters(self.embed_dim)
         return towers + 1 + self.bias
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Mean width of the matrices that a pair passes, by FLOPs: how well a device does."""
-        sides = (self.vision.flops(self.embed), self.text.flops(self.embed))
+        sides = (self.vision.flops(self.embed_dim), self.text.flops(self.embed_dim))
         vision = self.vision
         # Of a ResNet between the inner and outer channels of the third group, which does most.
-        wide = 8 * vision.width if isinstance(vision, ResNetConfig) else vision.width
-        return round((sides[0] * wide + sides[1] * self.text.width) / sum(sides))
+        wide = 8 * vision.width if isinstance(vision, ResNetConfig) else vision.hidden_size
+        return round((sides[0] * wide + sides[1] * self.text.hidden_size) / sum(sides))
 
     def flops_per_pair(self, *, kept: int | None = None, tokens: int | None = None) -> int:
         """Of a forward and backward pass on an image, of which `kept` patches are looked at, and a
         caption of `tokens`."""
-        return 3 * (self.vision.flops(self.embed, kept) + self.text.flops(self.embed, tokens))
+        return 3 * (
+            self.vision.flops(self.embed_dim, kept) + self.text.flops(self.embed_dim, tokens)
+        )
 
 
 class Shape(NamedTuple):
@@ -254,8 +266,8 @@ class Shape(NamedTuple):
     vision: ViTConfig | ResNetConfig
     text_layers: int
     text_width: int
-    embed: int
-    context: int = 77
+    embed_dim: int
+    context_length: int = 77
     vocab_size: int = 49408
 
 
@@ -285,7 +297,7 @@ def preset(
     name: str,
     *,
     vocab_size: int | None = None,
-    context: int | None = None,
+    context_length: int | None = None,
     image_size: int | None = None,
     marks: tuple[int, int, int] | None = None,
 ) -> CLIPConfig:
@@ -307,9 +319,9 @@ def preset(
     # The released models pad with eos, their last id, and begin with the id before it.
     pad, bos, eos = marks or (size - 1, size - 2, size - 1)
     width = shape.text_width
-    heads, length = max(2, width // HEAD), context or shape.context
+    heads, length = max(2, width // HEAD), context_length or shape.context_length
     text = TextConfig(size, length, shape.text_layers, width, heads, eos=eos, bos=bos, pad=pad)
     vision = shape.vision
     if image_size:
         vision = replace(vision, image_size=image_size)
-    return CLIPConfig(vision, text, shape.embed)
+    return CLIPConfig(vision, text, shape.embed_dim)

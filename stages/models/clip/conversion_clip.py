@@ -85,7 +85,7 @@ def save_clip(
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: _plain(value) for name, value in model.state_dict().items()}
     if isinstance(model.config.vision, ViTConfig):
-        config, weights = _config(model), _export(state, model.config.vision.patch)
+        config, weights = _config(model), _export(state, model.config.vision.patch_size)
     else:
         config, weights = {"model_type": NATIVE, **asdict(model.config)}, state
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -131,13 +131,13 @@ def _config(model: CLIP) -> dict[str, Any]:
     common = {
         "hidden_act": shape.activation,
         "layer_norm_eps": shape.norm_eps,
-        "projection_dim": shape.embed,
+        "projection_dim": shape.embed_dim,
     }
     bias = {} if model.logit_bias is None else {"logit_bias": float(model.logit_bias.detach())}
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "projection_dim": shape.embed,
+        "projection_dim": shape.embed_dim,
         "logit_scale_init_value": 2.6592,
         "dtype": "float32",
         **bias,
@@ -145,21 +145,21 @@ def _config(model: CLIP) -> dict[str, Any]:
             **common,
             "model_type": "clip_vision_model",
             "image_size": vision.image_size,
-            "patch_size": vision.patch,
-            "hidden_size": vision.width,
-            "intermediate_size": 4 * vision.width,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
+            "patch_size": vision.patch_size,
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": 4 * vision.hidden_size,
+            "num_hidden_layers": vision.num_layers,
+            "num_attention_heads": vision.num_heads,
         },
         "text_config": {
             **common,
             "model_type": "clip_text_model",
             "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.context,
-            "hidden_size": text.width,
-            "intermediate_size": 4 * text.width,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.context_length,
+            "hidden_size": text.hidden_size,
+            "intermediate_size": 4 * text.hidden_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
             "bos_token_id": text.bos,
             "eos_token_id": text.eos,
             "pad_token_id": text.pad,
@@ -297,7 +297,7 @@ def _mark_texts(folder: Path, text: TextConfig) -> None:
         "special_tokens": {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in marks.items()},
     }
     fast.write_text(json.dumps({**json.loads(fast.read_text()), "post_processor": rule}))
-    _write(settings, {**told, "padding_side": "right", "model_max_length": text.context})
+    _write(settings, {**told, "padding_side": "right", "model_max_length": text.context_length})
 
 
 def _preprocessor(size: int) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class CLIP(nn.Module):
         if isinstance(config.vision, ViTConfig):
             self.visual = VisionTransformer(config.vision, config)
         else:
-            self.visual = ModifiedResNet(config.vision, config.embed)
+            self.visual = ModifiedResNet(config.vision, config.embed_dim)
         self.text = TextTransformer(config.text, config)
         self.log_scale_limit = LOG_SCALE_LIMIT
         self.logit_scale = nn.Parameter(torch.empty(1))

@@ -88,7 +88,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, shape: ResNetConfig, embed: int) -> None:
         super().__init__()
-        self.heads = shape.heads
+        self.num_heads = shape.num_heads
         width = shape.features
         self.position_embedding = nn.Parameter(torch.empty(shape.side**2 + 1, width))
         self.q = nn.Linear(width, width)
@@ -108,7 +108,7 @@ class AttentionPool(nn.Module):
 
     def _heads(self, x_BSF: Tensor) -> Tensor:
         B, S, width = x_BSF.shape
-        return x_BSF.view(B, S, self.heads, width // self.heads).transpose(1, 2)
+        return x_BSF.view(B, S, self.num_heads, width // self.num_heads).transpose(1, 2)
 
 
 class ModifiedResNet(nn.Module):

@@ -75,14 +75,15 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.num_heads, self.causal = heads, causal
         self.qkv = QKV(width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> Tensor:
         """Mix tokens; with `at_B`, for one token of each sample alone."""
         q, k, v = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x_BTC, at_B)
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in self.qkv(x_BTC, at_B)
         )
         seen = None
         if self.causal and at_B is not None:
@@ -137,7 +138,8 @@ class Blocks(nn.Module):
         super().__init__()
         self.activation_checkpointing = False
         self.layers = nn.ModuleList(
-            Block(shape.width, shape.heads, config, causal=causal) for _ in range(shape.layers)
+            Block(shape.hidden_size, shape.num_heads, config, causal=causal)
+            for _ in range(shape.num_layers)
         )
 
     def forward(self, x_BTC: Tensor, at_B: Tensor) -> Tensor:
@@ -178,13 +180,13 @@ class VisionTransformer(nn.Module):
     def __init__(self, shape: ViTConfig, config: CLIPConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.patch = nn.Linear(3 * shape.patch**2, shape.width, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(shape.width))
-        self.position_embedding = nn.Parameter(torch.empty(shape.patches + 1, shape.width))
-        self.ln_pre = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.patch = nn.Linear(3 * shape.patch_size**2, shape.hidden_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(shape.hidden_size))
+        self.position_embedding = nn.Parameter(torch.empty(shape.patches + 1, shape.hidden_size))
+        self.ln_pre = nn.LayerNorm(shape.hidden_size, eps=config.norm_eps)
         self.blocks = Blocks(shape, config, causal=False)
-        self.ln_post = nn.LayerNorm(shape.width, eps=config.norm_eps)
-        self.proj = nn.Linear(shape.width, config.embed, bias=False)
+        self.ln_post = nn.LayerNorm(shape.hidden_size, eps=config.norm_eps)
+        self.proj = nn.Linear(shape.hidden_size, config.embed_dim, bias=False)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -192,7 +194,7 @@ class VisionTransformer(nn.Module):
         self.blocks.reset()
         self.patch.weight.normal_(std=(3 * self.patch.in_features) ** -0.5)
         for parameter in (self.class_embedding, self.position_embedding, self.proj.weight):
-            parameter.normal_(std=self.shape.width**-0.5)
+            parameter.normal_(std=self.shape.hidden_size**-0.5)
         for norm in (self.ln_pre, self.ln_post):
             norm.reset_parameters()
 
@@ -210,7 +212,7 @@ class VisionTransformer(nn.Module):
         if pixels_B3HW.shape[1:] != (3, size, size):
             given = "x".join(map(str, pixels_B3HW.shape[1:]))
             raise ValueError(f"images are 3x{size}x{size} here, not {given}")
-        patches_BNP = split(pixels_B3HW.to(self.patch.weight.dtype), self.shape.patch)
+        patches_BNP = split(pixels_B3HW.to(self.patch.weight.dtype), self.shape.patch_size)
         positions_NC = self.position_embedding[1:]
         if places_BK is None:
             x_BNC = self.patch(patches_BNP) + positions_NC
@@ -236,11 +238,11 @@ class TextTransformer(nn.Module):
     def __init__(self, shape: TextConfig, config: CLIPConfig) -> None:
         super().__init__()
         self.shape = shape
-        self.token_embedding = nn.Embedding(shape.vocab_size, shape.width)
-        self.position_embedding = nn.Parameter(torch.empty(shape.context, shape.width))
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.position_embedding = nn.Parameter(torch.empty(shape.context_length, shape.hidden_size))
         self.blocks = Blocks(shape, config, causal=True)
-        self.ln_final = nn.LayerNorm(shape.width, eps=config.norm_eps)
-        self.proj = nn.Linear(shape.width, config.embed, bias=False)
+        self.ln_final = nn.LayerNorm(shape.hidden_size, eps=config.norm_eps)
+        self.proj = nn.Linear(shape.hidden_size, config.embed_dim, bias=False)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -248,7 +250,7 @@ class TextTransformer(nn.Module):
         self.blocks.reset()
         self.token_embedding.weight.normal_(std=0.02)
         self.position_embedding.normal_(std=0.01)
-        self.proj.weight.normal_(std=self.shape.width**-0.5)
+        self.proj.weight.normal_(std=self.shape.hidden_size**-0.5)
         self.ln_final.reset_parameters()
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -258,8 +260,8 @@ class TextTransformer(nn.Module):
             ValueError: a caption is longer than the context.
         """
         T = tokens_BT.shape[1]
-        if self.shape.context < T:
-            raise ValueError(f"{T} tokens do not fit a context of {self.shape.context}")
+        if self.shape.context_length < T:
+            raise ValueError(f"{T} tokens do not fit a context of {self.shape.context_length}")
         end_B = (tokens_BT == self.shape.eos).int().argmax(1)
         x_BTC = self.token_embedding(tokens_BT) + self.position_embedding[:T]
         return cast(Tensor, self.proj(self.ln_final(self.blocks(x_BTC, end_B))))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.models.language_model import INIT_STD, LanguageModel, Seen
+from stages.models.language_model import INIT_STD, AttentionContext, LanguageModel
 from stages.models.language_model_config import GPTConfig, attention_scale, width_multiple
 
 __all__ = ["GPT", "GPTConfig"]
@@ -32,28 +32,28 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.heads, self.layer, self.dropout = config.heads, layer, config.dropout
+        self.num_heads, self.layer, self.dropout = config.num_heads, layer, config.dropout
         self.scale = attention_scale(config)
-        self.c_attn = nn.Linear(config.width, 3 * config.width)
-        self.c_proj = nn.Linear(config.width, config.width)
+        self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: Tensor, seen: Seen) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
         """Mix tokens. Without a mask it is plainly causal (or, with a cache, sees all of it)."""
         B, T, C = x_BTC.shape
         q, k, v = (
-            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+            part.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
             for part in self.c_attn(x_BTC).split(C, dim=2)
         )
-        if seen.cache is not None:
-            k, v = seen.cache.extend(self.layer, k, v)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
         y_BHTD = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=seen.mask,
+            attn_mask=context.mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=seen.mask is None and seen.cache is None,
+            is_causal=context.mask is None and context.cache is None,
             scale=self.scale,
         )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
@@ -65,8 +65,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.width, config.inner)
-        self.c_proj = nn.Linear(config.inner, config.width)
+        self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTC: Tensor, seen: Seen) -> tuple[Tensor, None]:
+    def forward(self, x_BTC: Tensor, context: AttentionContext) -> tuple[Tensor, None]:
         """One layer."""
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), seen)
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), context)
         return x_BTC + self.mlp(self.ln_2(x_BTC)), None
 
 
@@ -99,11 +99,11 @@ class GPT(LanguageModel):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.width)
-        self.wpe = nn.Embedding(config.context, config.width)
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = nn.Embedding(config.context_length, config.hidden_size)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.reset()
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ class GPT(LanguageModel):
         hidden = INIT_STD / math.sqrt(width_multiple(self.config))
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
-                parameter.normal_(std=hidden / math.sqrt(2 * self.config.layers))
+                parameter.normal_(std=hidden / math.sqrt(2 * self.config.num_layers))
             elif name.endswith("bias"):
                 parameter.zero_()
             elif "ln_" in name:
@@ -126,7 +126,7 @@ class GPT(LanguageModel):
         return self.h
 
     @property
-    def unembedding(self) -> Tensor:
+    def lm_head_weight(self) -> Tensor:
         """The embedding: the head is tied to it."""
         return self.wte.weight
 

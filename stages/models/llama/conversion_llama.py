@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -42,7 +42,7 @@ _QKV, _GATE_UP = "attention.qkv.weight", "feed_forward.gate_up.weight"
 _EXPERTS_GATE_UP, _EXPERTS_DOWN = "feed_forward.experts.gate_up", "feed_forward.experts.down"
 
 
-def model_type(config: DecoderConfig) -> str:
+def model_type(config: LlamaConfig) -> str:
     """Which of theirs computes what this one does.
 
     Raises:
@@ -59,19 +59,19 @@ def model_type(config: DecoderConfig) -> str:
     return "qwen3_moe"
 
 
-def config_json(config: DecoderConfig) -> dict[str, Any]:
+def config_json(config: LlamaConfig) -> dict[str, Any]:
     """Their config, less the token ids."""
     kind = model_type(config)
     found: dict[str, Any] = {
         "model_type": kind,
         "architectures": [ARCHITECTURES[kind]],
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context,
-        "hidden_size": config.width,
-        "intermediate_size": config.inner,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_size,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
@@ -80,25 +80,25 @@ def config_json(config: DecoderConfig) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": config.dropout,
         "initializer_range": 0.02,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "dtype": "float32",
     }
     if kind == "llama":
         found["mlp_bias"] = False
     if config.experts:
         found |= {
-            "num_experts": config.experts.num,
+            "num_experts": config.experts.num_experts,
             "num_experts_per_tok": config.experts.top_k,
-            "norm_topk_prob": config.experts.normalize_gates,
-            "moe_intermediate_size": config.inner,
-            "decoder_sparse_step": config.experts.every,
+            "norm_topk_prob": config.experts.norm_topk_prob,
+            "moe_intermediate_size": config.intermediate_size,
+            "decoder_sparse_step": config.experts.moe_every,
             "mlp_only_layers": [],
-            "router_aux_loss_coef": config.experts.balance_coef,
+            "router_aux_loss_coef": config.experts.aux_loss_coef,
         }
     return found
 
 
-def read_config(raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> DecoderConfig:
+def read_config(raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> LlamaConfig:
     """Ours, of one of theirs.
 
     Raises:
@@ -108,25 +108,25 @@ def read_config(raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> Dec
     heads, experts = raw["num_attention_heads"], None
     if raw["model_type"] == "qwen3_moe":
         experts = ExpertsConfig(
-            num=raw.get("num_experts", raw.get("num_local_experts")),
-            every=raw.get("decoder_sparse_step", 1),
+            num_experts=raw.get("num_experts", raw.get("num_local_experts")),
+            moe_every=raw.get("decoder_sparse_step", 1),
             top_k=raw["num_experts_per_tok"],
-            normalize_gates=raw.get("norm_topk_prob", False),
+            norm_topk_prob=raw.get("norm_topk_prob", False),
             capacity_factor=None,
-            balance_coef=raw.get("router_aux_loss_coef", 1e-3),
+            aux_loss_coef=raw.get("router_aux_loss_coef", 1e-3),
         )
     rope = raw.get("rope_parameters") or {}
-    return DecoderConfig(
+    return LlamaConfig(
         vocab_size=raw["vocab_size"],
-        context=raw["max_position_embeddings"],
-        layers=raw["num_hidden_layers"],
-        width=raw["hidden_size"],
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        inner=raw["moe_intermediate_size"] if experts else raw["intermediate_size"],
+        context_length=raw["max_position_embeddings"],
+        num_layers=raw["num_hidden_layers"],
+        hidden_size=raw["hidden_size"],
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        intermediate_size=raw["moe_intermediate_size"] if experts else raw["intermediate_size"],
         head_size=raw.get("head_dim") or raw["hidden_size"] // heads,
         qk_norm=raw["model_type"] != "llama",
-        tied=raw.get("tie_word_embeddings", False),
+        tie_embeddings=raw.get("tie_word_embeddings", False),
         dropout=dropout,
         rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10_000.0),
         norm_eps=raw.get("rms_norm_eps", 1e-6),
@@ -159,21 +159,24 @@ def _refuse(raw: Mapping[str, Any], where: str) -> None:
             )
 
 
-def export(state: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
+def export(state: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
     """Our weights by their names."""
     return {
         name: value for ours, whole in state.items() for name, value in _parts(ours, whole, config)
     }
 
 
-def _parts(name: str, value: Tensor, config: DecoderConfig) -> Iterator[tuple[str, Tensor]]:
+def _parts(name: str, value: Tensor, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
     if name in _TOP:
         yield _TOP[name], value
         return
     _, layer, inner = name.split(".", 2)
     to = f"model.layers.{layer}."
     if inner == _QKV:
-        sizes = [n * config.head_size for n in (config.heads, config.kv_heads, config.kv_heads)]
+        sizes = [
+            n * config.head_size
+            for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        ]
         for letter, part in zip("qkv", torch.split(value, sizes), strict=True):
             yield f"{to}self_attn.{letter}_proj.weight", part
     elif inner == _GATE_UP:
@@ -190,16 +193,16 @@ def _parts(name: str, value: Tensor, config: DecoderConfig) -> Iterator[tuple[st
         yield to + _LAYER[inner], value
 
 
-def collect(weights: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
+def collect(weights: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
     """Our weights of theirs.
 
     Raises:
         KeyError: some are missing.
     """
     found = {ours: weights[theirs] for ours, theirs in _TOP.items() if theirs in weights}
-    if config.tied:
+    if config.tie_embeddings:
         found.pop("lm_head.weight", None)
-    for layer in range(config.layers):
+    for layer in range(config.num_layers):
         source = f"model.layers.{layer}."
         mine = f"layers.{layer}."
         for ours, theirs in _LAYER.items():
@@ -216,14 +219,14 @@ def collect(weights: Mapping[str, Tensor], config: DecoderConfig) -> dict[str, T
 
 
 def _experts(
-    weights: Mapping[str, Tensor], source: str, mine: str, config: DecoderConfig
+    weights: Mapping[str, Tensor], source: str, mine: str, config: LlamaConfig
 ) -> dict[str, Tensor]:
     """The experts of a layer, which some files hold apart and others together."""
     if f"{source}gate_up_proj" in weights:
         gate_up, down = weights[f"{source}gate_up_proj"], weights[f"{source}down_proj"]
     else:
         assert config.experts is not None
-        each = range(config.experts.num)
+        each = range(config.experts.num_experts)
         gate_up = torch.stack([_gate_up(weights, f"{source}{e}.") for e in each])
         down = torch.stack([weights[f"{source}{e}.down_proj.weight"] for e in each])
     return {mine + _EXPERTS_GATE_UP: gate_up, mine + _EXPERTS_DOWN: down}

@@ -22,43 +22,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.models.fused_ops import swiglu
-from stages.models.language_model import INIT_STD, LanguageModel, Routing, Seen
-from stages.models.language_model_config import DecoderConfig, attention_scale, width_multiple
+from stages.models.language_model import INIT_STD, AttentionContext, LanguageModel, Routing
+from stages.models.language_model_config import LlamaConfig, attention_scale, width_multiple
 from stages.models.moe import Experts, Switch
 
-__all__ = ["Decoder", "DecoderConfig"]
+__all__ = ["Llama", "LlamaConfig"]
 
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions, heads of queries sharing those of keys."""
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.dropout, self.head_size = layer, config.dropout, config.head_size
         self.scale = attention_scale(config)
-        self.heads = [config.heads, config.kv_heads, config.kv_heads]
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_size, bias=False)
-        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+        self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self.qkv = nn.Linear(config.hidden_size, sum(self.heads) * config.head_size, bias=False)
+        self.out = nn.Linear(config.num_heads * config.head_size, config.hidden_size, bias=False)
         norms = (config.head_size, config.norm_eps) if config.qk_norm else None
         self.q_norm = nn.RMSNorm(*norms) if norms else nn.Identity()
         self.k_norm = nn.RMSNorm(*norms) if norms else nn.Identity()
         self.residual_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: Tensor, seen: Seen) -> Tensor:
+    def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
         """Mix tokens. Without a mask it is plainly causal (or, with a cache, sees all of it)."""
         B, T, _ = x_BTC.shape
         heads_BTHD = self.qkv(x_BTC).view(B, T, sum(self.heads), self.head_size)
         q, k, v = (part.transpose(1, 2) for part in heads_BTHD.split(self.heads, dim=2))
-        q, k = turn(self.q_norm(q), seen.rotary), turn(self.k_norm(k), seen.rotary)
-        if seen.cache is not None:
-            k, v = seen.cache.extend(self.layer, k, v)
+        q, k = (
+            apply_rotary(self.q_norm(q), context.rotary),
+            apply_rotary(self.k_norm(k), context.rotary),
+        )
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
         y_BHTD = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=seen.mask,
+            attn_mask=context.mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=seen.mask is None and seen.cache is None,
+            is_causal=context.mask is None and context.cache is None,
             scale=self.scale,
             enable_gqa=self.heads[0] != self.heads[1],
         )
@@ -66,7 +69,7 @@ class Attention(nn.Module):
         return cast(Tensor, self.residual_dropout(self.out(y_BTC)))
 
 
-def turn(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+def apply_rotary(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """Each head turned by its position's angles: halves of the head are the pairs' two sides."""
     assert rotary is not None
     cos, sin = rotary
@@ -77,12 +80,12 @@ def turn(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020): silu(gate) times up, then down."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
-        self.down = nn.Linear(config.inner, config.width, bias=False)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTC: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x_BTC: Tensor, padding_mask_BT: Tensor | None = None) -> tuple[Tensor, None]:
         """Transform each token alone, padding too."""
         return self.down(swiglu(self.gate_up(x_BTC))), None
 
@@ -90,37 +93,39 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward (or experts), each on a normalised copy, added to the stream."""
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config, layer)
-        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.feed_forward: nn.Module = FeedForward(config)
         if config.experts and config.has_experts(layer):
-            self.feed_forward = Switch(config.width, config.inner, config.experts)
+            self.feed_forward = Switch(config.hidden_size, config.intermediate_size, config.experts)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTC: Tensor, seen: Seen) -> tuple[Tensor, Routing | None]:
+    def forward(self, x_BTC: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
         """One layer, and how its tokens were sent to experts if it has any."""
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), seen)
-        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), seen.real_BT)
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context)
+        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), context.padding_mask_BT)
         return x_BTC + self.dropout(y_BTC), routing
 
 
-class Decoder(LanguageModel):
+class Llama(LanguageModel):
     """The language model."""
 
-    config: DecoderConfig
+    config: LlamaConfig
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.final_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = (
-            None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         self.reset()
 
@@ -129,7 +134,7 @@ class Decoder(LanguageModel):
         """Draw the weights anew from torch's global generator, each expert's on its own."""
         narrower = 1 / math.sqrt(width_multiple(self.config))
         hidden, scale = INIT_STD * narrower, self.config.init_scale
-        residual = hidden / math.sqrt(2 * self.config.layers)
+        residual = hidden / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             plain = residual if name.endswith(("out.weight", "down", "down.weight")) else hidden
             if "norm" in name:
@@ -139,13 +144,14 @@ class Decoder(LanguageModel):
             elif name.endswith(("embedding.weight", "lm_head.weight")):
                 parameter.normal_(std=INIT_STD)
             elif name.endswith("router.weight"):
-                start(parameter, plain * narrower, scale and scale * narrower**2)
+                init_matrix(parameter, plain * narrower, scale and scale * narrower**2)
             else:
-                start(parameter, plain, scale)
+                init_matrix(parameter, plain, scale)
         for experts in self.modules():
             if isinstance(experts, Experts):
                 experts.reset(
-                    lambda w: start(w, hidden, scale), lambda w: start(w, residual, scale)
+                    lambda w: init_matrix(w, hidden, scale),
+                    lambda w: init_matrix(w, residual, scale),
                 )
 
     @property
@@ -154,7 +160,7 @@ class Decoder(LanguageModel):
         return self.layers
 
     @property
-    def unembedding(self) -> Tensor:
+    def lm_head_weight(self) -> Tensor:
         """The head's weight, or the embedding that it is tied to."""
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
@@ -176,7 +182,7 @@ class Decoder(LanguageModel):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def start(weight: Tensor, std: float, scale: float | None) -> None:
+def init_matrix(weight: Tensor, std: float, scale: float | None) -> None:
     """Fill an (out, in) matrix: normal, or cut at two deviations with variance scale / fan-in."""
     if scale is None:
         weight.normal_(std=std)

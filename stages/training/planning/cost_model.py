@@ -91,7 +91,7 @@ def expert_parameters(config: LanguageConfig) -> int:
     if experts is None:
         return 0
     feed_forward: int = config.feed_forward_parameters  # type: ignore[union-attr]
-    return int(switch_layers(config) * experts.num * feed_forward)
+    return int(switch_layers(config) * experts.num_experts * feed_forward)
 
 
 def switch_layers(config: LanguageConfig) -> int:
@@ -122,7 +122,7 @@ class Arithmetic:
 
 def arithmetic(config: LanguageConfig, layout: Layout, samples: float) -> Arithmetic:
     """Tokens and FLOPs of a training on so many samples."""
-    tokens = float(samples) * config.context
+    tokens = float(samples) * config.context_length
     each = float(config.flops_per_token)
     again = recomputed_flops_per_token(config) if layout.activation_checkpointing else 0.0
     return Arithmetic(tokens, tokens * each, tokens * (each + again))
@@ -131,7 +131,7 @@ def arithmetic(config: LanguageConfig, layout: Layout, samples: float) -> Arithm
 def recomputed_flops_per_token(config: LanguageConfig) -> float:
     """One more forward pass through the blocks: a third of their part of `flops_per_token`. The
     head is not recomputed, as in Narayanan et al. 2021, equation 3."""
-    head = 6.0 * config.vocab_size * config.width
+    head = 6.0 * config.vocab_size * config.hidden_size
     return (config.flops_per_token - head) / 3
 
 
@@ -186,8 +186,8 @@ def exchanged(config: LanguageConfig, layout: Layout) -> float:
     backward; recomputing goes there and back once more. Of the tokens 1 / e stay."""
     away = (layout.expert_parallel_size - 1) / layout.expert_parallel_size
     ways = 6 if layout.activation_checkpointing else 4
-    token = config.width * layout.bytes * choices(config)
-    return ways * switch_layers(config) * token * layout.micro * config.context * away
+    token = config.hidden_size * layout.bytes * choices(config)
+    return ways * switch_layers(config) * token * layout.micro * config.context_length * away
 
 
 # --- time --------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Model(Protocol):
         """All weights."""
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Of its matrices: how well a device does."""
 
 
@@ -237,7 +237,7 @@ def forecast(
     """
     peak = device.peak[layout.dtype] * cores
     computing = work.hardware_flops / steps / layout.world
-    computing /= peak * device.efficiency(config.width)
+    computing /= peak * device.efficiency(config.hidden_size)
     gathering = _seconds(sent.gathered, layout.world, device, per_node)
     if layout.zero == 3:
         gathering = max(0.0, gathering - computing)

@@ -1,7 +1,7 @@
 """What a plan says of training a language model, and what it refuses.
 
 `estimate` brings arithmetic, memory, traffic and time under the names that `headwater plan` shows;
-`refusals` names, for what does not fit a device, the first change of the file that makes it fit.
+`infeasibilities` names, for what does not fit a device, the first change of the file that makes it fit.
 Imports no torch: `headwater plan` reads this module.
 """
 
@@ -17,7 +17,7 @@ from pipeline.atomic_io import format_bytes
 from pipeline.errors import Problem
 from stages.training.planning.cost_model import Layout, arithmetic, forecast, traffic
 from stages.training.planning.device_specs import DEVICES, GIB
-from stages.training.planning.memory_model import host, memory, reading
+from stages.training.planning.memory_model import host_memory, load_overhead, memory
 
 if TYPE_CHECKING:
     from pipeline.stage import Workers
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SOME_GPU = 2e14
 """FLOP/s that a GPU of which nothing is known may be expected to do."""
-KNOBS = (
+TUNABLES = (
     "train.zero_stage",
     "train.micro_batch_size",
     "model.activation_checkpointing",
@@ -40,7 +40,7 @@ KNOBS = (
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingEstimate:
     """A training as a plan sees it."""
 
     config: LanguageConfig
@@ -85,10 +85,10 @@ class Training:
 
     def _host(self, layout: Layout, per_node: int) -> float:
         beside = self._reading() if self.start else 0.0
-        return host(self.config.parameters, layout, per_node, beside)
+        return host_memory(self.config.parameters, layout, per_node, beside)
 
     def _reading(self) -> float:
-        return reading(self.config)
+        return load_overhead(self.config)
 
     def estimate(self) -> dict[str, float]:
         """What `Params.estimate` promises, and of one device: its memory by kind
@@ -147,7 +147,7 @@ class Training:
             cores=1 if device.gpu else self.workers.cpus,
         )
 
-    def refusals(self) -> Iterator[Problem]:
+    def infeasibilities(self) -> Iterator[Problem]:
         """Yield what the device that the file names cannot do."""
         name, device = self.hardware.device, self.device
         if name is None or device is None:
@@ -172,9 +172,9 @@ class Training:
             first = next(iter(knobs), "model")
             yield Problem(first, said, hint or "a smaller model, or a device with more memory")
         else:
-            yield from self._host_refusals()
+            yield from self._host_infeasibilities()
 
-    def _host_refusals(self) -> Iterator[Problem]:
+    def _host_infeasibilities(self) -> Iterator[Problem]:
         hardware, layout = self.hardware, self.layout
         need = self._host(layout, hardware.per_node)
         if hardware.host_gib is None or not layout.gpu or need <= hardware.host_gib * GIB:
@@ -220,7 +220,7 @@ class Training:
             range(own.zero, 3 if by_muon else 4),
             [micro for micro in range(own.micro, 0, -1) if share % micro == 0],
             sorted({own.activation_checkpointing, True}),
-            self._spreads(own.world),
+            self._expert_parallel_sizes(own.world),
         ):
             yield replace(
                 own,
@@ -232,18 +232,20 @@ class Training:
                 expert_parallel_size=spread,
             )
 
-    def _spreads(self, world: int) -> list[int]:
+    def _expert_parallel_sizes(self, world: int) -> list[int]:
         """Sizes of expert parallelism from the file's on."""
         experts, own = getattr(self.config, "experts", None), self.train.expert_parallel_size
         if experts is None:
             return [own]
-        sizes = range(own, min(experts.num, world) + 1)
-        return [size for size in sizes if experts.num % size == 0 and world % size == 0] or [own]
+        sizes = range(own, min(experts.num_experts, world) + 1)
+        return [
+            size for size in sizes if experts.num_experts % size == 0 and world % size == 0
+        ] or [own]
 
     def _changes(self, own: Layout, layout: Layout) -> dict[str, str]:
         fields = ("zero", "micro", "activation_checkpointing", "expert_parallel_size", "offload")
         pairs = [(getattr(own, name), getattr(layout, name)) for name in fields]
-        changed = {key: new for key, (old, new) in zip(KNOBS, pairs, strict=True) if old != new}
+        changed = {key: new for key, (old, new) in zip(TUNABLES, pairs, strict=True) if old != new}
         if "train.offload_optimizer" in changed:
             changed["train.offload_optimizer"] = "cpu"
             if layout.zero == 1:  # it comes with that

@@ -6,7 +6,7 @@ operator as Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, do, for our
 attention keeps no scores, and the fused head no logits. Buffers are DeepSpeed's, at the sizes that
 our engine sets.
 
-A step has three high tides, and memory is needed for the highest:
+A step has three high phases, and memory is needed for the highest:
 
     forward    all activations; gradients only of passes before (or where they have a place)
     backward   all gradients, and copies of them on their way; activations are used up
@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.models.language_model_config import DecoderConfig, head_rows
+from stages.models.language_model_config import LlamaConfig, head_rows
 from stages.training.planning.cost_model import choices, expert_parameters, switch_layers
 
 if TYPE_CHECKING:
@@ -65,18 +65,18 @@ class Memory:
 def memory(config: LanguageConfig, layout: Layout) -> Memory:
     """What one device holds."""
     spread = expert_parameters(config)
-    return held(
+    return device_memory(
         layout,
         config.parameters - spread + spread / layout.expert_parallel_size,
         config.parameters / layout.world,
         activations(config, layout),
         largest=_largest(config),
-        embedding=config.vocab_size * config.width,
+        embedding=config.vocab_size * config.hidden_size,
         sending=_sending(config, layout),
     )
 
 
-def held(
+def device_memory(
     layout: Layout,
     whole: float,
     part: float,
@@ -108,7 +108,7 @@ def held(
     reducing = gathered + size * (_reducing(layout, whole, largest) + embedding)
     updating = _updating(layout, whole, part)
     kept = gradients if layout.passes > 1 or zero == 3 else 0.0
-    tides = (
+    phases = (
         active + kept + standing,
         gradients + reducing,
         (gradients if zero in (0, 3) else 0.0) + updating,
@@ -121,11 +121,11 @@ def held(
         activations=active,
         buffers=max(standing, reducing, updating),
         starting=starting,
-        peak=max(starting, weights + optimizer + max(tides)),
+        peak=max(starting, weights + optimizer + max(phases)),
     )
 
 
-def host(parameters: float, layout: Layout, per_node: int, reading: float = 0.0) -> float:
+def host_memory(parameters: float, layout: Layout, per_node: int, reading: float = 0.0) -> float:
     """Bytes of a host's memory that the processes of one node take at once.
 
     Each draws all weights in float32, takes those of another model if it is to start from one, and
@@ -147,7 +147,7 @@ def host(parameters: float, layout: Layout, per_node: int, reading: float = 0.0)
     return max(ranks * max(drawn, whole + offloaded), ranks * (offloaded + saved) + whole)
 
 
-def reading(config: LanguageConfig) -> float:
+def load_overhead(config: LanguageConfig) -> float:
     """Bytes beside a model's own while `stages.models.initialization` fills it from a folder: a second
     one with the folder's weights, and matrices put together of the file's. The file itself is
     mapped, and takes no memory that the system could not have back.
@@ -162,11 +162,16 @@ def _joined(config: LanguageConfig) -> int:
     """Weights that are put together: queries, keys and values; the two inner sides of a
     feed-forward layer; the experts of a layer. A GPT-2's lie in the file as they are, but muP's
     factors take a copy of its first."""
-    if not isinstance(config, DecoderConfig):
-        return 3 * config.layers * config.width * config.width if config.mup else 0
-    heads = config.heads + 2 * config.kv_heads
-    attention = config.layers * config.width * heads * config.head_size
-    dense = (config.layers - config.switch_layers) * 2 * config.width * config.inner
+    if not isinstance(config, LlamaConfig):
+        return 3 * config.num_layers * config.hidden_size * config.hidden_size if config.mup else 0
+    heads = config.num_heads + 2 * config.num_kv_heads
+    attention = config.num_layers * config.hidden_size * heads * config.head_size
+    dense = (
+        (config.num_layers - config.switch_layers)
+        * 2
+        * config.hidden_size
+        * config.intermediate_size
+    )
     return attention + dense + expert_parameters(config)
 
 
@@ -208,15 +213,15 @@ def _sending(config: LanguageConfig, layout: Layout) -> float:
     for even."""
     if layout.expert_parallel_size == 1:
         return 0.0
-    positions = layout.micro * config.context
-    return 2.0 * layout.bytes * config.width * choices(config) * positions
+    positions = layout.micro * config.context_length
+    return 2.0 * layout.bytes * config.hidden_size * choices(config) * positions
 
 
 def _largest(config: LanguageConfig) -> float:
     """Weights of the largest module: what ZeRO 3 gathers at once."""
     experts = getattr(config, "experts", None)
-    inner = config.inner * (3 * experts.num if experts else 1)
-    return float(config.width * max(config.vocab_size, inner))
+    inner = config.intermediate_size * (3 * experts.num_experts if experts else 1)
+    return float(config.hidden_size * max(config.vocab_size, inner))
 
 
 # --- activations -------------------------------------------------------------------------------
@@ -225,19 +230,19 @@ def _largest(config: LanguageConfig) -> float:
 def activations(config: LanguageConfig, layout: Layout) -> float:
     """Bytes that one micro-batch keeps for its backward pass, at their most: the end of the
     forward pass, with what the head, and then the last block, work with."""
-    positions = layout.micro * config.context
-    stream = layout.bytes * config.width
+    positions = layout.micro * config.context_length
+    stream = layout.bytes * config.hidden_size
     experts = switch_layers(config)
     plain, switch = (positions * block(config, layout, experts=x) for x in (False, True))
     largest = switch if experts else plain
     if layout.activation_checkpointing:
-        kept = float(config.layers * stream * positions)
+        kept = float(config.num_layers * stream * positions)
         again = largest - stream * positions
     else:
-        kept = (config.layers - experts) * plain + experts * switch
+        kept = (config.num_layers - experts) * plain + experts * switch
         again = 0.0
     ends = 2 * stream * positions  # what the last norm keeps, and the gradient that it will get
-    head_weight = layout.bytes * config.vocab_size * config.width
+    head_weight = layout.bytes * config.vocab_size * config.hidden_size
     working = positions * _working(config, layout)
     return kept + ends + head_weight + max(again + working, _head(config, layout))
 
@@ -245,51 +250,51 @@ def activations(config: LanguageConfig, layout: Layout) -> float:
 def block(config: LanguageConfig, layout: Layout, *, experts: bool = False) -> float:
     """Bytes that one block keeps a position: attention keeps a float32 a head and, of a mask, a
     number for each position it may see."""
-    size, width = layout.bytes, config.width
-    softmax = 4 * config.heads + (size * config.context if layout.masked else 0)
-    if not isinstance(config, DecoderConfig):
+    size, width = layout.bytes, config.hidden_size
+    softmax = 4 * config.num_heads + (size * config.context_length if layout.masked else 0)
+    if not isinstance(config, LlamaConfig):
         # Each norm's input and output; queries, keys, values; what they make; GELU's two sides.
         masks = 2 * width if config.dropout else 0
-        return size * (8 * width + 2 * config.inner) + softmax + 16 + masks
+        return size * (8 * width + 2 * config.intermediate_size) + softmax + 16 + masks
     # Each norm's input and output; projections; queries and keys turned; what they make.
-    heads = 3 * (config.heads + config.kv_heads) * config.head_size
+    heads = 3 * (config.num_heads + config.num_kv_heads) * config.head_size
     kept = size * (4 * width + heads) + softmax + _norms(config, layout)
     if not (experts and config.experts):
-        return kept + size * 3 * config.inner  # gate and up, and their product
+        return kept + size * 3 * config.intermediate_size  # gate and up, and their product
     # The router's input in float32 and its two outputs; for each choice the hidden layer, the token
     # sent, its answer as it is and times its gate, and where they came from and go.
-    router = 8 * config.experts.num + (0 if size == 4 else 4 * width)
-    chosen = config.experts.top_k * (size * (3 * config.inner + 3 * width) + 24)
+    router = 8 * config.experts.num_experts + (0 if size == 4 else 4 * width)
+    chosen = config.experts.top_k * (size * (3 * config.intermediate_size + 3 * width) + 24)
     return kept + router + chosen
 
 
-def _norms(config: DecoderConfig, layout: Layout) -> float:
+def _norms(config: LlamaConfig, layout: Layout) -> float:
     """Two RMSNorms: a number each where they are one kernel; on a processor they are several
     operators, which keep what they scaled in float32 too (and attention to normalised queries
     answers head by head, which is put in order in a copy)."""
-    normed = config.heads + config.kv_heads if config.qk_norm else 0
+    normed = config.num_heads + config.num_kv_heads if config.qk_norm else 0
     numbers = 2 + normed
     if not layout.gpu:
-        numbers += 2 * config.width + normed * config.head_size
-        numbers += config.heads * config.head_size if config.qk_norm else 0
+        numbers += 2 * config.hidden_size + normed * config.head_size
+        numbers += config.num_heads * config.head_size if config.qk_norm else 0
     return 4.0 * numbers
 
 
 def _working(config: LanguageConfig, layout: Layout) -> float:
     """Bytes a position of the gradients inside a block when its backward pass begins: of the
     stream, and of the hidden layer's sides."""
-    gated = isinstance(config, DecoderConfig)
+    gated = isinstance(config, LlamaConfig)
     times = max(1, choices(config))
-    inner = config.inner * (2 if gated else 1) * times
-    return float(layout.bytes * (2 * config.width + inner))
+    inner = config.intermediate_size * (2 if gated else 1) * times
+    return float(layout.bytes * (2 * config.hidden_size + inner))
 
 
 def _head(config: LanguageConfig, layout: Layout) -> float:
     """Bytes that the fused head works with: its input, some rows of logits, and the gradient of
     its weight in float32."""
-    positions = layout.micro * config.context
+    positions = layout.micro * config.context_length
     low = layout.bytes < 4
     rows = head_rows(config.vocab_size, gpu=layout.gpu)
     logits = min(rows, positions) * config.vocab_size * (10 if low else 8)
-    sums = 6 * config.vocab_size * config.width if low else 0
-    return float(layout.bytes * config.width * positions + logits + sums)
+    sums = 6 * config.vocab_size * config.hidden_size if low else 0
+    return float(layout.bytes * config.hidden_size * positions + logits + sums)

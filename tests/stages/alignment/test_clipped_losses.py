@@ -75,7 +75,9 @@ def test_the_end_token_is_learnt_from():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_the_next_tokens(temperature):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=20, context=8, layers=1, width=16, heads=2)).eval()
+    model = GPT(
+        GPTConfig(vocab_size=20, context_length=8, num_layers=1, hidden_size=16, num_heads=2)
+    ).eval()
     tokens = torch.randint(0, 20, (2, 6))
     at = torch.zeros(2, 6, dtype=torch.bool)
     at[0, 1:5] = at[1, 3] = True

@@ -13,9 +13,9 @@ from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.generation.likelihood import next_log_probs
 from stages.generation.sampling import Decoding
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.reward_head import Scorer
+from stages.models.reward_head import RewardModel
 
-CONFIG = GPTConfig(vocab_size=24, context=24, layers=2, width=32, heads=2)
+CONFIG = GPTConfig(vocab_size=24, context_length=24, num_layers=2, hidden_size=32, num_heads=2)
 EOS, PAD = 3, 0
 PROMPTS = [
     [2, 5, 6],
@@ -53,7 +53,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    found = GPT(CONFIG), GPT(CONFIG), Scorer(GPT(CONFIG)), Scorer(GPT(CONFIG))
+    found = GPT(CONFIG), GPT(CONFIG), RewardModel(GPT(CONFIG)), RewardModel(GPT(CONFIG))
     with torch.no_grad():
         for model in found:
             for parameter in model.parameters():

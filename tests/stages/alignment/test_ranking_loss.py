@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from stages.alignment.ranking_loss import NO_RESPONSE, compare, kwise_loss
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.reward_head import Scorer
+from stages.models.reward_head import RewardModel
 
 
 def pairs(ranks):
@@ -37,7 +37,9 @@ def test_loss_and_gradient_are_the_mean_over_pairs(ranks):
 def test_k_forward_passes_give_the_gradient_of_all_pairs():
     """Through a model: K sequences, not K (K - 1), to 1e-6."""
     torch.manual_seed(0)
-    model = Scorer(GPT(GPTConfig(vocab_size=40, context=12, layers=2, width=32, heads=2))).double()
+    model = RewardModel(
+        GPT(GPTConfig(vocab_size=40, context_length=12, num_layers=2, hidden_size=32, num_heads=2))
+    ).double()
     ranks = [2, 0, 3, 1]
     tokens_KT = torch.randint(0, 40, (4, 12))
     read = []

@@ -18,8 +18,8 @@ from stages.contrastive.clip_cost_model import (
     arithmetic,
     image_bytes,
     image_flops,
+    load_overhead,
     memory,
-    reading,
     text_bytes,
     text_flops,
     traffic,
@@ -40,9 +40,9 @@ from stages.training.planning.device_specs import DEVICES
 
 DAY = 86400.0
 ALONE = Layout(1, 0, "float32", 3, 1, gpu=False)
-TEXT = TextConfig(97, 24, layers=2, width=32, heads=4, eos=3, bos=2, pad=0)
-VIT = CLIPConfig(ViTConfig(32, 8, layers=3, width=48, heads=4), TEXT, embed=20)
-RESNET = replace(VIT, vision=ResNetConfig(64, (2, 3, 4, 2), width=8, heads=4))
+TEXT = TextConfig(97, 24, num_layers=2, hidden_size=32, num_heads=4, eos=3, bos=2, pad=0)
+VIT = CLIPConfig(ViTConfig(32, 8, num_layers=3, hidden_size=48, num_heads=4), TEXT, embed_dim=20)
+RESNET = replace(VIT, vision=ResNetConfig(64, (2, 3, 4, 2), width=8, num_heads=4))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_the_published_sizes(
     config = preset(name)
     run = Run(config, 1)
     assert config.parameters / 1e6 == pytest.approx(millions, abs=0.01)
-    assert config.vision.parameters(config.embed) / 1e6 == pytest.approx(image, abs=0.01)
-    assert config.text.parameters(config.embed) / 1e6 == pytest.approx(text, abs=0.01)
+    assert config.vision.parameters(config.embed_dim) / 1e6 == pytest.approx(image, abs=0.01)
+    assert config.text.parameters(config.embed_dim) / 1e6 == pytest.approx(text, abs=0.01)
     close = 0.06 if name.startswith("RN") else 0.001
     assert image_flops(run) / 3e9 == pytest.approx(gigaflops[0], rel=close)
     assert text_flops(run) / 3e9 == pytest.approx(gigaflops[1], rel=0.001)
@@ -77,7 +77,7 @@ def params(**fields: Any) -> ClipParams:
     """Radford et al. 2021, sections 2.5 and 3.2: ViT-L/14, 256 V100s, half precision, activations
     recomputed, 32 epochs of 400 million pairs."""
     given: dict[str, Any] = {
-        "size": "ViT-L/14",
+        "preset": "ViT-L/14",
         "model": {"activation_checkpointing": True},
         "train": {
             "steps": 390625,
@@ -96,7 +96,7 @@ def params(**fields: Any) -> ClipParams:
 )
 def test_days_of_the_largest(size: str, devices: int, days: float, again: float) -> None:
     """The same, section 2.5; they recomputed ResNets too, which we do not."""
-    plan = params(size=size, workers={"num": devices, "gpus": 1}).estimate({})
+    plan = params(preset=size, workers={"num": devices, "gpus": 1}).estimate({})
     assert plan["pairs"] == pytest.approx(12.8e9)
     assert again * plan["seconds"] / DAY == pytest.approx(days, rel=0.1)
 
@@ -104,7 +104,7 @@ def test_days_of_the_largest(size: str, devices: int, days: float, again: float)
 def test_what_is_computed_beside_the_towers() -> None:
     run, layout = Run(VIT, 64), Layout(4, 1, "float32", 16, 1)
     towers = VIT.flops_per_pair()
-    pair = 6 * 64 * VIT.embed  # logits with 64 others, forward and backward
+    pair = 6 * 64 * VIT.embed_dim  # logits with 64 others, forward and backward
     plain = arithmetic(run, layout, 64)
     assert plain.flops == 64 * (towers + pair)
     read = towers - 3 * (VIT.vision.unread_flops() + VIT.text.unread_flops())
@@ -188,7 +188,7 @@ def test_a_base_is_held_beside_the_own(config: CLIPConfig, tmp_path: Path) -> No
     save_clip(CLIP(config), tmp_path)
     objective = Contrastive(tmp_path, tmp_path, config, base=tmp_path)
     beside = peak(objective._build, tmp_path) - 4 * config.parameters
-    assert 0.99 < beside / reading(config) < 1.05
+    assert 0.99 < beside / load_overhead(config) < 1.05
 
 
 def test_a_base_takes_memory_of_the_host() -> None:
@@ -197,20 +197,20 @@ def test_a_base_takes_memory_of_the_host() -> None:
     config = params().config(4096)
     processes, whole = 8, 4 * config.parameters
     assert alone["host_bytes"] == processes * 1.5 * whole
-    assert more["host_bytes"] == processes * (whole + reading(config))
+    assert more["host_bytes"] == processes * (whole + load_overhead(config))
     assert more["memory_bytes"] == alone["memory_bytes"]
 
 
 @pytest.mark.parametrize(
     ("fields", "key"),
     [
-        ({"model": {}, "size": "ViT-L/14@336"}, "model.activation_checkpointing"),
+        ({"model": {}, "preset": "ViT-L/14@336"}, "model.activation_checkpointing"),
         ({"workers": {"num": 8, "gpus": 1}}, "train.micro_batch_size"),
         ({"workers": {"num": 1, "gpus": 1}}, "workers.num"),
         (
             {
-                "size": "ViT-L/14@336",
-                "model": {"vision": {"layers": 400}},
+                "preset": "ViT-L/14@336",
+                "model": {"vision": {"num_layers": 400}},
                 "workers": {"num": 512, "gpus": 1},
             },
             None,

@@ -287,7 +287,7 @@ def test_images_are_read_a_batch_at_a_time(world):
     store = Counted(ImageTextStore(world / "pairs", "eval"))
     made = bench.shared_images(store, range(10))
     assert seen == [4, 8, 10]
-    assert made.shape == (10, model.config.embed)
+    assert made.shape == (10, model.config.embed_dim)
 
 
 def test_what_cannot_be_measured_is_said(world, tmp_path):

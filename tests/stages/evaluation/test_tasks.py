@@ -20,7 +20,7 @@ from stages.evaluation.loglikelihood import Request, Score, fitted, requests, sc
 from stages.evaluation.task_metrics import Answer, Examiner, grade, summary, tables
 from stages.evaluation.tasks import Item, Task, TaskSection, load
 from stages.models.hf_export import load_language_model, save_language_model
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
 from stages.models.registry import language_model
 
 CONTEXT = 48
@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def saved(root: Path, name: str, config: GPTConfig | DecoderConfig) -> Path:
+def saved(root: Path, name: str, config: GPTConfig | LlamaConfig) -> Path:
     """The folder of a random model."""
     torch.manual_seed(0)
     model = language_model(config)
@@ -53,15 +53,17 @@ def saved(root: Path, name: str, config: GPTConfig | DecoderConfig) -> Path:
 @pytest.fixture(scope="module")
 def folder(root: Path) -> Path:
     vocabulary = len(Tokenizer(root / "tokenizer"))
-    return saved(root, "gpt2", GPTConfig(vocabulary, CONTEXT, layers=2, width=32, heads=4))
+    return saved(
+        root, "gpt2", GPTConfig(vocabulary, CONTEXT, num_layers=2, hidden_size=32, num_heads=4)
+    )
 
 
 @pytest.fixture(scope="module")
 def switch(root: Path) -> Path:
     """Rotary positions, grouped queries and experts."""
-    config = DecoderConfig(
-        len(Tokenizer(root / "tokenizer")), CONTEXT, layers=2, width=32, heads=4, kv_heads=2,
-        inner=48, head_size=8, qk_norm=True, experts=ExpertsConfig(num=4, capacity_factor=None),
+    config = LlamaConfig(
+        len(Tokenizer(root / "tokenizer")), CONTEXT, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2,
+        intermediate_size=48, head_size=8, qk_norm=True, experts=ExpertsConfig(num_experts=4, capacity_factor=None),
     )  # fmt: skip
     return saved(root, "switch", config)
 

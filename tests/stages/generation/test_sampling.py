@@ -11,7 +11,7 @@ from stages.generation.sampling import Decoding, batches, draw, log_distribution
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import save_language_model
 
-CONFIG = GPTConfig(vocab_size=50, context=48, layers=2, width=32, heads=4)
+CONFIG = GPTConfig(vocab_size=50, context_length=48, num_layers=2, hidden_size=32, num_heads=4)
 EOS, PAD = 3, 0
 PROMPTS = [[2, 7, 9], [2, 11, 4, 30, 8, 12, 5], [2], [2, 40, 41, 42, 43]]
 

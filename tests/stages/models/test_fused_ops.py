@@ -103,7 +103,9 @@ def test_a_sum_beyond_16_bits_is_scaled_before_it_is_rounded(
 
 def test_a_model_gives_the_loss_of_its_logits() -> None:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=V, context=16, layers=2, width=C, heads=4))
+    model = GPT(
+        GPTConfig(vocab_size=V, context_length=16, num_layers=2, hidden_size=C, num_heads=4)
+    )
     tokens = torch.randint(0, V, (3, 16))
     targets = torch.where(torch.rand(3, 16) < 0.3, IGNORED, torch.randint(0, V, (3, 16)))
     loss = model(tokens, targets_BT=targets)

@@ -16,14 +16,14 @@ from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import (
     is_chat,
     load_language_model,
-    load_scorer,
+    load_reward_model,
     save_language_model,
-    save_scorer,
+    save_reward_model,
     special_ids,
 )
-from stages.models.reward_head import Scorer
+from stages.models.reward_head import RewardModel
 
-CONFIG = GPTConfig(vocab_size=97, context=32, layers=3, width=48, heads=4)
+CONFIG = GPTConfig(vocab_size=97, context_length=32, num_layers=3, hidden_size=48, num_heads=4)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_theirs_loads_in_ours_with_the_same_logits_and_gradients(tmp_path, token
     theirs = lively(GPT2LMHeadModel(config))
     theirs.save_pretrained(tmp_path)
     model = load_language_model(tmp_path)
-    assert model.config.inner == 80
+    assert model.config.intermediate_size == 80
     torch.testing.assert_close(model(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5)
     assert_same_gradients(model, theirs, tokens_BT)
 
@@ -104,21 +104,21 @@ def test_left_padding_agrees_with_transformers(tmp_path, tokens_BT):
 
 
 def test_scorer_agrees_with_sequence_classification(tmp_path, tokens_BT):
-    model = lively(Scorer(GPT(CONFIG)))
-    save_scorer(model, tmp_path)
+    model = lively(RewardModel(GPT(CONFIG)))
+    save_reward_model(model, tmp_path)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     tokens_BT[1, 12:] = 0
     last_B = (tokens_BT != 0).sum(1) - 1
     ours_B = model(tokens_BT)[torch.arange(3), last_B]
     torch.testing.assert_close(ours_B, theirs(tokens_BT).logits[:, 0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(load_scorer(tmp_path)(tokens_BT), model(tokens_BT))
+    torch.testing.assert_close(load_reward_model(tmp_path)(tokens_BT), model(tokens_BT))
 
 
 def test_a_shift_is_folded_into_the_folder(tmp_path, tokens_BT):
-    model = lively(Scorer(GPT(CONFIG)))
+    model = lively(RewardModel(GPT(CONFIG)))
     before_BT = model(tokens_BT).detach()
-    model.shift(-2.5)
-    save_scorer(model, tmp_path)
+    model.add_bias(-2.5)
+    save_reward_model(model, tmp_path)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(model(tokens_BT), before_BT - 2.5, rtol=0, atol=1e-5)
     torch.testing.assert_close(
@@ -127,10 +127,10 @@ def test_a_shift_is_folded_into_the_folder(tmp_path, tokens_BT):
 
 
 def test_a_scorer_without_a_direction_cannot_be_shifted():
-    model = Scorer(GPT(CONFIG))
+    model = RewardModel(GPT(CONFIG))
     torch.nn.init.zeros_(model.score.weight)
     with pytest.raises(ValueError, match="no direction"):
-        model.shift(1.0)
+        model.add_bias(1.0)
 
 
 def test_equal_weights_give_equal_bytes(tmp_path):
@@ -169,7 +169,7 @@ def test_folders_that_are_no_gpt2_are_refused(tmp_path):
         load_language_model(tmp_path / "nothing")
     save_language_model(GPT(CONFIG), tmp_path)
     with pytest.raises(InputError, match="no score head"):
-        load_scorer(tmp_path)
+        load_reward_model(tmp_path)
     edit(tmp_path, n_layer=4)
     with pytest.raises(InputError, match="weights and config disagree"):
         load_language_model(tmp_path)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.models.language_model import Trace
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
-from stages.models.llama.modeling_llama import Decoder
+from stages.models.language_model import ForwardOutputs
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.llama.modeling_llama import Llama
 from stages.models.moe import Groups, Switch, balance_loss, dispatch
 
 C, INNER = 16, 24
@@ -18,7 +18,7 @@ C, INNER = 16, 24
 
 def layer(**fields) -> Switch:
     torch.manual_seed(0)
-    made = Switch(C, INNER, ExpertsConfig(**{"num": 4, "capacity_factor": None, **fields}))
+    made = Switch(C, INNER, ExpertsConfig(**{"num_experts": 4, "capacity_factor": None, **fields}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
@@ -32,16 +32,16 @@ def by_token(switch: Switch, x_BTC: torch.Tensor, factor: float | None) -> torch
         w.detach().double()
         for w in (switch.router.weight, switch.experts.gate_up, switch.experts.down)
     )
-    room = math.inf if factor is None else math.ceil(T * config.top_k / config.num * factor)
+    room = math.inf if factor is None else math.ceil(T * config.top_k / config.num_experts * factor)
     y_BTC = torch.zeros_like(x_BTC, dtype=torch.float64)
     for b in range(B):
-        taken = [0] * config.num
+        taken = [0] * config.num_experts
         for choice in range(config.top_k):
             for t in range(T):
                 x = x_BTC[b, t].double()
                 probs = (router @ x).softmax(0)
                 gates, experts = probs.topk(config.top_k)
-                if config.normalize_gates:
+                if config.norm_topk_prob:
                     gates = gates / gates.sum()
                 e = int(experts[choice])
                 if taken[e] < room:
@@ -54,7 +54,7 @@ def by_token(switch: Switch, x_BTC: torch.Tensor, factor: float | None) -> torch
 @pytest.mark.parametrize("factor", [None, 0.5, 1.0, 1.25])
 @pytest.mark.parametrize(("top_k", "normalize"), [(1, False), (2, False), (2, True)])
 def test_the_layer_is_the_loop_over_tokens(factor, top_k, normalize):
-    switch = layer(top_k=top_k, normalize_gates=normalize, capacity_factor=factor)
+    switch = layer(top_k=top_k, norm_topk_prob=normalize, capacity_factor=factor)
     x_BTC = torch.randn(3, 10, C)
     y_BTC, routing = switch(x_BTC)
     torch.testing.assert_close(y_BTC.double(), by_token(switch, x_BTC, factor), rtol=0, atol=1e-5)
@@ -107,21 +107,21 @@ def test_padding_is_neither_sent_nor_counted(over):
     """A padded batch is to the layer what its sequences are without their padding."""
     switch = layer(capacity_factor=0.75, balance_over=over)
     rows = [torch.randn(1, length, C) for length in (9, 4, 6)]
-    x_BTC, real_BT = torch.full((3, 9, C), 7.0), torch.zeros(3, 9, dtype=torch.bool)
+    x_BTC, padding_mask_BT = torch.full((3, 9, C), 7.0), torch.zeros(3, 9, dtype=torch.bool)
     for b, row_1TC in enumerate(rows):
-        x_BTC[b, : row_1TC.shape[1]], real_BT[b, : row_1TC.shape[1]] = row_1TC[0], True
+        x_BTC[b, : row_1TC.shape[1]], padding_mask_BT[b, : row_1TC.shape[1]] = row_1TC[0], True
     x_BTC.requires_grad_()
-    y_BTC, routing = switch(x_BTC, real_BT)
+    y_BTC, routing = switch(x_BTC, padding_mask_BT)
     alone = [switch(row_1TC) for row_1TC in rows]
-    torch.testing.assert_close(y_BTC[real_BT], torch.cat([y[0] for y, _ in alone]))
-    assert y_BTC[~real_BT].eq(0).all()
+    torch.testing.assert_close(y_BTC[padding_mask_BT], torch.cat([y[0] for y, _ in alone]))
+    assert y_BTC[~padding_mask_BT].eq(0).all()
     figures = ["z", "load_E", "dropped", "entropy", *(["balance"] if over == "group" else [])]
     for figure in figures:
         weighed = [getattr(told, figure) * y.shape[1] / 19 for y, told in alone]
         torch.testing.assert_close(getattr(routing, figure), sum(weighed), msg=figure)
     (y_BTC.square().sum() + routing.balance + routing.z).backward()
-    assert x_BTC.grad[~real_BT].eq(0).all()
-    assert x_BTC.grad[real_BT].ne(0).any(-1).all()
+    assert x_BTC.grad[~padding_mask_BT].eq(0).all()
+    assert x_BTC.grad[padding_mask_BT].ne(0).any(-1).all()
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zero():
@@ -181,7 +181,7 @@ def test_balance_pulls_towards_the_even_load():
 def test_jitter_multiplies_the_routers_input_alone_and_in_training_alone():
     """All experts are one and the router reads one channel, which is 1: so a token's gate tells by
     what that was multiplied, and nothing else may change."""
-    switch = layer(num=2, jitter=0.2)
+    switch = layer(num_experts=2, router_jitter=0.2)
     with torch.no_grad():
         switch.experts.gate_up[1], switch.experts.down[1] = (
             switch.experts.gate_up[0], switch.experts.down[0]
@@ -265,22 +265,22 @@ def test_matrices_start_from_a_normal_cut_at_two_deviations():
         assert abs(unit.mean()) < error, name
 
 
-def started() -> Decoder:
+def started() -> Llama:
     """A decoder as it starts."""
     torch.manual_seed(3)
-    return Decoder(DecoderConfig(
-        vocab_size=32, context=8, layers=2, width=64, heads=2, kv_heads=2, inner=96, head_size=32,
-        experts=ExpertsConfig(num=8, every=2), init_scale=0.1,
+    return Llama(LlamaConfig(
+        vocab_size=32, context_length=8, num_layers=2, hidden_size=64, num_heads=2, num_kv_heads=2, intermediate_size=96, head_size=32,
+        experts=ExpertsConfig(num_experts=8, moe_every=2), init_scale=0.1,
     ))  # fmt: skip
 
 
 def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():
-    config = DecoderConfig(
-        vocab_size=32, context=8, layers=4, width=16, heads=2, kv_heads=1, inner=16, head_size=8,
-        experts=ExpertsConfig(num=2, every=2),
+    config = LlamaConfig(
+        vocab_size=32, context_length=8, num_layers=4, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=16, head_size=8,
+        experts=ExpertsConfig(num_experts=2, moe_every=2),
     )  # fmt: skip
-    model, tokens_BT = Decoder(config), torch.randint(0, 32, (2, 8))
-    trace = Trace()
+    model, tokens_BT = Llama(config), torch.randint(0, 32, (2, 8))
+    trace = ForwardOutputs()
     plain = model(tokens_BT, targets_BT=tokens_BT)
     total = model(tokens_BT, targets_BT=tokens_BT, z_coef=0.1, trace=trace)
     assert len(trace.routing) == 2
@@ -295,11 +295,11 @@ def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():
     ("change", "message"),
     [
         ({"top_k": 5}, r"top_k \(5\) is more than there are experts \(4\)"),
-        ({"every": 0}, "every\n.*greater than or equal to 1"),
+        ({"moe_every": 0}, "moe_every\n.*greater than or equal to 1"),
         ({"capacity_factor": 0.0}, "capacity_factor\n.*greater than 0"),
-        ({"jitter": 1.0}, "jitter\n.*less than 1"),
+        ({"router_jitter": 1.0}, "router_jitter\n.*less than 1"),
     ],
 )
 def test_impossible_experts_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        ExpertsConfig(**{"num": 4, **change})
+        ExpertsConfig(**{"num_experts": 4, **change})

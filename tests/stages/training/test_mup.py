@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.models.hf_export import load_language_model, save_language_model
-from stages.models.initialization import first_weights
+from stages.models.initialization import initial_model
 from stages.models.language_model import LanguageModel
 from stages.models.language_model_config import (
-    DecoderConfig,
     ExpertsConfig,
     GPTConfig,
     LanguageConfig,
+    LlamaConfig,
     MuP,
 )
 from stages.models.model_params import ModelSection
-from stages.models.mup import rates
+from stages.models.mup import lr_multipliers
 from stages.models.registry import language_model
 from stages.training.objective import Trainable
 from stages.training.optim.adamw import AdamW
@@ -34,7 +34,7 @@ from stages.training.training_params import TrainSection
 
 VOCABULARY, CONTEXT, SAMPLES, STEPS = 16, 16, 8, 3
 NARROW = 64
-SPREAD = ExpertsConfig(num=4, every=2, capacity_factor=None)
+SPREAD = ExpertsConfig(num_experts=4, moe_every=2, capacity_factor=None)
 
 
 def config(family: str, width: int, mup: MuP | None) -> LanguageConfig:
@@ -42,16 +42,16 @@ def config(family: str, width: int, mup: MuP | None) -> LanguageConfig:
     if family == "gpt2":
         return GPTConfig(VOCABULARY, CONTEXT, 2, width, 4, mup=mup)
     experts = SPREAD if family == "switch" else None
-    return DecoderConfig(
+    return LlamaConfig(
         VOCABULARY, CONTEXT, 2, width, 4, 2, 2 * width, width // 4, qk_norm=family != "llama",
-        tied=family != "llama", experts=experts, init_scale=0.1 if experts else None, mup=mup,
+        tie_embeddings=family != "llama", experts=experts, init_scale=0.1 if experts else None, mup=mup,
     )  # fmt: skip
 
 
 def pace(model: LanguageModel, settings: TrainSection) -> AdamW:
     """The optimizer that training makes, with Muon's state as an engine lays it out."""
     muon = settings.optimizer == "muon"
-    trainable = Trainable(model, rates=rates(model, muon=muon))
+    trainable = Trainable(model, rates=lr_multipliers(model, muon=muon))
     adam = optimizer(trainable, dict(model.named_parameters()), settings, settings.lr)
     for group in adam.param_groups:
         for p in group["params"] if MARK in group else ():
@@ -156,18 +156,18 @@ def names(found: dict[str, float], value: float) -> set[str]:
 
 
 def test_the_rates_of_each_kind_of_parameter() -> None:
-    wide = replace(config("switch", 256, MuP(base_width=64)), tied=False)  # type: ignore[call-arg]
+    wide = replace(config("switch", 256, MuP(base_width=64)), tie_embeddings=False)  # type: ignore[call-arg]
     matrices = {"attention.qkv.weight", "attention.out.weight", "feed_forward.gate_up.weight",
                 "feed_forward.down.weight", "feed_forward.experts.gate_up",
                 "feed_forward.experts.down"}  # fmt: skip
     router = {"feed_forward.router.weight"}
     model = language_model(wide)
-    found = rates(model)
+    found = lr_multipliers(model)
     assert names(found, 1 / 4) == matrices | router
     assert set(found.values()) == {1 / 4}, "embedding, head and gains keep theirs"
-    turned = rates(model, muon=True)
+    turned = lr_multipliers(model, muon=True)
     assert (names(turned, 1 / 2), names(turned, 1 / 4)) == (matrices, router)
-    assert not rates(language_model(replace(wide, mup=None)))
+    assert not lr_multipliers(language_model(replace(wide, mup=None)))
 
 
 def test_a_step_takes_as_much_off_every_decayed_weight() -> None:
@@ -193,7 +193,7 @@ def test_first_weights_of_routers_and_experts() -> None:
     """The router's fall with the width, whichever way they are drawn; experts' with its root."""
     for scale in (None, 0.1):
         shape = replace(config("switch", 256, MuP(base_width=64)), init_scale=scale)  # type: ignore[call-arg]
-        base = replace(shape, width=64, inner=128, mup=None)  # type: ignore[call-arg]
+        base = replace(shape, hidden_size=64, intermediate_size=128, mup=None)  # type: ignore[call-arg]
         wide, narrow = (
             dict(language_model(c).layers[1].feed_forward.named_parameters())  # type: ignore[union-attr]
             for c in (shape, base)
@@ -238,7 +238,7 @@ def test_training_goes_on_from_exported_weights_with_muP_or_without(
     save_language_model(model, tmp_path)  # type: ignore[arg-type]
     other = MuP(base_width=24, base_head_size=9)
     for mup in (model.config.mup, other, None):
-        again = first_weights(replace(model.config, mup=mup), tmp_path).eval()
+        again = initial_model(replace(model.config, mup=mup), tmp_path).eval()
         with torch.no_grad():
             torch.testing.assert_close(again(tokens), model(tokens), rtol=0, atol=1e-5)
         assert again.config.mup == mup

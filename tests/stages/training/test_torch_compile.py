@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
-from stages.models.llama.modeling_llama import Decoder
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.llama.modeling_llama import Llama
 from stages.pretrain import PretrainParams
 from stages.training.torch_compile import compile_blocks
 
-SWITCH = DecoderConfig(
-    50, 8, layers=2, width=16, heads=2, kv_heads=1, inner=8, head_size=8,
-    experts=ExpertsConfig(num=2, every=2),
+SWITCH = LlamaConfig(
+    50, 8, num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=8, head_size=8,
+    experts=ExpertsConfig(num_experts=2, moe_every=2),
 )  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def test_blocks_with_experts_are_left_as_they_are_and_names_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CXX", "true")
-    model = Decoder(SWITCH)
+    model = Llama(SWITCH)
     names = list(model.state_dict())
     compile_blocks(model, torch.device("cpu"))
     dense, experts = model.layers
@@ -35,7 +35,7 @@ def test_a_missing_compiler_is_named_before_anything_is_trained(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match=r"a C\+\+ compiler \(no-such-compiler") as caught:
-        compile_blocks(Decoder(SWITCH), torch.device("cpu"))
+        compile_blocks(Llama(SWITCH), torch.device("cpu"))
     assert caught.value.exit_code == 2
 
 

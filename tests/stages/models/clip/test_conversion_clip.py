@@ -38,7 +38,7 @@ def ours_named_as_theirs(model):
     from stages.models.clip.conversion_clip import _export
 
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return _export(grads, model.config.vision.patch)
+    return _export(grads, model.config.vision.patch_size)
 
 
 def assert_same(ours, theirs):
@@ -217,9 +217,11 @@ def test_folders_that_are_no_clip_are_refused(tmp_path):
 
 def test_patches_are_read_as_a_convolution_reads_them():
     tower = made(VIT).visual
-    weight = tower.patch.weight.view(-1, 3, 8, 8)
+    weight = tower.patch_size.weight.view(-1, 3, 8, 8)
     by_conv = torch.nn.functional.conv2d(images(VIT), weight, stride=8).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(tower.patch(split(images(VIT), 8)), by_conv, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        tower.patch_size(split(images(VIT), 8)), by_conv, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_marks_are_those_of_the_tokenizer():

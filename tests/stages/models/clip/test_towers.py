@@ -80,17 +80,17 @@ def test_the_quick_gelu_is_the_published_one():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: replace(VIT.vision, heads=5), "width 48 is not a multiple of 5 heads"),
+        (lambda: replace(VIT.vision, num_heads=5), "width 48 is not a multiple of 5 heads"),
         (lambda: replace(VIT.vision, image_size=25), "25 is not a multiple of the patch of 8"),
-        (lambda: replace(VIT.vision, layers=0), "must be positive"),
+        (lambda: replace(VIT.vision, num_layers=0), "must be positive"),
         (lambda: replace(RESNET.vision, image_size=60), "60 is not a multiple of 32"),
         (lambda: replace(RESNET.vision, width=5), "halves the width"),
         (lambda: replace(RESNET.vision, blocks=(1, 1, 0, 1)), "four groups"),
-        (lambda: replace(RESNET.vision, heads=3), "width 128 is not a multiple of 3"),
-        (lambda: replace(TEXT, context=2), "no room"),
+        (lambda: replace(RESNET.vision, num_heads=3), "width 128 is not a multiple of 3"),
+        (lambda: replace(TEXT, context_length=2), "no room"),
         (lambda: replace(TEXT, eos=61), "no ids of a vocabulary of 61"),
-        (lambda: replace(TEXT, layers=0), "must be positive"),
-        (lambda: replace(VIT, embed=0), "embed must be positive"),
+        (lambda: replace(TEXT, num_layers=0), "must be positive"),
+        (lambda: replace(VIT, embed_dim=0), "embed_dim must be positive"),
     ],
 )
 def test_impossible_shapes_are_refused(change, message):
@@ -100,8 +100,8 @@ def test_impossible_shapes_are_refused(change, message):
 
 def test_every_preset_takes_ones_own_vocabulary():
     for name in PRESETS:
-        config = preset(name, vocab_size=500, context=9, marks=(0, 2, 3))
-        assert (config.text.vocab_size, config.text.context, config.text.eos) == (500, 9, 3)
+        config = preset(name, vocab_size=500, context_length=9, marks=(0, 2, 3))
+        assert (config.text.vocab_size, config.text.context_length, config.text.eos) == (500, 9, 3)
     assert preset("tiny", image_size=96).vision.image_size == 96
 
 
@@ -145,7 +145,7 @@ def test_hiding_patches_keeps_the_class_token_and_places():
     chosen_BK = torch.tensor([[0, 1, 2, 3], [1, 3, 5, 8], [0, 4, 6, 7], [5, 6, 7, 8]])
     found = tower(pixels, chosen_BK)
     for image, chosen_K, embedding in zip(pixels, chosen_BK, found, strict=True):
-        patches = tower.patch(split(image[None], 8)[0, chosen_K])
+        patches = tower.patch_size(split(image[None], 8)[0, chosen_K])
         x_TC = torch.cat([tower.class_embedding[None], patches])
         places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + chosen_K])
         x_1TC = tower.ln_pre(x_TC + tower.position_embedding[places])[None]
@@ -214,9 +214,9 @@ def written_out_resnet(state, config, pixels):
         places = torch.cat([places.mean(0, keepdim=True), places])
         places = places + state["pool.position_embedding"]
         q, k, v = (linear(places, f"pool.{name}") for name in "qkv")
-        size = q.shape[1] // config.heads
+        size = q.shape[1] // config.num_heads
         heads = []
-        for head in range(config.heads):
+        for head in range(config.num_heads):
             at = slice(head * size, head * size + size)
             weights = torch.softmax(q[0, at] @ k[:, at].T / math.sqrt(size), dim=-1)
             heads.append(weights @ v[:, at])

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.language_model_config import DecoderConfig
+from stages.models.language_model_config import LlamaConfig
 from stages.models.presets import PRESETS, preset
 from stages.models.registry import language_model
 
-CONFIG = GPTConfig(vocab_size=61, context=24, layers=2, width=32, heads=4)
+CONFIG = GPTConfig(vocab_size=61, context_length=24, num_layers=2, hidden_size=32, num_heads=4)
 
 
 @pytest.fixture
@@ -54,31 +54,40 @@ def test_the_count_of_parameters_is_exact(model):
 
 def test_every_preset_is_a_valid_shape():
     for name in PRESETS:
-        assert preset(name, vocab_size=512, context=64, dropout=0.1).context == 64
+        assert preset(name, vocab_size=512, context_length=64, dropout=0.1).context_length == 64
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 30}, "width 30 is not a multiple of 4 heads"),
-        ({"layers": 0}, "must be positive"),
+        ({"hidden_size": 30}, "width 30 is not a multiple of 4 heads"),
+        ({"num_layers": 0}, "must be positive"),
         ({"dropout": 1.0}, "dropout must be in"),
     ],
 )
 def test_impossible_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(
-            **{"vocab_size": 61, "context": 24, "layers": 2, "width": 32, "heads": 4} | change
+            **{
+                "vocab_size": 61,
+                "context_length": 24,
+                "num_layers": 2,
+                "hidden_size": 32,
+                "num_heads": 4,
+            }
+            | change
         )
 
 
 def test_flops_grow_with_context_only_by_attention():
-    short, long = preset("gpt2", context=512), preset("gpt2", context=1024)
+    short, long = preset("gpt2", context_length=512), preset("gpt2", context_length=1024)
     assert long.flops_per_token - short.flops_per_token == 12 * 12 * 768 * 512
 
 
 def test_the_start_scales_residual_projections(model):
-    deep = GPT(GPTConfig(vocab_size=61, context=24, layers=8, width=128, heads=4))
+    deep = GPT(
+        GPTConfig(vocab_size=61, context_length=24, num_layers=8, hidden_size=128, num_heads=4)
+    )
     assert deep.h[0].attn.c_proj.weight.std().item() == pytest.approx(
         0.02 / math.sqrt(16), rel=0.05
     )
@@ -131,8 +140,8 @@ def test_a_sequence_over_the_context_is_refused(model):
 
 
 def test_a_document_in_a_row_of_several_is_read_as_if_alone():
-    families = [CONFIG, DecoderConfig(
-        vocab_size=61, context=24, layers=2, width=32, heads=4, kv_heads=2, inner=48, head_size=8
+    families = [CONFIG, LlamaConfig(
+        vocab_size=61, context_length=24, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, intermediate_size=48, head_size=8
     )]  # fmt: skip
     for config in families:
         torch.manual_seed(0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -20,21 +20,33 @@ from transformers import (
 
 from pipeline.errors import InputError
 from stages.models.hf_export import load_language_model, save_language_model
-from stages.models.language_model import Trace
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig
+from stages.models.language_model import ForwardOutputs
+from stages.models.language_model_config import ExpertsConfig, LlamaConfig
 from stages.models.llama.conversion_llama import export
-from stages.models.llama.modeling_llama import Decoder
+from stages.models.llama.modeling_llama import Llama
 
-LLAMA = DecoderConfig(
-    vocab_size=97, context=32, layers=3, width=48, heads=4, kv_heads=2, inner=64, head_size=12
+LLAMA = LlamaConfig(
+    vocab_size=97,
+    context_length=32,
+    num_layers=3,
+    hidden_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=64,
+    head_size=12,
 )
-QWEN3 = replace(LLAMA, qk_norm=True, head_size=16, tied=False)
+QWEN3 = replace(LLAMA, qk_norm=True, head_size=16, tie_embeddings=False)
 SWITCH = replace(
-    QWEN3, layers=4, tied=True, experts=ExpertsConfig(num=4, every=2, capacity_factor=None)
+    QWEN3,
+    num_layers=4,
+    tie_embeddings=True,
+    experts=ExpertsConfig(num_experts=4, moe_every=2, capacity_factor=None),
 )
 TOP_2 = replace(
     SWITCH,
-    experts=ExpertsConfig(num=4, every=1, top_k=2, normalize_gates=True, capacity_factor=None),
+    experts=ExpertsConfig(
+        num_experts=4, moe_every=1, top_k=2, norm_topk_prob=True, capacity_factor=None
+    ),
 )
 CONFIGS = {"llama": LLAMA, "qwen3": QWEN3, "switch": SWITCH, "top-2": TOP_2}
 SMALL = {
@@ -98,7 +110,7 @@ def assert_same(ours, theirs, tokens_BT):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ours_loads_in_transformers_with_the_same_logits_and_gradients(name, tmp_path, tokens_BT):
-    model = lively(Decoder(CONFIGS[name]))
+    model = lively(Llama(CONFIGS[name]))
     save_language_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     kind = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}.get(name, Qwen3MoeForCausalLM)
@@ -110,7 +122,7 @@ def test_ours_loads_in_transformers_with_the_same_logits_and_gradients(name, tmp
 def test_theirs_loads_in_ours_with_the_same_logits_and_gradients(name, tmp_path, tokens_BT):
     moe = {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 24}
     made = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters={
+        "llama": lambda: LlamaForCausalLM(transformers.LlamaConfig(**SMALL, rope_parameters={
             "rope_type": "default", "rope_theta": 5e5})),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, tie_word_embeddings=True)),
         "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, **moe)),
@@ -118,12 +130,12 @@ def test_theirs_loads_in_ours_with_the_same_logits_and_gradients(name, tmp_path,
     theirs = lively(made[name]())
     theirs.save_pretrained(tmp_path)
     model = load_language_model(tmp_path)
-    assert isinstance(model, Decoder)
+    assert isinstance(model, Llama)
     assert_same(model, theirs, tokens_BT)
 
 
 def test_what_ours_does_not_compute_is_refused(tmp_path, tokens_BT):
-    save_language_model(Decoder(LLAMA), tmp_path)
+    save_language_model(Llama(LLAMA), tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     for key, value in {
         "hidden_act": "gelu",
@@ -141,17 +153,17 @@ def test_what_ours_does_not_compute_is_refused(tmp_path, tokens_BT):
     with pytest.raises(InputError, match=r"lack something.*layers\.3"):
         load_language_model(tmp_path)
     with pytest.raises(InputError, match="not normalised"):
-        save_language_model(Decoder(replace(SWITCH, qk_norm=False)), tmp_path / "no")
+        save_language_model(Llama(replace(SWITCH, qk_norm=False)), tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_count_of_parameters_is_exact(name):
     config = CONFIGS[name]
-    counted = sum(p.numel() for p in Decoder(config).parameters())
+    counted = sum(p.numel() for p in Llama(config).parameters())
     assert counted == config.parameters
     spared = config.parameters - config.active_parameters
-    per_layer = config.feed_forward_parameters * (config.experts.num - config.experts.top_k) if (
+    per_layer = config.feed_forward_parameters * (config.experts.num_experts - config.experts.top_k) if (
         config.experts
     ) else 0  # fmt: skip
     assert spared == config.switch_layers * per_layer
@@ -160,7 +172,7 @@ def test_the_count_of_parameters_is_exact(name):
 @pytest.mark.parametrize("steps", [[20], [5, 1, 1, 7, 6]])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_reading_through_a_cache_is_reading_at_once(name, steps, tokens_BT):
-    model = lively(Decoder(CONFIGS[name]))
+    model = lively(Llama(CONFIGS[name]))
     with torch.no_grad():
         cache = model.cache(3, 20)
         pieces = [model(piece, cache=cache) for piece in tokens_BT.split(steps, 1)]
@@ -168,7 +180,7 @@ def test_reading_through_a_cache_is_reading_at_once(name, steps, tokens_BT):
 
 
 def test_left_padding_changes_nothing(tokens_BT):
-    model = lively(Decoder(QWEN3))
+    model = lively(Llama(QWEN3))
     padded_BT = torch.cat([torch.zeros(3, 6, dtype=torch.long), tokens_BT], 1)
     mask_BT = torch.arange(26).expand(3, -1) >= 6
     torch.testing.assert_close(model(padded_BT, mask_BT=mask_BT)[:, 6:], model(tokens_BT))
@@ -176,11 +188,11 @@ def test_left_padding_changes_nothing(tokens_BT):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_recomputing_changes_no_gradient(name, tokens_BT):
-    model = lively(Decoder(CONFIGS[name]))
+    model = lively(Llama(CONFIGS[name]))
     found = []
     for model.activation_checkpointing in (False, True):
         model.zero_grad()
-        trace = Trace()
+        trace = ForwardOutputs()
         total = model(tokens_BT, targets_BT=tokens_BT.roll(-1, 1), z_coef=1e-3, trace=trace)
         (total / 60 + sum(r.balance + r.z for r in trace.routing)).backward()
         found.append([p.grad.clone() for p in model.parameters()])
@@ -191,10 +203,10 @@ def test_recomputing_changes_no_gradient(name, tokens_BT):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv_heads": 3}, "4 heads cannot share 3 heads of keys"),
+        ({"num_kv_heads": 3}, "4 heads cannot share 3 heads of keys"),
         ({"head_size": 7}, "even head size, not 7"),
-        ({"layers": 0}, "must be positive"),
-        ({"experts": ExpertsConfig(num=2, every=5)}, "no block of 3 is a 5th"),
+        ({"num_layers": 0}, "must be positive"),
+        ({"experts": ExpertsConfig(num_experts=2, moe_every=5)}, "no block of 3 is a 5th"),
         ({"dropout": 1.5}, "dropout must be in"),
     ],
 )
@@ -205,7 +217,7 @@ def test_impossible_shapes_are_refused(change, message):
 
 def test_folders_survive_a_round_trip(tmp_path: Path) -> None:
     for name, config in CONFIGS.items():
-        model = lively(Decoder(config))
+        model = lively(Llama(config))
         save_language_model(model, tmp_path / name)
         again = load_language_model(tmp_path / name)
         for key, value in model.state_dict().items():

@@ -114,14 +114,14 @@ def test_muon_is_that_of_torch() -> None:
 
 
 def test_muon_takes_the_matrices_of_blocks_and_no_router() -> None:
-    from stages.models.language_model_config import DecoderConfig, ExpertsConfig
-    from stages.models.llama.modeling_llama import Decoder
+    from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+    from stages.models.llama.modeling_llama import Llama
 
-    shape = DecoderConfig(
-        50, 8, layers=1, width=16, heads=2, kv_heads=1, inner=8, head_size=8, tied=False,
-        qk_norm=True, experts=ExpertsConfig(num=2, every=1),
+    shape = LlamaConfig(
+        50, 8, num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=8, head_size=8, tie_embeddings=False,
+        qk_norm=True, experts=ExpertsConfig(num_experts=2, moe_every=1),
     )  # fmt: skip
-    found = {name.removeprefix("layers.0.") for name in matrices(Decoder(shape))}
+    found = {name.removeprefix("layers.0.") for name in matrices(Llama(shape))}
     assert found == {
         "attention.qkv.weight",
         "attention.out.weight",

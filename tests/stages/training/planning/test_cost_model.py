@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from stages.models.language_model_config import DecoderConfig, ExpertsConfig, GPTConfig
+from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
 from stages.models.presets import preset
 from stages.training.planning.cost_model import Layout, arithmetic, forecast, traffic
 from stages.training.planning.device_specs import DEVICES
@@ -47,10 +47,10 @@ MEGATRON = [
 
 
 def training(
-    config: GPTConfig | DecoderConfig, tokens: float, world: int, batch: int, layout: Layout
+    config: GPTConfig | LlamaConfig, tokens: float, world: int, batch: int, layout: Layout
 ) -> tuple[float, float, float]:
     """FLOPs of the model and of the hardware, and device hours on A100s."""
-    steps = tokens / (batch * config.context)
+    steps = tokens / (batch * config.context_length)
     work = arithmetic(config, layout, steps * batch)
     sent = traffic(config, layout)
     made = forecast(config, layout, work, sent, A100, steps=steps)  # type: ignore[arg-type]
@@ -105,17 +105,32 @@ def test_gpt3(name: str, parameters: float, flops: float) -> None:
     """Brown et al. 2020, table D.1, which leaves attention out of the FLOPs: so does this."""
     config = preset(name)
     assert config.parameters == pytest.approx(parameters, rel=0.01)
-    attention = 12 * config.layers * config.width * config.context
+    attention = 12 * config.num_layers * config.hidden_size * config.context_length
     matrices = config.flops_per_token - attention
     assert matrices * 300e9 == pytest.approx(flops, rel=0.03)
 
 
 LLAMA = {
-    "llama-2-7b": (DecoderConfig(32000, 4096, 32, 4096, 32, 32, 11008, 128, tied=False), 6.738e9),
-    "llama-2-13b": (DecoderConfig(32000, 4096, 40, 5120, 40, 40, 13824, 128, tied=False), 13.016e9),
-    "llama-2-70b": (DecoderConfig(32000, 4096, 80, 8192, 64, 8, 28672, 128, tied=False), 68.977e9),
-    "llama-3-8b": (DecoderConfig(128256, 8192, 32, 4096, 32, 8, 14336, 128, tied=False), 8.030e9),
-    "olmo-7b": (DecoderConfig(50304, 2048, 32, 4096, 32, 32, 11008, 128, tied=False), 6.888e9),
+    "llama-2-7b": (
+        LlamaConfig(32000, 4096, 32, 4096, 32, 32, 11008, 128, tie_embeddings=False),
+        6.738e9,
+    ),
+    "llama-2-13b": (
+        LlamaConfig(32000, 4096, 40, 5120, 40, 40, 13824, 128, tie_embeddings=False),
+        13.016e9,
+    ),
+    "llama-2-70b": (
+        LlamaConfig(32000, 4096, 80, 8192, 64, 8, 28672, 128, tie_embeddings=False),
+        68.977e9,
+    ),
+    "llama-3-8b": (
+        LlamaConfig(128256, 8192, 32, 4096, 32, 8, 14336, 128, tie_embeddings=False),
+        8.030e9,
+    ),
+    "olmo-7b": (
+        LlamaConfig(50304, 2048, 32, 4096, 32, 32, 11008, 128, tie_embeddings=False),
+        6.888e9,
+    ),
 }
 
 
@@ -146,12 +161,12 @@ def test_switch_transformers() -> None:
     """Fedus et al. 2021, table 9. Ours is a decoder: as many blocks as their encoder and decoder,
     without attention from one to the other (Base: 28 M weights of 7.4 G); where their experts have
     two matrices (C), three of two thirds of the hidden width are as many weights."""
-    base = DecoderConfig(
-        32128, 512, 24, 768, 12, 12, 2048, 64, experts=ExpertsConfig(num=128, every=2)
+    base = LlamaConfig(
+        32128, 512, 24, 768, 12, 12, 2048, 64, experts=ExpertsConfig(num_experts=128, moe_every=2)
     )
     assert base.parameters == pytest.approx(7.4e9, rel=0.03)
-    c = DecoderConfig(
-        32128, 512, 30, 2080, 32, 32, 4096, 64, experts=ExpertsConfig(num=2048, every=1)
+    c = LlamaConfig(
+        32128, 512, 30, 2080, 32, 32, 4096, 64, experts=ExpertsConfig(num_experts=2048, moe_every=1)
     )
     assert c.parameters == pytest.approx(1571e9, rel=0.01)
     dense = replace(base, experts=None)
@@ -159,7 +174,7 @@ def test_switch_transformers() -> None:
     assert base.flops_per_token == pytest.approx(dense.flops_per_token, rel=0.05)
 
 
-GPT = GPTConfig(1000, 128, layers=4, width=64, heads=4)
+GPT = GPTConfig(1000, 128, num_layers=4, hidden_size=64, num_heads=4)
 
 
 @pytest.mark.parametrize(("zero", "times"), [(0, 2), (1, 3), (2, 3), (3, 3)])
@@ -179,8 +194,8 @@ def test_sharded_gradients_are_reduced_after_every_pass() -> None:
 
 
 def test_tokens_travel_to_experts_and_back() -> None:
-    config = DecoderConfig(
-        1000, 128, 4, 64, 4, 4, 128, 16, experts=ExpertsConfig(num=8, every=2, top_k=1)
+    config = LlamaConfig(
+        1000, 128, 4, 64, 4, 4, 128, 16, experts=ExpertsConfig(num_experts=8, moe_every=2, top_k=1)
     )
     layout = Layout(8, 1, "bfloat16", 2, 3, expert_parallel_size=4)
     sent = traffic(config, layout)

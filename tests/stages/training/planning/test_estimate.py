@@ -47,18 +47,24 @@ def test_what_fits_is_planned_to_the_end() -> None:
     ("fields", "keys"),
     [
         (
-            {"train": TRAIN | {"zero_stage": 3}, "model": {"context": 8192}},
+            {"train": TRAIN | {"zero_stage": 3}, "model": {"context_length": 8192}},
             ["train.micro_batch_size"],
         ),
         (
-            {"train": TRAIN | {"micro_batch_size": 1}, "model": {"layers": 100}},
+            {"train": TRAIN | {"micro_batch_size": 1}, "model": {"num_layers": 100}},
             ["train.zero_stage"],
         ),
-        ({"train": ALONE | {"zero_stage": 3}, "model": {"layers": 130, "context": 8192}}, None),
+        (
+            {
+                "train": ALONE | {"zero_stage": 3},
+                "model": {"num_layers": 130, "context_length": 8192},
+            },
+            None,
+        ),
         (
             {
                 "train": TRAIN | {"micro_batch_size": 1, "zero_stage": 3},
-                "model": {"context": 32768},
+                "model": {"context_length": 32768},
             },
             ["model.activation_checkpointing"],
         ),
@@ -147,7 +153,7 @@ def test_the_disk_holds_what_is_kept_and_what_is_being_written(
 
 
 def test_what_fits_nowhere_is_told_so() -> None:
-    huge = {"layers": 400, "width": 65536, "heads": 512}
+    huge = {"num_layers": 400, "hidden_size": 65536, "num_heads": 512}
     ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch_size": 1})
     assert (key, hint) == ("model", "a smaller model, or a device with more memory")
     (found,) = params(train=ALONE | {"zero_stage": 3}, preset="gpt3-175b").check({})

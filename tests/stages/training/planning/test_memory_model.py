@@ -12,15 +12,15 @@ from saved_tensors import kept
 
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.hf_export import save_language_model
-from stages.models.initialization import first_weights
+from stages.models.initialization import initial_model
 from stages.models.language_model_config import (
-    DecoderConfig,
     ExpertsConfig,
     GPTConfig,
     LanguageConfig,
+    LlamaConfig,
     MuP,
 )
-from stages.models.llama.modeling_llama import Decoder
+from stages.models.llama.modeling_llama import Llama
 from stages.models.registry import language_model
 from stages.training import engine, expert_parallel
 from stages.training.planning.cost_model import Layout, expert_parameters
@@ -29,16 +29,25 @@ from stages.training.planning.memory_model import (
     CPU_BUCKET,
     activations,
     block,
-    host,
+    host_memory,
+    load_overhead,
     memory,
-    reading,
 )
 from stages.training.training_params import TrainSection
 
-GPT_7_5B = GPTConfig(51200, 2048, layers=36, width=4096, heads=32)
-SMALL = GPTConfig(vocab_size=97, context=24, layers=2, width=32, heads=4)
-MODERN = DecoderConfig(97, 24, layers=2, width=32, heads=4, kv_heads=4, inner=48, head_size=8)
-SWITCH = replace(MODERN, experts=ExpertsConfig(num=4, every=1, capacity_factor=None))
+GPT_7_5B = GPTConfig(51200, 2048, num_layers=36, hidden_size=4096, num_heads=32)
+SMALL = GPTConfig(vocab_size=97, context_length=24, num_layers=2, hidden_size=32, num_heads=4)
+MODERN = LlamaConfig(
+    97,
+    24,
+    num_layers=2,
+    hidden_size=32,
+    num_heads=4,
+    num_kv_heads=4,
+    intermediate_size=48,
+    head_size=8,
+)
+SWITCH = replace(MODERN, experts=ExpertsConfig(num_experts=4, moe_every=1, capacity_factor=None))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +74,8 @@ def test_what_is_offloaded_is_on_the_host(dtype: str) -> None:
         assert here.optimizer - there.optimizer == 12 * part
         assert here.peak - there.peak >= 12 * part or there.peak == there.starting
         parameters = GPT_7_5B.parameters
-        assert host(parameters, away, 8) >= 8 * (4 * parameters + 16 * part)
-        assert host(parameters, replace(away, world=2), 2) > host(
+        assert host_memory(parameters, away, 8) >= 8 * (4 * parameters + 16 * part)
+        assert host_memory(parameters, replace(away, world=2), 2) > host_memory(
             parameters, replace(layout, world=2), 2
         )
 
@@ -75,21 +84,29 @@ def test_every_process_of_a_node_begins_with_all_weights() -> None:
     layout = Layout(16, 3, "bfloat16", 1, 1)
     for per_node in (4, 8):
         # Masters, and the rounded copies that are made of them.
-        assert host(GPT_7_5B.parameters, layout, per_node) == per_node * 6 * GPT_7_5B.parameters
-    assert host(GPT_7_5B.parameters, replace(layout, world=2), 8) > 2 * 4 * GPT_7_5B.parameters
+        assert (
+            host_memory(GPT_7_5B.parameters, layout, per_node) == per_node * 6 * GPT_7_5B.parameters
+        )
+    assert (
+        host_memory(GPT_7_5B.parameters, replace(layout, world=2), 8) > 2 * 4 * GPT_7_5B.parameters
+    )
 
 
-DEEP = replace(MODERN, layers=24, kv_heads=2, qk_norm=True)
-DEEP_SWITCH = replace(DEEP, experts=ExpertsConfig(num=4))
+DEEP = replace(MODERN, num_layers=24, num_kv_heads=2, qk_norm=True)
+DEEP_SWITCH = replace(DEEP, experts=ExpertsConfig(num_experts=4))
 
 
 @pytest.mark.parametrize(
     ("config", "given", "least"),
     [
-        (replace(SMALL, layers=24), None, 0.99),
-        (replace(SMALL, layers=24, mup=MuP(base_width=16)), replace(SMALL, layers=24), 0.99),
+        (replace(SMALL, num_layers=24), None, 0.99),
+        (
+            replace(SMALL, num_layers=24, mup=MuP(base_width=16)),
+            replace(SMALL, num_layers=24),
+            0.99,
+        ),
         (DEEP, None, 0.99),
-        (replace(DEEP, tied=False), None, 0.99),
+        (replace(DEEP, tie_embeddings=False), None, 0.99),
         (DEEP_SWITCH, None, 0.97),
         (DEEP_SWITCH, DEEP, 0.6),
     ],
@@ -100,15 +117,15 @@ def test_a_model_to_start_from_is_held_beside_the_own(
 ) -> None:
     """What the code that reads it allocates; a dense model that gets experts takes less."""
     save_language_model(language_model(given or config), tmp_path)
-    held = peak(lambda: first_weights(config, tmp_path), tmp_path)
+    held = peak(lambda: initial_model(config, tmp_path), tmp_path)
     beside = held - 4 * config.parameters
-    assert least < beside / reading(config) < 1.02
+    assert least < beside / load_overhead(config) < 1.02
 
 
 def test_where_all_start_from_a_model_each_process_holds_a_second_one() -> None:
     layout, P = Layout(16, 3, "bfloat16", 1, 1), GPT_7_5B.parameters
-    assert host(P, layout, 8, reading(GPT_7_5B)) == 8 * 8 * P
-    assert host(P, layout, 8, 0.1) == 8 * 6 * P  # the rounded copies come later
+    assert host_memory(P, layout, 8, load_overhead(GPT_7_5B)) == 8 * 8 * P
+    assert host_memory(P, layout, 8, 0.1) == 8 * 6 * P  # the rounded copies come later
 
 
 @pytest.mark.parametrize(
@@ -137,7 +154,7 @@ def test_the_bucket_is_the_one_that_the_engine_sets(gpu: bool, numbers: int) -> 
 
 
 def test_experts_are_shared_by_those_who_hold_them_together() -> None:
-    config = replace(SWITCH, experts=ExpertsConfig(num=8, every=1))
+    config = replace(SWITCH, experts=ExpertsConfig(num_experts=8, moe_every=1))
     spread = expert_parameters(config)
     dense = config.parameters - spread
     held = memory(config, Layout(4, 1, "float32", 1, 1, expert_parallel_size=4))
@@ -145,7 +162,7 @@ def test_experts_are_shared_by_those_who_hold_them_together() -> None:
     assert held.optimizer == 12 * config.parameters / 4
 
 
-def kept_by_blocks(model: GPT | Decoder, masked: bool) -> int:
+def kept_by_blocks(model: GPT | Llama, masked: bool) -> int:
     """Bytes that autograd keeps of a forward pass through the blocks."""
     tokens = torch.randint(0, 97, (3, 24), generator=torch.Generator().manual_seed(0))
     segments = tokens.sort().values if masked else None
@@ -157,22 +174,25 @@ def kept_by_blocks(model: GPT | Decoder, masked: bool) -> int:
     [
         (SMALL, 0.001),
         (MODERN, 0.001),
-        (replace(MODERN, kv_heads=2), 0.001),
+        (replace(MODERN, num_kv_heads=2), 0.001),
         (replace(MODERN, qk_norm=True), 0.001),
         (SWITCH, 0.01),
         (
-            replace(SWITCH, experts=ExpertsConfig(num=4, every=1, top_k=2, capacity_factor=None)),
+            replace(
+                SWITCH,
+                experts=ExpertsConfig(num_experts=4, moe_every=1, top_k=2, capacity_factor=None),
+            ),
             0.01,
         ),
     ],
     ids=["gpt", "llama", "grouped", "qwen3", "switch", "top-2"],
 )
 def test_a_block_keeps_what_its_operators_save(
-    config: GPTConfig | DecoderConfig, close: float
+    config: GPTConfig | LlamaConfig, close: float
 ) -> None:
-    kind = GPT if isinstance(config, GPTConfig) else Decoder
-    deep = replace(config, layers=5)
-    experts = isinstance(config, DecoderConfig) and config.experts is not None
+    kind = GPT if isinstance(config, GPTConfig) else Llama
+    deep = replace(config, num_layers=5)
+    experts = isinstance(config, LlamaConfig) and config.experts is not None
     for masked in (False, True):
         layout = Layout(1, 0, "float32", 3, 1, masked=masked, gpu=False)
         many, few = (kept_by_blocks(kind(c), masked) for c in (deep, config))  # type: ignore[arg-type]
@@ -181,7 +201,7 @@ def test_a_block_keeps_what_its_operators_save(
 
 
 def test_recomputing_keeps_one_stream_a_block() -> None:
-    config = GPTConfig(50257, 2048, layers=40, width=5120, heads=40)
+    config = GPTConfig(50257, 2048, num_layers=40, hidden_size=5120, num_heads=40)
     plain = Layout(64, 3, "bfloat16", 1, 4)
     whole, thrifty = (
         activations(config, replace(plain, activation_checkpointing=r)) for r in (False, True)
@@ -196,7 +216,7 @@ def test_gradients_and_activations_meet_only_where_passes_follow_each_other() ->
         memory(SMALL, Layout(1, 0, "float32", 1, passes, gpu=False)) for passes in (1, 2)
     )
     assert twice.peak - once.peak <= once.gradients
-    large = replace(SMALL, layers=12, context=512)
+    large = replace(SMALL, num_layers=12, context_length=512)
     once, twice = (
         memory(large, Layout(1, 0, "float32", 4, passes, gpu=False)) for passes in (1, 2)
     )
@@ -204,7 +224,7 @@ def test_gradients_and_activations_meet_only_where_passes_follow_each_other() ->
 
 
 def test_modules_that_hold_shares_are_those_that_the_formula_divides() -> None:
-    model = Decoder(SWITCH)
+    model = Llama(SWITCH)
     layers = [m for m in model.modules() if isinstance(m, expert_parallel.Switch)]
     held = sum(p.numel() for layer in layers for p in layer.experts.parameters())
     assert held == expert_parameters(SWITCH)
