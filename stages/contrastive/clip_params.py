@@ -312,7 +312,7 @@ def _vision(
         )
     given = _given(own, "blocks", "width", "num_heads")
     if own.width and not own.num_heads:  # heads of 64 channels, as all published sizes have
-        given["num_heads"] = max(1, own.hidden_size // 2)
+        given["num_heads"] = max(1, own.width // 2)
     return replace(base, **size, **given)
 
 
