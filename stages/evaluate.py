@@ -236,22 +236,23 @@ def answers(bench: Bench) -> Findings:
 
 def preferences(bench: Bench) -> Findings:
     """Accuracy and margin of the reward model on held-out rankings."""
+    from stages.alignment.rankings import read_rankings
+    from stages.alignment.reward_evaluation import evaluate_rankings
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
     from stages.models.hf_export import load_reward_model
-    from stages.objectives.reward_modeling import judge, read_rankings
 
     folder = bench.paths["reward"]
     scorer, tokenizer = load_reward_model(folder).to(bench.device), Tokenizer(folder)
     context = scorer.body.config.context_length
     rankings = read_rankings(bench.paths["preferences"], "eval", tokenizer, context)
     limit = bench.params.preferences_limit or len(rankings)
-    judged = judge(scorer, rankings[:limit], bench.device, beat=bench.beat)
-    rows = {f"{a} over {b}": right for (a, b), (right, _) in judged.by_ranks.items()}
+    found = evaluate_rankings(scorer, rankings[:limit], bench.device, beat=bench.beat)
+    rows = {f"{a} over {b}": right for (a, b), (right, _) in found.by_pair.items()}
     return Findings(
         {
-            "reward_accuracy": judged.accuracy,
-            "reward_margin": judged.margin,
-            "reward_demonstration_score": judged.demonstrations,
+            "reward_accuracy": found.accuracy,
+            "reward_margin": found.margin,
+            "reward_demonstration_score": found.demonstration_score,
         },
         [panels.bars("Reward model: accuracy by ranks", rows)],
     )

@@ -4,7 +4,7 @@
       uses: pretrain
       tokens: ${tokens}
       tokenizer: ${tokenizer}           # that packed the tokens; or that of `init_from`, if left out
-      preset: tiny                      # a preset; or num_layers, hidden_size and num_heads under `model`
+      preset: tiny                      # a preset; or num_layers, hidden_size ... under `model`
       model: {context_length: 256}
       train: {steps: 300, global_batch_size: 32, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
@@ -46,19 +46,20 @@ with experts the series also hold `balance_loss` (1: even), `dropped_tokens`, `r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipeline import panels
-from pipeline.atomic_io import read_json
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, stage
 from stages.models.language_model_config import LanguageConfig
 from stages.models.model_params import ModelSection
 from stages.models.presets import recipe
-from stages.objectives.causal_lm import LOAD, Pretraining
+from stages.objectives.causal_lm import CausalLMParams
+from stages.objectives.registry import ObjectiveParams, PretrainingTask, objective_union
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
 from stages.training.training_params import MixtureSection, TrainSection
@@ -66,10 +67,10 @@ from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from pipeline.storage.artifact import Artifact
-    from stages.training.ranks.rank import Rank
 
-PROMPTS = ("The", "This function returns", "class ", "To install", "Example::", "")
+    AnyObjective = ObjectiveParams
+else:
+    AnyObjective = objective_union()
 
 
 class PretrainParams(Params):
@@ -86,8 +87,8 @@ class PretrainParams(Params):
     padding where none fits; those longer than the context are cut to full samples first."""
     mixture: MixtureSection = MixtureSection()
     train: TrainSection = TrainSection()
-    z_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of log^2 Z, which keeps the logits near 0 (Chowdhery et al. 2022: 1e-4)."""
+    objective: AnyObjective = CausalLMParams()
+    """What is trained, by `type`, with the parameters of that objective."""
     hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
     """What it is to run on: for the plan alone."""
     seed: int = 0
@@ -144,23 +145,28 @@ class PretrainParams(Params):
     "pretrain",
     inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "init_from": "Model?"},
     output="Model",
-    version=3,
+    version=4,
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Train a language model on packed tokens, from nothing or from weights that are there."""
-    from stages.training.ranks.worker_group import WorkerGroup
-    from stages.training.trainer import fit
+    """Train a language model on packed tokens, from random or existing weights."""
+    from stages.objectives.pretraining import PROMPTS, continuations, mixture_table
+    from stages.training.run_training import run_training
 
-    objective = objective_of(
+    task = pretraining_task(
         params, inputs.paths("tokens"), inputs.get_path("tokenizer"), inputs.get_path("init_from")
     )
-    _show(objective, ctx)
-    if len(objective.corpus.paths) > 1:
-        _show_mixture(objective, params.train, inputs["tokens"], ctx)
-    with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
-        final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
-        texts = group.run(continuations, out, PROMPTS, params.seed)[0]
-    ctx.panel(panels.samples("What the model writes", texts))
+    for panel in (*CURVES, *params.objective.panels(task.config)):
+        ctx.panel(panel)
+    if len(task.corpus.paths) > 1:
+        names = [str(artifact.manifest["run"]["stage"]) for artifact in inputs["tokens"]]
+        table, epochs = mixture_table(task.corpus, params.train, names)
+        ctx.panel(table)
+        ctx.result(**{f"epochs_{number}": value for number, value in enumerate(epochs)})
+    final, texts = run_training(
+        params.objective.build(task), params, ctx, out,
+        then=partial(continuations, folder=out, prompts=PROMPTS, seed=params.seed),
+    )  # fmt: skip
+    ctx.panel(panels.samples("Continuations", texts))
     ctx.result(
         loss=final["loss"],
         eval_loss=final["eval_loss"],
@@ -168,138 +174,58 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
         bits_per_byte=final["eval_bits_per_byte"],
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
-        parameters=objective.config.parameters,
+        parameters=task.config.parameters,
         **{name: final[name] for name in ("padding", "cut_documents") if name in final},
     )
 
 
-def objective_of(
+def pretraining_task(
     params: PretrainParams,
     tokens: Sequence[Path],
     tokenizer: Path | None = None,
     init_from: Path | None = None,
-) -> Pretraining:
-    """What is trained: the model's shape for the tokens' vocabulary, the tokens as samples.
+) -> PretrainingTask:
+    """Return the model and the data to train on, with the tokenizers checked.
 
     Raises:
-        InputError: no tokenizer is given, or the tokens are not of it or not of the one that
-            `init_from` was trained with.
+        InputError: no tokenizer is given; or the tokens were packed with another, or with one that
+            is not that of `init_from`.
     """
     from stages.data.token_dataset import Corpus
-    from stages.data.token_store import TokenStore
-    from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer, open_tokenizer
+    from stages.objectives.pretraining import num_embeddings, require_tokenizers
 
     folder = tokenizer or init_from
     if folder is None:
         raise InputError(
-            "no tokenizer is given, which the model is to be written with",
+            "no tokenizer is given",
             where="tokenizer",
-            remedy="name the one that the tokens were packed with",
+            remedy="give the tokenizer that packed the tokens",
         )
-    size = _known_ids(init_from, TokenStore(tokens[0]).vocab_size)
-    config, mixture = params.config(size), params.mixture
+    config = params.config(num_embeddings(tokens[0], init_from))
+    weights, temperature = params.mixture.weights, params.mixture.temperature
     corpus = Corpus(
-        tuple(tokens),
-        config.context_length,
-        params.seed,
-        params.packing,
-        mixture.weights,
-        mixture.temperature,
+        tuple(tokens), config.context_length, params.seed, params.packing, weights, temperature
     )
-    corpus.require(open_tokenizer(folder))
-    if init_from and has_tokenizer(init_from):
-        corpus.require(open_tokenizer(init_from))
-    return Pretraining(
+    require_tokenizers(corpus, folder, init_from)
+    model = params.model
+    return PretrainingTask(
         config,
         corpus,
         folder,
         init_from,
-        params.z_loss,
-        params.model.mask_documents,
-        params.model.activation_checkpointing,
-        params.model.compile,
-        _card(params, config),
+        mask_documents=model.mask_documents,
+        activation_checkpointing=model.activation_checkpointing,
+        compile=model.compile,
+        card=_card(params, config),
     )
 
 
-def _known_ids(init_from: Path | None, used: int) -> int:
-    """The ids that the model knows: those that the tokens use, or as many as `init_from` has rows for,
-    for models of the hub have some to spare.
-
-    Raises:
-        InputError: the tokens use more than `init_from` knows.
-    """
-    if init_from is None:
-        return used
-    config: dict[str, Any] = read_json(init_from / "config.json", {})
-    known = config.get("vocab_size", used)
-    if used > known:
-        raise InputError(
-            f"the tokens use {used} ids, and the model to start from knows {known}",
-            where=str(init_from),
-            remedy="pack the documents with its own tokenizer",
-        )
-    return int(known)
-
-
-def continuations(
-    rank: Rank, folder: Path, prompts: Sequence[str], seed: int
-) -> list[dict[str, str]]:
-    """What the exported model writes after each prompt, at the beginning of a document."""
-    if not rank.first:
-        return []
-    import torch
-
-    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-    from stages.generation.sampling import Decoding, sample
-    from stages.models.hf_export import load_language_model
-
-    try:
-        model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
-    except torch.OutOfMemoryError:  # of a model that several devices hold together: no reason
-        return []  # to lose what was trained
-    ids = [[tokenizer.start_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    room = model.config.context_length - max(map(len, ids))
-    if room < 1:
-        return []
-    decoding = Decoding(min(80, room), temperature=0.8, top_p=0.95)
-    drawn = sample(
-        model, ids, decoding, eos_id=tokenizer.eos_id, pad_id=tokenizer.filler, seed=seed,
-        device=rank.device,
-    )  # fmt: skip
-    return [
-        {"prompt": prompt or "(nothing)", "text": tokenizer.decode(drawn.ids(row))}
-        for row, prompt in enumerate(prompts)
-    ]
-
-
-def _show(objective: Pretraining, ctx: Context) -> None:
-    ctx.panel(panels.curve("Loss", ["loss", "eval_loss"], unit="nats a token"))
-    ctx.panel(panels.curve("Learning rate", ["lr"]))
-    ctx.panel(panels.curve("Gradient norm", ["grad_norm"], log_y=True))
-    ctx.panel(panels.curve("Speed", ["tokens_per_second"], unit="tokens/s"))
-    if objective.expert_layers:
-        loads = [f"{LOAD}{layer}" for layer in objective.expert_layers]
-        ctx.panel(panels.curve("Busiest expert of each layer", loads, unit="of an even share"))
-        ctx.panel(panels.curve("Tokens that no expert had room for", ["dropped_tokens"]))
-        ctx.panel(panels.curve("Entropy of the router", ["router_entropy"], unit="nats"))
-
-
-def _show_mixture(
-    objective: Pretraining, train: TrainSection, tokens: Sequence[Artifact], ctx: Context
-) -> None:
-    """What is drawn of each store in the whole run, and how often that goes through it."""
-    corpus = objective.corpus
-    mixture = corpus.mixture
-    samples = train.total_samples
-    drawn = (mixture.schedule.drawn(samples) * objective.config.context_length).tolist()
-    names = [str(artifact.manifest["run"]["stage"]) for artifact in tokens]
-    held, epochs = [store.tokens for store in corpus.stores()], mixture.epochs(samples)
-    shares = [round(100 * share, 3) for share in mixture.shares]
-    rows = list(zip(names, shares, held, drawn, [round(e, 3) for e in epochs], strict=True))
-    columns = ("store", "% of samples", "tokens held", "tokens drawn", "epochs")
-    ctx.panel(panels.table("Mixture", columns, rows))
-    ctx.result(**{f"epochs_{number}": value for number, value in enumerate(epochs)})
+CURVES = (
+    panels.curve("Loss", ["loss", "eval_loss"], unit="nats per token"),
+    panels.curve("Learning rate", ["lr"]),
+    panels.curve("Gradient norm", ["grad_norm"], log_y=True),
+    panels.curve("Throughput", ["tokens_per_second"], unit="tokens/s"),
+)
 
 
 def _vocabulary(upstream: Mapping[str, Params]) -> int:

@@ -1,8 +1,19 @@
-"""reward: a language model learns which of several responses people like better."""
+"""Train a reward model: it learns from rankings which of several responses annotators prefer.
+
+    reward:
+      uses: reward
+      model: ${sft}
+      preferences: ${preferences}
+      train: {steps: 150, global_batch_size: 16, lr: 3.0e-4}
+
+Metrics on held-out rankings: `accuracy` and `margin` over pairs of responses, `prompts`, and
+`demonstration_score`, the mean score of the best responses. `loss` is that of the last step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -16,36 +27,37 @@ from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
-    from stages.objectives.reward_modeling import Appraisal
+    from stages.alignment.reward_evaluation import RewardEvaluation
 
 
 class RewardTrain(TrainSection):
-    """One pass and a cosine to 10 %: rankings are overfitted within a few epochs (Ouyang et al.
-    2022, C.2: 64 prompts a batch, learning rate 9e-6 at 6B parameters)."""
+    """One pass and a cosine schedule to 10 %, because rankings are overfitted within a few epochs
+    (Ouyang et al. 2022, C.2: 64 prompts per batch, learning rate 9e-6 at 6B parameters)."""
 
     steps: Annotated[int, Field(ge=1)] = 150
-    """Optimizer steps."""
+    """Optimizer steps. Default: 150."""
     global_batch_size: Annotated[int, Field(ge=1)] = 16
-    """Prompts of one optimizer step, each with all its responses."""
+    """Prompts per optimizer step, each with all its responses. Default: 16."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Peak learning rate."""
+    """Peak learning rate. Default: 3e-4."""
 
 
 class RewardParams(Params):
-    """What a pipeline file may say of the stage."""
+    """Parameters of reward modelling."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    renamed: ClassVar[Mapping[str, str]] = {"centre_samples": "centering_samples"}
 
     seed: int = 0
-    """Of the head's start and the order of the prompts; the pipeline's, if left out."""
+    """Seed of the score head and of the order of prompts. Default: the seed of the pipeline."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the embeddings, the attention weights and both residual branches."""
+    """Dropout probability of embeddings, attention weights and residual branches. Default: 0."""
     centering_samples: Annotated[int, Field(ge=1)] = 512
-    """Best responses, a sample of those trained on, whose mean score is made 0."""
+    """Training prompts whose best responses get a mean score of 0. Default: 512."""
     train: RewardTrain = RewardTrain()
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """The batch falls evenly on the workers."""
+        """Yield conflicts of the batch with the workers."""
         yield from self.train.check(self.workers)
 
 
@@ -53,40 +65,40 @@ class RewardParams(Params):
     "reward",
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
-    version=4,
+    version=5,
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Train a reward model on K-wise rankings: all pairs of a prompt as one batch element."""
-    from stages.objectives.reward_modeling import RewardObjective, appraise
-    from stages.training.ranks.worker_group import WorkerGroup
-    from stages.training.trainer import fit
+    """Train a reward model on K-wise rankings, all pairs of a prompt as one batch element."""
+    from stages.alignment.reward_evaluation import evaluate_folder
+    from stages.objectives.reward_modeling import RewardObjective
+    from stages.training.run_training import run_training
 
+    preferences = inputs.path("preferences")
     objective = RewardObjective(
-        inputs.path("model"), inputs.path("preferences"), params.dropout, params.centering_samples
+        inputs.path("model"), preferences, params.dropout, params.centering_samples
     )
-    with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
-        final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
-        judged = group.run(appraise, out, inputs.path("preferences"))[0]
+    then = partial(evaluate_folder, folder=out, preferences=preferences)
+    final, evaluation = run_training(objective, params, ctx, out, then=then)
     ctx.result(
         loss=final["loss"],
-        accuracy=judged.accuracy,
-        margin=judged.margin,
-        prompts=judged.prompts,
-        demonstration_score=judged.demonstrations,
+        accuracy=evaluation.accuracy,
+        margin=evaluation.margin,
+        prompts=evaluation.prompts,
+        demonstration_score=evaluation.demonstration_score,
     )
-    show(judged, ctx)
+    show(evaluation, ctx)
 
 
-def show(judged: Appraisal, ctx: Context) -> None:
-    """What people look at: the curves, the accuracy by pair of ranks, the scores by rank."""
-    ctx.panel(panels.curve("Ranking loss", ["loss", "eval_loss"], unit="nats a pair"))
-    ctx.panel(panels.curve("Pairs ordered as people did", ["accuracy", "eval_accuracy"]))
+def show(evaluation: RewardEvaluation, ctx: Context) -> None:
+    """Add the report panels: the curves, the accuracy by pair of ranks, the mean score by rank."""
+    ctx.panel(panels.curve("Ranking loss", ["loss", "eval_loss"], unit="nats per pair"))
+    ctx.panel(panels.curve("Accuracy over pairs", ["accuracy", "eval_accuracy"]))
     rows: list[list[str | float]] = [
-        [f"{better} over {worse}", round(right, 4), count]
-        for (better, worse), (right, count) in judged.by_ranks.items()
+        [f"{better} over {worse}", round(accuracy, 4), count]
+        for (better, worse), (accuracy, count) in evaluation.by_pair.items()
     ]
-    pairs = sum(count for _, count in judged.by_ranks.values())
-    rows.append(["all", round(judged.accuracy, 4), pairs])
+    pairs = sum(count for _, count in evaluation.by_pair.values())
+    rows.append(["all", round(evaluation.accuracy, 4), pairs])
     ctx.panel(panels.table("Held-out accuracy by ranks", ["ranks", "accuracy", "pairs"], rows))
-    means = {f"rank {rank}": sum(s) / len(s) for rank, s in judged.by_rank.items()}
+    means = {f"rank {rank}": sum(s) / len(s) for rank, s in evaluation.scores_by_rank.items()}
     ctx.panel(panels.bars("Mean held-out score by rank", means))

@@ -70,7 +70,7 @@ class Contrastive:
     card: str = ""
     flops_per_token: float = 0.0
     """Tokens are not what this counts in: it reports pairs and the MFU itself."""
-    facts: Mapping[str, float] = field(default_factory=dict)
+    setup_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         """Open the pairs and build the towers.
@@ -95,7 +95,7 @@ class Contrastive:
             store, self.tokenizer, self.config.text, self.config.vision.image_size,
             self.augmentation, seed, settings.global_batch_size, self.any_caption, patches, kept,
         ))  # fmt: skip
-        self.facts = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
+        self.setup_metrics = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
         self._model = self._build()  # before anything else draws random numbers
         rank.barrier()
         self._peak = rank.sum(gemm_peak(rank.device, getattr(torch, settings.dtype)))

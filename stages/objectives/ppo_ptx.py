@@ -82,7 +82,7 @@ class PPOObjective:
     """The policy is fine-tuned to please a reward model without leaving a reference."""
 
     flops_per_token = 0.0
-    facts: Mapping[str, float] = {}
+    setup_metrics: Mapping[str, float] = {}
     grace = 15.0
     """Seconds that an iteration gets to come to its end when the run is to stop."""
 
@@ -136,7 +136,7 @@ class PPOObjective:
         self._spare: LanguageModel | None = None
         return {
             "policy": Trainable(policy),
-            "value": Trainable(critic, lr=self.settings.critic_lr_ratio),
+            "value": Trainable(critic, lr_ratio=self.settings.critic_lr_ratio),
         }
 
     def _pretraining(self, step: int) -> Pages | None:

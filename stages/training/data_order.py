@@ -7,12 +7,16 @@ how they fall on ranks and micro-batches changes nothing but the speed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.data.token_store import permute
-from stages.training.objective import Samples, SupervisedObjective
+
+if TYPE_CHECKING:
+    from stages.training.objective import Samples
+    from stages.training.ranks.rank import Rank
+    from stages.training.training_params import TrainSection
 
 
 def mix(*values: int) -> int:
@@ -38,26 +42,30 @@ class Shuffled:
         return permute(i, len(self.items), key=mix(self.seed, epoch))
 
 
-def micro_batches(objective: SupervisedObjective, step: int) -> list[list[Any]]:
-    """This rank's samples of a step, in micro-batches of equal size."""
-    rank, settings = objective.rank, objective.settings
+def micro_batches(
+    samples: Samples,
+    settings: TrainSection,
+    rank: Rank,
+    step: int,
+    *,
+    length: Callable[[Any], int] | None = None,
+) -> list[list[Any]]:
+    """Return this rank's samples of a step in micro-batches of equal size.
+
+    With `length`, all samples of the step are sorted by falling length and dealt to the ranks in
+    turn: ranks get similar loads, and micro-batches need little padding.
+    """
     micro, share = (
         settings.rank_micro_batch_size(rank.world, step),
         settings.rank_batch_size(rank.world, step),
     )
-    if objective.ragged:
-        mine = _alike(objective, step)[rank.index :: rank.world]
+    first = settings.first_sample(step)
+    if length is None:
+        mine = _take(samples, first + rank.index * share, share)
     else:
-        mine = _take(objective.train, settings.first_sample(step) + rank.index * share, share)
+        whole = _take(samples, first, settings.batch_size_at(step))
+        mine = sorted(whole, key=length, reverse=True)[rank.index :: rank.world]
     return [mine[start : start + micro] for start in range(0, share, micro)]
-
-
-def _alike(objective: SupervisedObjective, step: int) -> list[Any]:
-    """All samples of a step by falling length: the ranks, dealt to in turn, get like shares, and
-    each micro-batch holds like lengths, so that little is padded and nobody waits long."""
-    settings = objective.settings
-    samples = _take(objective.train, settings.first_sample(step), settings.batch_size_at(step))
-    return sorted(samples, key=objective.length, reverse=True)
 
 
 def _take(samples: Samples, start: int, count: int) -> list[Any]:

@@ -66,7 +66,7 @@ class Engine:
         self.shapes = shapes | {n: share.shape for n, share in shares.items()}
         """Of the whole parameters, of which this rank may hold a part."""
         masters = _masters(self.parameters) if settings.dtype != "float32" else {}
-        self._peak_lr = self.lr = settings.lr * trainable.lr
+        self._peak_lr = self.lr = settings.lr * trainable.lr_ratio
         self._adam = optimizer(trainable, self.parameters, settings, self.lr)
         self._adam.admit = self._admit
         config = _config(settings, self.zero, bool(shares), rank.device.type == "cuda")

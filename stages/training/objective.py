@@ -1,27 +1,17 @@
-"""What a training stage supplies to the loop: an objective.
+"""Interface between the trainer and an objective, which is the answer to "what is trained".
 
-The loop (`stages.training.trainer.fit`) owns engines, schedule, checkpoints, guards and metrics; the
-objective owns models, data and loss. Most objectives are a data set and a loss: they subclass
-`SupervisedObjective`. Those with an inner loop of their own (PPO: rollouts, several updates) write
-`step` themselves.
+The trainer (`stages.training.trainer.fit`) owns engines, schedule, checkpoints, guards and metrics;
+the objective owns models, data and loss. Most objectives are a data set and a loss: they subclass
+`stages.training.supervised.SupervisedObjective`. Those with an inner loop of their own (PPO:
+rollouts, several updates) implement `step` themselves.
 
-An objective is made in the stage's process and pickled to every rank, so its constructor takes
-paths and parameters only; models and data are opened in `setup`. This module imports no torch,
-so that a stage's module may subclass at its top and still be read by `headwater plan`.
-
-    class Copy(SupervisedObjective):
-        def open(self, rank):                       # once a rank: self.train, self.held_out
-            ...
-            return {"model": Trainable(model)}
-        def collate(self, samples): ...             # -> {"tokens": …, "targets": …}
-        def loss(self, model, batch): ...           # -> Loss(sum over tokens, …)
+An objective is made in the process of the stage and pickled to every rank, so its constructor takes
+paths and parameters only; `setup` opens models and data. No torch is imported here.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,38 +30,40 @@ Metrics = Mapping[str, float]
 Batch = Mapping[str, Any]
 State = dict[str, Any]
 """Named extra state: str -> number, str, list, dict of such, or Tensor (any depth of dicts)."""
+Coefficient = float | Callable[[int], float]
+"""Coefficient of a named loss: constant, or a function of the step."""
 
 
-def matrices(name: str, parameter: Tensor) -> bool:
-    """The usual rule of weight decay: matrices and embeddings decay, vectors do not."""
+def decays_by_default(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is decayed by default: matrices and embeddings, not vectors."""
     return parameter.ndim >= 2
 
 
 @dataclass
 class Trainable:
-    """A module to be trained by an engine of its own."""
+    """A module that an engine of its own trains."""
 
     module: nn.Module
-    lr: float = 1.0
-    """Times the schedule's learning rate."""
-    decay: Callable[[str, Tensor], bool] = matrices
-    """Which parameters (name, tensor) are decayed."""
-    rates: Mapping[str, float] = field(default_factory=dict)
-    """Of parameters by name: what multiplies their learning rate, and divides their decay, so that
-    a step takes the same off every decayed weight. 1 for those that are not named."""
+    lr_ratio: float = 1.0
+    """Learning rate of the module over that of the schedule. Default: 1."""
+    decays: Callable[[str, Tensor], bool] = decays_by_default
+    """Predicate over (name, parameter) that selects the decayed parameters."""
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    """Learning-rate multiplier by parameter name, 1 if absent. The weight decay is divided by it,
+    so that one step takes the same off every decayed weight."""
 
 
 class Samples(Protocol):
-    """Sample i of the run for any i >= 0, the same for ever: epochs and their order are inside.
+    """Endless samples: sample i of the run for any i >= 0, with epochs and their order inside.
 
-    `stages.training.data_order.Shuffled` makes one of any sequence.
+    `stages.training.data_order.Shuffled` builds one from any sequence.
     """
 
     def __getitem__(self, index: int) -> Any: ...
 
 
 class Dataset(Protocol):
-    """A function of the index below the length."""
+    """A finite sequence of samples."""
 
     def __getitem__(self, index: int) -> Any: ...
 
@@ -79,159 +71,76 @@ class Dataset(Protocol):
 
 
 @dataclass
-class Loss:
-    """The loss of one micro-batch, as sums; the loop divides by the weight of the global batch."""
+class MetricSum:
+    """A metric of one micro-batch that is averaged over the global batch: sum / units."""
 
     total: Tensor
-    """Scalar with a gradient: the sum over this batch's units (target tokens, comparisons…)."""
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
-    """More sums over the same units (no gradient): reported as their mean over the global batch.
-    They may be vectors."""
-    shown: Tensor | None = None
-    """The sum that is reported as the loss, where the total holds more (no gradient)."""
+    """Sum over the units of this micro-batch, a scalar or a vector, without a gradient."""
+    units: Tensor | None = None
+    """Number of units of this micro-batch. Default: the units of the loss that reports it."""
+    reduce: Callable[[list[float]], float] | None = None
+    """Reduction of the mean vector to one number. Default: the vector itself is reported."""
+
+
+@dataclass
+class Loss:
+    """A loss of one micro-batch as a sum over units; the trainer divides by the units of the global
+    batch."""
+
+    total: Tensor
+    """Scalar with a gradient: the sum over the units of this micro-batch (target tokens, pairs)."""
+    metrics: Mapping[str, Tensor | MetricSum] = field(default_factory=dict)
+    """Metrics that are reported next to the loss, without a gradient."""
+    reported: Tensor | None = None
+    """Sum that is reported as the loss if `total` holds more, without a gradient. Default:
+    `total`."""
+
+
+Losses = Loss | Mapping[str, Loss]
+"""One loss, or named losses with units of their own."""
 
 
 class Objective(Protocol):
-    """Everything that the loop needs to know of a way of training."""
+    """What the trainer calls to train something."""
 
     flops_per_token: float
-    """Of a forward and backward pass, for the MFU; 0 where nobody knows. Read after `setup`."""
-    facts: Mapping[str, float]
-    """Figures known after `setup` (samples, what was left out): part of what `fit` returns."""
+    """FLOPs per token of a forward and backward pass, for the MFU; 0 if unknown. Read after
+    `setup`."""
+    setup_metrics: Mapping[str, float]
+    """Metrics that are known after `setup` (samples, dropped documents). `fit` returns them."""
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
-        """Open data and build the modules, alike on every rank; on the CPU, in float32.
+        """Open data and build the modules, identical on every rank, on the CPU and in float32.
 
-        The first is the main one, whose learning rate is reported. Frozen modules stay with the
-        objective, which moves them to `rank.device` itself.
+        The first module is the main one, whose learning rate is reported. Frozen modules stay with
+        the objective, which moves them to `rank.device` itself.
         """
 
     def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
-        """One step of the loop, all of it: micro-batches, accumulation, PPO's rollouts.
+        """Run one step of the trainer: micro-batches, accumulation, the rollouts of PPO.
 
-        `step` says which data to use: it counts from 0, and leaps over data after a rollback.
-        The learning rate is set, and torch's generators are seeded from (seed, step, rank), so
-        that a step is a function of the weights and `step` alone. Call `engine.step()` for each
-        update and return its outcome; it and `engine.backward()` tell the watchdog that all is well. What else takes
-        long calls `rank.beat()` now and then.
+        `step` selects the data: it counts from 0 and skips data after a rollback. The learning rate
+        is set, and the generators of torch are seeded from (seed, step, rank), so that a step is a
+        function of the weights and `step` alone. Call `engine.step()` for each update and return
+        its outcome. `engine.backward()` and `engine.step()` send heartbeats to the watchdog; call
+        `rank.beat()` during other long work.
         """
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Figures on held-out data, the same on every rank; may be empty. Names begin with
+        """Return metrics on held-out data, the same on every rank, possibly none. Names begin with
         `eval_`.
 
         Raises:
-            Interrupted: the run is to stop (see `rank.stopping`): the loop saves and stops.
+            Interrupted: the run is to stop (see `rank.stopping`): the trainer saves and stops.
         """
 
     def state_dict(self) -> State:
-        """State beyond weights and moments: controllers, averages, cursors. Alike on all ranks."""
+        """Return state other than weights and moments (controllers, averages), the same on every
+        rank."""
 
     def load_state_dict(self, state: State) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the model folder. Called on rank 0 alone, with whole weights in the modules: in
-        float32, on the host."""
-
-
-class SupervisedObjective(ABC):
-    """A data set and a loss: token-weighted mean over the global batch, at any world size."""
-
-    rank: Rank
-    settings: TrainSection
-    seed: int
-    train: Samples
-    held_out: Dataset | None = None
-    flops_per_token: float = 0.0
-    """Of a forward and backward pass; set it in `open` to have an MFU reported."""
-    facts: Mapping[str, float] = {}
-    """Figures known after `open`: part of what `fit` returns."""
-    ragged: bool = False
-    """Samples differ in `length`: those of a step are dealt so that micro-batches are alike."""
-
-    @abstractmethod
-    def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Set `self.train` and `self.held_out`, and build the one module to train."""
-
-    @abstractmethod
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """Samples -> tensors on the CPU. `targets` with -100 where there is nothing to learn."""
-
-    @abstractmethod
-    def loss(self, model: Callable[..., Any], batch: Batch) -> Loss:
-        """The summed loss of a batch (on the rank's device)."""
-
-    @abstractmethod
-    def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the model folder. Called on rank 0 alone, with whole weights in the modules."""
-
-    def weight(self, batch: Batch) -> float:
-        """How many units the batch's loss sums over; by default its targets other than -100."""
-        return float((batch["targets"] != -100).sum())
-
-    def tokens(self, batch: Batch) -> float:
-        """Positions that the batch computes, for the rate and the MFU."""
-        return float(batch["targets"].numel())
-
-    def length(self, sample: Any) -> int:
-        """A sample's length; asked for if the objective is `ragged`."""
-        return len(sample)
-
-    def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
-        """Open data and model, and fix the order of the samples."""
-        self.rank, self.settings, self.seed = rank, settings, seed
-        return self.open(rank)
-
-    def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
-        """Forward and backward over this rank's share, then one optimizer step."""
-        from stages.training.supervised import train_step
-
-        (engine,) = engines.values()
-        return train_step(self, engine, step)
-
-    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """`eval_loss` and the means of `Loss.sums` on the held-out samples."""
-        from stages.training.supervised import evaluate
-
-        (engine,) = engines.values()
-        return evaluate(self, engine) if self.held_out else {}
-
-    def state_dict(self) -> State:
-        """Nothing: the data position is the step."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to take up.
-
-        Raises:
-            ValueError: the checkpoint holds state that this objective does not know.
-        """
-        if state:
-            raise ValueError(f"{type(self).__name__} has no place for {sorted(state)}")
-
-
-class LanguageObjective(SupervisedObjective):
-    """A supervised objective whose loss is the cross-entropy of text, in nats a token."""
-
-    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """What every objective measures, and `eval_perplexity`, e to the loss."""
-        found = super().evaluate(engines, step)
-        if "eval_loss" not in found:
-            return found
-        return {**found, "eval_perplexity": math.exp(min(found["eval_loss"], 700.0))}
-
-
-__all__ = [
-    "Batch",
-    "Dataset",
-    "LanguageObjective",
-    "Loss",
-    "Metrics",
-    "Objective",
-    "Samples",
-    "State",
-    "SupervisedObjective",
-    "Trainable",
-    "matrices",
-]
+        """Write the model folder. Called on rank 0 only, with whole float32 weights of the modules
+        in host memory."""

@@ -82,7 +82,7 @@ def fit(
             (`<name>_loss`…) where it is not "train".
 
     Returns:
-        The final figures, on every rank: the objective's `facts`, the last loss, the evaluation,
+        The final figures, on every rank: the objective's `setup_metrics`, the last loss, the evaluation,
         tokens, skipped steps.
 
     Raises:
@@ -153,7 +153,7 @@ class Fit:
         if out is not None:
             self._export(out)
         counts = {"tokens": self.position.tokens, "skipped_steps": float(self.position.skipped)}
-        return {**self.objective.facts, **final, **counts}
+        return {**self.objective.setup_metrics, **final, **counts}
 
     def _step(self) -> None:
         """One step of the objective, reported."""

@@ -24,7 +24,7 @@ import torch
 from pipeline.context import Context
 from pipeline.stage import Workers
 from stages.models.language_model_config import ExpertsConfig, LlamaConfig
-from stages.objectives.causal_lm import Pretraining
+from stages.objectives.causal_lm import CausalLMObjective
 from stages.training.engine import Engine
 from stages.training.objective import Trainable
 from stages.training.ranks.rank import Rank
@@ -47,8 +47,8 @@ SWITCH = replace(DENSE, experts=ExpertsConfig(num_experts=4, moe_every=2), init_
 
 
 @dataclass
-class Windowed(Pretraining):
-    """Pretraining on random tokens."""
+class Windowed(CausalLMObjective):
+    """CausalLMObjective on random tokens."""
 
     corpus: Any = None
     tokenizer_folder: Path = Path()
@@ -58,7 +58,7 @@ class Windowed(Pretraining):
 
         from stages.models.llama.modeling_llama import Llama
 
-        self.train = Windows(self.config)
+        self.train_samples = Windows(self.config)
         self.flops_per_token = float(self.config.flops_per_token)
         return {"model": Trainable(Llama(self.config))}
 

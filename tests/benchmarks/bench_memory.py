@@ -46,11 +46,12 @@ from stages.models.language_model_config import (
 from stages.models.llama.modeling_llama import Llama
 from stages.objectives.contrastive import Contrastive
 from stages.training.engine import Engine
-from stages.training.objective import Batch, Loss, Objective, SupervisedObjective, Trainable
+from stages.training.objective import Batch, Loss, Objective, Trainable
 from stages.training.planning.cost_model import Layout, traffic
 from stages.training.planning.memory_model import memory
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.supervised import SupervisedObjective
 from stages.training.trainer import Fit
 from stages.training.training_params import TrainSection
 
@@ -201,7 +202,7 @@ class Language(SupervisedObjective):
         config = self.case.config
         model = GPT(config) if isinstance(config, GPTConfig) else Llama(config)
         model.activation_checkpointing = self.case.activation_checkpointing
-        self.train = self
+        self.train_samples = self
         return {"model": Trainable(model)}
 
     def __getitem__(self, index: int) -> torch.Tensor:

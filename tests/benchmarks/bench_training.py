@@ -29,9 +29,10 @@ from pipeline.context import Context
 from pipeline.stage import Workers
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.training.engine import Engine
-from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.training.objective import Batch, Loss, Trainable
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
+from stages.training.supervised import SupervisedObjective
 from stages.training.trainer import Fit
 from stages.training.training_params import TrainSection
 
@@ -72,7 +73,7 @@ class Language(SupervisedObjective):
     config: GPTConfig
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        self.train = Windows(self.config)
+        self.train_samples = Windows(self.config)
         self.flops_per_token = float(self.config.flops_per_token)
         return {"model": Trainable(GPT(self.config))}
 

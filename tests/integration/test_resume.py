@@ -13,8 +13,9 @@ from training_cases import Deaf, Toy, little_world
 
 from pipeline.context import read_series
 from pipeline.errors import Interrupted
+from stages.alignment.reward_evaluation import mean_score
 from stages.models.hf_export import load_reward_model
-from stages.objectives.reward_modeling import RewardObjective, demonstration, mean_score
+from stages.objectives.reward_modeling import RewardObjective
 from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.ranks.rank import Rank
 from stages.training.trainer import fit
@@ -157,7 +158,7 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
     assert weights[0] == weights[1]
     objective.setup(Rank(), made, 5)
     scorer = load_reward_model(tmp_path / "out")
-    best = [demonstration(ranking) for ranking in objective.rankings[:20]]
+    best = [ranking.best_response for ranking in objective.rankings[:20]]
     assert mean_score(scorer, best, torch.device("cpu")) == pytest.approx(0, abs=1e-5)
     found = Checkpoints(pair.checkpoints(name), Rank(), 9).newest()
     assert found is not None

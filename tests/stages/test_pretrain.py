@@ -17,14 +17,14 @@ from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity_fields
 from pipeline.stage import Params
-from pipeline.storage.artifact import Artifact
 from stages.data.token_dataset import Corpus
 from stages.data.token_store import Samples, TokenStore, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.language_model_config import LlamaConfig
-from stages.objectives.causal_lm import Pretraining
-from stages.pretrain import PretrainParams, _show_mixture, objective_of, pretrain
+from stages.objectives.causal_lm import CausalLMObjective
+from stages.objectives.pretraining import mixture_table
+from stages.pretrain import PretrainParams, pretrain, pretraining_task
 from stages.training.ranks.rank import Rank
 
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 16}
@@ -116,7 +116,7 @@ def test_weights_go_with_stores_and_not_with_a_temperature() -> None:
     params = PretrainParams.model_validate({"mixture": {"weights": [3, 1]}})
     stores = {f"tokens[{k}]": Params() for k in range(3)}
     assert [str(p) for p in params.check(stores)] == [
-        "mixture.weights: 2 for 3 stores (one for each of `tokens`)"
+        "mixture.weights: 2 weights for 3 stores (give one per item of `tokens`)"
     ]
     assert not list(params.check(dict(list(stores.items())[:2])))
     assert "mixture.temperature" in problems(mixture={"weights": [3, 1], "temperature": 2})[0]
@@ -189,11 +189,15 @@ def test_compiling_and_muP_reach_the_model_from_the_file(
     trainable = made.setup(Rank(), params.train, 0)["model"]
     module: Any = trainable.module
     assert all(block._compiled_call_impl for block in module.blocks)
-    assert trainable.rates["h.1.mlp.c_fc.weight"] == 0.5
+    assert trainable.lr_multipliers["h.1.mlp.c_fc.weight"] == 0.5
+
+
+def objective_of(params: PretrainParams, *paths: Any, **named: Any) -> CausalLMObjective:
+    return params.objective.build(pretraining_task(params, *paths, **named))  # type: ignore[return-value]
 
 
 @pytest.fixture
-def objective(world: Path) -> Pretraining:
+def objective(world: Path) -> CausalLMObjective:
     params = PretrainParams.model_validate({"model": SHAPE, "train": {"global_batch_size": 8}})
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 0)
@@ -228,11 +232,11 @@ def test_a_start_of_other_positions_is_refused(world: Path) -> None:
     that none is longer than its positions."""
     shape = {"num_layers": 2, "hidden_size": 48, "num_heads": 2}
 
-    def begun(context: int) -> Pretraining:
+    def begun(context: int) -> CausalLMObjective:
         params = PretrainParams.model_validate({"model": {**shape, "context_length": context}})
         made = objective_of(params, [world / "tokens"], init_from=world / "policy")
         model = made.setup(Rank(), params.train, 0)["model"].module
-        inputs = made.collate([made.train[0], made.held_out[0]])["tokens"]
+        inputs = made.collate([made.train_samples[0], made.eval_dataset[0]])["tokens"]
         assert inputs.shape[1] == model.wpe.num_embeddings == context
         with pytest.raises(ValueError, match=f"{context + 1} tokens do not fit a context"):
             model(torch.zeros(1, context + 1, dtype=torch.long))
@@ -259,17 +263,19 @@ def test_the_plan_tells_vocabularies_apart() -> None:
     ]
 
 
-def test_targets_are_the_next_tokens(objective: Pretraining) -> None:
-    batch = objective.collate([objective.train[0], objective.train[1]])
+def test_targets_are_the_next_tokens(objective: CausalLMObjective) -> None:
+    batch = objective.collate([objective.train_samples[0], objective.train_samples[1]])
     assert batch["tokens"].shape == batch["targets"].shape == (2, 16)
     assert torch.equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
-    assert objective.weight(batch) == objective.tokens(batch) == 32
+    assert objective.units(batch) == objective.num_tokens(batch) == 32
 
 
-def test_boundaries_of_documents_reach_the_batch_and_the_model(objective: Pretraining) -> None:
-    assert "segments" not in objective.collate([objective.train[0]])
+def test_boundaries_of_documents_reach_the_batch_and_the_model(
+    objective: CausalLMObjective,
+) -> None:
+    assert "segments" not in objective.collate([objective.train_samples[0]])
     objective.mask_documents = True
-    batch = objective.collate([objective.train[i] for i in range(40)])
+    batch = objective.collate([objective.train_samples[i] for i in range(40)])
     ends = batch["tokens"] == EOS
     assert ends[:, 1:].any()
     assert torch.equal(batch["segments"][:, 1:], ends[:, 1:].cumsum(1))
@@ -291,12 +297,14 @@ def test_best_fit_learns_each_token_of_whole_documents_once(world: Path) -> None
     params = PretrainParams.model_validate({"model": SHAPE, "packing": "best_fit"})
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
     made.setup(Rank(), params.train, 0)
-    samples: Any = made.train
+    samples: Any = made.train_samples
     batch = made.collate([samples[i] for i in range(len(samples))])
     store = TokenStore(world / "tokens")
-    assert made.weight(batch) == store.tokens
-    assert made.tokens(batch) == pytest.approx(store.tokens / (1 - made.facts["padding"]))
-    assert made.facts["cut_documents"] == sum(
+    assert made.units(batch) == store.tokens
+    assert made.num_tokens(batch) == pytest.approx(
+        store.tokens / (1 - made.setup_metrics["padding"])
+    )
+    assert made.setup_metrics["cut_documents"] == sum(
         len(store.document(k)) > 16 for k in range(store.documents)
     )
     assert batch["segments"].shape == batch["positions"].shape == batch["tokens"].shape
@@ -305,23 +313,25 @@ def test_best_fit_learns_each_token_of_whole_documents_once(world: Path) -> None
     learned = small["targets"][small["targets"] != -100]
     with torch.no_grad():
         found = made.loss(model, small)
-    assert int(found.sums["bytes"]) == sum(made._bytes[learned].tolist())
+    assert int(found.metrics["bytes"]) == sum(made.bytes_per_token[learned].tolist())
     torch.nn.init.zeros_(model.wte.weight)
     even = made.loss(model, small).total.item()
-    assert even / made.weight(small) == pytest.approx(math.log(340))
+    assert even / made.units(small) == pytest.approx(math.log(340))
 
 
-def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(objective: Pretraining) -> None:
-    batch = objective.collate([objective.train[0]])
+def test_the_loss_of_an_even_guess_is_the_log_of_the_vocabulary(
+    objective: CausalLMObjective,
+) -> None:
+    batch = objective.collate([objective.train_samples[0]])
     model = GPT(objective.config)
     torch.nn.init.zeros_(model.wte.weight)
     even = objective.loss(model, batch)
     assert even.total.item() / 16 == pytest.approx(math.log(340))
-    assert not even.sums
+    assert not even.metrics
     with torch.no_grad():
         counted = objective.loss(model, batch)
     sizes = torch.tensor(Tokenizer(objective.tokenizer_folder).byte_counts)
-    assert int(counted.sums["bytes"]) == int(sizes[batch["targets"]].sum())
+    assert int(counted.metrics["bytes"]) == int(sizes[batch["targets"]].sum())
 
 
 def test_one_store_gives_the_samples_it_always_gave(world: Path) -> None:
@@ -330,10 +340,10 @@ def test_one_store_gives_the_samples_it_always_gave(world: Path) -> None:
     made.setup(Rank(), params.train, 9)
     plain = TokenStore(world / "tokens").samples(16, 9)
     for index in (0, 1, 77, 5000):
-        assert np.array_equal(made.train[index], plain[index])
+        assert np.array_equal(made.train_samples[index], plain[index])
     held_out = TokenStore(world / "tokens", "eval").samples(16)
-    assert isinstance(made.held_out, Samples)
-    assert len(made.held_out) == len(held_out)
+    assert isinstance(made.eval_dataset, Samples)
+    assert len(made.eval_dataset) == len(held_out)
 
 
 def second_store(
@@ -359,13 +369,13 @@ def test_stores_are_mixed_by_weight_without_packing_again(
         )
         made = objective_of(params, paths, world / "tokenizer")
         made.setup(Rank(), params.train, 0)
-        batch = made.collate([made.train[i] for i in range(200)])
+        batch = made.collate([made.train_samples[i] for i in range(200)])
         others = int(torch.isin(batch["targets"], torch.tensor([300, -100])).all(1).sum())
         assert others == 200 * weights[1] / sum(weights)
-    assert ("padding" in made.facts) == (packing == "best_fit")
-    assert made.held_out is not None
+    assert ("padding" in made.setup_metrics) == (packing == "best_fit")
+    assert made.eval_dataset is not None
     singles = [len(TokenStore(path, "eval").samples(16)) for path in paths]
-    assert len(made.held_out) == sum(singles)
+    assert len(made.eval_dataset) == sum(singles)
 
 
 def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) -> None:
@@ -397,39 +407,32 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
     made = objective_of(
         params, (world / "tokens", second_store(tmp_path / "o")), world / "tokenizer"
     )
-    ctx = Context.local(tmp_path / "w")
-
-    artifacts = [
-        Artifact(path, {"run": {"stage": name}})
-        for name, path in zip("ab", made.corpus.paths, strict=True)
-    ]
-    _show_mixture(made, params.train, artifacts, ctx)
-    (table,) = json.loads((ctx.observed / "panels.json").read_text())
+    table, epochs = mixture_table(made.corpus, params.train, ["a", "b"])
     assert [row[:2] for row in table["rows"]] == [["a", 50.0], ["b", 50.0]]
     assert table["rows"][1][2:4] == [700, 80 * 16]
-    assert dict(ctx_results(ctx))["epochs_1"] == pytest.approx(80 / (700 // 16))
+    assert epochs[1] == pytest.approx(80 / (700 // 16))
 
 
 def test_experts_are_told_and_kept_busy(world: Path) -> None:
     params = PretrainParams.model_validate({
         "model": {**SHAPE, "family": "switch", "experts": {"num_experts": 4, "moe_every": 1, "router_z_loss_coef": 0.5}},
-        "z_loss": 0.25, "train": {"global_batch_size": 8},
+        "objective": {"z_loss_coef": 0.25}, "train": {"global_batch_size": 8},
     })  # fmt: skip
     made = objective_of(params, (world / "tokens",), world / "tokenizer")
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
-    batch = made.collate([made.train[0], made.train[1]])
+    batch = made.collate([made.train_samples[0], made.train_samples[1]])
     found = made.loss(model, batch)
-    assert set(found.sums) == {
+    assert set(found.metrics) == {
         "balance_loss", "router_z", "dropped_tokens", "router_entropy",
         "load_layer_0", "load_layer_1",
     }  # fmt: skip
-    assert found.sums["load_layer_0"].sum().item() == pytest.approx(32)
+    assert found.metrics["load_layer_0"].total.sum().item() == pytest.approx(32)
     log_z = model(batch["tokens"]).logsumexp(-1).square().sum()
-    means = {name: found.sums[name] / 32 for name in ("balance_loss", "router_z")}
+    means = {name: found.metrics[name] / 32 for name in ("balance_loss", "router_z")}
     router_aux_loss = 2 * 32 * (0.01 * means["balance_loss"] + 0.5 * means["router_z"])
-    assert found.shown is not None
-    torch.testing.assert_close(found.total, found.shown + 0.25 * log_z + router_aux_loss)
-    assert 0 < found.sums["router_entropy"].item() / 32 <= math.log(4) + 1e-5
+    assert found.reported is not None
+    torch.testing.assert_close(found.total, found.reported + 0.25 * log_z + router_aux_loss)
+    assert 0 < found.metrics["router_entropy"].item() / 32 <= math.log(4) + 1e-5
 
 
 @pytest.mark.integration

@@ -29,10 +29,15 @@ from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 from stages.evaluation.perplexity import document_loss
 from stages.generation.generate import generate_text
 from stages.models.hf_export import is_chat, load_language_model, special_ids
-from stages.pretrain import PretrainParams, continuations, objective_of
+from stages.objectives.pretraining import continuations
+from stages.pretrain import PretrainParams, pretraining_task
 from stages.pretrained import PretrainedParams, pretrained
 from stages.tokenize import PackParams, TrainParams, pack
 from stages.training.ranks.rank import Rank
+
+
+def objective_of(params: PretrainParams, *paths: Any, **named: Any) -> Any:
+    return params.objective.build(pretraining_task(params, *paths, **named))
 
 
 @pytest.fixture
@@ -356,7 +361,7 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     ]
     made = objective_of(params, (tokens,), init_from=base)
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
-    batch = made.collate([made.train[0], made.train[1]])
+    batch = made.collate([made.train_samples[0], made.train_samples[1]])
     ends = batch["tokens"] == end
     assert ends[:, 1:].any() and not batch["positions"][ends].any()
     with torch.no_grad():
@@ -367,7 +372,7 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum"
     )
-    torch.testing.assert_close(told.shown, expected)
+    torch.testing.assert_close(told.reported, expected)
     made.export({"model": SimpleNamespace(module=model)}, tmp_path / "out")  # type: ignore[dict-item]
     assert_transformers_agree(tmp_path / "out")
     assert special_ids(tmp_path / "out") == special_ids(base)
@@ -385,11 +390,11 @@ def test_the_bytes_of_an_epoch_are_those_of_its_documents(documents: Path, tmp_p
     params = PretrainParams.model_validate({"model": shape("gpt2"), "packing": "best_fit"})
     made = objective_of(params, (tokens,), base)
     model: Any = made.setup(Rank(), params.train, 0)["model"].module
-    samples: Any = made.train
+    samples: Any = made.train_samples
     batch = made.collate([samples[i] for i in range(len(samples))])
     assert (batch["targets"] < 0).any() and open_tokenizer(base).byte_counts[0] == 1
     with torch.no_grad():
-        counted = made.loss(model, batch).sums["bytes"].item()
+        counted = made.loss(model, batch).metrics["bytes"].item()
     store, auto = TokenStore(tokens), AutoTokenizer.from_pretrained(base)
     texts = [auto.decode(store.document(i)[:-1]) for i in range(store.documents)]
     assert counted == sum(len(text.encode()) for text in texts)

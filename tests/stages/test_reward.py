@@ -9,20 +9,17 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.context import Context
 from pipeline.errors import InputError
+from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
+from stages.alignment.reward_evaluation import (
+    RewardEvaluation,
+    evaluate_folder,
+    evaluate_rankings,
+    mean_score,
+    score_responses,
+)
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.hf_export import load_reward_model
-from stages.objectives.reward_modeling import (
-    Appraisal,
-    Ranking,
-    RewardObjective,
-    appraise,
-    collate_rankings,
-    demonstration,
-    judge,
-    mean_score,
-    read_rankings,
-    scores_of,
-)
+from stages.objectives.reward_modeling import RewardObjective
 from stages.reward import RewardParams, show
 from stages.training.ranks.rank import Rank
 
@@ -57,18 +54,18 @@ def test_each_response_is_read_once_at_its_end(objective):
     assert batch["tokens"].shape == (5, 5)
     assert batch["tokens"][batch["at"]].tolist() == [3] * 5
     assert batch["ranks"].tolist() == [[1, 0, -1], [0, 2, 1]]
-    scores = scores_of(objective.modules["model"].module, batch)
+    scores = score_responses(objective.modules["model"].module, batch)
     assert scores.shape == (2, 3) and scores[0, 2] == 0
     alone = objective.modules["model"].module(torch.tensor([[2, 9, 3]]))[0, -1]
     torch.testing.assert_close(scores[0, 0], alone)
 
 
 def test_the_loss_counts_prompts(objective):
-    batch = objective.collate([objective.train[i] for i in range(4)])
+    batch = objective.collate([objective.train_samples[i] for i in range(4)])
     loss = objective.loss(objective.modules["model"].module, batch)
-    assert objective.weight(batch) == 4
-    assert objective.tokens(batch) == batch["tokens"].numel()
-    assert 0 <= loss.sums["accuracy"].item() <= 4
+    assert objective.units(batch) == 4
+    assert objective.num_tokens(batch) == batch["tokens"].numel()
+    assert 0 <= loss.metrics["accuracy"].item() <= 4
     assert loss.total.requires_grad and loss.total.item() > 0
 
 
@@ -91,12 +88,12 @@ def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, wo
     torch.testing.assert_close(
         theirs(tokens).logits[0, 0], scorer(tokens)[0, -1], rtol=0, atol=1e-5
     )
-    judged = appraise(Rank(), tmp_path, world / "preferences")
+    judged = evaluate_folder(Rank(), tmp_path, world / "preferences")
     rankings = read_rankings(world / "preferences", "eval", Tokenizer(tmp_path), 40)
-    unseen = mean_score(scorer, [demonstration(ranking) for ranking in rankings])
-    assert judged.demonstrations == pytest.approx(unseen, abs=1e-5) and unseen != 0
+    unseen = mean_score(scorer, [ranking.best_response for ranking in rankings])
+    assert judged.demonstration_score == pytest.approx(unseen, abs=1e-5) and unseen != 0
     assert judged.prompts == 48
-    assert appraise(Rank(index=1, world=2), tmp_path, world / "preferences") is None
+    assert evaluate_folder(Rank(index=1, world=2), tmp_path, world / "preferences") is None
 
 
 def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
@@ -108,9 +105,7 @@ def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
     assert len(set(places)) > 100 and sorted(places[:40]) != list(range(40))
     assert 60 < sum(places[:40]) / 40 < 100
     made.export({"model": Bare(modules["model"].module)}, tmp_path)
-    centred = mean_score(
-        load_reward_model(tmp_path), [demonstration(r) for r in made.rankings[:40]]
-    )
+    centred = mean_score(load_reward_model(tmp_path), [r.best_response for r in made.rankings[:40]])
     assert centred == pytest.approx(0, abs=1e-5)
 
 
@@ -122,12 +117,12 @@ def test_a_judgement_counts_pairs_by_rank(objective):
     three = Ranking(((2, 9, 3), (2, 7, 3), (2, 8, 3)), (0, 1, 2))
     equal = Ranking(((2, 5, 3), (2, 5, 3)), (0, 1))
     rankings = [three, equal]
-    judged = judge(Oracle(), rankings)
-    assert judged.by_ranks == {(0, 1): (0.75, 2), (0, 2): (1.0, 1), (1, 2): (0.0, 1)}
+    judged = evaluate_rankings(Oracle(), rankings)
+    assert judged.by_pair == {(0, 1): (0.75, 2), (0, 2): (1.0, 1), (1, 2): (0.0, 1)}
     assert judged.accuracy == pytest.approx(2.5 / 4)
     assert judged.margin == pytest.approx((2 + 1 - 1 + 0) / 4)
-    assert judged.by_rank == {0: [9, 5], 1: [7, 5], 2: [8]}
-    assert judged.demonstrations == 7
+    assert judged.scores_by_rank == {0: [9, 5], 1: [7, 5], 2: [8]}
+    assert judged.demonstration_score == 7
 
 
 def test_rankings_that_fit_no_context_are_an_error(world):
@@ -138,7 +133,7 @@ def test_rankings_that_fit_no_context_are_an_error(world):
 
 def test_the_report_shows_accuracy_by_ranks(tmp_path):
     ctx = Context.local(tmp_path)
-    show(Appraisal(0.8, 1.0, 2, {(0, 1): (0.8, 5)}, {0: [1.0, 3.0], 1: [0.0]}, 0.0), ctx)
+    show(RewardEvaluation(0.8, 1.0, 2, {(0, 1): (0.8, 5)}, {0: [1.0, 3.0], 1: [0.0]}, 0.0), ctx)
     drawn = {
         panel["title"]: panel for panel in json.loads((ctx.observed / "panels.json").read_text())
     }

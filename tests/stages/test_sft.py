@@ -19,8 +19,9 @@ from stages.models.hf_export import is_chat, load_language_model, save_language_
 from stages.models.language_model import ForwardOutputs
 from stages.models.language_model_config import ExpertsConfig, LlamaConfig
 from stages.models.registry import language_model
+from stages.objectives.supervised_finetuning import SFTObjective, reversed_conversation
 from stages.pretrain import PretrainParams
-from stages.sft import FineTuning, SftParams, sft, swapped
+from stages.sft import SftParams, sft
 from stages.training.ranks.rank import Rank
 
 
@@ -37,16 +38,16 @@ class Inputs:
         return list(self.conversations)
 
 
-def opened(world: Path, **fields: object) -> FineTuning:
+def opened(world: Path, **fields: object) -> SFTObjective:
     paths = fields.pop("paths", (world / "conversations",))
-    made = FineTuning(world / "policy", paths, **fields)  # type: ignore[arg-type]
+    made = SFTObjective(world / "policy", paths, **fields)  # type: ignore[arg-type]
     params = SftParams()
     made.modules = made.setup(Rank(), params.train, 0)  # type: ignore[attr-defined]
     return made
 
 
 @pytest.fixture(scope="module")
-def objective(world: Path) -> FineTuning:
+def objective(world: Path) -> SFTObjective:
     return opened(world)
 
 
@@ -59,21 +60,21 @@ def test_a_length_beyond_the_models_context_is_a_problem() -> None:
     assert not list(SftParams(max_length=64).check(upstream))
 
 
-def test_only_the_answer_and_its_end_are_learned(objective: FineTuning) -> None:
-    batch = objective.collate([objective.train[0]])
+def test_only_the_answer_and_its_end_are_learned(objective: SFTObjective) -> None:
+    batch = objective.collate([objective.train_samples[0]])
     tokens, targets = batch["tokens"][0].tolist(), batch["targets"][0].tolist()
     assert tokens[:2] == [BOS, USER]
     turn = tokens.index(ASSISTANT)
     assert set(targets[:turn]) == {-100}
     assert -100 not in targets[turn:]
     assert targets[-1] == EOS
-    assert objective.weight(batch) == len(targets) - turn
+    assert objective.units(batch) == len(targets) - turn
 
 
-def test_padding_changes_nothing(objective: FineTuning) -> None:
+def test_padding_changes_nothing(objective: SFTObjective) -> None:
     """The loss of a batch is the sum of the losses of its rows alone."""
     model = objective.modules["model"].module.eval()  # type: ignore[attr-defined]
-    samples = sorted((objective.train[i] for i in range(6)), key=len)
+    samples = sorted((objective.train_samples[i] for i in range(6)), key=len)
     assert len(samples[0]) < len(samples[-1])
     with torch.no_grad():
         together = objective.loss(model, objective.collate(samples)).total
@@ -81,9 +82,9 @@ def test_padding_changes_nothing(objective: FineTuning) -> None:
     assert float(together) == pytest.approx(float(sum(alone)), rel=1e-5)
 
 
-def test_the_loss_is_the_cross_entropy_of_the_answer(objective: FineTuning) -> None:
+def test_the_loss_is_the_cross_entropy_of_the_answer(objective: SFTObjective) -> None:
     model = objective.modules["model"].module.eval()  # type: ignore[attr-defined]
-    batch = objective.collate([objective.train[0], objective.train[1]])
+    batch = objective.collate([objective.train_samples[0], objective.train_samples[1]])
     with torch.no_grad():
         logits = model(batch["tokens"])
         wanted = F.cross_entropy(
@@ -107,9 +108,9 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = language_model(config)
     save_language_model(model, tmp_path, world / "tokenizer")  # type: ignore[arg-type]
-    made = FineTuning(tmp_path, (world / "conversations",))
+    made = SFTObjective(tmp_path, (world / "conversations",))
     module = made.setup(Rank(), SftParams().train, 0)["model"].module
-    samples = sorted((made.train[i] for i in range(12)), key=len)
+    samples = sorted((made.train_samples[i] for i in range(12)), key=len)
     samples = [samples[0], samples[-1]]
     batch = made.collate(samples)
     assert batch["real"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
@@ -120,19 +121,19 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     )
     balance = torch.stack([layer.balance for layer in trace.routing]).sum()
     tokens = batch["real"].sum()
-    torch.testing.assert_close(found.shown, alone.detach())
+    torch.testing.assert_close(found.reported, alone.detach())
     torch.testing.assert_close(found.total, alone + 0.5 * balance * tokens)
-    assert found.sums["balance_loss"] == pytest.approx(balance.item() / 2 * tokens)
+    assert found.metrics["balance_loss"].total == pytest.approx(balance.item() / 2 * tokens)
     # However the samples fall on micro-batches, and are padded there.
     apart = [made.loss(module, made.collate([sample])) for sample in samples]
     torch.testing.assert_close(found.total, apart[0].total + apart[1].total)
-    together = sum(loss.sums["balance_loss"] for loss in apart)
-    torch.testing.assert_close(found.sums["balance_loss"], together)
+    together = sum(loss.metrics["balance_loss"].total for loss in apart)
+    torch.testing.assert_close(found.metrics["balance_loss"].total, together)
 
 
 def test_swapping_asks_for_the_question() -> None:
     turns = (Message("system", "be brief"), Message("user", "why?"), Message("assistant", "so"))
-    assert swapped(Conversation("a", turns)).messages == (
+    assert reversed_conversation(Conversation("a", turns)).messages == (
         Message("user", "so"),
         Message("assistant", "why?"),
     )
@@ -140,7 +141,7 @@ def test_swapping_asks_for_the_question() -> None:
 
 def test_swapped_training_reads_answers_and_learns_questions(world: Path) -> None:
     made, tokenizer = opened(world, reverse=True), Tokenizer(world / "policy")
-    batch = made.collate([made.train[0]])
+    batch = made.collate([made.train_samples[0]])
     learned = tokenizer.decode(batch["targets"][0][batch["targets"][0] != -100].tolist())
     assert "what does the" in learned or "tell me of" in learned or "and the" in learned
 
@@ -150,7 +151,7 @@ def test_inputs_are_mixed_and_what_is_too_long_is_counted(world: Path, tmp_path:
     short = (Message("user", "why?"), Message("assistant", "so"))
     write_conversations(tmp_path, [Conversation("l", long), Conversation("s", short)])
     made = opened(world, paths=(world / "conversations", tmp_path))
-    assert made.facts == {"conversations": 201.0, "too_long": 1.0}
+    assert made.setup_metrics == {"conversations": 201.0, "too_long": 1.0}
 
 
 def test_nothing_to_train_on_is_said(world: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from stages.data.best_fit_packing import Packed
 from stages.models.language_model_config import ExpertsConfig, LanguageConfig, LlamaConfig, MuP
-from stages.objectives.causal_lm import Pretraining
-from stages.training.objective import Batch, Loss, SupervisedObjective, Trainable
+from stages.objectives.causal_lm import CausalLMObjective
+from stages.training.objective import Batch, Loss, Trainable
+from stages.training.supervised import SupervisedObjective
 
 VOCABULARY, CONTEXT, WIDTH = 101, 16, 101
 """Every matrix but the positions is above the size up to which ZeRO-3 leaves weights whole on all
@@ -35,7 +36,7 @@ class Toy(SupervisedObjective):
     steep: float = 1.0
     """What the gradient is multiplied by there, and the loss is not."""
     dropout: float = 0.0
-    ragged: bool = True
+    length_grouped: bool = True
     samples: int = 96
 
     def open(self, rank: Any) -> dict[str, Trainable]:
@@ -50,8 +51,8 @@ class Toy(SupervisedObjective):
             start = int(torch.randint(0, VOCABULARY, (), generator=generator))
             length = 4 + i % (CONTEXT - 4)
             data.append(torch.tensor([(start + k * k) % VOCABULARY for k in range(length + 1)]))
-        self.train = Shuffled(data[16:], self.seed)
-        self.held_out = data[:16]
+        self.train_samples = Shuffled(data[16:], self.seed)
+        self.eval_dataset = data[:16]
         shape = GPTConfig(
             VOCABULARY, CONTEXT, num_layers=1, hidden_size=WIDTH, num_heads=1, dropout=self.dropout
         )
@@ -158,7 +159,7 @@ class Two(Toy):
     def open(self, rank: Any) -> dict[str, Trainable]:
         from torch import nn
 
-        return {**super().open(rank), "aid": Trainable(nn.Linear(3, 1), lr=5)}
+        return {**super().open(rank), "aid": Trainable(nn.Linear(3, 1), lr_ratio=5)}
 
     def step(self, engines: Any, step: int) -> Any:
         import torch
@@ -187,7 +188,7 @@ class Compiled(Toy):
         model.activation_checkpointing = self.activation_checkpointing
         if self.compile:
             compile_blocks(model, rank.device)
-        self.held_out = None
+        self.eval_dataset = None
         return trainables
 
     def collate(self, samples: Sequence[Any]) -> Batch:
@@ -363,8 +364,8 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     losses = []
     for step in range(settings.steps):
         samples = range(settings.first_sample(step), settings.first_sample(step + 1))
-        batch = objective.collate([objective.train[i] for i in samples])
-        loss = objective.loss(model, batch).total / objective.weight(batch)
+        batch = objective.collate([objective.train_samples[i] for i in samples])
+        loss = objective.loss(model, batch).total / objective.units(batch)
         model.zero_grad()
         loss.backward()
         clip_plainly(model, settings)
@@ -429,7 +430,7 @@ def routed_config(over: str = "group") -> LlamaConfig:
 
 
 @dataclass
-class Routed(Pretraining):
+class Routed(CausalLMObjective):
     """Pretraining of a model with experts on samples of two short documents, unequally padded."""
 
     config: LanguageConfig = field(default_factory=routed_config)
@@ -445,12 +446,12 @@ class Routed(Pretraining):
         from stages.training.data_order import Shuffled
 
         samples = [packed(number) for number in range(100)]
-        self.train, self.held_out = Shuffled(samples[4:], self.seed), samples[:4]
-        self._bytes = torch.ones(VOCABULARY)
+        self.train_samples, self.eval_dataset = Shuffled(samples[4:], self.seed), samples[:4]
+        self.bytes_per_token = torch.ones(VOCABULARY)
         model = Llama(self.config)
         model.activation_checkpointing = self.activation_checkpointing
         paced = lr_multipliers(model, muon=self.settings.optimizer == "muon")
-        return {"model": Trainable(model, rates=paced)}
+        return {"model": Trainable(model, lr_multipliers=paced)}
 
     def export(self, engines: Any, out: Path) -> None:
         import torch

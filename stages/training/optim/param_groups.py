@@ -26,8 +26,8 @@ def optimizer(
     turned = matrices(trainable.module) if settings.optimizer == "muon" else set()
     kinds: dict[tuple[bool, bool, bool, float], list[Tensor]] = {}
     for name, p in parameters.items():
-        pace = trainable.rates.get(name, 1.0)
-        kind = (trainable.decay(name, p), is_apart(p), name in turned, pace)
+        pace = trainable.lr_multipliers.get(name, 1.0)
+        kind = (trainable.decays(name, p), is_apart(p), name in turned, pace)
         kinds.setdefault(kind, []).append(p)
     groups: list[dict[str, Any]] = []
     for kind in sorted(kinds, reverse=True):

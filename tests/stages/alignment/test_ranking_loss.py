@@ -80,5 +80,5 @@ def test_comparisons_count_pairs():
     ranks = torch.tensor([[0, 1, 2], [0, 1, NO_RESPONSE]])
     found = compare(scores, ranks)
     assert found.pairs.tolist() == [3, 1]
-    assert found.right.tolist() == [2, 0.5]
+    assert found.correct.tolist() == [2, 0.5]
     assert found.margin.tolist() == [2 + 1 - 1, 0]

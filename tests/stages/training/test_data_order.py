@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.training.data_order import Shuffled, micro_batches, mix
-from stages.training.objective import SupervisedObjective
 from stages.training.ranks.rank import Rank
 from stages.training.training_params import BatchSizeRampup, TrainSection
-
-
-class Plain(SupervisedObjective):
-    """Only data: numbers, whose length is themselves."""
-
-    open = collate = loss = export = lambda self, *_: None  # type: ignore[assignment]
-
-    def length(self, sample: Any) -> int:
-        return int(sample)
 
 
 def dealt(
@@ -29,16 +17,13 @@ def dealt(
     """By rank, by micro-batch: the samples of a step."""
     made = []
     for index in range(world):
-        objective = Plain()
-        objective.ragged = ragged
-        objective.rank = Rank(index, world)
-        objective.settings = TrainSection(
+        made_of = TrainSection(
             global_batch_size=24,
             micro_batch_size=micro,
             batch_size_rampup=ramp or BatchSizeRampup(),
         )
-        objective.train = Shuffled(range(100), seed=5)
-        made.append(micro_batches(objective, step))
+        samples, length = Shuffled(range(100), seed=5), int if ragged else None
+        made.append(micro_batches(samples, made_of, Rank(index, world), step, length=length))
     return made
 
 

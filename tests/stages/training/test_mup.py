@@ -51,7 +51,7 @@ def config(family: str, width: int, mup: MuP | None) -> LanguageConfig:
 def pace(model: LanguageModel, settings: TrainSection) -> AdamW:
     """The optimizer that training makes, with Muon's state as an engine lays it out."""
     muon = settings.optimizer == "muon"
-    trainable = Trainable(model, rates=lr_multipliers(model, muon=muon))
+    trainable = Trainable(model, lr_multipliers=lr_multipliers(model, muon=muon))
     adam = optimizer(trainable, dict(model.named_parameters()), settings, settings.lr)
     for group in adam.param_groups:
         for p in group["params"] if MARK in group else ():

@@ -1,0 +1,73 @@
+"""Rankings: K tokenised responses to a prompt with the ranks that annotators gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+from stages.alignment.ranking_loss import NO_RESPONSE
+from stages.data.chat_template import encode_response
+from stages.data.preference_dataset import Preference, Preferences
+from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
+from stages.generation.likelihood import pad_right
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K tokenised responses, prompts included, with their ranks."""
+
+    rows: tuple[tuple[int, ...], ...]
+    ranks: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return max(len(row) for row in self.rows)
+
+    @property
+    def best(self) -> int:
+        """Index of the response with the lowest rank, the first of equals."""
+        return self.ranks.index(min(self.ranks))
+
+    @property
+    def best_response(self) -> tuple[int, ...]:
+        """Tokens of the best response: the demonstration."""
+        return self.rows[self.best]
+
+
+def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) -> list[Ranking]:
+    """Return the rankings of a split. Those with a response longer than the context are left out,
+    because a reward is read at the end token.
+
+    Raises:
+        InputError: none is left.
+    """
+    encoded = [_encode(tokenizer, preference) for preference in Preferences(path, split)]
+    fitting = [ranking for ranking in encoded if len(ranking) <= context]
+    if not fitting:
+        raise InputError(
+            f"none of {len(encoded)} {split} preferences fits a context of {context} tokens",
+            where=str(path),
+            remedy="lengthen model.context, or shorten the responses",
+        )
+    return fitting
+
+
+def collate_rankings(rankings: Sequence[Ranking]) -> dict[str, Tensor]:
+    """Return `tokens` (N, T) of all responses, `at` (N, T) that marks their last tokens, and `ranks`
+    (P, K), padded."""
+    rows = [row for ranking in rankings for row in ranking.rows]
+    tokens_NT = pad_right(rows, PAD)
+    at_NT = torch.zeros_like(tokens_NT, dtype=torch.bool)
+    at_NT[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])] = True
+    most = max(len(ranking.ranks) for ranking in rankings)
+    ranks = [[*r.ranks, *[NO_RESPONSE] * (most - len(r.ranks))] for r in rankings]
+    return {"tokens": tokens_NT, "at": at_NT, "ranks": torch.tensor(ranks)}
+
+
+def _encode(tokenizer: Tokenizer, preference: Preference) -> Ranking:
+    rows = (encode_response(tokenizer, preference.prompt, text) for text in preference.responses)
+    return Ranking(tuple(tuple(row.ids.tolist()) for row in rows), preference.ranks)
