@@ -244,7 +244,7 @@ class MetricAccumulator:
             count = units[name] if own is None else float(own)
             if metric.endswith("/units") or not count:
                 continue
-            mean = (total / count).tolist()
+            mean: Any = (total / count).tolist()
             reduce = self._reductions.get((name, metric))
             if metric != "loss":
                 means[metric] = reduce(mean) if reduce else mean
