@@ -74,6 +74,18 @@ class PPOParams(Params):
     """What a pipeline file may say of the stage."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    renamed: ClassVar[Mapping[str, str]] = {
+        "epochs": "ppo_epochs",
+        "minibatches": "num_minibatches",
+        "clip": "clip_range",
+        "value_clip": "value_clip_range",
+        "lam": "gae_lambda",
+        "kl": "kl_coef",
+        "ptx": "ptx_coef",
+        "critic_lr": "critic_lr_ratio",
+        "ema": "ema_decay",
+        "rollout_batch": "rollout_batch_size",
+    }
 
     seed: int = 0
     """Of prompts, draws and minibatches; the pipeline's, if left out."""

@@ -77,6 +77,11 @@ class PretrainParams(Params):
     """See the module."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    renamed: ClassVar[Mapping[str, str]] = {
+        "size": "preset",
+        "start": "init_from",
+        "z_loss": "objective.z_loss_coef",
+    }
 
     preset: str = "tiny"
     """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
