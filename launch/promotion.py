@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.ui.options import mlflow_uri
 from pipeline.errors import UserError, did_you_mean
+from pipeline.kind import is_promotable
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -119,7 +120,7 @@ def model_stage(run: Run) -> str:
     wanted = run.spec().promote
     if wanted:
         return wanted.stage
-    models = [stage.name for stage in run.status().stages if stage.kind.endswith("Model")]
+    models = [stage.name for stage in run.status().stages if is_promotable(stage.kind)]
     if len(models) == 1:
         return models[0]
     what = f"makes several models: {', '.join(models)}" if models else "makes no model"

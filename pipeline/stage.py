@@ -1,4 +1,4 @@
-"""The contract of a stage: what it takes, what it makes, and how it is called.
+"""The contract of a stage: its inputs, its output, and how it is called.
 
 A stage is one function under `@stage`:
 
@@ -8,10 +8,9 @@ A stage is one function under `@stage`:
     @stage("clean", output="Documents", version=1)
     def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None: ...
 
-It reads `inputs`, writes files under `out`, reports through `ctx`, may be killed at any
-instant and is then called again with the same `out`. `uses: a.b` in a pipeline file names the
-stage `a.b`, which lives in the module `a` of a package listed under the entry-point group
-`headwater.stages`; a new stage is one new file.
+It reads `inputs`, writes files under `out` and reports through `ctx`. It may be killed at any
+instant and is then called again with the same `out`. `pipeline.stage_registry` finds a stage by its
+name, so that a new stage is one new file.
 """
 
 from __future__ import annotations
@@ -20,39 +19,29 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import Problem
+from pipeline.context import Context
+from pipeline.errors import NotFound, Problem
+from pipeline.kind import find_kind
 from pipeline.naming import NAME
 
-if TYPE_CHECKING:
-    from pipeline.context import Context
-    from pipeline.storage.artifact import Artifact
-
 UnsupportedKeys = Mapping[str, tuple[str, str]]
-"""Keys, in lower case, that people know from elsewhere and that nothing here answers to: what is
-wrong with each, and what to do instead."""
+"""Keys of other frameworks, in lower case, that are not supported here: for each, what is wrong
+with it and what to do instead."""
 
 
 class _Execution:
-    """Marks a field that says how the work is done, not what it is: it never enters identity."""
+    """Mark of a field that decides how the work is done, not its result."""
 
     def __repr__(self) -> str:
         return "EXECUTION"
 
 
 EXECUTION = _Execution()
+"""`Annotated[int, EXECUTION]` keeps a field out of the fingerprint."""
 
 
 class Section(BaseModel):
@@ -70,33 +59,33 @@ class Workers(Section):
     num: Annotated[int, Field(ge=1)] = 1
     """Processes (ranks) of the stage."""
     cpus: Annotated[float, Field(gt=0)] = 1
-    """CPU cores of each."""
+    """CPU cores per process."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of each."""
+    """GPUs per process."""
 
 
 class Retries(Section):
-    """How often each class of failure is tried again."""
+    """The number of retries for each class of failure."""
 
     worker: Annotated[int, Field(ge=0)] = 2
-    """After a worker died, got stuck or ran out of memory."""
+    """Retries after a process died, stalled or ran out of memory."""
     error: Annotated[int, Field(ge=0)] = 0
-    """After the stage's own code raised an error."""
+    """Retries after the stage's own code raised an error."""
 
 
 class Params(Section):
-    """What a pipeline file may say of a stage. Subclass it, one field a key."""
+    """The parameters of a stage in a pipeline file. Subclass it with one field per key."""
 
     workers: Annotated[Workers, EXECUTION] = Workers()
-    """The processes the stage runs on."""
+    """Processes the stage runs on."""
     retries: Annotated[Retries, EXECUTION] = Retries()
-    """How often failures are tried again."""
+    """Retries after failures."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = {}
-    """What is said of an unknown key, wherever it stands in the stage's parameters."""
+    """Error messages for unknown keys anywhere in the stage's parameters."""
 
     def externals(self) -> dict[str, str]:
-        """Content digests of what the stage reads from outside the store, by name.
+        """Return content digests of what the stage reads from outside the store, by name.
 
         Raises:
             InputError: a source does not exist or cannot be read.
@@ -104,23 +93,24 @@ class Params(Section):
         return {}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield what cannot work, here or together with the stages that feed this one.
+        """Yield what cannot work, alone or together with the stages upstream.
 
-        `upstream` maps an input's name to its producer's parameters: those of a list edge as
-        `name[0]`, `name[1]`…, those further up as `tokens.tokenizer`. An input from the store has
-        those of no stage in particular.
+        Args:
+            upstream: the parameters of each input's producer, by edge: those of a list edge as
+                `name[0]`, `name[1]`…, those further up as `tokens.tokenizer`. An input from the
+                store has the defaults of `Params`.
         """
         yield from ()
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """What the stage will cost: any of parameters, tokens, flops, memory_bytes,
-        disk_bytes and seconds."""
+        """Return the estimated cost: any of parameters, tokens, flops, memory_bytes, disk_bytes
+        and seconds."""
         return {}
 
 
 @dataclass(frozen=True)
 class Input:
-    """An edge's type: the kinds that it takes, whether it may be left out or be a list."""
+    """The type of an edge: the accepted kinds, and whether it is optional or a list."""
 
     kinds: tuple[str, ...]
     optional: bool = False
@@ -140,10 +130,18 @@ class Input:
         return kinds + (" list" if self.many else "") + (" (optional)" if self.optional else "")
 
 
-class Inputs(Mapping[str, "Artifact | tuple[Artifact, ...]"]):
-    """The artifacts that a stage reads, by the name of the edge."""
+class HasPath(Protocol):
+    """The part of an artifact that a stage's inputs need."""
 
-    def __init__(self, artifacts: Mapping[str, Artifact | Sequence[Artifact]]) -> None:
+    @property
+    def path(self) -> Path:
+        """The artifact's folder."""
+
+
+class Inputs(Mapping[str, Any]):
+    """The artifacts that a stage reads, by edge: one, or a tuple on a list edge."""
+
+    def __init__(self, artifacts: Mapping[str, HasPath | Sequence[HasPath]]) -> None:
         self._artifacts = dict(artifacts)
 
     def __getitem__(self, name: str) -> Any:
@@ -156,21 +154,21 @@ class Inputs(Mapping[str, "Artifact | tuple[Artifact, ...]"]):
         return len(self._artifacts)
 
     def path(self, name: str) -> Path:
-        """The folder of the one artifact on this edge."""
-        return Path(self._artifacts[name].path)  # type: ignore[union-attr]
+        """Return the folder of the one artifact on this edge."""
+        return Path(self[name].path)
 
     def paths(self, name: str) -> list[Path]:
-        """The folders on a list edge, in the order of the pipeline file; empty if left out."""
+        """Return the folders on a list edge in the order of the pipeline file; empty if absent."""
         found = self._artifacts.get(name, ())
         artifacts = found if isinstance(found, Sequence) else (found,)
         return [Path(artifact.path) for artifact in artifacts]
 
     def get_path(self, name: str) -> Path | None:
-        """The folder of an optional edge, or None."""
+        """Return the folder of an optional edge, or None."""
         return self.path(name) if name in self._artifacts else None
 
 
-RunFunction = Callable[[Any, Inputs, Path, "Context"], None]
+RunFunction = Callable[[Any, Inputs, Path, Context], None]
 F = TypeVar("F", bound=RunFunction)
 
 
@@ -200,15 +198,28 @@ def stage(
 
     Args:
         uses: the name in pipeline files; its part before the first dot is the module's name.
-        output: the kind of artifact that it makes.
-        version: raise it whenever the same inputs would now give other bytes.
-        inputs: edge name to kind; see `Input.parse` for the short forms.
+        output: the kind of the artifact that it makes.
+        version: raise it whenever the same inputs give other bytes than before.
+        inputs: the kind of each edge; see `Input.parse` for the short forms.
+
+    Raises:
+        TypeError: the declaration would go wrong silently when the stage is used, or names a kind
+            that is not registered.
     """
 
     def register(run: F) -> F:
         params = get_type_hints(run, localns={"Inputs": Inputs, "Context": object})["params"]
         typed = {name: Input.parse(declared) for name, declared in (inputs or {}).items()}
-        _check_declaration(uses, params, typed)
+        if not NAME.fullmatch(uses):
+            raise TypeError(f"stage {uses!r}: a name matches {NAME.pattern}")
+        for name in (set(typed) | {"uses"}) & set(params.model_fields):
+            raise TypeError(f"stage {uses}: {name!r} is both a parameter and an input or keyword")
+        for kind in (output, *(kind for edge in typed.values() for kind in edge.kinds)):
+            try:
+                find_kind(kind, import_stages=False)
+            except NotFound as error:
+                raise TypeError(f"stage {uses}: {error.message} ({error.remedy})") from None
+        _check_section(uses, params)
         Stage.registry[uses] = Stage(uses, run, params, output, version, typed)
         return run
 
@@ -216,46 +227,34 @@ def stage(
 
 
 def execution_fields(section: type[BaseModel]) -> frozenset[str]:
-    """The fields that are marked EXECUTION: they never enter a fingerprint."""
+    """Return the fields that are marked EXECUTION: they never enter a fingerprint."""
     return frozenset(n for n, i in section.model_fields.items() if _marks_execution(i.metadata))
 
 
 def nested_sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field of that type can hold, directly or in lists and unions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from nested_sections(argument)
+    """Yield the sections that a field of that type can hold, directly or in lists and unions."""
+    parts = _nested_types(annotation)
+    yield from (part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
 
 
 def _marks_execution(metadata: Iterable[Any]) -> bool:
     return any(isinstance(mark, _Execution) for mark in metadata)
 
 
-def _check_declaration(uses: str, params: type[Params], inputs: Mapping[str, Input]) -> None:
-    """Refuse, when the stage is defined, what would go wrong quietly when it is used."""
-    if not NAME.fullmatch(uses):
-        raise TypeError(f"stage {uses!r}: a name matches {NAME.pattern}")
-    for name in (set(inputs) | {"uses"}) & set(params.model_fields):
-        raise TypeError(f"stage {uses}: {name!r} is both a parameter and a word of the file")
-    _check_section(uses, params)
-
-
 def _check_section(uses: str, section: type[BaseModel]) -> None:
     for name, info in section.model_fields.items():
         field = f"stage {uses}: {section.__name__}.{name}"
-        for inner in _parts(info.annotation):
+        for inner in _nested_types(info.annotation):
             if _marks_execution(getattr(inner, "__metadata__", ())):
                 raise TypeError(f"{field}: EXECUTION marks a whole field: Annotated[…, EXECUTION]")
             if isinstance(inner, type) and issubclass(inner, PurePath):
-                raise TypeError(f"{field}: write a path as `str`: pipeline files hold text")
+                raise TypeError(f"{field}: declare a path as `str`: pipeline files hold text")
         for nested in nested_sections(info.annotation):
             _check_section(uses, nested)
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
-    """A type and every type inside it."""
+def _nested_types(annotation: Any) -> Iterator[Any]:
+    """Yield a type and every type inside it."""
     yield annotation
-    if get_origin(annotation) is not None:
-        for argument in get_args(annotation):
-            yield from _parts(argument)
+    for argument in get_args(annotation):
+        yield from _nested_types(argument)

@@ -1,1 +1,3 @@
-"""The work: every module here is one stage (or a family of them); the folders are workshops."""
+"""Stages: every module here is one stage or a family of stages; the folders hold their parts."""
+
+from stages.data import kinds as kinds  # registers the kinds before any stage names them

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from pipeline.plugins import stage_packages
 from pipeline.stage import Stage
-from pipeline.stage_registry import stage_packages
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every
 # command that they start; the tests press it.

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hf_parity import assert_transformers_agree
 
+from pipeline.kind import is_promotable
 from pipeline.storage.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,7 @@ def test_the_quickstart_keeps_its_promises(store: Path) -> None:
 
 def test_every_model_of_the_quickstart_loads_in_transformers(store: Path) -> None:
     found = [Artifact.read(path.parent) for path in (store / "artifacts").glob("*/*/manifest.json")]
-    models = [made for made in found if made.kind.endswith("Model")]
+    models = [made for made in found if is_promotable(made.kind)]
     for made in models:
         assert_transformers_agree(made.path)
     made_by = Counter(made.uses for made in models)

@@ -40,6 +40,7 @@ from launch.ui.formatting import timestamp
 from pipeline.atomic_io import write_atomic
 from pipeline.context import read_series
 from pipeline.execution.run import Run
+from pipeline.kind import is_promotable
 from pipeline.redaction import redact
 from pipeline.status import RunStatus, StageStatus
 from pipeline.storage.artifact import OBSERVED, Artifact
@@ -174,7 +175,7 @@ class RunSynchronizer:
         commit = artifact.manifest["code"].get("commit") or "unknown"
         self._tag(entry["run"], "mlflow.source.git.commit", commit)
         self._inputs(entry["run"], artifact)
-        if artifact.kind.endswith("Model"):
+        if is_promotable(artifact.kind):
             self._model(entry["run"], stage.name, artifact, finals)
         entry["done"] = True
 

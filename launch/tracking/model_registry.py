@@ -40,6 +40,7 @@ from pipeline.errors import (
     UserError,
     did_you_mean,
 )
+from pipeline.kind import is_promotable
 from pipeline.naming import check_name
 from pipeline.promotion_gates import (
     Gate,
@@ -337,7 +338,7 @@ def current(records: Sequence[Record]) -> dict[str, Record]:
 
 
 def _check_model(artifact: Artifact) -> None:
-    if not artifact.kind.endswith("Model"):
+    if not is_promotable(artifact.kind):
         raise UserError(
             f"{artifact.uses}/{artifact.fingerprint} holds {artifact.kind}, not a model",
             remedy="name the stage that made the model: `headwater promote RUN:STAGE`",

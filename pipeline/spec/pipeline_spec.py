@@ -28,7 +28,8 @@ from pydantic import ValidationError
 
 from pipeline import graph
 from pipeline.errors import Problem, SpecError, UserError, did_you_mean
-from pipeline.naming import NAME
+from pipeline.kind import is_promotable
+from pipeline.naming import NAME, NAME_RULE
 from pipeline.promotion_gates import Gate, check_alias
 from pipeline.redaction import SECRET
 from pipeline.spec import validation_messages
@@ -239,7 +240,7 @@ class _Checker:
                 validation_messages.type_remedy(["text"], value),
             )
         elif not NAME.fullmatch(value):
-            self.problem(path, f"{value!r} cannot name a {of}", validation_messages.NAMES)
+            self.problem(path, f"{value!r} is not a valid name for a {of}", NAME_RULE)
         return str(value)
 
     def seed(self, value: Any) -> int:
@@ -266,7 +267,7 @@ class _Checker:
         for node, section in data.items():
             path = ("stages", node)
             if not NAME.fullmatch(node):
-                self.problem(path, f"{node!r} cannot name a stage", validation_messages.NAMES)
+                self.problem(path, f"{node!r} is not a valid name for a stage", NAME_RULE)
             elif node in FILE_KEYS:
                 self.problem(path, f"{node!r} is a word of the file", "choose another name")
             if isinstance(section, dict):
@@ -406,7 +407,7 @@ class _Checker:
         if name not in self.names:
             message = f"there is no stage {name!r}" if stage else "missing"
             self.problem(("promote", "stage"), message, "the stage whose model is promoted")
-        elif made and not made.endswith("Model"):
+        elif made and not is_promotable(made):
             self.problem(("promote", "stage"), f"{name} makes {made}, which is no model")
         return Promotion(model, name, alias, self.gates(data.get("require", [])))
 

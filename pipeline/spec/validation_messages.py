@@ -13,8 +13,6 @@ from pipeline.errors import did_you_mean
 from pipeline.spec.yaml_reader import KeyPath
 from pipeline.stage import UnsupportedKeys, nested_sections
 
-NAMES = "use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
-
 _SECTION = "a section of `key: value` lines"
 _EXPECTED = {
     **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),

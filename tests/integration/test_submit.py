@@ -125,7 +125,10 @@ def pipeline(site: Site, name: str, stages: dict[str, Any]) -> str:
 
 
 CLAY = """
+from pipeline.kind import Kind, register_kind
 from pipeline.stage import Params, stage
+
+register_kind(Kind("ClayModel", promotable=True))
 
 @stage("clay", output="ClayModel", version=1)
 def clay(params: Params, inputs, out, ctx):

@@ -10,7 +10,6 @@ import pytest
 from pipeline import panels
 from pipeline.context import Context, read_series
 from pipeline.errors import Failure, Interrupted
-from pipeline.redaction import escape_control_characters, redact, secret_names
 
 
 @pytest.fixture
@@ -118,14 +117,3 @@ def test_logs_hold_neither_control_characters_nor_secrets(
     context.log("a\x1b[2J\u202eb\tuses hf_secret")
     line = (tmp_path / "log.txt").read_text()
     assert line.endswith(" a\\x1b[2J\\x202eb\tuses ${env:HF_TOKEN}\n")
-    assert escape_control_characters("ä €") == "ä €"
-
-
-def test_only_named_secrets_of_some_length_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LONG", "abcdef")
-    monkeypatch.setenv("PART", "abcd")
-    monkeypatch.setenv("TINY", "e")
-    monkeypatch.delenv("UNSET", raising=False)
-    names = secret_names("x: ${env:LONG} ${env:PART}, ${env:TINY} ${env:UNSET} ${stage}")
-    assert names == {"LONG", "PART", "TINY", "UNSET"}
-    assert redact("abcdef abcd e", names) == "${env:LONG} ${env:PART} e"

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Problem
+from pipeline.kind import Kind, register_kind
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
 
 steady = settings(
@@ -21,6 +22,10 @@ steady = settings(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+for name in ("Trees", "Juice", "Yeast", "Text"):
+    register_kind(Kind(name))
+register_kind(Kind("BottleModel", promotable=True))
 
 
 class Soil(Section):

@@ -10,6 +10,7 @@ import click
 from launch.ui import console
 from launch.ui.options import json_option, mlflow_uri, open_store, store_option
 from pipeline.errors import NotFound, UserError
+from pipeline.kind import is_promotable
 
 if TYPE_CHECKING:
     from pipeline.storage.artifact import Artifact
@@ -59,7 +60,7 @@ def find_model(name: str, store: Store) -> Path:
     if "@" not in name and (Path(name) / "config.json").is_file():
         return Path(name)
     artifact = store.ensure_verified(_artifact(name, store))
-    if not artifact.kind.endswith("Model"):
+    if not is_promotable(artifact.kind):
         raise UserError(f"{name} holds {artifact.kind}, not a model")
     return artifact.path
 

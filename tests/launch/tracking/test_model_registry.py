@@ -99,9 +99,9 @@ def test_aliases_that_mlflow_reserves_or_cannot_hold(
 
 @pytest.mark.parametrize("name", ["", "../x", "A", "a/b", "a b"])
 def test_model_names_are_safe_in_paths(store: Store, model: Artifact, name: str) -> None:
-    with pytest.raises(UserError, match="cannot name a model"):
+    with pytest.raises(UserError, match="is not a valid name for a model"):
         Registry(store).promote(model, name, dry_run=True)
-    with pytest.raises(UserError, match="cannot name a model"):
+    with pytest.raises(UserError, match="is not a valid name for a model"):
         Registry(store).history(name)
 
 

@@ -236,7 +236,9 @@ def written(tmp_path: Path) -> Iterator[Path]:
     """A stage in a file of its own."""
     file = tmp_path / "weeds.py"
     file.write_text(
+        "from pipeline.kind import Kind, register_kind\n"
         "from pipeline.stage import Params, stage\n"
+        "register_kind(Kind('Weeds'))\n"
         "@stage('weeds', output='Weeds', version=1)\n"
         "def weeds(params: Params, inputs, out, ctx): ...\n"
     )

@@ -14,7 +14,7 @@ from pipeline.execution.run import Run
         (["latest:clean", "--model", "m"], "holds Documents, not a model"),
         (["latest:gtp", "--model", "m"], "did you mean 'gpt'?"),
         (["latest:gpt", "--model", "m", "--alias", "latest"], "reserved"),
-        (["latest:gpt", "--model", "M!"], "cannot name a model"),
+        (["latest:gpt", "--model", "M!"], "is not a valid name for a model"),
         (["latest:gpt", "--model", "m", "--require", "better"], "is not a gate"),
         (["latest:gpt", "--model", "m", "--require", "gpt.los<3"], "did you mean 'gpt.loss'?"),
         (["latest:gpt"], "Missing option '--model'"),

@@ -17,7 +17,10 @@ from typing import Annotated
 
 from pipeline.context import Context
 from pipeline.errors import CorruptArtifact, InputError, Interrupted, StageStalled, WorkerDied
+from pipeline.kind import Kind, register_kind
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+
+register_kind(Kind("Number"))
 
 
 class Count(Params):

@@ -1,0 +1,81 @@
+"""Kinds of artifacts: the types of a pipeline's edges.
+
+A plugin or a package of stages registers its kinds when it is imported, or in the module of the
+stage that makes them:
+
+    register_kind(Kind("Documents", reader="stages.data.documents:DocumentReader"))
+    register_kind(Kind("Model", promotable=True))
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import NotFound, did_you_mean
+from pipeline.plugins import import_stage_packages, load_plugins
+
+KINDS: dict[str, Kind] = {}
+"""Every kind that is registered so far, by name."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of artifact."""
+
+    name: str
+    promotable: bool = False
+    """Whether such an artifact can become a version of a registered model."""
+    reader: str = ""
+    """`module:attribute` of what opens such an artifact's folder, as text, so that naming it
+    imports nothing."""
+
+    def load_reader(self) -> Any:
+        """Import and return the reader.
+
+        Raises:
+            NotFound: the kind names none.
+        """
+        if not self.reader:
+            raise NotFound(f"the kind {self.name} has no reader")
+        return pkgutil.resolve_name(self.reader)
+
+
+def register_kind(kind: Kind) -> Kind:
+    """Add a kind and return it. Adding an equal one again has no effect.
+
+    Raises:
+        TypeError: the name is registered with other properties.
+    """
+    if KINDS.setdefault(kind.name, kind) != kind:
+        raise TypeError(f"the kind {kind.name} is registered already, as {KINDS[kind.name]}")
+    return kind
+
+
+def find_kind(name: str, *, import_stages: bool = True) -> Kind:
+    """Return the kind of that name.
+
+    Args:
+        import_stages: search the stage modules as well as the plugins and packages. False while a
+            stage module is being imported.
+
+    Raises:
+        NotFound: the kind is not registered; the message names the nearest one.
+    """
+    if name not in KINDS:
+        load_plugins()
+        import_stage_packages()
+    if name not in KINDS and import_stages:
+        import_stage_packages(modules=True)
+    if name not in KINDS:
+        raise NotFound(f"unknown kind of artifact {name!r}", remedy=did_you_mean(name, KINDS))
+    return KINDS[name]
+
+
+def is_promotable(name: str) -> bool:
+    """Return whether artifacts of that kind can be registered as models; unknown ones cannot."""
+    try:
+        return find_kind(name).promotable
+    except NotFound:
+        return False
