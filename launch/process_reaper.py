@@ -1,10 +1,10 @@
-"""Nobody outlives a driver: a small process that waits for its end and cleans up after it.
+"""A small process that kills all descendants of a driver when the driver exits.
 
-It holds one end of a pipe whose other end only the driver has, so that it notices every way in
-which a driver can go, SIGKILL included. Then it ends all processes that were started with the
-driver's mark in their environment (Ray's agents would stay for a minute, a stage that does not
-listen for ever) and removes the driver's scratch folder. That a driver went without a word (it was
-killed, or Ray ended it on the spot because the raylet died inside a call) nobody else could say.
+It holds one end of a pipe whose other end only the driver has, so that it notices every exit of the
+driver, SIGKILL included. It then kills all processes with the driver's mark in their environment
+(Ray's agents would otherwise stay for a minute, a stage that ignores signals forever), removes the
+driver's scratch folder, and reports an exit that the driver could not report itself: because it was
+killed, or because Ray ended it when the raylet died during a call.
 """
 
 from __future__ import annotations
@@ -21,37 +21,41 @@ from pathlib import Path
 
 from pipeline.execution.output_capture import DRIVER_VARIABLE
 
-PATIENCE = 8.0  # seconds in which everybody must be gone
+REAP_TIMEOUT = 8.0  # seconds until all processes are gone
 GOODBYE = b"goodbye"
-LOST = "error: the driver ended without a word; next: headwater resume\n"
+DRIVER_DIED = "error: the driver was killed; next: headwater resume\n"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 class Reaper:
-    """The driver's end of the pipe."""
+    """The driver's end of the pipe.
+
+    Args:
+        mark: value of the environment variable that identifies the driver's processes.
+        folder: scratch folder to remove.
+    """
 
     def __init__(self, mark: str, folder: Path) -> None:
-        """Watch over processes that have `MARK=mark` in their environment, and a folder."""
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-m", "launch.process_reaper", mark, str(folder)],
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
-            start_new_session=True,  # Ctrl-C in a terminal is not for it
+            start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
         )
 
     def close(self) -> None:
-        """Have everybody ended now, and wait until they are."""
+        """Kill all processes now and wait until they have ended."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(GOODBYE)
             self._process.stdin.close()
-        self._process.wait(2 * PATIENCE)
+        self._process.wait(2 * REAP_TIMEOUT)
 
 
 def reap(mark: str, folder: Path) -> None:
-    """End all processes that carry the mark, then remove the folder."""
-    deadline = time.monotonic() + PATIENCE
-    while (marked := list(_marked(mark))) and time.monotonic() < deadline:
+    """Kill all processes with the mark, then remove the folder."""
+    deadline = time.monotonic() + REAP_TIMEOUT
+    while (marked := list(_marked_processes(mark))) and time.monotonic() < deadline:
         for pid in marked:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -59,8 +63,8 @@ def reap(mark: str, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _marked(mark: str) -> Iterator[int]:
-    """Processes, other than this one, that inherited the mark and are no zombies."""
+def _marked_processes(mark: str) -> Iterator[int]:
+    """Yield the ids of all other processes with the mark in their environment, without zombies."""
     wanted = f"{DRIVER_VARIABLE}={mark}".encode()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
@@ -71,5 +75,5 @@ def _marked(mark: str) -> Iterator[int]:
 
 if __name__ == "__main__":  # pragma: no cover - runs in a process of its own
     if not sys.stdin.buffer.read():
-        sys.stderr.write(LOST)
+        sys.stderr.write(DRIVER_DIED)
     reap(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Putting a run's model forward: which artifact, which figures, and one real try of the model."""
+"""Promotion of a run's model: which artifact, its metrics, and a smoke test."""
 
 from __future__ import annotations
 
@@ -15,43 +15,42 @@ if TYPE_CHECKING:
     from pipeline.execution.run import Run
     from pipeline.storage.artifact import Artifact
 
-SMOKE_SECONDS = 600
+SMOKE_TEST_SECONDS = 600
 
 
 def smoke_test(folder: Path) -> None:
-    """Load the model and use it once, in a process of its own.
+    """Load the model and use it once, in a separate process.
 
     Raises:
-        RuntimeError: it does not load or gives nonsense; the message is its last line.
+        RuntimeError: it does not load, or its outputs are invalid; the message is the last line of
+            the process.
     """
     try:
         done = subprocess.run(
             [sys.executable, "-m", "stages.models.smoke_test", str(folder)],
             capture_output=True,
             text=True,
-            timeout=SMOKE_SECONDS,
+            timeout=SMOKE_TEST_SECONDS,
             check=False,
-            start_new_session=True,  # Ctrl-C in a terminal is for us: a model is not refused for it
+            start_new_session=True,  # so that Ctrl-C does not fail the model
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"it gave no answer within {SMOKE_SECONDS} s") from None
+        raise RuntimeError(f"no answer within {SMOKE_TEST_SECONDS} s") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").split(
-            "\n"
-        )
-        raise RuntimeError(said[-1])
+        output = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise RuntimeError(output.splitlines()[-1])
 
 
 def promote_after_run(run: Run) -> None:
-    """What the pipeline file promotes at its end, if it does and the run has that stage.
+    """Promote the model that the pipeline file names, unless its stage was skipped.
 
     Raises:
-        GateRefused: a gate said no.
+        GateRefused: a gate refused the model.
         Failure: MLflow did not answer.
     """
-    left_out = {stage.name for stage in run.status().stages if stage.state == "skipped"}
-    if (wanted := run.spec().promote) and wanted.stage not in left_out:
-        promote_run(run, wanted.stage, wanted.model, wanted.alias, wanted.require)
+    skipped = {stage.name for stage in run.status().stages if stage.state == "skipped"}
+    if (rule := run.spec().promote) and rule.stage not in skipped:
+        promote_run(run, rule.stage, rule.model, rule.alias, rule.require)
 
 
 def promote_run(
@@ -63,10 +62,10 @@ def promote_run(
     *,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Promote what a stage of a run made; the run's journal says so.
+    """Promote the model of a stage of a run and record that in the run's journal.
 
     Returns:
-        The registry's record.
+        The record of the promotion.
     """
     from launch.tracking.model_registry import Registry
 
@@ -91,35 +90,36 @@ def promote_run(
 
 
 def artifact_of(run: Run, stage: str) -> Artifact:
-    """What a stage of a run made.
+    """Return the artifact of a stage of a run.
 
     Raises:
-        UserError: there is no such stage, or it has made nothing yet.
+        UserError: no such stage, or it has no artifact.
     """
     stages = {entry.name: entry for entry in run.status().stages}
     if stage not in stages:
         raise UserError(f"run {run.id} has no stage {stage!r}", remedy=did_you_mean(stage, stages))
     found = stages[stage]
-    again = f"headwater resume {run.id}"
+    resume = f"headwater resume {run.id}"
     if found.state not in ("cached", "finished"):
         raise UserError(
-            f"{stage} of run {run.id} is {found.state}: it has made nothing yet", remedy=again
+            f"{stage} of run {run.id} is {found.state} and has no artifact", remedy=resume
         )
     artifact = run.store.find(found.uses, found.fingerprint)
     if artifact is None:
-        raise UserError(f"what {stage} of run {run.id} made is damaged or gone", remedy=again)
+        raise UserError(
+            f"the artifact of {stage} of run {run.id} is corrupt or gone", remedy=resume
+        )
     return artifact
 
 
 def model_stage(run: Run) -> str:
-    """The stage that is meant when none is named: the file's own, or the only model.
+    """Return the stage that the pipeline file promotes, else the only one that makes a model.
 
     Raises:
-        UserError: there are several models, or none.
+        UserError: several stages make models, or none does.
     """
-    wanted = run.spec().promote
-    if wanted:
-        return wanted.stage
+    if rule := run.spec().promote:
+        return rule.stage
     models = [stage.name for stage in run.status().stages if is_promotable(stage.kind)]
     if len(models) == 1:
         return models[0]
@@ -128,6 +128,6 @@ def model_stage(run: Run) -> str:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """`RUN[:STAGE]` as its two parts."""
+    """Split `RUN[:STAGE]`; a missing stage is empty."""
     run, _, stage = target.partition(":")
     return run, stage

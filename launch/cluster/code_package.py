@@ -1,8 +1,8 @@
-"""The code that a job runs: the tracked files of the repository, as they stand on this disk.
+"""The code of a job: a zip file of the tracked files of a git repository, as they are on disk.
 
-Only what git tracks is packed, so neither data, environments nor secrets travel by accident: a
-tracked link may stand for tracked files alone, of which it becomes a copy (the head unpacks no
-links). The name is the hash of the content: what the head has already is not sent again.
+Only tracked files are packed, so that data, environments and secrets are not uploaded by accident.
+A tracked link must lead to tracked files; it becomes a copy of them, because the head does not
+unpack links. The package is named by the hash of its content, so that it is uploaded only once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from pathlib import Path
 from pipeline.atomic_io import format_bytes
 from pipeline.errors import UserError
 
-LIMIT = 90 * 1024**2  # bytes: the head's own limit is 100 MiB, with a message that helps nobody
-NAMED = 10
-_ALWAYS = (1980, 1, 1, 0, 0, 0)  # zip has no earlier date; one date, so one content is one name
+SIZE_LIMIT = 90 * 1024**2  # bytes; the head refuses 100 MiB with an unhelpful message
+LISTED_FILES = 10
+_ZIP_DATE = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # the earliest of zip; fixed, so that equal content has equal bytes
 
 
 @dataclass(frozen=True)
@@ -31,42 +38,42 @@ class CodePackage:
     content: bytes
     files: int
     commit: str
-    """What was checked out, with `+dirty` after it if files had changed; empty before the first."""
+    """Commit that is checked out, followed by `+dirty` if files differ; empty without a commit."""
 
 
 def repository_root(folder: Path) -> Path:
-    """The top of the git working tree around a folder.
+    """Return the root of the git working tree that contains a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder is not in a git working tree.
     """
     return Path(_git(folder, "rev-parse", "--show-toplevel").strip())
 
 
 def tracked_files(root: Path) -> dict[Path, Path]:
-    """Every tracked file that exists: what it is called, and the file itself.
+    """Return every existing tracked file: name in the package -> file on disk.
 
     Raises:
-        UserError: a link leads to something that git does not track.
+        UserError: a link leads to a file that git does not track.
     """
     names = [Path(name) for name in _git(root, "ls-files", "-z").split("\0") if name]
     root = root.resolve()
     files = {root / name for name in names}
     found = {}
     for name in names:
-        for called, file in _behind(root, name, files):
+        for packed_name, file in _resolve_link(root, name, files):
             if file not in files:
                 raise UserError(
                     f"{name} is a link to {file}, which git does not track",
                     where=str(root),
-                    remedy=f"git rm --cached {name}; only tracked files are shipped",
+                    remedy=f"git rm --cached {name}; only tracked files are uploaded",
                 )
-            found[called] = file
+            found[packed_name] = file
     return dict(sorted(found.items()))
 
 
-def _behind(root: Path, name: Path, files: set[Path]) -> Iterator[tuple[Path, Path]]:
-    """The file of that name, or those in the folder that a link of that name leads to."""
+def _resolve_link(root: Path, name: Path, files: set[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield the file of this name, or the tracked files of the folder that it links to."""
     file = (root / name).resolve()
     if file.is_file():
         yield name, file
@@ -79,7 +86,7 @@ def _behind(root: Path, name: Path, files: set[Path]) -> Iterator[tuple[Path, Pa
 
 
 def commit_of(root: Path) -> str:
-    """The commit that is checked out, with `+dirty` if tracked files differ from it."""
+    """Return the checked-out commit, followed by `+dirty` if tracked files differ from it."""
     try:
         commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
     except UserError:
@@ -89,17 +96,17 @@ def commit_of(root: Path) -> str:
 
 
 def pack(root: Path) -> CodePackage:
-    """Zip the tracked files of a working tree.
+    """Pack the tracked files of a working tree.
 
     Raises:
-        UserError: it is no git working tree, or the zip is over 90 MiB.
+        UserError: it is not a git working tree, or the package exceeds 90 MiB.
     """
     files = tracked_files(root)
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, path in files.items():
                 _add(archive, name, path)
-                if file.tell() > LIMIT:
+                if file.tell() > SIZE_LIMIT:
                     raise _too_large(root, files)
         file.seek(0)
         content = file.read()
@@ -108,7 +115,7 @@ def pack(root: Path) -> CodePackage:
 
 
 def _add(archive: zipfile.ZipFile, name: Path, path: Path) -> None:
-    info = zipfile.ZipInfo(name.as_posix(), _ALWAYS)
+    info = zipfile.ZipInfo(name.as_posix(), _ZIP_DATE)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = (path.stat().st_mode & 0o777) << 16
     with path.open("rb") as source, archive.open(info, "w") as target:
@@ -118,11 +125,13 @@ def _add(archive: zipfile.ZipFile, name: Path, path: Path) -> None:
 
 def _too_large(root: Path, files: Mapping[Path, Path]) -> UserError:
     sizes = sorted(((path.stat().st_size, name) for name, path in files.items()), reverse=True)
-    largest = "\n".join(f"  {format_bytes(size):>10}  {path}" for size, path in sizes[:NAMED])
+    largest = "\n".join(
+        f"  {format_bytes(size):>10}  {path}" for size, path in sizes[:LISTED_FILES]
+    )
     return UserError(
-        f"the tracked files make a package of over {format_bytes(LIMIT)}; the largest:\n{largest}",
+        f"the package of tracked files exceeds {format_bytes(SIZE_LIMIT)}; the largest files:\n{largest}",
         where=str(root),
-        remedy="git rm --cached what is no code; data belongs on a path that the cluster sees",
+        remedy="git rm --cached files that are not code; put data on a path that the cluster sees",
     )
 
 
@@ -132,10 +141,12 @@ def _git(folder: Path, *words: str) -> str:
             ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
         )
     except FileNotFoundError:
-        raise UserError("git is not installed", remedy="it says which files to ship") from None
+        raise UserError(
+            "git is not installed", remedy="install git; it lists the files to upload"
+        ) from None
     except subprocess.CalledProcessError:
         raise UserError(
-            "this is no git repository, and only tracked files are shipped",
+            "not a git repository; only tracked files are uploaded",
             where=str(folder),
             remedy="git init && git add your code; or `code: installed` in the cluster's file",
         ) from None

@@ -1,11 +1,11 @@
-"""A cluster's file: where its head listens, who may talk to it, and what it shares with us.
+"""Cluster files: the address of a Ray head, its token, and what it shares with this machine.
 
     address: http://127.0.0.1:8265          # the head's dashboard and Jobs API
-    token_path: ${store}/clusters/local/token   # a file that only you can read; or `token_env`
-    store: /mnt/headwater                   # as the cluster sees it; by default ours
-    mlflow: http://127.0.0.1:5000           # by default what MLFLOW_TRACKING_URI says
+    token_path: ${store}/clusters/local/token   # a file that only its owner can read; or `token_env`
+    store: /mnt/headwater                   # as the cluster sees it. Default: the store of this shell
+    mlflow: http://127.0.0.1:5000           # Default: MLFLOW_TRACKING_URI
     code: shipped                           # or `installed`: the cluster's image has the code
-    resources: {cpus: 2, gpus: 0}           # of a local head; elsewhere the head is asked
+    resources: {cpus: 2, gpus: 0}           # of a local head; other heads report theirs
 
 The token itself is never in the file. `${store}` is the store; `${env:NAME}` a variable.
 """
@@ -34,42 +34,44 @@ _VARIABLE = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
 
 
 class HeadResources(BaseModel):
-    """What a local head hands out."""
+    """Resources of a head that `cluster up` starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cpus: Annotated[float, Field(gt=0)] = 0.0
-    """CPU cores; by default those of the machine."""
+    """Number of CPU cores. Default: those of the machine."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs."""
+    """Number of GPUs. Default: 0."""
 
 
 class ClusterFile(BaseModel):
-    """The keys of a cluster's file."""
+    """Keys of a cluster file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str
-    """http(s)://host:port of the head's dashboard."""
+    """URL of the head's dashboard, http(s)://host:port."""
     token_path: str = ""
-    """A file that holds the token."""
+    """Path of the file that holds the token."""
     token_env: str = ""
-    """The name of a variable that holds the token."""
+    """Name of the environment variable that holds the token."""
     store: str = ""
-    """The store, a folder that this machine and the cluster see under the same path."""
+    """Store, a directory that this machine and the cluster see under the same path. Default: the
+    store of this shell."""
     mlflow: str = ""
-    """The tracking server's address, as the cluster reaches it."""
+    """URL of the MLflow server as the cluster reaches it. Default: MLFLOW_TRACKING_URI."""
     code: Literal["shipped", "installed"] = "shipped"
-    """Whether the code travels with the job."""
+    """Origin of the code: `shipped` with the job, or `installed` on the cluster. Default:
+    `shipped`."""
     python: str = "python"
-    """The interpreter on the cluster."""
+    """Python interpreter on the cluster. Default: `python`."""
     resources: HeadResources = HeadResources()
-    """What a head that is started here hands out."""
+    """Resources of a head that `cluster up` starts."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster's file, read and resolved."""
+    """Cluster of a file that was read and checked."""
 
     name: str
     path: Path
@@ -78,28 +80,28 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Where its head listens."""
+        """URL of its head."""
         return self.file.address
 
     @property
     def state(self) -> Path:
-        """Where a head that was started here is remembered."""
+        """Directory of the state of a head that `cluster up` started."""
         return self.store.root / "clusters" / self.name
 
     @property
     def token_path(self) -> Path | None:
-        """The file with the token, if the token is in a file."""
+        """Path of the token file; None if the token is not in a file."""
         return (
             Path(self.resolve(self.file.token_path)).expanduser() if self.file.token_path else None
         )
 
     @property
     def mlflow(self) -> str | None:
-        """Where runs on this cluster are mirrored to, if that was said anywhere."""
+        """MLflow URI of runs on this cluster; None if neither the file nor the environment names one."""
         return self.resolve(self.file.mlflow) or os.environ.get("MLFLOW_TRACKING_URI") or None
 
     def resolve(self, text: str) -> str:
-        """`${store}` and `${env:NAME}` replaced.
+        """Replace `${store}` and `${env:NAME}`.
 
         Raises:
             UserError: a variable is not set.
@@ -115,17 +117,17 @@ class Cluster:
         return _VARIABLE.sub(value, text.replace("${store}", str(self.store.root)))
 
     def token(self) -> str:
-        """The token, or nothing if the file names none.
+        """Return the token; empty if the file names none.
 
         Raises:
-            WrongToken: it cannot be read, or others can read it too.
+            WrongToken: it cannot be read, or other users can read it too.
         """
         if self.file.token_env:
             return os.environ.get(self.file.token_env, "")
         return _read_token(self.token_path) if self.token_path else ""
 
     def jobs(self) -> RayJobsClient:
-        """The head's Jobs API."""
+        """Return a client of the head's Jobs API."""
         return RayJobsClient(self.address, self.token())
 
 
@@ -137,24 +139,26 @@ def _read_token(path: Path) -> str:
         raise WrongToken(
             f"the token cannot be read: {(error.strerror or str(error)).lower()}",
             where=str(path),
-            remedy="headwater cluster up   (a local head makes its own)",
+            remedy="headwater cluster up   (creates the token of a local head)",
         ) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise WrongToken("others can read the token", where=str(path), remedy=f"chmod 600 {path}")
+        raise WrongToken(
+            "other users can read the token", where=str(path), remedy=f"chmod 600 {path}"
+        )
     if not text:
-        raise WrongToken("the token's file is empty", where=str(path))
+        raise WrongToken("the token file is empty", where=str(path))
     return text
 
 
 def load_cluster(name: str, store_path: str) -> Cluster:
-    """A cluster by its name in configs/clusters, or by the path of its file.
+    """Load a cluster by its name in configs/clusters or by the path of its file.
 
     Raises:
-        NotFound: there is no such file.
-        SpecError: with every problem that was found in it.
+        NotFound: no such file.
+        SpecError: all problems of the file.
     """
     path = _find(name)
-    file = _checked(read_yaml(path))
+    file = _validate(read_yaml(path))
     root = os.path.expandvars(file.store) if file.store else store_path
     cluster = Cluster(path.stem, path, file, Store(store_path))
     return Cluster(path.stem, path, file, Store(cluster.resolve(root)))
@@ -164,22 +168,22 @@ def _find(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if Path(name).is_file():
             return Path(name)
-        raise NotFound(f"there is no cluster file {name}")
+        raise NotFound(f"no cluster file {name}")
     for folder in _folders():
         if (path := folder / f"{name}.yaml").is_file():
             return path
     known = {path.stem for folder in _folders() for path in folder.glob("*.yaml")}
     remedy = did_you_mean(name, known) if known else "headwater init cluster"
-    raise NotFound(f"there is no cluster {name!r} in {FOLDER}", remedy=remedy)
+    raise NotFound(f"no cluster {name!r} in {FOLDER}", remedy=remedy)
 
 
 def _folders() -> Iterator[Path]:
-    """Where clusters are described: here, and where the program comes from."""
+    """Yield the folders of cluster files: of this directory and of the installation."""
     yield FOLDER
     yield Path(__file__).parents[2] / FOLDER
 
 
-def _checked(tree: Tree) -> ClusterFile:
+def _validate(tree: Tree) -> ClusterFile:
     problems = list(tree.problems)
     if not isinstance(tree.data, dict):
         raise SpecError([Problem("", "expected a cluster file", where=tree.location(()))])
@@ -190,7 +194,8 @@ def _checked(tree: Tree) -> ClusterFile:
         problems += [_problem(tree, found) for found in error.errors()]
     if file:
         problems += [
-            Problem(key, said, hint, tree.location((key,))) for key, said, hint in _odd(file)
+            Problem(key, what, hint, tree.location((key,)))
+            for key, what, hint in _invalid_values(file)
         ]
     if problems or file is None:
         raise SpecError(problems)
@@ -209,14 +214,14 @@ def _problem(tree: Tree, found: Any) -> Problem:
     return Problem(key, found["msg"].lower(), "", tree.location(path))
 
 
-def _odd(file: ClusterFile) -> Iterator[tuple[str, str, str]]:
-    """What cannot be, although its types are right: key, message, remedy."""
+def _invalid_values(file: ClusterFile) -> Iterator[tuple[str, str, str]]:
+    """Yield the key, message and remedy of each value whose type is valid but not its content."""
     parts = urlsplit(file.address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        yield "address", f"{file.address!r} is no address", "for example http://127.0.0.1:8265"
+        yield "address", f"{file.address!r} is not a URL", "for example http://127.0.0.1:8265"
     elif parts.username or parts.password:
         yield "address", "holds a password", "use token_path or token_env"
     if file.token_path and file.token_env:
-        yield "token_env", "the token is named twice", "keep token_path or token_env"
+        yield "token_env", "excludes token_path", "keep token_path or token_env"
     if holds_password(file.mlflow):
         yield "mlflow", "holds a password", "set MLFLOW_TRACKING_PASSWORD on the cluster"

@@ -1,9 +1,10 @@
-"""A Ray head on this machine: loopback only, token only, and ended by the pids it was started as.
+"""A Ray head on this machine, on loopback only and with a token.
 
-Everything of it lives in two places: `<store>/clusters/<name>/` (token, head.json, head.log) and
-a short private folder for Ray's sockets. `ray stop` is never called: it ends every Ray of the
-machine. Ray's processes share the session of the one that we start, also after it was killed;
-what jobs start is in sessions of its own, and known by a mark in its environment.
+Its files are in `<store>/clusters/<name>/` (token, head.json, head.log) and in a private folder
+with a short path for Ray's sockets. The head is stopped by process id and never by `ray stop`,
+which ends every Ray of the machine. Ray's processes share the session of the process that is
+started here, also after it was killed; processes of jobs have sessions of their own and are
+identified by an environment variable.
 """
 
 from __future__ import annotations
@@ -32,67 +33,67 @@ from launch.cluster.ray_jobs_client import (
     WrongToken,
     is_loopback,
 )
-from launch.ray_launcher import PATIENT
+from launch.ray_compat import LOOPBACK_ENV, PROCESS_ENV, start_command
 from pipeline.atomic_io import make_folder, read_json, write_atomic
 from pipeline.errors import Failure, UserError
 from pipeline.storage.lease import process_start_time
 
-STARTS = 3  # a slow machine can miss Ray's own 30 s
-PATIENCE = 90.0  # seconds for one start
-DRAIN = 20.0  # seconds for Ray to end by itself
-OBJECTS = 256 * 1024**2  # bytes: data goes through the store, not through Ray
+START_ATTEMPTS = 3  # a slow machine can exceed Ray's own limit of 30 s
+START_TIMEOUT = 90.0  # seconds per attempt
+STOP_TIMEOUT = 20.0  # seconds until Ray has ended after SIGTERM
+OBJECT_STORE_BYTES = 256 * 1024**2  # data goes through the artifact store, not through Ray
 RECORD = "head.json"
 LOG = "head.log"
-MARK = "HEADWATER_HEAD"
+JOB_ENV_VARIABLE = "HEADWATER_HEAD"
 
 
 def start(cluster: Cluster) -> bool:
-    """Start the head; False if it was up already.
+    """Start the head; return False if it was already up.
 
     Raises:
-        UserError: the address is not of this machine, or its port is taken.
+        UserError: the address is not on this machine, or its port is in use.
         Failure: Ray does not start.
     """
     _check_address(cluster)
     make_folder(cluster.state)
     token = _token_file(cluster)
-    if answers(cluster):
+    if is_up(cluster):
         return False
     stop(cluster)
     _check_port(cluster)
-    for attempt in range(1, STARTS + 1):
-        _spawn(cluster, token)
-        if _await(cluster):
+    for attempt in range(1, START_ATTEMPTS + 1):
+        _start_process(cluster, token)
+        if _wait_until_up(cluster):
             return True
         stop(cluster)
         time.sleep(attempt)
     raise Failure(
-        f"Ray did not start in {STARTS} attempts: {_last_line(cluster.state / LOG)}",
+        f"Ray did not start in {START_ATTEMPTS} attempts: {_last_line(cluster.state / LOG)}",
         where=str(cluster.state / LOG),
-        remedy="headwater doctor   (checks the machine; is it overloaded?)",
+        remedy="headwater doctor   (checks the machine; it may be overloaded)",
     )
 
 
 def stop(cluster: Cluster) -> int:
-    """End what `start` began, and only that; how many processes there were."""
+    """Stop the head that `start` started and return the number of its processes."""
     record = _record(cluster)
     if not record:
         return 0
     alive = _processes(record)
     if head := next((p for p in alive if p.pid == record["pid"]), None):
         head.send_signal(signal.SIGTERM)
-        _gone(alive, DRAIN)
+        _wait_until_gone(alive, STOP_TIMEOUT)
     for process in (left := _processes(record)):
         with suppress(Exception):
             process.kill()
-    _gone(left, DRAIN)
+    _wait_until_gone(left, STOP_TIMEOUT)
     shutil.rmtree(record["temp"], ignore_errors=True)
     (cluster.state / RECORD).unlink(missing_ok=True)
     return len(alive)
 
 
-def answers(cluster: Cluster) -> bool:
-    """Whether our head is up and takes our token."""
+def is_up(cluster: Cluster) -> bool:
+    """Return whether the head is up and accepts the token."""
     if not _record(cluster):
         return False
     try:
@@ -103,16 +104,16 @@ def answers(cluster: Cluster) -> bool:
 
 
 def pid(cluster: Cluster) -> int | None:
-    """The process that was started here, if it lives."""
+    """Return the process id of the head; None if it is not running."""
     record = _record(cluster)
-    mine = [p.pid for p in _processes(record) if p.pid == record["pid"]] if record else []
-    return mine[0] if mine else None
+    found = [p.pid for p in _processes(record) if p.pid == record["pid"]] if record else []
+    return found[0] if found else None
 
 
 def _check_address(cluster: Cluster) -> None:
     if not is_loopback(cluster.address):
         raise UserError(
-            f"{cluster.address} is not of this machine, and only loopback is opened from here",
+            f"{cluster.address} is not a loopback address; heads are started on loopback only",
             where=str(cluster.path),
             remedy="headwater cluster status " + cluster.name,
         )
@@ -130,9 +131,9 @@ def _check_port(cluster: Cluster) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise UserError(
-                f"port {port} is taken by another program",
+                f"port {port} is used by another program",
                 where=str(cluster.path),
-                remedy="end that program, or write another port into `address`",
+                remedy="stop that program, or change the port in `address`",
             ) from None
 
 
@@ -141,7 +142,7 @@ def _port(cluster: Cluster) -> int:
 
 
 def _token_file(cluster: Cluster) -> Path:
-    """The token's file; made once, readable by nobody else."""
+    """Return the token file; create it with mode 600 if it does not exist."""
     path = cluster.token_path
     assert path is not None
     make_folder(path.parent)
@@ -153,16 +154,16 @@ def _token_file(cluster: Cluster) -> Path:
     return path
 
 
-def _temp(cluster: Cluster) -> Path:
-    """A folder whose path is short: the sockets in it may have 107 bytes."""
+def _short_folder(cluster: Cluster) -> Path:
+    """Return a private folder whose path is short enough for Ray's sockets (107 bytes)."""
     word = hashlib.sha256(str(cluster.state).encode()).hexdigest()[:8]
     root = Path(tempfile.gettempdir())
     root = root if len(str(root)) < 20 else Path("/tmp")  # noqa: S108
     return root / f"hw-{os.getuid()}-{word}"
 
 
-def _spawn(cluster: Cluster, token: Path) -> None:
-    temp = _temp(cluster)
+def _start_process(cluster: Cluster, token: Path) -> None:
+    temp = _short_folder(cluster)
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(mode=0o700)
     with (cluster.state / LOG).open("wb") as log:
@@ -193,36 +194,31 @@ def _command(cluster: Cluster, temp: Path) -> list[str]:
         "min-worker-port": 0,
         "max-worker-port": 0,
         "temp-dir": temp,
-        "object-store-memory": OBJECTS,
+        "object-store-memory": OBJECT_STORE_BYTES,
         "num-cpus": int(offer.cpus or os.cpu_count() or 1),
         "num-gpus": int(offer.gpus),
     }
     words = [f"--{name}={value}" for name, value in options.items()]
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    return [*ray, "start", "--head", "--block", "--log-color=false", *words]
+    return start_command("--head", "--block", "--log-color=false", *words)
 
 
 def _environment(token: Path, temp: Path) -> dict[str, str]:
     python = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     clean = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     return clean | {
-        "PATH": python,  # jobs say `python` and mean this one
+        "PATH": python,  # so that `python` in a job is this interpreter
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_TMPDIR": str(temp),
-        MARK: str(temp),
-        "SPT_NOENV": "1",  # else Ray writes the titles of its processes over the mark
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to make every server bind loopback
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        **PATIENT,
-        "OMP_NUM_THREADS": "1",
+        JOB_ENV_VARIABLE: str(temp),
+        **LOOPBACK_ENV,
+        **PROCESS_ENV,
     }
 
 
-def _await(cluster: Cluster) -> Capacity | None:
-    """What the new head has; None if it does not come up."""
-    deadline = time.monotonic() + PATIENCE
+def _wait_until_up(cluster: Cluster) -> Capacity | None:
+    """Wait for the new head; return its capacity, or None if it does not come up."""
+    deadline = time.monotonic() + START_TIMEOUT
     jobs: RayJobsClient = cluster.jobs()
     while time.monotonic() < deadline and pid(cluster):
         try:
@@ -239,14 +235,15 @@ def _record(cluster: Cluster) -> dict[str, Any]:
 
 
 def _processes(record: dict[str, Any]) -> list[Any]:
-    """Every living process of the head: of its session, or marked with its folder (jobs).
+    """Return the running processes of the head: of its session, or with its folder in their
+    environment (jobs).
 
-    A session's number is not given to anybody else while one of its processes lives.
+    The kernel does not reuse a session id while one of its processes runs.
     """
     import psutil
 
     found = []
-    mark = f"{MARK}={record['temp']}".encode()
+    mark = f"{JOB_ENV_VARIABLE}={record['temp']}".encode()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             born = process_start_time(process.pid)
@@ -260,7 +257,7 @@ def _processes(record: dict[str, Any]) -> list[Any]:
     return found
 
 
-def _gone(processes: list[Any], seconds: float) -> None:
+def _wait_until_gone(processes: list[Any], seconds: float) -> None:
     import psutil
 
     psutil.wait_procs(processes, timeout=seconds)
@@ -275,5 +272,5 @@ def _free_port() -> int:
 def _last_line(path: Path) -> str:
     with suppress(OSError):
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
-    return "it said nothing"
+        return lines[-1] if lines else "no output"
+    return "no output"

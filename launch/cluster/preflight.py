@@ -1,8 +1,7 @@
-"""What is looked at before a job exists, in under five seconds: head, token, store, MLflow, size.
+"""Checks before a job is submitted: head, token, store, MLflow and resources, within five seconds.
 
-The questions are asked side by side, and none is waited for longer than `DEADLINE`.
-
-A job that asks for what is not there would wait for ever, and Ray cannot stop it.
+The checks run concurrently, each for at most `DEADLINE` seconds. A job that requests more resources
+than the cluster has would wait forever, and Ray cannot stop it.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from pipeline.execution.plan import Plan
 from pipeline.spec.pipeline_spec import Node, Spec
 from pipeline.storage.store import Store
 
-TIMEOUT = 2.0  # seconds of silence on a connection
-DEADLINE = 4.0  # seconds for all answers; five are promised
+TIMEOUT = 2.0  # seconds per request
+DEADLINE = 4.0  # seconds for all checks
 
 
 class PreflightError(HeadwaterError):
-    """Everything that stands in a submission's way."""
+    """All problems that prevent a submission."""
 
     def __init__(self, found: list[HeadwaterError]) -> None:
         super().__init__(
@@ -45,81 +44,84 @@ class PreflightError(HeadwaterError):
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What was found; an error where something is in the way."""
+    """Results of the checks; an error where a check failed."""
 
     head: Capacity | HeadwaterError | None
-    """None: the head does not know yet what it has."""
+    """None while the head does not know its resources yet."""
     store: HeadwaterError | None
     mlflow: HeadwaterError | None
     warnings: tuple[str, ...]
 
     @property
     def reachable(self) -> bool:
-        """Whether one can look what is there already."""
+        """Whether the head and the store answer."""
         return self.store is None and not isinstance(self.head, HeadwaterError)
 
     def require_ready(self, promotes: bool) -> tuple[Capacity | None, list[str]]:
-        """What the cluster has, and warnings.
+        """Return the capacity of the cluster, if it is known, and warnings.
 
         Args:
-            promotes: the run needs MLflow at its end; others are mirrored to it later.
+            promotes: the run registers a model, which needs MLflow; other runs are mirrored later.
 
         Raises:
-            PreflightError: what is in the way, each with a message of its own.
+            PreflightError: all checks that failed.
         """
         warnings = list(self.warnings)
         if self.mlflow and not promotes:
-            warnings.append(f"{self.mlflow}; the run goes on without, and is mirrored later")
+            warnings.append(f"{self.mlflow}; the run starts without it and is mirrored later")
         found = [self.head, self.store, self.mlflow if promotes else None]
-        if wrong := [error for error in found if isinstance(error, HeadwaterError)]:
-            raise PreflightError(wrong)
+        if errors := [error for error in found if isinstance(error, HeadwaterError)]:
+            raise PreflightError(errors)
         return self.head if isinstance(self.head, Capacity) else None, warnings
 
 
 def run_preflight(cluster: Cluster) -> PreflightResult:
-    """Ask the head, the store and MLflow, all at once; raises nothing."""
+    """Check the head, the store and MLflow concurrently; errors are returned, not raised."""
     uri = cluster.file.mlflow or os.environ.get("MLFLOW_TRACKING_URI", "")
-    questions: dict[str, Callable[[], Any]] = {
+    checks: dict[str, Callable[[], Any]] = {
         f"the head at {cluster.address}": lambda: check_head(cluster),
         f"the store at {cluster.store.root}": lambda: check_store(cluster.store.root),
         f"MLflow at {public(uri)}": lambda: check_mlflow(cluster.mlflow),
     }
-    found = _side_by_side(questions, DEADLINE)
+    found = _run_concurrently(checks, DEADLINE)
     return PreflightResult(found[0], found[1], found[2], tuple(_plaintext(cluster)))
 
 
-def _side_by_side(questions: Mapping[str, Callable[[], Any]], seconds: float) -> list[Any]:
-    """The answers, or the errors, in order. Nobody waits for a thread that hangs in a name server
-    or in a file system that is gone: it ends with this process."""
-    answers: dict[str, Any] = {}
+def _run_concurrently(checks: Mapping[str, Callable[[], Any]], seconds: float) -> list[Any]:
+    """Return the results or errors of checks, in order.
 
-    def ask_one(name: str, question: Callable[[], Any]) -> None:
+    A check that hangs, in name resolution or on a file system that is gone, is abandoned: its
+    daemon thread ends with this process.
+    """
+    results: dict[str, Any] = {}
+
+    def run(name: str, check: Callable[[], Any]) -> None:
         try:
-            answers[name] = question()
+            results[name] = check()
         except HeadwaterError as error:
-            answers[name] = error
+            results[name] = error
         except Exception as error:
-            answers[name] = Failure(f"{name}: {error!r}")
+            results[name] = Failure(f"{name}: {error!r}")
 
-    threads = [threading.Thread(target=ask_one, args=q, daemon=True) for q in questions.items()]
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in checks.items()]
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    silent = "gave no answer within"
+    timeout = f"did not answer within {seconds:g} s"
     return [
-        answers.get(name, Failure(f"{name} {silent} {seconds:g} s", remedy="headwater doctor"))
-        for name in questions
+        results.get(name, Failure(f"{name} {timeout}", remedy="headwater doctor"))
+        for name in checks
     ]
 
 
 def check_head(cluster: Cluster) -> Capacity | None:
-    """Ask the head who it is and what it has.
+    """Check that the head answers and accepts the token; return its capacity if it knows it.
 
     Raises:
-        Unreachable: nobody answers.
-        WrongToken: it does not let us in.
+        Unreachable: no answer.
+        WrongToken: the token is missing or wrong.
     """
     remedy = f"headwater cluster status {cluster.name}"
     try:
@@ -132,16 +134,16 @@ def check_head(cluster: Cluster) -> Capacity | None:
         )
         raise
     except WrongToken as error:
-        where = cluster.token_path or cluster.file.token_env or "no token is named"
+        where = cluster.token_path or cluster.file.token_env or "the cluster file names none"
         error.remedy = error.remedy or f"check the token ({where}), then {remedy}"
         raise
 
 
 def check_store(root: Path) -> None:
-    """Write a file into the store and remove it.
+    """Check that the store is writable, by writing a file.
 
     Raises:
-        UserError: that does not work.
+        UserError: it is not.
     """
     probe = root / f".probe-{os.getpid()}"
     try:
@@ -159,18 +161,18 @@ def check_store(root: Path) -> None:
 
 
 def check_mlflow(uri: str | None) -> None:
-    """Ask a tracking server for its health; what is no server needs no answer.
+    """Check the health of an MLflow server; other URIs need no check.
 
     Raises:
-        UserError: the address holds a password.
-        Failure: it does not answer.
+        UserError: the URI holds a password.
+        Failure: the server does not answer.
     """
     if uri and holds_password(uri):
         raise UserError(
-            "MLflow's address holds a password, which would be shown on the cluster",
+            "the MLflow URI holds a password, which would be visible on the cluster",
             where=public(uri),
-            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's "
-            "address: MLFLOW_TRACKING_URI) on the cluster, not here",
+            remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database: "
+            "MLFLOW_TRACKING_URI) on the cluster, not here",
         )
     parts = urlsplit(uri or "")
     if parts.scheme not in ("http", "https"):
@@ -180,55 +182,55 @@ def check_mlflow(uri: str | None) -> None:
         with urllib.request.urlopen(f"{uri}/health", timeout=TIMEOUT):  # noqa: S310
             return
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403, 404):  # it is there; it keeps its health to itself
+        if error.code in (401, 403, 404):  # it answers, but does not serve /health
             return
-        said: object = f"it answers {error.code}"
+        reason: object = f"status {error.code}"
     except (OSError, http.client.HTTPException) as error:
-        said = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or error
     raise Failure(
-        f"MLflow does not answer: {str(said).lower()}",
+        f"MLflow does not answer: {str(reason).lower()}",
         where=where,
-        remedy="start it, or correct `mlflow` in the cluster's file or MLFLOW_TRACKING_URI",
+        remedy="start it, or correct `mlflow` in the cluster file or MLFLOW_TRACKING_URI",
     )
 
 
 def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) -> None:
-    """Refuse what can never be placed, of what is still to be made.
+    """Check that each stage that is still to run fits the cluster.
 
     Raises:
-        SpecError: with every stage that asks for too much.
+        SpecError: all stages that request more than the cluster has.
     """
-    made = {
+    done = {
         stage.name
         for stage in plan.stages
         if stage.verdict == "skip"
         or (not stage.forced and store.latest_readable(stage.uses, stage.fingerprint))
     }
-    nodes = [node for name, node in spec.nodes.items() if name not in made]
-    problems = [problem for node in nodes for problem in _too_much(node, capacity)]
-    if problems:
+    nodes = [node for name, node in spec.nodes.items() if name not in done]
+    if problems := [problem for node in nodes for problem in _excess_requests(node, capacity)]:
         raise SpecError(problems)
 
 
-def _too_much(node: Node, capacity: Capacity) -> Iterator[Problem]:
-    """A stage's processes are placed each on one machine, with all that it asks for."""
+def _excess_requests(node: Node, capacity: Capacity) -> Iterator[Problem]:
+    """Yield the request of a stage that can never be placed; each of its processes is placed on
+    one node."""
     workers, key = node.params.workers, f"{node.name}.workers"
-    asked = (("CPUs", workers.cpus, capacity.cpus), ("GPUs", workers.gpus, capacity.gpus))
-    for what, each, total in asked:
+    requests = (("CPUs", workers.cpus, capacity.cpus), ("GPUs", workers.gpus, capacity.gpus))
+    for what, each, total in requests:
         if workers.num * each > total:
-            said = f"asks for {workers.num * each:g} {what}, the cluster has {total:g}"
-            yield Problem(key, said, f"lower {key}.num or name a larger cluster", node.where)
+            message = f"requests {workers.num * each:g} {what}, the cluster has {total:g}"
+            yield Problem(key, message, f"lower {key}.num or use a larger cluster", node.where)
             return
-    places = capacity.max_processes(workers.cpus, workers.gpus)
-    if places < workers.num:
-        one = " and ".join(f"{each:g} {what}" for what, each, _ in asked if each)
-        said = f"asks for {workers.num} times {one} of one node, there is room for {places}"
-        hint = f"lower {key}.num or what each asks for, or name a larger cluster"
-        yield Problem(key, said, hint, node.where)
+    fitting = capacity.max_processes(workers.cpus, workers.gpus)
+    if fitting < workers.num:
+        one = " and ".join(f"{each:g} {what}" for what, each, _ in requests if each)
+        message = f"requests {workers.num} times {one} on one node, {fitting} fit"
+        hint = f"lower {key}.num or the resources per process, or use a larger cluster"
+        yield Problem(key, message, hint, node.where)
 
 
 def _plaintext(cluster: Cluster) -> Iterator[str]:
     from launch.cluster.ray_jobs_client import is_loopback
 
     if cluster.address.startswith("http://") and not is_loopback(cluster.address):
-        yield "the token travels unencrypted; reach the head through a tunnel or a private network"
+        yield "the token is sent unencrypted; use a tunnel or a private network"

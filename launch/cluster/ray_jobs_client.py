@@ -1,7 +1,7 @@
-"""Ray's Jobs API over plain HTTP: nothing of Ray is imported, so a call costs milliseconds.
+"""Client of Ray's Jobs API over plain HTTP; Ray is not imported, so a call takes milliseconds.
 
-What a head can answer is told apart, because each wants another remedy: nobody there, somebody
-there who wants a token (401), a token that is not this head's (403).
+Three failures are distinguished because their remedies differ: no answer, a missing token (401)
+and the token of another head (403).
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ from urllib.parse import quote, urlsplit
 
 from pipeline.errors import Failure, UserError
 
-TIMEOUT = 2.0  # seconds to answer a question
-PATIENCE = 60.0  # seconds for an upload, or to take a job
+TIMEOUT = 2.0  # seconds for a query
+UPLOAD_TIMEOUT = 60.0  # seconds for an upload or a submission
 ACTIVE = ("PENDING", "RUNNING")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Unreachable(Failure):
-    """Nobody answers at the address."""
+    """No Ray head answers at the address."""
 
 
 class WrongToken(UserError):
-    """The head does not accept the token, or wants one."""
+    """The head requires a token or rejects the one that was sent."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has."""
+    """CPUs and GPUs of a cluster."""
 
     nodes: tuple[tuple[float, float], ...]
-    """CPUs and GPUs of each."""
+    """CPUs and GPUs of each node."""
 
     @property
     def cpus(self) -> float:
-        """CPUs of all nodes together."""
+        """Total number of CPUs."""
         return sum(cpus for cpus, _ in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """GPUs of all nodes together."""
+        """Total number of GPUs."""
         return sum(gpus for _, gpus in self.nodes)
 
     def max_processes(self, cpus: float, gpus: float) -> int:
-        """How many processes that each want so much of one node fit at once."""
-        return sum(min(_times(cpus, c), _times(gpus, g)) for c, g in self.nodes)
+        """Return how many processes fit at once that need so many CPUs and GPUs of one node
+        each."""
 
+        def count(each: float, available: float) -> int:
+            return int(available / each + 1e-9) if each else sys.maxsize
 
-def _times(each: float, there: float) -> int:
-    """How often `each` fits."""
-    return int(there / each + 1e-9) if each else sys.maxsize
+        return sum(min(count(cpus, c), count(gpus, g)) for c, g in self.nodes)
 
 
 class RayJobsClient:
-    """The jobs of one head."""
+    """Client of one head's Jobs API."""
 
     def __init__(self, address: str, token: str = "") -> None:
         self.address = address.rstrip("/")
@@ -69,36 +69,36 @@ class RayJobsClient:
         self._opener = urllib.request.build_opener(*no_proxy)
 
     def version(self) -> dict[str, Any]:
-        """Who answers; the cheapest question that needs the token.
+        """Return the head's version, the cheapest query that needs the token.
 
         Raises:
-            Unreachable: nobody, or something that is not a Ray head.
+            Unreachable: no answer, or not from a Ray head.
             WrongToken: the token is missing or wrong.
         """
-        answer = self._ask("GET", "/api/version")
+        answer = self._request("GET", "/api/version")
         if not isinstance(answer, dict) or "ray_version" not in answer:
-            raise Unreachable("what answers is not a Ray head", where=self.address)
+            raise Unreachable("the server at this address is not a Ray head", where=self.address)
         return answer
 
     def capacity(self) -> Capacity | None:
-        """What the living nodes have together; None while the head does not know yet."""
-        answer = self._ask("GET", "/api/v0/nodes?detail=true&limit=10000")
+        """Return the capacity of the alive nodes; None while the head does not know it yet."""
+        answer = self._request("GET", "/api/v0/nodes?detail=true&limit=10000")
         nodes = [n for n in answer["data"]["result"]["result"] if n["state"] == "ALIVE"]
-        have = [node.get("resources_total") or {} for node in nodes]
-        found = tuple((each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in have)
-        return Capacity(found) if found else None
+        totals = [node.get("resources_total") or {} for node in nodes]
+        pairs = tuple((total.get("CPU", 0.0), total.get("GPU", 0.0)) for total in totals)
+        return Capacity(pairs) if pairs else None
 
     def has_package(self, name: str) -> bool:
-        """Whether a package of that (content-addressed) name was uploaded before."""
+        """Return whether a package of this content-addressed name was uploaded before."""
         return self._find(f"/api/packages/gcs/{quote(name)}") is not None
 
     def upload(self, name: str, content: bytes) -> None:
         """Upload a zip file.
 
         Raises:
-            Failure: the head refused it; it takes 100 MiB at most.
+            Failure: the head refused it; its limit is 100 MiB.
         """
-        self._ask("PUT", f"/api/packages/gcs/{quote(name)}", content, PATIENCE)
+        self._request("PUT", f"/api/packages/gcs/{quote(name)}", content, UPLOAD_TIMEOUT)
 
     def submit(
         self,
@@ -107,50 +107,50 @@ class RayJobsClient:
         runtime_env: Mapping[str, Any],
         metadata: Mapping[str, str],
     ) -> None:
-        """Start a job; if one of that id exists, leave it at that.
+        """Start a job, unless one of this id exists.
 
         Raises:
             Failure: the head refused.
         """
-        request = {
+        body = {
             "entrypoint": entrypoint,
             "submission_id": submission_id,
             "runtime_env": runtime_env,
             "metadata": metadata,
         }
         try:
-            self._ask("POST", "/api/jobs/", json.dumps(request).encode(), PATIENCE)
+            self._request("POST", "/api/jobs/", json.dumps(body).encode(), UPLOAD_TIMEOUT)
         except Failure:
-            # A head that took the job but whose answer was lost says 500 the second time.
+            # If the answer to an accepted submission was lost, the second one gets status 500.
             if self.get(submission_id) is None:
                 raise
 
     def get(self, submission_id: str) -> dict[str, Any] | None:
-        """What the head knows of a job; None if it knows none of that id."""
+        """Return a job's state; None if the head has no job of this id."""
         return self._find(f"/api/jobs/{quote(submission_id)}")
 
     def active(self) -> list[dict[str, Any]]:
-        """The jobs that were submitted and are not over."""
-        found = self._ask("GET", "/api/jobs/", timeout=PATIENCE)
+        """Return the submitted jobs that are pending or running."""
+        found = self._request("GET", "/api/jobs/", timeout=UPLOAD_TIMEOUT)
         return [j for j in found if j["type"] == "SUBMISSION" and j["status"] in ACTIVE]
 
     def logs(self, submission_id: str) -> str:
-        """All that the job's driver printed."""
+        """Return the output of the job's driver."""
         answer = self._find(f"/api/jobs/{quote(submission_id)}/logs") or {}
         return str(answer.get("logs", ""))
 
     def stop(self, submission_id: str) -> None:
-        """Ask the job to stop (SIGTERM, later SIGKILL)."""
-        self._ask("POST", f"/api/jobs/{quote(submission_id)}/stop", b"", PATIENCE)
+        """Stop a job (SIGTERM, later SIGKILL)."""
+        self._request("POST", f"/api/jobs/{quote(submission_id)}/stop", b"", UPLOAD_TIMEOUT)
 
     def _find(self, path: str) -> dict[str, Any] | None:
-        """An answer, or None for 404."""
+        """Return an answer, or None for status 404."""
         try:
-            return self._ask("GET", path) or {}
-        except _NoSuchThing:
+            return self._request("GET", path) or {}
+        except _NotFound:
             return None
 
-    def _ask(
+    def _request(
         self, method: str, path: str, body: bytes | None = None, timeout: float = TIMEOUT
     ) -> Any:
         request = urllib.request.Request(self.address + path, body, method=method)  # noqa: S310
@@ -161,43 +161,46 @@ class RayJobsClient:
             with self._opener.open(request, timeout=timeout) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            raise self._refusal(error) from None
+            raise self._http_failure(error) from None
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise Unreachable(f"no Ray head answers: {_said(reason)}", where=self.address) from None
+            message = f"no Ray head answers: {_describe_reason(error)}"
+            raise Unreachable(message, where=self.address) from None
         try:
             return json.loads(text) if text else None
         except ValueError:
-            raise Unreachable("what answers is not a Ray head", where=self.address) from None
+            raise Unreachable(
+                "the server at this address is not a Ray head", where=self.address
+            ) from None
 
-    def _refusal(self, error: urllib.error.HTTPError) -> Failure | UserError:
-        """What an HTTP status means."""
+    def _http_failure(self, error: urllib.error.HTTPError) -> Failure | UserError:
+        """Return the error that an HTTP status stands for."""
         if error.code == 401:
-            return WrongToken("the head wants a token, and none was sent", where=self.address)
+            return WrongToken("the head requires a token and none was sent", where=self.address)
         if error.code == 403:
-            return WrongToken("the head has another token than the one sent", where=self.address)
+            return WrongToken("the head rejected the token", where=self.address)
         if error.code == 404:
-            return _NoSuchThing("the head knows nothing of that name", where=self.address)
+            return _NotFound("the head has nothing of this name", where=self.address)
         lines = error.read(20_000).decode(errors="replace").strip().splitlines()
-        said = lines[-1] if lines else error.reason
-        return Failure(f"the head refused ({error.code}): {said}", where=self.address)
+        reason = lines[-1] if lines else error.reason
+        return Failure(f"the head refused ({error.code}): {reason}", where=self.address)
 
 
 def run_of(job: Mapping[str, Any]) -> str:
-    """The run that a job carries out; another's job has none, and goes by its own name."""
+    """Return the run that a job executes, or the job's id if it was not submitted by `submit`."""
     return str((job.get("metadata") or {}).get("run") or job["submission_id"])
 
 
-class _NoSuchThing(Failure):
-    """404."""
+class _NotFound(Failure):
+    """Status 404."""
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     return (urlsplit(address).hostname or "") in LOOPBACK
 
 
-def _said(reason: object) -> str:
+def _describe_reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
     if isinstance(reason, TimeoutError):
-        return f"silence for {TIMEOUT:g} s"
+        return f"no answer within {TIMEOUT:g} s"
     return str(getattr(reason, "strerror", None) or reason).lower()

@@ -55,7 +55,7 @@ def down(name: str, now: bool, store_path: str) -> None:
     from launch.cluster.config import load_cluster
 
     found = load_cluster(name, store_path)
-    if local_head.answers(found) and not now:
+    if local_head.is_up(found) and not now:
         busy = _at_work(found)
         if busy:
             line = f"headwater cancel {busy[0]}{store_flag(found.store)}"

@@ -24,7 +24,8 @@ from toy_runs import (
     until,
 )
 
-from launch.ray_launcher import PATIENT, RayLauncher, join
+from launch.ray_compat import NODE_TIMEOUT_ENV
+from launch.ray_launcher import RayLauncher, join
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job
 from pipeline.execution.run import Run
@@ -62,9 +63,9 @@ def test_an_embedded_ray_is_patient_with_a_machine_that_stood_still() -> None:
     servers = [p for p in psutil.Process().children() if p.name() in ("raylet", "gcs_server")]
     assert len(servers) == 2
     for server in servers:
-        assert PATIENT.items() <= server.environ().items()
+        assert NODE_TIMEOUT_ENV.items() <= server.environ().items()
         program = Path(server.exe()).read_bytes()
-        assert all(name.encode() in program for name in PATIENT)
+        assert all(name.encode() in program for name in NODE_TIMEOUT_ENV)
 
 
 def test_a_stage_leaves_the_cpus_to_the_processes_that_it_starts(store: Store) -> None:
@@ -104,7 +105,7 @@ def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any
 def test_two_runs_at_once_make_everything_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.ray_launcher.NODE_CHECK", 0.0)
+    monkeypatch.setattr("launch.ray_launcher.NODE_CHECK_INTERVAL", 0.0)
     hold = tmp_path / "hold"
     hold.touch()
     runs = [make(store, held(hold)), make(store, held(hold))]
@@ -132,7 +133,7 @@ def test_a_ray_that_does_not_start_is_a_plain_message_and_leaves_nothing() -> No
     program = (
         "import tempfile, sys\nfrom launch import ray_launcher\n"
         "from pipeline.errors import Failure\nfrom pipeline.execution.stage_executor import Resources\n"
-        "tempfile.tempdir = sys.argv[1]\nray_launcher.STARTS = 2\n"
+        "tempfile.tempdir = sys.argv[1]\nray_launcher.START_ATTEMPTS = 2\n"
         "try:\n    ray_launcher.EmbeddedRay(Resources(-1))\n"
         "except Failure as failure:\n    print(failure.message, failure.remedy)\n"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy_runs import until
 
-from launch.process_reaper import LOST, Reaper, reap
+from launch.process_reaper import DRIVER_DIED, Reaper, reap
 from pipeline.execution.output_capture import DRIVER_VARIABLE
 from pipeline.storage.lease import process_start_time
 
@@ -50,11 +50,11 @@ def test_the_marked_end_and_others_stay(
     assert not folder.exists()
 
 
-def test_it_does_not_wait_for_ever(
+def test_it_gives_up_after_its_timeout(
     tmp_path: Path, children: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = start(children, "ours")
-    monkeypatch.setattr("launch.process_reaper.PATIENCE", 0.0)
+    monkeypatch.setattr("launch.process_reaper.REAP_TIMEOUT", 0.0)
     reap("ours", tmp_path / "scratch")
     assert ours.poll() is None
 
@@ -63,7 +63,7 @@ def test_a_process_that_goes_by_itself_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([[2**22 + 1], []])
-    monkeypatch.setattr("launch.process_reaper._marked", lambda mark: next(found))
+    monkeypatch.setattr("launch.process_reaper._marked_processes", lambda mark: next(found))
     reap("ours", tmp_path / "scratch")
     assert next(found, None) is None
 
@@ -91,4 +91,4 @@ def test_a_killed_driver_is_noticed(
     command = [sys.executable, "-c", program, str(tmp_path / "scratch")]
     ended = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     until(lambda: not process_start_time(ours.pid), 10)
-    assert ended.stderr == LOST
+    assert ended.stderr == DRIVER_DIED

@@ -104,7 +104,7 @@ def test_a_package_that_is_too_large_names_the_ten_largest(
     for k in range(12):
         (root / f"big-{k:02}.bin").write_bytes(os.urandom(2000 + 100 * k))
     git(root, "add", ".")
-    monkeypatch.setattr(code_package, "LIMIT", 20_000)
+    monkeypatch.setattr(code_package, "SIZE_LIMIT", 20_000)
     with pytest.raises(UserError) as refused:
         code_package.pack(root)
     listed = [line.split()[-1] for line in refused.value.message.splitlines()[1:]]
@@ -115,9 +115,9 @@ def test_a_package_that_is_too_large_names_the_ten_largest(
 def test_the_limit_is_under_the_one_of_ray() -> None:
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
-    assert code_package.LIMIT == 90 * 1024**2 < DASHBOARD_CLIENT_MAX_SIZE
+    assert code_package.SIZE_LIMIT == 90 * 1024**2 < DASHBOARD_CLIENT_MAX_SIZE
 
 
-def test_what_is_no_repository_cannot_be_packed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no git repository"):
+def test_pack_needs_a_git_repository(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a git repository"):
         code_package.repository_root(tmp_path)

@@ -37,12 +37,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "c.yaml:2: resources.cpus: input should be a valid",
         ),
         (ADDRESS + "code: sent\n", "c.yaml:2: code: input should be 'shipped' or 'installed'"),
-        ("address: 127.0.0.1:8265\n", "c.yaml:1: address: '127.0.0.1:8265' is no address"),
+        ("address: 127.0.0.1:8265\n", "c.yaml:1: address: '127.0.0.1:8265' is not a URL"),
         ("address: http://me:pw@host:1\n", "c.yaml:1: address: holds a password"),
         (ADDRESS + "mlflow: http://me:pw@host:1\n", "c.yaml:2: mlflow: holds a password"),
         (
             ADDRESS + "token_path: a\ntoken_env: B\n",
-            "c.yaml:3: token_env: the token is named twice",
+            "c.yaml:3: token_env: excludes token_path",
         ),
         (ADDRESS + ADDRESS, "c.yaml:2: address: the key 'address' stands here a second time"),
     ],
@@ -83,7 +83,7 @@ def test_a_token_that_others_can_read_is_refused(folder: Path, tmp_path: Path) -
         found.token()
     token.write_text("secret\n")
     token.chmod(0o644)
-    with pytest.raises(WrongToken, match="others can read the token") as refused:
+    with pytest.raises(WrongToken, match="other users can read the token") as refused:
         found.token()
     assert refused.value.remedy == f"chmod 600 {token}"
     token.chmod(0o600)

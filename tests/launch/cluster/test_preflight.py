@@ -56,15 +56,15 @@ def test_nobody_there(closed: str) -> None:
         RayJobsClient(closed).version()
 
 
-def test_somebody_else_there(server: str) -> None:
-    with pytest.raises(Unreachable, match="what answers is not a Ray head"):
+def test_another_server_at_the_address(server: str) -> None:
+    with pytest.raises(Unreachable, match="the server at this address is not a Ray head"):
         RayJobsClient(server).version()
 
 
-def test_somebody_silent_there() -> None:
+def test_a_silent_server_at_the_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begun = time.monotonic()
-        with pytest.raises(Unreachable, match="silence for 2 s"):
+        with pytest.raises(Unreachable, match="no answer within 2 s"):
             RayJobsClient(f"http://127.0.0.1:{silent.getsockname()[1]}").version()
         assert time.monotonic() - begun < 4.0
 
@@ -74,7 +74,7 @@ def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
     preflight.check_mlflow("sqlite:///x.db")
     preflight.check_mlflow("postgresql://me@postgres/mlflow")
     preflight.check_mlflow(server)
-    with pytest.raises(Failure, match="MLflow does not answer: it answers 500"):
+    with pytest.raises(Failure, match="MLflow does not answer: status 500"):
         preflight.check_mlflow(f"{server}/ill")
     with pytest.raises(Failure, match="connection refused"):
         preflight.check_mlflow(closed)
@@ -144,9 +144,9 @@ def test_nothing_is_waited_for_longer_than_the_deadline(
     with pytest.raises(preflight.PreflightError) as refused:
         answers.require_ready(promotes=True)
     assert str(refused.value).splitlines() == [
-        f"the head at {dribbling} gave no answer within 0.2 s",
-        f"the store at {store} gave no answer within 0.2 s",
-        f"MLflow at {dribbling} gave no answer within 0.2 s",
+        f"the head at {dribbling} did not answer within 0.2 s",
+        f"the store at {store} did not answer within 0.2 s",
+        f"MLflow at {dribbling} did not answer within 0.2 s",
     ]
 
 
@@ -172,16 +172,16 @@ def test_what_can_never_be_placed_is_refused(tmp_path: Path) -> None:
   apart: {uses: toy.count, workers: {cpus: 4, gpus: 1}}
 """
     assert refused_resources(tmp_path, stages, (3.0, 1.0), (5.0, 0.0)) == [
-        "4: much.workers: asks for 9 CPUs, the cluster has 8 "
-        "(lower much.workers.num or name a larger cluster)",
-        "6: fast.workers: asks for 2 GPUs, the cluster has 1 "
-        "(lower fast.workers.num or name a larger cluster)",
-        "8: apart.workers: asks for 1 times 4 CPUs and 1 GPUs of one node, there is room for 0 "
-        "(lower apart.workers.num or what each asks for, or name a larger cluster)",
+        "4: much.workers: requests 9 CPUs, the cluster has 8 "
+        "(lower much.workers.num or use a larger cluster)",
+        "6: fast.workers: requests 2 GPUs, the cluster has 1 "
+        "(lower fast.workers.num or use a larger cluster)",
+        "8: apart.workers: requests 1 times 4 CPUs and 1 GPUs on one node, 0 fit "
+        "(lower apart.workers.num or the resources per process, or use a larger cluster)",
     ]
     assert refused_resources(tmp_path, stages.splitlines()[4] + "\n", (3.0, 0.0), (3.0, 0.0)) == [
-        "3: cut.workers: asks for 3 times 2 CPUs of one node, there is room for 2 "
-        "(lower cut.workers.num or what each asks for, or name a larger cluster)"
+        "3: cut.workers: requests 3 times 2 CPUs on one node, 2 fit "
+        "(lower cut.workers.num or the resources per process, or use a larger cluster)"
     ]
     assert refused_resources(tmp_path, stages.splitlines()[0] + "\n", (8.0, 0.0)) == []
 

@@ -29,6 +29,6 @@ def test_corrupt_model_is_not_promoted(call: Call, run: Run) -> None:
     found = run.store.find(stage.uses, stage.fingerprint)
     assert found is not None
     (found.path / "manifest.json").write_text("{")
-    said = call("promote", f"{run.id}:gpt", "--model", "m", code=2).stderr
-    assert f"what gpt of run {run.id} made is damaged or gone" in said
-    assert f"headwater resume {run.id}" in said
+    error = call("promote", f"{run.id}:gpt", "--model", "m", code=2).stderr
+    assert f"the artifact of gpt of run {run.id} is corrupt or gone" in error
+    assert f"headwater resume {run.id}" in error
