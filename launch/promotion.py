@@ -77,7 +77,7 @@ def promote_run(
         require,
         {entry.name: entry.metrics for entry in status.stages},
         dry_run=dry_run,
-        smoke=smoke_test,
+        smoke_test=smoke_test,
         run=run.id,
     )
     promoted = {"model": model, "version": record["to"]}

@@ -30,12 +30,12 @@ def print_summary(run: Run, status: RunStatus) -> None:
 
 def output_locations(run: Run, status: RunStatus) -> list[str]:
     """Return one line each for the report, the MLflow UI, registered models and the store."""
-    from launch.tracking.mlflow_client import ui_line
+    from launch.tracking.mlflow_client import ui_command_line
 
     lines = []
     if (page := run.folder / "report.html").exists():
         lines.append(f"  report      {page}")
-    lines.append(f"  MLflow UI   {ui_line(run.store, mlflow_uri())}")
+    lines.append(f"  MLflow UI   {ui_command_line(run.store, mlflow_uri())}")
     for entry in status.registered:
         names = " ".join(f"@{alias}" for alias in entry["aliases"])
         lines.append(f"  registered  {entry['model']} version {entry['version']} {names}")

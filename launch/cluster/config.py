@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launch.cluster.ray_jobs_client import RayJobsClient, WrongToken
-from launch.tracking.mlflow_client import holds_password
+from launch.tracking.mlflow_client import has_password
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
 from pipeline.spec.yaml_reader import Tree, read_yaml
 from pipeline.storage.store import Store
@@ -223,5 +223,5 @@ def _invalid_values(file: ClusterFile) -> Iterator[tuple[str, str, str]]:
         yield "address", "holds a password", "use token_path or token_env"
     if file.token_path and file.token_env:
         yield "token_env", "excludes token_path", "keep token_path or token_env"
-    if holds_password(file.mlflow):
+    if has_password(file.mlflow):
         yield "mlflow", "holds a password", "set MLFLOW_TRACKING_PASSWORD on the cluster"

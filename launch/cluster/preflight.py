@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from launch.cluster.config import Cluster
 from launch.cluster.ray_jobs_client import Capacity, Unreachable, WrongToken
-from launch.tracking.mlflow_client import holds_password, public
+from launch.tracking.mlflow_client import has_password, hide_credentials
 from pipeline.errors import Failure, HeadwaterError, Problem, SpecError, UserError
 from pipeline.execution.plan import Plan
 from pipeline.spec.pipeline_spec import Node, Spec
@@ -81,7 +81,7 @@ def run_preflight(cluster: Cluster) -> PreflightResult:
     checks: dict[str, Callable[[], Any]] = {
         f"the head at {cluster.address}": lambda: check_head(cluster),
         f"the store at {cluster.store.root}": lambda: check_store(cluster.store.root),
-        f"MLflow at {public(uri)}": lambda: check_mlflow(cluster.mlflow),
+        f"MLflow at {hide_credentials(uri)}": lambda: check_mlflow(cluster.mlflow),
     }
     found = _run_concurrently(checks, DEADLINE)
     return PreflightResult(found[0], found[1], found[2], tuple(_plaintext(cluster)))
@@ -167,10 +167,10 @@ def check_mlflow(uri: str | None) -> None:
         UserError: the URI holds a password.
         Failure: the server does not answer.
     """
-    if uri and holds_password(uri):
+    if uri and has_password(uri):
         raise UserError(
             "the MLflow URI holds a password, which would be visible on the cluster",
-            where=public(uri),
+            where=hide_credentials(uri),
             remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database: "
             "MLFLOW_TRACKING_URI) on the cluster, not here",
         )

@@ -287,7 +287,7 @@ def _token(name: str, address: str, path: Path | None) -> Finding:
 
 
 def _tracking() -> Finding:
-    from launch.tracking.mlflow_client import public
+    from launch.tracking.mlflow_client import hide_credentials
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
@@ -298,4 +298,4 @@ def _tracking() -> Finding:
         check_mlflow(uri)
     except HeadwaterError as error:
         return Finding("MLflow", "warn", error.message, error.remedy)
-    return Finding("MLflow", "ok", public(uri))
+    return Finding("MLflow", "ok", hide_credentials(uri))

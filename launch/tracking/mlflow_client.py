@@ -1,9 +1,8 @@
-"""The way to MLflow: where it is, a client that gives up soon, the store's own database."""
+"""Connection to MLflow: its URI, a client with short timeouts, the database inside the store."""
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import re
 import shlex
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from launch.tracking.mlflow_compat import configure_client, create_database, silence_loggers
 from pipeline.atomic_io import move_folder
 from pipeline.errors import Failure, HeadwaterError
 from pipeline.storage.store import Store
@@ -21,101 +21,87 @@ from pipeline.storage.store import Store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-TIMEOUT = 5  # seconds that one request may take; it is tried twice
+TIMEOUT = 5  # seconds per request, which is tried twice
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 
 _VARIABLE = '"$MLFLOW_TRACKING_URI"'
-_PASSWORD = re.compile(r"://[^:/\s@]*:\S*@")  # a database's may hold slashes
+_PASSWORD = re.compile(r"://[^:/\s@]*:\S*@")  # the password of a database may hold slashes
 _USER = re.compile(r"://[^:/\s@]*(?::\S*)?@")
 _QUERY = re.compile(r"([?&](?:password|passwd|sslpassword|token|secret)=)[^&\s]+", re.IGNORECASE)
 
 
 def tracking_uri(store: Store, uri: str | None = None) -> str:
-    """Where MLflow is: as told, or MLFLOW_TRACKING_URI, or a database inside the store."""
+    """Return the given URI, else MLFLOW_TRACKING_URI, else the database inside the store."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / DATABASE}"
 
 
 def is_server(uri: str) -> bool:
-    """Whether MLflow is another process, which does not see our files."""
+    """Return whether the URI names a server, which cannot read the files of the store."""
     return uri.startswith(("http://", "https://", "databricks"))
 
 
-def public(text: str) -> str:
-    """Text without the users and passwords that the addresses in it may hold."""
+def hide_credentials(text: str) -> str:
+    """Replace users and passwords in the URIs of a text by `***`."""
     return _QUERY.sub(r"\1***", _USER.sub("://***@", text))
 
 
-def holds_password(uri: str) -> bool:
-    """Whether whoever reads the address could log in."""
+def has_password(uri: str) -> bool:
+    """Return whether the URI contains credentials that allow a login."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         return bool(parts.username or parts.password)
     return bool(_PASSWORD.search(uri) or _QUERY.search(uri))
 
 
-def ui_line(store: Store, uri: str | None = None) -> str:
-    """`ui_command` for a shell in which MLFLOW_TRACKING_URI is what it is here; safe to print."""
-    where = tracking_uri(store, uri)
+def ui_command_line(store: Store, uri: str | None = None) -> str:
+    """Return `ui_command` as a shell line without credentials: a URI that has some is replaced by
+    the variable MLFLOW_TRACKING_URI."""
+    full = tracking_uri(store, uri)
     line = shlex.join(ui_command(store, uri))
-    return line if where == public(where) else line.replace(shlex.quote(where), _VARIABLE)
+    return line if full == hide_credentials(full) else line.replace(shlex.quote(full), _VARIABLE)
 
 
 def ui_command(store: Store, uri: str | None = None) -> list[str]:
-    """The command that shows it all in a browser, on this machine only."""
-    where = tracking_uri(store, uri)
-    if is_server(where):
-        return ["python", "-m", "webbrowser", _USER.sub("://", where)]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", where]
+    """Return the command that opens the MLflow UI, reachable from this machine only."""
+    full = tracking_uri(store, uri)
+    if is_server(full):
+        return ["python", "-m", "webbrowser", _USER.sub("://", full)]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", full]
     root = (store.root / ARTIFACTS).as_uri()
     return [*command, "--default-artifact-root", root, "--host", "127.0.0.1", "--workers", "1"]
 
 
 def connect(uri: str, timeout: int = TIMEOUT) -> MlflowClient:
-    """A client that gives up soon. Imports MLflow, which takes seconds."""
-    os.environ.update(
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
-        MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0",
-        MLFLOW_HTTP_REQUEST_TIMEOUT=str(timeout),
-        MLFLOW_DISABLE_TELEMETRY="true",
-    )
+    """Return a client with short timeouts. Imports MLflow, which takes seconds."""
+    configure_client(timeout)
     from mlflow import MlflowClient
 
-    _hush()
+    silence_loggers()
     return MlflowClient(uri, registry_uri=uri)
 
 
-def prepare(store: Store, uri: str) -> None:
-    """Make the store's own database, if it is to be used and is not there.
+def ensure_database(store: Store, uri: str) -> None:
+    """Create the store's own database if the URI names it and it does not exist.
 
-    It is made aside and moved into place whole: MLflow's migrations are not one transaction, and
-    a database that a kill left in the middle of them can never be opened again. The caller is
-    the `sole_writer`.
+    It is created under another name and moved into place when it is complete: MLflow's migrations
+    are not one transaction, and a database that was killed in the middle of them cannot be opened
+    again. The caller holds `writer_lock`.
     """
     target = store.root / DATABASE
     if uri != f"sqlite:///{target}" or target.exists():
         return
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    _hush()
-    aside = target.with_name(f".{DATABASE}.new")
-    aside.unlink(missing_ok=True)
+    incomplete = target.with_name(f".{DATABASE}.new")
+    incomplete.unlink(missing_ok=True)
     (store.root / ARTIFACTS).mkdir(exist_ok=True)
-    made = SqlAlchemyStore(f"sqlite:///{aside}", (store.root / ARTIFACTS).as_uri())
-    made.engine.dispose()
-    move_folder(aside, target)
-
-
-def _hush() -> None:
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    create_database(incomplete, store.root / ARTIFACTS)
+    move_folder(incomplete, target)
 
 
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
-    """Whatever MLflow raises (it has no one base class) as a `Failure` of one line."""
+    """Convert every exception of MLflow, which has no common base class, to a `Failure`."""
     try:
         yield
     except HeadwaterError:
@@ -123,22 +109,22 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Failure(
-            f"MLflow: {public(reason)[:300]}",
-            where=public(uri),
-            remedy="check that it is up and what MLFLOW_TRACKING_URI says; nothing is lost",
+            f"MLflow: {hide_credentials(reason)[:300]}",
+            where=hide_credentials(uri),
+            remedy="check that MLflow is up and MLFLOW_TRACKING_URI is right; no data is lost",
         ) from error
 
 
 @contextmanager
-def sole_writer(store: Store, patience: float) -> Iterator[None]:
-    """One process at a time writes to MLflow for a store: SQLite has one writer.
+def writer_lock(store: Store, timeout: float) -> Iterator[None]:
+    """Hold the store's lock for writing to MLflow: SQLite allows one writer.
 
     Raises:
-        Failure: another one was at it for `patience` seconds.
+        Failure: another process held it for `timeout` seconds.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     with (store.root / f".{DATABASE}.lock").open("w") as lock:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

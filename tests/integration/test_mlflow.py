@@ -17,12 +17,11 @@ import pytest
 import sample_run
 
 from launch.report import run_page as report
-from launch.tracking import mirror, model_registry
-from launch.tracking import mlflow_client as way
+from launch.tracking import mirror, mlflow_client
 from launch.tracking.cursor import read_cursor, unsynced_reason
 from launch.tracking.mirror import Mirror
 from launch.tracking.mlflow_client import connect
-from launch.tracking.mlflow_sync import BATCH, RunSynchronizer
+from launch.tracking.mlflow_sync import RunSynchronizer
 from launch.tracking.model_registry import Registry
 from pipeline.errors import CorruptArtifact, Failure, GateRefused, NotFound
 from pipeline.execution.run import Run
@@ -114,17 +113,17 @@ def artifacts(client: Any, run_id: str, folder: str | None = None) -> list[str]:
 def test_the_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / ".mlflow.db.new").write_bytes(b"what a kill left")
-    way.prepare(store, "sqlite:///elsewhere.db")
+    mlflow_client.ensure_database(store, "sqlite:///elsewhere.db")
     assert not (tmp_path / "mlflow.db").exists()
-    way.prepare(store, way.tracking_uri(store))
-    way.prepare(store, way.tracking_uri(store))
-    default = connect(way.tracking_uri(store)).get_experiment("0")
+    mlflow_client.ensure_database(store, mlflow_client.tracking_uri(store))
+    mlflow_client.ensure_database(store, mlflow_client.tracking_uri(store))
+    default = connect(mlflow_client.tracking_uri(store)).get_experiment("0")
     assert default.artifact_location == f"{(tmp_path / 'mlartifacts').as_uri()}/0"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_pipeline_is_one_run_with_a_nested_run_a_stage(mirrored: Run) -> None:
-    client = connect(way.tracking_uri(mirrored.store))
+    client = connect(mlflow_client.tracking_uri(mirrored.store))
     runs = runs_of(client, mirrored)
     assert set(runs) == {"", *NAMES}
     parent = runs.pop("")
@@ -141,11 +140,11 @@ def test_a_pipeline_is_one_run_with_a_nested_run_a_stage(mirrored: Run) -> None:
 
 
 def test_a_resumed_stage_goes_on_in_the_same_run_and_no_point_is_doubled(mirrored: Run) -> None:
-    assert_exact(connect(way.tracking_uri(mirrored.store)), mirrored)
+    assert_exact(connect(mlflow_client.tracking_uri(mirrored.store)), mirrored)
 
 
 def test_parameters_inputs_plots_tables_and_the_model(mirrored: Run, tmp_path: Path) -> None:
-    client = connect(way.tracking_uri(mirrored.store))
+    client = connect(mlflow_client.tracking_uri(mirrored.store))
     runs = runs_of(client, mirrored)
     gpt, clean = runs["gpt"], runs["clean"]
     assert gpt.data.params["train.lr"] == "0.001"
@@ -175,7 +174,7 @@ def test_parameters_inputs_plots_tables_and_the_model(mirrored: Run, tmp_path: P
 def test_sending_again_or_anew_doubles_nothing(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = way.tracking_uri(mirrored.store)
+    uri = mlflow_client.tracking_uri(mirrored.store)
     assert mirror.main("once", str(mirrored.store.root), mirrored.id) == 0
     (mirrored.folder / "mlflow.json").unlink()  # all that is known of what was sent
     synchronizer = RunSynchronizer(mirrored, uri)
@@ -197,7 +196,7 @@ def test_the_child_follows_until_its_input_ends(
 
 
 def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
-    store, uri = mirrored.store, way.tracking_uri(mirrored.store)
+    store, uri = mirrored.store, mlflow_client.tracking_uri(mirrored.store)
     run = Run(store, "20261121-0300-warm-otter")
     run.folder.mkdir()
     (run.folder / "run.yaml").write_text("{name: quickstart, stages: {sft: {uses: sft}}}")
@@ -241,10 +240,10 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
 def test_a_pass_that_finds_another_writer_waits_for_the_next(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    synchronizer = RunSynchronizer(mirrored, way.tracking_uri(mirrored.store))
-    with way.sole_writer(mirrored.store, 0):
-        assert not synchronizer.try_sync(patience=0)
-        assert not synchronizer.try_sync(patience=0)
+    synchronizer = RunSynchronizer(mirrored, mlflow_client.tracking_uri(mirrored.store))
+    with mlflow_client.writer_lock(mirrored.store, 0):
+        assert not synchronizer.try_sync(timeout=0)
+        assert not synchronizer.try_sync(timeout=0)
     assert read_cursor(mirrored)["problem"] == "another process is writing to MLflow"
     assert capsys.readouterr().err.count("Traceback") == 1  # said once
     assert synchronizer.try_sync()
@@ -257,7 +256,7 @@ def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path
     run.append("plan", stages=[sample_run._planned("gpt")])
     context = sample_run.begin(run, "gpt")
     sample_run.write_series(context, "gpt", 30, stop=20)
-    uri = way.tracking_uri(run.store)
+    uri = mlflow_client.tracking_uri(run.store)
     assert RunSynchronizer(run, uri).try_sync()
     (run.folder / "mlflow.json").unlink()
     context.truncate_series(9)
@@ -281,7 +280,7 @@ def test_points_that_came_out_otherwise_after_a_rewind_are_the_newest(tmp_path: 
     (run.folder / "plan.json").write_text(json.dumps({"stages": [sample_run._planned("gpt")]}))
     run.append("plan", stages=[sample_run._planned("gpt")])
     context = sample_run.begin(run, "gpt")
-    synchronizer = RunSynchronizer(run, way.tracking_uri(run.store))
+    synchronizer = RunSynchronizer(run, mlflow_client.tracking_uri(run.store))
 
     def write(steps: range, offset: float) -> None:
         for step in steps:
@@ -300,7 +299,7 @@ def test_points_that_came_out_otherwise_after_a_rewind_are_the_newest(tmp_path: 
     assert synchronizer.try_sync()
     write(range(15, 25), 0.5)
     assert synchronizer.try_sync()
-    client = connect(way.tracking_uri(run.store))
+    client = connect(mlflow_client.tracking_uri(run.store))
     course = [(step, step + (0.5 if step > 9 else 0.0)) for step in range(25)]
     assert sorted(dict(history("loss")).items()) == course
     assert len(history("loss")) == 20 + 15
@@ -319,7 +318,7 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (run.folder / "run.yaml").write_text(resolved)
     (run.folder / "report.html").write_text("<p>hunter2-hunter2</p>")
     run = Run(run.store, run.id)
-    uri = way.tracking_uri(run.store)
+    uri = mlflow_client.tracking_uri(run.store)
     synchronizer = RunSynchronizer(run, uri)
     assert synchronizer.try_sync(), synchronizer.cursor["problem"]
     params = runs_of(connect(uri), run)["clean"].data.params
@@ -331,7 +330,7 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_emptied_database_is_filled_again(mirrored: Run, tmp_path: Path) -> None:
-    uri = way.tracking_uri(mirrored.store)
+    uri = mlflow_client.tracking_uri(mirrored.store)
     synchronizer = RunSynchronizer(mirrored, uri)
     synchronizer._note(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
     assert not synchronizer.try_sync()
@@ -470,7 +469,7 @@ def free_port() -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A tracking server that does not see the store."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = way.ui_command(Store(folder), f"sqlite:///{folder}/server.db")
+    command = mlflow_client.ui_command(Store(folder), f"sqlite:///{folder}/server.db")
     command[command.index("--default-artifact-root") :] = [
         *("--artifacts-destination", str(folder / "files")),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
@@ -507,10 +506,3 @@ def test_a_server_gets_the_run_and_the_weights(tmp_path: Path, server: str) -> N
         assert "model/manifest.json" in artifacts(client, version.run_id, "model")
     assert str(client.get_model_version_by_alias("remote", "champion").version) == "2"
     assert models.rollback("remote")["to"] == 1
-
-
-def test_no_batch_is_larger_than_mlflow_takes() -> None:
-    from mlflow.utils.validation import MAX_METRICS_PER_BATCH
-
-    assert BATCH <= MAX_METRICS_PER_BATCH
-    assert model_registry.PATIENCE > 0

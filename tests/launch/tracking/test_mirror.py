@@ -12,8 +12,8 @@ import sample_run
 
 from launch.tracking import mlflow_client
 from launch.tracking.cursor import read_cursor
-from launch.tracking.mirror import LONGEST_WAIT, Mirror, follow
-from launch.tracking.mlflow_client import public, sole_writer
+from launch.tracking.mirror import MAX_BACKOFF, Mirror, follow
+from launch.tracking.mlflow_client import hide_credentials, writer_lock
 from pipeline.errors import Failure, NotFound
 from pipeline.storage.store import Store
 
@@ -47,22 +47,29 @@ def test_the_command_that_opens_it(store: Store) -> None:
     assert f"sqlite:///{store.root}/mlflow.db" in command
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert mlflow_client.ui_command(store, "https://me:pw@tracker/x")[-1] == "https://tracker/x"
-    assert mlflow_client.ui_line(store).startswith(f"{sys.executable} -m mlflow server --backend")
+    assert mlflow_client.ui_command_line(store).startswith(
+        f"{sys.executable} -m mlflow server --backend"
+    )
 
 
 @pytest.mark.parametrize("secret", ["me:p/w@host", "me:p@w@host", "host/db?password=pw&user=me"])
 def test_the_line_that_opens_it_shows_no_password(store: Store, secret: str) -> None:
-    line = mlflow_client.ui_line(store, f"postgresql://{secret}")
+    line = mlflow_client.ui_command_line(store, f"postgresql://{secret}")
     assert '--backend-store-uri "$MLFLOW_TRACKING_URI" --default' in line
     assert "pw" not in line
     assert "p/w" not in line
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
-    assert public("cannot reach http://me:pw@host:1/a") == "cannot reach http://***@host:1/a"
-    assert public("sqlite:////a/b@c") == "sqlite:////a/b@c"
-    assert public("postgresql://me:p/w@host/db?a=1") == "postgresql://***@host/db?a=1"
-    assert public("mysql://h/db?user=me&password=pw&b=2") == "mysql://h/db?user=me&password=***&b=2"
+    assert (
+        hide_credentials("cannot reach http://me:pw@host:1/a") == "cannot reach http://***@host:1/a"
+    )
+    assert hide_credentials("sqlite:////a/b@c") == "sqlite:////a/b@c"
+    assert hide_credentials("postgresql://me:p/w@host/db?a=1") == "postgresql://***@host/db?a=1"
+    assert (
+        hide_credentials("mysql://h/db?user=me&password=pw&b=2")
+        == "mysql://h/db?user=me&password=***&b=2"
+    )
 
 
 def test_passes_go_on_until_the_end_and_once_more() -> None:
@@ -84,7 +91,7 @@ def test_waits_grow_while_nothing_answers_and_shrink_when_it_does() -> None:
 
     answers = iter([False] * 7 + [True, False, False])
     assert not follow(lambda: next(answers), ended)
-    assert waits == [0, 2, 4, 8, 16, 32, LONGEST_WAIT, LONGEST_WAIT, 2, 4]
+    assert waits == [0, 2, 4, 8, 16, 32, MAX_BACKOFF, MAX_BACKOFF, 2, 4]
 
 
 def test_what_mlflow_raises_becomes_one_line_without_passwords() -> None:
@@ -98,10 +105,10 @@ def test_what_mlflow_raises_becomes_one_line_without_passwords() -> None:
 
 
 def test_one_writer_at_a_time(store: Store) -> None:
-    second = sole_writer(store, 0.1)
-    with sole_writer(store, 0), pytest.raises(Failure, match="another process"), second:
+    second = writer_lock(store, 0.1)
+    with writer_lock(store, 0), pytest.raises(Failure, match="another process"), second:
         pytest.fail("two writers")
-    with sole_writer(store, 0), (store.root / ".mlflow.db.lock").open() as lock:
+    with writer_lock(store, 0), (store.root / ".mlflow.db.lock").open() as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert not os.get_inheritable(lock.fileno())
@@ -154,7 +161,7 @@ def test_a_sync_that_fails_says_why(
     child(tmp_path, "exit 0", monkeypatch)
     mirror.sync()
     child(tmp_path, 'test "${PYTHONPATH##*:}" = /somewhere && exit 1; exit 0', monkeypatch)
-    with pytest.raises(Failure, match="the mirror died"):
+    with pytest.raises(Failure, match="the mirror process died"):
         mirror.sync()
     (run.folder / "mlflow.json").write_text(json.dumps({"problem": "MLflow: refused"}))
     with pytest.raises(Failure, match="MLflow: refused"):

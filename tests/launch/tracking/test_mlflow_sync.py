@@ -11,7 +11,7 @@ from launch.tracking import mlflow_sync
 
 def test_points_are_the_numbers_of_a_line() -> None:
     line = b'{"step": 3, "time": 1.5, "loss": 2, "lr": "nan", "name": "x", "top 5%": Infinity}'
-    points = list(mlflow_sync.points_of(line))
+    points = list(mlflow_sync.parse_points(line))
     assert [(key, when, step) for key, _, when, step in points] == [
         ("loss", 1500, 3),
         ("lr", 1500, 3),
@@ -25,11 +25,11 @@ def test_points_are_the_numbers_of_a_line() -> None:
     "line", [b"{", b"[1]", b'{"step": 1}', b'{"step": null, "time": 1}', b'{"time": 1, "a": 2}']
 )
 def test_a_damaged_line_has_no_points(line: bytes) -> None:
-    assert list(mlflow_sync.points_of(line)) == []
+    assert list(mlflow_sync.parse_points(line)) == []
 
 
 def test_a_value_that_is_no_number_is_left_out() -> None:
-    assert list(mlflow_sync.points_of(b'{"step": 1, "time": 1, "a": null, "b": [1]}')) == []
+    assert list(mlflow_sync.parse_points(b'{"step": 1, "time": 1, "a": null, "b": [1]}')) == []
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_value_that_is_no_number_is_left_out() -> None:
     ],
 )
 def test_values_that_mlflow_has(value: float, sent: float | None, is_same: bool) -> None:
-    assert mlflow_sync.same(value, sent) is is_same
+    assert mlflow_sync.is_logged(value, sent) is is_same
 
 
 def test_names_are_made_fit() -> None:
@@ -61,20 +61,20 @@ def test_the_clock_of_a_run_and_of_its_stages() -> None:
         event(5, "stage.finished", stage="a"),
         event(9, "run.finished"),
     ]
-    assert mlflow_sync.clock(events) == {"": (1500, 9500), "a": (2500, 5500)}
+    assert mlflow_sync.stage_spans(events) == {"": (1500, 9500), "a": (2500, 5500)}
 
 
 def test_what_identifies_a_stage_is_what_its_plan_says(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=("clean",))
-    assert mlflow_sync.identity_of(run, "clean") == {
+    assert mlflow_sync.identity_params(run, "clean") == {
         "sources": ["python:docs"],
         "languages": ["en"],
     }
-    assert mlflow_sync.identity_of(run, "other") == {}
+    assert mlflow_sync.identity_params(run, "other") == {}
 
 
 def test_sources_outside_the_store_are_inputs_too() -> None:
-    assert list(mlflow_sync.externals({"b": "2", "a": "1"})) == [
+    assert list(mlflow_sync.external_sources({"b": "2", "a": "1"})) == [
         ("source", "a", "1"),
         ("source", "b", "2"),
     ]

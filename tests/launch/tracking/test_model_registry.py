@@ -73,7 +73,7 @@ def test_a_dry_run_checks_everything_and_changes_nothing(store: Store, model: Ar
         require=["evaluate.perplexity<20", "reward.accuracy>=champion"],
         stage_metrics=FIGURES,
         dry_run=True,
-        smoke=tried.append,
+        smoke_test=tried.append,
         user="ada",
     )
     assert tried == [model.path]
@@ -122,7 +122,7 @@ def test_a_flipped_bit_is_found_before_anything_else(store: Store, model: Artifa
     data[77] ^= 1
     (model.path / "data.bin").write_bytes(data)
     with pytest.raises(CorruptArtifact, match=r"data\.bin"):
-        Registry(store).promote(model, "talker", smoke=lambda _: pytest.fail("not reached"))
+        Registry(store).promote(model, "talker", smoke_test=lambda _: pytest.fail("not reached"))
 
 
 def test_a_model_that_cannot_be_used_is_refused(store: Store, model: Artifact) -> None:
@@ -132,10 +132,10 @@ def test_a_model_that_cannot_be_used_is_refused(store: Store, model: Artifact) -
     def objects(path: Path) -> None:
         raise InputError("as it is")
 
-    with pytest.raises(GateRefused, match=r"cannot be used: no config\.json"):
-        Registry(store).promote(model, "talker", smoke=breaks)
+    with pytest.raises(GateRefused, match=r"failed its smoke test: no config\.json"):
+        Registry(store).promote(model, "talker", smoke_test=breaks)
     with pytest.raises(InputError, match="as it is"):
-        Registry(store).promote(model, "talker", smoke=objects)
+        Registry(store).promote(model, "talker", smoke_test=objects)
 
 
 def test_a_gate_against_the_champion(store: Store, model: Artifact) -> None:
@@ -207,7 +207,7 @@ def test_what_is_not_there(store: Store, model: Artifact) -> None:
     assert "champion" in caught.value.remedy
     with pytest.raises(NotFound, match="no alias"):
         models.rollback("talker", "candidate")
-    with pytest.raises(NotFound, match="nothing came before version 1"):
+    with pytest.raises(NotFound, match="version 1 is the first"):
         models.rollback("talker")
     with pytest.raises(NotFound, match="no version v7"):
         models.rollback("talker", to="v7")
@@ -215,7 +215,7 @@ def test_what_is_not_there(store: Store, model: Artifact) -> None:
 
 def test_an_alias_names_the_very_bytes_that_were_promoted(store: Store, model: Artifact) -> None:
     logged(store, model, 1, digest="0" * 64)
-    with pytest.raises(CorruptArtifact, match="not what was promoted"):
+    with pytest.raises(CorruptArtifact, match="differs from what was promoted"):
         Registry(store).resolve("talker")
 
 
@@ -228,7 +228,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_log_is_an_error(
     log.write_bytes(whole + whole[:40])
     assert len(Registry(store).history("talker")) == 1
     log.write_bytes(whole[:40] + b"\n" + whole)
-    with pytest.raises(Failure, match="damaged"):
+    with pytest.raises(Failure, match="corrupt"):
         Registry(store).history("talker")
 
 
@@ -237,7 +237,7 @@ def test_rollbacks_go_back_step_by_step() -> None:
         return {"action": action, "digest": name, "alias": alias}
 
     def before(*records: dict[str, Any]) -> str | None:
-        found = model_registry._previous(records, "champion")
+        found = model_registry._previous_holder(records, "champion")
         return found and found["digest"]
 
     a, b, c = (record("promote", name) for name in "abc")
@@ -255,4 +255,4 @@ def test_who_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("uid")
 
     monkeypatch.setattr(model_registry.getpass, "getuser", nobody)
-    assert model_registry._account().isdigit()
+    assert model_registry._user_name().isdigit()
