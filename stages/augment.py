@@ -28,8 +28,12 @@ from pipeline.stage import Inputs, Params, Section, stage
 
 if TYPE_CHECKING:
     from stages.data.conversation_dataset import Conversation
-    from stages.speaker.question_filters import Rule
-    from stages.speaker.question_generation import Candidate, Labelling, Target
+    from stages.speaker.question_filters import QuestionFilter
+    from stages.speaker.question_generation import (
+        CandidateQuestion,
+        QuestionGenerationConfig,
+        UnlabelledAnswer,
+    )
 
 SHOWN = 12
 
@@ -98,21 +102,25 @@ class AugmentParams(Params):
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Label answers with generated questions, keep the good ones, mix them with the real."""
     from stages.data.conversation_dataset import Conversations, write_conversations
-    from stages.speaker.question_filters import apply
-    from stages.speaker.question_generation import Labelling, label, read_candidates
+    from stages.speaker.question_filters import apply_filters
+    from stages.speaker.question_generation import (
+        QuestionGenerationConfig,
+        generate_questions,
+        read_candidates,
+    )
     from stages.training.ranks.worker_group import WorkerGroup
 
     real_path = inputs.get_path("real") or inputs.path("targets")
     real, held_out = Conversations(real_path), Conversations(real_path, "eval")
     targets = choose_targets(inputs.path("targets"), [*real, *held_out], held_out, params)
-    how = Labelling(
+    how = QuestionGenerationConfig(
         inputs.path("speaker"), inputs.get_path("forward"), params.candidates,
         params.max_new_tokens, params.temperature, params.top_p, params.seed,
     )  # fmt: skip
     with WorkerGroup(params.workers, ctx) as group:
-        shards = group.run(label, targets, how, ctx.scratch, ctx.cancel_file)[0]
+        shards = group.run(generate_questions, targets, how, ctx.scratch, ctx.cancel_file)[0]
     candidates = read_candidates(ctx.scratch, shards)
-    counts = apply(rules(params, real, held_out), candidates)
+    counts = apply_filters(rules(params, real, held_out), candidates)
     texts = {target.id: target for target in targets}
     made = [
         (candidate, converse(candidate, texts[candidate.target], how, inputs))
@@ -133,15 +141,15 @@ def choose_targets(
     known: Sequence[Conversation],
     held_out: Sequence[Conversation],
     params: AugmentParams,
-) -> list[Target]:
+) -> list[UnlabelledAnswer]:
     """The answers that have no question; an answer that is known already is left out.
 
     Raises:
         InputError: none is left, or one is of an object that evaluation holds out.
     """
     from stages.data.conversation_dataset import Conversations
-    from stages.speaker.question_filters import normal
-    from stages.speaker.question_generation import Target
+    from stages.speaker.question_filters import normalize_question
+    from stages.speaker.question_generation import UnlabelledAnswer
 
     unlabelled = Conversations(path, "unlabelled")
     reserved = {key for conversation in held_out for key in objects(conversation)}
@@ -152,13 +160,13 @@ def choose_targets(
             where=str(path),
             remedy="split the conversations by object, so that evaluation stays unseen",
         )
-    texts = {normal(conversation.response) for conversation in known}
+    texts = {normalize_question(conversation.response) for conversation in known}
     found = []
     for conversation in unlabelled:
-        text = normal(conversation.response)
+        text = normalize_question(conversation.response)
         if text and text not in texts:
             texts.add(text)
-            found.append(Target(conversation.id, conversation.response))
+            found.append(UnlabelledAnswer(conversation.id, conversation.response))
     if not found:
         raise InputError(
             "no target: no answer of the split `unlabelled` is new",
@@ -176,7 +184,7 @@ def objects(conversation: Conversation) -> set[str]:
 
 def rules(
     params: AugmentParams, real: Sequence[Conversation], held_out: Sequence[Conversation]
-) -> list[tuple[str, Rule]]:
+) -> list[tuple[str, QuestionFilter]]:
     """The chain of rules, by name."""
     from stages.speaker import question_filters
 
@@ -186,20 +194,25 @@ def rules(
         return [c.prompt[-1].content for c in conversations if c.prompt]
 
     return [
-        ("unfinished", question_filters.unfinished),
-        ("length", question_filters.length(own.min_words, own.max_words)),
-        ("repetition", question_filters.repetition(own.repetition)),
-        ("held out", question_filters.known(questions(held_out))),
-        ("already asked", question_filters.known(questions(real))),
+        ("unfinished", question_filters.truncated),
+        ("length", question_filters.length_out_of_range(own.min_words, own.max_words)),
+        ("repetition", question_filters.repetitive(own.repetition)),
+        ("held out", question_filters.matches_known(questions(held_out))),
+        ("already asked", question_filters.matches_known(questions(real))),
         ("ambiguous", question_filters.ambiguous),
-        ("unlikely", question_filters.unlikely(own.log_prob_quantile)),
-        ("round trip", question_filters.one_way(own.round_trip)),
-        ("not the best", question_filters.not_best),
-        ("beyond the ratio", question_filters.beyond(int(params.ratio * len(real)))),
+        ("unlikely", question_filters.low_log_prob(own.log_prob_quantile)),
+        ("round trip", question_filters.fails_round_trip(own.round_trip)),
+        ("not the best", question_filters.not_best_candidate),
+        ("beyond the ratio", question_filters.exceeds_quota(int(params.ratio * len(real)))),
     ]
 
 
-def converse(candidate: Candidate, target: Target, how: Labelling, inputs: Inputs) -> Conversation:
+def converse(
+    candidate: CandidateQuestion,
+    target: UnlabelledAnswer,
+    how: QuestionGenerationConfig,
+    inputs: Inputs,
+) -> Conversation:
     """A candidate as a conversation that says where it comes from."""
     from stages.data.conversation_dataset import Conversation, Message
 
@@ -232,9 +245,9 @@ def converse(candidate: Candidate, target: Target, how: Labelling, inputs: Input
 
 def show(
     ctx: Context,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[CandidateQuestion],
     counts: Sequence[tuple[str, int]],
-    texts: Mapping[str, Target],
+    texts: Mapping[str, UnlabelledAnswer],
 ) -> None:
     """What people look at: what each rule took, and questions of every verdict."""
     kept = sum(candidate.verdict == "kept" for candidate in candidates)
@@ -248,7 +261,9 @@ def show(
     ctx.panel(panels.samples("Questions that were dropped", cards(bad[:SHOWN], texts)))
 
 
-def cards(candidates: Sequence[Candidate], texts: Mapping[str, Target]) -> list[dict[str, str]]:
+def cards(
+    candidates: Sequence[CandidateQuestion], texts: Mapping[str, UnlabelledAnswer]
+) -> list[dict[str, str]]:
     """Each candidate with its answer, scores and verdict."""
     return [
         {

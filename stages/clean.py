@@ -253,7 +253,7 @@ def _annotate(
 def _identity(params: CleanParams, cut: list[list[SourceFile]], counter: TokenCounter) -> str:
     """What decides the figures of every document, and in which task they are taken; the limits are
     not in it."""
-    from stages.data.hashing import name128
+    from stages.data.hashing import hash128_hex
 
     fields = {"text_column", "meta_columns", "rules", "edits", "pii"}
     if "languages" in params.edits:
@@ -264,7 +264,7 @@ def _identity(params: CleanParams, cut: list[list[SourceFile]], counter: TokenCo
     decisive = [measured, params.dedup.described, contents, tasks, VERSION]
     if counter.tokenizer:
         decisive.append(counter.tokenizer.digest)
-    return name128(json.dumps(decisive, sort_keys=True))
+    return hash128_hex(json.dumps(decisive, sort_keys=True))
 
 
 def _lists(settings: Lists) -> length_rules.Lists:

@@ -134,7 +134,7 @@ def _search(
     from stages.text.decontamination.ngram_index import save_ngrams
 
     folder = inputs.path("documents")
-    parts = len(Documents(folder).require_some().files)
+    parts = len(Documents(folder).require_nonempty().files)
     ngrams = ctx.scratch / "grams.npy"
     save_ngrams(evaluation, ngrams)
     done = 0

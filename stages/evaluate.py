@@ -64,7 +64,7 @@ from pipeline.stage import EXECUTION, Inputs, Params, stage
 if TYPE_CHECKING:
     import torch
 
-    from stages.evaluation.task_metrics import Answer
+    from stages.evaluation.task_metrics import ItemResult
     from stages.evaluation.tasks import Task
     from stages.training.ranks.rank import Rank
 
@@ -157,7 +157,7 @@ class Bench:
     paths: Mapping[str, Path]
     params: EvaluateParams
     device: torch.device
-    beat: Callable[[], None]
+    heartbeat: Callable[[], None]
     """Called between batches."""
 
 
@@ -173,15 +173,15 @@ def carry_out(
     Raises:
         Interrupted: somebody asked the run to stop.
     """
-    from stages.distributed.cancellation_point import Pause
+    from stages.distributed.cancellation_point import CancellationPoint
 
     found = {}
-    bench = Bench(paths, params, rank.device, Pause(rank, cancel_file))
+    bench = Bench(paths, params, rank.device, CancellationPoint(rank, cancel_file))
     for done, task in enumerate(planned):
         if done % rank.world == rank.index:
             kind, _, model = task.partition(":")
             found[task] = TASKS[kind](bench, *([model] if model else []))
-        bench.beat()
+        bench.heartbeat()
         if rank.ctx:
             rank.ctx.progress(done + 1, len(planned), "measure")
     return found
@@ -197,7 +197,7 @@ def documents(bench: Bench, model: str) -> Findings:
     loaded, tokenizer = load_language_model(folder).to(bench.device), open_tokenizer(folder)
     found = document_loss(
         loaded, bench.paths["tokens"], tokenizer, windows=bench.params.windows,
-        device=bench.device, beat=bench.beat,
+        device=bench.device, heartbeat=bench.heartbeat,
     )  # fmt: skip
     prefix = "" if model == "base" else f"{model}_"
     return Findings({f"{prefix}{name}": value for name, value in found.items()})
@@ -214,13 +214,13 @@ def answers(bench: Bench) -> Findings:
     figures: dict[str, float] = {}
     likely = {}
     if {"sft", "augmented"} <= set(bench.paths):
-        Tokenizer(bench.paths["sft"]).require(Tokenizer(bench.paths["augmented"]))
+        Tokenizer(bench.paths["sft"]).require_equal(Tokenizer(bench.paths["augmented"]))
     for name, suffix in (("sft", ""), ("augmented", "_augmented")):
         if folder := bench.paths.get(name):
             model, tokenizer = load_language_model(folder).to(bench.device), Tokenizer(folder)
             likely[name] = answer_likelihoods(
                 model, bench.paths["conversations"], tokenizer,
-                limit=bench.params.conversations_limit, device=bench.device, beat=bench.beat,
+                limit=bench.params.conversations_limit, device=bench.device, heartbeat=bench.heartbeat,
             )  # fmt: skip
             loss = mean_loss(likely[name])
             figures[f"answer_loss{suffix}"] = loss
@@ -246,7 +246,7 @@ def preferences(bench: Bench) -> Findings:
     context = scorer.body.config.context_length
     rankings = read_rankings(bench.paths["preferences"], "eval", tokenizer, context)
     limit = bench.params.preferences_limit or len(rankings)
-    found = evaluate_rankings(scorer, rankings[:limit], bench.device, beat=bench.beat)
+    found = evaluate_rankings(scorer, rankings[:limit], bench.device, heartbeat=bench.heartbeat)
     rows = {f"{a} over {b}": right for (a, b), (right, _) in found.by_pair.items()}
     return Findings(
         {
@@ -266,7 +266,7 @@ def policy(bench: Bench) -> Findings:
     seen = compare_policies(
         *(bench.paths[name] for name in ("sft", "policy", "reward", "conversations")),
         max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed,
-        count=params.prompts, device=bench.device, beat=bench.beat,
+        count=params.prompts, device=bench.device, heartbeat=bench.heartbeat,
     )  # fmt: skip
     return Findings(seen.figures, [panels.samples("The policy before and after", seen.samples)])
 
@@ -304,9 +304,9 @@ class TasksParams(Params):
             InputError: a file is missing or broken, has too few items for its shots, or two tasks
                 have one name.
         """
-        from stages.evaluation.tasks import load
+        from stages.evaluation.tasks import load_task
 
-        found = [load(path) for path in self.tasks]
+        found = [load_task(path) for path in self.tasks]
         names = [task.name for task in found]
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise InputError(
@@ -340,23 +340,31 @@ class TasksParams(Params):
 def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Score a model on tasks of multiple choice and of cloze, few-shot or zero-shot."""
     from pipeline.atomic_io import write_atomic
-    from stages.evaluation.task_metrics import grade, record, summary, tables, whole
+    from stages.evaluation.task_metrics import (
+        aggregate_metrics,
+        compute_task_metrics,
+        merge_rank_results,
+        result_panels,
+        result_record,
+    )
     from stages.training.ranks.worker_group import WorkerGroup
 
     files = params.load()
     with WorkerGroup(params.workers, ctx) as group:
         parts = group.run(answer_tasks, files, inputs.path("model"), params, ctx.cancel_file)
     grades = [
-        grade(task, whole([part[task.name] for part in parts]), params.shots_of(task))
+        compute_task_metrics(
+            task, merge_rank_results([part[task.name] for part in parts]), params.shots_of(task)
+        )
         for task in files
     ]
     (out / "items").mkdir(exist_ok=True)
     for one in grades:
-        lines = [json.dumps(record(answer)) + "\n" for answer in one.answers]
+        lines = [json.dumps(result_record(answer)) + "\n" for answer in one.answers]
         write_atomic(out / "items" / f"{one.task.name}.jsonl", "".join(lines))
-    for panel in tables(grades):
+    for panel in result_panels(grades):
         ctx.panel(panel)
-    figures = summary(grades)
+    figures = aggregate_metrics(grades)
     ctx.result(**figures)
     write_atomic(out / "metrics.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
 
@@ -367,7 +375,7 @@ def answer_tasks(
     folder: Path,
     params: TasksParams,
     cancel_file: Path | None = None,
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[ItemResult]]:
     """This rank's share of the items of every task: each world-th.
 
     Raises:
@@ -375,18 +383,18 @@ def answer_tasks(
         Interrupted: somebody asked the run to stop.
     """
     from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-    from stages.distributed.cancellation_point import Pause
-    from stages.evaluation.task_metrics import Examiner
+    from stages.distributed.cancellation_point import CancellationPoint
+    from stages.evaluation.task_metrics import TaskRunner
     from stages.models.hf_export import load_language_model
 
     model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
-    examiner = Examiner(
-        model, tokenizer, model.config.context_length, tokenizer.start_id, tokenizer.filler,
+    examiner = TaskRunner(
+        model, tokenizer, model.config.context_length, tokenizer.document_start_id, tokenizer.padding_id,
         params.seed, params.pmi, params.document_start, params.batch, rank.device,
-        Pause(rank, cancel_file),
+        CancellationPoint(rank, cancel_file),
     )  # fmt: skip
     total, done = sum(len(params.chosen(task)) for task in files), 0
-    found: dict[str, list[Answer]] = {}
+    found: dict[str, list[ItemResult]] = {}
     for task in files:
         mine, shots = params.chosen(task)[rank.index :: rank.world], params.shots_of(task)
         found[task.name] = []

@@ -196,7 +196,7 @@ def pretraining_task(
         InputError: no tokenizer is given; or the tokens were packed with another, or with one that
             is not that of `init_from`.
     """
-    from stages.data.token_dataset import Corpus
+    from stages.data.token_dataset import TokenDataset
     from stages.objectives.pretraining import num_embeddings, require_tokenizers
 
     folder = tokenizer or init_from
@@ -208,7 +208,7 @@ def pretraining_task(
         )
     config = params.config(num_embeddings(tokens[0], init_from))
     weights, temperature = params.mixture.weights, params.mixture.temperature
-    corpus = Corpus(
+    corpus = TokenDataset(
         tuple(tokens), config.context_length, params.seed, params.packing, weights, temperature
     )
     require_tokenizers(corpus, folder, init_from)

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
     from pipeline.context import Context
     from stages.data.documents import Documents
-    from stages.data.token_packing import Layout
-    from stages.data.token_store import Shard
+    from stages.data.token_packing import ShuffledLayout
+    from stages.data.token_store import TokenShard
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.data.tokenizers.tokenizer_evaluation import Counts
-    from stages.data.tokenizers.tokenizer_training import Recipe
+    from stages.data.tokenizers.tokenizer_evaluation import TokenCounts
+    from stages.data.tokenizers.tokenizer_training import TokenizerConfig
 
 CONTROLS_AND_BYTES = 16 + 256
 CHARACTERS_A_TOKEN = 3.5  # of English prose and code at small vocabularies; for estimates only
@@ -85,11 +85,11 @@ class TrainParams(Params):
     max_length: PositiveInt | None = None
     """The context that `tokenizer_config.json` names; null leaves it open."""
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TokenizerConfig:
         """The same for the workshop."""
-        from stages.data.tokenizers.tokenizer_training import Recipe
+        from stages.data.tokenizers.tokenizer_training import TokenizerConfig
 
-        return Recipe(
+        return TokenizerConfig(
             model=self.model,
             split_digits=self.split_digits,
             whitespace_runs=self.whitespace_runs,
@@ -124,16 +124,16 @@ def train(params: TrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.data.documents import Documents, read_stats
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
     from stages.data.tokenizers.tokenizer_sampling import sample_lines
-    from stages.data.tokenizers.tokenizer_training import export
-    from stages.data.tokenizers.tokenizer_training import train as learn
+    from stages.data.tokenizers.tokenizer_training import export_tokenizer
+    from stages.data.tokenizers.tokenizer_training import train_sentencepiece as learn
 
     folders = inputs.paths("documents")
-    sources = [Documents(folder).require_some() for folder in folders]
+    sources = [Documents(folder).require_nonempty() for folder in folders]
     total = sum(read_stats(folder)["kept"]["characters"] for folder in folders)
     ctx.progress(0, 1, "steps")
     lines = sample_lines(chain(*sources), params.sample_characters, total, _rates(params, folders))
     model = learn(lines, params.vocab_size, params.recipe())
-    export(model, out, params.max_length, params.recipe())
+    export_tokenizer(model, out, params.max_length, params.recipe())
     found = _evaluate(params, inputs, out, ctx, AGREEMENT_CHARACTERS / max(1, total))
     _report_tokenizer(Tokenizer(out), found, sources, ctx)
 
@@ -150,15 +150,15 @@ def _rates(params: TrainParams, folders: Sequence[Path]) -> dict[str, float]:
 
 def _evaluate(
     params: TrainParams, inputs: Inputs, out: Path, ctx: Context, agreement_share: float
-) -> dict[str, Counts]:
+) -> dict[str, TokenCounts]:
     """Counts by language over all documents, each of which has come back from its tokens."""
-    from stages.data.tokenizers.tokenizer_evaluation import check_shard, checks, gather
+    from stages.data.tokenizers.tokenizer_evaluation import check_shard, check_tasks, merge_counts
     from stages.distributed.shard_tasks import run_shards
 
     works = [
         work
         for folder in inputs.paths("documents")
-        for work in checks(folder, out, agreement_share)
+        for work in check_tasks(folder, out, agreement_share)
     ]
     done = 0
 
@@ -171,7 +171,7 @@ def _evaluate(
     commits = run_shards(
         check_shard, works, folder, workers=params.workers, ctx=ctx, on_commit=on_commit
     )
-    return gather(commits)
+    return merge_counts(commits)
 
 
 class PackParams(Params):
@@ -201,13 +201,13 @@ class PackParams(Params):
 )
 def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Encode documents into a shuffled, memory-mapped token store with held-out documents."""
-    from stages.data.token_packing import Layout
+    from stages.data.token_packing import ShuffledLayout
     from stages.data.token_store import write_index
     from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 
     commits = _encode(params, inputs, ctx)
     tokenizer = open_tokenizer(inputs.path("tokenizer"))
-    layout = Layout(commits, len(tokenizer), params.eval_share)
+    layout = ShuffledLayout(commits, len(tokenizer), params.eval_share)
     if not len(layout.order["train"]):
         raise InputError(
             "no document is left to train on",
@@ -228,16 +228,16 @@ def pack(params: PackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
 
 def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
-    from stages.data.token_packing import encode_shard, encodings, tokens_in
+    from stages.data.token_packing import count_tokens, encode_shard, encoding_tasks
     from stages.distributed.shard_tasks import run_shards
 
-    works = encodings(inputs.path("documents"), inputs.path("tokenizer"), params.seed)
+    works = encoding_tasks(inputs.path("documents"), inputs.path("tokenizer"), params.seed)
     folder = ctx.scratch / "encodings"
     started, tokens, done = time.monotonic(), 0, 0
 
     def on_commit(shard: int) -> None:
         nonlocal tokens, done
-        tokens += tokens_in(folder / f"{shard:06d}")
+        tokens += count_tokens(folder / f"{shard:06d}")
         done += 1
         rate = tokens / max(1e-3, time.monotonic() - started)
         ctx.progress(done, len(works), "shards", tokens_per_second=rate)
@@ -248,8 +248,8 @@ def _encode(params: PackParams, inputs: Inputs, ctx: Context) -> list[Path]:
 
 
 def _write_split(
-    layout: Layout, split: str, params: PackParams, out: Path, ctx: Context
-) -> list[Shard]:
+    layout: ShuffledLayout, split: str, params: PackParams, out: Path, ctx: Context
+) -> list[TokenShard]:
     from stages.data.token_store import write_shard
 
     written = []
@@ -260,11 +260,14 @@ def _write_split(
 
 
 def _report_tokenizer(
-    tokenizer: Tokenizer, found: Mapping[str, Counts], sources: Sequence[Documents], ctx: Context
+    tokenizer: Tokenizer,
+    found: Mapping[str, TokenCounts],
+    sources: Sequence[Documents],
+    ctx: Context,
 ) -> None:
-    from stages.data.tokenizers.tokenizer_evaluation import Counts
+    from stages.data.tokenizers.tokenizer_evaluation import TokenCounts
 
-    total = sum(found.values(), Counts())
+    total = sum(found.values(), TokenCounts())
     ctx.result(
         vocab_size=len(tokenizer),
         characters_per_token=total.characters / max(1, total.tokens),
@@ -293,8 +296,8 @@ def _report_tokenizer(
     ctx.panel(panels.table("Longest pieces", ("piece",), [(piece,) for piece in longest]))
 
 
-def _languages(found: Mapping[str, Counts]) -> panels.Panel:
-    from stages.data.tokenizers.tokenizer_evaluation import unspaced
+def _languages(found: Mapping[str, TokenCounts]) -> panels.Panel:
+    from stages.data.tokenizers.tokenizer_evaluation import is_unspaced
 
     rows = [
         (
@@ -304,7 +307,7 @@ def _languages(found: Mapping[str, Counts]) -> panels.Panel:
             counts.tokens,
             round(counts.bytes_per_token, 3),
             round(counts.fertility(lang), 3),
-            "character" if unspaced(lang) else "word",
+            "character" if is_unspaced(lang) else "word",
             round(100 * counts.byte_tokens / max(1, counts.tokens), 2),
         )
         for lang, counts in found.items()
@@ -315,7 +318,7 @@ def _languages(found: Mapping[str, Counts]) -> panels.Panel:
     )
 
 
-def _report_tokens(layout: Layout, ctx: Context) -> None:
+def _report_tokens(layout: ShuffledLayout, ctx: Context) -> None:
     import numpy as np
 
     rows: list[tuple[str, int, int]] = []
@@ -336,11 +339,11 @@ def _best_fit(lengths: npt.NDArray[np.int64]) -> panels.Panel:
     """What best-fit packing would cost and save, by context."""
     import numpy as np
 
-    from stages.data.best_fit_packing import plan
+    from stages.data.best_fit_packing import plan_packing
 
     ends, rows = np.cumsum(lengths), []
     for context in (2**k for k in range(7, 15)):
-        found = plan(ends, context)
+        found = plan_packing(ends, context)
         padding = 1 - ends[-1] / (found.samples * context)
         windows = np.count_nonzero((ends - lengths) // context != (ends - 1) // context)
         cut = [round(100 * count / len(ends), 2) for count in (windows, found.cut)]

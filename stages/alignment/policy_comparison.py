@@ -13,8 +13,8 @@ import torch
 from stages.alignment.experience import Experience
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
-from stages.distributed.cancellation_point import Pause
-from stages.generation.sampling import Decoding
+from stages.distributed.cancellation_point import CancellationPoint
+from stages.generation.sampling import SamplingParams
 from stages.models.hf_export import load_language_model, load_reward_model
 from stages.models.language_model import LanguageModel
 from stages.models.reward_head import RewardModel
@@ -42,7 +42,9 @@ def before_and_after(rank: Rank, *paths: Path, **options: Any) -> Comparison:
     """`compare_policies` on rank 0 alone; the others give an empty answer."""
     if not rank.first:
         return Comparison({})
-    return compare_policies(*paths, **options, device=rank.device, beat=Pause(rank))
+    return compare_policies(
+        *paths, **options, device=rank.device, heartbeat=CancellationPoint(rank)
+    )
 
 
 def compare_policies(
@@ -57,11 +59,11 @@ def compare_policies(
     count: int = 64,
     shown: int = 6,
     device: torch.device | str = "cpu",
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Compare two policies by a reward model on the first `count` held-out prompts (0: on all).
 
-    The KL is that of the second to the first, in nats of a response. `beat` is called after each
+    The KL is that of the second to the first, in nats of a response. `heartbeat` is called after each
     batch of responses.
 
     Raises:
@@ -69,7 +71,7 @@ def compare_policies(
     """
     tokenizer = Tokenizer(after)
     for other in (before, reward):
-        tokenizer.require(Tokenizer(other))
+        tokenizer.require_equal(Tokenizer(other))
     policies = [load_language_model(path).to(device) for path in (before, after)]
     room = min(policy.config.context_length for policy in policies) - max_new_tokens
     asked = read_prompts(prompts, "eval", tokenizer, room)
@@ -78,9 +80,11 @@ def compare_policies(
         return Comparison({})
     scorer = load_reward_model(reward).to(device)
     settings = RolloutSettings(
-        Decoding(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
+        SamplingParams(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
     )
-    old, new = (_play(policy, policies[0], scorer, asked, settings, beat) for policy in policies)
+    old, new = (
+        _play(policy, policies[0], scorer, asked, settings, heartbeat) for policy in policies
+    )
     return Comparison(
         figures(old, new), side_by_side(tokenizer, asked, old, new, shown), histograms(old, new)
     )
@@ -92,11 +96,11 @@ def _play(
     scorer: RewardModel,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
 ) -> Experience:
     """The reward model stands in for the critic, whose values nobody asks for here."""
     cast = Cast(policy, reference, scorer, score_with(scorer, EOS))
-    return collect(cast, prompts, range(len(prompts)), settings, beat)
+    return collect(cast, prompts, range(len(prompts)), settings, heartbeat)
 
 
 def figures(old: Experience, new: Experience) -> dict[str, float]:

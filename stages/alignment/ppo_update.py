@@ -98,16 +98,16 @@ def update(
     *,
     share: Share = Share(),
     pretraining: Pretraining | None = None,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], list[EngineStep]]:
-    """Run all epochs; return their mean metrics and all optimizer steps. `beat` is called after each backward pass.
+    """Run all epochs; return their mean metrics and all optimizer steps. `heartbeat` is called after each backward pass.
 
     Raises:
         Failure: the first minibatch's ratio is not 1: rollouts and training disagree about the
             policy's probabilities, and anything learnt from them would be wrong.
     """
     figures = Figures(share)
-    turn = _Turn(policy, critic, experience, targets, settings, figures, beat)
+    turn = _Turn(policy, critic, experience, targets, settings, figures, heartbeat)
     updates: list[EngineStep] = []
     number = 0
     for _ in range(settings.ppo_epochs):
@@ -130,7 +130,7 @@ class _Turn:
     targets: Targets
     settings: UpdateSettings
     figures: Figures
-    beat: Callable[[], None]
+    heartbeat: Callable[[], None]
 
     def learn(self, places: list[int], share: Share, *, check: bool, more: bool) -> None:
         """Add the gradients of PPO over a minibatch; `more` will follow for the policy."""
@@ -141,7 +141,7 @@ class _Turn:
             ratio_N = self._losses(part, count, last=last, more=more)
             if check:
                 _assert_on_policy(ratio_N, self.settings.ratio_tolerance)
-            self.beat()
+            self.heartbeat()
 
     def _losses(self, part: list[int], count: int, *, last: bool, more: bool) -> Tensor:
         """Both losses of some episodes, over a minibatch of `count` tokens; their ratios_N."""
@@ -172,7 +172,7 @@ class _Turn:
             loss = pretraining.loss(self.policy, piece)
             self.policy.backward(self.settings.ptx_coef * loss, last=place + 1 == len(pieces))
             self.figures.add("ptx_loss", loss.detach())
-            self.beat()
+            self.heartbeat()
 
 
 def _pieces(places: list[int], size: int | None) -> Iterator[list[int]]:

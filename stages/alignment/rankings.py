@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.alignment.ranking_loss import NO_RESPONSE
-from stages.data.chat_template import encode_response
 from stages.data.preference_dataset import Preference, Preferences
+from stages.data.tokenizers.chat_template import encode_response
 from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.generation.likelihood import pad_right
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.alignment.ranking_loss import NO_RESPONSE
 from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
-from stages.distributed.cancellation_point import Pause
+from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
 from stages.models.hf_export import load_reward_model
 from stages.models.reward_head import RewardModel
@@ -53,9 +53,9 @@ def mean_score(
     rows: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
     batch: int = 64,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> float:
-    """Return the mean score of sequences, each read at its last token. `beat` is called after each
+    """Return the mean score of sequences, each read at its last token. `heartbeat` is called after each
     batch."""
     total = 0.0
     for start in range(0, len(rows), batch):
@@ -64,7 +64,7 @@ def mean_score(
         last_B = torch.tensor([len(row) - 1 for row in part], device=device)
         scores_BT = scorer(tokens_BT)
         total += scores_BT.gather(1, last_B[:, None]).double().sum().item()
-        beat()
+        heartbeat()
     return total / len(rows)
 
 
@@ -74,7 +74,7 @@ def evaluate_folder(rank: Rank, folder: Path, preferences: Path) -> RewardEvalua
         return None
     scorer, tokenizer = load_reward_model(folder).to(rank.device), Tokenizer(folder)
     held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context_length)
-    return evaluate_rankings(scorer, held_out, rank.device, beat=Pause(rank))
+    return evaluate_rankings(scorer, held_out, rank.device, heartbeat=CancellationPoint(rank))
 
 
 @torch.inference_mode()
@@ -83,9 +83,9 @@ def evaluate_rankings(
     rankings: Sequence[Ranking],
     device: torch.device | str = "cpu",
     batch: int = 16,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> RewardEvaluation:
-    """Compare the scores of a reward model with the ranks; `beat` is called after each batch."""
+    """Compare the scores of a reward model with the ranks; `heartbeat` is called after each batch."""
     differences: dict[tuple[int, int], list[float]] = defaultdict(list)
     by_rank: dict[int, list[float]] = defaultdict(list)
     best = []
@@ -98,7 +98,7 @@ def evaluate_rankings(
             for rank, score in zip(ranking.ranks, scores, strict=False):
                 by_rank[rank].append(score)
             best.append(scores[ranking.best])
-        beat()
+        heartbeat()
     every = [difference for found in differences.values() for difference in found]
     return RewardEvaluation(
         accuracy=_accuracy(every),

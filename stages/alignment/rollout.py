@@ -10,8 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.alignment.experience import Experience, mark, spread
-from stages.generation.likelihood import TokenModel, next_log_probs, pad_right
-from stages.generation.sampling import Decoding, Model, Responses, batches, sample
+from stages.generation.likelihood import PositionModel, next_log_probs, pad_right
+from stages.generation.sampling import (
+    GenerativeModel,
+    Responses,
+    SamplingParams,
+    length_sorted_batches,
+    sample,
+)
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(tokens_BT, place_B of the last token) -> scores_B of whole responses."""
@@ -21,9 +27,9 @@ Score = Callable[[Tensor, Tensor], Tensor]
 class Cast:
     """Who takes part in a rollout; all in evaluation mode."""
 
-    policy: Model
-    reference: TokenModel
-    critic: TokenModel
+    policy: GenerativeModel
+    reference: PositionModel
+    critic: PositionModel
     score: Score
 
 
@@ -31,7 +37,7 @@ class Cast:
 class RolloutSettings:
     """How rollouts are made."""
 
-    decoding: Decoding
+    decoding: SamplingParams
     eos_id: int
     pad_id: int
     seed: int = 0
@@ -46,16 +52,16 @@ def collect(
     prompts: Sequence[Sequence[int]],
     indices: Sequence[int],
     settings: RolloutSettings,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Experience:
     """One episode a prompt, in the order given.
 
-    `indices` number the episodes of a whole run: with the seed, they fix what is drawn. `beat` is
+    `indices` number the episodes of a whole run: with the seed, they fix what is drawn. `heartbeat` is
     called after each batch.
     """
     parts = []
     order: list[int] = []
-    for places in batches(prompts, settings.batch):
+    for places in length_sorted_batches(prompts, settings.batch):
         chosen = [prompts[place] for place in places]
         drawn = sample(
             cast.policy,
@@ -69,7 +75,7 @@ def collect(
         )
         parts.append(_measure(cast, chosen, drawn, settings))
         order += places
-        beat()
+        heartbeat()
     return concatenate(parts, settings.pad_id).rows(torch.tensor(order).argsort())
 
 
@@ -99,7 +105,7 @@ def _measure(
     )
 
 
-def score_with(scorer: TokenModel, eos_id: int) -> Score:
+def score_with(scorer: PositionModel, eos_id: int) -> Score:
     """Scores of a reward model: its output at the end token, the only one that it was trained at.
 
     A response that was cut off is scored as if it had ended there, instead of with its last token.

@@ -19,7 +19,7 @@ from stages.contrastive.pair_dataset import drawn, middle, to_pixels
 from stages.contrastive.retrieval import recalls
 from stages.contrastive.zero_shot import ZeroShot, read_classes, zero_shot
 from stages.data.image_text_dataset import ImageTextStore, Sample
-from stages.distributed.cancellation_point import Pause
+from stages.distributed.cancellation_point import CancellationPoint
 from stages.models.clip.conversion_clip import load_clip
 from stages.models.clip.modeling_clip import CLIP
 
@@ -63,7 +63,7 @@ class Bench:
     tokenizer: Words
     rank: Rank
     batch: int
-    beat: Callable[[], None]
+    heartbeat: Callable[[], None]
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -72,7 +72,7 @@ class Bench:
         for at in range(0, len(texts), self.batch):
             tokens_BT = encode(self.tokenizer, texts[at : at + self.batch], self.model.config.text)
             made.append(self.model.encode_text(tokens_BT.to(self.rank.device)).cpu())
-            self.beat()
+            self.heartbeat()
         return torch.cat(made)
 
     @torch.inference_mode()
@@ -86,7 +86,7 @@ class Bench:
             views = [middle(store[row], size) for row in rows[at : at + self.batch]]
             pixels = to_pixels(views, self.rank.device)
             made.append(self.model.encode_image(pixels).cpu())
-            self.beat()
+            self.heartbeat()
         return torch.cat(made)
 
     def shared_images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
@@ -111,7 +111,9 @@ def measure(
     if not rows:
         raise InputError("no pairs are held out", where=str(pairs), remedy="make an eval split")
     model = load_clip(folder).to(rank.device)
-    bench = Bench(model, open_words(folder), rank, asked.batch, Pause(rank, cancel_file))
+    bench = Bench(
+        model, open_words(folder), rank, asked.batch, CancellationPoint(rank, cancel_file)
+    )
     image_NE = bench.shared_images(store, rows)
     train = ImageTextStore(pairs)
     learnt = drawn(len(train), asked.probe_limit, asked.seed) if asked.label else []

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.contrastive.caption_tokenizer import Words, mark, pad
+from stages.data.hashing import permute
 from stages.data.image_text_dataset import BadImage, ImageTextStore, Sample, decode_rgb
-from stages.data.token_store import permute
 from stages.images.transforms import (
     CLIP_MEAN,
     CLIP_STD,

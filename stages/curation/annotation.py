@@ -69,7 +69,7 @@ def annotate_pieces(task: Task[Piece], commit: Path) -> None:
     """Annotate the records of some pieces and commit them as one table."""
     annotator, pieces = task
     rows = (row for piece in pieces for row in annotator.rows(piece))
-    table = parquet_parts.encode(rows, annotator.schema, annotator.payload_column)
+    table = parquet_parts.encode_part(rows, annotator.schema, annotator.payload_column)
     write_atomic(commit, table, durable=False)
 
 

@@ -20,29 +20,29 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
-from stages.data.hashing import fold64
-from stages.data.token_store import Ids, TokenStore, permute
+from stages.data.hashing import fold64, permute
+from stages.data.token_store import TokenIds, TokenStore
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The target of padding: nothing is learned there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedSample:
     """A sample; every array has the shape (T,)."""
 
-    tokens: Ids
+    tokens: TokenIds
     """Inputs; 0 in the padding."""
-    targets: Ids
+    targets: TokenIds
     """The token after each; -100 in the padding."""
-    segments: Ids
+    segments: TokenIds
     """Which document of the sample a position belongs to, from 0; the padding is the last."""
-    positions: Ids
+    positions: TokenIds
     """Place within the document (or within what the sample has of it), from 0."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """Which pieces of documents each sample holds: pieces `first[s]` to `first[s + 1]`."""
 
     starts: npt.NDArray[np.int64]
@@ -60,7 +60,7 @@ class Plan:
         return len(self.first) - 1
 
 
-def plan(ends: npt.NDArray[np.int64], length: int) -> Plan:
+def plan_packing(ends: npt.NDArray[np.int64], length: int) -> PackingPlan:
     """Lay documents that end at `ends` (documents,) out in samples of `length` tokens."""
     sizes = np.diff(ends, prepend=0)
     full, rest = np.divmod(sizes, length)
@@ -70,7 +70,7 @@ def plan(ends: npt.NDArray[np.int64], length: int) -> Plan:
     bins = best_fit(rest[left], length)
     order = np.argsort(bins, kind="stable")
     filled = np.bincount(bins) if len(bins) else np.empty(0, np.int64)
-    return Plan(
+    return PackingPlan(
         starts=np.r_[(ends - sizes)[owner] + place * length, (ends - rest)[left][order]],
         lengths=np.r_[np.full(len(owner), length), rest[left][order]],
         first=np.cumsum(np.r_[0, np.ones(len(owner), np.int64), filled]),
@@ -135,7 +135,7 @@ class _Rooms:
             self._present |= 1 << room
 
 
-class BestFit:
+class BestFitSamples:
     """Samples of T tokens for training, as `stages.data.token_store.Samples`, of whole documents.
 
     With a seed an index beyond the first epoch goes on into the next ones, which visit the same
@@ -151,7 +151,7 @@ class BestFit:
         self.store = store
         self.length = length
         self.seed = seed
-        self.plan = plan(store.ends, length)
+        self.plan = plan_packing(store.ends, length)
 
     @property
     def padding(self) -> float:
@@ -161,16 +161,16 @@ class BestFit:
     def __len__(self) -> int:
         return self.plan.samples
 
-    def __iter__(self) -> Iterator[Packed]:
+    def __iter__(self) -> Iterator[PackedSample]:
         return (self.sample(i) for i in range(len(self)))
 
-    def __getitem__(self, index: int) -> Packed:
+    def __getitem__(self, index: int) -> PackedSample:
         epoch, i = divmod(index, len(self))
         if epoch and (epoch < 0 or self.seed is None):
             raise IndexError(index)
         return self.sample(i, epoch)
 
-    def sample(self, index: int, epoch: int = 0) -> Packed:
+    def sample(self, index: int, epoch: int = 0) -> PackedSample:
         """Sample `index` of an epoch, at the cost of reading it."""
         if self.seed is not None:
             index = permute(index, len(self), key=fold64(self.seed, epoch, -2))
@@ -186,11 +186,11 @@ class BestFit:
             at += size
         return packed
 
-    def _padding(self, segment: int, filled: int) -> Packed:
+    def _padding(self, segment: int, filled: int) -> PackedSample:
         T = self.length
-        return Packed(
+        return PackedSample(
             tokens=np.zeros(T, np.int64),
-            targets=np.full(T, IGNORED, np.int64),
+            targets=np.full(T, IGNORE_INDEX, np.int64),
             segments=np.full(T, segment, np.int64),
             positions=np.arange(T, dtype=np.int64) - filled,
         )

@@ -28,7 +28,7 @@ ROLES = ("system", "user", "assistant")
 Role = Literal["system", "user", "assistant"]
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SCHEMA = parquet_parts.versioned(
+SCHEMA = parquet_parts.versioned_schema(
     pa.schema(
         [("id", pa.string()), ("messages", MESSAGES), ("split", pa.string()), ("meta", pa.string())]
     ),

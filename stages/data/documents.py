@@ -51,7 +51,7 @@ def dropped_writer(out: Path, rules: Sequence[str] = ()) -> parquet_parts.PartWr
 
 def _schema(columns: list[tuple[str, pa.DataType]], rules: Sequence[str]) -> pa.Schema:
     scores = pa.struct([(rule, pa.float64()) for rule in rules])
-    return parquet_parts.versioned(
+    return parquet_parts.versioned_schema(
         pa.schema([*columns, ("scores", scores)] if rules else columns), KIND, VERSION
     )
 
@@ -103,11 +103,11 @@ class Documents:
     def part(self, index: int) -> Iterator[Document]:
         """The documents of one part."""
         part = parquet_parts.open_part(self.files[index], KIND, VERSION)
-        for batch in part.iter_batches(parquet_parts.ROW_GROUP, columns=list(COLUMNS)):
+        for batch in part.iter_batches(parquet_parts.ROWS_PER_GROUP, columns=list(COLUMNS)):
             for row in batch.to_pylist():
                 yield Document(**row)
 
-    def require_some(self) -> Documents:
+    def require_nonempty(self) -> Documents:
         """These documents, if there are any.
 
         Raises:

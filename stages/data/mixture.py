@@ -23,7 +23,7 @@ PERIOD = 1 << 16
 """The longest table; weights that need more are rounded to parts of it."""
 
 
-class Endless(Protocol):
+class SampleSource(Protocol):
     """Samples of one source: `len()` are an epoch, and indices go on beyond it."""
 
     def __getitem__(self, index: int) -> Any: ...
@@ -37,7 +37,7 @@ def temperature_weights(tokens: Sequence[int], temperature: float) -> list[float
     return [(n / largest) ** (1 / temperature) for n in tokens]
 
 
-def slots(weights: Sequence[float]) -> list[int]:
+def samples_per_period(weights: Sequence[float]) -> list[int]:
     """How many samples of a period are each source's.
 
     Weights count as the decimals that they are written as, and need not add up to anything: 60,
@@ -66,7 +66,7 @@ def slots(weights: Sequence[float]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class MixtureSchedule:
     """A period of P samples over S sources."""
 
     counts: npt.NDArray[np.int64]
@@ -77,7 +77,7 @@ class Schedule:
     """(P,) how many of that source came before it in the period."""
 
     @classmethod
-    def of(cls, weights: Sequence[float]) -> Schedule:
+    def from_weights(cls, weights: Sequence[float]) -> MixtureSchedule:
         """The schedule of these weights.
 
         Unit k of a source with c of P samples may come from floor(k P / c) to before
@@ -85,7 +85,7 @@ class Schedule:
         earliest deadline of those that may come meets all deadlines (Baruah et al. 1996, a
         P-fair schedule on one processor).
         """
-        counts = slots(weights)
+        counts = samples_per_period(weights)
         period = sum(counts)
         source, rank = np.empty(period, np.uint16), np.empty(period, np.uint16)
         waiting = [(0, s, 0) for s in range(len(counts))]
@@ -100,13 +100,13 @@ class Schedule:
                 heapq.heappush(waiting, ((k + 1) * period // counts[s], s, k + 1))
         return cls(np.array(counts, np.int64), source, rank)
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """The source of sample `index` of the run, and which of the source's samples it is."""
         period, at = divmod(index, len(self.source))
         source = int(self.source[at])
         return source, period * int(self.counts[source]) + int(self.rank[at])
 
-    def drawn(self, samples: int) -> npt.NDArray[np.int64]:
+    def samples_per_source(self, samples: int) -> npt.NDArray[np.int64]:
         """How many of the first `samples` samples are each source's: (S,)."""
         periods, rest = divmod(samples, len(self.source))
         return periods * self.counts + np.bincount(self.source[:rest], minlength=len(self.counts))
@@ -115,32 +115,32 @@ class Schedule:
 class Mixture:
     """Samples of several sources in the proportion of their weights, for ever."""
 
-    def __init__(self, sources: Sequence[Endless], weights: Sequence[float]) -> None:
+    def __init__(self, sources: Sequence[SampleSource], weights: Sequence[float]) -> None:
         if len(sources) != len(weights):
             raise ValueError(f"{len(weights)} weights for {len(sources)} sources")
         self.sources = sources
-        self.schedule = Schedule.of(weights)
+        self.schedule = MixtureSchedule.from_weights(weights)
 
     def __getitem__(self, index: int) -> Any:
-        source, place = self.schedule.place(index)
+        source, place = self.schedule.locate(index)
         return self.sources[source][place]
 
     @property
-    def shares(self) -> list[float]:
+    def proportions(self) -> list[float]:
         """Of each source, as they are drawn; they add up to 1."""
         counts = self.schedule.counts
         return [float(share) for share in counts / counts.sum()]
 
-    def epochs(self, samples: int) -> list[float]:
+    def epochs_after(self, samples: int) -> list[float]:
         """How often each source has been gone through after so many samples."""
-        drawn = self.schedule.drawn(samples).tolist()
+        drawn = self.schedule.samples_per_source(samples).tolist()
         return [n / len(source) for n, source in zip(drawn, self.sources, strict=True)]
 
 
 class Interleaved:
     """All samples of several data sets once, so that the first n are spread over all of them."""
 
-    def __init__(self, parts: Sequence[Endless]) -> None:
+    def __init__(self, parts: Sequence[SampleSource]) -> None:
         self.parts = parts
         sizes = [len(part) for part in parts]
         place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import CorruptArtifact, InputError
 
-ROWS_A_PART = 50_000
-BYTES_A_PART = 64 << 20  # of text: what one worker holds of a part while it reads it
-BYTES_A_GROUP = 16 << 20  # of text: what is held of it as rows while it is written
-ROW_GROUP = 2_048
+ROWS_PER_PART = 50_000
+BYTES_PER_PART = 64 << 20  # of text: what one worker holds of a part while it reads it
+BYTES_PER_GROUP = 16 << 20  # of text: what is held of it as rows while it is written
+ROWS_PER_GROUP = 2_048
 
 Row = Mapping[str, Any]
 
 
-def versioned(schema: pa.Schema, kind: str, version: int) -> pa.Schema:
+def versioned_schema(schema: pa.Schema, kind: str, version: int) -> pa.Schema:
     """The schema with its kind and version in the file's own metadata."""
     return schema.with_metadata({"headwater.kind": kind, "headwater.version": str(version)})
 
@@ -52,7 +52,7 @@ class PartEncoder:
             length = len(row[self._text_column]) + len(row.get("meta") or "")
             self._held += length
             self.characters += length
-        if len(self._group) >= ROW_GROUP or self._held >= BYTES_A_GROUP:
+        if len(self._group) >= ROWS_PER_GROUP or self._held >= BYTES_PER_GROUP:
             self._end_group()
 
     def finish(self) -> bytes:
@@ -67,24 +67,12 @@ class PartEncoder:
         self._group, self._held = [], 0
 
 
-def encode(rows: Iterable[Row], schema: pa.Schema, text_column: str | None = None) -> bytes:
+def encode_part(rows: Iterable[Row], schema: pa.Schema, text_column: str | None = None) -> bytes:
     """The bytes of a part of these rows."""
     part = PartEncoder(schema, text_column)
     for row in rows:
         part.add(row)
     return part.finish()
-
-
-def encode_table(table: pa.Table, schema: pa.Schema) -> bytes:
-    """The bytes of a part of a table that is in memory."""
-    buffer = io.BytesIO()
-    pq.write_table(
-        table.cast(schema).replace_schema_metadata(schema.metadata),
-        buffer,
-        compression="zstd",
-        row_group_size=ROW_GROUP,
-    )
-    return buffer.getvalue()
 
 
 class PartWriter:
@@ -105,7 +93,7 @@ class PartWriter:
             self._part = PartEncoder(self.schema, self._text_column)
         self._part.add(row)
         self.rows += 1
-        if self._part.rows >= ROWS_A_PART or self._part.characters >= BYTES_A_PART:
+        if self._part.rows >= ROWS_PER_PART or self._part.characters >= BYTES_PER_PART:
             self._end_part(self._part)
 
     def close(self) -> None:
@@ -170,4 +158,4 @@ def read_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all parts in order, a row group at a time."""
     for path in part_files(folder, kind):
-        yield from open_part(path, kind, version).iter_batches(ROW_GROUP, columns=columns)
+        yield from open_part(path, kind, version).iter_batches(ROWS_PER_GROUP, columns=columns)

@@ -22,7 +22,7 @@ KIND = "Preferences"
 VERSION = 1
 SPLITS = ("train", "eval")
 
-SCHEMA = parquet_parts.versioned(
+SCHEMA = parquet_parts.versioned_schema(
     pa.schema(
         [
             ("id", pa.string()),

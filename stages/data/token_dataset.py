@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
-from stages.data.best_fit_packing import BestFit
+from stages.data.best_fit_packing import BestFitSamples
 from stages.data.hashing import fold64
 from stages.data.mixture import Interleaved, Mixture, temperature_weights
-from stages.data.token_store import Samples, TokenStore, Vocabulary
+from stages.data.token_store import TokenStore, TokenWindows, Vocabulary
 
 Packing = Literal["windows", "best_fit"]
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TokenDataset:
     """Stores of tokens of one vocabulary, and how samples of T inputs are made of them."""
 
     paths: tuple[Path, ...]
@@ -30,7 +30,7 @@ class Corpus:
     temperature: float = 1.0
 
     @cached_property
-    def train(self) -> Samples | BestFit | Mixture:
+    def train(self) -> TokenWindows | BestFitSamples | Mixture:
         """Sample i of the run, for any i."""
         if len(self.paths) == 1:
             return self._samples(TokenStore(self.paths[0]), self.seed)
@@ -58,7 +58,7 @@ class Corpus:
         return Mixture(sources, weights)
 
     @property
-    def held_out(self) -> Samples | Interleaved:
+    def held_out(self) -> TokenWindows | Interleaved:
         """Windows of what the stores hold out, of all those that hold out enough."""
         stores = self.stores("eval")
         enough = [store for store in stores if store.tokens > self.length] or stores[:1]
@@ -70,7 +70,7 @@ class Corpus:
         """What best-fit packing pads and cuts, over all stores once."""
         train = self.train
         found = train.sources if isinstance(train, Mixture) else [train]
-        packed = [source for source in found if isinstance(source, BestFit)]
+        packed = [source for source in found if isinstance(source, BestFitSamples)]
         if not packed:
             return {}
         positions = sum(len(source) * self.length for source in packed)
@@ -97,18 +97,18 @@ class Corpus:
                 )
         return stores
 
-    def require(self, tokenizer: Vocabulary) -> None:
+    def require_tokenizer(self, tokenizer: Vocabulary) -> None:
         """See that all tokens are a tokenizer's own.
 
         Raises:
             InputError: some are another's.
         """
         for store in self.stores():
-            store.require(tokenizer)
+            store.require_tokenizer(tokenizer)
 
-    def _samples(self, store: TokenStore, seed: int) -> Samples | BestFit:
+    def _samples(self, store: TokenStore, seed: int) -> TokenWindows | BestFitSamples:
         if self.packing == "best_fit":
-            return BestFit(store, self.length, seed)
+            return BestFitSamples(store, self.length, seed)
         return store.samples(self.length, seed)
 
 

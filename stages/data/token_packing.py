@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from stages.data import token_store
 from stages.data.documents import Documents
-from stages.data.hashing import fraction, hash64
+from stages.data.hashing import hash64, hash_fraction
 from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
 
 SLICES = 64  # at least, of a corpus that has a megabyte for each: workers end at about one time
@@ -30,7 +30,7 @@ _ENCODED = np.dtype([("end", "<u8"), ("order", "<u8"), ("split", "<f8")])
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodingTask:
     """One task: some rows of a row group of a part of the documents."""
 
     part: Path
@@ -40,7 +40,7 @@ class Encoding:
     seed: int
 
 
-def encodings(documents: Path, tokenizer: Path, seed: int) -> list[Encoding]:
+def encoding_tasks(documents: Path, tokenizer: Path, seed: int) -> list[EncodingTask]:
     """Tasks for all rows of a Documents artifact, in order; they depend on the documents alone."""
     groups = [group for part in Documents(documents).files for group in _row_groups(part)]
     total = sum(size for *_, size in groups)
@@ -50,7 +50,7 @@ def encodings(documents: Path, tokenizer: Path, seed: int) -> list[Encoding]:
     for part, number, rows, size in groups:
         step = max(1, -(-rows // max(1, -(-size // wanted))))
         cuts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
-        works += [Encoding(part, number, cut, tokenizer, seed) for cut in cuts]
+        works += [EncodingTask(part, number, cut, tokenizer, seed) for cut in cuts]
     return works
 
 
@@ -74,7 +74,7 @@ def _tokenizer(folder: Path) -> AnyTokenizer:
     return open_tokenizer(folder)
 
 
-def encode_shard(work: Encoding, commit: Path) -> None:
+def encode_shard(work: EncodingTask, commit: Path) -> None:
     """Encode some rows: ids to `<commit>.bin`, one record a document to the commit file."""
     from pipeline.atomic_io import write_atomic
 
@@ -85,7 +85,7 @@ def encode_shard(work: Encoding, commit: Path) -> None:
     index = np.empty(len(encoded), _ENCODED)
     index["end"] = np.cumsum([len(ids) for ids in encoded])
     index["order"] = [hash64(f"{work.seed} {name}") for name in table["id"].to_pylist()]
-    index["split"] = [fraction(f"held out {name}") for name in table["id"].to_pylist()]
+    index["split"] = [hash_fraction(f"held out {name}") for name in table["id"].to_pylist()]
     flat = np.concatenate(encoded) if encoded else np.empty(0, dtype)
     write_atomic(_ids_file(commit), flat.tobytes(), durable=False)
     buffer = io.BytesIO()
@@ -93,7 +93,7 @@ def encode_shard(work: Encoding, commit: Path) -> None:
     write_atomic(commit, buffer.getvalue(), durable=False)
 
 
-def tokens_in(commit: Path) -> int:
+def count_tokens(commit: Path) -> int:
     """How many ids a committed task has."""
     ends = np.load(commit)["end"]
     return int(ends[-1]) if len(ends) else 0
@@ -103,7 +103,7 @@ def _ids_file(commit: Path) -> Path:
     return commit.with_name(f"{commit.name}.bin")
 
 
-class Layout:
+class ShuffledLayout:
     """Where every encoded document goes; arrays of shape (documents,) in input order."""
 
     def __init__(self, commits: Sequence[Path], vocab_size: int, eval_share: float) -> None:

@@ -22,15 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CorruptArtifact, InputError
-from stages.data.hashing import fold64
+from stages.data.hashing import fold64, permute
 
 KIND = "Tokens"
 VERSION = 1
 SPLITS = ("train", "eval")
 
-Ids = npt.NDArray[np.int64]
-
-_ROUNDS = 6  # of the Feistel network: indistinguishable from random order for our purpose
+TokenIds = npt.NDArray[np.int64]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -39,7 +37,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class TokenShard:
     """One file of tokens with the ends of its documents."""
 
     name: str
@@ -49,7 +47,7 @@ class Shard:
 
 def write_shard(
     out: Path, name: str, tokens: npt.NDArray[Any], ends: npt.NDArray[np.uint64]
-) -> Shard:
+) -> TokenShard:
     """Write one shard: its tokens (already of the store's dtype) and where its documents end."""
     import io
 
@@ -59,7 +57,7 @@ def write_shard(
     index = io.BytesIO()
     np.save(index, ends.astype("<u8"))
     write_atomic(out / f"{name}.idx.npy", index.getvalue())
-    return Shard(name, len(tokens), len(ends))
+    return TokenShard(name, len(tokens), len(ends))
 
 
 class Vocabulary(Protocol):
@@ -81,7 +79,7 @@ def write_index(
     *,
     vocab_size: int,
     eos_id: int,
-    splits: Mapping[str, Sequence[Shard]],
+    splits: Mapping[str, Sequence[TokenShard]],
     tokenizer: str | None = None,
 ) -> None:
     """Write `index.json`, last: it names the shards of each split in order.
@@ -126,7 +124,7 @@ class TokenStore:
         self.eos_id: int = index["eos_id"]
         self.tokenizer: str | None = index.get("tokenizer")
         self.dtype = np.dtype(index["dtype"]).newbyteorder("<")
-        self._shards = [Shard(**shard) for shard in index["splits"][split]["shards"]]
+        self._shards = [TokenShard(**shard) for shard in index["splits"][split]["shards"]]
         self._maps = [self._map(shard) for shard in self._shards]
         self._starts = np.cumsum([0] + [shard.tokens for shard in self._shards])
 
@@ -141,7 +139,7 @@ class TokenStore:
         return sum(shard.documents for shard in self._shards)
 
     @property
-    def ends(self) -> Ids:
+    def ends(self) -> TokenIds:
         """Where each document ends in the split, its end token included: (documents,)."""
         shards = zip(self._shards, self._starts[:-1].tolist(), strict=True)
         ends = [
@@ -150,7 +148,7 @@ class TokenStore:
         ]
         return np.concatenate([np.empty(0, np.int64), *ends])
 
-    def window(self, start: int, length: int) -> Ids:
+    def window(self, start: int, length: int) -> TokenIds:
         """`length` ids from position `start` of the ring (the end runs on into the beginning)."""
         found = np.empty(length, np.int64)
         filled = 0
@@ -163,7 +161,7 @@ class TokenStore:
             filled += len(piece)
         return found
 
-    def document(self, index: int) -> Ids:
+    def document(self, index: int) -> TokenIds:
         """The ids of one document in stored order, its end token included."""
         for shard, ids in zip(self._shards, self._maps, strict=True):
             if index < shard.documents:
@@ -173,7 +171,7 @@ class TokenStore:
             index -= shard.documents
         raise IndexError(index)
 
-    def require(self, tokenizer: Vocabulary) -> None:
+    def require_tokenizer(self, tokenizer: Vocabulary) -> None:
         """See that the tokens are a tokenizer's own. Of a store that does not say what made it,
         the sizes of the vocabularies are compared.
 
@@ -191,9 +189,9 @@ class TokenStore:
                 remedy="pack the documents with that tokenizer, or name the one that packed them",
             )
 
-    def samples(self, length: int, seed: int | None = None) -> Samples:
+    def samples(self, length: int, seed: int | None = None) -> TokenWindows:
         """The split cut into samples of `length` inputs; see `Samples`."""
-        return Samples(self, length, seed)
+        return TokenWindows(self, length, seed)
 
     def _read_index(self) -> dict[str, Any]:
         path = self.path / "index.json"
@@ -212,7 +210,7 @@ class TokenStore:
             )
         return index
 
-    def _map(self, shard: Shard) -> npt.NDArray[Any]:
+    def _map(self, shard: TokenShard) -> npt.NDArray[Any]:
         path = self.path / f"{shard.name}.bin"
         size = path.stat().st_size if path.exists() else -1
         if size != shard.tokens * self.dtype.itemsize:
@@ -222,7 +220,7 @@ class TokenStore:
         return np.memmap(path, self.dtype, "r") if size else np.empty(0, self.dtype)
 
 
-class Samples:
+class TokenWindows:
     """Samples of T inputs and their targets: sample i is T + 1 int64 ids.
 
     `len()`, and going through them, is one epoch. With a seed an index beyond it goes on into the
@@ -247,16 +245,16 @@ class Samples:
         ring = self.store.tokens if self.seed is not None else self.store.tokens - 1
         return ring // self.length
 
-    def __iter__(self) -> Iterator[Ids]:
+    def __iter__(self) -> Iterator[TokenIds]:
         return (self.sample(i) for i in range(len(self)))
 
-    def __getitem__(self, index: int) -> Ids:
+    def __getitem__(self, index: int) -> TokenIds:
         epoch, i = divmod(index, len(self))
         if epoch and (epoch < 0 or self.seed is None):
             raise IndexError(index)
         return self.sample(i, epoch)
 
-    def sample(self, index: int, epoch: int = 0) -> Ids:
+    def sample(self, index: int, epoch: int = 0) -> TokenIds:
         """Sample `index` of an epoch, in O(1)."""
         return self.store.window(self.start(index, epoch), self.length + 1)
 
@@ -269,7 +267,7 @@ class Samples:
         return (offset + place * self.length) % self.store.tokens
 
 
-def boundaries(tokens: Ids, eos_id: int) -> tuple[Ids, Ids]:
+def document_boundaries(tokens: TokenIds, eos_id: int) -> tuple[TokenIds, TokenIds]:
     """Where documents lie in windows of the ring: segments and positions, both of the shape of
     `tokens` (..., T).
 
@@ -281,20 +279,3 @@ def boundaries(tokens: Ids, eos_id: int) -> tuple[Ids, Ids]:
     place = np.arange(tokens.shape[-1])
     starts = np.maximum.accumulate(np.where(begins, place, 0), axis=-1)
     return np.cumsum(begins, axis=-1) - 1, place - starts
-
-
-def permute(index: int, size: int, key: int) -> int:
-    """Where `index` goes in the pseudo-random order `key` of `range(size)`: a bijection, O(1).
-
-    A Feistel network over the next even number of bits, walked until it lands inside the range
-    (Black and Rogaway 2002, cycle walking): less than four steps on average.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for turn in range(_ROUNDS):
-            left, right = right, left ^ (fold64(key, turn, right) & mask)
-        index = (left << half) | right
-        if index < size:
-            return index

@@ -1,43 +1,61 @@
-"""Between two batches of something long: a sign of life, and a look at whether to stop."""
+"""A check between batches of long work: sends a heartbeat and stops the work when the run is cancelled."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from pipeline.context import Context
 from pipeline.errors import Interrupted
 
-if TYPE_CHECKING:
-    from stages.training.ranks.rank import Rank
+
+class MonitoredProcess(Protocol):
+    """The part of `stages.training.ranks.rank.Rank` that is used here."""
+
+    @property
+    def ctx(self) -> Context | None:
+        """Context of the stage; only rank 0 has one."""
+
+    def beat(self) -> None:
+        """Report progress to the watchdog."""
 
 
-class Pause:
-    """Called between batches: `pause()`.
+class CancellationPoint:
+    """A callable for the gaps between batches: `check = CancellationPoint(rank)`, then `check()`.
 
-    Only rank 0 has a context. It stops alone, and its group ends the others; ranks whose work does
-    not hang on its own are given the file whose existence asks the run to stop.
+    Only rank 0 has a context. It stops alone, and its worker group ends the other ranks. Ranks
+    that work independently are given the file whose existence requests cancellation.
     """
 
-    def __init__(self, rank: Rank, cancel_file: Path | None = None, *, grace: float = 0.0) -> None:
-        """`grace`: seconds to go on after a stop was asked for, in which the work may come to a
-        better place to stop at."""
+    def __init__(
+        self, rank: MonitoredProcess, cancel_file: Path | None = None, *, grace: float = 0.0
+    ) -> None:
+        """Set up the check.
+
+        Args:
+            rank: this process.
+            cancel_file: file whose existence requests cancellation. Default: that of the context.
+            grace: seconds to continue after cancellation was requested, in which the work may
+                reach a checkpoint.
+        """
         self._rank = rank
         self._file = rank.ctx.cancel_file if rank.ctx else cancel_file
         self._grace = grace
-        self._asked: float | None = None
+        self._requested_at: float | None = None
 
     def __call__(self) -> None:
-        """Go on, or stop.
+        """Send a heartbeat, and stop if cancellation was requested.
 
         Raises:
-            Interrupted: somebody asked the run to stop, and the time of grace is over.
+            Interrupted: cancellation was requested, and the grace period is over.
         """
         self._rank.beat()
         if self._file is None or not self._file.exists():
             return
         now = time.monotonic()
-        self._asked = now if self._asked is None else self._asked
-        if now - self._asked >= self._grace:
+        if self._requested_at is None:
+            self._requested_at = now
+        if now - self._requested_at >= self._grace:
             where = self._rank.ctx.stage if self._rank.ctx else ""
             raise Interrupted("stopped on request", where=where)

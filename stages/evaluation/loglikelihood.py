@@ -22,27 +22,27 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.generation.likelihood import pad_right
-from stages.generation.sampling import Model, pad_left
+from stages.generation.sampling import GenerativeModel, pad_left
 
 BATCH = 16  # contexts
 SHARING = 4  # times as many continuations, at most
 
 
-class Encoder(Protocol):
+class BatchEncoder(Protocol):
     """What makes ids of text; `stages.data.tokenizers.sentencepiece_tokenizer.Tokenizer` is one."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
 
 
-class Request(NamedTuple):
+class LoglikelihoodRequest(NamedTuple):
     """What is read, and what is scored after it: at least one token each."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
 
-class Score(NamedTuple):
+class LoglikelihoodResult(NamedTuple):
     """The log-probability of a continuation (nats), and whether each of its tokens is the
     likeliest."""
 
@@ -50,9 +50,9 @@ class Score(NamedTuple):
     greedy: bool
 
 
-def requests(
-    tokenizer: Encoder, pairs: Sequence[tuple[str, str]], *, start: int, document: bool = False
-) -> list[Request]:
+def encode_requests(
+    tokenizer: BatchEncoder, pairs: Sequence[tuple[str, str]], *, start: int, document: bool = False
+) -> list[LoglikelihoodRequest]:
     """The ids of pairs of context and continuation. Space at the end of a context is read as the
     beginning of its continuation, where tokenizers have it.
 
@@ -67,19 +67,19 @@ def requests(
     contexts = tokenizer.encode_batch(told)
     made = []
     for whole, context in zip(wholes, contexts, strict=True):
-        border = common(whole, context)
+        border = common_prefix_length(whole, context)
         before = [start] if document or not border else []
-        made.append(Request((*before, *whole[:border]), tuple(whole[border:])))
+        made.append(LoglikelihoodRequest((*before, *whole[:border]), tuple(whole[border:])))
     return made
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with together; never all of the first."""
     together = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
     return min(together, len(a) - 1)
 
 
-def fitted(request: Request, context: int) -> Request:
+def truncate_left(request: LoglikelihoodRequest, context: int) -> LoglikelihoodRequest:
     """A request cut from the left to what a model of that context reads: the last token is
     predicted and not read.
 
@@ -97,15 +97,15 @@ def fitted(request: Request, context: int) -> Request:
 
 
 @torch.inference_mode()
-def score(
-    model: Model,
-    asked: Sequence[Request],
+def score_requests(
+    model: GenerativeModel,
+    asked: Sequence[LoglikelihoodRequest],
     *,
     pad_id: int,
     batch: int = BATCH,
     device: torch.device | str = "cpu",
-    beat: Callable[[], None] = lambda: None,
-) -> list[Score]:
+    heartbeat: Callable[[], None] = lambda: None,
+) -> list[LoglikelihoodResult]:
     """log p(continuation | context) of each request, in the order given.
 
     Args:
@@ -114,20 +114,20 @@ def score(
         pad_id: fills up.
         batch: contexts that are read at once; and the most continuations that share one.
         device: where the model is.
-        beat: called after each batch.
+        heartbeat: called after each batch.
     """
-    found: dict[int, Score] = {}
+    found: dict[int, LoglikelihoodResult] = {}
     for together in _shared(asked, batch):
         contexts = [asked[places[0]].context for places in together]
         rows = [(row, place) for row, places in enumerate(together) for place in places]
         tails = [(row, asked[place].continuation) for row, place in rows]
         scores = _read(model, contexts, tails, pad_id, device)
         found |= {place: made for (_, place), made in zip(rows, scores, strict=True)}
-        beat()
+        heartbeat()
     return [found[place] for place in range(len(asked))]
 
 
-def _shared(asked: Sequence[Request], batch: int) -> Iterator[list[list[int]]]:
+def _shared(asked: Sequence[LoglikelihoodRequest], batch: int) -> Iterator[list[list[int]]]:
     """Places of requests of one context, at most `batch`; as many such groups of alike lengths."""
     sharing: dict[tuple[int, ...], list[int]] = {}
     for place in sorted(range(len(asked)), key=lambda place: len(asked[place].continuation)):
@@ -146,12 +146,12 @@ def _shared(asked: Sequence[Request], batch: int) -> Iterator[list[list[int]]]:
 
 
 def _read(
-    model: Model,
+    model: GenerativeModel,
     contexts: Sequence[tuple[int, ...]],
     tails: Sequence[tuple[int, tuple[int, ...]]],
     pad_id: int,
     device: torch.device | str,
-) -> list[Score]:
+) -> list[LoglikelihoodResult]:
     """Scores of continuations, each of the context in its row."""
     tokens_BT, mask_BT = pad_left(contexts, pad_id, device)
     longest = max(len(tail) for _, tail in tails)
@@ -175,12 +175,17 @@ def _read(
         judged = iter(_judged(logits_NV, targets_N))
         for place in more:
             found[place] += [next(judged) for _ in tails[place][1][1:]]
-    return [Score(sum(s.log_prob for s in each), all(s.greedy for s in each)) for each in found]
+    return [
+        LoglikelihoodResult(sum(s.log_prob for s in each), all(s.greedy for s in each))
+        for each in found
+    ]
 
 
-def _judged(logits_NV: Tensor, targets_N: Tensor) -> list[Score]:
+def _judged(logits_NV: Tensor, targets_N: Tensor) -> list[LoglikelihoodResult]:
     """Each token by itself."""
     log_probs_NV = logits_NV.float().log_softmax(-1)
     own_N = log_probs_NV.gather(1, targets_N[:, None]).squeeze(1).double()
     greedy_N = logits_NV.argmax(-1) == targets_N
-    return [Score(*made) for made in zip(own_N.tolist(), greedy_N.tolist(), strict=True)]
+    return [
+        LoglikelihoodResult(*made) for made in zip(own_N.tolist(), greedy_N.tolist(), strict=True)
+    ]

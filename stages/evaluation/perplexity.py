@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from stages.data.chat_template import encode_conversation, encode_prompt
 from stages.data.conversation_dataset import Conversations
 from stages.data.token_store import TokenStore
+from stages.data.tokenizers.chat_template import encode_conversation, encode_prompt
 from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.generation.likelihood import Likelihood, likelihoods
@@ -28,7 +28,7 @@ def document_loss(
     windows: int = 0,
     batch: int = 16,
     device: torch.device | str = "cpu",
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Loss (nats a token), perplexity and bits per byte on the held-out documents.
 
@@ -39,7 +39,7 @@ def document_loss(
             more ids than the model.
     """
     store = TokenStore(tokens, "eval")
-    store.require(tokenizer)
+    store.require_tokenizer(tokenizer)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the model knows {model.config.vocab_size} ids, its tokenizer {len(tokenizer)}",
@@ -56,7 +56,7 @@ def document_loss(
         nats += model(ids_BT[:, :-1], targets_BT=ids_BT[:, 1:]).item()
         seen += ids_BT[:, 1:].numel()
         size += int(sizes[ids_BT[:, 1:].cpu()].sum())
-        beat()
+        heartbeat()
     loss = nats / seen
     return {
         "loss": loss,
@@ -72,7 +72,7 @@ def answer_likelihoods(
     *,
     limit: int = 0,
     device: torch.device | str = "cpu",
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
     """Log-likelihood of each held-out answer given its question; those that do not fit the
     context are left out, the same for every model of that context.
@@ -97,7 +97,9 @@ def answer_likelihoods(
             remedy="hold conversations out (split `eval`), or evaluate without `conversations`",
         )
     end = limit or len(prompts)
-    return likelihoods(model, prompts[:end], answers[:end], pad_id=PAD, device=device, beat=beat)
+    return likelihoods(
+        model, prompts[:end], answers[:end], pad_id=PAD, device=device, heartbeat=heartbeat
+    )
 
 
 def mean_loss(found: Sequence[Likelihood]) -> float:

@@ -22,9 +22,17 @@ import torch
 
 from pipeline import panels
 from pipeline.errors import InputError
-from stages.evaluation.loglikelihood import BATCH, Encoder, Request, Score, fitted, requests, score
+from stages.evaluation.loglikelihood import (
+    BATCH,
+    BatchEncoder,
+    LoglikelihoodRequest,
+    LoglikelihoodResult,
+    encode_requests,
+    score_requests,
+    truncate_left,
+)
 from stages.evaluation.tasks import Item, Task
-from stages.generation.sampling import Model
+from stages.generation.sampling import GenerativeModel
 
 CHUNK = 8 * BATCH  # items: between two looks at whether to stop
 SHOWN = 3  # items right, and wrong
@@ -32,11 +40,11 @@ TAIL = 700  # characters of a context that are shown
 
 
 @dataclass(frozen=True)
-class Answer:
+class ItemResult:
     """What a model made of an item."""
 
     item: Item
-    scores: tuple[Score, ...]
+    scores: tuple[LoglikelihoodResult, ...]
     """Of its choices."""
     free: tuple[float, ...] = ()
     """Log-probabilities of the choices without the context, if they were asked for."""
@@ -61,11 +69,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Examiner:
+class TaskRunner:
     """A model with what is needed to put questions to it."""
 
-    model: Model
-    tokenizer: Encoder
+    model: GenerativeModel
+    tokenizer: BatchEncoder
     context: int
     """Tokens that it reads at once."""
     start: int
@@ -77,9 +85,9 @@ class Examiner:
     """Whether every context begins with `start`."""
     batch: int = BATCH
     device: torch.device | str = "cpu"
-    beat: Callable[[], None] = lambda: None
+    heartbeat: Callable[[], None] = lambda: None
 
-    def answers(self, task: Task, items: Sequence[Item], shots: int) -> Iterator[Answer]:
+    def answers(self, task: Task, items: Sequence[Item], shots: int) -> Iterator[ItemResult]:
         """What the model makes of each item of a task.
 
         Raises:
@@ -88,54 +96,60 @@ class Examiner:
         for start in range(0, len(items), CHUNK):
             yield from self._chunk(task, items[start : start + CHUNK], shots)
 
-    def _chunk(self, task: Task, items: Sequence[Item], shots: int) -> Iterator[Answer]:
+    def _chunk(self, task: Task, items: Sequence[Item], shots: int) -> Iterator[ItemResult]:
         prompts = [task.prompt(item, task.shots_of(item, shots, self.seed)) for item in items]
         pairs = [
             (prompt, item.joint + choice)
             for prompt, item in zip(prompts, items, strict=True)
             for choice in item.choices
         ]
-        asked = requests(self.tokenizer, pairs, start=self.start, document=self.document)
+        asked = encode_requests(self.tokenizer, pairs, start=self.start, document=self.document)
         owners = [item for item in items for _ in item.choices]
         read = [self._fitted(task, own, one) for own, one in zip(owners, asked, strict=True)]
-        free = [Request((self.start,), one.continuation) for one in asked] if self.pmi else []
-        scores = score(
+        free = (
+            [LoglikelihoodRequest((self.start,), one.continuation) for one in asked]
+            if self.pmi
+            else []
+        )
+        scores = score_requests(
             self.model, [*read, *free], pad_id=self.pad_id, batch=self.batch,
-            device=self.device, beat=self.beat,
+            device=self.device, heartbeat=self.heartbeat,
         )  # fmt: skip
         cut = [len(a.context) < len(b.context) for a, b in zip(read, asked, strict=True)]
         at = 0
         for item in items:
             mine = slice(at, at := at + len(item.choices))
             without = [made.log_prob for made in scores[len(asked) :][mine]]
-            yield Answer(item, tuple(scores[mine]), tuple(without), any(cut[mine]))
+            yield ItemResult(item, tuple(scores[mine]), tuple(without), any(cut[mine]))
 
-    def _fitted(self, task: Task, item: Item, request: Request) -> Request:
+    def _fitted(
+        self, task: Task, item: Item, request: LoglikelihoodRequest
+    ) -> LoglikelihoodRequest:
         try:
-            return fitted(request, self.context)
+            return truncate_left(request, self.context)
         except InputError as error:
             error.where = f"{task.path}:{item.line}"
             raise
 
 
 @dataclass(frozen=True)
-class Grade:
+class TaskMetrics:
     """A task's figures, by their own names."""
 
     task: Task
-    answers: tuple[Answer, ...]
+    answers: tuple[ItemResult, ...]
     shots: int
     figures: dict[str, float]
 
 
-def grade(task: Task, answers: Sequence[Answer], shots: int) -> Grade:
+def compute_task_metrics(task: Task, answers: Sequence[ItemResult], shots: int) -> TaskMetrics:
     """A model's figures on a task, of at least one answer."""
     figures: dict[str, float] = {}
     ways = ["acc"]
     if task.kind == "choice":
         ways += ["acc_norm", *(["acc_pmi"] if answers[0].free else [])]
     for how in ways:
-        figures |= mean(how, [float(answer.right(how)) for answer in answers])
+        figures |= mean_with_stderr(how, [float(answer.right(how)) for answer in answers])
     chance = 0.0
     if task.kind == "choice":
         chance = sum(1 / len(answer.scores) for answer in answers) / len(answers)
@@ -143,10 +157,10 @@ def grade(task: Task, answers: Sequence[Answer], shots: int) -> Grade:
         figures |= _perplexity([answer.scores[0].log_prob for answer in answers])
     figures |= {"chance": chance, "centered": (figures["acc"] - chance) / (1 - chance)}
     figures |= {"items": len(answers), "cut": sum(answer.cut for answer in answers)}
-    return Grade(task, tuple(answers), shots, figures)
+    return TaskMetrics(task, tuple(answers), shots, figures)
 
 
-def mean(name: str, values: Sequence[float]) -> dict[str, float]:
+def mean_with_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
     """A mean and its standard error, which one value does not have."""
     middle = sum(values) / len(values)
     if len(values) < 2:
@@ -157,14 +171,14 @@ def mean(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _perplexity(log_probs: Sequence[float]) -> dict[str, float]:
     """The error is that of the mean, carried through the exponential."""
-    found = mean("perplexity", log_probs)
+    found = mean_with_stderr("perplexity", log_probs)
     found["perplexity"] = math.exp(min(-found["perplexity"], 700.0))
     if "perplexity_error" in found:
         found["perplexity_error"] *= found["perplexity"]
     return found
 
 
-def summary(grades: Sequence[Grade]) -> dict[str, float]:
+def aggregate_metrics(grades: Sequence[TaskMetrics]) -> dict[str, float]:
     """All figures under the names of their tasks, and the means over tasks."""
     figures = {f"{g.task.name}_{name}": float(v) for g in grades for name, v in g.figures.items()}
     for name in ("acc", "centered"):
@@ -175,7 +189,7 @@ def summary(grades: Sequence[Grade]) -> dict[str, float]:
 COLUMNS = ("acc", "acc_norm", "acc_pmi", "perplexity")
 
 
-def tables(grades: Sequence[Grade]) -> Iterator[panels.Panel]:
+def result_panels(grades: Sequence[TaskMetrics]) -> Iterator[panels.Panel]:
     """The scores of all tasks, and items of each that were right and wrong."""
     shown = [name for name in COLUMNS if any(name in g.figures for g in grades)]
     measured = [column for name in shown for column in (name, "±")]
@@ -185,7 +199,7 @@ def tables(grades: Sequence[Grade]) -> Iterator[panels.Panel]:
         yield panels.samples(f"{one.task.name}: items right and wrong", list(_samples(one)))
 
 
-def _row(one: Grade, shown: Sequence[str]) -> list[str | float]:
+def _row(one: TaskMetrics, shown: Sequence[str]) -> list[str | float]:
     def cell(name: str) -> str | float:
         return round(one.figures[name], 4) if name in one.figures else "–"
 
@@ -194,7 +208,7 @@ def _row(one: Grade, shown: Sequence[str]) -> list[str | float]:
     return [one.task.name, one.shots, len(one.answers), *measured, *ends]
 
 
-def _samples(one: Grade) -> Iterator[dict[str, str]]:
+def _samples(one: TaskMetrics) -> Iterator[dict[str, str]]:
     for verdict in (True, False):
         found = [answer for answer in one.answers if answer.right() is verdict]
         for answer in found[:SHOWN]:
@@ -207,7 +221,7 @@ def _samples(one: Grade) -> Iterator[dict[str, str]]:
             yield said
 
 
-def record(answer: Answer) -> dict[str, Any]:
+def result_record(answer: ItemResult) -> dict[str, Any]:
     """An answer as a line of a file."""
     scores = [round(made.log_prob, 4) for made in answer.scores]
     row: dict[str, Any] = {"line": answer.item.line, "log_probs": scores}
@@ -216,6 +230,6 @@ def record(answer: Answer) -> dict[str, Any]:
     return {**row, "picked": answer.pick(), "right": answer.right(), "cut": answer.cut}
 
 
-def whole(parts: Sequence[Sequence[Answer]]) -> list[Answer]:
+def merge_rank_results(parts: Sequence[Sequence[ItemResult]]) -> list[ItemResult]:
     """Every rank's answers, in the order of the items."""
     return sorted((one for part in parts for one in part), key=lambda one: one.item.line)

@@ -136,7 +136,7 @@ class Task:
         return "".join([self.section.description, *solved, item.context])
 
 
-def load(path: str) -> Task:
+def load_task(path: str) -> Task:
     """Read a task.
 
     Raises:

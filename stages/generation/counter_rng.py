@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stages.data.hashing import GOLDEN, mix64
+from stages.data.hashing import GOLDEN_GAMMA, mix64
 
 if TYPE_CHECKING:
-    from stages.data.hashing import Words
+    from stages.data.hashing import Words64
 
 
 def uniforms(seed: int, samples: Sequence[int], steps: int) -> npt.NDArray[np.float64]:
@@ -27,5 +27,5 @@ def uniforms(seed: int, samples: Sequence[int], steps: int) -> npt.NDArray[np.fl
     return (words_BT >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _next(words: Words) -> Words:
-    return mix64(words + np.uint64(GOLDEN))
+def _next(words: Words64) -> Words64:
+    return mix64(words + np.uint64(GOLDEN_GAMMA))

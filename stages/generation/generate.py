@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import InputError
-from stages.data.chat_template import encode_prompt
 from stages.data.conversation_dataset import Message
+from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.generation.sampling import Decoding, sample
+from stages.generation.sampling import SamplingParams, sample
 from stages.models.hf_export import is_chat, load_language_model
 
 
@@ -37,7 +37,7 @@ def generate_text(
     if isinstance(tokenizer, Tokenizer) and is_chat(folder):
         ids = encode_prompt(tokenizer, [Message("user", prompt)])
     else:
-        ids = [tokenizer.start_id, *tokenizer.encode(prompt)]
+        ids = [tokenizer.document_start_id, *tokenizer.encode(prompt)]
     room = model.config.context_length - len(ids)
     if room < 1:
         raise InputError(
@@ -45,9 +45,9 @@ def generate_text(
             remedy="shorten the prompt",
         )
     try:
-        decoding = Decoding(min(max_new_tokens, room), temperature, top_k, top_p)
+        decoding = SamplingParams(min(max_new_tokens, room), temperature, top_k, top_p)
     except ValueError as error:
         raise InputError(str(error)) from error
-    end, filler = tokenizer.eos_id, tokenizer.filler
+    end, filler = tokenizer.eos_id, tokenizer.padding_id
     drawn = sample(model, [ids], decoding, eos_id=end, pad_id=filler, seed=seed)
     return tokenizer.decode(drawn.ids(0))

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stages.generation.sampling import batches
+from stages.generation.sampling import length_sorted_batches
 
 
-class TokenModel(Protocol):
+class PositionModel(Protocol):
     """A model that is read at marked positions: logits_NV of a policy, values_N of a critic."""
 
     def __call__(self, tokens_BT: Tensor, *, at_BT: Tensor) -> Tensor:
@@ -41,24 +41,24 @@ def pad_right(
 
 @torch.inference_mode()
 def likelihoods(
-    model: TokenModel,
+    model: PositionModel,
     prefixes: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     *,
     pad_id: int,
     batch: int = 32,
     device: torch.device | str = "cpu",
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
     """log p(continuation | prefix) of each pair, in the order given.
 
     The logits are made only where a continuation's token is predicted, and the last token is
-    predicted but not read: a pair may be one token longer than the model's context. `beat` is
+    predicted but not read: a pair may be one token longer than the model's context. `heartbeat` is
     called after each batch.
     """
     rows = [[*prefix, *rest] for prefix, rest in zip(prefixes, continuations, strict=True)]
     found: dict[int, Likelihood] = {}
-    for places in batches(rows, batch):
+    for places in length_sorted_batches(rows, batch):
         tokens_BT = pad_right([rows[place] for place in places], pad_id, device)
         at_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
         for row, place in enumerate(places):
@@ -70,12 +70,12 @@ def likelihoods(
             place: Likelihood(total, count)
             for place, total, count in zip(places, sums, counts, strict=True)
         }
-        beat()
+        heartbeat()
     return [found[place] for place in range(len(rows))]
 
 
 def next_log_probs(
-    model: TokenModel, tokens_BT: Tensor, at_BT: Tensor, temperature: float = 1.0
+    model: PositionModel, tokens_BT: Tensor, at_BT: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """Log-probability_N of the token after each marked position under softmax(logits / T), in
     row-major order: what sampling without a cut draws from. The last column is never marked."""

@@ -22,17 +22,17 @@ from torch import Tensor
 from stages.generation.counter_rng import uniforms
 
 
-class Rows(Protocol):
+class SamplingCache(Protocol):
     """The cache of a model, as far as sampling knows it."""
 
     def select_rows(self, rows: Tensor) -> None:
         """Forget all rows but these."""
 
 
-class Model(Protocol):
+class GenerativeModel(Protocol):
     """What can be sampled from; `stages.models.gpt2.modeling_gpt2.GPT` is one."""
 
-    def cache(self, batch: int, capacity: int) -> Rows:
+    def cache(self, batch: int, capacity: int) -> SamplingCache:
         """An empty cache."""
 
     def __call__(
@@ -40,14 +40,14 @@ class Model(Protocol):
         tokens_BT: Tensor,
         *,
         mask_BT: Tensor | None = None,
-        cache: Rows | None = None,
+        cache: SamplingCache | None = None,
         at_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits."""
 
 
 @dataclass(frozen=True)
-class Decoding:
+class SamplingParams:
     """How tokens are drawn. The distribution drawn from is softmax(logits / temperature), cut to
     the `top_k` likeliest tokens and then to the smallest set of mass `top_p`, and renormalised.
 
@@ -61,7 +61,7 @@ class Decoding:
     top_k: int = 0
     """0 keeps all tokens."""
     top_p: float = 1.0
-    banned: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
     """Tokens that are never drawn (their probability is 0 before renormalising)."""
 
     def __post_init__(self) -> None:
@@ -71,9 +71,11 @@ class Decoding:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
 
     @property
-    def exact(self) -> bool:
+    def is_untruncated(self) -> bool:
         """Whether the distribution is softmax(logits / temperature) itself, nothing cut off."""
-        return self.temperature > 0 and not self.top_k and self.top_p == 1 and not self.banned
+        return (
+            self.temperature > 0 and not self.top_k and self.top_p == 1 and not self.suppress_tokens
+        )
 
 
 @dataclass
@@ -96,12 +98,12 @@ class Responses:
         return drawn if eos or not self.finished[row] else drawn[:-1]
 
 
-def log_distribution(logits_BV: Tensor, decoding: Decoding) -> Tensor:
+def sampling_log_probs(logits_BV: Tensor, decoding: SamplingParams) -> Tensor:
     """Log-probabilities_BV of the distribution that `decoding` draws from, in float32.
 
     At temperature 0 all mass is on the likeliest token.
     """
-    logits_BV = _without(logits_BV.float(), decoding.banned)
+    logits_BV = _without(logits_BV.float(), decoding.suppress_tokens)
     if decoding.temperature == 0:
         best_B = logits_BV.argmax(-1, keepdim=True)
         return torch.full_like(logits_BV, -torch.inf).scatter(-1, best_B, 0.0)
@@ -114,11 +116,13 @@ def log_distribution(logits_BV: Tensor, decoding: Decoding) -> Tensor:
     return logits_BV.log_softmax(-1)
 
 
-def _without(logits_BV: Tensor, banned: tuple[int, ...]) -> Tensor:
+def _without(logits_BV: Tensor, suppress_tokens: tuple[int, ...]) -> Tensor:
     """Logits in which some tokens cannot be drawn."""
-    if not banned:
+    if not suppress_tokens:
         return logits_BV
-    return logits_BV.index_fill(-1, torch.tensor(banned, device=logits_BV.device), -torch.inf)
+    return logits_BV.index_fill(
+        -1, torch.tensor(suppress_tokens, device=logits_BV.device), -torch.inf
+    )
 
 
 def _nucleus(logits_BV: Tensor, mass: float) -> Tensor:
@@ -131,7 +135,7 @@ def _nucleus(logits_BV: Tensor, mass: float) -> Tensor:
     )
 
 
-def draw(log_probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+def draw_tokens(log_probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """Token_B by inverse transform: the first whose cumulative probability exceeds the uniform.
 
     Sums in float64: in float32 the tail of a large vocabulary would lose its order.
@@ -145,9 +149,9 @@ def draw(log_probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def sample(
-    model: Model,
+    model: GenerativeModel,
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
+    decoding: SamplingParams,
     *,
     eos_id: int,
     pad_id: int,
@@ -184,7 +188,7 @@ def sample(
     padded = not bool(mask_BT.all())
     logits_AV = model(tokens_BT, mask_BT=mask_BT if padded else None, cache=cache, at_BT=last_BT)
     for t in range(T):
-        tokens_A, log_probs_A = choose(logits_AV, decoding, uniforms_BT[alive_A, t])
+        tokens_A, log_probs_A = select_tokens(logits_AV, decoding, uniforms_BT[alive_A, t])
         _record(out, alive_A, t, tokens_A, log_probs_A, eos_id)
         running = (~out.finished[alive_A]).nonzero().squeeze(1)
         if t + 1 == T or not len(running):
@@ -196,13 +200,15 @@ def sample(
     return _trimmed(out)
 
 
-def choose(logits_BV: Tensor, decoding: Decoding, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+def select_tokens(
+    logits_BV: Tensor, decoding: SamplingParams, uniforms_B: Tensor
+) -> tuple[Tensor, Tensor]:
     """One token a row, and its log-probability under the distribution that it is drawn from."""
     if decoding.temperature == 0:
-        tokens_B = _without(logits_BV, decoding.banned).argmax(-1)
+        tokens_B = _without(logits_BV, decoding.suppress_tokens).argmax(-1)
         return tokens_B, torch.zeros(tokens_B.shape, device=tokens_B.device)
-    log_probs_BV = log_distribution(logits_BV, decoding)
-    tokens_B = draw(log_probs_BV, uniforms_B)
+    log_probs_BV = sampling_log_probs(logits_BV, decoding)
+    tokens_B = draw_tokens(log_probs_BV, uniforms_B)
     return tokens_B, log_probs_BV.gather(1, tokens_B[:, None]).squeeze(1)
 
 
@@ -228,7 +234,7 @@ def _trimmed(out: Responses) -> Responses:
     )
 
 
-def batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+def length_sorted_batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Places of the prompts in batches of alike lengths, so that little is padded."""
     order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
     for start in range(0, len(order), size):

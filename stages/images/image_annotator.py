@@ -20,7 +20,7 @@ from pipeline.redaction import escape_control_characters
 from stages.curation.annotation import Annotator
 from stages.curation.broken_files import BrokenFile
 from stages.data import parquet_parts
-from stages.data.hashing import fraction, hash64, name128
+from stages.data.hashing import hash64, hash128_hex, hash_fraction
 from stages.data.image_text_dataset import (
     MAX_PIXELS,
     BadImage,
@@ -54,7 +54,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
     """Field of `meta` that names a sample's split."""
 
     payload_column: ClassVar[str] = "image"
-    schema: ClassVar[pa.Schema] = parquet_parts.versioned(
+    schema: ClassVar[pa.Schema] = parquet_parts.versioned_schema(
         pa.schema(
             [
                 *((n, pa.string()) for n in ("id", "key", "source", "place", "rule", "reason")),
@@ -89,7 +89,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         captions = list(dict.fromkeys(captions))
         row = {
             **dict.fromkeys(self.schema.names),
-            "id": name128(piece.source, piece.place, str(number)),
+            "id": hash128_hex(piece.source, piece.place, str(number)),
             "key": escape_control_characters(record.key),
             "source": escape_control_characters(piece.source),
             "place": escape_control_characters(record.place),
@@ -140,7 +140,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
             "captions": captions,
             "meta": json.dumps(meta, sort_keys=True),
             "split": split,
-            "split_hash": fraction(f"{self.seed}\0{group}"),
+            "split_hash": hash_fraction(f"{self.seed}\0{group}"),
             "stored": stored_size(sample),
             "resized": data is not record.image,
             "image_digest": xxhash.xxh3_128_digest(record.image),

@@ -24,7 +24,7 @@ from stages.images.selection import RecordTable
 
 SHOWN = 20  # kept captions, and dropped duplicates
 UNITS = ("samples", "captions")
-DROPPED = parquet_parts.versioned(
+DROPPED = parquet_parts.versioned_schema(
     pa.schema(
         [
             *((name, pa.string()) for name in ("key", "source", "place", "rule")),

@@ -63,22 +63,22 @@ class CausalLMObjective(PretrainingObjective):
         import numpy as np
         import torch
 
-        from stages.data.best_fit_packing import IGNORED, Packed
-        from stages.data.token_store import boundaries
+        from stages.data.best_fit_packing import IGNORE_INDEX, PackedSample
+        from stages.data.token_store import document_boundaries
 
-        if isinstance(samples[0], Packed):
+        if isinstance(samples[0], PackedSample):
             names = ("tokens", "targets", "segments", "positions")
             packed = {
                 n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names
             }
-            return {**packed, "real": packed["targets"] != IGNORED}
+            return {**packed, "real": packed["targets"] != IGNORE_INDEX}
         windows = np.stack(samples)
         found = {
             "tokens": torch.from_numpy(windows)[:, :-1],
             "targets": torch.from_numpy(windows)[:, 1:],
         }
         if self.mask_documents:
-            segments, positions = boundaries(windows[:, :-1], self.tokenizer.eos_id)
+            segments, positions = document_boundaries(windows[:, :-1], self.tokenizer.eos_id)
             found["segments"] = torch.from_numpy(segments)
             found["positions"] = torch.from_numpy(positions)
         return found

@@ -25,13 +25,13 @@ from stages.alignment.experience import Experience, targets
 from stages.alignment.kl_controller import AdaptiveKL, FixedKL
 from stages.alignment.ppo_update import Share, UpdateSettings, update
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with, widened
-from stages.data.chat_template import encode_prompt
 from stages.data.conversation_dataset import Conversations
-from stages.data.token_dataset import Corpus
+from stages.data.token_dataset import TokenDataset
+from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
-from stages.distributed.cancellation_point import Pause
-from stages.generation.likelihood import TokenModel
-from stages.generation.sampling import Decoding
+from stages.distributed.cancellation_point import CancellationPoint
+from stages.generation.likelihood import PositionModel
+from stages.generation.sampling import SamplingParams
 from stages.models.hf_export import load_language_model, load_reward_model, save_language_model
 from stages.models.language_model import LanguageModel
 from stages.models.registry import language_model
@@ -67,9 +67,9 @@ class PPOSettings:
     rollout_batch_size: int
 
     @property
-    def decoding(self) -> Decoding:
+    def decoding(self) -> SamplingParams:
         """Rollouts draw from the whole softmax: nothing else has the policy's probabilities."""
-        return Decoding(self.max_new_tokens, self.update.temperature)
+        return SamplingParams(self.max_new_tokens, self.update.temperature)
 
     def control(self) -> FixedKL:
         """The controller of the KL coefficient."""
@@ -108,7 +108,7 @@ class PPOObjective:
         """
         self.rank, self.train, self.seed = rank, settings, seed
         tokenizer = Tokenizer(self.policy_path)
-        tokenizer.require(Tokenizer(self.reward_path))
+        tokenizer.require_equal(Tokenizer(self.reward_path))
         policy, critic = load_language_model(self.policy_path), load_reward_model(self.reward_path)
         if policy.config.vocab_size != critic.body.config.vocab_size:
             raise InputError(
@@ -142,18 +142,18 @@ class PPOObjective:
     def _pretraining(self, step: int) -> Pages | None:
         return Pages(self, step) if self.pages else None
 
-    def _pages(self, context: int, tokenizer: Tokenizer) -> Corpus | None:
+    def _pages(self, context: int, tokenizer: Tokenizer) -> TokenDataset | None:
         if not self.tokens_paths or not self.settings.update.ptx_coef:
             return None
         asked = self.settings
-        pages = Corpus(
+        pages = TokenDataset(
             self.tokens_paths,
             min(asked.ptx_length or context, context),
             mix(self.seed, 3),
             weights=asked.mixture_weights,
             temperature=asked.mixture_temperature,
         )
-        pages.require(tokenizer)
+        pages.require_tokenizer(tokenizer)
         return pages
 
     def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
@@ -163,7 +163,7 @@ class PPOObjective:
             Interrupted: the run is to stop, and the end of the iteration is too far; on rank 0
                 alone. The iteration is lost: weights that are half updated are no state to save.
         """
-        pause, count = Pause(self.rank, grace=self.grace), self.train.global_batch_size
+        pause, count = CancellationPoint(self.rank, grace=self.grace), self.train.global_batch_size
         episodes = range(step * count, (step + 1) * count)
         batch = self._collect(engines, self.prompts, episodes, mix(self.seed, 4), pause)
         beta = self.control.beta
@@ -183,7 +183,7 @@ class PPOObjective:
             np.random.default_rng(mix(self.seed, 5, step)),
             share=Share(self.rank.index, self.rank.world, self.rank.total),
             pretraining=self._pretraining(step),
-            beat=pause,
+            heartbeat=pause,
         )
         summary = summarise(batch)
         self.control.update(summary["kl"], count)
@@ -219,7 +219,7 @@ class PPOObjective:
         prompts: Any,
         episodes: Sequence[int],
         seed: int,
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> Experience:
         """Roll out this rank's share of the episodes, then give every rank all of them."""
         share = len(episodes) // self.rank.world
@@ -232,7 +232,7 @@ class PPOObjective:
             engine.eval()
         with self._sampler(engines["policy"]) as policy:
             cast = Cast(policy, self.reference, _critic(engines), score_with(self.reward, EOS))
-            batch = collect(cast, [prompts[i] for i in mine], mine, settings, beat)
+            batch = collect(cast, [prompts[i] for i in mine], mine, settings, heartbeat)
         for engine in engines.values():
             engine.train()
         return self._gather(batch, len(episodes))
@@ -375,6 +375,6 @@ def summarise(batch: Experience) -> dict[str, float]:
     }
 
 
-def _critic(engines: Mapping[str, Engine]) -> TokenModel:
-    critic: TokenModel = engines["value"]
+def _critic(engines: Mapping[str, Engine]) -> PositionModel:
+    critic: PositionModel = engines["value"]
     return critic

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.panels import Panel
-    from stages.data.token_dataset import Corpus
+    from stages.data.token_dataset import TokenDataset
     from stages.training.engine import Engine
     from stages.training.ranks.rank import Rank
     from stages.training.training_params import TrainSection
@@ -99,7 +99,7 @@ def num_embeddings(tokens: Path, init_from: Path | None) -> int:
     return int(known)
 
 
-def require_tokenizers(corpus: Corpus, tokenizer: Path, init_from: Path | None) -> None:
+def require_tokenizers(corpus: TokenDataset, tokenizer: Path, init_from: Path | None) -> None:
     """Check that all tokens were packed with the tokenizer, which is that of the model to start
     from.
 
@@ -108,21 +108,21 @@ def require_tokenizers(corpus: Corpus, tokenizer: Path, init_from: Path | None) 
     """
     from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer, open_tokenizer
 
-    corpus.require(open_tokenizer(tokenizer))
+    corpus.require_tokenizer(open_tokenizer(tokenizer))
     if init_from and has_tokenizer(init_from):
-        corpus.require(open_tokenizer(init_from))
+        corpus.require_tokenizer(open_tokenizer(init_from))
 
 
 def mixture_table(
-    corpus: Corpus, train: TrainSection, names: Sequence[str]
+    corpus: TokenDataset, train: TrainSection, names: Sequence[str]
 ) -> tuple[Panel, list[float]]:
     """Return a table of the samples that the run takes from each store, and the epochs over each."""
     from pipeline import panels
 
     mixture, samples = corpus.mixture, train.total_samples
-    taken = (mixture.schedule.drawn(samples) * corpus.length).tolist()
-    sizes, epochs = [store.tokens for store in corpus.stores()], list(mixture.epochs(samples))
-    shares = [round(100 * share, 3) for share in mixture.shares]
+    taken = (mixture.schedule.samples_per_source(samples) * corpus.length).tolist()
+    sizes, epochs = [store.tokens for store in corpus.stores()], list(mixture.epochs_after(samples))
+    shares = [round(100 * share, 3) for share in mixture.proportions]
     rows = list(zip(names, shares, sizes, taken, [round(e, 3) for e in epochs], strict=True))
     columns = ("store", "% of samples", "tokens in store", "tokens sampled", "epochs")
     return panels.table("Mixture", columns, rows), epochs
@@ -138,20 +138,20 @@ def continuations(
     import torch
 
     from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-    from stages.generation.sampling import Decoding, sample
+    from stages.generation.sampling import SamplingParams, sample
     from stages.models.hf_export import load_language_model
 
     try:
         model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
     except torch.OutOfMemoryError:  # a model that several devices held together: the training
         return []  # must not be lost for want of examples
-    ids = [[tokenizer.start_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    ids = [[tokenizer.document_start_id, *tokenizer.encode(prompt)] for prompt in prompts]
     room = model.config.context_length - max(map(len, ids))
     if room < 1:
         return []
-    decoding = Decoding(min(80, room), temperature=0.8, top_p=0.95)
+    decoding = SamplingParams(min(80, room), temperature=0.8, top_p=0.95)
     drawn = sample(
-        model, ids, decoding, eos_id=tokenizer.eos_id, pad_id=tokenizer.filler, seed=seed,
+        model, ids, decoding, eos_id=tokenizer.eos_id, pad_id=tokenizer.padding_id, seed=seed,
         device=rank.device,
     )  # fmt: skip
     return [

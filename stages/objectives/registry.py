@@ -28,7 +28,7 @@ from pipeline.plugins import load_plugins
 from pipeline.stage import Section
 
 if TYPE_CHECKING:
-    from stages.data.token_dataset import Corpus
+    from stages.data.token_dataset import TokenDataset
     from stages.models.language_model_config import LanguageConfig
     from stages.training.supervised import SupervisedObjective
 
@@ -42,7 +42,7 @@ class PretrainingTask:
     """What stage `pretrain` hands to an objective: model, data, and how the model is run."""
 
     config: LanguageConfig
-    corpus: Corpus
+    corpus: TokenDataset
     tokenizer_folder: Path
     init_from: Path | None = None
     """Model folder whose weights training starts from. Default: random weights."""

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import InputError
-from stages.data.chat_template import Encoded, encode_conversation, encode_prompt
 from stages.data.conversation_dataset import Conversation, Conversations, Message
+from stages.data.tokenizers.chat_template import (
+    EncodedConversation,
+    encode_conversation,
+    encode_prompt,
+)
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
-from stages.generation.sampling import Decoding, sample
+from stages.generation.sampling import SamplingParams, sample
 from stages.models.fused_ops import IGNORED
 from stages.models.hf_export import load_language_model, save_language_model
 from stages.models.language_model import ForwardOutputs, router_aux_loss
@@ -76,14 +80,14 @@ class SFTObjective(LanguageObjective):
                 elif conversation.prompt and conversation.response:
                     yield reversed_conversation(conversation)
 
-    def _encoded(self, split: str, limit: int) -> tuple[list[Encoded], int]:
+    def _encoded(self, split: str, limit: int) -> tuple[list[EncodedConversation], int]:
         """Return the conversations that fit, and the number of those that do not."""
         tokenizer = Tokenizer(self.model_path)
         encoded = [encode_conversation(tokenizer, c) for c in self.read(split)]
-        fitting = [e for e in encoded if len(e) <= limit + 1 and e.mask.any()]
+        fitting = [e for e in encoded if len(e) <= limit + 1 and e.loss_mask.any()]
         return fitting, sum(len(e) > limit + 1 for e in encoded)
 
-    def collate(self, samples: Sequence[Encoded]) -> Batch:
+    def collate(self, samples: Sequence[EncodedConversation]) -> Batch:
         """Convert to inputs and targets (B, T), padded on the right; see `collate_conversations`."""
         return collate_conversations(samples)
 
@@ -108,7 +112,7 @@ class SFTObjective(LanguageObjective):
         save_language_model(model, out, self.model_path, card=_card(self), chat=True)
 
 
-def collate_conversations(samples: Sequence[Encoded]) -> dict[str, Any]:
+def collate_conversations(samples: Sequence[EncodedConversation]) -> dict[str, Any]:
     """Convert encoded conversations to `tokens` and `targets` (B, T), -100 where nothing is
     predicted, and `real`, True where there is no padding."""
     T = max(map(len, samples)) - 1
@@ -116,7 +120,7 @@ def collate_conversations(samples: Sequence[Encoded]) -> dict[str, Any]:
     targets = torch.full((len(samples), T), IGNORED)
     real = torch.zeros((len(samples), T), dtype=torch.bool)
     for row, encoded in enumerate(samples):
-        ids, mask = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.mask)
+        ids, mask = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.loss_mask)
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = torch.where(mask[1:], ids[1:], IGNORED)
         real[row, : len(ids) - 1] = True
@@ -164,7 +168,7 @@ def sample_responses(
         drawn = sample(
             model,
             [prompts[row] for row in fitting],
-            Decoding(min(64, room), temperature=0.7, top_p=0.95),
+            SamplingParams(min(64, room), temperature=0.7, top_p=0.95),
             eos_id=EOS,
             pad_id=PAD,
             seed=seed,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from stages.speaker.question_generation import Candidate
+from stages.speaker.question_generation import CandidateQuestion
 
-Rule = Callable[[Sequence[Candidate]], list[bool]]
+QuestionFilter = Callable[[Sequence[CandidateQuestion]], list[bool]]
 """Candidates that are still in -> whether to drop each."""
 
 
-def apply(
-    rules: Sequence[tuple[str, Rule]], candidates: Sequence[Candidate]
+def apply_filters(
+    rules: Sequence[tuple[str, QuestionFilter]], candidates: Sequence[CandidateQuestion]
 ) -> list[tuple[str, int]]:
     """Give every candidate its verdict.
 
@@ -36,26 +36,26 @@ def apply(
     return counts
 
 
-def normal(text: str) -> str:
+def normalize_question(text: str) -> str:
     """Lower case, words and numbers only: what makes two questions the same."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def unfinished(candidates: Sequence[Candidate]) -> list[bool]:
+def truncated(candidates: Sequence[CandidateQuestion]) -> list[bool]:
     """Cut off at the limit."""
     return [not candidate.finished for candidate in candidates]
 
 
-def length(shortest: int, longest: int) -> Rule:
+def length_out_of_range(shortest: int, longest: int) -> QuestionFilter:
     """Words outside of a range."""
 
-    def rule(candidates: Sequence[Candidate]) -> list[bool]:
+    def rule(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         return [not shortest <= len(c.text.split()) <= longest for c in candidates]
 
     return rule
 
 
-def repetition(share: float, size: int = 2) -> Rule:
+def repetitive(share: float, size: int = 2) -> QuestionFilter:
     """More than a share of the word pairs are repeats of earlier ones."""
 
     def repeats(text: str) -> float:
@@ -66,24 +66,24 @@ def repetition(share: float, size: int = 2) -> Rule:
     return lambda candidates: [repeats(c.text) > share for c in candidates]
 
 
-def known(texts: Iterable[str]) -> Rule:
+def matches_known(texts: Iterable[str]) -> QuestionFilter:
     """The same question is among some texts (those of real or of held-out conversations)."""
-    seen = {normal(text) for text in texts}
-    return lambda candidates: [normal(c.text) in seen for c in candidates]
+    seen = {normalize_question(text) for text in texts}
+    return lambda candidates: [normalize_question(c.text) in seen for c in candidates]
 
 
-def ambiguous(candidates: Sequence[Candidate]) -> list[bool]:
+def ambiguous(candidates: Sequence[CandidateQuestion]) -> list[bool]:
     """The same question was asked for several targets: it tells none of them."""
     owners: dict[str, set[str]] = {}
     for candidate in candidates:
-        owners.setdefault(normal(candidate.text), set()).add(candidate.target)
-    return [len(owners[normal(c.text)]) > 1 for c in candidates]
+        owners.setdefault(normalize_question(candidate.text), set()).add(candidate.target)
+    return [len(owners[normalize_question(c.text)]) > 1 for c in candidates]
 
 
-def unlikely(quantile: float) -> Rule:
+def low_log_prob(quantile: float) -> QuestionFilter:
     """In the lowest part by the speaker's own log-probability a token."""
 
-    def rule(candidates: Sequence[Candidate]) -> list[bool]:
+    def rule(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         ordered = sorted(c.log_prob for c in candidates)
         if not ordered:
             return []
@@ -93,14 +93,14 @@ def unlikely(quantile: float) -> Rule:
     return rule
 
 
-def one_way(margin: float) -> Rule:
+def fails_round_trip(margin: float) -> QuestionFilter:
     """The forward model is not helped by the question: the round trip fails."""
     return lambda candidates: [c.gain is not None and c.gain <= margin for c in candidates]
 
 
-def not_best(candidates: Sequence[Candidate]) -> list[bool]:
+def not_best_candidate(candidates: Sequence[CandidateQuestion]) -> list[bool]:
     """A better one is there for the same target: by round trip, else by log-probability."""
-    best: dict[str, Candidate] = {}
+    best: dict[str, CandidateQuestion] = {}
     for candidate in candidates:
         rival = best.get(candidate.target)
         if rival is None or _merit(candidate) > _merit(rival):
@@ -108,10 +108,10 @@ def not_best(candidates: Sequence[Candidate]) -> list[bool]:
     return [best[c.target] is not c for c in candidates]
 
 
-def beyond(most: int) -> Rule:
+def exceeds_quota(most: int) -> QuestionFilter:
     """Over the number that the mixture takes; the most merited stay."""
 
-    def rule(candidates: Sequence[Candidate]) -> list[bool]:
+    def rule(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         order = sorted(range(len(candidates)), key=lambda i: _merit(candidates[i]), reverse=True)
         kept = set(order[:most])
         return [i not in kept for i in range(len(candidates))]
@@ -119,5 +119,5 @@ def beyond(most: int) -> Rule:
     return rule
 
 
-def _merit(candidate: Candidate) -> tuple[float, float]:
+def _merit(candidate: CandidateQuestion) -> tuple[float, float]:
     return (candidate.gain if candidate.gain is not None else 0.0, candidate.log_prob)

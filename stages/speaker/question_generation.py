@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from stages.data.chat_template import encode_prompt
 from stages.data.conversation_dataset import Message
+from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, UNK, Tokenizer
-from stages.distributed.cancellation_point import Pause
+from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import Likelihood, likelihoods
-from stages.generation.sampling import Decoding, sample
+from stages.generation.sampling import SamplingParams, sample
 from stages.models.hf_export import load_language_model
 from stages.models.language_model import LanguageModel
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from stages.training.ranks.rank import Rank
 
-SHARD = 32  # targets: a few seconds of work, and one file
-FRAME = 4  # tokens: <s> <|user|> … <|assistant|> around one of text
+ANSWERS_PER_SHARD = 32  # targets: a few seconds of work, and one file
+CHAT_OVERHEAD = 4  # tokens: <s> <|user|> … <|assistant|> around one of text
 
 
 @dataclass(frozen=True)
-class Target:
+class UnlabelledAnswer:
     """An answer that wants a question."""
 
     id: str
@@ -42,7 +42,7 @@ class Target:
 
 
 @dataclass
-class Candidate:
+class CandidateQuestion:
     """A question that the speaker proposed for a target."""
 
     target: str
@@ -61,7 +61,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Labelling:
+class QuestionGenerationConfig:
     """How questions are made."""
 
     speaker: Path
@@ -72,17 +72,19 @@ class Labelling:
     top_p: float
     seed: int
 
-    def decoding(self, greedy: bool) -> Decoding:
+    def decoding(self, greedy: bool) -> SamplingParams:
         """The greedy question of a target, or the others. <unk> is never said."""
         if greedy:
-            return Decoding(self.max_new_tokens, 0.0, banned=(UNK,))
-        return Decoding(self.max_new_tokens, self.temperature, top_p=self.top_p, banned=(UNK,))
+            return SamplingParams(self.max_new_tokens, 0.0, suppress_tokens=(UNK,))
+        return SamplingParams(
+            self.max_new_tokens, self.temperature, top_p=self.top_p, suppress_tokens=(UNK,)
+        )
 
 
-def label(
+def generate_questions(
     rank: Rank,
-    targets: Sequence[Target],
-    how: Labelling,
+    targets: Sequence[UnlabelledAnswer],
+    how: QuestionGenerationConfig,
     folder: Path,
     cancel_file: Path | None = None,
 ) -> int:
@@ -97,29 +99,29 @@ def label(
     from pipeline.atomic_io import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
-    shards = cut(targets)
-    pause = Pause(rank, cancel_file)
-    asker: Asker | None = None
+    shards = shard_answers(targets)
+    pause = CancellationPoint(rank, cancel_file)
+    asker: QuestionGenerator | None = None
     mine = range(rank.index, len(shards), rank.world)
     for done, number in enumerate(mine):
         path = shard_file(folder, number)
         if not path.exists():
-            asker = asker or Asker(how, rank.device, pause)
-            found = asker.ask(shards[number], first=number * SHARD)
+            asker = asker or QuestionGenerator(how, rank.device, pause)
+            found = asker.ask(shards[number], first=number * ANSWERS_PER_SHARD)
             write_atomic(path, json.dumps([asdict(candidate) for candidate in found]))
         pause()
         if rank.ctx:
-            labelled = min(len(targets), (done + 1) * SHARD * rank.world)
+            labelled = min(len(targets), (done + 1) * ANSWERS_PER_SHARD * rank.world)
             rank.ctx.progress(labelled, len(targets), "target")
             rank.ctx.resume_point(done + 1, len(mine))
     return len(shards)
 
 
-def cut(targets: Sequence[Target]) -> list[Sequence[Target]]:
+def shard_answers(targets: Sequence[UnlabelledAnswer]) -> list[Sequence[UnlabelledAnswer]]:
     """Targets in shards, none of which is one target among others: its question could be weighed
     against no other's."""
-    starts = list(range(0, len(targets), SHARD))
-    if len(targets) % SHARD == 1 and len(starts) > 1:
+    starts = list(range(0, len(targets), ANSWERS_PER_SHARD))
+    if len(targets) % ANSWERS_PER_SHARD == 1 and len(starts) > 1:
         starts.pop()
     return [targets[a:b] for a, b in zip(starts, [*starts[1:], len(targets)], strict=True)]
 
@@ -129,29 +131,32 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"candidates-{number:05d}.json"
 
 
-def read_candidates(folder: Path, shards: int) -> list[Candidate]:
+def read_candidates(folder: Path, shards: int) -> list[CandidateQuestion]:
     """The candidates of all shards, in the order of the targets."""
     return [
-        Candidate(**row)
+        CandidateQuestion(**row)
         for number in range(shards)
         for row in json.loads(shard_file(folder, number).read_text())
     ]
 
 
-class Asker:
+class QuestionGenerator:
     """The speaker, and the forward model that tries to answer."""
 
     def __init__(
-        self, how: Labelling, device: torch.device, beat: Callable[[], None] = lambda: None
+        self,
+        how: QuestionGenerationConfig,
+        device: torch.device,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
-        self.how, self.device, self.beat = how, device, beat
+        self.how, self.device, self.heartbeat = how, device, heartbeat
         self.speaker, self.tokenizer = (
             load_language_model(how.speaker).to(device),
             Tokenizer(how.speaker),
         )
         self.forward = load_language_model(how.forward).to(device) if how.forward else None
         self.room = self.speaker.config.context_length - how.max_new_tokens
-        if self.room < FRAME:
+        if self.room < CHAT_OVERHEAD:
             raise InputError(
                 f"questions of {how.max_new_tokens} tokens leave no room for an answer in a "
                 f"context of {self.speaker.config.context_length}",
@@ -159,7 +164,7 @@ class Asker:
                 remedy="lower max_new_tokens",
             )
 
-    def ask(self, targets: Sequence[Target], first: int) -> list[Candidate]:
+    def ask(self, targets: Sequence[UnlabelledAnswer], first: int) -> list[CandidateQuestion]:
         """Candidates for some targets, the first of which is number `first` of all."""
         prompts = [self._prompt(target.text, self.room) for target in targets]
         found = []
@@ -175,10 +180,10 @@ class Asker:
                 device=self.device,
             )
             said = [drawn.ids(row, eos=True) for row in range(len(targets))]
-            self.beat()
+            self.heartbeat()
             measured = self._likelihoods(self.speaker, prompts, said)
             found.append([
-                Candidate(
+                CandidateQuestion(
                     target.id, place, self.tokenizer.decode(ids).strip(), len(ids),
                     bool(drawn.finished[row]), measured[row].per_token,
                 )
@@ -190,7 +195,10 @@ class Asker:
         return [of_place[row] for row in range(len(targets)) for of_place in found]
 
     def _round_trip(
-        self, forward: LanguageModel, targets: Sequence[Target], candidates: Sequence[Candidate]
+        self,
+        forward: LanguageModel,
+        targets: Sequence[UnlabelledAnswer],
+        candidates: Sequence[CandidateQuestion],
     ) -> None:
         """How much each question helps to find its answer, against that of another target; nothing
         is known of a lone one."""
@@ -216,7 +224,7 @@ class Asker:
         self, model: LanguageModel, prompts: Any, continuations: Any
     ) -> list[Likelihood]:
         return likelihoods(
-            model, prompts, continuations, pad_id=PAD, device=self.device, beat=self.beat
+            model, prompts, continuations, pad_id=PAD, device=self.device, heartbeat=self.heartbeat
         )
 
     def _prompt(self, text: str, room: int) -> list[int]:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data import parquet_parts
-from stages.data.hashing import name128
+from stages.data.hashing import hash128_hex
 from stages.text.cleaning_params import Dedup, Pii
 from stages.text.dedup.minhash import MinHash
 from stages.text.language_id import detect_language
@@ -40,7 +40,7 @@ from stages.text.token_counter import WORDS, TokenCounter
 from stages.text.unicode_repair import repair
 from stages.text.words.word_table import shared_word_table
 
-ANNOTATIONS = parquet_parts.versioned(
+ANNOTATIONS = parquet_parts.versioned_schema(
     pa.schema(
         [
             *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta", "broken")),
@@ -98,7 +98,7 @@ class DocumentAnnotator:
         broken = raw.broken or ("" if text.strip() else "empty")
         view = DocumentView(text, lang, shared_word_table(), raw.meta)
         return {
-            "id": name128(file.source, file.place, str(position)),
+            "id": hash128_hex(file.source, file.place, str(position)),
             "text": text,
             "source": file.source,
             "lang": lang,
@@ -110,7 +110,7 @@ class DocumentAnnotator:
             "changed": json.dumps({name: n for name, n in changed.items() if n}),
             "characters": len(text),
             "units": self.counter.count(view),
-            "exact": bytes.fromhex(name128(text)),
+            "exact": bytes.fromhex(hash128_hex(text)),
             "origin": file.origin,
             **self._hashes(None if broken else view),
         }
@@ -138,7 +138,7 @@ def annotate_shard(work: tuple[DocumentAnnotator, list[SourceFile]], commit: Pat
             _read_until_broken(file, annotator), file.cut.records if file.cut else 0
         )
     )
-    write_atomic(commit, parquet_parts.encode(rows, ANNOTATIONS, "text"), durable=False)
+    write_atomic(commit, parquet_parts.encode_part(rows, ANNOTATIONS, "text"), durable=False)
 
 
 def _read_until_broken(file: SourceFile, annotator: DocumentAnnotator) -> Iterator[RawDocument]:

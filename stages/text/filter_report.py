@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import panels as draw
-from stages.data.hashing import fraction
+from stages.data.hashing import hash_fraction
 from stages.text.filter_decisions import FilterDecisions
 from stages.text.rules.catalogue import Limit
 
@@ -96,7 +96,7 @@ class FilterReport:
 def _chosen(documents: int) -> Iterator[int]:
     """About `BROWSED` documents, by the hash of their numbers."""
     for number in range(documents):
-        if fraction(f"shown {number}") * documents < BROWSED:
+        if hash_fraction(f"shown {number}") * documents < BROWSED:
             yield number
 
 

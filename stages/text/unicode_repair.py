@@ -9,7 +9,7 @@ import re
 
 import ftfy
 
-from stages.data.tokenizers.sentencepiece_tokenizer import well_formed
+from stages.data.tokenizers.sentencepiece_tokenizer import replace_surrogates
 
 # Control characters but tab and newline, bidi overrides, zero-width marks that are no joiners,
 # and the noncharacters: invisible, and able to reorder what a terminal or reader shows.
@@ -42,7 +42,7 @@ def repair(text: str) -> str:
     blank line becomes one.
     """
     if not text.isascii():
-        lines = well_formed(text).split("\n")  # as ftfy cuts it; most have nothing for it
+        lines = replace_surrogates(text).split("\n")  # as ftfy cuts it; most have nothing for it
         text = "\n".join(x if x.isascii() else ftfy.fix_text(x, _CONFIG) for x in lines)
     if "\x1b" in text:
         text = ftfy.fixes.remove_terminal_escapes(text)

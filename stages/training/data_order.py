@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from stages.data.token_store import permute
+from stages.data.hashing import permute
 
 if TYPE_CHECKING:
     from stages.training.objective import Samples

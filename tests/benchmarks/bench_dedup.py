@@ -112,7 +112,7 @@ def hash_file(file: SourceFile, commit: Path) -> None:
         bands = minhash.band_hashes(shared_word_table().words(raw.text))
         hashes = None if bands is None else bands.tobytes()
         rows.append({"id": f"{file.place}-{number}", "text": raw.text, "bands": hashes})
-    write_atomic(commit, parquet_parts.encode(rows, HASHED), durable=False)
+    write_atomic(commit, parquet_parts.encode_part(rows, HASHED), durable=False)
 
 
 def ours(corpus: Path, folder: Path) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.generation.sampling import Decoding, sample
+from stages.generation.sampling import SamplingParams, sample
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import save_language_model
 
@@ -44,7 +44,7 @@ def contenders(batch: int) -> dict[str, Callable[[], torch.Tensor]]:
 
     def ours(temperature: float) -> torch.Tensor:
         # -1 is no token: nothing ends before the limit, as for the others.
-        return sample(model, rows, Decoding(NEW, temperature), eos_id=-1, pad_id=0).tokens
+        return sample(model, rows, SamplingParams(NEW, temperature), eos_id=-1, pad_id=0).tokens
 
     def generate(**options: object) -> torch.Tensor:
         made = theirs.generate(

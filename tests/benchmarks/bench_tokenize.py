@@ -62,16 +62,20 @@ def write_documents(folder: Path, texts: list[str]) -> None:
 
 
 def train_tokenizer(folder: Path, texts: list[str]) -> None:
-    from stages.data.tokenizers.tokenizer_training import cut_lines, export, train
+    from stages.data.tokenizers.tokenizer_training import (
+        export_tokenizer,
+        split_lines,
+        train_sentencepiece,
+    )
 
     lines, characters = [], 5_000_000
     for text in texts:
-        lines += list(cut_lines(text))
+        lines += list(split_lines(text))
         characters -= len(text)
         if characters < 0:
             break
     folder.mkdir()
-    export(train(lines, VOCABULARY), folder)
+    export_tokenizer(train_sentencepiece(lines, VOCABULARY), folder)
 
 
 def hold(documents: Path, tokenizer: Path, share: int) -> int:

@@ -17,14 +17,14 @@ from stages.data.conversation_dataset import (
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, USER, Tokenizer
 from stages.speaker import question_filters
 from stages.speaker.question_generation import (
-    SHARD,
-    Asker,
-    Candidate,
-    Labelling,
-    Target,
-    cut,
-    label,
+    ANSWERS_PER_SHARD,
+    CandidateQuestion,
+    QuestionGenerationConfig,
+    QuestionGenerator,
+    UnlabelledAnswer,
+    generate_questions,
     read_candidates,
+    shard_answers,
     shard_file,
 )
 from stages.training.ranks.rank import Rank
@@ -32,7 +32,7 @@ from stages.training.ranks.rank import Rank
 
 def candidate(text="what does it do?", target="t", **options):
     values = {"place": 0, "tokens": 5, "finished": True, "log_prob": -1.0} | options
-    return Candidate(target, text=text, **values)
+    return CandidateQuestion(target, text=text, **values)
 
 
 def talk(key, answer, split, question=None, **meta):
@@ -42,20 +42,20 @@ def talk(key, answer, split, question=None, **meta):
 
 @pytest.fixture
 def how(world):
-    return Labelling(world / "speaker", world / "policy", 3, 12, 0.8, 0.95, seed=1)
+    return QuestionGenerationConfig(world / "speaker", world / "policy", 3, 12, 0.8, 0.95, seed=1)
 
 
 @pytest.fixture
 def targets(world):
     found = choose_targets(world / "conversations", [], [], AugmentParams())
-    assert len(found) > SHARD
+    assert len(found) > ANSWERS_PER_SHARD
     return found
 
 
 def test_questions_are_a_function_of_seed_and_target(how, targets, tmp_path):
-    label(Rank(), targets, how, tmp_path / "one")
+    generate_questions(Rank(), targets, how, tmp_path / "one")
     for index in range(2):
-        shards = label(Rank(index=index, world=2), targets, how, tmp_path / "two")
+        shards = generate_questions(Rank(index=index, world=2), targets, how, tmp_path / "two")
     assert shards == 2
     one, two = (read_candidates(tmp_path / name, shards) for name in ("one", "two"))
     assert one == two
@@ -66,11 +66,11 @@ def test_questions_are_a_function_of_seed_and_target(how, targets, tmp_path):
 
 
 def test_a_shard_that_is_done_is_not_made_again(how, targets, tmp_path):
-    label(Rank(), targets, how, tmp_path)
+    generate_questions(Rank(), targets, how, tmp_path)
     last = shard_file(tmp_path, 1).read_text()
     shard_file(tmp_path, 1).unlink()
     shard_file(tmp_path, 0).write_text("[]")
-    label(Rank(), targets, how, tmp_path)
+    generate_questions(Rank(), targets, how, tmp_path)
     assert shard_file(tmp_path, 0).read_text() == "[]"
     assert shard_file(tmp_path, 1).read_text() == last
 
@@ -79,69 +79,77 @@ def test_a_shard_that_is_done_is_not_made_again(how, targets, tmp_path):
 def test_labelling_stops_within_a_shard_on_every_rank(how, targets, tmp_path, reports):
     """A rank without a context is given the file: rank 0 may have done its share already."""
     ctx = Context.local(tmp_path)
-    label(Rank(), targets[:SHARD], how, ctx.scratch)
+    generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], how, ctx.scratch)
     ctx.cancel_file.touch()
     rank, asked = (Rank(ctx=ctx), None) if reports else (Rank(), ctx.cancel_file)
     with pytest.raises(Interrupted):
-        label(rank, targets, how, ctx.scratch, asked)
+        generate_questions(rank, targets, how, ctx.scratch, asked)
     assert shard_file(ctx.scratch, 0).exists() and not shard_file(ctx.scratch, 1).exists()
 
 
 def test_no_target_is_left_alone_in_a_shard(how, targets, tmp_path):
     """A question is weighed against another target's; a lone one would gain nothing."""
-    sizes = {count: [len(part) for part in cut(range(count))] for count in (1, 32, 33, 34, 64, 65)}
+    sizes = {
+        count: [len(part) for part in shard_answers(range(count))]
+        for count in (1, 32, 33, 34, 64, 65)
+    }
     assert sizes == {1: [1], 32: [32], 33: [33], 34: [32, 2], 64: [32, 32], 65: [32, 33]}
-    for count, gains in ((SHARD + 1, True), (1, False)):
+    for count, gains in ((ANSWERS_PER_SHARD + 1, True), (1, False)):
         folder = tmp_path / str(count)
-        shards = label(Rank(), targets[:count], how, folder)
+        shards = generate_questions(Rank(), targets[:count], how, folder)
         last = read_candidates(folder, shards)[-1]
         assert last.target == targets[count - 1].id and (last.gain is not None) == gains
         assert last.gain != 0
 
 
 def test_of_a_long_answer_the_text_is_cut_and_not_its_frame(how, world):
-    asker = Asker(how, Rank().device)
+    asker = QuestionGenerator(how, Rank().device)
     tokenizer = Tokenizer(world / "speaker")
     ids = tokenizer.encode("the owl sleeps inside " * 30)
     assert asker.room == 40 - 12
     short = tokenizer.encode("the owl sleeps")
     assert asker._prompt("the owl sleeps", 20) == [BOS, USER, *short, ASSISTANT]
     assert asker._prompt("the owl sleeps inside " * 30, 20) == [BOS, USER, *ids[:17], ASSISTANT]
-    found = asker.ask([Target("long", "the owl sleeps " * 30), Target("t", "it reads")], first=0)
+    found = asker.ask(
+        [UnlabelledAnswer("long", "the owl sleeps " * 30), UnlabelledAnswer("t", "it reads")],
+        first=0,
+    )
     assert len(found) == 6 and all(c.gain is not None for c in found)
 
 
 def test_questions_that_fill_the_context_are_refused(world):
-    wide = Labelling(world / "speaker", None, 1, 37, 0.8, 0.95, seed=1)
+    wide = QuestionGenerationConfig(world / "speaker", None, 1, 37, 0.8, 0.95, seed=1)
     with pytest.raises(InputError, match="37 tokens leave no room for an answer"):
-        Asker(wide, Rank().device)
+        QuestionGenerator(wide, Rank().device)
 
 
 def test_the_right_question_helps_more_than_anothers(world, how, targets, tmp_path):
     """The round trip: what it measures is the forward model's, not the speaker's."""
-    label(Rank(), targets[:SHARD], how, tmp_path)
+    generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], how, tmp_path)
     gains = [c.gain for c in read_candidates(tmp_path, 1)]
     assert min(gains) < 0 < max(gains)
 
 
 def test_without_a_forward_model_there_is_no_round_trip(world, targets, tmp_path):
-    alone = Labelling(world / "speaker", None, 1, 12, 0.8, 0.95, seed=1)
-    label(Rank(), targets[:4], alone, tmp_path)
+    alone = QuestionGenerationConfig(world / "speaker", None, 1, 12, 0.8, 0.95, seed=1)
+    generate_questions(Rank(), targets[:4], alone, tmp_path)
     found = read_candidates(tmp_path, 1)
     assert all(c.gain is None for c in found)
-    assert question_filters.one_way(0.0)(found) == [False] * 4
+    assert question_filters.fails_round_trip(0.0)(found) == [False] * 4
 
 
 def test_rules_take_what_they_say():
     words = [candidate(text) for text in ("why?", "what is it for", "a b a b a b a b", "it " * 50)]
-    assert question_filters.length(3, 40)(words) == [True, False, False, True]
-    assert question_filters.repetition(0.2)(words) == [False, False, True, True]
-    assert question_filters.unfinished([candidate(finished=False), candidate()]) == [True, False]
-    assert question_filters.known(["What DOES it do?!"])([candidate(), candidate("who?")]) == [
+    assert question_filters.length_out_of_range(3, 40)(words) == [True, False, False, True]
+    assert question_filters.repetitive(0.2)(words) == [False, False, True, True]
+    assert question_filters.truncated([candidate(finished=False), candidate()]) == [True, False]
+    assert question_filters.matches_known(["What DOES it do?!"])(
+        [candidate(), candidate("who?")]
+    ) == [
         True,
         False,
     ]
-    assert question_filters.one_way(0.1)([candidate(gain=0.1), candidate(gain=0.2)]) == [
+    assert question_filters.fails_round_trip(0.1)([candidate(gain=0.1), candidate(gain=0.2)]) == [
         True,
         False,
     ]
@@ -159,9 +167,9 @@ def test_a_question_of_two_answers_is_ambiguous():
 
 def test_the_unlikely_share_goes():
     found = [candidate(log_prob=-float(i)) for i in range(10)]
-    assert question_filters.unlikely(0.2)(found) == [False] * 8 + [True] * 2
-    assert question_filters.unlikely(0.0)(found) == [False] * 10
-    assert question_filters.unlikely(0.5)([]) == []
+    assert question_filters.low_log_prob(0.2)(found) == [False] * 8 + [True] * 2
+    assert question_filters.low_log_prob(0.0)(found) == [False] * 10
+    assert question_filters.low_log_prob(0.5)([]) == []
 
 
 def test_one_question_a_target_the_best():
@@ -171,8 +179,8 @@ def test_one_question_a_target_the_best():
         candidate(target="b", gain=0.1, log_prob=-0.1),
         candidate(target="b", gain=0.9, log_prob=-5),
     ]
-    assert question_filters.not_best(found) == [True, False, True, False]
-    assert question_filters.beyond(2)(found) == [True, True, False, False]
+    assert question_filters.not_best_candidate(found) == [True, False, True, False]
+    assert question_filters.exceeds_quota(2)(found) == [True, True, False, False]
 
 
 def test_every_candidate_gets_one_verdict():
@@ -181,8 +189,11 @@ def test_every_candidate_gets_one_verdict():
         candidate("what is it for", finished=False),
         candidate("what is it for"),
     ]
-    counts = question_filters.apply(
-        [("unfinished", question_filters.unfinished), ("length", question_filters.length(3, 9))],
+    counts = question_filters.apply_filters(
+        [
+            ("unfinished", question_filters.truncated),
+            ("length", question_filters.length_out_of_range(3, 9)),
+        ],
         found,
     )
     assert counts == [("unfinished", 1), ("length", 1)]
@@ -193,7 +204,7 @@ def test_questions_of_the_evaluation_are_never_kept():
     held_out = [talk("e", "an answer", "eval", "what is the cat for?")]
     real = [talk(f"r{i}", "text", "train", "and the dog, what of it?") for i in range(4)]
     found = [candidate("What is the cat for"), candidate("and the dog what of it")]
-    question_filters.apply(rules(AugmentParams(), real, held_out), found)
+    question_filters.apply_filters(rules(AugmentParams(), real, held_out), found)
     assert [c.verdict for c in found] == ["held out", "already asked"]
 
 
@@ -223,16 +234,16 @@ def test_answers_that_are_known_are_no_targets(tmp_path):
 def test_a_conversation_says_where_it_comes_from(how):
     inputs = {"speaker": SimpleNamespace(fingerprint="0123456789abcdef")}
     chosen = candidate(place=2, gain=0.25, verdict="kept")
-    found = converse(chosen, Target("t", "It reads."), how, inputs)
+    found = converse(chosen, UnlabelledAnswer("t", "It reads."), how, inputs)
     assert found.split == "train" and found.response == "It reads."
     assert found.prompt[0].content == "what does it do?"
     assert found.meta == {
-        "synthetic": True, "target": "t", "target_sha256": Target("t", "It reads.").digest,
+        "synthetic": True, "target": "t", "target_sha256": UnlabelledAnswer("t", "It reads.").digest,
         "speaker": "0123456789abcdef", "forward": None, "seed": 1, "candidate": 2,
         "decoding": {"temperature": 0.8, "top_p": 0.95}, "log_prob": -1.0, "round_trip": 0.25,
         "verdict": "kept",
     }  # fmt: skip
-    greedy = converse(candidate(), Target("t", "It reads."), how, inputs)
+    greedy = converse(candidate(), UnlabelledAnswer("t", "It reads."), how, inputs)
     assert greedy.meta["decoding"] == {"temperature": 0.0}
     assert objects(found) == {"t/question-2"}
 
@@ -246,8 +257,10 @@ def test_bounds_that_cross_are_a_problem():
 def test_the_report_adds_up(tmp_path):
     ctx = Context.local(tmp_path)
     found = [candidate("no"), candidate("what is it for", gain=0.5)]
-    counts = question_filters.apply([("length", question_filters.length(3, 9))], found)
-    show(ctx, found, counts, {"t": Target("t", "It reads.")})
+    counts = question_filters.apply_filters(
+        [("length", question_filters.length_out_of_range(3, 9))], found
+    )
+    show(ctx, found, counts, {"t": UnlabelledAnswer("t", "It reads.")})
     drawn = json.loads((ctx.observed / "panels.json").read_text())
     assert drawn[0]["steps"] == [["asked", 2], ["length", -1], ["kept", 1]]
     assert drawn[1]["items"][0]["scores"] == "log p -1.00, round trip +0.50"

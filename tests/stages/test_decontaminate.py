@@ -221,7 +221,7 @@ def test_the_cut_into_parts_changes_no_byte(tmp_path, monkeypatch):
 
     whole = bytes_of(run(tmp_path / "w", write_documents(tmp_path / "one", texts), name))
     with monkeypatch.context() as patch:
-        patch.setattr(parquet_parts, "ROWS_A_PART", 7)
+        patch.setattr(parquet_parts, "ROWS_PER_PART", 7)
         corpus = write_documents(tmp_path / "many", texts)
     assert len(Documents(corpus).files) == 6
     assert bytes_of(run(tmp_path / "x", corpus, name)) == whole

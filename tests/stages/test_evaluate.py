@@ -13,11 +13,11 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from pipeline.fingerprint import identity_fields
 from pipeline.stage import Inputs
-from stages.data.chat_template import encode_conversation
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.token_store import TokenStore
+from stages.data.tokenizers.chat_template import encode_conversation
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.distributed.cancellation_point import Pause
+from stages.distributed.cancellation_point import CancellationPoint
 from stages.evaluate import (
     TASKS,
     Bench,
@@ -34,7 +34,7 @@ from stages.evaluation.perplexity import (
     mean_loss,
     paired_gain,
 )
-from stages.evaluation.task_metrics import grade, whole
+from stages.evaluation.task_metrics import compute_task_metrics, merge_rank_results
 from stages.generation.likelihood import Likelihood
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import load_language_model
@@ -181,7 +181,7 @@ def test_every_measurement_stops_between_batches(paths, task, tmp_path):
     """A rank without a context too, which has the file: rank 0 may have done its share."""
     ctx = Context.local(tmp_path)
     ctx.cancel_file.touch()
-    bench = Bench(paths, PARAMS, torch.device("cpu"), Pause(Rank(), ctx.cancel_file))
+    bench = Bench(paths, PARAMS, torch.device("cpu"), CancellationPoint(Rank(), ctx.cancel_file))
     kind, _, model = task.partition(":")
     with pytest.raises(Interrupted):
         TASKS[kind](bench, *([model] if model else []))
@@ -216,14 +216,14 @@ def test_the_items_of_tasks_are_shared_by_the_ranks(world, farm, tmp_path):
     alone = answer_tasks(Rank(), files, world / "policy", farm)
     parts = [answer_tasks(Rank(index=i, world=2), files, world / "policy", farm) for i in range(2)]
     for task in files:
-        together = whole([part[task.name] for part in parts])
+        together = merge_rank_results([part[task.name] for part in parts])
         assert [one.item for one in together] == farm.chosen(task)
         for one, two in zip(alone[task.name], together, strict=True):
             assert [s.log_prob for s in one.scores] == pytest.approx(
                 [s.log_prob for s in two.scores], abs=1e-4
             )
     # The policy was taught to say sentences.
-    assert grade(files[0], alone["farm"], 0).figures["acc"] == 1
+    assert compute_task_metrics(files[0], alone["farm"], 0).figures["acc"] == 1
     (tmp_path / "cancel").touch()
     with pytest.raises(Interrupted):
         answer_tasks(Rank(), files, world / "policy", farm, tmp_path / "cancel")

@@ -15,7 +15,12 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.data.token_store import TokenStore
-from stages.data.tokenizers.sentencepiece_tokenizer import CONTROLS, EOS, FIRST_BYTE, Tokenizer
+from stages.data.tokenizers.sentencepiece_tokenizer import (
+    CONTROL_TOKENS,
+    EOS,
+    FIRST_BYTE,
+    Tokenizer,
+)
 from stages.text.cleaning_params import EditName, PiiKind
 from stages.text.rules.catalogue import RULE_SETS
 from stages.tokenize import PackParams, TrainParams, pack, train
@@ -55,7 +60,7 @@ BIDI = [
 ]
 SURROGATES = ["\ud800", "\udfff", "\udc80\ud83d", "\ud83d\ude00", "\udbff x"]
 SPECIAL = [
-    *CONTROLS,
+    *CONTROL_TOKENS,
     "<|endoftext|>",
     "[INST]",
     "<0x00>",

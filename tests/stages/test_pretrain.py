@@ -17,8 +17,8 @@ from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity_fields
 from pipeline.stage import Params
-from stages.data.token_dataset import Corpus
-from stages.data.token_store import Samples, TokenStore, write_index, write_shard
+from stages.data.token_dataset import TokenDataset
+from stages.data.token_store import TokenStore, TokenWindows, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.language_model_config import LlamaConfig
@@ -342,7 +342,7 @@ def test_one_store_gives_the_samples_it_always_gave(world: Path) -> None:
     for index in (0, 1, 77, 5000):
         assert np.array_equal(made.train_samples[index], plain[index])
     held_out = TokenStore(world / "tokens", "eval").samples(16)
-    assert isinstance(made.eval_dataset, Samples)
+    assert isinstance(made.eval_dataset, TokenWindows)
     assert len(made.eval_dataset) == len(held_out)
 
 
@@ -382,18 +382,18 @@ def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) ->
     other = second_store(tmp_path / "other", held_out=5)
     sizes = [TokenStore(path).tokens for path in (world / "tokens", other)]
     for temperature, power in ((1, 1.0), (2, 0.5)):
-        corpus = Corpus((world / "tokens", other), 16, 0, temperature=temperature)
+        corpus = TokenDataset((world / "tokens", other), 16, 0, temperature=temperature)
         expected = sizes[1] ** power / sum(size**power for size in sizes)
-        assert corpus.mixture.shares[1] == pytest.approx(expected, abs=1e-4)
+        assert corpus.mixture.proportions[1] == pytest.approx(expected, abs=1e-4)
     assert len(corpus.held_out) == len(TokenStore(world / "tokens", "eval").samples(16))
     with pytest.raises(InputError, match="3 weights for 2 stores"):
-        _ = Corpus((world / "tokens", other), 16, 0, weights=(1, 2, 3)).train
+        _ = TokenDataset((world / "tokens", other), 16, 0, weights=(1, 2, 3)).train
     strange = second_store(tmp_path / "strange", vocab_size=500)
     with pytest.raises(InputError, match=r"340 ids, .*/strange with tokenizer unknown of 500"):
-        _ = Corpus((world / "tokens", strange), 16, 0).train
+        _ = TokenDataset((world / "tokens", strange), 16, 0).train
     named = second_store(tmp_path / "named", tokenizer="1" * 32)
     with pytest.raises(InputError, match="/named with tokenizer 111111111111 of 340"):
-        _ = Corpus((world / "tokens", named), 16, 0).train
+        _ = TokenDataset((world / "tokens", named), 16, 0).train
 
 
 def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None:

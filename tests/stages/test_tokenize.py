@@ -12,8 +12,8 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams
 from stages.data import parquet_parts, token_packing, token_store
 from stages.data.documents import Documents, documents_writer, write_stats
-from stages.data.hashing import fraction, hash64
-from stages.data.token_packing import encode_shard, encodings, tokens_in
+from stages.data.hashing import hash64, hash_fraction
+from stages.data.token_packing import count_tokens, encode_shard, encoding_tasks
 from stages.data.token_store import TokenStore
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, FILES, Tokenizer
 from stages.data.tokenizers.tokenizer_sampling import sample_lines
@@ -161,7 +161,9 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
     encoder = Tokenizer(tokenizer)
     found = list(Documents(documents))
     for split in ("train", "eval"):
-        chosen = [d for d in found if (fraction(f"held out {d.id}") < 0.2) == (split == "eval")]
+        chosen = [
+            d for d in found if (hash_fraction(f"held out {d.id}") < 0.2) == (split == "eval")
+        ]
         chosen.sort(key=lambda d: hash64(f"7 {d.id}"))
         expected = [[*encoder.encode(d.text), EOS] for d in chosen]
         store = TokenStore(ctx.out, split)
@@ -169,7 +171,7 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
         assert store.window(0, store.tokens).tolist() == [i for ids in expected for i in ids]
         assert [store.document(i).tolist() for i in range(len(chosen))] == expected
     assert store.vocab_size == 400 and store.dtype == np.uint16 and store.eos_id == EOS
-    store.require(encoder)
+    store.require_tokenizer(encoder)
     assert store.tokenizer == encoder.digest
     assert len(list(ctx.out.glob("train-*.bin"))) > 1
     tokens = {s: TokenStore(ctx.out, s).tokens for s in ("train", "eval")}
@@ -192,10 +194,10 @@ def test_the_report_says_what_packing_costs_at_each_context(documents, tokenizer
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(token_store, "token_dtype", lambda vocab_size: np.dtype(dtype))
-    (work,) = encodings(documents, tokenizer, seed=0)
+    (work,) = encoding_tasks(documents, tokenizer, seed=0)
     encode_shard(work, tmp_path / "000000")
     expected = sum(len(Tokenizer(tokenizer).encode(d.text)) + 1 for d in Documents(documents))
-    assert tokens_in(tmp_path / "000000") == expected
+    assert count_tokens(tmp_path / "000000") == expected
     assert (tmp_path / "000000.bin").stat().st_size == expected * np.dtype(dtype).itemsize
 
 
@@ -203,13 +205,13 @@ def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, 
     inputs = {"documents": documents, "tokenizer": tokenizer}
     params = PackParams(shard_tokens=3_000)
     expected = bytes_of(run(pack, tmp_path / "one", params, **inputs).out)
-    monkeypatch.setattr(parquet_parts, "ROW_GROUP", 16)
-    monkeypatch.setattr(parquet_parts, "ROWS_A_PART", 50)
+    monkeypatch.setattr(parquet_parts, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(parquet_parts, "ROWS_PER_PART", 50)
     finer = write_documents(tmp_path / "documents", texts())
     inputs["documents"] = finer
     assert bytes_of(run(pack, tmp_path / "two", params, **inputs).out) == expected
     monkeypatch.setattr(token_packing, "SLICE_BYTES", (300, 1000))
-    works = encodings(finer, tokenizer, seed=0)
+    works = encoding_tasks(finer, tokenizer, seed=0)
     assert len(works) > 2 * -(-120 // 16)
     assert bytes_of(run(pack, tmp_path / "sliced", params, **inputs).out) == expected
     for stop in (1, 3):

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from stages.data.image_text_dataset import Sample, write_index, write_shards
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.data.tokenizers.tokenizer_training import export, train
+from stages.data.tokenizers.tokenizer_training import export_tokenizer, train_sentencepiece
 from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.models.clip.modeling_clip import CLIP
 from stages.objectives.contrastive import Contrastive
@@ -60,7 +60,7 @@ def captions(count=3, length=9):
 def write_tokenizer(folder: Path, lines: Sequence[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of these lines, with all its files."""
     folder.mkdir(parents=True)
-    export(train(lines, vocab_size), folder)
+    export_tokenizer(train_sentencepiece(lines, vocab_size), folder)
     return Tokenizer(folder)
 
 

@@ -18,7 +18,6 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.stage import Inputs
-from stages.data.chat_template import encode_conversation
 from stages.data.conversation_dataset import (
     Conversation,
     Conversations,
@@ -27,7 +26,8 @@ from stages.data.conversation_dataset import (
 )
 from stages.data.preference_dataset import Preference, write_preferences
 from stages.data.token_store import write_index, write_shard
-from stages.data.tokenizers.sentencepiece_tokenizer import CONTROLS, Tokenizer
+from stages.data.tokenizers.chat_template import encode_conversation
+from stages.data.tokenizers.sentencepiece_tokenizer import CONTROL_TOKENS, Tokenizer
 from stages.generation.likelihood import pad_right
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import save_language_model
@@ -76,7 +76,7 @@ def write_tokenizer(folder: Path) -> None:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=340,
             byte_fallback=True, pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece="<pad>",
-            control_symbols=list(CONTROLS[4:]), minloglevel=2, hard_vocab_limit=False,
+            control_symbols=list(CONTROL_TOKENS[4:]), minloglevel=2, hard_vocab_limit=False,
         )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def supervised(model: GPT, rows: list, steps: int, lr: float = 3e-3) -> None:
     for _ in range(steps):
         part = rng.sample(rows, 16)
         tokens_BT = pad_right([row.ids.tolist() for row in part], 0)
-        learnt_BT = pad_right([row.mask.tolist() for row in part], 0)[:, 1:].bool()
+        learnt_BT = pad_right([row.loss_mask.tolist() for row in part], 0)[:, 1:].bool()
         logits_NV = model(tokens_BT[:, :-1], at_BT=learnt_BT)
         F.cross_entropy(logits_NV, tokens_BT[:, 1:][learnt_BT]).backward()
         optimizer.step()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stages.data.best_fit_packing import Packed
+from stages.data.best_fit_packing import PackedSample
 from stages.models.language_model_config import ExpertsConfig, LanguageConfig, LlamaConfig, MuP
 from stages.objectives.causal_lm import CausalLMObjective
 from stages.training.objective import Batch, Loss, Trainable
@@ -481,7 +481,7 @@ class Bucketed(Routed):
         return replace(result, metrics={**result.metrics, "bucket": float(bucket)})
 
 
-def packed(number: int) -> Packed:
+def packed(number: int) -> PackedSample:
     """Two documents and 1 to 11 places of padding."""
     import numpy as np
 
@@ -491,7 +491,7 @@ def packed(number: int) -> Packed:
         (number * 37 + 11 * k + np.arange(n + 1) ** 2) % VOCABULARY for k, n in enumerate(lengths)
     ]
     positions = np.concatenate([np.arange(n) for n in (*lengths, rest)])
-    return Packed(
+    return PackedSample(
         tokens=np.pad(np.concatenate([run[:-1] for run in runs]), (0, rest)),
         targets=np.pad(np.concatenate([run[1:] for run in runs]), (0, rest), constant_values=-100),
         segments=np.repeat(np.arange(3), (*lengths, rest)),

@@ -19,7 +19,12 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pipeline.atomic_io import disk_errors, read_json
 from pipeline.errors import InputError
-from stages.data.tokenizers.sentencepiece_tokenizer import SPACE, Tokenizer, is_ours, well_formed
+from stages.data.tokenizers.sentencepiece_tokenizer import (
+    SPACE,
+    Tokenizer,
+    is_headwater_tokenizer,
+    replace_surrogates,
+)
 
 BYTE_LEVEL, SENTENCEPIECE = "ByteLevel", "ByteFallback"
 _HARMLESS: tuple[dict[str, Any], ...] = (
@@ -31,7 +36,7 @@ _HARMLESS: tuple[dict[str, Any], ...] = (
 """Normalizers whose work decoding undoes, and NFC."""
 
 
-class ForeignTokenizer:
+class HuggingFaceTokenizer:
     """Encodes and decodes with a folder's `tokenizer.json`, as `Tokenizer` does with ours.
 
     Text never yields a control id, here neither. There are no ids of the chat's roles.
@@ -67,12 +72,12 @@ class ForeignTokenizer:
         return len(self)
 
     @property
-    def filler(self) -> int:
+    def padding_id(self) -> int:
         """What fills up where nobody looks."""
         return self.eos_id if self.pad_id is None else self.pad_id
 
     @cached_property
-    def start_id(self) -> int:
+    def document_start_id(self) -> int:
         """What a document begins after: the id that the tokenizer begins texts with, if it does;
         else the end of the one before."""
         begun = self._fast.encode("", add_special_tokens=True).ids
@@ -80,7 +85,7 @@ class ForeignTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; never a control id. A lone surrogate counts as U+FFFD."""
-        ids: list[int] = self._fast.encode(well_formed(text), add_special_tokens=False).ids
+        ids: list[int] = self._fast.encode(replace_surrogates(text), add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -89,7 +94,7 @@ class ForeignTokenizer:
 
     def document(self, text: str) -> list[int]:
         """The ids of a text from its begin mark, if this tokenizer has one, to its end."""
-        begin = [] if self.start_id == self.eos_id else [self.start_id]
+        begin = [] if self.document_start_id == self.eos_id else [self.document_start_id]
         return [*begin, *self.encode(text), self.eos_id]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -100,7 +105,9 @@ class ForeignTokenizer:
     @property
     def digest(self) -> str:
         """A name of all that decides the ids of a text and its end."""
-        return xxhash.xxh3_128_hexdigest(self._file + f"\n{self.start_id} {self.eos_id}".encode())
+        return xxhash.xxh3_128_hexdigest(
+            self._file + f"\n{self.document_start_id} {self.eos_id}".encode()
+        )
 
     @cached_property
     def byte_counts(self) -> list[int]:
@@ -214,7 +221,7 @@ class ForeignTokenizer:
         return [number for number in several if isinstance(number, int) and 0 <= number < len(self)]
 
 
-AnyTokenizer = Tokenizer | ForeignTokenizer
+AnyTokenizer = Tokenizer | HuggingFaceTokenizer
 
 
 def open_tokenizer(folder: Path) -> AnyTokenizer:
@@ -223,8 +230,8 @@ def open_tokenizer(folder: Path) -> AnyTokenizer:
     Raises:
         InputError: there is none that can be read.
     """
-    if (folder / "tokenizer.json").exists() and not is_ours(folder):
-        return ForeignTokenizer(folder)
+    if (folder / "tokenizer.json").exists() and not is_headwater_tokenizer(folder):
+        return HuggingFaceTokenizer(folder)
     return Tokenizer(folder)
 
 

@@ -26,14 +26,14 @@ from pipeline.errors import CorruptArtifact, InputError
 KIND = "Tokenizer"
 PAD, UNK, BOS, EOS, SYSTEM, USER, ASSISTANT = range(7)
 RESERVED = 9
-CONTROLS = (
+CONTROL_TOKENS = (
     *("<pad>", "<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"),
     *(f"<|reserved_{k}|>" for k in range(RESERVED)),
 )
-FIRST_BYTE = len(CONTROLS)
+FIRST_BYTE = len(CONTROL_TOKENS)
 SPACE = "\u2581"
 """How SentencePiece writes a space."""
-CHUNKS = "chunks"
+CHUNK_PATTERN_KEY = "chunks"
 """The key of `tokenizer_config.json` with the pattern that text is cut by before it is encoded."""
 ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
@@ -46,8 +46,8 @@ class Tokenizer:
         InputError: there is none, or it is somebody else's, whose control ids are not these.
     """
 
-    eos_id, bos_id, pad_id, filler, start_id = EOS, BOS, PAD, PAD, EOS
-    """A document begins after the end of the one before; `filler` is where nobody looks."""
+    eos_id, bos_id, pad_id, padding_id, document_start_id = EOS, BOS, PAD, PAD, EOS
+    """A document begins after the end of the one before; `padding_id` fills up batches."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -56,7 +56,7 @@ class Tokenizer:
             raise InputError(
                 "no tokenizer here", where=str(model), remedy="name a Tokenizer artifact"
             )
-        if not is_ours(self.path):
+        if not is_headwater_tokenizer(self.path):
             raise InputError(
                 "the tokenizer is of another make: it has no <|user|> and <|assistant|> where "
                 "chats have them",
@@ -66,7 +66,9 @@ class Tokenizer:
         self._model = model.read_bytes()
         self._pieces = _processor(model)
         config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
-        self._chunks = re.compile(config[CHUNKS]) if CHUNKS in config else None
+        self._chunks = (
+            re.compile(config[CHUNK_PATTERN_KEY]) if CHUNK_PATTERN_KEY in config else None
+        )
 
     def __len__(self) -> int:
         return int(self._pieces.vocab_size())
@@ -80,12 +82,12 @@ class Tokenizer:
         """The ids of a text; never a control id. A lone surrogate counts as U+FFFD."""
         if self._chunks:
             return self.encode_batch([text])[0]
-        ids: list[int] = self._pieces.encode(well_formed(text))
+        ids: list[int] = self._pieces.encode(replace_surrogates(text))
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The ids of each text, on as many threads as asked for."""
-        formed = [well_formed(text) for text in texts]
+        formed = [replace_surrogates(text) for text in texts]
         if self._chunks:
             return self._encode_chunks(formed, self._chunks, threads)
         ids: list[list[int]] = self._pieces.encode(formed, num_threads=threads)
@@ -123,7 +125,7 @@ class Tokenizer:
         pattern = self._chunks.pattern if self._chunks else ""
         return xxhash.xxh3_128_hexdigest(self._model + pattern.encode())
 
-    def require(self, other: Tokenizer) -> None:
+    def require_equal(self, other: Tokenizer) -> None:
         """See that another tokenizer makes the same ids of every text.
 
         Raises:
@@ -157,7 +159,7 @@ class Tokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
 
 
-def is_ours(folder: Path) -> bool:
+def is_headwater_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a SentencePiece model with the control ids of this module.
 
     Raises:
@@ -166,7 +168,7 @@ def is_ours(folder: Path) -> bool:
     model = folder / "tokenizer.model"
     if not model.exists():
         return False
-    pieces, marks = _processor(model), CONTROLS[: ASSISTANT + 1]
+    pieces, marks = _processor(model), CONTROL_TOKENS[: ASSISTANT + 1]
     count = min(len(marks), pieces.vocab_size())
     return tuple(pieces.id_to_piece(i) for i in range(count)) == marks
 
@@ -178,7 +180,7 @@ def _processor(model: Path) -> sentencepiece.SentencePieceProcessor:
         raise CorruptArtifact(f"unreadable tokenizer: {error}", where=str(model)) from error
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with lone surrogates (which no encoding can write) as U+FFFD."""
     try:
         text.encode()

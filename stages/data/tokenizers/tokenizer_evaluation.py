@@ -16,16 +16,21 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import Failure
 from stages.data.documents import Documents
-from stages.data.hashing import fraction
-from stages.data.tokenizers.sentencepiece_tokenizer import FIRST_BYTE, SPACE, Tokenizer, well_formed
-from stages.data.tokenizers.tokenizer_training import agreement
+from stages.data.hashing import hash_fraction
+from stages.data.tokenizers.sentencepiece_tokenizer import (
+    FIRST_BYTE,
+    SPACE,
+    Tokenizer,
+    replace_surrogates,
+)
+from stages.data.tokenizers.tokenizer_training import check_same_ids
 
 UNSPACED = frozenset({"bo", "ja", "jpn", "km", "lo", "my", "th", "wuu", "yue", "zh", "zho"})
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Check:
+class TokenizerCheck:
     """One task: a row group of a part of the documents."""
 
     part: Path
@@ -36,7 +41,7 @@ class Check:
 
 
 @dataclass
-class Counts:
+class TokenCounts:
     """Of the documents of a language."""
 
     documents: int = 0
@@ -47,9 +52,9 @@ class Counts:
     byte_tokens: int = 0
     """Tokens that stand for one byte, of a character that is in no piece."""
 
-    def __add__(self, other: Counts) -> Counts:
+    def __add__(self, other: TokenCounts) -> TokenCounts:
         names = [field.name for field in fields(self)]
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in names))
+        return TokenCounts(*(getattr(self, name) + getattr(other, name) for name in names))
 
     @property
     def bytes_per_token(self) -> float:
@@ -58,24 +63,24 @@ class Counts:
 
     def fertility(self, lang: str) -> float:
         """Tokens a word; in a language that is written without spaces, tokens a character."""
-        return self.tokens / max(1, self.characters if unspaced(lang) else self.words)
+        return self.tokens / max(1, self.characters if is_unspaced(lang) else self.words)
 
 
-def unspaced(lang: str) -> bool:
+def is_unspaced(lang: str) -> bool:
     """Whether the language of a code like `zh` or `zh-TW` is written without spaces."""
     return lang.replace("_", "-").split("-")[0].lower() in UNSPACED
 
 
-def checks(documents: Path, tokenizer: Path, agreement_share: float) -> list[Check]:
+def check_tasks(documents: Path, tokenizer: Path, agreement_share: float) -> list[TokenizerCheck]:
     """A task for every row group of a Documents artifact, in order."""
     return [
-        Check(part, group, tokenizer, agreement_share)
+        TokenizerCheck(part, group, tokenizer, agreement_share)
         for part in Documents(documents).files
         for group in range(pq.ParquetFile(part).metadata.num_row_groups)
     ]
 
 
-def check_shard(work: Check, commit: Path) -> None:
+def check_shard(work: TokenizerCheck, commit: Path) -> None:
     """Encode and decode each document of a row group, and write its counts by language.
 
     Raises:
@@ -87,20 +92,20 @@ def check_shard(work: Check, commit: Path) -> None:
     tokenizer = Tokenizer(work.tokenizer)
     table = pq.ParquetFile(work.part).read_row_group(work.row_group, columns=["id", "text", "lang"])
     names, texts, langs = (table[name].to_pylist() for name in ("id", "text", "lang"))
-    counts: dict[str, Counts] = {}
+    counts: dict[str, TokenCounts] = {}
     for start in range(0, len(texts), BATCH):
         batch = slice(start, start + BATCH)
         encoded = tokenizer.encode_batch(texts[batch])
         _round_trip(tokenizer, names[batch], texts[batch], encoded)
         for text, lang, ids in zip(texts[batch], langs[batch], encoded, strict=True):
-            counts[lang or "?"] = counts.get(lang or "?", Counts()) + _count(text, ids)
+            counts[lang or "?"] = counts.get(lang or "?", TokenCounts()) + _count(text, ids)
     chosen = [
         text
         for name, text in zip(names, texts, strict=True)
-        if fraction(f"agreement {name}") < work.agreement_share
+        if hash_fraction(f"agreement {name}") < work.agreement_share
     ]
     if chosen:
-        agreement(tokenizer, work.tokenizer, chosen)
+        check_same_ids(tokenizer, work.tokenizer, chosen)
     found = {lang: asdict(count) for lang, count in counts.items()}
     write_atomic(commit, json.dumps(found, sort_keys=True), durable=False)
 
@@ -111,7 +116,7 @@ def _round_trip(
     for name, text, back, ids in zip(
         names, texts, tokenizer.decode_batch(encoded), encoded, strict=True
     ):
-        if back != well_formed(text).replace(SPACE, " ") or min(ids, default=FIRST_BYTE) < (
+        if back != replace_surrogates(text).replace(SPACE, " ") or min(ids, default=FIRST_BYTE) < (
             FIRST_BYTE
         ):
             raise Failure(
@@ -121,21 +126,21 @@ def _round_trip(
             )
 
 
-def _count(text: str, ids: Sequence[int]) -> Counts:
-    return Counts(
+def _count(text: str, ids: Sequence[int]) -> TokenCounts:
+    return TokenCounts(
         documents=1,
         characters=len(text),
         words=len(text.split()),
-        bytes=len(well_formed(text).encode()),
+        bytes=len(replace_surrogates(text).encode()),
         tokens=len(ids),
         byte_tokens=int(np.count_nonzero(np.asarray(ids) < FIRST_BYTE + 256)),
     )
 
 
-def gather(commits: Iterable[Path]) -> dict[str, Counts]:
+def merge_counts(commits: Iterable[Path]) -> dict[str, TokenCounts]:
     """The counts of all row groups by language, the largest first."""
-    total: dict[str, Counts] = {}
+    total: dict[str, TokenCounts] = {}
     for commit in commits:
         for lang, found in json.loads(commit.read_text()).items():
-            total[lang] = total.get(lang, Counts()) + Counts(**found)
+            total[lang] = total.get(lang, TokenCounts()) + TokenCounts(**found)
     return dict(sorted(total.items(), key=lambda item: (-item[1].bytes, item[0])))

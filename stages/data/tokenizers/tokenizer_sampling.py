@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from stages.data import parquet_parts
 from stages.data.documents import KIND, VERSION, Document
-from stages.data.hashing import fraction
-from stages.data.tokenizers.tokenizer_training import cut_lines
+from stages.data.hashing import hash_fraction
+from stages.data.tokenizers.tokenizer_training import split_lines
 
-REPEATS = 4.0
+MAX_REPEATS = 4.0
 """How often a document is learnt from, at most: a language of three documents stays small."""
 
 
@@ -31,8 +31,8 @@ def sample_lines(
     everywhere, rates = min(1.0, characters / max(1, total)), rates or {}
     for document in documents:
         whole, rest = divmod(rates.get(document.lang, everywhere), 1)
-        for _ in range(int(whole) + (fraction(f"tokenizer {document.id}") < rest)):
-            yield from cut_lines(document.text)
+        for _ in range(int(whole) + (hash_fraction(f"tokenizer {document.id}") < rest)):
+            yield from split_lines(document.text)
 
 
 def language_sizes(folder: Path) -> Counter[str]:
@@ -57,10 +57,10 @@ def language_rates(sizes: Mapping[str, int], characters: int, alpha: float) -> d
     while open_:
         total = sum(size**alpha for size in open_.values())
         wanted = {name: left * size**alpha / total / size for name, size in open_.items()}
-        short = [name for name, rate in wanted.items() if rate > REPEATS]
+        short = [name for name, rate in wanted.items() if rate > MAX_REPEATS]
         if not short:
             return rates | wanted
         for name in short:
-            rates[name] = REPEATS
-            left -= REPEATS * open_.pop(name)
+            rates[name] = MAX_REPEATS
+            left -= MAX_REPEATS * open_.pop(name)
     return rates

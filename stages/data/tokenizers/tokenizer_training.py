@@ -22,34 +22,34 @@ from typing import Any, Literal
 import sentencepiece
 
 from pipeline.errors import Failure, InputError
-from stages.data.chat_template import TEMPLATE
 from stages.data.hashing import hash64
+from stages.data.tokenizers.chat_template import CHAT_TEMPLATE
 from stages.data.tokenizers.sentencepiece_tokenizer import (
-    CHUNKS,
-    CONTROLS,
+    CHUNK_PATTERN_KEY,
+    CONTROL_TOKENS,
     FIRST_BYTE,
     RESERVED,
     SPACE,
     UNK,
     Tokenizer,
-    well_formed,
+    replace_surrogates,
 )
 
-LINE = 2_000  # characters a training line at most: longer ones are cut where a line ends
-CHUNK = 2_048  # characters of a word, or of its white space, that a unigram model sees at once
+MAX_LINE = 2_000  # characters a training line at most: longer ones are cut where a line ends
+MAX_CHUNK = 2_048  # characters of a word, or of its white space, that a unigram model sees at once
 _QUANTUM = 64  # parts of a nat that unigram scores are rounded to: a chunk's sum fits 24 bits
 _NEVER = -1e9  # the score of what text must not yield: no path of real pieces is as bad
 _FIRST_PIECE = FIRST_BYTE + 256
 _TOO_LARGE = re.compile(r"value <= (\d+)")
 
-Model = Literal["bpe", "unigram"]
+ModelType = Literal["bpe", "unigram"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TokenizerConfig:
     """What is trained."""
 
-    model: Model = "bpe"
+    model: ModelType = "bpe"
     split_digits: bool = True
     whitespace_runs: int = 0
     """The longest run of spaces, or of tabs, that is one piece; 0 leaves it to the training."""
@@ -60,8 +60,12 @@ class Recipe:
     @property
     def controls(self) -> tuple[str, ...]:
         """The control tokens by id."""
-        first = len(CONTROLS) - RESERVED
-        return (*CONTROLS[:first], *self.reserved, *CONTROLS[first + len(self.reserved) :])
+        first = len(CONTROL_TOKENS) - RESERVED
+        return (
+            *CONTROL_TOKENS[:first],
+            *self.reserved,
+            *CONTROL_TOKENS[first + len(self.reserved) :],
+        )
 
     @property
     def runs(self) -> list[str]:
@@ -76,31 +80,33 @@ class Recipe:
         if self.model == "bpe":
             return None
         if not self.whitespace_runs:
-            return f"{SPACE}{{0,{CHUNK}}}[^{SPACE}]{{1,{CHUNK}}}|{SPACE}{{1,{CHUNK}}}"
+            return f"{SPACE}{{0,{MAX_CHUNK}}}[^{SPACE}]{{1,{MAX_CHUNK}}}|{SPACE}{{1,{MAX_CHUNK}}}"
         k = self.whitespace_runs
         runs = f"{SPACE}{{2,{k}}}|\t{{1,{k}}}"
-        return f"{runs}|{SPACE}?[^{SPACE}\t]{{1,{CHUNK}}}|{SPACE}"
+        return f"{runs}|{SPACE}?[^{SPACE}\t]{{1,{MAX_CHUNK}}}|{SPACE}"
 
 
-def cut_lines(text: str) -> Iterator[str]:
+def split_lines(text: str) -> Iterator[str]:
     """The text in pieces of at most `LINE` characters, cut after a line's end if there is one."""
     start = 0
     while start < len(text):
-        stop = min(len(text), start + LINE)
+        stop = min(len(text), start + MAX_LINE)
         if stop < len(text):
             stop = text.rfind("\n", start, stop) + 1 or stop
-            stop = stop if stop > start else start + LINE
-        yield well_formed(text[start:stop].replace("\0", ""))
+            stop = stop if stop > start else start + MAX_LINE
+        yield replace_surrogates(text[start:stop].replace("\0", ""))
         start = stop
 
 
-def train(lines: Iterable[str], vocab_size: int, recipe: Recipe | None = None) -> bytes:
+def train_sentencepiece(
+    lines: Iterable[str], vocab_size: int, recipe: TokenizerConfig | None = None
+) -> bytes:
     """The SentencePiece model of a vocabulary of exactly `vocab_size` ids.
 
     Raises:
         InputError: the text supports no vocabulary so large; the message names the largest.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or TokenizerConfig()
     controls = recipe.controls
     model = io.BytesIO()
     try:
@@ -116,7 +122,7 @@ def train(lines: Iterable[str], vocab_size: int, recipe: Recipe | None = None) -
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             character_coverage=recipe.character_coverage,
-            max_sentence_length=8 * LINE,
+            max_sentence_length=8 * MAX_LINE,
             input_sentence_size=0,
             num_threads=1,
             minloglevel=2,
@@ -139,7 +145,7 @@ def train(lines: Iterable[str], vocab_size: int, recipe: Recipe | None = None) -
     return model.getvalue()
 
 
-def _extras(recipe: Recipe) -> dict[str, Any]:
+def _extras(recipe: TokenizerConfig) -> dict[str, Any]:
     """Options that the model file would record even if they were empty.
 
     What spells the names of controls and bytes is required of a unigram model: see
@@ -154,7 +160,7 @@ def _extras(recipe: Recipe) -> dict[str, Any]:
     return extras
 
 
-def _rearranged(model: bytes, recipe: Recipe) -> bytes:
+def _rearranged(model: bytes, recipe: TokenizerConfig) -> bytes:
     """The same model with the runs after the bytes, as the best pieces, and with exact scores."""
     from sentencepiece import sentencepiece_model_pb2 as schema
 
@@ -193,13 +199,13 @@ def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
     return Failure(f"the tokenizer could not be trained: {error}")
 
 
-def export(
-    model: bytes, out: Path, max_length: int | None = None, recipe: Recipe | None = None
+def export_tokenizer(
+    model: bytes, out: Path, max_length: int | None = None, recipe: TokenizerConfig | None = None
 ) -> None:
     """Write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`."""
     from pipeline.atomic_io import write_atomic
 
-    recipe = recipe or Recipe()
+    recipe = recipe or TokenizerConfig()
     write_atomic(out / "tokenizer.model", model)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     write_atomic(out / "tokenizer.json", _fast_tokenizer(pieces, recipe).to_str(pretty=False))
@@ -207,10 +213,10 @@ def export(
     write_atomic(out / "tokenizer_config.json", config)
 
 
-def _config(max_length: int | None, recipe: Recipe) -> dict[str, Any]:
+def _config(max_length: int | None, recipe: TokenizerConfig) -> dict[str, Any]:
     controls = recipe.controls
     return {
-        **({CHUNKS: recipe.chunks} if recipe.chunks else {}),
+        **({CHUNK_PATTERN_KEY: recipe.chunks} if recipe.chunks else {}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": controls[0],
         "unk_token": controls[1],
@@ -221,11 +227,11 @@ def _config(max_length: int | None, recipe: Recipe) -> dict[str, Any]:
         "split_special_tokens": True,  # text that spells a control token is text
         "padding_side": "left",
         "model_max_length": max_length or 1_000_000,
-        "chat_template": TEMPLATE,
+        "chat_template": CHAT_TEMPLATE,
     }
 
 
-def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, recipe: Recipe) -> Any:
+def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, recipe: TokenizerConfig) -> Any:
     """The same function in the `tokenizers` library."""
     from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
@@ -249,8 +255,8 @@ def _fast_bpe(pieces: sentencepiece.SentencePieceProcessor) -> Any:
 
     return BPE(
         {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())},
-        merges(pieces),
-        unk_token=CONTROLS[UNK],
+        bpe_merges(pieces),
+        unk_token=CONTROL_TOKENS[UNK],
         byte_fallback=True,
         fuse_unk=True,
     )
@@ -271,7 +277,7 @@ def _fast_unigram(pieces: sentencepiece.SentencePieceProcessor) -> Any:
     return Unigram(vocab, UNK, byte_fallback=True)
 
 
-def merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
+def bpe_merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
     """The merge list that makes rank-ordered BPE do what SentencePiece does.
 
     SentencePiece joins the neighbours that make the best-scored piece, leftmost first, whichever
@@ -294,7 +300,7 @@ def _takes_left(piece: str, right: str) -> bool:
     return piece.startswith(right)
 
 
-def agreement(tokenizer: Tokenizer, out: Path, texts: Iterable[str]) -> None:
+def check_same_ids(tokenizer: Tokenizer, out: Path, texts: Iterable[str]) -> None:
     """Check on these texts that the exported `tokenizer.json` gives the model's ids.
 
     Raises:

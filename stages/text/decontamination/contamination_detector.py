@@ -42,13 +42,13 @@ SHOWN_AROUND = 80  # characters on each side of a match
 SHOWN_SPAN = 400
 
 _PLACES = ("start", "end", "ngram")
-SEARCHED = parquet_parts.versioned(
+SEARCHED = parquet_parts.versioned_schema(
     pa.schema([("units", pa.int64()), *((name, pa.list_(pa.int64())) for name in _PLACES)]),
     "Searched",
     1,
 )
 """One row a document: its size in words or tokens, and the places of grams."""
-MATCHES = parquet_parts.versioned(
+MATCHES = parquet_parts.versioned_schema(
     pa.schema(
         [
             *((name, pa.string()) for name in ("document", "source", "set", "item")),
@@ -76,7 +76,7 @@ def search_shard(work: SearchWork, commit: Path) -> None:
         hits = load_searcher(ngrams, lengths).search(document.text)
         places = {name: getattr(hits, name).tolist() if hits else [] for name in _PLACES}
         rows.append({"units": counter.count_text(document.text), **places})
-    write_atomic(commit, parquet_parts.encode(rows, SEARCHED), durable=False)
+    write_atomic(commit, parquet_parts.encode_part(rows, SEARCHED), durable=False)
 
 
 def document_frequencies(commits: Sequence[Path], ngrams: int) -> Numbers:

@@ -48,7 +48,7 @@ _UNITS = {
     "paragraphs": re.compile(r".+?(?:\n{2,}|\Z)", re.DOTALL),
 }
 _NUMBERS = ("row", "removed", "units")
-TRIMMED = parquet_parts.versioned(
+TRIMMED = parquet_parts.versioned_schema(
     pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _NUMBERS)]), "Trimmed", 2
 )
 
@@ -254,7 +254,7 @@ def remove_from_group(
         units = None if stays is None else counter.count_text(stays)
         removed = len(text) - len(left)
         trimmed.append({"row": row, "text": stays, "removed": removed, "units": units})
-    write_atomic(commit, parquet_parts.encode(trimmed, TRIMMED), durable=False)
+    write_atomic(commit, parquet_parts.encode_part(trimmed, TRIMMED), durable=False)
 
 
 def remove_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -67,5 +67,5 @@ def index_files(artifacts: Sequence[Path], dedup: Dedup) -> list[Path]:
 
 def _schema(dedup: Dedup) -> pa.Schema:
     columns = [("exact", pa.binary(16)), ("bands", pa.binary()), ("signature", pa.binary())]
-    schema = parquet_parts.versioned(pa.schema(columns), KIND, VERSION)
+    schema = parquet_parts.versioned_schema(pa.schema(columns), KIND, VERSION)
     return schema.with_metadata({**schema.metadata, _SHAPE: dedup.described})

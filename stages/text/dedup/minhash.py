@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from stages.data.hashing import GOLDEN, mix64
+from stages.data.hashing import GOLDEN_GAMMA, mix64
 from stages.text.dedup.banding import found_at
 from stages.text.words.word_table import Hashes, WordArrays, ngram_hashes
 
@@ -36,7 +36,7 @@ class MinHash:
     def _permutations(self) -> tuple[Hashes, Hashes]:
         """Multiply-shift hashing (Dietzfelbinger 1997): odd factors and offsets, from a counter."""
         counter = np.arange(1, 2 * self.bands * self.rows + 1, dtype=np.uint64)
-        constants = mix64(counter * np.uint64(GOLDEN))
+        constants = mix64(counter * np.uint64(GOLDEN_GAMMA))
         half = self.bands * self.rows
         return constants[:half] | np.uint64(1), constants[half:]
 
@@ -88,7 +88,7 @@ class MinHash:
         rows = signature.astype(np.uint64).reshape(self.bands, self.rows)
         hashes = np.zeros(self.bands, np.uint64)
         for row in rows.T:
-            hashes = hashes * np.uint64(GOLDEN) + row
+            hashes = hashes * np.uint64(GOLDEN_GAMMA) + row
         return mix64(hashes)
 
     def band_hashes(self, words: WordArrays) -> Hashes | None:

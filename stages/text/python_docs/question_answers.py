@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.context import Context
 from pipeline.errors import InputError
 from stages.data.conversation_dataset import Message
-from stages.data.hashing import fraction, hash64
+from stages.data.hashing import hash64, hash_fraction
 from stages.distributed.shard_tasks import run_shards
 from stages.text.cleaning_params import PythonDocsParams
 from stages.text.python_docs.docstrings import MAX_SOURCE, documented_objects, first_sentence
@@ -71,7 +71,7 @@ class ObjectSummary:
 
 def split_of(sentence: str) -> str:
     """`train`, `eval` or `unlabelled`, by the hash of the sentence in lower case."""
-    place = fraction(f"summary {sentence.lower()}")
+    place = hash_fraction(f"summary {sentence.lower()}")
     if place < EVAL_SHARE:
         return "eval"
     return "unlabelled" if place >= 1 - UNLABELLED_SHARE else "train"

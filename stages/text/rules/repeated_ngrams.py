@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stages.data.hashing import GOLDEN
+from stages.data.hashing import GOLDEN_GAMMA
 from stages.text.numba_kernels import inlined, kernel
 
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-_GOLDEN = np.uint64(GOLDEN)
+_GOLDEN = np.uint64(GOLDEN_GAMMA)
 
 
 @inlined

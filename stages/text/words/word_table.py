@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 import numpy as np
 import numpy.typing as npt
 
-from stages.data.hashing import GOLDEN, hash64, mix64
+from stages.data.hashing import GOLDEN_GAMMA, hash64, mix64
 from stages.text.chinese_variants import simplified
 from stages.text.words.utf8_kernels import (
     UNSPACED_RANGES,
@@ -240,6 +240,6 @@ def ngram_hashes(words: Hashes, n: int) -> Hashes:
     count = max(0, len(words) - n + 1)
     hashes = np.zeros(count, np.uint64)
     for k in range(n if count else 0):
-        hashes *= np.uint64(GOLDEN)
+        hashes *= np.uint64(GOLDEN_GAMMA)
         hashes += words[k : k + count]
     return mix64(hashes)

@@ -19,7 +19,7 @@ from stages.alignment.experience import targets
 from stages.alignment.ppo_update import UpdateSettings
 from stages.alignment.rollout import Cast, RolloutSettings, collect
 from stages.generation import sampling
-from stages.generation.sampling import Decoding
+from stages.generation.sampling import SamplingParams
 
 ITERATIONS, EPISODES = 100, 512
 CLOSED, NEAR = 0.96, 0.20
@@ -66,7 +66,7 @@ def train(problem, *, decoding=None, renew=0):
     critic = Table(TableCritic(), 0.1)
     reference = TablePolicy(problem.reference)
     prompt_rng, rng = np.random.default_rng(7), np.random.default_rng(8)
-    rolling = RolloutSettings(decoding or Decoding(LENGTH), EOS, PAD, seed=1, batch=EPISODES)
+    rolling = RolloutSettings(decoding or SamplingParams(LENGTH), EOS, PAD, seed=1, batch=EPISODES)
 
     def score(tokens_BT, last_B):
         return problem.reward(tokens_BT[:, 0], tokens_BT[:, 1:]).float()
@@ -187,8 +187,8 @@ WRONG = {
     ),
     "a reference that moves": None,
     "last token not learnt from": with_advantages(without_last),
-    "rollouts at temperature 0.7": mismatched(Decoding(temperature=0.7)),
-    "rollouts from the top 4": mismatched(Decoding(top_k=4)),
+    "rollouts at temperature 0.7": mismatched(SamplingParams(temperature=0.7)),
+    "rollouts from the top 4": mismatched(SamplingParams(top_k=4)),
 }
 
 
@@ -204,6 +204,6 @@ def test_wrong_ppo_does_not_pass(name, problem, monkeypatch):
 
 def test_rollouts_of_another_distribution_are_refused_at_once(problem):
     with pytest.raises(Failure, match="the ratio of the first minibatch is off by"):
-        train(problem, decoding=Decoding(LENGTH, temperature=0.7))
+        train(problem, decoding=SamplingParams(LENGTH, temperature=0.7))
     with pytest.raises(Failure, match="the ratio of the first minibatch is off by"):
-        train(problem, decoding=Decoding(LENGTH, top_k=4))
+        train(problem, decoding=SamplingParams(LENGTH, top_k=4))

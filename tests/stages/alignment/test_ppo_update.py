@@ -11,7 +11,7 @@ from stages.alignment.experience import Experience, mark, shaped_scores, spread,
 from stages.alignment.ppo_update import Share, UpdateSettings, minibatches, update
 from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
 from stages.generation.likelihood import next_log_probs
-from stages.generation.sampling import Decoding
+from stages.generation.sampling import SamplingParams
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.reward_head import RewardModel
 
@@ -63,7 +63,7 @@ def models():
 
 def play(models, prompts=PROMPTS, *, decoding=None, **options):
     policy, reference, critic, reward = models
-    settings = RolloutSettings(decoding or Decoding(10), EOS, PAD, **options)
+    settings = RolloutSettings(decoding or SamplingParams(10), EOS, PAD, **options)
     return collect(
         Cast(policy, reference, critic, score_with(reward, EOS)),
         prompts,

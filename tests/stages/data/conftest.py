@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.data.tokenizers.tokenizer_training import cut_lines, export, train
+from stages.data.tokenizers.tokenizer_training import (
+    export_tokenizer,
+    split_lines,
+    train_sentencepiece,
+)
 from stages.text.python_docs.docstrings import documented_objects, module_documents
 from stages.text.python_docs.installed_files import installed_files
 
@@ -26,6 +30,6 @@ def real_documents():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory, real_documents):
     folder = tmp_path_factory.mktemp("tokenizer")
-    lines = (line for text in real_documents[:1500] for line in cut_lines(text))
-    export(train(lines, 2000), folder, max_length=256)
+    lines = (line for text in real_documents[:1500] for line in split_lines(text))
+    export_tokenizer(train_sentencepiece(lines, 2000), folder, max_length=256)
     return Tokenizer(folder)

@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from stages.data.best_fit_packing import IGNORED, BestFit, best_fit, plan
-from stages.data.token_store import TokenStore, boundaries, token_dtype, write_index, write_shard
+from stages.data.best_fit_packing import IGNORE_INDEX, BestFitSamples, best_fit, plan_packing
+from stages.data.token_store import (
+    TokenStore,
+    document_boundaries,
+    token_dtype,
+    write_index,
+    write_shard,
+)
 
 EOS = 3
 
@@ -62,14 +68,14 @@ def test_every_token_is_a_target_once_and_no_document_that_fits_is_cut(
     tmp_path_factory, lengths, length, seed, epoch
 ):
     tokens, flat = store(tmp_path_factory.mktemp("store"), lengths)
-    samples = BestFit(tokens, length, seed)
+    samples = BestFitSamples(tokens, length, seed)
     found = [samples.sample(i, epoch) for i in range(len(samples))]
-    targets = [s.targets[s.targets != IGNORED] for s in found]
+    targets = [s.targets[s.targets != IGNORE_INDEX] for s in found]
     assert Counter(np.concatenate(targets).tolist()) == Counter(flat.tolist())
     before = dict(zip(flat.tolist(), np.roll(flat, 1).tolist(), strict=True))
     pieces = []
     for sample in found:
-        padding = sample.targets == IGNORED
+        padding = sample.targets == IGNORE_INDEX
         assert not padding[: length - padding.sum()].any() and not sample.tokens[padding].any()
         for segment in range(sample.segments[-1] + 1):
             here = sample.segments == segment
@@ -83,13 +89,13 @@ def test_every_token_is_a_target_once_and_no_document_that_fits_is_cut(
         document = tokens.document(number).tolist()
         if size <= length and document != [EOS]:
             assert document in pieces
-    lost = sum(int((s.targets == IGNORED).sum()) for s in found)
+    lost = sum(int((s.targets == IGNORE_INDEX).sum()) for s in found)
     assert samples.padding == pytest.approx(lost / (len(samples) * length))
     assert samples.plan.cut == sum(size > length for size in lengths)
 
 
 def test_a_long_document_is_cut_to_full_samples_first():
-    found = plan(np.array([25, 28]), 10)
+    found = plan_packing(np.array([25, 28]), 10)
     assert found.starts.tolist() == [0, 10, 20, 25] and found.lengths.tolist() == [10, 10, 5, 3]
     assert found.first.tolist() == [0, 1, 2, 4] and found.cut == 1
 
@@ -103,7 +109,7 @@ def test_less_is_padded_than_first_come_first_served():
 
 def test_epochs_visit_the_same_samples_in_other_orders(tmp_path):
     tokens, _ = store(tmp_path, [7, 30, 12, 5, 9, 21, 16, 3, 8, 8, 40])
-    samples = BestFit(tokens, 16, seed=5)
+    samples = BestFitSamples(tokens, 16, seed=5)
 
     def epoch(number):
         start = number * len(samples)
@@ -111,17 +117,19 @@ def test_epochs_visit_the_same_samples_in_other_orders(tmp_path):
 
     assert epoch(0) == [tuple(s.targets.tolist()) for s in samples]
     assert sorted(epoch(0)) == sorted(epoch(7)) and epoch(0) != epoch(7)
-    assert epoch(0) == [tuple(BestFit(tokens, 16, 5)[i].targets) for i in range(len(samples))]
-    plain = BestFit(tokens, 16)
+    assert epoch(0) == [
+        tuple(BestFitSamples(tokens, 16, 5)[i].targets) for i in range(len(samples))
+    ]
+    plain = BestFitSamples(tokens, 16)
     for beyond in (len(plain), -1):
         with pytest.raises(IndexError):
             plain[beyond]
     with pytest.raises(InputError, match="no eval tokens"):
-        BestFit(TokenStore(tmp_path, "eval"), 16)
+        BestFitSamples(TokenStore(tmp_path, "eval"), 16)
 
 
 def test_the_boundaries_of_a_window_are_its_end_tokens():
     windows = np.array([[9, 8, EOS, 7, EOS, EOS], [EOS, 5, 6, 7, 8, 9]])
-    segments, positions = boundaries(windows, EOS)
+    segments, positions = document_boundaries(windows, EOS)
     assert segments.tolist() == [[0, 0, 1, 1, 2, 3], [0] * 6]
     assert positions.tolist() == [[0, 1, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5]]

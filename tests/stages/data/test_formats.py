@@ -90,8 +90,8 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
 
 
 def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_parts, "ROWS_A_PART", 4)
-    monkeypatch.setattr(parquet_parts, "BYTES_A_PART", 1_000)
+    monkeypatch.setattr(parquet_parts, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(parquet_parts, "BYTES_PER_PART", 1_000)
     row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
     texts = ["short"] * 9 + ["long" * 300, "end"]
     with documents.documents_writer(tmp_path) as writer:
@@ -107,7 +107,7 @@ def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
 
 
 def test_rows_are_encoded_a_group_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_parts, "BYTES_A_GROUP", 1_000)
+    monkeypatch.setattr(parquet_parts, "BYTES_PER_GROUP", 1_000)
     row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
     with documents.documents_writer(tmp_path) as writer:
         for _ in range(7):
@@ -169,4 +169,4 @@ def test_an_empty_artifact_is_refused_by_those_who_need_documents(tmp_path):
         pass
     assert list(Documents(tmp_path)) == []
     with pytest.raises(InputError, match="no documents"):
-        Documents(tmp_path).require_some()
+        Documents(tmp_path).require_nonempty()

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.data.mixture import PERIOD, Interleaved, Mixture, Schedule, slots, temperature_weights
+from stages.data.mixture import (
+    PERIOD,
+    Interleaved,
+    Mixture,
+    MixtureSchedule,
+    samples_per_period,
+    temperature_weights,
+)
 
 weights_of_sources = st.lists(
     st.one_of(st.integers(1, 60), st.sampled_from([0.5, 0.25, 2.5, 7.75, 1e3])),
@@ -25,7 +32,7 @@ GPT3 = {  # tokens in billions, weight in per cent, epochs in 300 billion tokens
 @settings(max_examples=80, deadline=None)
 @given(weights_of_sources)
 def test_every_prefix_has_every_share_to_within_one_sample(weights):
-    schedule = Schedule.of(weights)
+    schedule = MixtureSchedule.from_weights(weights)
     period = len(schedule.source)
     total = sum(weights)
     assert period <= PERIOD
@@ -38,26 +45,26 @@ def test_every_prefix_has_every_share_to_within_one_sample(weights):
 @given(weights_of_sources, st.integers(0, 10**9))
 @settings(max_examples=60, deadline=None)
 def test_a_source_gives_its_samples_in_order_none_twice(weights, start):
-    schedule = Schedule.of(weights)
-    before = schedule.drawn(start).tolist()
+    schedule = MixtureSchedule.from_weights(weights)
+    before = schedule.samples_per_source(start).tolist()
     assert sum(before) == start
     for index in range(start, start + 50):
-        source, place = schedule.place(index)
+        source, place = schedule.locate(index)
         assert place == before[source]
         before[source] += 1
-    assert before == schedule.drawn(start + 50).tolist()
+    assert before == schedule.samples_per_source(start + 50).tolist()
 
 
 def test_weights_that_are_decimals_are_exact():
-    assert slots([60, 22, 8, 8, 3]) == [60, 22, 8, 8, 3]
-    assert slots([0.1, 0.2, 0.7]) == [1, 2, 7]
-    assert slots([3.5]) == [1]
-    assert slots([1e-3, 0.999]) == [1, 999]
+    assert samples_per_period([60, 22, 8, 8, 3]) == [60, 22, 8, 8, 3]
+    assert samples_per_period([0.1, 0.2, 0.7]) == [1, 2, 7]
+    assert samples_per_period([3.5]) == [1]
+    assert samples_per_period([1e-3, 0.999]) == [1, 999]
 
 
 @given(st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=20))
 def test_other_weights_are_rounded_and_none_to_nothing(weights):
-    counts = slots(weights)
+    counts = samples_per_period(weights)
     assert min(counts) >= 1 and sum(counts) <= PERIOD
     for count, weight in zip(counts, weights, strict=True):
         share = weight / sum(weights)
@@ -67,7 +74,7 @@ def test_other_weights_are_rounded_and_none_to_nothing(weights):
 @pytest.mark.parametrize("weights", [[], [1, 0], [1, -1], [1, float("nan")], [float("inf")]])
 def test_weights_that_mean_nothing_are_refused(weights):
     with pytest.raises(ValueError, match="positive"):
-        slots(weights)
+        samples_per_period(weights)
 
 
 def test_the_weights_of_gpt_3_give_its_epochs():
@@ -76,9 +83,9 @@ def test_the_weights_of_gpt_3_give_its_epochs():
     tokens_a_sample = 100_000
     sources = [range(size * 10**9 // tokens_a_sample) for size, _, _ in GPT3.values()]
     mixture = Mixture(sources, [weight for _, weight, _ in GPT3.values()])
-    assert sum(mixture.shares) == pytest.approx(1)
-    assert mixture.shares[0] == pytest.approx(60 / 101)
-    found = mixture.epochs(300 * 10**9 // tokens_a_sample)
+    assert sum(mixture.proportions) == pytest.approx(1)
+    assert mixture.proportions[0] == pytest.approx(60 / 101)
+    found = mixture.epochs_after(300 * 10**9 // tokens_a_sample)
     for epochs, (size, weight, published) in zip(found, GPT3.values(), strict=True):
         assert epochs == pytest.approx(300 * weight / 101 / size, rel=1e-4)
         digits = len(str(published).partition(".")[2])
@@ -103,7 +110,7 @@ def test_a_mixture_reads_its_sources():
     mixture = Mixture([Letters("abcd"), Letters("xy")], [2, 1])
     assert " ".join(mixture[i] for i in range(9)) == "a0 b0 x0 c0 d0 y0 a1 b1 x1"
     assert mixture[3_000_000] == "a500000"
-    assert mixture.epochs(9) == [1.5, 1.5]
+    assert mixture.epochs_after(9) == [1.5, 1.5]
     with pytest.raises(ValueError, match="1 weights for 2 sources"):
         Mixture([range(2), range(3)], [1])
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptArtifact, InputError
-from stages.data.token_store import TokenStore, permute, token_dtype, write_index, write_shard
+from stages.data.hashing import permute
+from stages.data.token_store import TokenStore, token_dtype, write_index, write_shard
 
 
 def store(folder, lengths, per_shard=3, vocab_size=1000):

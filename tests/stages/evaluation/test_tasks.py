@@ -16,9 +16,21 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import InputError
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
-from stages.evaluation.loglikelihood import Request, Score, fitted, requests, score
-from stages.evaluation.task_metrics import Answer, Examiner, grade, summary, tables
-from stages.evaluation.tasks import Item, Task, TaskSection, load
+from stages.evaluation.loglikelihood import (
+    LoglikelihoodRequest,
+    LoglikelihoodResult,
+    encode_requests,
+    score_requests,
+    truncate_left,
+)
+from stages.evaluation.task_metrics import (
+    ItemResult,
+    TaskRunner,
+    aggregate_metrics,
+    compute_task_metrics,
+    result_panels,
+)
+from stages.evaluation.tasks import Item, Task, TaskSection, load_task
 from stages.models.hf_export import load_language_model, save_language_model
 from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
 from stages.models.registry import language_model
@@ -73,9 +85,9 @@ def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def examiner(folder: Path, **more: object) -> Examiner:
+def examiner(folder: Path, **more: object) -> TaskRunner:
     found = {"context": CONTEXT, "start": EOS, "pad_id": PAD, **more}
-    return Examiner(load_language_model(folder), Tokenizer(folder), **found)  # type: ignore[arg-type]
+    return TaskRunner(load_language_model(folder), Tokenizer(folder), **found)  # type: ignore[arg-type]
 
 
 def written(path: Path, rows: list[dict[str, object]]) -> str:
@@ -93,7 +105,7 @@ def test_a_yaml_file_says_how_items_are_read(tmp_path: Path) -> None:
         'items: items.jsonl\ntemplate: "{place}. Q: {question}\\nA:"\nshots: 1\n'
         'target_delimiter: "\\t"\ndelimiter: "\\n"\ndescription: "Animals. "\n'
     )
-    task = load(str(tmp_path / "farm.yaml"))
+    task = load_task(str(tmp_path / "farm.yaml"))
     (item,) = task.scored
     assert (task.name, task.kind, item.line, item.answer) == ("farm", "choice", 2, 2)
     shots = task.shots_of(item, task.section.shots, seed=0)
@@ -105,14 +117,14 @@ def test_a_yaml_file_says_how_items_are_read(tmp_path: Path) -> None:
 def test_a_jsonl_file_is_a_task_by_itself(tmp_path: Path) -> None:
     rows = [{"context": "A cat.", **CAPITALS[0]}, {"question": "so?", "choices": ["a", "b"],
              "answer": 0}]  # fmt: skip
-    task = load(written(tmp_path / "farm.jsonl", rows))
+    task = load_task(written(tmp_path / "farm.jsonl", rows))
     assert [item.context for item in task.items] == ["A cat.\nwhat does the cat do?", "so?"]
     assert task.items[0].solved == "A cat.\nwhat does the cat do? sleeps here"
 
 
 def test_the_target_of_a_cloze_is_the_end_of_its_text(tmp_path: Path) -> None:
     rows = [{"text": "the cat  sleeps here "}, {"text": "我爱北京", "target": "北京"}]
-    task = load(written(tmp_path / "words.jsonl", rows))
+    task = load_task(written(tmp_path / "words.jsonl", rows))
     assert task.kind == "cloze"
     assert [(i.context, i.joint, i.choices) for i in task.items] == [
         ("the cat  sleeps", " ", ("here",)), ("我爱", "", ("北京",)),
@@ -146,7 +158,7 @@ def test_what_is_broken_is_named(tmp_path: Path, text: str, line: str, said: str
     path = tmp_path / "broken.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match=said) as found:
-        load(str(path))
+        load_task(str(path))
     assert found.value.where == f"{path}{line}"
 
 
@@ -171,7 +183,7 @@ def test_what_is_broken_in_the_header_is_named(
     path.write_text(text)
     (tmp_path / "x.jsonl").write_text(GOOD)
     with pytest.raises(InputError, match=said) as found:
-        load(str(path))
+        load_task(str(path))
     if line:
         assert f"{path}:{line}" in str(found.value)
     assert str(tmp_path) in str(found.value)
@@ -182,9 +194,9 @@ def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
     digests = set()
     for header in ("items: x.jsonl\n", "items: x.jsonl\nshots: 1\n"):
         (tmp_path / "x.yaml").write_text(header)
-        digests.add(load(str(tmp_path / "x.yaml")).digest)
+        digests.add(load_task(str(tmp_path / "x.yaml")).digest)
     written(tmp_path / "x.jsonl", CAPITALS[:2])
-    digests |= {load(str(tmp_path / name)).digest for name in ("x.yaml", "x.jsonl")}
+    digests |= {load_task(str(tmp_path / name)).digest for name in ("x.yaml", "x.jsonl")}
     assert len(digests) == 4
 
 
@@ -197,7 +209,7 @@ def many(tmp_path: Path, train: int = 0) -> Task:
          "split": "train" if n < train else "test"}
         for n in range(40)
     ]  # fmt: skip
-    return load(written(tmp_path / "many.jsonl", rows))
+    return load_task(written(tmp_path / "many.jsonl", rows))
 
 
 def test_shots_are_the_same_each_time_and_others_for_other_seeds_and_items(tmp_path: Path) -> None:
@@ -226,7 +238,7 @@ def test_a_question_with_its_choices_in_another_order_is_no_shot(tmp_path: Path)
          "answer": (1 - n) % 2 * 2}
         for n in range(6)
     ]  # fmt: skip
-    task = load(written(tmp_path / "turned.jsonl", rows))
+    task = load_task(written(tmp_path / "turned.jsonl", rows))
     for item in task.scored:
         assert item.choices[item.answer] == ("blue" if item.line % 2 else "green")
         shots = task.shots_of(item, 4, seed=0)
@@ -253,14 +265,16 @@ def test_shots_come_from_the_train_part_where_there_is_one(tmp_path: Path) -> No
 
 def test_a_pair_is_encoded_as_one_text(tokenizer: Tokenizer) -> None:
     """SentencePiece's space before a text is no part of a continuation."""
-    (asked,) = requests(tokenizer, [("the cat", " sleeps here")], start=EOS)
+    (asked,) = encode_requests(tokenizer, [("the cat", " sleeps here")], start=EOS)
     assert [*asked.context, *asked.continuation] == tokenizer.encode("the cat sleeps here")
     assert list(asked.context) == tokenizer.encode("the cat")
     assert list(asked.continuation) == tokenizer.encode("sleeps here")
 
 
 def test_space_at_the_end_of_a_context_begins_the_continuation(tokenizer: Tokenizer) -> None:
-    apart, early = requests(tokenizer, [("the cat", " runs"), ("the cat ", "runs")], start=EOS)
+    apart, early = encode_requests(
+        tokenizer, [("the cat", " runs"), ("the cat ", "runs")], start=EOS
+    )
     assert apart == early
 
 
@@ -268,26 +282,26 @@ def test_a_token_over_the_border_is_scored_whole(tokenizer: Tokenizer) -> None:
     """Parted by number as elsewhere, `sleeps` would have no token left to score."""
     whole, context = tokenizer.encode("the cat sleeps"), tokenizer.encode("the cat sle")
     assert context[: len(whole)] != whole and len(context) >= len(whole)
-    (asked,) = requests(tokenizer, [("the cat sle", "eps")], start=EOS)
+    (asked,) = encode_requests(tokenizer, [("the cat sle", "eps")], start=EOS)
     assert [*asked.context, *asked.continuation] == whole
     assert asked.continuation == tuple(tokenizer.encode("sleeps"))
 
 
 def test_what_has_no_context_comes_after_the_start_of_a_document(tokenizer: Tokenizer) -> None:
     pairs = [("", "the cat"), ("the", " cat")]
-    empty, _ = requests(tokenizer, pairs, start=EOS)
+    empty, _ = encode_requests(tokenizer, pairs, start=EOS)
     assert empty == ((EOS,), tuple(tokenizer.encode("the cat")))
-    begun = requests(tokenizer, pairs, start=EOS, document=True)
+    begun = encode_requests(tokenizer, pairs, start=EOS, document=True)
     assert [one.context for one in begun] == [(EOS,), (EOS, *tokenizer.encode("the"))]
 
 
 def test_a_long_context_is_cut_from_the_left_to_the_last_token_that_fits() -> None:
-    asked = Request(tuple(range(10)), (20, 21, 22))
-    assert fitted(asked, 12).context == tuple(range(10))
-    assert fitted(asked, 11).context == tuple(range(1, 10))
-    assert fitted(asked, 3).context == (9,)
+    asked = LoglikelihoodRequest(tuple(range(10)), (20, 21, 22))
+    assert truncate_left(asked, 12).context == tuple(range(10))
+    assert truncate_left(asked, 11).context == tuple(range(1, 10))
+    assert truncate_left(asked, 3).context == (9,)
     with pytest.raises(InputError, match="3 tokens are to be scored at once"):
-        fitted(asked, 2)
+        truncate_left(asked, 2)
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -298,14 +312,14 @@ def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def brute_force(folder: Path, context: list[int], rest: list[int]) -> Score:
+def brute_force(folder: Path, context: list[int], rest: list[int]) -> LoglikelihoodResult:
     """Each continuation by itself, without padding or cache, by `transformers`."""
     ids = torch.tensor([[*context, *rest]])
     with torch.inference_mode():
         logits = reference(folder)(ids[:, :-1]).logits[0, -len(rest) :]
     targets = torch.tensor(rest)
     total = logits.double().log_softmax(-1).gather(1, targets[:, None]).sum().item()
-    return Score(total, bool((logits.argmax(-1) == targets).all()))
+    return LoglikelihoodResult(total, bool((logits.argmax(-1) == targets).all()))
 
 
 def greedy(model: Any, context: list[int], count: int) -> list[int]:
@@ -325,14 +339,16 @@ def test_scores_are_those_of_a_pass_over_each_pair_by_itself(
     tokens = lambda count: [rng.randrange(16, 300) for _ in range(count)]  # noqa: E731
     shared = [tokens(size) for size in (1, 5, 12, CONTEXT - 3)]
     asked = [
-        Request(tuple(context), tuple(tokens(size))) for context in shared for size in (1, 4, 2)
+        LoglikelihoodRequest(tuple(context), tuple(tokens(size)))
+        for context in shared
+        for size in (1, 4, 2)
     ]
-    asked += [Request(tuple(c), tuple(greedy(model, c, 3))) for c in shared[:2]]
+    asked += [LoglikelihoodRequest(tuple(c), tuple(greedy(model, c, 3))) for c in shared[:2]]
     rng.shuffle(asked)
     expected = [brute_force(folder, *map(list, one)) for one in asked]
     assert sum(one.greedy for one in expected) >= 2
     for batch in (1, 3, 16):
-        found = score(model, asked, pad_id=PAD, batch=batch)
+        found = score_requests(model, asked, pad_id=PAD, batch=batch)
         assert [one.greedy for one in found] == [one.greedy for one in expected]
         assert [one.log_prob for one in found] == pytest.approx(
             [one.log_prob for one in expected], abs=1e-4
@@ -340,7 +356,7 @@ def test_scores_are_those_of_a_pass_over_each_pair_by_itself(
 
 
 def test_a_task_is_scored_as_by_brute_force(folder: Path, tmp_path: Path) -> None:
-    task = load(written(tmp_path / "farm.jsonl", CAPITALS))
+    task = load_task(written(tmp_path / "farm.jsonl", CAPITALS))
     tokenizer = Tokenizer(folder)
     answers = list(examiner(folder, pmi=True).answers(task, task.scored, shots=1))
     assert not any(answer.cut for answer in answers)
@@ -359,12 +375,12 @@ def test_a_task_is_scored_as_by_brute_force(folder: Path, tmp_path: Path) -> Non
 
 def test_contexts_that_are_cut_are_counted(folder: Path, tmp_path: Path) -> None:
     long = {**CAPITALS[0], "question": "what does the cat do? " * 12}
-    task = load(written(tmp_path / "farm.jsonl", [*CAPITALS, long]))
+    task = load_task(written(tmp_path / "farm.jsonl", [*CAPITALS, long]))
     answers = list(examiner(folder).answers(task, task.scored, shots=0))
     assert [answer.cut for answer in answers] == [False, False, False, True]
-    assert grade(task, answers, 0).figures["cut"] == 1
+    assert compute_task_metrics(task, answers, 0).figures["cut"] == 1
     endless = {**CAPITALS[0], "choices": ["no", "sleeps here " * 40]}
-    task = load(written(tmp_path / "farm.jsonl", [CAPITALS[1], endless]))
+    task = load_task(written(tmp_path / "farm.jsonl", [CAPITALS[1], endless]))
     with pytest.raises(InputError, match="to be scored at once") as found:
         list(examiner(folder).answers(task, task.scored, shots=0))
     assert found.value.where.endswith("farm.jsonl:2")
@@ -375,9 +391,11 @@ def test_contexts_that_are_cut_are_counted(folder: Path, tmp_path: Path) -> None
 
 def answer(
     choices: tuple[str, ...], right: int, log_probs: list[float], free: list[float]
-) -> Answer:
+) -> ItemResult:
     item = Item(1, "q", choices, right, " ")
-    return Answer(item, tuple(Score(value, False) for value in log_probs), tuple(free))
+    return ItemResult(
+        item, tuple(LoglikelihoodResult(value, False) for value in log_probs), tuple(free)
+    )
 
 
 def test_each_way_of_choosing() -> None:
@@ -395,19 +413,21 @@ def task_of(kind: str, name: str = "t") -> Task:
 def test_the_figures_of_choices() -> None:
     right = answer(("a", "b"), 0, [-1.0, -2.0], [])
     wrong = answer(("a", "b", "c", "d"), 0, [-2.0, -1.0, -3.0, -3.0], [])
-    figures = grade(task_of("choice"), [right, right, right, wrong], 0).figures
+    figures = compute_task_metrics(task_of("choice"), [right, right, right, wrong], 0).figures
     assert figures["acc"] == 0.75
     assert figures["acc_error"] == pytest.approx(torch.tensor([1.0, 1, 1, 0]).std().item() / 2)
     assert figures["chance"] == pytest.approx((3 / 2 + 1 / 4) / 4)
     assert figures["centered"] == pytest.approx((0.75 - 0.4375) / (1 - 0.4375))
     assert "acc_pmi" not in figures
-    assert "acc_error" not in grade(task_of("choice"), [right], 0).figures
+    assert "acc_error" not in compute_task_metrics(task_of("choice"), [right], 0).figures
 
 
 def test_the_figures_of_cloze() -> None:
     item = Item(1, "q", ("x",), 0, " ")
-    said = [Answer(item, (Score(value, value > -1),)) for value in (-0.5, -2.0, -3.5)]
-    figures = grade(task_of("cloze"), said, 0).figures
+    said = [
+        ItemResult(item, (LoglikelihoodResult(value, value > -1),)) for value in (-0.5, -2.0, -3.5)
+    ]
+    figures = compute_task_metrics(task_of("cloze"), said, 0).figures
     assert figures["acc"] == figures["centered"] == pytest.approx(1 / 3)
     assert figures["perplexity"] == pytest.approx(math.exp(2.0))
     assert figures["perplexity_error"] == pytest.approx(math.exp(2.0) * 1.5 / math.sqrt(3))
@@ -417,13 +437,13 @@ def test_the_mean_over_tasks_counts_tasks_not_items() -> None:
     right = answer(("a", "b"), 0, [-1.0, -2.0], [])
     wrong = answer(("a", "b"), 1, [-1.0, -2.0], [])
     grades = [
-        grade(task_of("choice", "easy"), [right] * 9, 0),
-        grade(task_of("choice", "hard"), [wrong], 2),
+        compute_task_metrics(task_of("choice", "easy"), [right] * 9, 0),
+        compute_task_metrics(task_of("choice", "hard"), [wrong], 2),
     ]
-    figures = summary(grades)
+    figures = aggregate_metrics(grades)
     assert (figures["easy_centered"], figures["hard_centered"]) == (1, -1)
     assert (figures["centered"], figures["acc"]) == (0, 0.5)
-    table, easy, hard = tables(grades)
+    table, easy, hard = result_panels(grades)
     assert table["columns"][:5] == ["task", "shots", "items", "acc", "±"]
     assert [row[:4] for row in table["rows"]] == [["easy", 0, 9, 1.0], ["hard", 2, 1, 0.0]]
     assert {shown[""] for shown in easy["items"]} == {"right"}

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from stages.data.chat_template import encode_prompt
 from stages.data.conversation_dataset import Message
+from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.generation.generate import generate_text
-from stages.generation.sampling import Decoding, sample
+from stages.generation.sampling import SamplingParams, sample
 from stages.models.hf_export import load_language_model, save_language_model
 
 
 def greedy(world, ids, count):
     model = load_language_model(world / "policy")
-    drawn = sample(model, [ids], Decoding(count, 0.0), eos_id=EOS, pad_id=PAD)
+    drawn = sample(model, [ids], SamplingParams(count, 0.0), eos_id=EOS, pad_id=PAD)
     return Tokenizer(world / "policy").decode(drawn.ids(0))
 
 

@@ -7,7 +7,13 @@ from transformers import AutoModelForCausalLM
 
 from stages.generation.counter_rng import uniforms
 from stages.generation.likelihood import likelihoods
-from stages.generation.sampling import Decoding, batches, draw, log_distribution, sample
+from stages.generation.sampling import (
+    SamplingParams,
+    draw_tokens,
+    length_sorted_batches,
+    sample,
+    sampling_log_probs,
+)
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import save_language_model
 
@@ -33,7 +39,7 @@ def run(model, decoding, prompts=PROMPTS, **options):
 def test_greedy_is_that_of_transformers(model, tmp_path):
     save_language_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
-    ours = run(model, Decoding(20, temperature=0))
+    ours = run(model, SamplingParams(20, temperature=0))
     for row, prompt in enumerate(PROMPTS):
         expected = theirs.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)),
@@ -43,7 +49,7 @@ def test_greedy_is_that_of_transformers(model, tmp_path):
 
 
 def test_a_row_does_not_depend_on_its_batch(model):
-    decoding = Decoding(20)
+    decoding = SamplingParams(20)
     together = run(model, decoding, seed=4)
     for row, prompt in enumerate(PROMPTS):
         alone = run(model, decoding, [prompt], seed=4, indices=[row])
@@ -55,14 +61,14 @@ def test_a_row_does_not_depend_on_its_batch(model):
 
 
 def test_seeds_and_indices_change_the_draw(model):
-    decoding = Decoding(20)
+    decoding = SamplingParams(20)
     first = run(model, decoding, [[2]] * 4, seed=1)
     assert len({tuple(first.ids(row)) for row in range(4)}) > 1
     assert run(model, decoding, [[2]], seed=2).ids(0) != first.ids(0)
 
 
 def test_log_probs_are_those_of_a_plain_forward_pass(model):
-    drawn = run(model, Decoding(20, temperature=0.7), seed=2)
+    drawn = run(model, SamplingParams(20, temperature=0.7), seed=2)
     for row, prompt in enumerate(PROMPTS):
         ids = drawn.ids(row, eos=True)
         logits = model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
@@ -72,7 +78,7 @@ def test_log_probs_are_those_of_a_plain_forward_pass(model):
 
 
 def test_a_response_ends_at_its_end_token(model):
-    drawn = run(model, Decoding(30), [[2]] * 64, seed=0)
+    drawn = run(model, SamplingParams(30), [[2]] * 64, seed=0)
     assert 0 < drawn.finished.sum() < 64
     for row in range(64):
         ids = drawn.ids(row, eos=True)
@@ -85,15 +91,15 @@ def test_a_response_ends_at_its_end_token(model):
 
 @pytest.mark.parametrize(
     "decoding",
-    [Decoding(1), Decoding(1, temperature=0.5), Decoding(1, top_k=4), Decoding(1, top_p=0.6),
-     Decoding(1, banned=(1, 2))],
+    [SamplingParams(1), SamplingParams(1, temperature=0.5), SamplingParams(1, top_k=4), SamplingParams(1, top_p=0.6),
+     SamplingParams(1, suppress_tokens=(1, 2))],
 )  # fmt: skip
 def test_frequencies_are_the_distribution(model, decoding):
     count = 20_000
     logits = model(torch.tensor([[2, 7]]))[:, -1]
-    expected = log_distribution(logits, decoding)[0].exp()
-    tokens = draw(
-        log_distribution(logits, decoding).expand(count, -1),
+    expected = sampling_log_probs(logits, decoding)[0].exp()
+    tokens = draw_tokens(
+        sampling_log_probs(logits, decoding).expand(count, -1),
         torch.from_numpy(uniforms(0, range(count), 1)[:, 0]),
     )
     observed = torch.bincount(tokens, minlength=50) / count
@@ -105,29 +111,29 @@ def test_frequencies_are_the_distribution(model, decoding):
 def test_cuts_keep_what_they_say():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     kept = {
-        name: log_distribution(logits, decoding)[0].exp().tolist()
+        name: sampling_log_probs(logits, decoding)[0].exp().tolist()
         for name, decoding in {
-            "top_k": Decoding(top_k=2),
-            "top_p": Decoding(top_p=0.7),
-            "greedy": Decoding(temperature=0),
-            "banned": Decoding(banned=(0,)),
+            "top_k": SamplingParams(top_k=2),
+            "top_p": SamplingParams(top_p=0.7),
+            "greedy": SamplingParams(temperature=0),
+            "suppress_tokens": SamplingParams(suppress_tokens=(0,)),
         }.items()
     }
     assert kept["top_k"] == pytest.approx([0.625, 0.375, 0, 0])
     assert kept["top_p"] == pytest.approx([0.625, 0.375, 0, 0])
     assert kept["greedy"] == [1, 0, 0, 0]
-    assert kept["banned"] == pytest.approx([0, 0.6, 0.3, 0.1])
+    assert kept["suppress_tokens"] == pytest.approx([0, 0.6, 0.3, 0.1])
 
 
 def test_only_the_whole_softmax_is_exact():
-    assert Decoding().exact and Decoding(temperature=0.7).exact
+    assert SamplingParams().is_untruncated and SamplingParams(temperature=0.7).is_untruncated
     inexact = [
-        Decoding(top_k=3),
-        Decoding(top_p=0.9),
-        Decoding(temperature=0),
-        Decoding(banned=(1,)),
+        SamplingParams(top_k=3),
+        SamplingParams(top_p=0.9),
+        SamplingParams(temperature=0),
+        SamplingParams(suppress_tokens=(1,)),
     ]
-    assert not any(decoding.exact for decoding in inexact)
+    assert not any(decoding.is_untruncated for decoding in inexact)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +141,13 @@ def test_only_the_whole_softmax_is_exact():
 )
 def test_impossible_decoding_is_refused(bad):
     with pytest.raises(ValueError, match=r"top_p|not a way"):
-        Decoding(**bad)
+        SamplingParams(**bad)
 
 
 def test_a_draw_stays_in_the_vocabulary():
     log_probs = torch.tensor([[0.5, 0.5, 0.0]]).log()
     edges = torch.tensor([0.0, 0.4999999, 0.5, 1 - 2**-53])
-    assert draw(log_probs.expand(4, -1), edges).tolist() == [0, 0, 1, 1]
+    assert draw_tokens(log_probs.expand(4, -1), edges).tolist() == [0, 0, 1, 1]
 
 
 def test_uniforms_are_uniform_and_a_function_of_their_keys():
@@ -156,7 +162,7 @@ def test_uniforms_are_uniform_and_a_function_of_their_keys():
 
 def test_batches_hold_alike_lengths_and_everything_once():
     prompts = [[0] * n for n in (5, 1, 4, 1, 9)]
-    found = list(batches(prompts, 2))
+    found = list(length_sorted_batches(prompts, 2))
     assert found == [[1, 3], [2, 0], [4]]
 
 

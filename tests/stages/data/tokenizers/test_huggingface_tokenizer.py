@@ -11,9 +11,9 @@ from hf_model_folders import END, TEXTS, write_tokenizer
 from transformers import AutoTokenizer
 
 from pipeline.errors import InputError
-from stages.data.tokenizers.huggingface_tokenizer import ForeignTokenizer, open_tokenizer
+from stages.data.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer, open_tokenizer
 from stages.data.tokenizers.sentencepiece_tokenizer import BOS, EOS, SPACE, Tokenizer
-from stages.data.tokenizers.tokenizer_training import export, train
+from stages.data.tokenizers.tokenizer_training import export_tokenizer, train_sentencepiece
 
 END_ID = 286
 PAD_ID = END_ID + 1
@@ -35,7 +35,7 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
 
 def test_ids_are_those_of_transformers_and_never_a_mark(folder: Path) -> None:
     tokenizer = open_tokenizer(folder)
-    assert isinstance(tokenizer, ForeignTokenizer)
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
     auto = AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         assert tokenizer.encode(text) == auto(text)["input_ids"]
@@ -62,17 +62,21 @@ def test_documents_begin_with_the_mark_of_tokenizers_that_have_one(tmp_path: Pat
     auto = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.document("the cat") == [*auto("the cat")["input_ids"], END_ID]
     assert (tokenizer.eos_id, tokenizer.bos_id) == (END_ID, END_ID + 1)
-    assert (tokenizer.start_id, tokenizer.pad_id, tokenizer.filler) == (END_ID + 1, None, END_ID)
+    assert (tokenizer.document_start_id, tokenizer.pad_id, tokenizer.padding_id) == (
+        END_ID + 1,
+        None,
+        END_ID,
+    )
 
 
 def test_sentencepiece_of_the_hub_is_read_as_our_own(tmp_path: Path) -> None:
     """What we export, without what marks it as ours."""
-    export(train(TEXTS * 3, 320), tmp_path)
+    export_tokenizer(train_sentencepiece(TEXTS * 3, 320), tmp_path)
     ours = open_tokenizer(tmp_path)
     assert isinstance(ours, Tokenizer)
     (tmp_path / "tokenizer.model").unlink()
     foreign = open_tokenizer(tmp_path)
-    assert isinstance(foreign, ForeignTokenizer)
+    assert isinstance(foreign, HuggingFaceTokenizer)
     assert (foreign.eos_id, foreign.bos_id, len(foreign)) == (EOS, BOS, len(ours))
     assert foreign.byte_counts == ours.byte_counts
     for text in TEXTS:
@@ -89,7 +93,7 @@ def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: P
     edit(tmp_path, "config.json", eos_token_id=[END_ID, 7], pad_token_id=PAD_ID, bos_token_id=-1)
     found = open_tokenizer(tmp_path)
     assert (found.eos_id, found.bos_id, found.pad_id) == (END_ID, None, PAD_ID)
-    assert found.start_id == END_ID
+    assert found.document_start_id == END_ID
     assert found.digest == open_tokenizer(folder).digest
     edit(tmp_path, "config.json", eos_token_id=PAD_ID)
     assert open_tokenizer(tmp_path).digest != found.digest, "documents end otherwise"
@@ -153,7 +157,7 @@ def test_texts_come_back_as_nfc_from_tokenizers_that_take_it(tmp_path: Path) -> 
 
 def test_llama_2_puts_a_space_before_a_text_and_takes_it_away(tmp_path: Path) -> None:
     """As its own `tokenizer.json` says it."""
-    export(train(TEXTS * 3, 320), tmp_path)
+    export_tokenizer(train_sentencepiece(TEXTS * 3, 320), tmp_path)
     (tmp_path / "tokenizer.model").unlink()
     space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     parts = [{"type": "Prepend", "prepend": SPACE}, space]
@@ -188,4 +192,4 @@ def test_chats_want_a_tokenizer_of_ours(folder: Path, world: Path, tmp_path: Pat
     (tmp_path / "tokenizer.model").write_bytes(model.replace(b"<|assistant|>", b"<|somebody_|>"))
     with pytest.raises(InputError, match="of another make"):
         Tokenizer(tmp_path)
-    assert isinstance(open_tokenizer(tmp_path), ForeignTokenizer)
+    assert isinstance(open_tokenizer(tmp_path), HuggingFaceTokenizer)

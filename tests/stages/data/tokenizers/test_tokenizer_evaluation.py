@@ -8,13 +8,13 @@ from pipeline.errors import Failure
 from stages.data.documents import documents_writer
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.data.tokenizers.tokenizer_evaluation import (
-    Counts,
+    TokenCounts,
     check_shard,
-    checks,
-    gather,
-    unspaced,
+    check_tasks,
+    is_unspaced,
+    merge_counts,
 )
-from stages.data.tokenizers.tokenizer_training import export
+from stages.data.tokenizers.tokenizer_training import export_tokenizer
 
 TEXTS = {
     "en": ["The list is sorted.", "", "naïve \u2581 text", "a \0 b"],
@@ -33,13 +33,13 @@ def documents(tmp_path):
 
 
 def test_the_counts_are_those_of_the_texts(documents, tokenizer, tmp_path):
-    (work,) = checks(documents, tokenizer.path, 1.0)
+    (work,) = check_tasks(documents, tokenizer.path, 1.0)
     check_shard(work, tmp_path / "0")
-    found = gather([tmp_path / "0"])
+    found = merge_counts([tmp_path / "0"])
     assert set(found) == set(TEXTS)
     for lang, texts in TEXTS.items():
         ids = [tokenizer.encode(text) for text in texts]
-        assert found[lang] == Counts(
+        assert found[lang] == TokenCounts(
             documents=len(texts),
             characters=sum(map(len, texts)),
             words=sum(len(text.split()) for text in texts),
@@ -51,17 +51,17 @@ def test_the_counts_are_those_of_the_texts(documents, tokenizer, tmp_path):
     assert english.fertility("en") == english.tokens / english.words
     assert chinese.fertility("zh-TW") == chinese.tokens / chinese.characters
     assert chinese.bytes_per_token == chinese.bytes / chinese.tokens
-    twice = gather([tmp_path / "0", tmp_path / "0"])
+    twice = merge_counts([tmp_path / "0", tmp_path / "0"])
     assert twice["en"].tokens == 2 * english.tokens
 
 
 def test_codes_of_languages_without_spaces():
-    assert unspaced("zh") and unspaced("ZH_Hant") and unspaced("ja")
-    assert not unspaced("en") and not unspaced("ko") and not unspaced("?")
+    assert is_unspaced("zh") and is_unspaced("ZH_Hant") and is_unspaced("ja")
+    assert not is_unspaced("en") and not is_unspaced("ko") and not is_unspaced("?")
 
 
 def test_a_document_that_does_not_come_back_is_named(documents, tokenizer, tmp_path, monkeypatch):
-    (work,) = checks(documents, tokenizer.path, 0.0)
+    (work,) = check_tasks(documents, tokenizer.path, 0.0)
     real = Tokenizer.decode_batch
     broken = lambda self, ids: [text.replace("沒", "没") for text in real(self, ids)]  # noqa: E731
     with monkeypatch.context() as patch, pytest.raises(Failure, match="does not come back") as said:
@@ -79,10 +79,10 @@ def test_a_document_that_does_not_come_back_is_named(documents, tokenizer, tmp_p
 def test_a_disagreement_of_any_document_is_found(documents, tokenizer, tmp_path):
     folder = tmp_path / "t"
     folder.mkdir()
-    export((tokenizer.path / "tokenizer.model").read_bytes(), folder)
+    export_tokenizer((tokenizer.path / "tokenizer.model").read_bytes(), folder)
     fast = json.loads((folder / "tokenizer.json").read_text())
     fast["model"]["merges"] = fast["model"]["merges"][500:]
     (folder / "tokenizer.json").write_text(json.dumps(fast))
-    check_shard(checks(documents, folder, 0.0)[0], tmp_path / "0")
+    check_shard(check_tasks(documents, folder, 0.0)[0], tmp_path / "0")
     with pytest.raises(Failure, match="differ at token"):
-        check_shard(checks(documents, folder, 1.0)[0], tmp_path / "0")
+        check_shard(check_tasks(documents, folder, 1.0)[0], tmp_path / "0")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stages.data.documents import Document, Documents, documents_writer
 from stages.data.tokenizers.tokenizer_sampling import (
-    REPEATS,
+    MAX_REPEATS,
     language_rates,
     language_sizes,
     sample_lines,
@@ -21,10 +21,10 @@ sizes_by_language = st.dictionaries(
 def test_shares_follow_the_power_and_nothing_is_repeated_too_often(sizes, characters, alpha):
     rates = language_rates(sizes, characters, alpha)
     assert set(rates) == set(sizes)
-    assert all(0 <= rate <= REPEATS for rate in rates.values())
+    assert all(0 <= rate <= MAX_REPEATS for rate in rates.values())
     drawn = {name: rates[name] * size for name, size in sizes.items() if size}
     budget = min(characters, sum(sizes.values()))
-    free = [name for name in drawn if rates[name] < REPEATS]
+    free = [name for name in drawn if rates[name] < MAX_REPEATS]
     if free:
         assert sum(drawn.values()) == pytest.approx(budget)
         scale = {name: drawn[name] / sizes[name] ** alpha for name in free}
@@ -42,7 +42,7 @@ def test_chinese_is_not_starved():
     sizes = {"en": 98_000_000, "zh": 2_000_000}
     rates = language_rates(sizes, 10_000_000, 0.3)
     share = rates["zh"] * sizes["zh"] / 10_000_000
-    assert 0.2 < share < 0.3 and rates["zh"] < REPEATS
+    assert 0.2 < share < 0.3 and rates["zh"] < MAX_REPEATS
 
 
 def test_the_sample_of_documents_follows_the_rates(tmp_path):
@@ -56,7 +56,7 @@ def test_the_sample_of_documents_follows_the_rates(tmp_path):
     assert sizes == {"en": 39_000, "zh": 1_000}
     rates = language_rates(sizes, 40_000, alpha=0.5)
     text = "".join(sample_lines(documents, 40_000, 40_000, rates))
-    assert text.count("天") == REPEATS * 1_000
+    assert text.count("天") == MAX_REPEATS * 1_000
     assert 33_000 < text.count("a") < 39_000
     plain = "".join(sample_lines(documents, 40_000, 40_000))
     assert plain == "".join(d.text for d in documents)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from stages.data.conversation_dataset import Conversation, Message
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, ROLE_IDS
 
-TEMPLATE = (
+CHAT_TEMPLATE = (
     "{{ '<s>' }}"
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -28,7 +28,7 @@ TEMPLATE = (
 """The same format for `transformers`' chat templates."""
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """All that is asked of a tokenizer here."""
 
     def encode(self, text: str) -> list[int]:
@@ -37,19 +37,21 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids and the loss mask: `mask[t]` says that id t is the assistant's to produce."""
+class EncodedConversation:
+    """Token ids and the loss mask: `loss_mask[t]` says that id t is the assistant's to produce."""
 
     ids: npt.NDArray[np.int64]
     """Shape (T,)."""
-    mask: npt.NDArray[np.bool_]
+    loss_mask: npt.NDArray[np.bool_]
     """Shape (T,); true for the answers' tokens and the `</s>` after each."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def encode_conversation(tokenizer: Encoder, messages: Iterable[Message] | Conversation) -> Encoded:
+def encode_conversation(
+    tokenizer: TextEncoder, messages: Iterable[Message] | Conversation
+) -> EncodedConversation:
     """A whole conversation with its loss mask."""
     turns = messages.messages if isinstance(messages, Conversation) else messages
     ids, mask = [BOS], [False]
@@ -58,10 +60,10 @@ def encode_conversation(tokenizer: Encoder, messages: Iterable[Message] | Conver
         learned = message.role == "assistant"
         ids += [ROLE_IDS[message.role], *body] + [EOS] * learned
         mask += [False] + [learned] * (len(body) + learned)
-    return Encoded(np.array(ids, np.int64), np.array(mask, np.bool_))
+    return EncodedConversation(np.array(ids, np.int64), np.array(mask, np.bool_))
 
 
-def encode_prompt(tokenizer: Encoder, messages: Iterable[Message]) -> list[int]:
+def encode_prompt(tokenizer: TextEncoder, messages: Iterable[Message]) -> list[int]:
     """A prompt, up to and with `<|assistant|>`: what generation starts from."""
     ids = [BOS]
     for message in messages:
@@ -70,6 +72,8 @@ def encode_prompt(tokenizer: Encoder, messages: Iterable[Message]) -> list[int]:
     return [*ids, ASSISTANT]
 
 
-def encode_response(tokenizer: Encoder, prompt: Sequence[Message], response: str) -> Encoded:
+def encode_response(
+    tokenizer: TextEncoder, prompt: Sequence[Message], response: str
+) -> EncodedConversation:
     """A prompt with one response to it and its `</s>`."""
     return encode_conversation(tokenizer, (*prompt, Message("assistant", response)))
