@@ -1,4 +1,4 @@
-"""`cancel`: ask a run to stop, from any shell that sees the store."""
+"""`cancel`: stop a run, from any shell that sees the store."""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ from pipeline.status import TERMINAL_STATES
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
 
-PATIENCE = 60.0  # seconds: stages are killed 25 s after they were asked
-TAKEN_UP = 5.0  # seconds for whoever is about to begin the run, or to send its job
-LOOK = 0.2
+END_TIMEOUT = 60.0  # seconds; stages are killed 25 s after they were cancelled
+START_TIMEOUT = 5.0  # seconds for a driver that is about to start the run or to submit its job
+POLL_INTERVAL = 0.2
 
 
 @click.command()
 @click.argument("name", metavar="RUN", default="latest")
-@click.option("--now", is_flag=True, help="Do not wait for a checkpoint: stop at once.")
+@click.option("--now", is_flag=True, help="Stop at once, without a checkpoint.")
 @store_option
 def cancel(name: str, now: bool, store_path: str) -> None:
-    """Stop a run: its stages write a checkpoint and end within 30 s; `resume` goes on.
+    """Stop a run. Its stages write a checkpoint and end within 30 s; `resume` continues it.
 
-    Works for runs here and for runs that were submitted.
+    Works for local and for submitted runs.
     """
     run = find_run(store_path, name)
     state = run.status().state
     if state in TERMINAL_STATES:
-        console.echo(f"run {run.id} is over already: {state}")
+        console.echo(f"run {run.id} is already over: {state}")
         return
     write_atomic(run.cancel_file, "cancel now\n" if now else "cancel\n")
-    if not run.has_driver() and _never_begins(run, now):
-        console.echo(f"run {run.id} had not begun; it will not")
+    if not run.has_driver() and _cancel_before_start(run, now):
+        console.echo(f"run {run.id} was cancelled before it started")
         return
-    console.echo(f"asked run {run.id} to stop{' at once' if now else ', after a checkpoint'}")
-    _await_end(run)
+    console.echo(f"stopping run {run.id}{' at once' if now else ' after a checkpoint'}")
+    _wait_until_over(run)
 
 
-def _never_begins(run: Run, now: bool) -> bool:
-    """Settle a run that no driver has taken up; False if one does, who then sees the cancel file.
+def _cancel_before_start(run: Run, now: bool) -> bool:
+    """Record the cancellation of a run that no driver starts; return False if a driver does, which
+    then reads the cancel file.
 
     Raises:
-        Failure: its head does not answer, so nobody knows.
+        Failure: the head does not answer, so the state of the run's job is unknown.
     """
     from launch.cluster.job_record import is_job_gone, submitted_cluster
 
     cluster = submitted_cluster(run)
-    gone, deadline = None, time.monotonic() + TAKEN_UP
+    gone, deadline = None, time.monotonic() + START_TIMEOUT
     while gone is None and time.monotonic() < deadline:
         if run.has_driver() or run.status().state in TERMINAL_STATES:
             return False
         gone = is_job_gone(run, cluster, now) if cluster else None
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
     if gone is False:
         return False
     run.append("run.finished", state="cancelled")
     return True
 
 
-def _await_end(run: Run) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _wait_until_over(run: Run) -> None:
+    deadline = time.monotonic() + END_TIMEOUT
     try:
         while (state := run.status().state) not in TERMINAL_STATES and time.monotonic() < deadline:
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL)
     except KeyboardInterrupt:
-        console.echo("it stops without us watching", "dim")
+        console.echo("the run is still stopping", "dim")
         return
+    flag = store_flag(run.store)
     if state not in TERMINAL_STATES:
         raise Failure(
-            f"run {run.id} is still {state} after {PATIENCE:.0f} s",
-            remedy=f"headwater cancel {run.id} --now{store_flag(run.store)}",
+            f"run {run.id} is still {state} after {END_TIMEOUT:.0f} s",
+            remedy=f"headwater cancel {run.id} --now{flag}",
         )
     console.echo(f"run {run.id}: {state}", console.STYLES[state])
-    console.suggest_command(
-        f"headwater resume {run.id}{store_flag(run.store)}", "goes on where it stopped"
-    )
+    console.suggest_command(f"headwater resume {run.id}{flag}", "continues where it stopped")

@@ -1,4 +1,4 @@
-"""`cluster up|down|status`: a local head with a token on loopback, and what any cluster has."""
+"""`cluster up|down|status`: start, stop and inspect Ray clusters."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ name_argument = click.argument("name", metavar="[NAME]", default="local")
 
 @click.group()
 def cluster() -> None:
-    """Start, stop or look at a cluster of configs/clusters (`local` if none is named)."""
+    """Start, stop or inspect a cluster of configs/clusters. Default: `local`."""
 
 
 @cluster.command()
 @name_argument
 @store_option
 def up(name: str, store_path: str) -> None:
-    """Start a Ray head on this machine: on loopback only, with a token that only you can read."""
+    """Start a Ray head on this machine, on loopback only and with a private token."""
     from launch.cluster import local_head
     from launch.cluster.config import load_cluster
 
     found = load_cluster(name, store_path)
-    began = local_head.start(found)
+    started = local_head.start(found)
     capacity = found.jobs().capacity()
-    console.echo(f"{found.name} is up{'' if began else ' already'} at {found.address}", "green")
+    console.echo(f"{found.name} is up{'' if started else ' already'} at {found.address}", "green")
     if capacity:
-        console.echo(f"  has         {capacity.cpus:g} CPUs, {capacity.gpus:g} GPUs")
-    console.echo(f"  token       {found.token_path} (only you can read it)")
+        console.echo(f"  resources   {capacity.cpus:g} CPUs, {capacity.gpus:g} GPUs")
+    console.echo(f"  token       {found.token_path} (mode 600)")
     console.echo(f"  log         {found.state / local_head.LOG}")
     console.suggest_command(f"headwater submit CONFIG --cluster {name}{store_flag(found.store)}")
 
 
 @cluster.command()
 @name_argument
-@click.option("--now", is_flag=True, help="Also while runs are at work on it.")
+@click.option("--now", is_flag=True, help="Also while runs use it.")
 @store_option
 def down(name: str, now: bool, store_path: str) -> None:
-    """Stop the head that `up` started, and nothing else."""
+    """Stop the head that `up` started; other Ray processes are not affected."""
     from launch.cluster import local_head
     from launch.cluster.config import load_cluster
 
     found = load_cluster(name, store_path)
     if local_head.is_up(found) and not now:
-        busy = _at_work(found)
+        busy = active_runs(found)
         if busy:
-            line = f"headwater cancel {busy[0]}{store_flag(found.store)}"
+            command = f"headwater cancel {busy[0]}{store_flag(found.store)}"
             raise UserError(
-                f"{len(busy)} at work on {found.name}: {', '.join(busy)}",
-                remedy=f"{line}, wait for it, or --now",
+                f"{found.name} is executing {len(busy)} run(s): {', '.join(busy)}",
+                remedy=f"{command}, wait for them to end, or add --now",
             )
     ended = local_head.stop(found)
     console.echo(f"{found.name} is down" if ended else f"{found.name} was not up")
 
 
-def _at_work(found: Cluster) -> list[str]:
-    """The runs on a cluster. One that is over is given a minute: its job is still writing the
-    report and sending the rest to MLflow."""
+def active_runs(found: Cluster) -> list[str]:
+    """Return the runs of a cluster's active jobs, after waiting for jobs that only finalize a
+    finished run."""
     deadline = time.monotonic() + FINALIZE_SECONDS
     while busy := [run_of(job) for job in found.jobs().active()]:
         if time.monotonic() > deadline or not all(_is_over(found, run) for run in busy):
@@ -92,23 +92,23 @@ def _is_over(found: Cluster, run_id: str) -> bool:
 @store_option
 @json_option
 def cluster_status(name: str, store_path: str, as_json: bool) -> None:
-    """Show whether a cluster answers, what it has and what it does. Exit code 1: it is not up."""
+    """Show whether a cluster is up, its resources and its jobs. Exit code 1: it is not up."""
     from launch.cluster.config import load_cluster
 
     found = load_cluster(name, store_path)
-    data = look_at(found)
+    data = describe_cluster(found)
     if as_json:
         console.print_json(data)
     else:
-        _show(data)
+        _print_status(data)
     if data["problem"]:
         if not as_json:
             console.suggest_command(data["remedy"])
         sys.exit(1)
 
 
-def look_at(found: Any) -> dict[str, Any]:
-    """What `cluster status --json` prints."""
+def describe_cluster(found: Cluster) -> dict[str, Any]:
+    """Return what `cluster status --json` prints."""
     from launch.cluster import local_head
 
     data: dict[str, Any] = {
@@ -139,7 +139,7 @@ def look_at(found: Any) -> dict[str, Any]:
     return data
 
 
-def _show(data: dict[str, Any]) -> None:
+def _print_status(data: dict[str, Any]) -> None:
     word = f"not up: {data['problem']}" if data["problem"] else "up"
     console.echo(f"{data['cluster']} is {word}", "red" if data["problem"] else "green")
     console.echo(f"  address     {data['address']}")
@@ -151,9 +151,9 @@ def _show(data: dict[str, Any]) -> None:
     )
     if have:
         console.echo(
-            f"  has         {have['cpus']:g} CPUs, {have['gpus']:g} GPUs, {have['nodes']} nodes"
+            f"  resources   {have['cpus']:g} CPUs, {have['gpus']:g} GPUs, {have['nodes']} nodes"
         )
     for job in data["jobs"]:
         console.echo(f"  {job['status'].lower():<11} {job['submission_id']}")
     if not data["jobs"]:
-        console.echo("  runs        none")
+        console.echo("  jobs        none")

@@ -1,4 +1,4 @@
-"""`logs`: what the stages and their ranks wrote, from the store, as it grows if asked."""
+"""`logs`: output of stages and their ranks, from the store."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from pipeline.status import TERMINAL_STATES
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
 
-LOOK = 0.5  # seconds between two looks at growing files
+POLL_INTERVAL = 0.5  # seconds between two reads of growing files
 JOB = "job.log"
 
 
 @click.command()
 @click.argument("name", metavar="RUN", default="latest")
 @click.argument("stage", metavar="[STAGE]", required=False)
-@click.option("--rank", type=click.IntRange(min=0), metavar="N", help="One process of a group.")
-@click.option("--attempt", type=click.IntRange(min=1), metavar="K", help="[default: the newest]")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run is over.")
+@click.option(
+    "--rank", type=click.IntRange(min=0), metavar="N", help="Print the log of one rank only."
+)
+@click.option(
+    "--attempt",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Attempt of the stage.  [default: the newest]",
+)
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the run ends.")
 @store_option
 def logs(
     name: str,
@@ -38,70 +45,68 @@ def logs(
     follow: bool,
     store_path: str,
 ) -> None:
-    """Print the logs of a run: of all its stages, of one, or of one rank."""
+    """Print the logs of a run, of one of its stages, or of one rank."""
     run = find_run(store_path, name)
-    reader = LogReader(run, stage, rank, attempt)
-    if stage:
-        _check_stage(run, stage)
-    shown = False
-    while follow and run.status().state not in TERMINAL_STATES:
-        shown = _print(reader) or shown
-        time.sleep(LOOK)
-    shown = _print(reader, last=True) or shown
-    if not shown:
-        raise NotFound(*_nothing(run, stage, rank))
-
-
-def _check_stage(run: Run, stage: str) -> None:
     stages = [entry.name for entry in run.status().stages]
-    if stage not in stages:
+    if stage and stage not in stages:
         raise NotFound(f"run {run.id} has no stage {stage!r}", remedy=did_you_mean(stage, stages))
+    reader = LogReader(run, stage, rank, attempt)
+    printed = False
+    while follow and run.status().state not in TERMINAL_STATES:
+        printed = _print_new_lines(reader) or printed
+        time.sleep(POLL_INTERVAL)
+    printed = _print_new_lines(reader, last=True) or printed
+    if not printed:
+        raise NotFound(_describe_missing_log(run, stage, rank))
 
 
-def _nothing(run: Run, stage: str | None, rank: int | None) -> tuple[str]:
-    what = f"stage {stage}" if stage else "no stage"
+def _describe_missing_log(run: Run, stage: str | None, rank: int | None) -> str:
     if stage and rank is not None:
-        return (f"{what} of run {run.id} has no log of rank {rank}",)
+        return f"stage {stage} of run {run.id} has no log of rank {rank}"
     if stage:
-        return (f"{what} of run {run.id} has written no log (cached, or not begun)",)
-    return (f"{what} of run {run.id} has written a log (all cached, or none begun)",)
+        return f"stage {stage} of run {run.id} has no log (cached, or not started)"
+    return f"no stage of run {run.id} has a log (all are cached or not started)"
 
 
-def _print(reader: LogReader, last: bool = False) -> bool:
-    shown = False
+def _print_new_lines(reader: LogReader, last: bool = False) -> bool:
+    printed = False
     for line in reader.lines(last):
         sys.stdout.write(line + "\n")
-        shown = True
+        printed = True
     sys.stdout.flush()
-    return shown
+    return printed
 
 
 @dataclass
 class LogReader:
-    """Reads what is new in a run's log files since the last look."""
+    """Reader of the lines that were appended to a run's log files since the last call."""
 
     run: Run
     stage: str | None = None
     rank: int | None = None
     attempt: int | None = None
-    _read: dict[Path, int] = field(default_factory=dict)
+    _offsets: dict[Path, int] = field(default_factory=dict)
 
     def lines(self, last: bool = False) -> Iterator[str]:
-        """New whole lines of every file, named if there are several; `last`: torn ones too."""
+        """Yield new complete lines of every file, labelled if there are several files.
+
+        Args:
+            last: also yield an incomplete last line.
+        """
         for label, path in self.files():
-            for line in self._new(path, last):
+            for line in self._new_lines(path, last):
                 yield f"{label} | {line}" if label else line
 
     def files(self) -> Iterator[tuple[str, Path]]:
-        """The files that are meant, each with what to call it (nothing if it is the only kind)."""
+        """Yield the selected files, each with its label; a single file has none."""
         for folder in self._stages():
             found = self._attempts(folder)
             for attempt in found if self.attempt else found[-1:]:
                 for path in self._logs(attempt):
                     rank = "" if path.name == "log.txt" else path.stem
                     stage = "" if self.stage else folder.name
-                    lone = self.rank is not None and self.stage
-                    yield "" if lone else " ".join(w for w in (stage, rank) if w), path
+                    single = self.rank is not None and self.stage
+                    yield "" if single else " ".join(w for w in (stage, rank) if w), path
 
     def _stages(self) -> list[Path]:
         root = self.run.folder / "stages"
@@ -124,11 +129,11 @@ class LogReader:
             names = ["log.txt"]
         return [attempt / name for name in names if (attempt / name).is_file()]
 
-    def _new(self, path: Path, last: bool) -> Iterator[str]:
+    def _new_lines(self, path: Path, last: bool) -> Iterator[str]:
         with path.open("rb") as file:
-            file.seek(self._read.get(path, 0))
-            fresh = file.read()
-        whole = len(fresh) if last else fresh.rfind(b"\n") + 1
-        self._read[path] = self._read.get(path, 0) + whole
-        for line in fresh[:whole].decode(errors="replace").splitlines():
+            file.seek(self._offsets.get(path, 0))
+            appended = file.read()
+        complete = len(appended) if last else appended.rfind(b"\n") + 1
+        self._offsets[path] = self._offsets.get(path, 0) + complete
+        for line in appended[:complete].decode(errors="replace").splitlines():
             yield escape_control_characters(line)

@@ -1,4 +1,4 @@
-"""`show`: what a run made, or what an artifact is, where it is from and who reads it."""
+"""`show`: artifacts of a run; or content, lineage_tree and readers of an artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.storage.artifact import Artifact
     from pipeline.storage.store import Store
 
-SHOWN_ROWS = 30
+MAX_ROWS = 30
 _FINGERPRINT = re.compile(r"(?:[a-z0-9._-]+/)?[0-9a-f]{6,16}(?:\.\d+)?")
 
 
@@ -29,9 +29,9 @@ _FINGERPRINT = re.compile(r"(?:[a-z0-9._-]+/)?[0-9a-f]{6,16}(?:\.\d+)?")
 @store_option
 @json_option
 def show(target: str, store_path: str, as_json: bool) -> None:
-    """Show what a run made; or an artifact's files, figures, inputs and readers.
+    """Show the artifacts of a run, or the files, metrics, inputs and readers of an artifact.
 
-    ARTIFACT is a fingerprint or its beginning, or RUN:STAGE.
+    ARTIFACT is a fingerprint (or its first characters) or RUN:STAGE.
     """
     from pipeline.execution.run import Run
 
@@ -39,17 +39,17 @@ def show(target: str, store_path: str, as_json: bool) -> None:
     found = find_target(store, target)
     if isinstance(found, Run):
         data = describe_run(found)
-        console.print_json(data) if as_json else _show_run(found, data)
+        console.print_json(data) if as_json else _print_run(found, data)
     else:
         data = describe_artifact(store, found)
-        console.print_json(data) if as_json else _show_artifact(store, found, data)
+        console.print_json(data) if as_json else _print_artifact(store, found, data)
 
 
 def find_target(store: Store, target: str) -> Run | Artifact:
-    """The run, stage's artifact or artifact of that name.
+    """Return the run or the artifact that a target names.
 
     Raises:
-        NotFound: nothing of that name exists.
+        NotFound: no such run or artifact.
     """
     from launch.promotion import artifact_of, split_target
     from pipeline.execution.run import Run
@@ -67,7 +67,7 @@ def find_target(store: Store, target: str) -> Run | Artifact:
 
 
 def describe_run(run: Run) -> dict[str, Any]:
-    """What `show RUN --json` prints: the status, with where each artifact came from."""
+    """Return what `show RUN --json` prints: the status, with the origin of each artifact."""
     data = run.status().to_json()
     for entry in data["stages"]:
         artifact = (
@@ -87,16 +87,16 @@ def describe_run(run: Run) -> dict[str, Any]:
     return data
 
 
-def _show_run(run: Run, data: dict[str, Any]) -> None:
+def _print_run(run: Run, data: dict[str, Any]) -> None:
     status = run.status()
     console.get_console().print(
         Text.assemble((status.pipeline, "bold"), "  ", (run.id, "cyan"), "  "),
         console.format_state(status.state),
     )
-    titles = ("stage", "kind", "state", "fingerprint", "size", "took", "figures")
+    titles = ("stage", "kind", "state", "fingerprint", "size", "time", "metrics")
     wide = console.get_console().width >= console.NARROW
     table = console.make_table(
-        *titles[: 7 if wide else 6], right=["size", "took"], flexible=["figures"]
+        *titles[: 7 if wide else 6], right=["size", "time"], flexible=["metrics"]
     )
     for entry in data["stages"]:
         table.add_row(
@@ -110,14 +110,14 @@ def _show_run(run: Run, data: dict[str, Any]) -> None:
         )
     console.print_table(table)
     if status.origin:
-        console.echo(f"goes on from {status.origin}", "dim")
+        console.echo(f"continues run {status.origin}", "dim")
     if status.registered:
         console.echo(f"registered {format_registered(status.registered)}")
     console.echo(f"folder {run.folder}", "dim")
 
 
 def describe_artifact(store: Store, artifact: Artifact) -> dict[str, Any]:
-    """What `show ARTIFACT --json` prints: its manifest, its folder, and who reads it."""
+    """Return what `show ARTIFACT --json` prints: its manifest, its folder and its readers."""
     readers = [
         {"uses": reader.uses, "fingerprint": reader.fingerprint}
         for reader in _readers(store, artifact)
@@ -126,17 +126,17 @@ def describe_artifact(store: Store, artifact: Artifact) -> dict[str, Any]:
 
 
 def _readers(store: Store, artifact: Artifact) -> Iterator[Artifact]:
-    """Artifacts that were made from this one."""
+    """Yield the artifacts that were made from this one."""
     for other in store.artifacts():
         references = (ref for refs in other.manifest["inputs"].values() for ref in refs)
         if any(ref["digest"] == artifact.digest for ref in references):
             yield other
 
 
-def _show_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> None:
+def _print_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> None:
     manifest = artifact.manifest
     code = manifest["code"]
-    dirty = ", changed since" if code.get("dirty") else ""
+    dirty = " with uncommitted changes" if code.get("dirty") else ""
     facts = [
         ("kind", artifact.kind),
         ("fingerprint", artifact.fingerprint),
@@ -155,14 +155,14 @@ def _show_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> No
         console.get_console().print(Text(f"  {name:<12}", "dim") + Text(value), soft_wrap=True)
     for name, number in artifact.metrics.items():
         console.get_console().print(Text(f"  {name:<24}", "dim") + Text(formatting.metric(number)))
-    _show_tables(artifact)
-    console.get_console().print(lineage(store, artifact))
+    _print_panels(artifact)
+    console.get_console().print(lineage_tree(store, artifact))
     for reader in data["read_by"]:
         console.echo(f"  read by {reader['uses']}/{reader['fingerprint']}", "dim")
 
 
-def _show_tables(artifact: Artifact) -> None:
-    """The tables and the waterfalls that its stage left for people, as the report has them."""
+def _print_panels(artifact: Artifact) -> None:
+    """Print the table and waterfall panels of an artifact; the report shows all panels."""
     from launch.report.charts import panels
     from pipeline.storage.artifact import OBSERVED
 
@@ -180,10 +180,10 @@ def _show_tables(artifact: Artifact) -> None:
             if isinstance(cell, int | float)
         }
         table = console.make_table(*columns, right=numbers, flexible=set(columns) - numbers)
-        shown = [[_cell(cell) for cell in line] for line in lines[:SHOWN_ROWS]]
+        shown = [[_cell(cell) for cell in line] for line in lines[:MAX_ROWS]]
         console.print_table(console.add_rows(table, shown))
-        if len(lines) > SHOWN_ROWS:
-            console.echo(f"  {len(lines) - SHOWN_ROWS} more: see the report", "dim")
+        if len(lines) > MAX_ROWS:
+            console.echo(f"  {len(lines) - MAX_ROWS} more rows: see the report", "dim")
     console.echo("")
 
 
@@ -191,14 +191,14 @@ def _cell(value: str | float) -> str:
     return value if isinstance(value, str) else formatting.number(value)
 
 
-def lineage(store: Store, artifact: Artifact) -> Tree:
-    """Everything that an artifact was made from, as a tree; what was drawn before is a line."""
+def lineage_tree(store: Store, artifact: Artifact) -> Tree:
+    """Return the tree of all inputs of an artifact; a repeated one is not expanded again."""
     tree = Tree(Text("made from", style="dim"), guide_style="dim")
-    _grow(store, tree, artifact, set())
+    _add_inputs(store, tree, artifact, set())
     return tree
 
 
-def _grow(store: Store, branch: Tree, artifact: Artifact, drawn: set[str]) -> None:
+def _add_inputs(store: Store, branch: Tree, artifact: Artifact, drawn: set[str]) -> None:
     for edge, references in artifact.manifest["inputs"].items():
         for reference in references:
             label = Text.assemble(
@@ -208,11 +208,11 @@ def _grow(store: Store, branch: Tree, artifact: Artifact, drawn: set[str]) -> No
                 reference["uses"], reference["fingerprint"], reference["digest"]
             )
             if parent is None:
-                branch.add(label.append("  gone", "red"))
+                branch.add(label.append("  deleted", "red"))
             elif parent.digest in drawn:
                 branch.add(label.append("  see above", "dim"))
             else:
                 drawn.add(parent.digest)
-                _grow(store, branch.add(label), parent, drawn)
+                _add_inputs(store, branch.add(label), parent, drawn)
     for source, digest in artifact.manifest["payload"].get("externals", {}).items():
-        branch.add(Text.assemble(("from outside ", "dim"), source, (f"  {digest[:16]}", "cyan")))
+        branch.add(Text.assemble(("external source ", "dim"), source, (f"  {digest[:16]}", "cyan")))

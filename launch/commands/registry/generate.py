@@ -1,4 +1,4 @@
-"""`generate`: text from a model, wherever it is named."""
+"""`generate`: sample text from a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ FINGERPRINT = "0123456789abcdef"
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("prompt", metavar="PROMPT")
-@click.option("--tokens", default=128, show_default=True, metavar="N", help="At most this many.")
-@click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest token.")
-@click.option("--seed", default=0, show_default=True, help="The same seed, the same text.")
+@click.option(
+    "--tokens", default=128, show_default=True, metavar="N", help="Maximum number of new tokens."
+)
+@click.option(
+    "--temperature", default=0.7, show_default=True, help="Sampling temperature; 0 is greedy."
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
 @store_option
 @json_option
 def generate(
@@ -36,9 +40,9 @@ def generate(
     store_path: str,
     as_json: bool,
 ) -> None:
-    """Sample a text from MODEL: a folder, a fingerprint, RUN:STAGE, or NAME@ALIAS."""
+    """Generate text with MODEL: a folder, a fingerprint, RUN:STAGE or NAME@ALIAS."""
     if tokens < 1:
-        raise UserError(f"--tokens {tokens}: at least one token is generated")
+        raise UserError(f"--tokens {tokens}: must be at least 1")
     folder = find_model(model, open_store(store_path))
     from stages.generation.generate import generate_text
 
@@ -50,12 +54,12 @@ def generate(
 
 
 def find_model(name: str, store: Store) -> Path:
-    """The folder of a model, its bytes checked if it is of the store.
+    """Return the folder of a model; the checksums of an artifact are verified.
 
     Raises:
-        NotFound: nothing of that name exists.
-        CorruptArtifact: its bytes are not those that were published.
-        UserError: it is no model.
+        NotFound: no such model.
+        CorruptArtifact: the bytes differ from those that were published.
+        UserError: the artifact is not a model.
     """
     if "@" not in name and (Path(name) / "config.json").is_file():
         return Path(name)

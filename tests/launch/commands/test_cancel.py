@@ -34,13 +34,13 @@ def call(command: str, store: Store, code: int = 0) -> str:
     return done.output
 
 
-def test_cancel_before_anything_began(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_before_the_run_started(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sample_run.make(store.root, names=())
     run.journal.write_text("".join(run.journal.read_text().splitlines(keepends=True)[:2]))
-    monkeypatch.setattr("launch.commands.cancel.TAKEN_UP", 0.1)
-    assert "had not begun" in call("cancel", store)
+    monkeypatch.setattr("launch.commands.cancel.START_TIMEOUT", 0.1)
+    assert "was cancelled before it started" in call("cancel", store)
     assert run.status().state == "cancelled"
-    assert "is over already: cancelled" in call("cancel", store)
+    assert "is already over: cancelled" in call("cancel", store)
 
 
 @dataclass
@@ -87,7 +87,7 @@ def submitted(store: Store, address: str) -> tuple[Run, Cluster]:
     return run, load_cluster(str(file), str(store.root))
 
 
-def test_a_head_that_does_not_answer_may_still_begin_the_job(store: Store) -> None:
+def test_cancel_while_the_head_does_not_answer(store: Store) -> None:
     run, _ = submitted(store, "http://127.0.0.1:9")
     run.append("run.resubmitted")
     said = call("cancel", store, code=1)
@@ -97,7 +97,7 @@ def test_a_head_that_does_not_answer_may_still_begin_the_job(store: Store) -> No
     assert run.cancel_file.exists()  # its job stops at once
 
 
-def test_a_cluster_names_the_runs_at_work_not_their_jobs(
+def test_a_cluster_names_the_runsactive_runs_not_their_jobs(
     store: Store, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, far = submitted(store, head.address)
@@ -105,13 +105,13 @@ def test_a_cluster_names_the_runs_at_work_not_their_jobs(
     other = {"submission_id": "somebody-elses", "metadata": None}
     active = {"type": "SUBMISSION", "status": "RUNNING"}
     head.answers["/api/jobs/"] = [{**active, **second}, {**active, **other}]
-    assert cluster._at_work(far) == [run.id, "somebody-elses"]
+    assert cluster.active_runs(far) == [run.id, "somebody-elses"]
     head.answers["/api/jobs/"] = [{**active, **second}]
     monkeypatch.setattr(cluster, "FINALIZE_SECONDS", 0)  # it is over, and its job only winds up
-    assert cluster._at_work(far) == [run.id]
+    assert cluster.active_runs(far) == [run.id]
 
 
-def test_what_was_cancelled_meanwhile_is_not_sent(store: Store, head: Head) -> None:
+def test_a_cancelled_run_is_not_submitted(store: Store, head: Head) -> None:
     run, far = submitted(store, head.address)
     run.append("run.resubmitted")
     run.cancel_file.write_text("cancel\n")

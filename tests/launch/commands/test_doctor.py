@@ -1,4 +1,4 @@
-"""The checks, each on a machine that is made ill in that one way."""
+"""The checks, each on a machine with that one fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def examined(tmp_path: Path) -> dict[str, doctor.Finding]:
-    return {finding.check: finding for finding in doctor.examine(str(tmp_path / "store"))}
+    return {finding.check: finding for finding in doctor.run_checks(str(tmp_path / "store"))}
 
 
 def test_this_machine_can_run(tmp_path: Path) -> None:
@@ -38,15 +38,15 @@ def test_this_machine_can_run(tmp_path: Path) -> None:
 
 def test_json_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["doctor", "--json", "--store", str(tmp_path)]
-    monkeypatch.setattr(doctor, "_names", lambda dashboards: ())
+    monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: [])
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0
     assert {"check", "level", "found", "remedy"} == set(json.loads(done.stdout)[0])
-    monkeypatch.setitem(doctor.PACKAGES, "ray", "99.0")
+    monkeypatch.setitem(doctor.MIN_VERSIONS, "ray", "99.0")
     done = CliRunner().invoke(cli, words[:1] + words[2:])
     assert done.exit_code == 1
     assert "older than 99.0" in done.stdout
-    assert "1 to mend" in done.stdout
+    assert "1 checks failed" in done.stdout
 
 
 def test_a_lock_that_a_killed_compile_left(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_lock_that_a_killed_compile_left(tmp_path: Path) -> None:
     lock.parent.mkdir(parents=True)
     lock.touch()
     assert examined(tmp_path)["compile locks"].level == "ok"
-    old = time.time() - 2 * doctor.STALE
+    old = time.time() - 2 * doctor.STALE_LOCK_AGE
     os.utime(lock, (old, old))
     finding = examined(tmp_path)["compile locks"]
     assert (finding.level, finding.remedy) == ("fail", f"rm {lock}")
@@ -62,9 +62,9 @@ def test_a_lock_that_a_killed_compile_left(tmp_path: Path) -> None:
 
 def test_tokens_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(doctor, "_ray_listeners", lambda dashboards=False: [])
+    monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: [])
     assert examined(tmp_path)["Ray tokens"].level == "warn"
-    monkeypatch.setattr(doctor, "_ray_listeners", lambda dashboards=False: ["192.0.2.1:8265"])
+    monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: ["192.0.2.1:8265"])
     finding = examined(tmp_path)["Ray tokens"]
     assert finding.level == "fail"
     assert "192.0.2.1:8265" in finding.found
@@ -74,7 +74,7 @@ def test_a_listener_beyond_loopback_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of our own process: its command line takes the place of the one of a dashboard."""
-    monkeypatch.setattr(doctor, "_names", lambda dashboards: ("pytest",))
+    monkeypatch.setattr(doctor, "RAY_PROCESSES", ("pytest",))
     with socket.create_server(("127.0.0.1", 0)) as private, socket.create_server(("", 0)) as open_:
         found = doctor._ray_listeners()
         assert any(where.endswith(f":{open_.getsockname()[1]}") for where in found)
@@ -100,11 +100,11 @@ def test_a_server_is_asked_where_it_listens(bound: str, seen: str) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         port = server.server_address[1]
-        answers = doctor._answers_without_token(f"{seen}:{port}")
+        answers = doctor._is_open(f"{seen}:{port}")
         server.shutdown()
         thread.join()
     assert answers is (seen != "::")
-    assert not doctor._answers_without_token(f"{seen}:{port}")
+    assert not doctor._is_open(f"{seen}:{port}")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_server_is_asked_where_it_listens(bound: str, seen: str) -> None:
         ("address: http://ray.example.com:8265\n", "fail", "has no token"),
         ("address: http://ray.example.com:8265\ntoken_env: T\n", "warn", "unencrypted"),
         ("address: https://ray.example.com\ntoken_env: T\n", "ok", "https://ray.example.com"),
-        ("address: http://127.0.0.1:8265\ntoken_path: token\n", "fail", "others can read"),
+        ("address: http://127.0.0.1:8265\ntoken_path: token\n", "fail", "other users can read"),
         ("adress: http://127.0.0.1:8265\n", "fail", "unknown key"),
     ],
 )

@@ -34,7 +34,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "pipeline.yaml").write_text("mine")
     done = init("pipeline", str(tmp_path))
     assert done.exit_code == 2
-    assert "pipeline.yaml exists already" in done.stderr
+    assert "pipeline.yaml already exists" in done.stderr
     assert (tmp_path / "pipeline.yaml").read_text() == "mine"
 
 

@@ -40,7 +40,7 @@ def test_logs(run: Run, call: Call) -> None:
 
 def test_missing_logs(run: Run, call: Call) -> None:
     assert "did you mean 'gpt'?" in call("logs", "latest", "gtp", code=2).stderr
-    assert "has written no log" in call("logs", "latest", "sft", code=2).stderr
+    assert "has no log (cached" in call("logs", "latest", "sft", code=2).stderr
     assert "has no log of rank 7" in call("logs", "latest", "sft", "--rank", "7", code=2).stderr
 
 

@@ -32,7 +32,7 @@ def test_show_an_artifact(run: Run, call: Call, name: str) -> None:
     }
     shown = call("show", target).stdout
     assert f"made by     gpt of {run.id}" in shown
-    assert "from outside python:docs" in shown
+    assert "external source python:docs" in shown
     assert "see above" in shown
 
 

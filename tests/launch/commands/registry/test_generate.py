@@ -24,5 +24,5 @@ def test_generate_needs_a_model(run: Run, call: Call, name: str, message: str) -
 
 def test_generate_needs_tokens(run: Run, call: Call) -> None:
     assert (
-        "at least one token" in call("generate", "latest:gpt", "x", "--tokens", "0", code=2).stderr
+        "must be at least 1" in call("generate", "latest:gpt", "x", "--tokens", "0", code=2).stderr
     )
