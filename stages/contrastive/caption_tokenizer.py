@@ -1,4 +1,4 @@
-"""Captions as the text tower reads them: bos, the text, eos, padding."""
+"""Tokenization of captions for the text tower: bos, the text, eos, padding."""
 
 from __future__ import annotations
 
@@ -7,93 +7,65 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import xxhash
 from torch import Tensor
 
-from pipeline.errors import InputError
+from stages.data.tokenizers.huggingface_tokenizer import HuggingFaceEncoder
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.clip.configuration_clip import TextConfig
 
-_STEP = 4
-"""Lengths are rounded up to it, so that batches come in few shapes."""
+_LENGTH_MULTIPLE = 4  # lengths are rounded up to it, so that batches have few shapes
 
 
-class Words(Protocol):
-    """What is asked of a tokenizer: ids of texts, without marks."""
+class CaptionTokenizer(Protocol):
+    """A tokenizer that encodes texts without special tokens."""
 
     def __len__(self) -> int: ...
 
     @property
     def digest(self) -> str:
-        """A name of all that decides the ids of a text."""
+        """Digest of all that determines the ids of a text."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
+        """Return the ids of a text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """Return the ids of each text."""
 
 
-class Foreign:
-    """The tokenizer of a CLIP folder that somebody else made: its `tokenizer.json`."""
-
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as FastTokenizer
-
-        content = path.read_bytes()
-        self.digest = xxhash.xxh3_128_hexdigest(content)
-        self._fast = FastTokenizer.from_str(content.decode())
-        self._fast.no_padding()
-        self._fast.no_truncation()
-
-    def __len__(self) -> int:
-        return int(self._fast.get_vocab_size())
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without marks."""
-        ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without marks."""
-        return [self.encode(text) for text in texts]
-
-
-def open_words(folder: Path) -> Words:
-    """The tokenizer of a Tokenizer or Model folder, ours or anybody's.
+def open_caption_tokenizer(folder: Path) -> CaptionTokenizer:
+    """Open the tokenizer of a Tokenizer or Model folder: ours, or any `tokenizer.json`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it cannot be read.
     """
-    foreign = folder / "tokenizer.json"
-    if (folder / "tokenizer.model").exists() or not foreign.exists():
-        return Tokenizer(folder)
-    try:
-        return Foreign(foreign)
-    except Exception as error:  # the library raises no type of its own
-        raise InputError(f"cannot read the tokenizer: {error}", where=str(foreign)) from error
+    ours = (folder / "tokenizer.model").exists() or not (folder / "tokenizer.json").exists()
+    return Tokenizer(folder) if ours else HuggingFaceEncoder(folder)
 
 
-def encode(
-    tokenizer: Words, texts: Sequence[str], shape: TextConfig, *, trim: bool = True
+def encode_captions(
+    tokenizer: CaptionTokenizer, texts: Sequence[str], config: TextConfig, *, trim: bool = True
 ) -> Tensor:
-    """Ids_BT of captions. Those longer than the context lose their end, but not its mark.
+    """Return ids_BT of captions; those longer than the context are truncated before the eos.
 
-    Trimmed, T is what the longest needs: nothing right of an end is ever looked at.
+    Args:
+        tokenizer: encodes the texts.
+        texts: captions, B of them.
+        config: text tower that reads them.
+        trim: let T be what the longest caption needs instead of the context length; the text tower
+            does not read past an eos.
     """
-    rows = [mark(ids, shape) for ids in tokenizer.encode_batch(texts)]
-    return pad(rows, shape, trim=trim)
+    rows = [add_special_tokens(ids, config) for ids in tokenizer.encode_batch(texts)]
+    return pad_captions(rows, config, trim=trim)
 
 
-def mark(ids: Sequence[int], shape: TextConfig) -> list[int]:
-    """The ids of a text, cut to fit, between its two marks."""
-    return [shape.bos, *ids[: shape.context_length - 2], shape.eos]
+def add_special_tokens(ids: Sequence[int], config: TextConfig) -> list[int]:
+    """Return the ids of a text, truncated to the context, between bos and eos."""
+    return [config.bos, *ids[: config.context_length - 2], config.eos]
 
 
-def pad(rows: Sequence[Sequence[int]], shape: TextConfig, *, trim: bool = True) -> Tensor:
-    """Rows of ids as one tensor."""
+def pad_captions(rows: Sequence[Sequence[int]], config: TextConfig, *, trim: bool = True) -> Tensor:
+    """Return rows of ids as one padded tensor ids_BT."""
     longest = max(map(len, rows))
-    length = (
-        min(-(-longest // _STEP) * _STEP, shape.context_length) if trim else shape.context_length
-    )
-    return torch.tensor([[*row, *[shape.pad] * (length - len(row))] for row in rows])
+    rounded = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    length = min(rounded, config.context_length) if trim else config.context_length
+    return torch.tensor([[*row, *[config.pad] * (length - len(row))] for row in rows])

@@ -1,5 +1,4 @@
-"""What a trained CLIP is worth on pairs that training did not see: retrieval, zero-shot
-classification, a linear probe."""
+"""Evaluation of a CLIP on held-out pairs: retrieval, zero-shot classification, a linear probe."""
 
 from __future__ import annotations
 
@@ -13,11 +12,15 @@ from torch import Tensor
 
 from pipeline import panels
 from pipeline.errors import InputError
-from stages.contrastive.caption_tokenizer import Words, encode, open_words
-from stages.contrastive.linear_probe import probe
-from stages.contrastive.pair_dataset import drawn, middle, to_pixels
-from stages.contrastive.retrieval import recalls
-from stages.contrastive.zero_shot import ZeroShot, read_classes, zero_shot
+from stages.contrastive.caption_tokenizer import (
+    CaptionTokenizer,
+    encode_captions,
+    open_caption_tokenizer,
+)
+from stages.contrastive.linear_probe import evaluate_linear_probe
+from stages.contrastive.pair_dataset import center_crop, normalize_pixels, sample_indices
+from stages.contrastive.retrieval import recall_at_k
+from stages.contrastive.zero_shot import ZeroShotResult, evaluate_zero_shot, read_classes
 from stages.data.image_text_dataset import ImageTextStore, Sample
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.models.clip.conversion_clip import load_clip
@@ -28,169 +31,175 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What is to be measured."""
+class ClipEvalConfig:
+    """The measurements to make."""
 
     captions: str = "all"
-    """`all` of an image's captions are asked for, or its `first`."""
+    """Captions per image in retrieval: `all`, or the `first`."""
     classes: Path | None = None
-    label: str = ""
-    """The field of the metadata that names an image's class."""
+    """File of classes for zero-shot classification."""
+    label_field: str = ""
+    """Metadata field that names an image's class."""
     limit: int = 0
-    """Held-out pairs, drawn at random; 0 takes all."""
+    """Held-out pairs to evaluate, drawn at random; 0 takes all."""
     probe_limit: int = 0
     """Training pairs of the linear probe, drawn at random; 0 takes all."""
-    batch: int = 64
+    batch_size: int = 64
     seed: int = 0
-    """Which pairs are drawn where there are limits."""
-    ensemble: str = "embeddings"
-    """A class's prompts are averaged as `embeddings`, or as `probabilities`."""
+    """Seed of the draws."""
+    prompt_ensemble: str = "embeddings"
+    """What is averaged over a class's prompts: `embeddings`, or `probabilities`."""
 
 
 @dataclass
-class Worth:
-    """What was found."""
+class ClipEvalResult:
+    """Metrics and report panels of an evaluation."""
 
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     panels: list[panels.Panel] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A model at work on one rank."""
+class ClipEncoder:
+    """A model that embeds texts and images in batches on one rank."""
 
     model: CLIP
-    tokenizer: Words
+    tokenizer: CaptionTokenizer
     rank: Rank
-    batch: int
-    heartbeat: Callable[[], None]
+    batch_size: int
+    after_batch: Callable[[], None]
 
     @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, of norm 1."""
-        made = []
-        for at in range(0, len(texts), self.batch):
-            tokens_BT = encode(self.tokenizer, texts[at : at + self.batch], self.model.config.text)
-            made.append(self.model.encode_text(tokens_BT.to(self.rank.device)).cpu())
-            self.heartbeat()
-        return torch.cat(made)
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of texts, of norm 1."""
+        config, parts = self.model.config.text, []
+        for at in range(0, len(texts), self.batch_size):
+            tokens_BT = encode_captions(self.tokenizer, texts[at : at + self.batch_size], config)
+            parts.append(self.model.encode_text(tokens_BT.to(self.rank.device)).cpu())
+            self.after_batch()
+        return torch.cat(parts)
 
     @torch.inference_mode()
-    def images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
-        """Embeddings of some images of a store, of norm 1; a batch of them is held at a time."""
-        size, made = (
-            self.model.config.vision.image_size,
-            [torch.empty(0, self.model.config.embed_dim)],
-        )
-        for at in range(0, len(rows), self.batch):
-            views = [middle(store[row], size) for row in rows[at : at + self.batch]]
-            pixels = to_pixels(views, self.rank.device)
-            made.append(self.model.encode_image(pixels).cpu())
-            self.heartbeat()
-        return torch.cat(made)
+    def encode_images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
+        """Return the embeddings of some images of a store, of norm 1."""
+        config = self.model.config
+        size, parts = config.vision.image_size, [torch.empty(0, config.embed_dim)]
+        for at in range(0, len(rows), self.batch_size):
+            crops = [center_crop(store[row], size) for row in rows[at : at + self.batch_size]]
+            pixels_B3HW = normalize_pixels(crops, self.rank.device)
+            parts.append(self.model.encode_image(pixels_B3HW).cpu())
+            self.after_batch()
+        return torch.cat(parts)
 
-    def shared_images(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
-        """Embeddings of some images of a store, each made by one rank; on every rank."""
+    def encode_images_on_all_ranks(self, store: ImageTextStore, rows: Sequence[int]) -> Tensor:
+        """Return the embeddings of some images of a store on every rank; each encodes a part."""
         rank = self.rank
         share = -(-len(rows) // rank.world)
-        made = self.images(store, rows[rank.index * share : (rank.index + 1) * share])
-        return torch.cat([torch.from_numpy(part) for part in rank.gather(made.numpy())])
+        own = self.encode_images(store, rows[rank.index * share : (rank.index + 1) * share])
+        return torch.cat([torch.from_numpy(part) for part in rank.gather(own.numpy())])
 
 
-def measure(
-    rank: Rank, folder: Path, pairs: Path, asked: Questions, cancel_file: Path | None = None
-) -> Worth | None:
-    """Measure a CLIP folder; rank 0 says what was found, the others give None.
+def evaluate_clip(
+    rank: Rank,
+    folder: Path,
+    pairs: Path,
+    config: ClipEvalConfig,
+    cancel_file: Path | None = None,
+) -> ClipEvalResult | None:
+    """Evaluate a CLIP folder on the held-out pairs; return the result on rank 0, else None.
 
     Raises:
-        InputError: there is nothing held out, or a label is missing.
-        Interrupted: somebody asked the run to stop.
+        InputError: no pairs are held out, or a label is missing.
+        Interrupted: the run was cancelled.
     """
     store = ImageTextStore(pairs, "eval")
-    rows = drawn(len(store), asked.limit, asked.seed)
+    rows = sample_indices(len(store), config.limit, config.seed)
     if not rows:
-        raise InputError("no pairs are held out", where=str(pairs), remedy="make an eval split")
+        raise InputError(
+            "the eval split is empty", where=str(pairs), remedy="hold out pairs in `image_text`"
+        )
     model = load_clip(folder).to(rank.device)
-    bench = Bench(
-        model, open_words(folder), rank, asked.batch, CancellationPoint(rank, cancel_file)
+    encoder = ClipEncoder(
+        model,
+        open_caption_tokenizer(folder),
+        rank,
+        config.batch_size,
+        CancellationPoint(rank, cancel_file),
     )
-    image_NE = bench.shared_images(store, rows)
+    image_NE = encoder.encode_images_on_all_ranks(store, rows)
     train = ImageTextStore(pairs)
-    learnt = drawn(len(train), asked.probe_limit, asked.seed) if asked.label else []
-    learnt_NE = bench.shared_images(train, learnt)
+    probe_rows = list[int]()
+    if config.label_field:
+        probe_rows = sample_indices(len(train), config.probe_limit, config.seed)
+    probe_NE = encoder.encode_images_on_all_ranks(train, probe_rows)
     if not rank.first:
         return None
-    found = Worth()
+    result = ClipEvalResult()
     captions = [store[row].captions for row in rows]
-    _retrieval(bench, image_NE, captions, asked, found)
-    if asked.label:
-        labels = [_label(store[row], asked.label) for row in rows]
-        if asked.classes:
-            _zero_shot(bench, image_NE, labels, asked, found)
-        if learnt:
-            seen = [_label(train[row], asked.label) for row in learnt]
-            _probe(learnt_NE, seen, image_NE, labels, found)
-    return found
+    _retrieval(encoder, image_NE, captions, config, result)
+    if config.label_field:
+        labels = [_label(store[row], config.label_field) for row in rows]
+        if config.classes:
+            _zero_shot(encoder, image_NE, labels, config, result)
+        if probe_rows:
+            probe_labels = [_label(train[row], config.label_field) for row in probe_rows]
+            accuracy, l2 = evaluate_linear_probe(probe_NE, probe_labels, image_NE, labels)
+            result.metrics |= {"linear_probe": accuracy, "linear_probe_l2": l2}
+    return result
 
 
 def _retrieval(
-    bench: Bench,
+    encoder: ClipEncoder,
     image_NE: Tensor,
     captions: Sequence[Sequence[str]],
-    asked: Questions,
-    found: Worth,
+    config: ClipEvalConfig,
+    result: ClipEvalResult,
 ) -> None:
-    used = [own if asked.captions == "all" else own[:1] for own in captions]
+    used = [own if config.captions == "all" else own[:1] for own in captions]
     texts = list(dict.fromkeys(text for own in used for text in own))
-    figures = recalls(image_NE, bench.texts(texts), used, texts)
-    found.figures |= {**figures, "images": float(len(used)), "texts": float(len(texts))}
-    found.panels.append(
-        panels.bars(f"Recall among {len(used)} images, {len(texts)} texts", figures)
-    )
+    recall = recall_at_k(image_NE, encoder.encode_texts(texts), used, texts)
+    result.metrics |= {**recall, "images": float(len(used)), "texts": float(len(texts))}
+    title = f"Recall among {len(used)} images, {len(texts)} texts"
+    result.panels.append(panels.bars(title, recall))
 
 
 def _zero_shot(
-    bench: Bench, image_NE: Tensor, labels: Sequence[str], asked: Questions, found: Worth
+    encoder: ClipEncoder,
+    image_NE: Tensor,
+    labels: Sequence[str],
+    config: ClipEvalConfig,
+    result: ClipEvalResult,
 ) -> None:
-    assert asked.classes is not None
-    classes = read_classes(asked.classes, asked.label)
-    scale = bench.model.scale().item() if asked.ensemble == "probabilities" else None
-    ensemble, single = zero_shot(image_NE, labels, classes, bench.texts, scale=scale)
-    first = single[classes.templates[0]]
-    found.figures |= {
+    assert config.classes is not None
+    classes = read_classes(config.classes, config.label_field)
+    by_probability = config.prompt_ensemble == "probabilities"
+    scale = encoder.model.scale().item() if by_probability else None
+    ensemble, single = evaluate_zero_shot(
+        image_NE, labels, classes, encoder.encode_texts, scale=scale
+    )
+    result.metrics |= {
         "zero_shot": ensemble.accuracy,
-        "zero_shot_balanced": ensemble.balanced,
-        "zero_shot_single": first.accuracy,
+        "zero_shot_balanced": ensemble.balanced_accuracy,
+        "zero_shot_single": single[classes.templates[0]].accuracy,
         "zero_shot_single_mean": sum(s.accuracy for s in single.values()) / len(single),
         "chance": 1 / len(classes.names),
     }
-    found.panels.append(_templates(ensemble, single))
-    found.panels.append(panels.bars(f"Zero-shot accuracy by {asked.label}", ensemble.per_class))
+    title = f"Zero-shot accuracy by {config.label_field}"
+    result.panels += [_prompt_table(ensemble, single), panels.bars(title, ensemble.per_class)]
 
 
-def _templates(ensemble: ZeroShot, single: Mapping[str, ZeroShot]) -> panels.Panel:
+def _prompt_table(ensemble: ZeroShotResult, single: Mapping[str, ZeroShotResult]) -> panels.Panel:
     rows: list[list[str | float]] = [[t, round(s.accuracy, 4)] for t, s in single.items()]
-    rows.append(["all of them", round(ensemble.accuracy, 4)])
+    rows.append(["ensemble of all", round(ensemble.accuracy, 4)])
     return panels.table("Zero-shot accuracy by prompt", ["prompt", "accuracy"], rows)
 
 
-def _probe(
-    learnt_NE: Tensor,
-    seen: Sequence[str],
-    image_NE: Tensor,
-    labels: Sequence[str],
-    found: Worth,
-) -> None:
-    accuracy, l2 = probe(learnt_NE, seen, image_NE, labels)
-    found.figures |= {"linear_probe": accuracy, "linear_probe_l2": l2}
-
-
-def _label(sample: Sample, field: str) -> str:
-    value = sample.meta.get(field)
+def _label(sample: Sample, name: str) -> str:
+    value = sample.meta.get(name)
     if not isinstance(value, str):
         raise InputError(
-            f"the metadata of {sample.key} has no text `{field}`",
-            where="label",
-            remedy=f"fields are {', '.join(sorted(sample.meta))}",
+            f"the metadata of {sample.key} has no text field `{name}`",
+            where="label_field",
+            remedy=f"its fields are {', '.join(sorted(sample.meta))}",
         )
     return value

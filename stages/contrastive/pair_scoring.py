@@ -1,4 +1,4 @@
-"""How well captions fit their images: the cosine that a CLIP model gives each pair."""
+"""CLIP scores: the cosine similarity that a CLIP model gives an image and its caption."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stages.images.shard_writer import read_rows_of
 if TYPE_CHECKING:
     import torch
 
-    from stages.contrastive.caption_tokenizer import Words
+    from stages.contrastive.caption_tokenizer import CaptionTokenizer
     from stages.models.clip.modeling_clip import CLIP
 
-BATCH = 64
-_DECIMALS = 4  # what other batches and other numbers of threads do not change
+BATCH_SIZE = 64
+_DECIMALS = 4  # that do not depend on the batch size and the number of threads
 
 Scores = npt.NDArray[np.float64]
 
@@ -47,54 +47,56 @@ def scoring_tasks(
 
 def score_pairs(task: ScoringTask, commit: Path) -> None:
     """Score rows of an annotation table and commit their cosines: float64 (rows,)."""
-    from pipeline.atomic_io import write_atomic
+    from pipeline.storage.atomic_io import write_atomic
 
     rows = read_rows_of(task.table, task.rows, ["image", "captions"])
     pairs = ((row["image"], row["captions"][0]) for row in rows)
-    found = []
-    while batch := list(islice(pairs, BATCH)):
-        found.append(clip_scores(task.model, batch))
+    scores = []
+    while batch := list(islice(pairs, BATCH_SIZE)):
+        scores.append(clip_scores(task.model, batch))
     buffer = io.BytesIO()
-    np.save(buffer, np.concatenate(found))
+    np.save(buffer, np.concatenate(scores))
     write_atomic(commit, buffer.getvalue(), durable=False)
 
 
 def clip_scores(model: Path, pairs: Sequence[tuple[bytes, str]]) -> Scores:
-    """The cosine of each image and caption, rounded.
+    """Return the cosine similarity of each image and caption, rounded to four decimals.
 
     Args:
-        model: the folder of a CLIP with its tokenizer.
+        model: folder of a CLIP with its tokenizer.
         pairs: encoded images with captions, B of them.
 
     Returns:
         Shape (B,).
 
     Raises:
-        InputError: the folder holds no CLIP, or no tokenizer.
+        InputError: the folder has no CLIP, or no tokenizer.
     """
     import torch
 
-    from stages.contrastive.caption_tokenizer import encode
+    from stages.contrastive.caption_tokenizer import encode_captions
+    from stages.contrastive.pair_dataset import normalize_pixels
     from stages.data.image_text_dataset import decode_rgb
-    from stages.images.transforms import center, to_tensors
+    from stages.images.transforms import resize_and_center_crop
 
-    clip, words, device = _opened(model)
+    clip, tokenizer, device = _load(model)
     size = clip.config.vision.image_size
-    pixels_B3HW = to_tensors([center(decode_rgb(image), size) for image, _ in pairs])
-    tokens_BT = encode(words, [caption for _, caption in pairs], clip.config.text)
+    images = [resize_and_center_crop(decode_rgb(image), size) for image, _ in pairs]
+    pixels_B3HW = normalize_pixels([np.asarray(image) for image in images], device)
+    tokens_BT = encode_captions(tokenizer, [caption for _, caption in pairs], clip.config.text)
     with torch.inference_mode():
-        images_BE = clip.encode_image(pixels_B3HW.to(device))
+        images_BE = clip.encode_image(pixels_B3HW)
         texts_BE = clip.encode_text(tokens_BT.to(device))
-    found: Scores = (images_BE * texts_BE).sum(1).double().cpu().numpy()
-    return found.round(_DECIMALS)
+    scores: Scores = (images_BE * texts_BE).sum(1).double().cpu().numpy()
+    return scores.round(_DECIMALS)
 
 
 @lru_cache(1)
-def _opened(folder: Path) -> tuple[CLIP, Words, torch.device]:
+def _load(folder: Path) -> tuple[CLIP, CaptionTokenizer, torch.device]:
     import torch
 
-    from stages.contrastive.caption_tokenizer import open_words
+    from stages.contrastive.caption_tokenizer import open_caption_tokenizer
     from stages.models.clip.conversion_clip import load_clip
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_clip(folder).to(device), open_words(folder), device
+    return load_clip(folder).to(device), open_caption_tokenizer(folder), device

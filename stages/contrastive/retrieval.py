@@ -1,7 +1,7 @@
-"""Finding the caption of an image among all captions, and the image of a caption.
+"""Image-text retrieval: recall@k of captions by image and of images by caption.
 
-Queries are compared with all candidates a block at a time: memory is bounded by the block, however
-many images and captions there are.
+Queries are compared with all candidates in blocks, so that memory does not grow with the number of
+images and captions.
 """
 
 from __future__ import annotations
@@ -13,41 +13,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DEPTHS = (1, 5, 10)
-CELLS = 1 << 24
-"""Similarities of a block; those of one query with all candidates, where they are more."""
+RECALL_DEPTHS = (1, 5, 10)
+BLOCK_SIMILARITIES = 1 << 24
+"""Similarities in memory at once, at least those of one query with all candidates."""
 
 
-def recalls(
+def recall_at_k(
     image_NE: Tensor,
     text_ME: Tensor,
     captions: Sequence[Sequence[str]],
     texts: Sequence[str],
-    at: Sequence[int] = DEPTHS,
+    depths: Sequence[int] = RECALL_DEPTHS,
 ) -> dict[str, float]:
-    """The share of images one of whose captions is among the k nearest captions
-    (`image_to_text_r{k}`), and of captions one of whose images is among the k nearest images
-    (`text_to_image_r{k}`).
+    """Return `image_to_text_r{k}`, the fraction of images with one of their captions among the k
+    most similar texts, and `text_to_image_r{k}`, the fraction of texts likewise.
 
     Args:
-        image_NE: of norm 1.
-        text_ME: of norm 1.
-        captions: of each image.
-        texts: of `text_ME`. One that is no image's is no question, but stands in the way of others.
-        at: the depths k.
+        image_NE: embeddings of norm 1.
+        text_ME: embeddings of norm 1.
+        captions: captions of each image.
+        texts: texts of `text_ME`; one that belongs to no image is a distractor, not a query.
+        depths: values of k.
     """
-    alone = [[text] for text in texts]
+    single = [[text] for text in texts]
     return {
-        **_recall("image_to_text", image_NE, text_ME, captions, _holders(alone), at),
-        **_recall("text_to_image", text_ME, image_NE, alone, _holders(captions), at),
+        **_recall("image_to_text", image_NE, text_ME, captions, _numbers_by_text(single), depths),
+        **_recall("text_to_image", text_ME, image_NE, single, _numbers_by_text(captions), depths),
     }
 
 
-def _holders(sides: Iterable[Iterable[str]]) -> Mapping[str, list[int]]:
-    """Who has a text."""
+def _numbers_by_text(texts: Iterable[Iterable[str]]) -> Mapping[str, list[int]]:
+    """Return the numbers of the items that have each text."""
     found: dict[str, list[int]] = defaultdict(list)
-    for number, texts in enumerate(sides):
-        for text in texts:
+    for number, own in enumerate(texts):
+        for text in own:
             found[text].append(number)
     return found
 
@@ -57,24 +56,26 @@ def _recall(
     query_QE: Tensor,
     candidate_CE: Tensor,
     texts: Sequence[Sequence[str]],
-    holders: Mapping[str, Sequence[int]],
-    at: Sequence[int],
+    candidates_by_text: Mapping[str, Sequence[int]],
+    depths: Sequence[int],
 ) -> dict[str, float]:
-    """Queries by their texts, and candidates by whom a text is right. The place of the best right
-    candidate counts; wrong ones that are as near as it stand before it, so that a model which says
-    the same of all finds nothing."""
-    size = max(1, CELLS // len(candidate_CE))
-    places = []
+    """Return the recall of queries, each with its texts and so its correct candidates.
+
+    The rank of the most similar correct candidate counts. Wrong candidates of the same similarity
+    rank before it, so that a model with constant embeddings has a recall of 0.
+    """
+    size = max(1, BLOCK_SIMILARITIES // len(candidate_CE))
+    ranks = []
     for first in range(0, len(query_QE), size):
         block = slice(first, first + size)
         cosines_BC = query_QE[block] @ candidate_CE.T
-        right_BC = np.zeros(cosines_BC.shape, dtype=bool)
+        matches_BC = np.zeros(cosines_BC.shape, dtype=bool)
         for row, own in enumerate(texts[block]):
             for text in own:
-                right_BC[row, holders.get(text, [])] = True
-        truth_BC = torch.from_numpy(right_BC).to(cosines_BC.device)
-        best_B = cosines_BC.masked_fill(~truth_BC, -torch.inf).amax(1, keepdim=True)
-        before_B = ((cosines_BC >= best_B) & ~truth_BC).sum(1)
-        places.append(before_B[truth_BC.any(1)])
-    before = torch.cat(places)
-    return {f"{name}_r{k}": (before < k).double().mean().item() for k in at}
+                matches_BC[row, candidates_by_text.get(text, [])] = True
+        correct_BC = torch.from_numpy(matches_BC).to(cosines_BC.device)
+        best_B = cosines_BC.masked_fill(~correct_BC, -torch.inf).amax(1, keepdim=True)
+        before_B = ((cosines_BC >= best_B) & ~correct_BC).sum(1)
+        ranks.append(before_B[correct_BC.any(1)])
+    before = torch.cat(ranks)
+    return {f"{name}_r{k}": (before < k).double().mean().item() for k in depths}

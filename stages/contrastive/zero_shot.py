@@ -1,12 +1,12 @@
-"""Classification by captions: a class is the embedding of what people would write of it.
+"""Zero-shot classification: an image gets the class whose prompts are most similar to it.
 
-A class's prompts are all templates filled with all of its names. Their embeddings, each of norm 1,
-are averaged and brought to norm 1 again (Radford et al. 2021, section 3.1.4): an ensemble costs no
-more than one prompt. An image belongs to the class it is nearest to.
+A class's prompts are all templates filled with all of its words. Their embeddings, each of norm 1,
+are averaged and normalized again (Radford et al. 2021, section 3.1.4): an ensemble costs no more
+than one prompt.
 
-The mean of a class that is many things (words for 140 animals) is near to none of them. An ensemble
-of probabilities asks how likely each prompt is among those of all classes, and takes the mean of
-each class's: it costs what all prompts cost.
+The mean embedding of a heterogeneous class (words for 140 animals) is far from all of its prompts.
+An ensemble of probabilities takes a softmax over the prompts of all classes instead, and averages
+the probabilities of each class's prompts: it costs as much as all prompts do.
 
     {"templates": ["a photo of {}", "a drawing of {}"],
      "classes": ["cat", {"name": "dog", "words": ["dog", "puppy"]}]}
@@ -26,146 +26,162 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 
-Encode = Callable[[Sequence[str]], Tensor]
+EncodeTexts = Callable[[Sequence[str]], Tensor]
 """Texts -> embeddings (texts, E) of norm 1."""
 
-BLOCK = 1 << 24
-"""Numbers that are held of a matrix of images and prompts."""
+BLOCK_ELEMENTS = 1 << 24
+"""Elements in memory of a matrix of images and prompts."""
 
 
 @dataclass(frozen=True)
-class Classes:
-    """What there is to tell apart, and how it is asked for."""
+class ClassPrompts:
+    """Classes with the words and templates of their prompts."""
 
     names: tuple[str, ...]
-    """As the labels say it."""
+    """Names as in the labels."""
     words: tuple[tuple[str, ...], ...]
-    """What the templates are filled with, for each class."""
+    """Words per class that fill the templates."""
     templates: tuple[str, ...]
 
     def prompts(self, templates: Sequence[str]) -> list[list[str]]:
-        """The prompts of each class."""
+        """Return the prompts of each class."""
         return [[t.replace("{}", w) for t in templates for w in words] for words in self.words]
 
 
-class ZeroShot(NamedTuple):
-    """How many images were told right."""
+class ZeroShotResult(NamedTuple):
+    """Accuracy of a zero-shot classification."""
 
     accuracy: float
     per_class: dict[str, float]
-    """Of the classes that there are images of."""
+    """Accuracy of each class that has images."""
 
     @property
-    def balanced(self) -> float:
-        """Mean over classes."""
+    def balanced_accuracy(self) -> float:
+        """Mean accuracy over classes."""
         return sum(self.per_class.values()) / len(self.per_class)
 
 
-def read_classes(path: Path, label: str) -> Classes:
-    """Read a file of classes; a list under the label's own name stands for `classes`.
+def read_classes(path: Path, label: str) -> ClassPrompts:
+    """Read a file of classes; the key of the list may be `classes` or the name of the label field.
 
     Raises:
-        InputError: it is no such file.
+        InputError: the file does not have that format.
     """
     try:
         raw: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the classes: {error}", where=str(path)) from error
     remedy = 'write {"templates": ["a photo of {}"], "classes": ["cat", "dog"]}'
-    told: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    listed, templates = told.get("classes", told.get(label)), told.get("templates")
-    if not _texts(templates) or not all("{}" in template for template in templates):
-        raise InputError("`templates` is no list of texts with {}", where=str(path), remedy=remedy)
+    fields: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    listed, templates = fields.get("classes", fields.get(label)), fields.get("templates")
+    if not _is_texts(templates) or not all("{}" in template for template in templates):
+        raise InputError(
+            "`templates` is not a list of texts with {}", where=str(path), remedy=remedy
+        )
     if not isinstance(listed, list) or len(listed) < 2:
         raise InputError(
-            f"neither `classes` nor `{label}` lists classes", where=str(path), remedy=remedy
+            f"neither `classes` nor `{label}` is a list of classes", where=str(path), remedy=remedy
         )
-    found = [_class(item, path, remedy) for item in listed]
-    names = tuple(name for name, _ in found)
+    parsed = [_parse_class(item, path, remedy) for item in listed]
+    names = tuple(name for name, _ in parsed)
     if len(set(names)) < len(names):
-        raise InputError("a class is named twice", where=str(path))
-    return Classes(names, tuple(words for _, words in found), tuple(templates))
+        raise InputError("a class is listed twice", where=str(path), remedy="list each class once")
+    return ClassPrompts(names, tuple(words for _, words in parsed), tuple(templates))
 
 
-def _class(item: Any, path: Path, remedy: str) -> tuple[str, tuple[str, ...]]:
+def _parse_class(item: Any, path: Path, remedy: str) -> tuple[str, tuple[str, ...]]:
     if isinstance(item, str):
         return item, (item,)
-    told: dict[str, Any] = item if isinstance(item, dict) else {}
-    name = told.get("name")
-    words = told.get("words", [name])
-    if not isinstance(name, str) or not _texts(words):
-        raise InputError(f"no class: {str(item)[:80]}", where=str(path), remedy=remedy)
+    fields: dict[str, Any] = item if isinstance(item, dict) else {}
+    name = fields.get("name")
+    words = fields.get("words", [name])
+    if not isinstance(name, str) or not _is_texts(words):
+        raise InputError(f"not a class: {str(item)[:80]}", where=str(path), remedy=remedy)
     return name, tuple(words)
 
 
-def _texts(value: Any) -> TypeGuard[list[str]]:
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
-def class_embeddings(prompts: Sequence[Sequence[str]], encode: Encode) -> Tensor:
-    """Embeddings (classes, E) of norm 1: the mean of each class's prompts."""
+def class_embeddings(prompts: Sequence[Sequence[str]], encode: EncodeTexts) -> Tensor:
+    """Return the normalized mean of each class's prompt embeddings, shape (classes, E)."""
     flat_PE = encode([prompt for each in prompts for prompt in each])
     parts = flat_PE.split([len(each) for each in prompts])  # type: ignore[no-untyped-call]
     return F.normalize(torch.stack([part.mean(0) for part in parts]), dim=1)
 
 
 def prompt_probabilities(
-    image_NE: Tensor, prompts: Sequence[Sequence[str]], encode: Encode, scale: float
+    image_NE: Tensor, prompts: Sequence[Sequence[str]], encode: EncodeTexts, scale: float
 ) -> Tensor:
-    """How likely (images, classes) a prompt of each class is on average, among all prompts."""
+    """Return the mean probability of each class's prompts among all prompts, (images, classes)."""
     flat_PE = encode([prompt for each in prompts for prompt in each])
     counts_C = torch.tensor([len(each) for each in prompts], device=flat_PE.device)
     class_P = torch.arange(len(prompts), device=flat_PE.device).repeat_interleave(counts_C)
-    found = []
-    for part_NE in image_NE.split(max(1, BLOCK // len(flat_PE))):  # type: ignore[no-untyped-call]
-        likely_NP = (scale * (part_NE @ flat_PE.T)).softmax(1)
-        sums_NC = likely_NP.new_zeros(len(part_NE), len(prompts))
-        found.append(sums_NC.index_add_(1, class_P, likely_NP) / counts_C)
-    return torch.cat(found)
+    parts = []
+    for part_NE in image_NE.split(max(1, BLOCK_ELEMENTS // len(flat_PE))):  # type: ignore[no-untyped-call]
+        probability_NP = (scale * (part_NE @ flat_PE.T)).softmax(1)
+        sums_NC = probability_NP.new_zeros(len(part_NE), len(prompts))
+        parts.append(sums_NC.index_add_(1, class_P, probability_NP) / counts_C)
+    return torch.cat(parts)
 
 
-def classify(scores_NC: Tensor, labels: Sequence[str], names: Sequence[str]) -> ZeroShot:
-    """Compare the class of the highest score of each image with its label.
+def classification_accuracy(
+    scores_NC: Tensor, labels: Sequence[str], names: Sequence[str]
+) -> ZeroShotResult:
+    """Return the accuracy of predicting the class with the highest score.
 
     Raises:
-        InputError: a label is no class.
+        InputError: a label is not a class.
     """
     number = {name: i for i, name in enumerate(names)}
     if unknown := sorted(set(labels) - set(number)):
         raise InputError(
-            f"{len(unknown)} labels are no classes: {', '.join(unknown[:3])}",
+            f"{len(unknown)} labels are not classes: {', '.join(unknown[:3])}",
             where="classes",
             remedy="list every label under `classes`",
         )
-    wanted_N = torch.tensor([number[label] for label in labels])
-    right_N = (scores_NC.argmax(1).cpu() == wanted_N).double()
-    present = torch.unique(wanted_N).tolist()
-    by_class = {names[c]: right_N[wanted_N == c].mean().item() for c in present}
-    return ZeroShot(right_N.mean().item(), by_class)
+    label_N = torch.tensor([number[label] for label in labels])
+    correct_N = (scores_NC.argmax(1).cpu() == label_N).double()
+    present = torch.unique(label_N).tolist()
+    by_class = {names[c]: correct_N[label_N == c].mean().item() for c in present}
+    return ZeroShotResult(correct_N.mean().item(), by_class)
 
 
-def zero_shot(
+def evaluate_zero_shot(
     image_NE: Tensor,
     labels: Sequence[str],
-    classes: Classes,
-    encode: Encode,
+    classes: ClassPrompts,
+    encode: EncodeTexts,
     *,
     scale: float | None = None,
-) -> tuple[ZeroShot, Mapping[str, ZeroShot]]:
-    """What the ensemble of all prompts tells right, and what each template alone does with a
-    class's first word. With the `scale` of the model's logits it is one of probabilities."""
+) -> tuple[ZeroShotResult, Mapping[str, ZeroShotResult]]:
+    """Evaluate the ensemble of all prompts, and each template with the first word of each class.
 
-    def near(prompts: Sequence[Sequence[str]]) -> Tensor:
+    Args:
+        image_NE: embeddings of norm 1.
+        labels: class of each image.
+        classes: classes and their prompts.
+        encode: returns the embeddings of texts.
+        scale: the model's logit scale for an ensemble of probabilities; None averages embeddings.
+
+    Returns:
+        The result of the ensemble, and that of each template.
+    """
+
+    def similarities(prompts: Sequence[Sequence[str]]) -> Tensor:
         return image_NE @ class_embeddings(prompts, encode).T
 
-    def told(scores_NC: Tensor) -> ZeroShot:
-        return classify(scores_NC, labels, classes.names)
+    def result(scores_NC: Tensor) -> ZeroShotResult:
+        return classification_accuracy(scores_NC, labels, classes.names)
 
     single = {
-        template: told(near([[template.replace("{}", words[0])] for words in classes.words]))
+        template: result(
+            similarities([[template.replace("{}", words[0])] for words in classes.words])
+        )
         for template in classes.templates
     }
-    every = classes.prompts(classes.templates)
+    prompts = classes.prompts(classes.templates)
     if scale is None:
-        return told(near(every)), single
-    return told(prompt_probabilities(image_NE, every, encode, scale)), single
+        return result(similarities(prompts)), single
+    return result(prompt_probabilities(image_NE, prompts, encode, scale)), single

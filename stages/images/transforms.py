@@ -1,27 +1,20 @@
-"""What training and evaluation see of an image: crops, flips, colours, tensors.
+"""Image transforms of training and evaluation: crops, flips, colour jitter.
 
-Every random choice is drawn from the generator that is given, so that the same generator state
-gives the same view. Torchvision's algorithms, on Pillow alone.
+Every random choice is drawn from the given generator, so that equal generator states give equal
+views. Torchvision's algorithms on Pillow alone, because Torchvision draws from a global generator.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
 from PIL import Image, ImageEnhance
-from torch import Tensor
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Red, green and blue of CLIP's training images, of 1."""
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Their standard deviations."""
-
-_TRIES = 10  # at a crop of the wished area and ratio, before the middle is taken
-_LONGEST = 8  # sides of the middle square that are resized: enlarged, the whole could be a bomb
+_ATTEMPTS = 10  # to draw a crop that lies within the image, before a center crop is taken
+_MAX_ASPECT = 8  # of the part that is resized: a whole long image might not fit into memory
 Bounds = tuple[float, float]
 Size = int | tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -35,32 +28,34 @@ def random_resized_crop(
     *,
     rng: np.random.Generator,
 ) -> Image.Image:
-    """A random part of the image, resized (bicubic, antialiased).
+    """Return a random crop of the image, resized (bicubic, antialiased).
 
     Args:
         image: RGB.
-        size: pixels of the result: a side, or (height, width).
-        scale: the part's share of the area, drawn evenly.
-        ratio: the part's width over its height, drawn evenly in its logarithm.
-        rng: where the choice comes from.
+        size: side of the result, or (height, width), pixels.
+        scale: range of the crop's fraction of the area, uniform.
+        ratio: range of the crop's aspect ratio (width over height), uniform in its logarithm.
+        rng: generator of the choice.
     """
-    return _resized(image.crop(_random_box(image.size, scale, ratio, rng)), size)
+    return _resize(image.crop(_random_box(image.size, scale, ratio, rng)), size)
 
 
-def center(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of the image after its shorter side was resized to `size`: CLIP's own
-    preprocessing. Of a very long image only what is near the middle is resized."""
-    image = image.crop(_near_middle(*image.size))
+def resize_and_center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` and return the center square: CLIP's own preprocessing.
+
+    Only the central part of a very long image is resized.
+    """
+    image = image.crop(_central_box(*image.size))
     width, height = image.size
     short = min(width, height)
     if short != size:
-        image = _resized(image, (int(size * height / short), int(size * width / short)))
+        image = _resize(image, (int(size * height / short), int(size * width / short)))
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
-def flip(image: Image.Image, probability: float, *, rng: np.random.Generator) -> Image.Image:
-    """The image, mirrored left to right with that probability."""
+def random_flip(image: Image.Image, probability: float, *, rng: np.random.Generator) -> Image.Image:
+    """Return the image, flipped horizontally with a probability."""
     if probability and rng.random() < probability:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image
@@ -75,10 +70,10 @@ def color_jitter(
     *,
     rng: np.random.Generator,
 ) -> Image.Image:
-    """The image with its colours changed, in random order.
+    """Return the image with brightness, contrast, saturation and hue changed in random order.
 
-    Each of the first three is scaled by a factor from [max(0, 1 - x), 1 + x]; hue is turned by up
-    to `hue` (at most 0.5) of the circle.
+    Each of the first three is scaled by a factor from [max(0, 1 - x), 1 + x]; the hue is shifted by
+    up to `hue` (at most 0.5) of the circle.
     """
     changes: list[Callable[[Image.Image], Image.Image]] = []
     for enhancer, amount in (
@@ -88,52 +83,30 @@ def color_jitter(
     ):
         if amount:
             factor = rng.uniform(max(0.0, 1 - amount), 1 + amount)
-            changes.append(partial(_enhanced, enhancer=enhancer, factor=factor))
+            changes.append(partial(_enhance, enhancer=enhancer, factor=factor))
     if hue:
-        changes.append(partial(_turned, turn=rng.uniform(-hue, hue)))
+        changes.append(partial(_shift_hue, shift=rng.uniform(-hue, hue)))
     for at in rng.permutation(len(changes)):
         image = changes[at](image)
     return image
-
-
-def to_tensor(
-    image: Image.Image, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
-) -> Tensor:
-    """An RGB image as float32 of shape (3, H, W): of 1, less `mean`, over `std`."""
-    return to_tensors([image], mean, std)[0]
-
-
-def to_tensors(
-    images: Sequence[Image.Image],
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-) -> Tensor:
-    """RGB images of one size as float32 of shape (B, 3, H, W): of 1, less `mean`, over `std`."""
-    pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    pixels_B3HW = pixels_BHW3.permute(0, 3, 1, 2).to(
-        torch.float32, memory_format=torch.contiguous_format
-    )
-    spread = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-    middle = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
-    return pixels_B3HW.mul_(1 / (255 * spread)).sub_(middle / spread)
 
 
 def _random_box(
     size: tuple[int, int], scale: Bounds, ratio: Bounds, rng: np.random.Generator
 ) -> Box:
     width, height = size
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
             return left, top, left + w, top + h
-    return _middle_box(width, height, ratio)
+    return _center_box(width, height, ratio)
 
 
-def _middle_box(width: int, height: int, ratio: Bounds) -> Box:
-    """The largest part in the middle whose ratio is within the bounds."""
+def _center_box(width: int, height: int, ratio: Bounds) -> Box:
+    """Return the largest center crop whose aspect ratio is within the bounds."""
     w, h = width, height
     if width / height < ratio[0]:
         h = round(width / ratio[0])
@@ -143,14 +116,14 @@ def _middle_box(width: int, height: int, ratio: Bounds) -> Box:
     return left, top, left + w, top + h
 
 
-def _near_middle(width: int, height: int) -> Box:
-    """All of the image, or of one that is longer than wide by far the part around the middle."""
-    most = _LONGEST * min(width, height)
-    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+def _central_box(width: int, height: int) -> Box:
+    """Return the box of the whole image, or of the central part of a very long one."""
+    longest = _MAX_ASPECT * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
     return left, top, width - left, height - top
 
 
-def _resized(image: Image.Image, size: Size) -> Image.Image:
+def _resize(image: Image.Image, size: Size) -> Image.Image:
     height, width = (size, size) if isinstance(size, int) else size
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
@@ -160,12 +133,12 @@ Enhancer = Callable[
 ]
 
 
-def _enhanced(image: Image.Image, enhancer: Enhancer, factor: float) -> Image.Image:
+def _enhance(image: Image.Image, enhancer: Enhancer, factor: float) -> Image.Image:
     return enhancer(image).enhance(factor)
 
 
-def _turned(image: Image.Image, turn: float) -> Image.Image:
-    """Every hue turned by a share of the circle."""
+def _shift_hue(image: Image.Image, shift: float) -> Image.Image:
+    """Return the image with every hue shifted by a fraction of the circle."""
     hue, saturation, value = image.convert("HSV").split()
-    turned = Image.fromarray(np.asarray(hue) + np.uint8(round(turn * 255) % 256))
-    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    shifted = Image.fromarray(np.asarray(hue) + np.uint8(round(shift * 255) % 256))
+    return Image.merge("HSV", (shifted, saturation, value)).convert("RGB")

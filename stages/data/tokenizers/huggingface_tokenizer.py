@@ -36,17 +36,17 @@ _HARMLESS: tuple[dict[str, Any], ...] = (
 """Normalizers whose work decoding undoes, and NFC."""
 
 
-class HuggingFaceTokenizer:
-    """Encodes and decodes with a folder's `tokenizer.json`, as `Tokenizer` does with ours.
+class HuggingFaceEncoder:
+    """Encodes texts with a folder's `tokenizer.json`; any normalizer will do.
 
-    Text never yields a control id, here neither. There are no ids of the chat's roles.
+    Text never yields a control id.
 
     Raises:
-        InputError: it cannot be read, does not bring texts back, or names no end of documents.
+        InputError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder)
         file = self.path / "tokenizer.json"
         with disk_errors(file, to="read"):
             self._file = file.read_bytes()
@@ -58,13 +58,40 @@ class HuggingFaceTokenizer:
         self._fast.no_padding()
         self._fast.no_truncation()
         self._fast.encode_special_tokens = True
+
+    def __len__(self) -> int:
+        return 1 + max(self._fast.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that determines the ids of a text."""
+        return xxhash.xxh3_128_hexdigest(self._file)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; a lone surrogate counts as U+FFFD."""
+        ids: list[int] = self._fast.encode(replace_surrogates(text), add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        return [self.encode(text) for text in texts]
+
+
+class HuggingFaceTokenizer(HuggingFaceEncoder):
+    """Encodes and decodes with a folder's `tokenizer.json`, as `Tokenizer` does with ours.
+
+    Text never yields a control id, here neither. There are no ids of the chat's roles.
+
+    Raises:
+        InputError: it cannot be read, does not bring texts back, or names no end of documents.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._kind = self._known_kind()
         self._check_normalizer()
         self.bos_id, self.pad_id = self._mark("bos"), self._mark("pad")
         self.eos_id = self._end()
-
-    def __len__(self) -> int:
-        return 1 + max(self._fast.get_vocab(with_added_tokens=True).values())
 
     @property
     def vocab_size(self) -> int:
@@ -82,15 +109,6 @@ class HuggingFaceTokenizer:
         else the end of the one before."""
         begun = self._fast.encode("", add_special_tokens=True).ids
         return self.bos_id if self.bos_id is not None and self.bos_id in begun else self.eos_id
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text; never a control id. A lone surrogate counts as U+FFFD."""
-        ids: list[int] = self._fast.encode(replace_surrogates(text), add_special_tokens=False).ids
-        return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
-        return [self.encode(text) for text in texts]
 
     def document(self, text: str) -> list[int]:
         """The ids of a text from its begin mark, if this tokenizer has one, to its end."""

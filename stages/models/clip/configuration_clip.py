@@ -17,6 +17,10 @@ from typing import Literal, NamedTuple
 
 Activation = Literal["quick_gelu", "gelu"]
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of red, green and blue in CLIP's training images, out of 1."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of red, green and blue in CLIP's training images, out of 1."""
 HEAD = 64
 """Channels of an attention head in every published size."""
 

@@ -23,8 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
-from stages.images.transforms import CLIP_MEAN, CLIP_STD
-from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from stages.models.clip.configuration_clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from stages.models.clip.modeling_clip import CLIP
 from stages.models.hf_export import copy_tokenizer
 from stages.models.hf_io import read_config, read_weights
