@@ -1,30 +1,30 @@
-"""Train a CLIP on images with captions, and measure what it is worth.
+"""Train a CLIP on images with captions, and evaluate it.
 
     clip:
       uses: clip
       pairs: ${pairs}
       tokenizer: ${tokenizer}
-      preset: tiny                      # a preset; or its parts under `model`
+      preset: tiny                      # or the parts of the shape under `model`
       image_size: 64
       train: {steps: 1000, global_batch_size: 256, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
-    worth:
+    clip-metrics:
       uses: clip.evaluate
       model: ${clip}
       pairs: ${pairs}
-      classes: classes.json             # zero-shot classification by a field of the metadata
-      label: category
+      classes: classes.json             # zero-shot classification by a metadata field
+      label_field: category
 
-Out of `clip` comes a folder that `transformers.CLIPModel` loads. `transformers` has no class for
-ResNet towers: with these say `export: native`, and get a folder that `clip.evaluate` and
+The output of `clip` is a folder that `transformers.CLIPModel` loads. `transformers` has no class
+for ResNet towers: `export: native` writes a folder that `clip.evaluate` and
 `stages.models.clip.conversion_clip.load_clip` read.
 
-`base: ${other}` goes on with the weights, shape and tokenizer of a CLIP folder (with
-`export: native`, if its image tower is a ResNet); `size` and `model` then say nothing.
-`train.micro_batch_size` gives the gradient of the whole batch in parts, at a second forward pass.
+`init_from: ${other}` takes weights, shape and tokenizer from a CLIP folder (with `export: native`,
+if its image tower is a ResNet); then `preset` and `model` have no effect. `train.micro_batch_size`
+computes the gradient of the whole batch in parts, at the cost of a second forward pass.
 
-Figures of `clip`: `loss` (last step, nats a pair), `eval_loss`, `eval_image_to_text_r1` and the
-like, `pairs`, `parameters`. Figures of `clip.evaluate`: see there.
+Metrics of `clip`: `loss` (last step, nats per pair), `eval_loss`, `eval_image_to_text_r1` and other
+recalls, `pairs`, `parameters`. Metrics of `clip.evaluate`: see `ClipEvaluateParams`.
 """
 
 from __future__ import annotations
@@ -42,110 +42,111 @@ from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, ViTC
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.contrastive.clip_evaluation import Worth
-    from stages.objectives.contrastive import Contrastive
+    from stages.contrastive.clip_evaluation import ClipEvalResult
+    from stages.objectives.contrastive import ContrastiveObjective
 
 
 @stage(
     "clip",
-    inputs={"pairs": "ImageText", "tokenizer": "Tokenizer?", "base": "Model?"},
+    inputs={"pairs": "ImageText", "tokenizer": "Tokenizer?", "init_from": "Model?"},
     output="Model",
-    version=3,
+    version=4,
 )
 def clip(params: ClipParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a CLIP on images with captions."""
-    from stages.objectives.contrastive import shape_of
+    from stages.objectives.contrastive import read_clip_config
     from stages.training.ranks.worker_group import WorkerGroup
     from stages.training.trainer import fit
 
-    base = inputs.get_path("base")
-    words = _words(inputs.get_path("tokenizer"), base)
-    _show(ctx)
+    initial = inputs.get_path("init_from")
+    tokenizer = inputs.get_path("tokenizer") or initial
+    if tokenizer is None:
+        raise InputError(
+            "no tokenizer given",
+            where="tokenizer",
+            remedy="give `tokenizer`, or `init_from`, whose tokenizer is used",
+        )
+    _show_panels(ctx)
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
-        known = group.run(shape_of, base)[0] if base else None
-        objective = _objective(params, inputs.path("pairs"), words, _shape(params, words, known))
-        objective.base = base
+        known = group.run(read_clip_config, initial)[0] if initial else None
+        config = _config(params, tokenizer, known)
+        objective = _objective(params, inputs.path("pairs"), tokenizer, config)
+        objective.init_from = initial
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
     ctx.result(
         loss=final["loss"],
         pairs=final["pairs"],
         skipped_steps=final["skipped_steps"],
-        parameters=objective.config.parameters,
+        parameters=config.parameters,
         **{name: value for name, value in final.items() if name.startswith("eval_")},
     )
 
 
-def _words(tokenizer: Path | None, base: Path | None) -> Path:
-    """Where the tokenizer is."""
-    found = tokenizer or base
-    if found is None:
-        raise InputError(
-            "nothing says how captions are read",
-            where="tokenizer",
-            remedy="give `tokenizer`, or a `base` to go on with",
-        )
-    return found
-
-
-def _shape(params: ClipParams, words: Path, base: CLIPConfig | None) -> CLIPConfig:
-    """The model's shape: the base's, if there is one.
+def _config(params: ClipParams, tokenizer: Path, initial: CLIPConfig | None) -> CLIPConfig:
+    """Return the model's configuration: that of the initial model, if there is one.
 
     Raises:
-        InputError: the base takes images of another size, or the tower is not of the kind that the
-            other settings are for.
+        InputError: the initial model has another image size, or a tower that other parameters do
+            not apply to.
     """
-    if base is None:
+    if initial is None:
         from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
-        shape = params.config(len(Tokenizer(words)))
+        config = params.config(len(Tokenizer(tokenizer)))
     else:
-        shape = replace(base, bias=params.loss == "siglip")
-    size = shape.vision.image_size
+        config = replace(initial, bias=params.loss == "siglip")
+    size = config.vision.image_size
     if params.image_size not in (None, size):
         raise InputError(
-            f"the base takes images of {size} pixels, not {params.image_size}",
+            f"the initial model takes images of {size} pixels, not {params.image_size}",
             where="image_size",
-            remedy=f"leave it out, or set {size}",
+            remedy=f"remove it, or set {size}",
         )
-    resnet = isinstance(shape.vision, ResNetConfig)
+    resnet = isinstance(config.vision, ResNetConfig)
     if resnet and (params.patch_dropout or params.export == "transformers"):
         raise InputError(
-            "the base has a ResNet tower",
-            where="base",
+            "the initial model has a ResNet tower",
+            where="init_from",
             remedy="set export: native, and no patch_dropout",
         )
     if not resnet and params.export == "native":
-        raise InputError(
-            "a ViT is exported for transformers", where="export", remedy="leave it out"
-        )
-    return shape
+        raise InputError("a ViT is exported for transformers", where="export", remedy="remove it")
+    return config
 
 
-def _objective(params: ClipParams, pairs: Path, words: Path, config: CLIPConfig) -> Contrastive:
-    from stages.contrastive.pair_dataset import Augmentation
-    from stages.objectives.contrastive import Contrastive
+def _objective(
+    params: ClipParams, pairs: Path, tokenizer: Path, config: CLIPConfig
+) -> ContrastiveObjective:
+    from stages.contrastive.augmentation import Augmentation
+    from stages.objectives.contrastive import ContrastiveObjective
 
-    seen = params.augment
-    return Contrastive(
+    augment = params.augment
+    return ContrastiveObjective(
         pairs,
-        words,
+        tokenizer,
         config,
-        Augmentation(seen.scale, seen.ratio, seen.flip, seen.jitter, seen.gray),
-        any_caption=params.captions == "any",
+        Augmentation(
+            augment.scale,
+            augment.ratio,
+            augment.flip_prob,
+            augment.color_jitter,
+            augment.gray_scale_prob,
+        ),
+        random_caption=params.captions == "random",
         sigmoid=params.loss == "siglip",
         local_loss=params.local_loss,
         patch_dropout=params.patch_dropout,
         activation_checkpointing=params.model.activation_checkpointing,
-        threads=params.threads,
-        card=_card(config, params),
+        loader_threads=params.loader_threads,
+        card=_model_card(config, params),
     )
 
 
-def _show(ctx: Context) -> None:
-    ctx.panel(panels.curve("Loss", ["loss", "eval_loss"], unit="nats a pair"))
-    ctx.panel(panels.curve("Right in the batch", ["accuracy"]))
-    held_out = ["eval_image_to_text_r1", "eval_image_to_text_r5", "eval_text_to_image_r5"]
-    ctx.panel(panels.curve("Held-out recall", held_out))
+def _show_panels(ctx: Context) -> None:
+    ctx.panel(panels.curve("Loss", ["loss", "eval_loss"], unit="nats per pair"))
+    ctx.panel(panels.curve("Accuracy within the batch", ["accuracy"]))
+    recall = ["eval_image_to_text_r1", "eval_image_to_text_r5", "eval_text_to_image_r5"]
+    ctx.panel(panels.curve("Recall on held-out pairs", recall))
     ctx.panel(panels.curve("Logit scale", ["logit_scale"]))
     ctx.panel(panels.curve("Learning rate", ["lr"]))
     ctx.panel(panels.curve("Gradient norm", ["grad_norm"], log_y=True))
@@ -153,48 +154,48 @@ def _show(ctx: Context) -> None:
     ctx.panel(panels.curve("Waiting for data", ["data_share"], unit="of a step"))
 
 
-def _card(config: CLIPConfig, params: ClipParams) -> str:
-    vision, train = config.vision, params.train
+def _model_card(config: CLIPConfig, params: ClipParams) -> str:
+    vision, text, train = config.vision, config.text, params.train
     if isinstance(vision, ViTConfig):
-        tower = f"A vision transformer of {vision.num_layers} layers, width {vision.hidden_size}, patches of "
-        tower += f"{vision.patch_size} pixels"
+        tower = f"A vision transformer of {vision.num_layers} layers, width {vision.hidden_size}, "
+        tower += f"patches of {vision.patch_size} pixels"
     else:
         tower = f"A modified ResNet of {list(vision.blocks)} blocks, width {vision.width}"
     return f"""# CLIP, {config.parameters / 1e6:.1f} M parameters
 
-{tower}, on images of {vision.image_size} pixels, and a text transformer of {config.text.num_layers}
-layers, width {config.text.hidden_size}, context {config.text.context_length}, that meet in {config.embed_dim}
-dimensions. Trained for {train.steps} steps of {train.global_batch_size} pairs with {train.optimizer}
-(peak learning rate {train.lr:g}, {train.lr_schedule}) and the {params.loss} loss. Captions are read
-between the ids {config.text.bos} and {config.text.eos}, and padded with {config.text.pad}.
+{tower}, on images of {vision.image_size} pixels, and a text transformer of {text.num_layers}
+layers, width {text.hidden_size}, context {text.context_length}, with a joint embedding of
+{config.embed_dim} dimensions. Trained for {train.steps} steps of {train.global_batch_size} pairs
+with {train.optimizer} (peak learning rate {train.lr:g}, {train.lr_schedule}) and the {params.loss}
+loss. Captions are encoded between the ids {text.bos} and {text.eos}, and padded with {text.pad}.
 """
 
 
 @stage(
-    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=2
+    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=3
 )
 def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Measure a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
+    """Evaluate a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
     from pipeline.atomic_io import write_atomic
-    from stages.contrastive.clip_evaluation import Questions, measure
+    from stages.contrastive.clip_evaluation import ClipEvalConfig, evaluate_clip
     from stages.training.ranks.worker_group import WorkerGroup
 
-    asked = Questions(
-        params.captions,
-        Path(params.classes).resolve() if params.classes else None,
-        params.label or "",
-        params.limit,
-        params.probe_limit,
-        params.batch,
-        params.seed,
-        params.ensemble,
+    config = ClipEvalConfig(
+        captions=params.captions,
+        classes=Path(params.classes).resolve() if params.classes else None,
+        label_field=params.label_field or "",
+        limit=params.limit,
+        probe_limit=params.probe_limit,
+        batch_size=params.batch_size,
+        seed=params.seed,
+        prompt_ensemble=params.prompt_ensemble,
     )
     folders = inputs.path("model"), inputs.path("pairs")
     with WorkerGroup(params.workers, ctx) as group:
-        found: Worth = group.run(measure, *folders, asked, ctx.cancel_file)[0]
-    for panel in found.panels:
+        result: ClipEvalResult = group.run(evaluate_clip, *folders, config, ctx.cancel_file)[0]
+    for panel in result.panels:
         ctx.panel(panel)
-    shown = [(name, round(value, 4)) for name, value in found.figures.items()]
-    ctx.panel(panels.table("Evaluation", ["figure", "value"], shown))
-    ctx.result(**found.figures)
-    write_atomic(out / "metrics.json", json.dumps(found.figures, indent=1, sort_keys=True) + "\n")
+    rows = [(name, round(value, 4)) for name, value in result.metrics.items()]
+    ctx.panel(panels.table("Evaluation", ["metric", "value"], rows))
+    ctx.result(**result.metrics)
+    write_atomic(out / "metrics.json", json.dumps(result.metrics, indent=1, sort_keys=True) + "\n")

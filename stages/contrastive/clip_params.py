@@ -1,5 +1,6 @@
-"""What a pipeline file says of the stages of CLIP, and what follows from it before any process
-starts. Imports no torch: `headwater plan` reads this module.
+"""Parameters of `clip` and `clip.evaluate`, their checks and estimates.
+
+Imports no torch, because `headwater plan` imports it.
 """
 
 from __future__ import annotations
@@ -27,150 +28,169 @@ from stages.training.planning.device_specs import HardwareSection
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
-MARKS = (0, 2, 3)
-"""Ids of pad, bos and eos in every tokenizer of ours."""
+SPECIAL_IDS = (0, 2, 3)
+"""Ids of pad, bos and eos in tokenizers of `tokenize.train`."""
 Size = Annotated[int | None, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class VisionSection(Section):
-    """The image tower; what is left out comes from the `preset`."""
+    """Shape of the image tower. Default: the `preset`'s."""
 
     patch_size: Size = None
-    """Pixels of a patch's side (ViT)."""
+    """Side of a patch, pixels (ViT)."""
     num_layers: Size = None
-    """Blocks (ViT)."""
+    """Number of blocks (ViT)."""
     blocks: tuple[int, int, int, int] | None = None
-    """Blocks of the four groups (ResNet)."""
+    """Number of blocks in each of the four groups (ResNet)."""
     hidden_size: Size = None
-    """Of the residual stream (ViT)."""
+    """Width of the residual stream (ViT)."""
     width: Size = None
-    """Channels after the stem (ResNet)."""
+    """Number of channels after the stem (ResNet)."""
     num_heads: Size = None
-    """Attention heads."""
+    """Number of attention heads."""
 
 
 class TextSection(Section):
-    """The text tower; what is left out comes from the `preset`."""
+    """Shape of the text tower. Default: the `preset`'s."""
 
     context_length: Size = None
-    """Tokens of a caption with its two marks; longer ones lose their end."""
+    """Longest caption with bos and eos, tokens; longer ones are truncated."""
     num_layers: Size = None
-    """Blocks."""
+    """Number of blocks."""
     hidden_size: Size = None
-    """Of the residual stream; a multiple of the heads."""
+    """Width of the residual stream; a multiple of `num_heads`."""
     num_heads: Size = None
-    """Attention heads."""
+    """Number of attention heads."""
 
 
 class ClipModelSection(Section):
-    """The shape of the model; what is left out comes from the `preset`."""
+    """Shape of the model. Default: the `preset`'s."""
 
     vision: VisionSection = VisionSection()
     text: TextSection = TextSection()
     embed_dim: Size = None
-    """Dimensions of the space in which images and captions meet."""
+    """Dimension of the joint embedding space."""
     activation: Activation = "quick_gelu"
-    """Between the feed-forward layers; the released models have `quick_gelu`."""
+    """Activation of the feed-forward layers. Default: quick_gelu, as in the released models."""
     activation_checkpointing: Annotated[bool, EXECUTION] = False
-    """Compute each transformer block again in the backward pass, for far less memory."""
+    """Recompute each transformer block in the backward pass to save memory. Default: false."""
 
 
 class AugmentSection(Section):
-    """How an image is changed each time that it is seen."""
+    """Random augmentation of training images."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "flip": "flip_prob",
+        "jitter": "color_jitter",
+        "gray": "gray_scale_prob",
+    }
 
     scale: tuple[float, float] = (0.9, 1.0)
-    """The crop's share of the image's area, least and most."""
+    """Range of the crop's area as a fraction of the image's. Default: [0.9, 1]."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
-    """The crop's width over its height, least and most."""
-    flip: Share = 0.0
-    """How often it is mirrored; captions that name a side become wrong."""
-    jitter: tuple[Share, Share, Share, Annotated[float, Field(ge=0, le=0.5)]] = (0, 0, 0, 0)
-    """Most that brightness, contrast, saturation and hue are changed by."""
-    gray: Share = 0.0
-    """How often it loses its colours."""
+    """Range of the crop's aspect ratio, width over height. Default: [3/4, 4/3]."""
+    flip_prob: Probability = 0.0
+    """Probability of a horizontal flip; it makes captions that name a side wrong. Default: 0."""
+    color_jitter: tuple[
+        Probability, Probability, Probability, Annotated[float, Field(ge=0, le=0.5)]
+    ] = (0, 0, 0, 0)
+    """Largest changes of brightness, contrast, saturation and hue. Default: no change."""
+    gray_scale_prob: Probability = 0.0
+    """Probability of conversion to grey. Default: 0."""
 
     def check(self) -> Iterator[Problem]:
-        """Yield bounds that are in the wrong order."""
+        """Yield ranges that hold no value."""
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            yield Problem("augment.scale", f"{list(self.scale)} is no range within (0, 1]")
+            yield Problem("augment.scale", f"{list(self.scale)} is not a range within (0, 1]")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            yield Problem("augment.ratio", f"{list(self.ratio)} is no range above 0")
+            yield Problem("augment.ratio", f"{list(self.ratio)} is not a range above 0")
 
 
 class ClipTrain(TrainSection):
-    """As in the paper (appendix F): beta2 0.98, epsilon 1e-6, decay 0.2, cosine to 0."""
+    """Training settings; defaults as in Radford et al. 2021, appendix F."""
 
     steps: Annotated[int, Field(ge=1)] = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps. Default: 1000."""
     global_batch_size: Annotated[int, Field(ge=2)] = 256
-    """Pairs of one optimizer step: each image is told from all the others' captions."""
+    """Pairs per optimizer step; every image is compared with all of their captions. Default: 256."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
-    """Peak learning rate."""
+    """Peak learning rate. Default: 5e-4."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
     """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The last learning rate over the peak."""
+    """Last learning rate over the peak. Default: 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    """Decoupled decay of matrices; gains, biases and the logit scale are spared."""
+    """Decoupled weight decay of matrices; gains, biases and the logit scale have none. Default: 0.2."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    """Of Adam's average of squared gradients."""
+    """Decay of Adam's second moment. Default: 0.98."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the root of Adam's second moment."""
+    """Epsilon of Adam. Default: 1e-6."""
     eval_samples: Annotated[int, Field(ge=0)] = 1024
-    """Held-out pairs of one evaluation, the same in each, drawn at random; 0 takes all."""
+    """Held-out pairs per evaluation, drawn once at random; 0 takes all. Default: 1024."""
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
-        """Yield what does not add up, or is of other models."""
+        """Yield settings that contradict each other or do not apply to a CLIP."""
         yield from super().check(workers, key)
         if self.batch_size_rampup:
-            told = "the loss of a CLIP is one of whole batches, all alike"
-            yield Problem(f"{key}.batch_size_rampup", told, "leave it out")
+            reason = "the contrastive loss depends on the batch size, which must be constant"
+            yield Problem(f"{key}.batch_size_rampup", reason, "remove it")
         if self.expert_parallel_size > 1:
-            yield Problem(f"{key}.expert_parallel_size", "a CLIP has no experts", "leave it out")
+            yield Problem(f"{key}.expert_parallel_size", "a CLIP has no experts", "remove it")
 
 
 class ClipParams(Params):
-    """See `stages.clip`."""
+    """Parameters of `clip`."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    renamed: ClassVar[dict[str, str]] = {
+        "size": "preset",
+        "base": "init_from",
+        "threads": "loader_threads",
+    }
 
     preset: str = "tiny"
-    """A preset of `stages.models.clip.configuration_clip`: nano, tiny, small, RN-tiny, ViT-B/32, RN50…"""
+    """Preset of the model's shape: nano, tiny, small, RN-tiny, ViT-B/32, RN50, ... (see
+    `stages.models.clip.configuration_clip`). Default: tiny."""
     model: ClipModelSection = ClipModelSection()
     image_size: Size = None
-    """Pixels of an image's side; the preset's, if left out."""
+    """Side of an image, pixels. Default: the preset's."""
     loss: Literal["contrastive", "siglip"] = "contrastive"
-    """CLIP's symmetric cross-entropy, or a sigmoid for each image and caption with a learned
-    bias."""
-    captions: Literal["any", "first"] = "any"
-    """Which of an image's captions is read: one drawn anew each time, or its main one."""
+    """CLIP's symmetric cross-entropy, or SigLIP's sigmoid loss with a learned bias. Default:
+    contrastive."""
+    captions: Literal["random", "first"] = "random"
+    """Caption of an image in a step: one drawn anew each time, or the main one. Default: random."""
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The share of an image's patches that training does not look at (ViT)."""
+    """Fraction of an image's patches that training drops (ViT). Default: 0."""
     augment: AugmentSection = AugmentSection()
+    """Random augmentation of training images."""
     train: ClipTrain = ClipTrain()
+    """Training settings."""
     seed: int = 0
-    """Of the weights, the order of the pairs and every view; the pipeline's, if left out."""
+    """Seed of weights, order of the pairs and augmentation. Default: the pipeline's."""
     export: Literal["transformers", "native"] = "transformers"
-    """The layout of the folder; ResNet towers have only `native`, which `transformers` cannot
-    load."""
+    """Format of the model folder; ResNet towers have only `native`, which `transformers` cannot
+    load. Default: transformers."""
     local_loss: Annotated[bool, EXECUTION] = True
-    """Each rank computes its own rows and columns of the logits, not all: the same gradient for
-    less."""
-    threads: Annotated[int, Field(ge=1), EXECUTION] = 1
-    """That read, decode and augment the pairs of coming steps, on each rank."""
+    """Compute only the rank's own rows and columns of the logits, for the same gradient with less
+    work. Default: true."""
+    loader_threads: Annotated[int, Field(ge=1), EXECUTION] = 1
+    """Threads per rank that read, decode and augment the pairs of coming steps. Default: 1."""
     hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
-    """What it is to run on: for the plan alone."""
+    """Hardware that the plan assumes."""
 
     def config(self, vocab_size: int) -> CLIPConfig:
-        """The model's shape.
+        """Return the model's configuration.
 
         Raises:
-            ValueError: its parts do not go together.
+            ValueError: its parts do not fit together.
         """
         own = self.model
         base = preset(
-            self.preset, vocab_size=vocab_size, context_length=own.text.context_length, marks=MARKS
+            self.preset,
+            vocab_size=vocab_size,
+            context_length=own.text.context_length,
+            marks=SPECIAL_IDS,
         )
         vision = _vision(base.vision, own.vision, self.image_size)
         text = replace(base.text, **_given(own.text, "num_layers", "hidden_size", "num_heads"))
@@ -183,59 +203,61 @@ class ClipParams(Params):
         )
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield what cannot work in the shape, the batch and the views."""
+        """Yield what cannot work in the shape, the batch and the augmentation."""
         if self.preset not in PRESETS:
             yield Problem("preset", f"no preset {self.preset!r}", f"presets: {', '.join(PRESETS)}")
             return
-        wrong = list(self._check_towers(upstream))
-        yield from wrong or self._outlook(upstream).infeasibilities()
+        problems = list(self._check_towers(upstream))
+        yield from problems or self._plan(upstream).infeasibilities()
         yield from self.augment.check()
         yield from self.train.check(self.workers)
 
     def _check_towers(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        shaped = self._shaped(upstream)
+        shaped = self._initial(upstream)
         resnet = isinstance(PRESETS[shaped.preset].vision, ResNetConfig)
-        odd = ("patch_size", "num_layers", "hidden_size") if resnet else ("blocks", "width")
-        for name in odd if shaped is self else ():
+        inapplicable = (
+            ("patch_size", "num_layers", "hidden_size") if resnet else ("blocks", "width")
+        )
+        for name in inapplicable if shaped is self else ():
             if getattr(self.model.vision, name) is not None:
                 tower = "a ResNet" if resnet else "a ViT"
-                yield Problem(f"model.vision.{name}", f"{tower} has none", "leave it out")
+                yield Problem(f"model.vision.{name}", f"does not apply to {tower}", "remove it")
         if resnet and self.patch_dropout:
-            yield Problem("patch_dropout", "a ResNet looks at no patches", "leave it out")
+            yield Problem("patch_dropout", "does not apply to a ResNet", "remove it")
         if resnet and self.export == "transformers":
             yield Problem(
                 "export",
                 "transformers has no class for ResNet towers",
-                "set export: native (clip.evaluate and load_clip read it), or take a ViT",
+                "set export: native (clip.evaluate and load_clip read it), or choose a ViT",
             )
-        # Without a size it may be a base that the plan does not know; see `stages.clip`.
-        told = shaped is not self or "preset" in self.model_fields_set
-        if not resnet and self.export == "native" and told:
-            yield Problem("export", "a ViT is exported for transformers", "leave it out")
+        # Without a preset, `init_from` may be an artifact that the plan cannot read: see `clip`.
+        known = shaped is not self or "preset" in self.model_fields_set
+        if not resnet and self.export == "native" and known:
+            yield Problem("export", "a ViT is exported for transformers", "remove it")
         try:
-            self.config(_vocabulary(upstream))
+            self.config(_vocab_size(upstream))
         except ValueError as error:
-            said = str(error)
-            yield Problem(_place(said), said)
+            yield Problem(_key_of(str(error)), str(error))
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """See `stages.contrastive.clip_estimate`."""
-        return self._outlook(upstream).estimate()
+        """Return the estimate of time, memory and disk."""
+        return self._plan(upstream).estimate()
 
-    def _shaped(self, upstream: Mapping[str, Params]) -> ClipParams:
-        """Those that say the model's shape: the base's, where the plan knows it."""
-        edge, found = "base", self
-        while isinstance(base := upstream.get(edge), ClipParams):
-            edge, found = f"{edge}.base", base
+    def _initial(self, upstream: Mapping[str, Params]) -> ClipParams:
+        """Return the parameters that set the model's shape: those of the initial model, if the plan
+        has them, else these."""
+        edge, found = "init_from", self
+        while isinstance(initial := upstream.get(edge), ClipParams):
+            edge, found = f"{edge}.init_from", initial
         try:
-            found.config(_vocabulary(upstream))
-        except (KeyError, ValueError):  # which the base's own check says
+            found.config(_vocab_size(upstream))
+        except (KeyError, ValueError):  # reported by the initial model's own check
             return self
         return found
 
-    def _outlook(self, upstream: Mapping[str, Params]) -> ClipEstimate:
-        """What is planned: the base's shape, where the plan knows it."""
-        shape = self._shaped(upstream).config(_vocabulary(upstream))
+    def _plan(self, upstream: Mapping[str, Params]) -> ClipEstimate:
+        """Return the estimate of the training, with the shape of the initial model if known."""
+        shape = self._initial(upstream).config(_vocab_size(upstream))
         config = replace(shape, bias=self.loss == "siglip")
         kept = None
         if isinstance(config.vision, ViTConfig):
@@ -246,46 +268,51 @@ class ClipParams(Params):
             self.workers,
             self.hardware,
             self.model.activation_checkpointing,
-            start="base" in upstream,
+            start="init_from" in upstream,
             kept=kept,
             local_loss=self.local_loss,
         )
 
 
 class ClipEvaluateParams(Params):
-    """What is measured on the held-out pairs.
+    """Parameters of `clip.evaluate`.
 
-    Figures: `image_to_text_r1` (r5, r10) and `text_to_image_r1`…; with `label` and `classes`
-    `zero_shot` (the ensemble of all prompts), `zero_shot_balanced` (mean over classes),
-    `zero_shot_single` (the first template alone), `zero_shot_single_mean` (mean over templates) and
-    `chance`; with `label` `linear_probe`.
+    Metrics: `image_to_text_r1`, `_r5`, `_r10` and `text_to_image_r1`, ...; with `label_field` and
+    `classes` also `zero_shot` (ensemble of all prompts), `zero_shot_balanced` (mean over classes),
+    `zero_shot_single` (first template alone), `zero_shot_single_mean` (mean over templates) and
+    `chance`; with `label_field` also `linear_probe`.
     """
 
+    renamed: ClassVar[dict[str, str]] = {
+        "label": "label_field",
+        "ensemble": "prompt_ensemble",
+        "batch": "batch_size",
+    }
+
     captions: Literal["all", "first"] = "all"
-    """Which of an image's captions are asked for; any of them is a right answer."""
+    """Captions per image in retrieval; any of them is a correct answer. Default: all."""
     classes: Annotated[str | None, EXECUTION] = None
-    """A JSON file of `templates` and `classes` for zero-shot classification. Its content counts,
-    not where it lies."""
-    label: str | None = None
-    """The field of a pair's metadata that names its class."""
-    ensemble: Literal["embeddings", "probabilities"] = "embeddings"
-    """How a class's prompts are averaged: their embeddings, as published, or the probabilities they
-    get among all prompts, which suits classes of many kinds of things and costs what all prompts
-    cost."""
+    """JSON file of `templates` and `classes` for zero-shot classification; its content decides the
+    artifact, not its location. Default: no classification."""
+    label_field: str | None = None
+    """Metadata field that names a pair's class. Default: no classification."""
+    prompt_ensemble: Literal["embeddings", "probabilities"] = "embeddings"
+    """What is averaged over a class's prompts: embeddings, as published, or probabilities among all
+    prompts, for heterogeneous classes and at the cost of all prompts. Default: embeddings."""
     limit: Annotated[int, Field(ge=0)] = 0
-    """Held-out pairs, drawn at random; 0 takes all."""
+    """Held-out pairs to evaluate, drawn at random; 0 takes all. Default: 0."""
     probe_limit: Annotated[int, Field(ge=0)] = 20_000
-    """Training pairs that the linear probe learns from, drawn at random; 0 takes all."""
+    """Training pairs of the linear probe, drawn at random; 0 takes all. Default: 20000."""
     seed: int = 0
-    """Which pairs are drawn; the pipeline's, if left out."""
-    batch: Annotated[int, Field(ge=1), EXECUTION] = 64
-    """Images or texts of a forward pass."""
+    """Seed of the draws. Default: the pipeline's."""
+    batch_size: Annotated[int, Field(ge=1), EXECUTION] = 64
+    """Images or texts per forward pass. Default: 64."""
 
     def externals(self) -> dict[str, str]:
-        """The content of the file of classes.
+        """Return the content digest of the file of classes.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the file cannot be read.
         """
         if not self.classes:
             return {}
@@ -295,11 +322,10 @@ class ClipEvaluateParams(Params):
             raise InputError(f"cannot read the classes: {error}", where="classes") from error
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Classes say nothing without labels."""
-        if self.classes and not self.label:
-            yield Problem(
-                "label", "classes without labels", "name the field that holds an image's class"
-            )
+        """Yield a problem if there are classes without labels."""
+        if self.classes and not self.label_field:
+            remedy = "name the metadata field that holds an image's class"
+            yield Problem("label_field", "`classes` needs it", remedy)
 
 
 def _vision(
@@ -311,7 +337,7 @@ def _vision(
             base, **size, **_given(own, "patch_size", "num_layers", "hidden_size", "num_heads")
         )
     given = _given(own, "blocks", "width", "num_heads")
-    if own.width and not own.num_heads:  # heads of 64 channels, as all published sizes have
+    if own.width and not own.num_heads:  # heads of 64 channels, as in all published sizes
         given["num_heads"] = max(1, own.width // 2)
     return replace(base, **size, **given)
 
@@ -320,22 +346,23 @@ def _given(section: Section, *names: str) -> dict[str, Any]:
     return {n: getattr(section, n) for n in names if getattr(section, n) is not None}
 
 
-def _place(said: str) -> str:
-    """The key that a config's complaint is about."""
-    if "image size" in said:
+def _key_of(message: str) -> str:
+    """Return the key that an error message of `CLIPConfig` is about."""
+    if "image size" in message:
         return "image_size"
-    if "context" in said:
+    if "context" in message:
         return "model.text.context_length"
-    return "model.text.hidden_size" if said.startswith("text") else "model.vision.hidden_size"
+    return "model.text.hidden_size" if message.startswith("text") else "model.vision.hidden_size"
 
 
-def _vocabulary(upstream: Mapping[str, Params]) -> int:
-    """The tokenizer's vocabulary, the nearest base's if none is named, where the plan knows it."""
-    base = ""
+def _vocab_size(upstream: Mapping[str, Params]) -> int:
+    """Return the size of the tokenizer's vocabulary, else of the nearest initial model's; 4096 if
+    the plan has neither."""
+    edge = ""
     while True:
-        size = getattr(upstream.get(f"{base}tokenizer"), "vocab_size", None)
+        size = getattr(upstream.get(f"{edge}tokenizer"), "vocab_size", None)
         if isinstance(size, int):
             return size
-        if f"{base}base" not in upstream:
+        if f"{edge}init_from" not in upstream:
             return 4096
-        base += "base."
+        edge += "init_from."

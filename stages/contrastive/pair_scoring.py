@@ -47,7 +47,7 @@ def scoring_tasks(
 
 def score_pairs(task: ScoringTask, commit: Path) -> None:
     """Score rows of an annotation table and commit their cosines: float64 (rows,)."""
-    from pipeline.storage.atomic_io import write_atomic
+    from pipeline.atomic_io import write_atomic
 
     rows = read_rows_of(task.table, task.rows, ["image", "captions"])
     pairs = ((row["image"], row["captions"][0]) for row in rows)

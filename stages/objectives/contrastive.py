@@ -1,10 +1,10 @@
-"""Training a CLIP on pairs: views, towers, the loss over all ranks, held-out retrieval.
+"""Contrastive training of a CLIP: pairs, towers, a loss over all ranks, held-out retrieval.
 
-A step looks at `global_batch_size` pairs at once, on however many ranks. Where a rank's share does not
-fit its memory, `micro_batch_size` computes the same gradient in parts (`stages.contrastive.gradient_cache`).
+A step compares the `global_batch_size` pairs of all ranks. Where a rank's part does not fit into
+memory, `micro_batch_size` computes the same gradient in parts (`stages.contrastive.gradient_cache`).
 
-Parameters aside, two things are state: the statistics of batch norms (ResNet towers; averaged over
-ranks after every step, so that they are alike), and nothing else.
+Next to weights, the only state is the running statistics of batch norms (ResNet towers), averaged
+over ranks after every step.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError, Interrupted
-from stages.contrastive.caption_tokenizer import Words, open_words
-from stages.contrastive.gradient_cache import Judge, backward_cached, backward_whole
-from stages.contrastive.losses import contrastive_loss, sigmoid_loss
+from stages.contrastive.augmentation import Augmentation
+from stages.contrastive.caption_tokenizer import CaptionTokenizer, open_caption_tokenizer
+from stages.contrastive.gradient_cache import LossFunction, backward_cached, backward_whole
+from stages.contrastive.losses import contrastive_loss, gather_features, sigmoid_loss
 from stages.contrastive.pair_dataset import (
-    Ahead,
-    Augmentation,
-    View,
-    Views,
+    Pair,
+    PairDataset,
     collate,
-    drawn,
-    plain_view,
+    evaluation_pair,
+    sample_indices,
 )
-from stages.contrastive.retrieval import recalls
+from stages.contrastive.prefetch import Prefetcher
+from stages.contrastive.retrieval import recall_at_k
 from stages.data.image_text_dataset import ImageTextStore
 from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer
 from stages.models.clip.configuration_clip import CLIPConfig, ViTConfig
@@ -50,144 +50,150 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Contrastive:
-    """Match images with captions."""
+class ContrastiveObjective:
+    """Match images with their captions."""
 
     pairs: Path
     tokenizer_folder: Path
     config: CLIPConfig
     augmentation: Augmentation = field(default_factory=Augmentation)
-    any_caption: bool = True
+    random_caption: bool = True
+    """Draw one of a sample's captions each time; else take the first."""
     sigmoid: bool = False
     """SigLIP's loss instead of CLIP's."""
     local_loss: bool = True
     patch_dropout: float = 0.0
     activation_checkpointing: bool = False
-    threads: int = 1
-    """That make views, on each rank."""
-    base: Path | None = None
-    """A CLIP folder whose weights training begins with."""
+    loader_threads: int = 1
+    """Threads per rank that decode and augment images."""
+    init_from: Path | None = None
+    """CLIP folder with the initial weights."""
     card: str = ""
     flops_per_token: float = 0.0
-    """Tokens are not what this counts in: it reports pairs and the MFU itself."""
+    """0, because this objective counts pairs and reports the MFU itself."""
     setup_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
         """Open the pairs and build the towers.
 
         Raises:
-            InputError: a step wants more pairs than there are, or the tokenizer is not the base's,
-                or of another vocabulary than the model.
+            InputError: there are fewer pairs than a step needs, or the tokenizer does not fit the
+                model or differs from that of the initial model.
         """
         self.rank, self.settings = rank, settings
         store = ImageTextStore(self.pairs)
-        self.held_out = ImageTextStore(self.pairs, "eval")
-        self._asked = drawn(len(self.held_out), settings.eval_samples, mix(seed, 3))
-        self.tokenizer = self._tokenizer()
+        self.eval_store = ImageTextStore(self.pairs, "eval")
+        self._eval_rows = sample_indices(len(self.eval_store), settings.eval_samples, mix(seed, 3))
+        self.tokenizer = self._open_tokenizer()
         if len(store) < settings.global_batch_size:
             raise InputError(
-                f"a step of {settings.global_batch_size} pairs, and only {len(store)} to train on",
+                f"a step takes {settings.global_batch_size} pairs, the train split has {len(store)}",
                 where="train.global_batch_size",
                 remedy=f"set at most {len(store)}",
             )
         patches, kept = self._patches()
-        self._ahead = self._views(Views(
+        self._batches = self._prefetch(PairDataset(
             store, self.tokenizer, self.config.text, self.config.vision.image_size,
-            self.augmentation, seed, settings.global_batch_size, self.any_caption, patches, kept,
+            self.augmentation, seed, settings.global_batch_size, self.random_caption, patches, kept,
         ))  # fmt: skip
-        self.setup_metrics = {"pairs": float(len(store)), "eval_pairs": float(len(self.held_out))}
+        self.setup_metrics = {"pairs": float(len(store)), "eval_pairs": float(len(self.eval_store))}
         self._model = self._build()  # before anything else draws random numbers
         rank.barrier()
-        self._peak = rank.sum(gemm_peak(rank.device, getattr(torch, settings.dtype)))
+        self._peak_flops = rank.sum(gemm_peak(rank.device, getattr(torch, settings.dtype)))
         return {"model": Trainable(self._model)}
 
-    def _tokenizer(self) -> Words:
-        tokenizer, size = open_words(self.tokenizer_folder), self.config.text.vocab_size
+    def _open_tokenizer(self) -> CaptionTokenizer:
+        tokenizer = open_caption_tokenizer(self.tokenizer_folder)
+        size = self.config.text.vocab_size
         if len(tokenizer) != size:
             raise InputError(
                 f"the tokenizer has {len(tokenizer)} ids, the model {size}",
                 where=str(self.tokenizer_folder),
                 remedy="name the tokenizer that belongs to the model",
             )
-        base = self.base
-        if base and has_tokenizer(base) and open_words(base).digest != tokenizer.digest:
+        initial = self.init_from
+        known = initial and has_tokenizer(initial) and open_caption_tokenizer(initial).digest
+        if known and known != tokenizer.digest:
             raise InputError(
-                f"the tokenizer has the same number of ids as that of {base}, but others",
+                f"the tokenizer differs from that of {initial} (same size, other vocabulary)",
                 where=str(self.tokenizer_folder),
-                remedy="leave `tokenizer` out: the base brings its own",
+                remedy="remove `tokenizer`: the initial model brings its own",
             )
         return tokenizer
 
     def _patches(self) -> tuple[int, int]:
-        """Of an image, and those that are looked at; none of a ResNet's."""
+        """Return the patches of an image and those that patch dropout keeps; 0 for a ResNet."""
         vision = self.config.vision
         if not isinstance(vision, ViTConfig):
             return 0, 0
         return vision.patches, vision.kept(self.patch_dropout)
 
-    def _views(self, views: Views) -> Ahead[View]:
-        """This rank's part of every step."""
-        G, share = self.settings.global_batch_size, self.settings.rank_batch_size(self.rank.world)
-        first = self.rank.index * share
-        return Ahead(
-            views.__getitem__,
-            lambda step: range(step * G + first, step * G + first + share),
-            threads=self.threads,
+    def _prefetch(self, dataset: PairDataset) -> Prefetcher[Pair]:
+        """Return a prefetcher of this rank's part of every step."""
+        G = self.settings.global_batch_size
+        size = self.settings.rank_batch_size(self.rank.world)
+        first = self.rank.index * size
+        return Prefetcher(
+            dataset.__getitem__,
+            lambda step: range(step * G + first, step * G + first + size),
+            threads=self.loader_threads,
         )
 
     def _build(self) -> CLIP:
         model = CLIP(self.config)
-        if self.base is not None:
-            model.load_state_dict(load_clip(self.base).state_dict(), strict=False)
+        if self.init_from is not None:
+            model.load_state_dict(load_clip(self.init_from).state_dict(), strict=False)
         model.set_activation_checkpointing(self.activation_checkpointing)
         return model.train()
 
     def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
-        """Forward and backward over this rank's pairs, then one update."""
+        """Run forward and backward passes over this rank's pairs, then one update."""
         start = time.perf_counter()
-        engine, rank = engines["model"], self.rank
-        views = self._ahead.take(step)
+        engine, rank, G = engines["model"], self.rank, self.settings.global_batch_size
+        pairs = self._batches.get(step)
         waited = time.perf_counter() - start
         micro = self.settings.rank_micro_batch_size(rank.world)
-        parts = [views[at : at + micro] for at in range(0, len(views), micro)]
+        parts = [pairs[at : at + micro] for at in range(0, len(pairs), micro)]
         batches = [collate(part, self.config.text, rank.device) for part in parts]
-        statistics = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
+        loss_of = self._loss_function(rank)
         if len(batches) == 1:
-            share, scale = backward_whole(engine, batches[0], self._judge)
+            part, scale = backward_whole(engine, batches[0], loss_of)
         else:
-            share, scale = backward_cached(engine, batches, self._judge)
-        totals = rank.total(torch.stack([share.loss.detach().double(), share.right.double()]))
-        loss, right = totals.tolist()
+            part, scale = backward_cached(engine, batches, loss_of)
+        sums = torch.stack([part.loss.detach().double(), part.correct.double()])
+        loss, correct = rank.total(sums).tolist()
         update = engine.step(loss)
         if not update.applied:
-            for buffer, before in statistics:
+            for buffer, before in buffers:
                 buffer.copy_(before)
-        limit_scale(engine)
-        average_statistics(engine.module, rank)
+        clamp_logit_scale(engine)
+        average_batch_norm_statistics(engine.module, rank)
         seconds = time.perf_counter() - start
         metrics = {
             "loss": loss,
-            "accuracy": right / self.settings.global_batch_size,
+            "accuracy": correct / G,
             "logit_scale": float(scale),
-            "pairs_per_second": self.settings.global_batch_size / seconds,
+            "pairs_per_second": G / seconds,
             "data_share": waited / seconds,
-            "mfu": self._flops(batches) * rank.world / seconds / self._peak,
+            "mfu": self._flops(batches) * rank.world / seconds / self._peak_flops,
         }
         return StepResult(metrics, [update])
 
-    @property
-    def _judge(self) -> Judge:
+    def _loss_function(self, rank: Rank) -> LossFunction:
+        """Return the loss over the batches of a group; `Rank()` is a group of this process alone."""
         if self.sigmoid:
-            return partial(sigmoid_loss, rank=self.rank)
-
-        def judge(image_BE: Tensor, text_BE: Tensor, scale: Tensor, bias: Tensor) -> Any:
-            return contrastive_loss(image_BE, text_BE, scale, self.rank, local=self.local_loss)
-
-        return judge
+            return partial(sigmoid_loss, rank=rank)
+        return lambda image_BE, text_BE, scale, bias: contrastive_loss(
+            image_BE, text_BE, scale, rank, local=self.local_loss
+        )
 
     def _flops(self, batches: Sequence[Mapping[str, Tensor]]) -> float:
-        """What a forward and backward pass of this rank's pairs takes, for the MFU: of the model as
-        published, whole last blocks among it; what is made again to save memory counts once."""
+        """Return the FLOPs of a forward and backward pass of this rank's pairs, for the MFU.
+
+        They are those of the published model, with its whole last blocks; recomputation to save
+        memory is not counted.
+        """
         kept = self._patches()[1]
         return sum(
             float(self.config.flops_per_pair(kept=kept, tokens=batch["tokens"].shape[1]))
@@ -196,98 +202,89 @@ class Contrastive:
         )
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Loss and recalls on held-out pairs, their main captions.
+        """Return loss and recall of held-out pairs with their main captions.
 
-        `eval_loss` is the mean over batches of `global_batch_size` pairs (or all, if they are fewer),
-        of which each rank computes a part: the same at any layout.
+        `eval_loss` is the mean over batches of `global_batch_size` pairs (or one batch of all, if
+        there are fewer), so that it does not depend on the number of ranks.
 
         Raises:
-            Interrupted: the run is to stop.
+            Interrupted: the run was cancelled.
         """
-        count = len(self._asked)
+        count = len(self._eval_rows)
         if not count:
             return {}
-        image_NE, text_NE, scale, bias = self._embed(engines["model"], self._asked)
-        names = [self.held_out[row].captions[0] for row in self._asked]
-        judge = self._alone
-        batch = min(count, self.settings.global_batch_size)
-        whole = range(0, count - batch + 1, batch)
+        image_NE, text_NE, scale, bias = self._embed(engines["model"], self._eval_rows)
+        texts = [self.eval_store[row].captions[0] for row in self._eval_rows]
+        loss_of = self._loss_function(Rank())
+        size = min(count, self.settings.global_batch_size)
         losses = [
-            float(judge(image_NE[at : at + batch], text_NE[at : at + batch], scale, bias).loss)
-            for at in whole
+            float(loss_of(image_NE[at : at + size], text_NE[at : at + size], scale, bias).loss)
+            for at in range(0, count - size + 1, size)
         ]
-        found = recalls(image_NE, text_NE, [[name] for name in names], names, at=(1, 5))
-        figures = {"loss": sum(losses) / len(losses), **found}
-        return {f"eval_{name}": value for name, value in figures.items()}
-
-    def _alone(self, image_BE: Tensor, text_BE: Tensor, scale: Tensor, bias: Tensor) -> Any:
-        """The loss of pairs that every rank has all of."""
-        if self.sigmoid:
-            return sigmoid_loss(image_BE, text_BE, scale, bias, Rank())
-        return contrastive_loss(image_BE, text_BE, scale, Rank())
+        recall = recall_at_k(image_NE, text_NE, [[text] for text in texts], texts, depths=(1, 5))
+        metrics = {"loss": sum(losses) / len(losses), **recall}
+        return {f"eval_{name}": value for name, value in metrics.items()}
 
     @torch.no_grad()
     def _embed(self, engine: Engine, rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings of held-out pairs, on every rank, with scale and bias. All ranks make equally
-        many passes: sharded weights are gathered by all together."""
+        """Return embeddings of held-out pairs on every rank, with logit scale and bias.
+
+        All ranks run the same number of forward passes, because each of them gathers weights that
+        ZeRO partitions.
+        """
         rank, text, size = self.rank, self.config.text, self.config.vision.image_size
         count = len(rows)
         share = -(-count // rank.world)
-        mine = [rows[min(rank.index * share + at, count - 1)] for at in range(share)]
+        own = [rows[min(rank.index * share + at, count - 1)] for at in range(share)]
         micro = self.settings.rank_micro_batch_size(rank.world)
-        made = []
+        parts = []
         engine.eval()
         for at in range(0, share, micro):
-            views = [
-                plain_view(self.held_out[i], self.tokenizer, text, size)
-                for i in mine[at : at + micro]
+            pairs = [
+                evaluation_pair(self.eval_store[row], self.tokenizer, text, size)
+                for row in own[at : at + micro]
             ]
-            batch = collate(views, text, rank.device)
-            made.append(engine(batch["pixels"], batch["tokens"]))
+            batch = collate(pairs, text, rank.device)
+            parts.append(engine(batch["pixels"], batch["tokens"]))
             rank.beat()
             if rank.stopping():
-                raise Interrupted("stopped while evaluating", where=rank.stage)
+                raise Interrupted("cancelled during evaluation", where=rank.stage)
         engine.train()
-        image_NE, text_NE = (self._collect(torch.cat([m[i] for m in made]))[:count] for i in (0, 1))
-        return image_NE, text_NE, made[0][2], made[0][3]
-
-    def _collect(self, rows: Tensor) -> Tensor:
-        """Every rank's rows, by rank."""
-        if self.rank.world == 1:
-            return rows
-        parts = [torch.empty_like(rows) for _ in range(self.rank.world)]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        image_NE, text_NE = (
+            gather_features(torch.cat([part[side] for part in parts]), rank)[:count]
+            for side in (0, 1)
+        )
+        return image_NE, text_NE, parts[0][2], parts[0][3]
 
     def state_dict(self) -> State:
-        """Statistics of batch norms, where there are any."""
+        """Return the running statistics of batch norms, if there are any."""
         buffers = dict(self._model.named_buffers())
         return {"statistics": {k: v.clone() for k, v in buffers.items()}} if buffers else {}
 
     def load_state_dict(self, state: State) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         buffers = dict(self._model.named_buffers())
         for name, value in state.get("statistics", {}).items():
             buffers[name].copy_(value)
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the model's folder."""
+        """Write the model folder."""
         model: Any = engines["model"].module
         model.limit_scale()
         save_clip(model, out, self.tokenizer_folder, card=self.card)
 
 
-def shape_of(rank: Rank, folder: Path) -> CLIPConfig:
-    """The shape of the model in a CLIP folder."""
+def read_clip_config(rank: Rank, folder: Path) -> CLIPConfig:
+    """Return the configuration of the model in a CLIP folder."""
     return load_clip(folder).config
 
 
 @torch.no_grad()
-def limit_scale(engine: Engine) -> None:
-    """Set the logit scale back to its limit, where this rank holds its float32 weight.
+def clamp_logit_scale(engine: Engine) -> None:
+    """Clamp the float32 weight of the logit scale to its limit, on the rank that has it.
 
-    The module's own copy follows with the next update; until then its forward pass takes the
-    limit for it (`stages.models.clip.modeling_clip`), so that all ZeRO stages compute the same.
+    The module's own copy follows with the next update; until then its forward pass clamps the value
+    (`stages.models.clip.modeling_clip`), so that all ZeRO stages compute the same.
     """
     model: Any = engine.module
     for fragment in engine.shards.held:
@@ -296,8 +293,8 @@ def limit_scale(engine: Engine) -> None:
 
 
 @torch.no_grad()
-def average_statistics(module: nn.Module, rank: Rank) -> None:
-    """Make the running statistics of batch norms those of all ranks."""
+def average_batch_norm_statistics(module: nn.Module, rank: Rank) -> None:
+    """Average the running statistics of batch norms over ranks."""
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     if rank.world == 1 or not buffers:
         return

@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.contrastive.caption_tokenizer import Words
+from stages.contrastive.caption_tokenizer import CaptionTokenizer
 from stages.data.image_text_dataset import Sample, write_index, write_shards
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.rank_process import quiet
@@ -66,7 +66,7 @@ class Numbers:
         return [self.encode(text) for text in texts]
 
 
-class Numbered(Contrastive):
+class Numbered(ContrastiveObjective):
     """With captions that are numbers; remembers what the last step told."""
 
     def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
@@ -74,7 +74,7 @@ class Numbered(Contrastive):
         self.told = dict(result.metrics)
         return result
 
-    def _tokenizer(self) -> Words:
+    def _open_tokenizer(self) -> CaptionTokenizer:
         return Numbers()
 
 

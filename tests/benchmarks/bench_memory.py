@@ -32,9 +32,9 @@ import torch
 from pipeline.context import Context
 from pipeline.stage import Workers
 from stages.contrastive import clip_cost_model
-from stages.contrastive.caption_tokenizer import mark
+from stages.contrastive.caption_tokenizer import add_special_tokens
 from stages.contrastive.clip_params import ClipTrain
-from stages.contrastive.pair_dataset import View
+from stages.contrastive.pair_dataset import Pair
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.language_model_config import (
@@ -44,7 +44,7 @@ from stages.models.language_model_config import (
     LlamaConfig,
 )
 from stages.models.llama.modeling_llama import Llama
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.engine import Engine
 from stages.training.objective import Batch, Loss, Objective, Trainable
 from stages.training.planning.cost_model import Layout, traffic
@@ -173,7 +173,7 @@ class ClipCase:
         return f"CLIP, ZeRO-{self.zero}, {self.passes} x {self.micro} pairs{again}"
 
 
-class Pairs(Contrastive):
+class Pairs(ContrastiveObjective):
     """Random images with random captions."""
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
@@ -182,13 +182,14 @@ class Pairs(Contrastive):
         side, text = self.config.vision.image_size, self.config.text
         ids = own.integers(4, text.vocab_size, (share, text.context_length - 2)).tolist()
         views = [
-            View(own.integers(0, 256, (side, side, 3), np.uint8), mark(row, text)) for row in ids
+            Pair(own.integers(0, 256, (side, side, 3), np.uint8), add_special_tokens(row, text))
+            for row in ids
         ]
-        self._ahead = self._views(views)
+        self._batches = self._prefetch(views)
         self._model = self._build()
         return {"model": Trainable(self._model)}
 
-    def _views(self, views: Any) -> Any:
+    def _prefetch(self, views: Any) -> Any:
         return SimpleNamespace(take=lambda step: views)
 
 

@@ -43,7 +43,7 @@ def prepare(folder: Path, work: Path) -> list[str]:
         f'pairs.sources=["{folder}/train-*.tar"]',
         f'pairs.eval_sources=["{folder}/heldout_style-*.tar"]',
         f'clean.sources=["{work}/captions.jsonl"]',
-        "evaluation.label=category",
+        "evaluation.label_field=category",
         f"evaluation.classes={work}/classes.json",
     ]
 
@@ -62,7 +62,9 @@ def main(folder: Path, store: Path) -> int:
         overrides = prepare(folder, Path(work))
         stages = run(store, overrides)
         likely = stages["evaluation"]["metrics"]
-        near = run(store, [*overrides, "evaluation.ensemble=embeddings"])["evaluation"]["metrics"]
+        near = run(store, [*overrides, "evaluation.prompt_ensemble=embeddings"])["evaluation"][
+            "metrics"
+        ]
     print(f"\ntrained for {stages['clip']['seconds'] / 60:.1f} minutes")
     for name in ("image_to_text_r1", "image_to_text_r5", "image_to_text_r10", "linear_probe"):
         print(f"{name:34s} {likely[name]:.3f}")

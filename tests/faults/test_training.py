@@ -26,7 +26,7 @@ from training_cases import Doomed, Faulty, Routed, Toy, happen_to, pid, routed_c
 from pipeline.context import Context, read_series
 from pipeline.errors import Failure, HeadwaterError, InputError, StageStalled, WorkerDied
 from pipeline.stage import Workers
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.checkpoint import Checkpoints
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
@@ -186,8 +186,8 @@ def switch(_: Path) -> Any:
 
 def clip(folder: Path) -> Any:
     world = clip_world(folder / "world")
-    return Contrastive(
-        world / "pairs", world / "tokenizer", shape_of(world), patch_dropout=0.2, threads=2
+    return ContrastiveObjective(
+        world / "pairs", world / "tokenizer", shape_of(world), patch_dropout=0.2, loader_threads=2
     )
 
 

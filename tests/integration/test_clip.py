@@ -20,16 +20,17 @@ from transformers import CLIPModel
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted
 from stages.clip import clip, evaluate
-from stages.contrastive.clip_evaluation import Questions, measure
+from stages.contrastive.augmentation import Augmentation
+from stages.contrastive.clip_evaluation import ClipEvalConfig, evaluate_clip
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams, ClipTrain
 from stages.contrastive.losses import contrastive_loss, sigmoid_loss
-from stages.contrastive.pair_dataset import Augmentation, Views, collate
+from stages.contrastive.pair_dataset import PairDataset, collate
 from stages.data.image_text_dataset import ImageTextStore
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.clip.configuration_clip import ResNetConfig
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.data_order import mix
 from stages.training.optim.lr_schedule import factor
@@ -73,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hot(world: Path) -> Hot:
-    changes = Augmentation((0.6, 1.0), jitter=(0.2, 0.2, 0.2, 0.0))
+    changes = Augmentation((0.6, 1.0), color_jitter=(0.2, 0.2, 0.2, 0.0))
     return Hot(world / "pairs", world / "tokenizer", shape_of(world), changes, patch_dropout=0.3)
 
 
@@ -88,14 +89,14 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[flo
     ]
     adam = torch.optim.AdamW(groups, betas=(made.beta1, made.beta2), eps=made.eps)
     store, tokenizer = ImageTextStore(hot.pairs), Tokenizer(hot.tokenizer_folder)
-    views = Views(
+    views = PairDataset(
         store, tokenizer, hot.config.text, 24, hot.augmentation, SEED, BATCH, patches=9, kept=6
     )
     losses, scales, weights = [], [], []
     for step in range(made.steps):
         pairs = [views[step * BATCH + i] for i in range(BATCH)]
         batch = collate(pairs, hot.config.text, torch.device("cpu"))
-        image_BE = model.encode_image(batch["pixels"], batch["places"])
+        image_BE = model.encode_image(batch["pixels"], batch["kept_patches"])
         text_BE = model.encode_text(batch["tokens"])
         scale = model.logit_scale.exp()
         logits_BB, own_B = scale * image_BE @ text_BE.T, torch.arange(BATCH)
@@ -335,7 +336,7 @@ def test_statistics_of_batch_norms_are_not_rounded_in_half_precision(
         assert (state[name] != state[name].bfloat16()).any(), name
 
 
-class Spoilt(Contrastive):
+class Spoilt(ContrastiveObjective):
     """At the second step what the first layer says of the images is no number."""
 
     def step(self, engines: Any, step: int) -> Any:
@@ -371,11 +372,11 @@ def test_two_ranks_measure_what_one_does(
 ) -> None:
     torch.manual_seed(0)
     save_clip(CLIP(shape_of(world)), tmp_path, world / "tokenizer")
-    asked = Questions(label="shape", limit=31, batch=8)
-    (alone,) = single.group.run(measure, tmp_path, world / "pairs", asked)
-    first, second = pair.group.run(measure, tmp_path, world / "pairs", asked)
+    asked = ClipEvalConfig(label_field="shape", limit=31, batch_size=8)
+    (alone,) = single.group.run(evaluate_clip, tmp_path, world / "pairs", asked)
+    first, second = pair.group.run(evaluate_clip, tmp_path, world / "pairs", asked)
     assert second is None
-    assert first.figures == pytest.approx(alone.figures)
+    assert first.metrics == pytest.approx(alone.metrics)
 
 
 def edges(**paths: Path) -> Any:
@@ -404,7 +405,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
 
     more = Context.local(tmp_path / "more")
     going_on = ClipParams(preset="tiny", train=settings(steps=3, warmup_steps=0))
-    clip(going_on, edges(pairs=world / "pairs", base=ctx.out), more.out, more)
+    clip(going_on, edges(pairs=world / "pairs", init_from=ctx.out), more.out, more)
     again = [p["loss"] for p in read_series(more.observed / "metrics.jsonl") if "loss" in p]
     assert again[0] < 0.8 * trained[0]["loss"], "it begins where the other ended"
 
@@ -412,7 +413,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     classes = tmp_path / "classes.json"
     told = {"templates": ["{}", "a {} thing"], "classes": ["red", "green", "blue", "black"]}
     classes.write_text(json.dumps(told))
-    asked = ClipEvaluateParams(classes=str(classes), label="colour")
+    asked = ClipEvaluateParams(classes=str(classes), label_field="colour")
     evaluate(asked, edges(model=ctx.out, pairs=world / "pairs"), worth.out, worth)
     figures = json.loads((worth.out / "metrics.json").read_text())
     assert figures["zero_shot"] > 0.6

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity_fields
 from pipeline.stage import Params
-from stages.clip import _shape
+from stages.clip import _config
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
 from stages.models.clip.configuration_clip import preset
 
@@ -59,19 +59,22 @@ def test_a_good_file_has_no_problems() -> None:
         ({"model": {"vision": {"blocks": [1, 1, 1, 1]}}}, "model.vision.blocks: a ViT has none"),
         (
             {"preset": "RN-tiny", "export": "native", "model": {"vision": {"patch_size": 8}}},
-            "model.vision.patch_size: a ResNet has none",
+            "model.vision.patch_size: does not apply to a ResNet",
         ),
         (
             {"preset": "RN-tiny", "export": "native", "patch_dropout": 0.5},
-            "patch_dropout: a ResNet looks at no patches",
+            "patch_dropout: does not apply to a ResNet",
         ),
         (
             {"preset": "RN50"},
             "export: transformers has no class for ResNet towers (set export: native",
         ),
         ({"preset": "tiny", "export": "native"}, "export: a ViT is exported for transformers"),
-        ({"augment": {"scale": [0.9, 0.5]}}, "augment.scale: [0.9, 0.5] is no range within (0, 1]"),
-        ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is no range above 0"),
+        (
+            {"augment": {"scale": [0.9, 0.5]}},
+            "augment.scale: [0.9, 0.5] is not a range within (0, 1]",
+        ),
+        ({"augment": {"ratio": [2, 1]}}, "augment.ratio: [2.0, 1.0] is not a range above 0"),
         (
             {
                 "train": {
@@ -79,7 +82,7 @@ def test_a_good_file_has_no_problems() -> None:
                     "batch_size_rampup": {"initial_batch_size": 16, "steps": 4},
                 }
             },
-            "train.batch_size_rampup: the loss of a CLIP is one of whole batches",
+            "train.batch_size_rampup: the contrastive loss depends on the batch size",
         ),
         (
             {"train": {"expert_parallel_size": 2}, "workers": {"num": 2}},
@@ -106,35 +109,43 @@ def test_a_resnet_goes_on_as_a_resnet() -> None:
     """Whether the plan knows the base (it is of the same file) or not (it is an artifact)."""
     base = ClipParams(preset="RN-tiny", export="native")
     good, bad = ClipParams(export="native"), ClipParams()
-    for upstream in ({}, {"base": base}, {"base": ClipParams(export="native"), "base.base": base}):
+    for upstream in (
+        {},
+        {"init_from": base},
+        {"init_from": ClipParams(export="native"), "init_from.init_from": base},
+    ):
         assert not list(good.check(upstream))
-    (problem,) = bad.check({"base": base})
+    (problem,) = bad.check({"init_from": base})
     assert problem.key == "export"
-    (problem,) = good.check({"base": ClipParams()})
+    (problem,) = good.check({"init_from": ClipParams()})
     assert str(problem).startswith("export: a ViT is exported for transformers")
-    assert _shape(good, Path(), RESNET) == RESNET
-    with pytest.raises(InputError, match="the base has a ResNet tower"):
-        _shape(bad, Path(), RESNET)
+    assert _config(good, Path(), RESNET) == RESNET
+    with pytest.raises(InputError, match="the initial model has a ResNet tower"):
+        _config(bad, Path(), RESNET)
     with pytest.raises(InputError, match="a ViT is exported for transformers"):
-        _shape(good, Path(), preset("tiny", vocab_size=512))
+        _config(good, Path(), preset("tiny", vocab_size=512))
     with pytest.raises(InputError, match="images of 64 pixels, not 32"):
-        _shape(ClipParams(export="native", image_size=32), Path(), RESNET)
-    plan = good.estimate({"base": base, "base.tokenizer": Vocabulary()})
+        _config(ClipParams(export="native", image_size=32), Path(), RESNET)
+    plan = good.estimate({"init_from": base, "init_from.tokenizer": Vocabulary()})
     assert plan["parameters"] == base.config(512).parameters
-    further = {"base": good, "base.base": base, "base.base.tokenizer": Vocabulary()}
+    further = {
+        "init_from": good,
+        "init_from.init_from": base,
+        "init_from.init_from.tokenizer": Vocabulary(),
+    }
     assert good.estimate(further)["parameters"] == base.config(512).parameters
 
 
 def test_a_base_that_cannot_be_is_the_bases_own_problem() -> None:
     for base in (ClipParams(preset="huge"), ClipParams(image_size=60)):
-        assert not list(ClipParams().check({"base": base}))
+        assert not list(ClipParams().check({"init_from": base}))
 
 
 def test_how_it_is_computed_is_no_part_of_identity() -> None:
     plain = ClipParams()
     other = ClipParams.model_validate(
         {
-            "local_loss": False, "threads": 4, "model": {"activation_checkpointing": True},
+            "local_loss": False, "loader_threads": 4, "model": {"activation_checkpointing": True},
             "train": {"micro_batch_size": 8, "zero_stage": 3}, "workers": {"num": 8},
         }
     )  # fmt: skip

@@ -22,7 +22,7 @@ from stages.curation import annotation
 from stages.data.image_text_dataset import ImageTextStore, decode_rgb
 from stages.image_text import ImageTextParams, image_text
 from stages.images import image_sources
-from stages.images.transforms import center, to_tensor
+from stages.images.transforms import resize_and_center_crop
 
 
 def run(folder, *names, **options):
@@ -487,7 +487,8 @@ def clip_folder(tmp_path):
 
 
 def test_pairs_that_a_clip_finds_unlike_go(clip_folder, tmp_path, monkeypatch):
-    from stages.contrastive.caption_tokenizer import encode
+    from stages.contrastive.caption_tokenizer import encode_captions
+    from stages.contrastive.pair_dataset import normalize_pixels
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
     from stages.models.clip.conversion_clip import load_clip
 
@@ -495,9 +496,10 @@ def test_pairs_that_a_clip_finds_unlike_go(clip_folder, tmp_path, monkeypatch):
     clip, words = load_clip(clip_folder), Tokenizer(clip_folder)
     cosines = np.empty(20)
     for n in range(20):
-        text = encode(words, [f"caption of {n}.png"], clip.config.text, trim=False)
+        text = encode_captions(words, [f"caption of {n}.png"], clip.config.text, trim=False)
         with torch.inference_mode():
-            image_E = clip.encode_image(to_tensor(center(scene(n), 24))[None])[0]
+            crop = np.asarray(resize_and_center_crop(scene(n), 24))
+            image_E = clip.encode_image(normalize_pixels([crop], torch.device("cpu")))[0]
             cosines[n] = image_E @ clip.encode_text(text)[0]
     least = float(np.median(cosines))
     assert np.ptp(cosines) > 0.01

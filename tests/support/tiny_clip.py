@@ -18,7 +18,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.data.tokenizers.tokenizer_training import export_tokenizer, train_sentencepiece
 from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.models.clip.modeling_clip import CLIP
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.objective import Trainable
 
 TEXT = TextConfig(61, 12, num_layers=2, hidden_size=32, num_heads=4, eos=3, bos=2, pad=0)
@@ -127,7 +127,7 @@ def shape_of(world: Path, **changes: Any) -> CLIPConfig:
 
 
 @dataclass
-class Hot(Contrastive):
+class Hot(ContrastiveObjective):
     """Begins just under the limit of the logit scale, and soon wants to go over it."""
 
     begin: float = 1.0

@@ -34,7 +34,7 @@ from stages.models.clip.configuration_clip import (
 )
 from stages.models.clip.conversion_clip import save_clip
 from stages.models.clip.modeling_clip import CLIP
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.planning.cost_model import Layout
 from stages.training.planning.device_specs import DEVICES
 
@@ -186,14 +186,14 @@ def test_what_fits_is_planned_to_the_end() -> None:
 def test_a_base_is_held_beside_the_own(config: CLIPConfig, tmp_path: Path) -> None:
     """What the code that reads it allocates."""
     save_clip(CLIP(config), tmp_path)
-    objective = Contrastive(tmp_path, tmp_path, config, base=tmp_path)
+    objective = ContrastiveObjective(tmp_path, tmp_path, config, init_from=tmp_path)
     beside = peak(objective._build, tmp_path) - 4 * config.parameters
     assert 0.99 < beside / load_overhead(config) < 1.05
 
 
 def test_a_base_takes_memory_of_the_host() -> None:
     """Before the weights are rounded: float32 twice, and what is put together of parts."""
-    alone, more = (params().estimate(above) for above in ({}, {"base": Params()}))
+    alone, more = (params().estimate(above) for above in ({}, {"init_from": Params()}))
     config = params().config(4096)
     processes, whole = 8, 4 * config.parameters
     assert alone["host_bytes"] == processes * 1.5 * whole

@@ -15,17 +15,22 @@ from torch.nn import functional as F
 from pipeline.errors import InputError
 from stages.contrastive import retrieval
 from stages.contrastive import zero_shot as zero_shot_module
-from stages.contrastive.caption_tokenizer import encode
-from stages.contrastive.clip_evaluation import Bench, Questions, measure
-from stages.contrastive.linear_probe import STRENGTHS, fit_logistic, probe
-from stages.contrastive.pair_dataset import drawn, middle, to_pixels
-from stages.contrastive.retrieval import recalls
-from stages.contrastive.zero_shot import classify, prompt_probabilities, read_classes, zero_shot
+from stages.contrastive.caption_tokenizer import encode_captions
+from stages.contrastive.clip_evaluation import ClipEncoder, ClipEvalConfig, evaluate_clip
+from stages.contrastive.linear_probe import L2_PENALTIES, evaluate_linear_probe, fit_logistic
+from stages.contrastive.pair_dataset import center_crop, normalize_pixels, sample_indices
+from stages.contrastive.retrieval import recall_at_k
+from stages.contrastive.zero_shot import (
+    classification_accuracy,
+    evaluate_zero_shot,
+    prompt_probabilities,
+    read_classes,
+)
 from stages.data.image_text_dataset import ImageTextStore
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
-from stages.objectives.contrastive import Contrastive
+from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.ranks.rank import Rank
 
 
@@ -34,18 +39,20 @@ def unit(rows, seed, dimensions=8):
     return F.normalize(drawn.double(), dim=1)
 
 
-@pytest.mark.parametrize("cells", [retrieval.CELLS, 50 * 7, 1], ids=["one", "several", "rows"])
+@pytest.mark.parametrize(
+    "cells", [retrieval.BLOCK_SIMILARITIES, 50 * 7, 1], ids=["one", "several", "rows"]
+)
 def test_recalls_are_those_of_sorted_lists(monkeypatch, cells):
     """Images have one to three captions; one caption belongs to two images. Blocks are of all
     queries, of some, of one."""
-    monkeypatch.setattr(retrieval, "CELLS", cells)
+    monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", cells)
     image_NE, text_ME = unit(30, 0), unit(50, 1)
     rng = np.random.default_rng(2)
     owned = [set(rng.choice(49, rng.integers(1, 4), replace=False).tolist()) for _ in range(30)]
     owned[3] |= {7}
     owned[4] |= {7}
     texts = [f"caption {m}" for m in range(50)]
-    found = recalls(image_NE, text_ME, [[texts[m] for m in own] for own in owned], texts)
+    found = recall_at_k(image_NE, text_ME, [[texts[m] for m in own] for own in owned], texts)
     for k in (1, 5, 10):
         hits = 0
         for n, own in enumerate(owned):
@@ -60,23 +67,23 @@ def test_recalls_are_those_of_sorted_lists(monkeypatch, cells):
         assert found[f"text_to_image_r{k}"] == pytest.approx(hits / len(asked))
 
 
-@pytest.mark.parametrize("cells", [retrieval.CELLS, 60, 1])
+@pytest.mark.parametrize("cells", [retrieval.BLOCK_SIMILARITIES, 60, 1])
 def test_a_model_that_says_the_same_of_all_finds_nothing(monkeypatch, cells):
-    monkeypatch.setattr(retrieval, "CELLS", cells)
+    monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", cells)
     same, texts = torch.ones(20, 4) / 2, [str(m) for m in range(20)]
-    assert set(recalls(same, same, [[text] for text in texts], texts).values()) == {0.0}
+    assert set(recall_at_k(same, same, [[text] for text in texts], texts).values()) == {0.0}
 
 
-@pytest.mark.parametrize("cells", [retrieval.CELLS, 700, 1])
+@pytest.mark.parametrize("cells", [retrieval.BLOCK_SIMILARITIES, 700, 1])
 def test_captions_that_are_alike_are_right_for_each_other(monkeypatch, cells):
     """Against one matrix of all; features of few small numbers, so that many are equally near."""
-    monkeypatch.setattr(retrieval, "CELLS", cells)
+    monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", cells)
     rng = np.random.default_rng(6)
     image_NE, text_NE = (torch.from_numpy(rng.integers(-1, 2, (200, 4))).float() for _ in "it")
     names = [f"caption {number}" for number in rng.integers(0, 60, 200)]
     truth = np.array([[a == b for b in names] for a in names])
     cosines = (image_NE @ text_NE.T).numpy()
-    found = recalls(image_NE, text_NE, [[name] for name in names], names)
+    found = recall_at_k(image_NE, text_NE, [[name] for name in names], names)
     for side, near, right in (
         ("image_to_text", cosines, truth),
         ("text_to_image", cosines.T, truth.T),
@@ -93,9 +100,9 @@ def test_recalls_hold_a_block_at_a_time(monkeypatch):
     image_NE, text_ME = unit(1000, 0).float(), unit(2400, 1).float()
     texts = [str(m) for m in range(2400)]
     held = [texts[2 * n : 2 * n + 2] for n in range(1000)]
-    whole = peak(lambda: recalls(image_NE, text_ME, held, texts))
-    monkeypatch.setattr(retrieval, "CELLS", 1 << 16)
-    assert peak(lambda: recalls(image_NE, text_ME, held, texts)) < 1 << 20 < 9 << 20 < whole
+    whole = peak(lambda: recall_at_k(image_NE, text_ME, held, texts))
+    monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", 1 << 16)
+    assert peak(lambda: recall_at_k(image_NE, text_ME, held, texts)) < 1 << 20 < 9 << 20 < whole
 
 
 def write_classes(folder, **changes):
@@ -119,7 +126,7 @@ def test_an_ensemble_is_the_mean_of_prompts_or_of_their_probabilities(tmp_path, 
 
     image_NE = unit(40, 5)
     labels = [classes.names[i % 4] for i in range(40)]
-    ensemble, single = zero_shot(image_NE, labels, classes, encode_texts)
+    ensemble, single = evaluate_zero_shot(image_NE, labels, classes, encode_texts)
     assert len(table) == 10
     centres = {
         "red": ["red", "a picture of a red"],
@@ -141,8 +148,8 @@ def test_an_ensemble_is_the_mean_of_prompts_or_of_their_probabilities(tmp_path, 
     assert ensemble.accuracy == pytest.approx(accuracy(centres))
     alone = {name: [f"a picture of a {name}"] for name in classes.names}
     assert single["a picture of a {}"].accuracy == pytest.approx(accuracy(alone))
-    assert ensemble.balanced == pytest.approx(ensemble.accuracy), "ten of each"
-    rare = classify(torch.zeros(5, 4), labels[:5], classes.names)
+    assert ensemble.balanced_accuracy == pytest.approx(ensemble.accuracy), "ten of each"
+    rare = classification_accuracy(torch.zeros(5, 4), labels[:5], classes.names)
     assert set(rare.per_class) == set(classes.names)
 
     prompts = list(table)
@@ -152,11 +159,11 @@ def test_an_ensemble_is_the_mean_of_prompts_or_of_their_probabilities(tmp_path, 
         parts = [sum(odds[t] for t in texts) / len(texts) for texts in centres.values()]
         chances.append([part / sum(odds.values()) for part in parts])
     asked = [centres[name] for name in classes.names]
-    monkeypatch.setattr(zero_shot_module, "BLOCK", 70)
+    monkeypatch.setattr(zero_shot_module, "BLOCK_ELEMENTS", 70)
     found_NC = prompt_probabilities(image_NE, asked, encode_texts, 9)
     torch.testing.assert_close(found_NC, torch.tensor(chances, dtype=torch.double))
-    told, _ = zero_shot(image_NE, labels, classes, encode_texts, scale=9)
-    assert told == classify(found_NC, labels, classes.names)
+    told, _ = evaluate_zero_shot(image_NE, labels, classes, encode_texts, scale=9)
+    assert told == classification_accuracy(found_NC, labels, classes.names)
     assert told.accuracy != ensemble.accuracy
 
 
@@ -169,10 +176,10 @@ def test_a_list_under_the_labels_name_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"templates": ["a photo"]}, "no list of texts with {}"),
-        ({"classes": ["red"]}, "lists classes"),
-        ({"classes": ["red", {"words": ["green"]}]}, "no class"),
-        ({"classes": ["red", "red"]}, "named twice"),
+        ({"templates": ["a photo"]}, "is not a list of texts with {}"),
+        ({"classes": ["red"]}, "is a list of classes"),
+        ({"classes": ["red", {"words": ["green"]}]}, "not a class"),
+        ({"classes": ["red", "red"]}, "listed twice"),
     ],
 )
 def test_files_that_are_no_classes_are_refused(tmp_path, changes, message):
@@ -183,8 +190,8 @@ def test_files_that_are_no_classes_are_refused(tmp_path, changes, message):
 def test_unreadable_classes_and_unknown_labels_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot read the classes"):
         read_classes(tmp_path / "none.json", "colour")
-    with pytest.raises(InputError, match="1 labels are no classes: pink"):
-        classify(unit(2, 0), ["red", "pink"], ["red", "blue"])
+    with pytest.raises(InputError, match="1 labels are not classes: pink"):
+        classification_accuracy(unit(2, 0), ["red", "pink"], ["red", "blue"])
 
 
 @pytest.mark.parametrize("l2", [0.01, 1.0])
@@ -212,10 +219,10 @@ def test_the_probe_takes_the_strength_that_does_best_on_every_fifth_row():
         l2: fit_logistic(*kept, 2, l2, steps=200).accuracy(
             x_NE[:100][held_N], class_N[:100][held_N]
         )
-        for l2 in STRENGTHS
+        for l2 in L2_PENALTIES
     }
     assert len(set(scored.values())) > 1
-    accuracy, l2 = probe(x_NE[:100], labels[:100], x_NE[100:], labels[100:])
+    accuracy, l2 = evaluate_linear_probe(x_NE[:100], labels[:100], x_NE[100:], labels[100:])
     assert scored[l2] == max(scored.values())
     assert accuracy > 0.6
 
@@ -229,23 +236,25 @@ def world(tmp_path_factory):
 
 
 def test_a_folder_is_measured_as_by_hand(world, tmp_path):
-    asked = Questions("first", write_classes(tmp_path), "colour", limit=20, batch=7, seed=4)
-    found = measure(Rank(), world / "model", world / "pairs", asked)
+    asked = ClipEvalConfig(
+        "first", write_classes(tmp_path), "colour", limit=20, batch_size=7, seed=4
+    )
+    found = evaluate_clip(Rank(), world / "model", world / "pairs", asked)
     model, tokenizer = load_clip(world / "model"), Tokenizer(world / "tokenizer")
     store = ImageTextStore(world / "pairs", "eval")
-    rows = drawn(len(store), 20, 4)
-    pixels = to_pixels([middle(store[row], 24) for row in rows], torch.device("cpu"))
+    rows = sample_indices(len(store), 20, 4)
+    pixels = normalize_pixels([center_crop(store[row], 24) for row in rows], torch.device("cpu"))
     captions = list(dict.fromkeys(store[row].captions[0] for row in rows))
     with torch.no_grad():
         image_NE = model.encode_image(pixels)
-        text_ME = model.encode_text(encode(tokenizer, captions, model.config.text))
+        text_ME = model.encode_text(encode_captions(tokenizer, captions, model.config.text))
     used = [store[row].captions[:1] for row in rows]
-    for name, value in recalls(image_NE, text_ME, used, captions).items():
-        assert found.figures[name] == pytest.approx(value)
-    assert (found.figures["images"], found.figures["texts"]) == (20, len(captions))
-    assert found.figures["chance"] == 0.25
-    assert {"zero_shot", "zero_shot_single", "linear_probe"} <= set(found.figures)
-    assert found.figures["linear_probe"] > 0.5, "even untrained features tell colours"
+    for name, value in recall_at_k(image_NE, text_ME, used, captions).items():
+        assert found.metrics[name] == pytest.approx(value)
+    assert (found.metrics["images"], found.metrics["texts"]) == (20, len(captions))
+    assert found.metrics["chance"] == 0.25
+    assert {"zero_shot", "zero_shot_single", "linear_probe"} <= set(found.metrics)
+    assert found.metrics["linear_probe"] > 0.5, "even untrained features tell colours"
     titles = [panel["title"] for panel in found.panels]
     assert titles[0] == f"Recall among 20 images, {len(captions)} texts"
 
@@ -257,20 +266,22 @@ def test_a_base_goes_on_with_its_own_tokenizer_alone(world, tmp_path):
     config, base = shape_of(world), world / "model"
     assert len(other) == config.text.vocab_size
     for same in (base, world / "tokenizer"):
-        Contrastive(world / "pairs", same, config, base=base)._tokenizer()
-    Contrastive(world / "pairs", other.path, config)._tokenizer()
-    wrong = Contrastive(world / "pairs", other.path, config, base=base)
-    with pytest.raises(InputError, match=r"the same number of ids as that of .*, but others"):
-        wrong._tokenizer()
+        ContrastiveObjective(world / "pairs", same, config, init_from=base)._open_tokenizer()
+    ContrastiveObjective(world / "pairs", other.path, config)._open_tokenizer()
+    wrong = ContrastiveObjective(world / "pairs", other.path, config, init_from=base)
+    with pytest.raises(
+        InputError, match=r"differs from that of .* \(same size, other vocabulary\)"
+    ):
+        wrong._open_tokenizer()
 
 
 def test_a_limit_draws_at_random_and_none_takes_all():
-    few = drawn(1000, 100, 3)
+    few = sample_indices(1000, 100, 3)
     assert len(set(few)) == 100
-    assert few == drawn(1000, 100, 3) != drawn(1000, 100, 4)
+    assert few == sample_indices(1000, 100, 3) != sample_indices(1000, 100, 4)
     assert 35 < sum(row < 500 for row in few) < 65, "of both ends of what is stored"
-    assert sorted(drawn(7, 0, 3)) == sorted(drawn(7, 99, 3)) == list(range(7))
-    assert drawn(0, 5, 3) == []
+    assert sorted(sample_indices(7, 0, 3)) == sorted(sample_indices(7, 99, 3)) == list(range(7))
+    assert sample_indices(0, 5, 3) == []
 
 
 def test_images_are_read_a_batch_at_a_time(world):
@@ -283,18 +294,18 @@ def test_images_are_read_a_batch_at_a_time(world):
 
     model = load_clip(world / "model")
     tokenizer = Tokenizer(world / "tokenizer")
-    bench = Bench(model, tokenizer, Rank(), 4, lambda: seen.append(len(reads)))
+    encoder = ClipEncoder(model, tokenizer, Rank(), 4, lambda: seen.append(len(reads)))
     store = Counted(ImageTextStore(world / "pairs", "eval"))
-    made = bench.shared_images(store, range(10))
+    made = encoder.encode_images_on_all_ranks(store, range(10))
     assert seen == [4, 8, 10]
     assert made.shape == (10, model.config.embed_dim)
 
 
 def test_what_cannot_be_measured_is_said(world, tmp_path):
-    with pytest.raises(InputError, match="no text `taste`"):
-        asked = Questions(label="taste")
-        measure(Rank(), world / "model", world / "pairs", asked)
+    with pytest.raises(InputError, match="no text field `taste`"):
+        asked = ClipEvalConfig(label_field="taste")
+        evaluate_clip(Rank(), world / "model", world / "pairs", asked)
     from tiny_clip import write_pairs
 
-    with pytest.raises(InputError, match="no pairs are held out"):
-        measure(Rank(), world / "model", write_pairs(tmp_path, 4, 0), Questions())
+    with pytest.raises(InputError, match="the eval split is empty"):
+        evaluate_clip(Rank(), world / "model", write_pairs(tmp_path, 4, 0), ClipEvalConfig())

@@ -34,7 +34,7 @@ def test_the_contrastive_loss_is_its_formula():
     assert share.loss.item() == pytest.approx(total / 14, abs=1e-12)
     nearest = (image_BE @ text_BE.T).argmax(1).eq(torch.arange(7)).sum()
     nearest += (image_BE @ text_BE.T).argmax(0).eq(torch.arange(7)).sum()
-    assert share.right.item() == nearest.item() / 2
+    assert share.correct.item() == nearest.item() / 2
     assert torch.autograd.gradcheck(
         lambda x, y, s: contrastive_loss(x, y, s, Rank()).loss, (image_BE, text_BE, scale)
     )
@@ -50,7 +50,7 @@ def test_the_sigmoid_loss_is_its_formula():
             logit = 8 * (image_BE[i] @ text_BE[j]).item() - 3
             total += math.log1p(math.exp(-logit if i == j else logit))
     assert share.loss.item() == pytest.approx(total / 5, abs=1e-12)
-    assert share.right.item() == (image_BE @ text_BE.T).argmax(1).eq(torch.arange(5)).sum()
+    assert share.correct.item() == (image_BE @ text_BE.T).argmax(1).eq(torch.arange(5)).sum()
 
 
 class Plain:
@@ -96,12 +96,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(loss, hidden):
     whole = {"pixels": images(VIT, 12), "tokens": captions(3).repeat(4, 1)}
     whole["tokens"][:, 2] = torch.arange(12) + 5
     if hidden:
-        whole["places"] = torch.stack([torch.randperm(9)[:4] for _ in range(12)])
+        whole["kept_patches"] = torch.stack([torch.randperm(9)[:4] for _ in range(12)])
     expected = gradients(model, [whole], loss)
     for size in (5, 3):
         found = gradients(model, parts(whole, size), loss)
         assert found[0].loss.item() == pytest.approx(expected[0].loss.item(), abs=1e-6)
-        assert found[0].right.item() == expected[0].right.item()
+        assert found[0].correct.item() == expected[0].correct.item()
         assert set(found[1]) == set(expected[1])
         for name, gradient in found[1].items():
             torch.testing.assert_close(gradient, expected[1][name], rtol=1e-5, atol=1e-6)

@@ -1,8 +1,7 @@
-"""Views are functions of (seed, number); no step holds a pair twice; threads change nothing."""
+"""Pairs are functions of (seed, number); no step holds a pair twice; threads change nothing."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +10,12 @@ import torch
 from tiny_clip import clip_world, shape_of
 
 from pipeline.errors import InputError
-from stages.contrastive.pair_dataset import Ahead, Augmentation, Views, collate, middle, to_pixels
+from stages.contrastive.augmentation import Augmentation
+from stages.contrastive.pair_dataset import PairDataset, center_crop, collate, normalize_pixels
 from stages.data.image_text_dataset import ImageTextStore, Sample
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.images.transforms import center, to_tensor
+from stages.images.transforms import resize_and_center_crop
+from stages.models.clip.configuration_clip import CLIP_MEAN, CLIP_STD
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,11 @@ def world(tmp_path_factory):
 @pytest.fixture
 def views(world):
     text = shape_of(world).text
-    changes = Augmentation((0.5, 1.0), flip=0.5, jitter=(0.3, 0.3, 0.3, 0.1), gray=0.3)
+    changes = Augmentation(
+        (0.5, 1.0), flip_prob=0.5, color_jitter=(0.3, 0.3, 0.3, 0.1), gray_scale_prob=0.3
+    )
     tokenizer = Tokenizer(world / "tokenizer")
-    return Views(ImageTextStore(world / "pairs"), tokenizer, text, 24, changes, 5, 8)
+    return PairDataset(ImageTextStore(world / "pairs"), tokenizer, text, 24, changes, 5, 8)
 
 
 def test_a_view_is_a_function_of_its_number(views):
@@ -47,7 +50,7 @@ def test_no_step_holds_a_pair_twice_and_what_is_left_over_changes(views):
     for epoch in range(4):
         seen = []
         for step in (2 * epoch, 2 * epoch + 1):
-            pairs = [order[views._place(8 * step + i)] for i in range(8)]
+            pairs = [order[views._position(8 * step + i)] for i in range(8)]
             assert len(set(pairs)) == 8
             seen += pairs
         assert len(set(seen)) == 16, "an epoch reads each pair at most once"
@@ -58,7 +61,7 @@ def test_no_step_holds_a_pair_twice_and_what_is_left_over_changes(views):
 def test_every_caption_is_read_or_the_first_alone(views):
     texts = {views.tokenizer.decode(views[n].ids) for n in range(64)}
     assert any(t.startswith("a picture of") for t in texts) and any("," in t for t in texts)
-    first = replace(views, any_caption=False)
+    first = replace(views, random_caption=False)
     assert all(
         views.tokenizer.decode(first[n].ids).startswith(("a red", "a green", "a blue", "a black"))
         for n in range(32)
@@ -67,7 +70,7 @@ def test_every_caption_is_read_or_the_first_alone(views):
 
 
 def test_colours_are_dropped_as_often_as_told(world, views):
-    gray = replace(views, augmentation=Augmentation(gray=1.0))
+    gray = replace(views, augmentation=Augmentation(gray_scale_prob=1.0))
     pixels = gray[3].pixels
     assert np.array_equal(pixels[..., 0], pixels[..., 1])
 
@@ -76,23 +79,29 @@ def test_pixels_are_normalised_as_everybody_does(world):
     sample = ImageTextStore(world / "pairs", "eval")[0]
     from stages.data.image_text_dataset import decode_rgb
 
-    expected = to_tensor(center(decode_rgb(sample.image), 24))
-    torch.testing.assert_close(
-        to_pixels([middle(sample, 24)], torch.device("cpu"))[0], expected, rtol=1e-6, atol=1e-6
-    )
+    pixels = np.asarray(resize_and_center_crop(decode_rgb(sample.image), 24), np.float64) / 255
+    expected = torch.tensor((pixels - CLIP_MEAN) / CLIP_STD).permute(2, 0, 1).float()
+    other = np.zeros((24, 24, 3), np.uint8)
+    found = normalize_pixels([other, center_crop(sample, 24)], torch.device("cpu"))
+    assert found.shape == (2, 3, 24, 24) and found.is_contiguous()
+    torch.testing.assert_close(found[1], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_hidden_patches_belong_to_the_pair_and_change_nothing_else(views):
     hiding = replace(views, patches=9, kept=6)
     for number in (0, 7, 100):
         plain, one, again = views[number], hiding[number], hiding[number]
-        assert plain.places is None
-        assert np.array_equal(one.places, again.places)
-        assert len(set(one.places.tolist())) == 6 and set(one.places.tolist()) <= set(range(9))
+        assert plain.kept_patches is None
+        assert np.array_equal(one.kept_patches, again.kept_patches)
+        assert len(set(one.kept_patches.tolist())) == 6 and set(one.kept_patches.tolist()) <= set(
+            range(9)
+        )
         assert np.array_equal(one.pixels, plain.pixels) and one.ids == plain.ids
     batch = collate([hiding[n] for n in range(8)], views.text, torch.device("cpu"))
-    assert batch["places"].shape == (8, 6)
-    assert len({tuple(row) for row in batch["places"].tolist()}) > 1, "drawn anew for each pair"
+    assert batch["kept_patches"].shape == (8, 6)
+    assert len({tuple(row) for row in batch["kept_patches"].tolist()}) > 1, (
+        "drawn anew for each pair"
+    )
 
 
 def test_captions_are_padded_to_the_longest(views):
@@ -103,26 +112,5 @@ def test_captions_are_padded_to_the_longest(views):
 
 
 def test_an_unreadable_image_is_named(world):
-    with pytest.raises(InputError, match="image of broken cannot be read"):
-        middle(Sample("broken", b"\x89PNG\r\n\x1a\nnothing", ("a",), {}), 24)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_give_steps_in_any_order_of_asking(threads):
-    def make(number):
-        time.sleep(0.001 * (number % 3))
-        return number * number
-
-    ahead = Ahead(make, lambda step: range(10 * step, 10 * step + 10), threads=threads)
-    for step in (0, 1, 2, 7, 8, 3):
-        assert ahead.take(step) == [n * n for n in range(10 * step, 10 * step + 10)]
-        assert all(step < known <= step + 2 for known in ahead._coming)
-
-
-def test_what_goes_wrong_in_a_thread_is_raised_where_it_is_wanted():
-    ahead = Ahead(
-        lambda number: 1 // (number - 25), lambda s: range(10 * s, 10 * s + 10), threads=1
-    )
-    assert len(ahead.take(0)) == len(ahead.take(1)) == 10
-    with pytest.raises(ZeroDivisionError):
-        ahead.take(2)
+    with pytest.raises(InputError, match="image of broken cannot be decoded"):
+        center_crop(Sample("broken", b"\x89PNG\r\n\x1a\nnothing", ("a",), {}), 24)

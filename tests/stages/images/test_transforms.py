@@ -11,14 +11,10 @@ from PIL import Image
 
 from stages.images import transforms
 from stages.images.transforms import (
-    CLIP_MEAN,
-    CLIP_STD,
-    center,
     color_jitter,
-    flip,
+    random_flip,
     random_resized_crop,
-    to_tensor,
-    to_tensors,
+    resize_and_center_crop,
 )
 
 
@@ -65,7 +61,7 @@ def test_a_random_crop_is_that_of_torchvision(shape, scale):
 
 def test_crops_fill_the_range_of_areas_and_ratios(monkeypatch):
     boxes = []
-    monkeypatch.setattr(transforms, "_resized", lambda image, size: boxes.append(image.size))
+    monkeypatch.setattr(transforms, "_resize", lambda image, size: boxes.append(image.size))
     image, rng = scene(1, 100, 100), generator(0)
     for _ in range(2000):
         random_resized_crop(image, 8, (0.25, 0.5), rng=rng)
@@ -89,7 +85,7 @@ def test_the_middle_is_resized_as_torch_does_it(shape, size):
     resized = torch.nn.functional.interpolate(pixels, target, mode="bicubic", antialias=True)
     top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
     wanted = resized[0, :, top : top + size, left : left + size].clamp(0, 255)
-    found = torch.from_numpy(np.array(center(image, size))).permute(2, 0, 1).float()
+    found = torch.from_numpy(np.array(resize_and_center_crop(image, size))).permute(2, 0, 1).float()
     assert found.shape == (3, size, size)
     assert (found - wanted).abs().max() <= 1.01
 
@@ -99,33 +95,21 @@ def test_the_middle_of_a_very_long_image_takes_no_more_memory_than_that_of_anoth
     long = Image.new("RGB", (4, 250_000), "white")
     long.paste("red", (0, 124_996, 4, 125_004))
     for image in (long, long.transpose(Image.Transpose.ROTATE_90)):
-        found = np.asarray(center(image, 256))
+        found = np.asarray(resize_and_center_crop(image, 256))
         assert found.shape == (256, 256, 3)
         assert (found == (255, 0, 0)).all()
 
 
 def test_an_image_of_the_right_size_is_left_alone():
-    assert center(scene(2, 32, 32), 32).tobytes() == scene(2, 32, 32).tobytes()
-
-
-def test_tensors_are_normalised_channels_first():
-    image = scene(4, 6, 5)
-    found = to_tensor(image)
-    assert found.shape == (3, 5, 6) and found.dtype == torch.float32 and found.is_contiguous()
-    pixels = np.asarray(image, np.float64) / 255
-    wanted = ((pixels - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
-    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
-    plain = to_tensors([image, scene(5, 6, 5)], mean=(0, 0, 0), std=(1, 1, 1))
-    np.testing.assert_allclose(plain[0].numpy(), pixels.transpose(2, 0, 1), atol=1e-6)
-    assert torch.equal(to_tensors([scene(5, 6, 5), image])[1], found)
+    assert resize_and_center_crop(scene(2, 32, 32), 32).tobytes() == scene(2, 32, 32).tobytes()
 
 
 def test_flips_are_as_frequent_as_asked():
     image, rng = scene(6), generator(0)
     mirrored = np.asarray(image)[:, ::-1].tobytes()
-    assert flip(image, 0.0, rng=rng) is image
-    assert flip(image, 1.0, rng=rng).tobytes() == mirrored
-    share = np.mean([flip(image, 0.3, rng=rng).tobytes() == mirrored for _ in range(1000)])
+    assert random_flip(image, 0.0, rng=rng) is image
+    assert random_flip(image, 1.0, rng=rng).tobytes() == mirrored
+    share = np.mean([random_flip(image, 0.3, rng=rng).tobytes() == mirrored for _ in range(1000)])
     assert abs(share - 0.3) < 0.05
 
 
@@ -156,7 +140,7 @@ def test_the_same_generator_gives_the_same_view():
     image = scene(9)
     views = [
         color_jitter(
-            flip(random_resized_crop(image, 16, (0.2, 1), rng=rng), 0.5, rng=rng),
+            random_flip(random_resized_crop(image, 16, (0.2, 1), rng=rng), 0.5, rng=rng),
             *(0.4, 0.4, 0.4, 0.1),
             rng=rng,
         ).tobytes()

@@ -15,7 +15,8 @@ from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipeline.errors import InputError
-from stages.images.transforms import center, to_tensor
+from stages.contrastive.pair_dataset import normalize_pixels
+from stages.images.transforms import resize_and_center_crop
 from stages.models.clip.configuration_clip import TextConfig
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
@@ -145,13 +146,15 @@ def test_images_are_prepared_as_transformers_prepares_them(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 57, 3), np.uint8)
     picture = Image.fromarray(noise)
     expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(to_tensor(center(picture, 24)), expected, rtol=0, atol=1e-5)
+    crop = np.asarray(resize_and_center_crop(picture, 24))
+    (found,) = normalize_pixels([crop], torch.device("cpu"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
     from transformers import AutoTokenizer
 
-    from stages.contrastive.caption_tokenizer import encode, open_words
+    from stages.contrastive.caption_tokenizer import encode_captions, open_caption_tokenizer
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
     texts = ["the cat sleeps", "the owl", "what does the saw do? " * 4]
@@ -162,16 +165,16 @@ def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
     theirs = AutoTokenizer.from_pretrained(tmp_path / "clip")(
         texts, padding="max_length", truncation=True, return_tensors="pt"
     )["input_ids"]
-    assert torch.equal(encode(ours, texts, shape, trim=False), theirs)
-    assert type(open_words(tmp_path / "clip")) is Tokenizer
+    assert torch.equal(encode_captions(ours, texts, shape, trim=False), theirs)
+    assert type(open_caption_tokenizer(tmp_path / "clip")) is Tokenizer
     (tmp_path / "clip/tokenizer.model").unlink()
-    foreign = open_words(tmp_path / "clip")
+    foreign = open_caption_tokenizer(tmp_path / "clip")
     assert len(foreign) == len(ours)
-    assert torch.equal(encode(foreign, texts, shape, trim=False), theirs)
-    assert encode(ours, texts[:2], shape).shape[1] < 12
+    assert torch.equal(encode_captions(foreign, texts, shape, trim=False), theirs)
+    assert encode_captions(ours, texts[:2], shape).shape[1] < 12
     reference = CLIPModel.from_pretrained(tmp_path / "clip").eval()
     torch.testing.assert_close(
-        model.encode_text(encode(ours, texts, shape)),
+        model.encode_text(encode_captions(ours, texts, shape)),
         their_features(reference, images(VIT), theirs)[1],
         rtol=0,
         atol=1e-5,
@@ -179,13 +182,13 @@ def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
 
 
 def test_tokenizers_that_cannot_be_read_are_refused(tmp_path):
-    from stages.contrastive.caption_tokenizer import open_words
+    from stages.contrastive.caption_tokenizer import open_caption_tokenizer
 
     with pytest.raises(InputError, match="no tokenizer here"):
-        open_words(tmp_path)
+        open_caption_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot read the tokenizer"):
-        open_words(tmp_path)
+        open_caption_tokenizer(tmp_path)
 
 
 def edit(folder, key, **changes):
