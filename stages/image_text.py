@@ -27,7 +27,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -52,6 +52,11 @@ BYTES_PER_SECOND = 4e6  # of small images on one busy core: read, decoded, hashe
 
 class ImageTextParams(Params):
     """Parameters of `image_text`."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "max_bad": "max_broken",
+        "eval_by": "eval_group_field",
+    }
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
     """Folders of jpg, png and webp images (captions in `NAME.txt` next to `NAME.jpg`, one per line;

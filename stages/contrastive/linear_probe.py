@@ -53,7 +53,7 @@ def fit_logistic(
         parameter.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=steps, tolerance_grad=1e-7, tolerance_change=1e-12,
-        history_size=20, line_optimizer_fn="strong_wolfe",
+        history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def loss() -> Tensor:

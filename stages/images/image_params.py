@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -16,6 +16,10 @@ UNBOUNDED: Bounds = (None, None)
 
 class ImageFilters(Section):
     """Limits on images and captions; a range is `[low, high]`, where null leaves an end open."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "max_aspect": "max_aspect_ratio",
+    }
 
     width: Bounds = UNBOUNDED
     """Width of the source image, pixels. Default: unbounded."""
@@ -44,6 +48,11 @@ class ImageFilters(Section):
 class ImageDedup(Section):
     """Duplicates to drop; the first copy that was read is kept."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "near": "max_hamming_distance",
+        "near_color": "max_color_distance",
+    }
+
     exact: bool = True
     """Drop images whose files are equal. Default: true."""
     max_hamming_distance: Annotated[int, Field(ge=0, le=15)] | None = None
@@ -59,6 +68,14 @@ class ImageDedup(Section):
 
 class ImageResize(Section):
     """Size and encoding of stored images. An image that needs no change keeps its bytes."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "shorter": "shortest_edge",
+        "longer": "longest_edge",
+        "enlarge": "upscale",
+        "format": "encode_format",
+        "quality": "encode_quality",
+    }
 
     shortest_edge: PositiveInt | None = None
     """Length of the shorter side, pixels; bicubic with antialiasing. Default: no resizing."""

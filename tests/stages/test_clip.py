@@ -56,7 +56,10 @@ def test_a_good_file_has_no_problems() -> None:
             {"model": {"text": {"context_length": 2}}},
             "model.text.context_length: a context of 2 has no room",
         ),
-        ({"model": {"vision": {"blocks": [1, 1, 1, 1]}}}, "model.vision.blocks: a ViT has none"),
+        (
+            {"model": {"vision": {"blocks": [1, 1, 1, 1]}}},
+            "model.vision.blocks: does not apply to a ViT",
+        ),
         (
             {"preset": "RN-tiny", "export": "native", "model": {"vision": {"patch_size": 8}}},
             "model.vision.patch_size: does not apply to a ResNet",
@@ -190,17 +193,17 @@ def test_the_content_of_the_classes_counts_and_not_their_place(tmp_path: Path) -
     for name in ("a", "b"):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({"templates": ["{}"], "classes": ["x", "y"]}))
-        made.append(ClipEvaluateParams(classes=str(path), label="kind"))
+        made.append(ClipEvaluateParams(classes=str(path), label_field="kind"))
     assert identity_fields(made[0]) == identity_fields(made[1])
     assert made[0].externals() == made[1].externals()
     (tmp_path / "b.json").write_text("{}")
     assert made[0].externals() != made[1].externals()
     assert not ClipEvaluateParams().externals()
     with pytest.raises(InputError, match="cannot read the classes"):
-        ClipEvaluateParams(classes=str(tmp_path / "none.json"), label="kind").externals()
+        ClipEvaluateParams(classes=str(tmp_path / "none.json"), label_field="kind").externals()
 
 
-def test_classes_want_labels() -> None:
+def test_classes_need_a_label_field() -> None:
     (problem,) = ClipEvaluateParams(classes="classes.json").check({})
-    assert str(problem).startswith("label: classes without labels")
-    assert not list(ClipEvaluateParams(label="kind").check({}))
+    assert str(problem).startswith("label_field: `classes` needs it")
+    assert not list(ClipEvaluateParams(label_field="kind").check({}))

@@ -220,11 +220,9 @@ def test_folders_that_are_no_clip_are_refused(tmp_path):
 
 def test_patches_are_read_as_a_convolution_reads_them():
     tower = made(VIT).visual
-    weight = tower.patch_size.weight.view(-1, 3, 8, 8)
+    weight = tower.patch.weight.view(-1, 3, 8, 8)
     by_conv = torch.nn.functional.conv2d(images(VIT), weight, stride=8).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(
-        tower.patch_size(split(images(VIT), 8)), by_conv, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(tower.patch(split(images(VIT), 8)), by_conv, rtol=1e-4, atol=1e-5)
 
 
 def test_marks_are_those_of_the_tokenizer():
