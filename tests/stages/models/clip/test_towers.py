@@ -145,7 +145,7 @@ def test_hiding_patches_keeps_the_class_token_and_places():
     chosen_BK = torch.tensor([[0, 1, 2, 3], [1, 3, 5, 8], [0, 4, 6, 7], [5, 6, 7, 8]])
     found = tower(pixels, chosen_BK)
     for image, chosen_K, embedding in zip(pixels, chosen_BK, found, strict=True):
-        patches = tower.patch_size(split(image[None], 8)[0, chosen_K])
+        patches = tower.patch(split(image[None], 8)[0, chosen_K])
         x_TC = torch.cat([tower.class_embedding[None], patches])
         places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + chosen_K])
         x_1TC = tower.ln_pre(x_TC + tower.position_embedding[places])[None]
