@@ -1,15 +1,19 @@
 """Clean text: sources -> Documents.
 
-Reads files and the documentation of the Python installation, repairs Unicode, masks what identifies
-people (if asked to), tells the language, applies length, quality and repetition rules, and drops
-exact and near copies; repeated text is cut out (if asked to). What is dropped is kept aside with
-the rule that dropped it and its score; the counts always add up.
+    sources --annotate--> annotation tables: text, language, score of every rule, hashes
+               |  repairs Unicode, masks personal data, removes boilerplate (both on request)
+            --filter----> the rule that each document fails: broken, language, then the limits
+            --dedup-----> the survivor of each group of exact and near copies; text that was read
+               |          before is removed (on request)
+            --write-----> documents/, dropped/ with rule and score, stats.json, index/
 
     clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}
-    more:  {uses: clean, sources: ["new/"], against: ["${clean}"]}
+    more:  {uses: clean, sources: ["new/"], dedup_against: ["${clean}"]}
 
-Documents of `against` are earlier ones, of which nothing is read but hashes: their copies go.
-Beside documents and characters words are counted, or tokens where a `tokenizer` is given.
+Each phase is the module of its name in `stages/text/`: `annotate`, `filter_decisions`, `dedup/`,
+`document_writer`. The counts of read, kept and dropped text always add up. Of the documents of
+`dedup_against` only hashes are read: copies of them are dropped. Besides documents and characters,
+words are counted, or tokens where a `tokenizer` is given.
 """
 
 from __future__ import annotations
@@ -19,87 +23,91 @@ import shutil
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
-from stages.text.cleaning_params import (
-    Dedup,
+from stages.text.dedup.dedup_params import DedupParams, preference_problems
+from stages.text.pii import PiiParams
+from stages.text.rules.rule_params import (
     EditName,
-    Lists,
-    Pii,
-    Range,
+    LimitChange,
+    ListFiles,
     RuleSetName,
-    Share,
     limit_problems,
     merge_limits,
-    preference_problems,
 )
 from stages.text.sources import fsspec_files
 
 if TYPE_CHECKING:
     from pipeline.context import Context
-    from stages.text.annotate import ReadLimits
     from stages.text.cleaning_stats import CleaningStats
-    from stages.text.filter_decisions import FilterLimits
     from stages.text.filter_report import FilterReport
-    from stages.text.rules import length_rules
-    from stages.text.sources.source_listing import SourceFile
+    from stages.text.read_limits import ReadLimits
+    from stages.text.sources.source_file import SourceFile
     from stages.text.token_counter import TokenCounter
 
-VERSION = 5
-PLACES = ("place", "line", "row", "error")  # what `meta` says of where a record was
-SHOWN = 20  # broken records that the log names
+VERSION = 6
+META_FIELDS = ("place", "line", "row", "error")  # set by readers in the metadata
+LOGGED_BROKEN = 20  # broken records named in the log
 CHARACTERS_PER_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
 
 class CleanParams(Params):
-    """Which text is read, and what it must be like."""
+    """Sources, filters and deduplication of a corpus."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "against": "dedup_against",
+        "language_score": "language_threshold",
+        "max_bad": "max_broken",
+    }
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
-    """`python:docs` (less the objects that evaluation asks about), files, folders or globs of txt,
-    md, rst, html, jsonl and csv (.gz, .zst), parquet, and warc and wet (.gz); the same by any URL
-    of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), of which logs and documents hold
-    neither user nor query; and `hf:NAME[@REVISION][?split=train&config=NAME]`, a Hugging Face
-    dataset: a folder (saved, or of parquet, arrow or json files) or one of the hub, streamed at
-    the commit that the revision is. Content decides the artifact, not where it lies: a storage's
-    MD5, or a hash of the bytes."""
+    """Sources of text: `python:docs` (without the objects held out for evaluation); files,
+    folders or globs of txt, md, rst, html, jsonl and csv (.gz, .zst), parquet, warc and wet (.gz);
+    the same by any URL of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), whose user and
+    query appear neither in logs nor in documents; and `hf:NAME[@REVISION][?split=train&config=NAME]`,
+    a Hugging Face dataset: a folder (saved, or of parquet, arrow or json files) or one of the hub,
+    streamed at the commit of the revision. The content determines the artifact, not its location: a
+    storage's MD5, or a hash of the bytes."""
     text_column: str = "text"
-    """The field of jsonl, csv and parquet files and of datasets that holds the text."""
+    """Field of jsonl, csv and parquet files and of datasets that contains the text. Default:
+    text."""
     meta_columns: tuple[str, ...] = ()
-    """Other fields of theirs that a document's `meta` keeps, where they are (`url`, `title`)."""
+    """Other fields to keep in a document's `meta` where present (`url`, `title`). Default: none."""
     languages: tuple[str, ...] = ()
-    """ISO 639 codes to keep; empty keeps all."""
-    language_score: Share = 0.5
-    """The least probability of the language, where `languages` is given."""
-    max_bad: Annotated[int, Field(ge=0)] | None = None
-    """Broken records and files, at most; null takes any number. They are counted and kept aside
-    with their places, and stop nothing by themselves."""
+    """ISO 639 codes of the languages to keep. Default: all."""
+    language_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Minimum probability of the language, where `languages` is given. Default: 0.5."""
+    max_broken: Annotated[int, Field(ge=0)] | None = None
+    """Maximum number of broken records and files, which are counted and stored with the dropped
+    documents. Default: any number."""
     max_documents: PositiveInt | None = None
-    """Read no more than the first so many documents."""
+    """Maximum number of documents to read, the first ones. Default: all."""
     max_characters: PositiveInt | None = None
-    """Read no more than the first so many characters."""
+    """Maximum number of characters to read, the first ones. Default: all."""
     rules: tuple[RuleSetName, ...] = ("length", "gopher_quality", "gopher_repetition")
-    """The rule sets that documents must pass, in the order in which they are asked; every score of
-    each is recorded with the document. See docs/rules.md."""
-    limits: dict[str, dict[str, Range]] = Field(default={})
-    """Other ranges than the sets' own: `{gopher_quality: {words: [20, null], hash_marks: 0.2}}`;
-    null switches a rule off. What is measured stays, so that nothing is read again."""
-    lists: Lists = Lists()
-    """The user's own lists, for the rule set `lists`."""
+    """Rule sets that documents must pass, in the order of evaluation; every score is recorded with
+    the document. See docs/rules.md. Default: [length, gopher_quality, gopher_repetition]."""
+    limits: dict[str, dict[str, LimitChange]] = Field(default={})
+    """Limits that differ from those of the sets: `{gopher_quality: {words: [20, null], hash_marks:
+    0.2}}`; null switches a rule off. Measurements are cached, so that a change of limits does not
+    read the sources again. Default: none."""
+    lists: ListFiles = ListFiles()
+    """Blocklists for the rule set `lists`. Default: none."""
     edits: tuple[EditName, ...] = ()
-    """What is taken out before rules measure, in order: lines (`c4`, `boilerplate`), paragraphs
-    (`languages`, `chinese_paragraphs`), a last sentence cut short (`whole_sentences`); and
-    `simplified_chinese`."""
-    pii: Pii = Pii()
-    """What identifies people or opens doors, and is masked."""
-    dedup: Dedup = Dedup()
-    """Which copies are dropped."""
+    """Edits before rules measure the text, in order: removal of lines (`c4`, `boilerplate`), of
+    paragraphs (`languages`, `chinese_paragraphs`), of a truncated last sentence
+    (`whole_sentences`); and conversion to `simplified_chinese`. Default: none."""
+    pii: PiiParams = PiiParams()
+    """Personal data and secrets to mask. Default: none."""
+    dedup: DedupParams = DedupParams()
+    """Duplicates to drop."""
 
     def externals(self) -> dict[str, str]:
-        """The content of each source."""
+        """Return the digest of each source and list."""
         from stages.text.sources.source_listing import content_digest
 
         lists = {f"lists.{name}": path for name, path in self.lists if path is not None}
@@ -107,41 +115,38 @@ class CleanParams(Params):
         return {key: content_digest(name) for key, name in named.items()}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Languages are codes, sources are named once, earlier hashes can be compared."""
+        """Check codes, repeated names, and that earlier hashes are comparable."""
         for code in self.languages:
             if not (code.isascii() and code.isalpha() and code.islower() and len(code) <= 3):
-                yield Problem("languages", f"{code!r} is no ISO 639 code", "write en, zh, de…")
+                yield Problem("languages", f"{code!r} is not an ISO 639 code", "write en, zh, de…")
         if len(set(self.sources)) < len(self.sources):
             yield Problem("sources", "a source is named twice", "name each once")
-        for name in sorted({self.text_column, *PLACES} & set(self.meta_columns)):
-            yield Problem("meta_columns", f"{name!r} is taken", "leave it out")
+        for name in sorted({self.text_column, *META_FIELDS} & set(self.meta_columns)):
+            yield Problem("meta_columns", f"{name!r} is reserved", "remove it")
         for source in self.sources:
             if fsspec_files.contains_secret(source):
                 yield Problem("sources", *fsspec_files.SECRET_IN_URL)
         for key in ("rules", "edits"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
-                yield Problem(key, "a name is there twice", "name each once")
-        if ("lists" in self.rules) != (self.lists != Lists()):
+                yield Problem(key, "a name is repeated", "name each once")
+        if ("lists" in self.rules) != (self.lists != ListFiles()):
             yield Problem("lists", "the rule set and its files go together", "name both")
         if "languages" in self.edits and not self.languages:
-            yield Problem("edits", "`languages` needs to know which to keep", "set `languages`")
+            yield Problem("edits", "`languages` needs the languages to keep", "set `languages`")
         yield from limit_problems(self.rules, self.limits)
         yield from preference_problems(self.dedup.prefer, self.rules, self.meta_columns)
 
         for name, earlier in upstream.items():
-            if isinstance(earlier, CleanParams) and name.startswith("against"):
-                yield from self._compare(name, earlier)
-
-    def _compare(self, name: str, earlier: CleanParams) -> Iterator[Problem]:
-        ours, theirs = self.dedup.described, earlier.dedup.described
-        if not earlier.dedup.index:
-            yield Problem(name, "keeps no index", "set dedup.index there")
-        elif self.dedup.near and ours != theirs:
-            remedy = "deduplicate both alike, or switch off dedup.near"
-            yield Problem(name, f"has hashes of {theirs}, not of {ours}", remedy)
+            if isinstance(earlier, CleanParams) and name.startswith("dedup_against"):
+                own, other = self.dedup.hash_description, earlier.dedup.hash_description
+                if not earlier.dedup.save_index:
+                    yield Problem(name, "has no index", "set dedup.save_index there")
+                elif self.dedup.near and own != other:
+                    remedy = "use the same dedup settings, or switch off dedup.near"
+                    yield Problem(name, f"has hashes of {other}, not of {own}", remedy)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """Time and disk, where a cap bounds the text."""
+        """Estimate seconds and disk bytes, where `max_characters` bounds the text."""
         if self.max_characters is None:
             return {}
         seconds = self.max_characters / CHARACTERS_PER_SECOND / self.workers.num
@@ -150,76 +155,76 @@ class CleanParams(Params):
 
 @stage(
     "clean",
-    inputs={"against": "Documents*?", "tokenizer": "Tokenizer?"},
+    inputs={"dedup_against": "Documents*?", "tokenizer": "Tokenizer?"},
     output="Documents",
     version=VERSION,
 )
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Read, repair, judge and deduplicate text."""
-    from stages.text.annotate import ReadLimits, annotated_rows
-    from stages.text.cleaning_stats import write
+    """Read, repair, filter and deduplicate text."""
+    from stages.text.annotate import annotated_rows
     from stages.text.dedup.duplicates import find_duplicates
     from stages.text.dedup.exact_substrings import remove_repeated_text, rows_after_removal
     from stages.text.dedup.hash_index import index_files, write_index
     from stages.text.dedup.hash_join import TaskScope
     from stages.text.dedup.survivor_ranking import rank_by_preference
-    from stages.text.filter_decisions import apply_filters
+    from stages.text.document_writer import write_documents
+    from stages.text.filter_decisions import FilterLimits, apply_filters
     from stages.text.filter_report import FilterReport
+    from stages.text.read_limits import ReadLimits
     from stages.text.rules.rule_scorer import RuleScorer
     from stages.text.token_counter import TokenCounter
 
-    earlier = index_files(inputs.paths("against"), params.dedup)
+    earlier = index_files(inputs.paths("dedup_against"), params.dedup)
+    counter = TokenCounter.from_artifact(inputs.get_path("tokenizer"))
     read_limits = ReadLimits(params.max_documents, params.max_characters)
-    counter = TokenCounter.of(inputs.get_path("tokenizer"))
-    commits = _annotate(params, read_limits, counter, ctx)
-    documents = read_limits.within(len(commits))
+    annotations = _annotate(params, read_limits, counter, ctx)
+    documents = read_limits.documents_within(len(annotations))
     if not documents:
         raise InputError(
-            "the sources hold no documents within the caps",
+            "the sources contain no documents within the limits",
             where="sources",
             remedy="name other sources, or raise max_documents and max_characters",
         )
-    filters, scope = _filter_limits(params), TaskScope(ctx.scratch, params.workers, ctx)
-    decisions = apply_filters(commits, documents, RuleScorer(params.rules).rules, filters)
-    rank = rank_by_preference(params.dedup.prefer, commits, decisions)
-    duplicates = find_duplicates(commits, decisions.passed, params.dedup, rank, scope, earlier)
-    ctx.check_cancelled()
-    removals: list[Path] = []
-    if params.dedup.cuts:
-        duplicates, removals = remove_repeated_text(
-            commits, duplicates, params.dedup, scope, counter
-        )
-    report = FilterReport(decisions, filters.limits)
-    rows = rows_after_removal(annotated_rows(commits), removals)
-    stats = write(rows, counter.unit, decisions, duplicates, report, out)
-    shutil.rmtree(out / "index", ignore_errors=True)
-    if params.dedup.index:
-        write_index(commits, duplicates, params.dedup, out)
-    _tell_broken(stats, params.max_bad, ctx)
-    if not stats.kept["documents"]:
-        raise InputError(_nothing_left(stats), where="rules", remedy=_remedy(stats))
-    _report(stats, report, ctx)
-
-
-def _filter_limits(params: CleanParams) -> FilterLimits:
-    from stages.text.filter_decisions import FilterLimits
 
     limits = merge_limits(params.rules, params.limits)
-    return FilterLimits(params.languages, params.language_score, limits)
+    filters = FilterLimits(params.languages, params.language_threshold, limits)
+    rules = RuleScorer(params.rules).rules
+    decisions = apply_filters(annotations, documents, rules, filters)
+
+    scope = TaskScope(ctx.scratch, params.workers, ctx)
+    rank = rank_by_preference(params.dedup.prefer, annotations, rules, decisions.scores)
+    duplicates = find_duplicates(annotations, decisions.passed, params.dedup, rank, scope, earlier)
+    ctx.check_cancelled()
+    changes: list[Path] = []
+    if params.dedup.removes_text:
+        duplicates, changes = remove_repeated_text(
+            annotations, duplicates, params.dedup, scope, counter
+        )
+
+    report = FilterReport(decisions, limits, duplicates)
+    rows = rows_after_removal(annotated_rows(annotations), changes)
+    stats = write_documents(rows, counter.unit, decisions, duplicates, report, out)
+    shutil.rmtree(out / "index", ignore_errors=True)
+    if params.dedup.save_index:
+        write_index(annotations, duplicates, params.dedup, out)
+    _report_broken(stats, params.max_broken, ctx)
+    _check_kept(stats)
+    _report(stats, report, ctx)
 
 
 def _annotate(
     params: CleanParams, read_limits: ReadLimits, counter: TokenCounter, ctx: Context
 ) -> list[Path]:
-    """Judge the sources' files a shard a task, until the caps are reached."""
+    """Annotate the sources' files, one shard per task, until the read limits are reached."""
     from stages.distributed.shard_tasks import run_shards
     from stages.text.annotate import DocumentAnnotator, annotate_shard
+    from stages.text.rules.word_list_rules import Blocklists
     from stages.text.sources.source_listing import list_files, make_shards
 
-    cut = make_shards(list_files(params.sources))
+    shards = make_shards(list_files(params.sources))
     annotator = DocumentAnnotator(
         rules=params.rules,
-        lists=_lists(params.lists),
+        lists=Blocklists.read(params.lists),
         edits=params.edits,
         languages=params.languages if "languages" in params.edits else (),
         pii=params.pii,
@@ -228,31 +233,32 @@ def _annotate(
         meta_columns=params.meta_columns,
         counter=counter,
     )
-    folder = ctx.scratch / "judged"
-    shared = ctx.cache / "judged" / _identity(params, cut, counter)
+    folder = ctx.scratch / "annotated"
+    total = sum(file.size for files in shards for file in files)
     read = 0
 
     def on_commit(shard: int) -> None:
         nonlocal read
         read_limits.add(shard, folder / f"{shard:06d}")
-        read += sum(file.size for file in cut[shard])
-        ctx.progress(read / 1e6, sum(file.size for files in cut for file in files) / 1e6, "MB")
+        read += sum(file.size for file in shards[shard])
+        ctx.progress(read / 1e6, total / 1e6, "MB")
 
     return run_shards(
         annotate_shard,
-        [(annotator, files) for files in cut],
+        [(annotator, files) for files in shards],
         folder,
         workers=params.workers,
         ctx=ctx,
         on_commit=on_commit,
         enough=read_limits.reached,
-        shared=shared,
+        shared=ctx.cache / "annotated" / _annotation_key(params, shards, counter),
     )
 
 
-def _identity(params: CleanParams, cut: list[list[SourceFile]], counter: TokenCounter) -> str:
-    """What decides the figures of every document, and in which task they are taken; the limits are
-    not in it."""
+def _annotation_key(
+    params: CleanParams, shards: list[list[SourceFile]], counter: TokenCounter
+) -> str:
+    """Return a hash of all that determines the annotations and their shards; no limit is in it."""
     from stages.data.hashing import hash128_hex
 
     fields = {"text_column", "meta_columns", "rules", "edits", "pii"}
@@ -260,31 +266,40 @@ def _identity(params: CleanParams, cut: list[list[SourceFile]], counter: TokenCo
         fields.add("languages")
     measured = params.model_dump(mode="json", include=fields)
     contents = sorted(params.externals().items())
-    tasks = [[(file.place, file.cut and file.cut.start) for file in files] for files in cut]
-    decisive = [measured, params.dedup.described, contents, tasks, VERSION]
+    tasks = [[(file.place, file.part and file.part.start) for file in files] for files in shards]
+    decisive = [measured, params.dedup.hash_description, contents, tasks, VERSION]
     if counter.tokenizer:
         decisive.append(counter.tokenizer.digest)
     return hash128_hex(json.dumps(decisive, sort_keys=True))
 
 
-def _lists(settings: Lists) -> length_rules.Lists:
-    from stages.text.rules.length_rules import Lists as Loaded
-    from stages.text.rules.length_rules import read_list
-
-    return Loaded(*(read_list(path) if path else () for path in (settings.words, settings.urls)))
-
-
-def _tell_broken(stats: CleaningStats, most: int | None, ctx: Context) -> None:
-    for place in stats.broken_places[:SHOWN]:
+def _report_broken(stats: CleaningStats, max_broken: int | None, ctx: Context) -> None:
+    for place in stats.broken_places[:LOGGED_BROKEN]:
         ctx.log(f"broken: {place}")
-    if stats.broken > SHOWN:
-        ctx.log(f"broken: {stats.broken - SHOWN} more, in dropped/")
-    if most is not None and stats.broken > most:
+    if stats.broken > LOGGED_BROKEN:
+        ctx.log(f"broken: {stats.broken - LOGGED_BROKEN} more, in dropped/")
+    if max_broken is not None and stats.broken > max_broken:
         raise InputError(
-            f"{stats.broken} records or files are broken, more than max_bad allows ({most})",
+            f"{stats.broken} records or files are broken, more than max_broken allows "
+            f"({max_broken})",
             where="; ".join(stats.broken_places[:3]),
-            remedy="mend or leave out the files that the stage's log names, or raise max_bad",
+            remedy="repair or remove the files that the stage's log names, or raise max_broken",
         )
+
+
+def _check_kept(stats: CleaningStats) -> None:
+    if stats.kept["documents"]:
+        return
+    worst = sorted(stats.rules.items(), key=lambda item: -item[1]["documents"])
+    causes = ", ".join(f"{counts['documents']} by {rule}" for rule, counts in worst[:3])
+    rule = worst[0][0]
+    raise InputError(
+        f"no document is left of {stats.read['documents']}: dropped {causes}",
+        where="rules",
+        remedy="set `languages` to those of the text, or lower `language_threshold`"
+        if rule == "language"
+        else f"loosen the limit of {rule} under `limits`, or name other sources",
+    )
 
 
 def _report(stats: CleaningStats, report: FilterReport, ctx: Context) -> None:
@@ -303,16 +318,3 @@ def _report(stats: CleaningStats, report: FilterReport, ctx: Context) -> None:
         masked=stats.masked.total(),
         broken=stats.broken,
     )
-
-
-def _nothing_left(stats: CleaningStats) -> str:
-    worst = sorted(stats.rules.items(), key=lambda item: -item[1]["documents"])[:3]
-    causes = ", ".join(f"{counts['documents']} by {rule}" for rule, counts in worst)
-    return f"nothing is left of {stats.read['documents']} documents: dropped {causes}"
-
-
-def _remedy(stats: CleaningStats) -> str:
-    worst = max(stats.rules, key=lambda rule: stats.rules[rule]["documents"])
-    if worst == "language":
-        return "set `languages` to those of the text, or lower `language_score`"
-    return f"loosen the limit of {worst} under `limits`, or name other sources"

@@ -27,14 +27,14 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic_io import DISK_FULL, disk_errors, read_json
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
+from stages.data.input_errors import as_input_error
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -105,7 +105,7 @@ class PretrainedParams(Params):
             return str(self.revision)
         from huggingface_hub import HfApi
 
-        with _told(self.path):
+        with _hub_errors(self.path):
             asked = HfApi().model_info(self.path, revision=self.revision, timeout=_PATIENCE)
             return str(asked.sha)
 
@@ -197,24 +197,24 @@ def _download(origin: str, scratch: Path) -> Path:
 
     name, _, commit = origin.rpartition("@")
     folder = scratch / commit
-    with disk_errors(folder), _told(name):
+    with disk_errors(folder), _hub_errors(name):
         patterns = [*WEIGHTS, *DESCRIPTION]
         found = snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=folder)
     return Path(found)
 
 
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What the hub's library raises as the user's error: it has several trees of its own, some of
-    them `OSError`s. What a disk refuses passes."""
-    try:
-        yield
-    except Exception as error:
+def _hub_errors(name: str) -> AbstractContextManager[None]:
+    """Return a context that raises the errors of the hub's library as an `InputError`, except for
+    errors of the disk."""
+
+    def translate(error: Exception) -> InputError | None:
         if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EIO):
-            raise
-        raise InputError(
-            f"the hub does not give it: {error}",
+            return None
+        return InputError(
+            f"Hugging Face Hub request failed: {error}",
             where=name,
             remedy="check the name and the connection, or give a local folder; a full commit as "
             "`revision` is planned without the hub",
-        ) from error
+        )
+
+    return as_input_error(translate)

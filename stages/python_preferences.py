@@ -2,9 +2,9 @@
 
     preferences: {uses: python_preferences, max_objects: 8000}
 
-For the objects that `questions` asks about: the true summary is better than a sibling's, which is
-better than an unrelated one, which is better than the true one's words in a wrong order. Objects
-are split as `questions` splits them, and every answer comes from the prompt's own split.
+For the objects of `python_questions`, four answers are ranked: the true summary, a sibling's, an
+unrelated one, and the words of the true one in a wrong order. Objects are split as in
+`python_questions`, and every answer comes from the split of its prompt.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from pipeline import panels
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, stage
-from stages.text.cleaning_params import PythonDocsParams
+from stages.text.python_docs.python_docs_params import PythonDocsParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.data.preference_dataset import Preference
 
 
-@stage("python_preferences", output="Preferences", version=2)
+@stage("python_preferences", output="Preferences", version=3)
 def python_preferences(params: PythonDocsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build K-wise preferences from the docstrings of the Python installation."""
     from stages.data.preference_dataset import write_preferences
@@ -31,31 +31,27 @@ def python_preferences(params: PythonDocsParams, inputs: Inputs, out: Path, ctx:
     from stages.text.python_docs.question_answers import collect_summaries
 
     summaries = collect_summaries(params, ctx)
-    found = list(build_preferences(summaries))
-    if not found:
+    preferences = list(build_preferences(summaries))
+    if not preferences:
         raise InputError(
             f"{len(summaries)} objects are too few to compare",
             where="max_objects",
             remedy="raise max_objects, or allow longer answers",
         )
-    write_preferences(out, found)
-    _report(found, ctx)
+    write_preferences(out, preferences)
+    _report(preferences, ctx)
 
 
-def _report(found: list[Preference], ctx: Context) -> None:
-    splits = Counter(preference.split for preference in found)
-    widths = Counter(len(preference.ranks) for preference in found)
-    pairs = sum(k * (k - 1) // 2 * count for k, count in widths.items())
-    ctx.result(preferences=len(found), pairs=pairs, **dict(splits))
-    ctx.panel(
-        panels.bars(
-            "Answers to a prompt", {f"K = {k}": widths[k] for k in sorted(widths)}, unit="prompts"
-        )
-    )
-    ctx.panel(panels.samples("Answers from best to worst", [_shown(p) for p in found[:6]]))
-
-
-def _shown(preference: Preference) -> dict[str, str]:
-    rank_by_preference = sorted(zip(preference.ranks, preference.responses, strict=True))
-    answers = {f"rank {rank}": response for rank, response in rank_by_preference}
-    return {"prompt": preference.prompt[-1].content, **answers}
+def _report(preferences: list[Preference], ctx: Context) -> None:
+    splits = Counter(preference.split for preference in preferences)
+    sizes = Counter(len(preference.ranks) for preference in preferences)
+    pairs = sum(k * (k - 1) // 2 * count for k, count in sizes.items())
+    ctx.result(preferences=len(preferences), pairs=pairs, **dict(splits))
+    answers = {f"K = {k}": sizes[k] for k in sorted(sizes)}
+    ctx.panel(panels.bars("Answers per prompt", answers, unit="prompts"))
+    shown = []
+    for preference in preferences[:6]:
+        ranked = sorted(zip(preference.ranks, preference.responses, strict=True))
+        responses = {f"rank {rank}": response for rank, response in ranked}
+        shown.append({"prompt": preference.prompt[-1].content, **responses})
+    ctx.panel(panels.samples("Answers from best to worst", shown))

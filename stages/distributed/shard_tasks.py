@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.context import Context
 from pipeline.errors import HeadwaterError, WorkerDied
@@ -23,7 +23,31 @@ Work = TypeVar("Work")
 ShardFunction = Callable[[Work, Path], None]
 """Reads the work and writes the commit file atomically."""
 
+
+class HasSize(Protocol):
+    """Anything with a size in bytes."""
+
+    @property
+    def size(self) -> int:
+        """Size, bytes."""
+
+
+Item = TypeVar("Item", bound=HasSize)
+
 _RETRIES = 3  # of a shard whose worker died: it is idempotent and cheap
+
+
+def group_by_size(items: Iterable[Item], limit: int) -> list[list[Item]]:
+    """Group consecutive items of up to `limit` bytes together, at least one item per group."""
+    groups: list[list[Item]] = []
+    remaining = 0
+    for item in items:
+        if not groups or item.size > remaining:
+            groups.append([])
+            remaining = limit
+        groups[-1].append(item)
+        remaining -= item.size
+    return groups
 
 
 def run_shards(

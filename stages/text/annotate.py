@@ -1,13 +1,13 @@
-"""The passes of cleaning: measure each document, decide, find the copies, write what stays.
+"""Phase 1 of `clean`: measure every document of a shard of files.
 
-    judge    a shard of files -> one scratch table: text, language, every rule's score, hashes
-    decide   the scores of all shards and the limits -> which rule each document fails, if any
-    choose   the hashes of all shards -> which document each copy stands behind
-    write    the scratch tables in order -> documents/, dropped/, stats
+    annotate   a shard of files -> one annotation table: text, language, scores, hashes
+    filter     the scores of all shards and the limits -> the rule that each document fails
+    dedup      the hashes of all shards -> the surviving copy of each group
+    write      the annotation tables in order -> documents/, dropped/, stats.json
 
-Only the judging reads files and takes time; it runs a shard a task and knows no limit, so that
-other limits need no second reading. The others see figures, hashes, and a row group of text at a
-time.
+Only annotation reads files and takes time; it runs one shard per task and knows no limit, so that
+other limits need no second pass. The other phases read scores, hashes, and a row group of text at
+a time.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data import parquet_parts
 from stages.data.hashing import hash128_hex
-from stages.text.cleaning_params import Dedup, Pii
+from stages.text.dedup.dedup_params import DedupParams
 from stages.text.dedup.minhash import MinHash
 from stages.text.language_id import detect_language
-from stages.text.pii import mask_pii
+from stages.text.pii import PiiParams, mask_pii
 from stages.text.rules.document_view import DocumentView
-from stages.text.rules.length_rules import Lists
 from stages.text.rules.rule_scorer import RuleScorer
-from stages.text.sources.readers import BrokenFile, RawDocument, read
-from stages.text.sources.source_listing import SourceFile
+from stages.text.rules.word_list_rules import Blocklists
+from stages.text.sources.file_io import BrokenFile
+from stages.text.sources.readers import RawDocument, read
+from stages.text.sources.source_file import SourceFile
 from stages.text.text_edits import Edit, build_edits
 from stages.text.token_counter import WORDS, TokenCounter
 from stages.text.unicode_repair import repair
@@ -55,29 +54,29 @@ ANNOTATIONS = parquet_parts.versioned_schema(
             ("origin", pa.int64()),
         ]
     ),
-    "Judged",
-    4,
+    "Annotations",
+    5,
 )
 
 
 @dataclass(frozen=True)
 class DocumentAnnotator:
-    """What is measured of a document, without a word on what it must be like: what a shard's task
-    is given beside its files."""
+    """Measurements of a document, without limits; sent to the task of each shard."""
 
     rules: tuple[str, ...]
-    lists: Lists
+    lists: Blocklists
     edits: tuple[str, ...]
     languages: tuple[str, ...]
-    pii: Pii
-    dedup: Dedup
+    pii: PiiParams
+    dedup: DedupParams
     text_column: str
     meta_columns: tuple[str, ...] = ()
     counter: TokenCounter = WORDS
 
     @cached_property
     def _minhash(self) -> MinHash:
-        return MinHash(self.dedup.ngram, *self.dedup.shape, self.dedup.character_ngram)
+        sizes = self.dedup.ngram_size, self.dedup.character_ngram_size
+        return MinHash(sizes[0], *self.dedup.band_shape, sizes[1])
 
     @cached_property
     def _scorer(self) -> RuleScorer:
@@ -87,9 +86,9 @@ class DocumentAnnotator:
     def _edits(self) -> list[tuple[str, Edit]]:
         return build_edits(self.edits, self.languages)
 
-    def annotator(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
-        """One row of the scratch table."""
-        text, masked = mask_pii(repair(raw.text), self.pii.kinds, self.pii.regions)
+    def annotate(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
+        """Return the row of a document in the annotation table."""
+        text, masked = mask_pii(repair(raw.text), self.pii.entities, self.pii.phone_regions)
         changed = {"repair": len(raw.text) - len(text)}
         lang, confidence = detect_language(text)
         for name, edit in self._edits:
@@ -112,75 +111,45 @@ class DocumentAnnotator:
             "units": self.counter.count(view),
             "exact": bytes.fromhex(hash128_hex(text)),
             "origin": file.origin,
-            **self._hashes(None if broken else view),
+            **self._near_hashes(None if broken else view),
         }
 
-    def _hashes(self, view: DocumentView | None) -> dict[str, bytes | None]:
-        signature = self._minhash.of(view.words) if view and self.dedup.near else None
+    def _near_hashes(self, view: DocumentView | None) -> dict[str, bytes | None]:
+        near = view is not None and self.dedup.near
+        signature = self._minhash.text_signature(view.words) if view and near else None
         if signature is None:
             return {"bands": None, "signature": None}
-        bands = self._minhash.bands_of(signature).astype("<u8").tobytes()
+        bands = self._minhash.band_hashes(signature).astype("<u8").tobytes()
         return {
             "bands": bands,
             "signature": signature.astype("<u4").tobytes() if self.dedup.verify else None,
         }
 
 
-def annotate_shard(work: tuple[DocumentAnnotator, list[SourceFile]], commit: Path) -> None:
-    """Judge the documents of a shard's files and commit them as one table."""
+def annotate_shard(task: tuple[DocumentAnnotator, list[SourceFile]], commit: Path) -> None:
+    """Annotate the documents of a shard's files and commit them as one table."""
     from pipeline.atomic_io import write_atomic
 
-    annotator, files = work
+    annotator, files = task
     rows = (
-        annotator.annotator(file, position, raw)
+        annotator.annotate(file, position, raw)
         for file in files
-        for position, raw in enumerate(
-            _read_until_broken(file, annotator), file.cut.records if file.cut else 0
-        )
+        for position, raw in enumerate(_read_until_broken(file, annotator), file.first_record)
     )
     write_atomic(commit, parquet_parts.encode_part(rows, ANNOTATIONS, "text"), durable=False)
 
 
 def _read_until_broken(file: SourceFile, annotator: DocumentAnnotator) -> Iterator[RawDocument]:
-    """A file's documents; where it breaks off, a record that says why."""
+    """Yield a file's documents and, where it is damaged, a broken record with the reason."""
     try:
         yield from read(file, annotator.text_column, annotator.meta_columns)
     except BrokenFile as error:
         yield RawDocument("", {"error": error.message}, "broken.file")
 
 
-def annotated_rows(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The scratch tables' rows in order, without scores and hashes, a row group at a time."""
+def annotated_rows(annotations: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of annotation tables in order, without scores and hashes."""
     columns = ["id", "text", "source", "lang", "meta", "masked", "changed", "units"]
-    for commit in commits:
-        for batch in pq.ParquetFile(commit).iter_batches(256, columns=columns):
+    for table in annotations:
+        for batch in pq.ParquetFile(table).iter_batches(256, columns=columns):
             yield from batch.to_pylist()
-
-
-class ReadLimits:
-    """How much is read: the leading documents within a number of documents and characters."""
-
-    def __init__(self, max_documents: int | None, max_characters: int | None) -> None:
-        self._limits = max_documents, max_characters
-        self._sizes: dict[int, npt.NDArray[np.int64]] = {}
-
-    def add(self, shard: int, commit: Path) -> None:
-        """Take a committed shard into account."""
-        column = pq.read_table(commit, columns=["characters"])["characters"]
-        self._sizes[shard] = column.to_numpy()
-
-    def within(self, shards: int) -> int:
-        """How many documents of the first `shards` shards lie within the caps."""
-        sizes = [self._sizes[shard] for shard in range(shards)]
-        characters = np.concatenate([np.empty(0, np.int64), *sizes])
-        documents, most = self._limits
-        count = len(characters)
-        if most is not None:
-            count = int(np.searchsorted(np.cumsum(characters), most, side="right"))
-        return count if documents is None else min(count, documents)
-
-    def reached(self, shards: int) -> bool:
-        """Whether the first `shards` shards hold all that may be read."""
-        if self._limits == (None, None):
-            return False
-        return self.within(shards) < sum(len(self._sizes[shard]) for shard in range(shards))

@@ -10,7 +10,7 @@ Span = tuple[int, int]
 
 
 def merge_spans(starts: Places, ends: Places) -> list[Span]:
-    """The same ground covered by spans that neither touch nor overlap, in order."""
+    """Merge spans that touch or overlap, in order."""
     spans: list[Span] = []
     for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
         if spans and start <= spans[-1][1]:
@@ -21,7 +21,7 @@ def merge_spans(starts: Places, ends: Places) -> list[Span]:
 
 
 def complement_spans(starts: Places, ends: Places, size: int) -> list[Span]:
-    """What the spans leave of `size` characters: one piece more than there are merged spans; the
-    first and the last may be empty."""
+    """Return the spans between the given ones in `size` characters: one more than there are merged
+    spans; the first and the last may be empty."""
     edges = [0, *(edge for span in merge_spans(starts, ends) for edge in span), size]
     return list(zip(edges[::2], edges[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Characters that Chinese writes in two ways, and Japanese in a third."""
+"""Traditional, simplified and Japanese forms of Chinese characters, by OpenCC."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _HAN = re.compile("[\u3400-\u9fff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def simplified(text: str) -> str:
-    """Traditional characters as simplified ones, by OpenCC's dictionary of characters and
-    phrases; as it is where it cannot be written as UTF-8."""
+def to_simplified(text: str) -> str:
+    """Convert traditional to simplified characters, by OpenCC's dictionary of characters and phrases;
+    a text with lone surrogates is returned unchanged."""
     if text.isascii() or _LONE_SURROGATE.search(text):
         return text
     converted: str = _converter("t2s").convert(text)
@@ -20,7 +20,7 @@ def simplified(text: str) -> str:
 
 
 def japanese_share(text: str) -> float:
-    """The share of Chinese characters in the form that Japanese alone gave them (OpenCC's
+    """Return the share of Chinese characters in a form that only Japanese uses (OpenCC's
     dictionary); 1 for a text without Chinese characters."""
     found = _HAN.findall(text)
     if not found:

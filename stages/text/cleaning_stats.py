@@ -1,28 +1,19 @@
-"""The third pass of cleaning: writes what stays and what goes, and counts both."""
+"""Counts of a cleaned corpus: documents, characters, and words or tokens, by what became of them."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline import panels as draw
-from stages.data import documents
-from stages.text.dedup.duplicates import DuplicateSearch
-from stages.text.filter_decisions import FilterDecisions
-from stages.text.filter_report import FilterReport
 
-EXAMPLES = 200  # characters of a text that people are shown
-SHOWN_CLUSTERS = 8
-SHOWN_DROPPED = 24
-SHOWN_BROKEN = 40
+MAX_BROKEN_PLACES = 40
+MAX_TABLE_ROWS = 40
 
 
 @dataclass
@@ -30,25 +21,28 @@ class CleaningStats:
     """Counts of documents, characters, and tokens or words, by what became of them."""
 
     unit: str = "words"
-    """What is counted beside documents and characters: words, or tokens."""
+    """What is counted besides documents and characters: `words` or `tokens`."""
     read: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
-    """Cut out of what was kept."""
+    """Counts of the text removed from kept documents."""
     rules: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Counts of dropped documents, by rule."""
     sources: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     languages: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     broken: int = 0
+    """Number of broken records and files."""
     broken_places: list[str] = field(default_factory=list)
-    """Those of the first `SHOWN_BROKEN`."""
+    """The first `MAX_BROKEN_PLACES` of them, each with its reason."""
     masked: Counter[str] = field(default_factory=Counter)
+    """Number of masked spans, by entity."""
     changed: Counter[str] = field(default_factory=Counter)
+    """Characters removed by repair and edits."""
     lengths: list[int] = field(default_factory=list)
-    clusters: dict[int, dict[str, str]] = field(default_factory=dict)
-    dropped: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Characters of each kept document."""
 
-    def record(self, row: dict[str, Any], rule: str, score: float) -> None:
-        """Count one document: kept if `rule` is empty, else dropped by it."""
+    def record(self, row: dict[str, Any], rule: str) -> None:
+        """Count one document, kept if `rule` is empty, else dropped by it."""
         size = {"documents": 1, "characters": len(row["text"]), self.unit: row["units"]}
         self.read.update(size)
         removed = row.get("removed", {"characters": 0, "units": 0})
@@ -63,10 +57,8 @@ class CleaningStats:
             self.rules[rule].update(size)
             if rule.startswith("broken."):
                 self.broken += 1
-                if len(self.broken_places) < SHOWN_BROKEN:
+                if len(self.broken_places) < MAX_BROKEN_PLACES:
                     self.broken_places.append(_broken_place(row, rule))
-            if rule not in self.dropped and len(self.dropped) < SHOWN_DROPPED:
-                self.dropped[rule] = {"rule": f"{rule} = {score:.3g}", "text": excerpt(row)}
             return
         self.kept.update(size)
         self.lengths.append(size["characters"])
@@ -75,30 +67,41 @@ class CleaningStats:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """What is counted, all of which adds up."""
+        """The units that are counted; each of them adds up."""
         return "documents", "characters", self.unit
 
-    def stats(self) -> dict[str, Any]:
-        """The counts as `stats.json` holds them."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as `stats.json` stores them."""
         dropped = {unit: sum(counts[unit] for counts in self.rules.values()) for unit in self.units}
         return {
-            "read": self._all(self.read),
-            "kept": self._all(self.kept),
+            "read": self._all_units(self.read),
+            "kept": self._all_units(self.kept),
             "dropped": dropped,
-            "removed": self._all(self.removed),
-            "by_rule": {rule: self._all(counts) for rule, counts in self.rules.items()},
-            "by_source": self._by(self.sources),
+            "removed": self._all_units(self.removed),
+            "by_rule": {rule: self._all_units(counts) for rule, counts in self.rules.items()},
+            "by_source": self._columns_of(self.sources),
             "masked": dict(self.masked),
             "source_characters": self.read["characters"] + self.changed.total(),
             "taken_out": dict(self.changed),
-            "by_language": self._by(self.languages),
+            "by_language": self._columns_of(self.languages),
         }
 
-    def _all(self, counts: Counter[str]) -> dict[str, int]:
+    def _all_units(self, counts: Counter[str]) -> dict[str, int]:
         return {unit: counts[unit] for unit in self.units}
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """Counts per source or language: documents read and kept, and the size of the kept ones."""
+        return "read", "kept", "characters", self.unit
+
+    def _columns_of(self, rows: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+        return {
+            name: {column: counts[column] for column in self._columns}
+            for name, counts in rows.items()
+        }
+
     def panels(self) -> Iterator[draw.Panel]:
-        """What the report shows of the cleaning."""
+        """Yield the report's panels of counts."""
         for unit in self.units:
             losses = sorted(self.rules.items(), key=lambda item: -item[1][unit])
             steps = [("read", self.read[unit]), *((r, -counts[unit]) for r, counts in losses)]
@@ -113,105 +116,29 @@ class CleaningStats:
         if self.broken:
             places = [(place,) for place in self.broken_places]
             title = f"Broken records and files: {self.broken}"
-            yield draw.table(title, ("where and why",), places)
+            yield draw.table(title, ("place and reason",), places)
         if self.masked:
             rows = sorted(self.masked.items(), key=lambda item: -item[1])
-            yield draw.table("Masked", ("kind", "times"), rows)
+            yield draw.table("Masked", ("entity", "times"), rows)
         edges = [10 ** (k / 4) for k in range(8, 29)]
         counts, _ = np.histogram(self.lengths, edges)
-        yield draw.histogram("Characters of a kept document", edges, counts.tolist())
-        if self.clusters:
-            largest = sorted(self.clusters.values(), key=lambda c: -int(c["copies"]))
-            yield draw.samples("Largest groups of copies", largest)
-        if self.dropped:
-            items = [self.dropped[rule] for rule in sorted(self.dropped)]
-            yield draw.samples("The first document that each rule dropped", items)
-
-    @property
-    def _columns(self) -> tuple[str, ...]:
-        """Of a source or language: documents read and kept, and how long those kept are."""
-        return "read", "kept", "characters", self.unit
-
-    def _by(self, rows: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
-        return {
-            name: {column: counts[column] for column in self._columns}
-            for name, counts in rows.items()
-        }
+        yield draw.histogram("Characters per kept document", edges, counts.tolist())
 
     def _table(self, title: str, name: str, rows: dict[str, Counter[str]]) -> draw.Panel:
-        ordered = sorted(rows.items(), key=lambda item: (-item[1]["characters"], item[0]))[:40]
+        ordered = sorted(rows.items(), key=lambda item: (-item[1]["characters"], item[0]))
         return draw.table(
             title,
             (name, "read", "kept", "characters kept", f"{self.unit} kept"),
-            [(key, *(counts[column] for column in self._columns)) for key, counts in ordered],
+            [
+                (key, *(counts[column] for column in self._columns))
+                for key, counts in ordered[:MAX_TABLE_ROWS]
+            ],
         )
 
 
-def write(
-    rows: Iterator[dict[str, Any]],
-    unit: str,
-    decisions: FilterDecisions,
-    duplicates: DuplicateSearch,
-    report: FilterReport,
-    out: Path,
-) -> CleaningStats:
-    """Write the documents, kept and dropped, in order, with their counts."""
-    for table in ("documents", "dropped"):
-        shutil.rmtree(out / table, ignore_errors=True)
-    stats = CleaningStats(unit)
-    stats.clusters = _shown_clusters(duplicates)
-    rules = decisions.rules
-    reasons = np.where(decisions.passed, duplicates.copy, decisions.failed).tolist()
-    figures = np.where(decisions.passed, duplicates.shared_bands, decisions.by).tolist()
-    with (
-        documents.documents_writer(out, rules) as kept,
-        documents.dropped_writer(out, rules) as dropped,
-    ):
-        # Rows past the caps were read, and are not part of the corpus.
-        for number, (row, rule, score, standing, scores) in enumerate(
-            zip(
-                rows, reasons, figures, duplicates.survivor.tolist(), decisions.scores, strict=False
-            )
-        ):
-            if standing in stats.clusters:
-                stats.clusters[standing]["stays" if standing == number else "goes"] = excerpt(row)
-            report.observe(number, row, rule)
-            stats.record(row, rule, score)
-            document = {name: row[name] for name in documents.COLUMNS}
-            if rules:
-                document["scores"] = dict(zip(rules, _known(scores), strict=True))
-            if rule:
-                dropped.write({**document, "rule": rule, "score": score})
-            else:
-                kept.write(document)
-    documents.write_stats(out, stats.stats())
-    return stats
-
-
-def _known(scores: npt.NDArray[np.float64]) -> list[float | None]:
-    return [None if score != score else score for score in scores.tolist()]
-
-
-def excerpt(row: dict[str, Any]) -> str:
-    """The beginning of a text with its place."""
-    place = json.loads(row["meta"]).get("place", row["id"])
-    return f"{place}: {' '.join(row['text'][: 2 * EXAMPLES].split())[:EXAMPLES]}"
-
-
 def _broken_place(row: dict[str, Any], rule: str) -> str:
-    """File, line or row, and the reason."""
+    """Return file, line or row, and the reason."""
     meta = json.loads(row["meta"])
     at = [f"{key} {meta[key]}" for key in ("line", "row", "offset") if key in meta]
-    why = meta.get("error") or rule.removeprefix("broken.")
-    return f"{' '.join([row['source'] + '/' + meta['place'], *at])}: {why}"
-
-
-def _shown_clusters(duplicates: DuplicateSearch) -> dict[int, dict[str, str]]:
-    """The largest groups, by the number of the document that stays, each with its size."""
-    standing, copies = np.unique(duplicates.survivor[duplicates.considered], return_counts=True)
-    largest = np.argsort(-copies, kind="stable")[:SHOWN_CLUSTERS]
-    return {
-        int(standing[at]): {"copies": str(copies[at]), "stays": "an earlier document", "goes": "-"}
-        for at in largest
-        if copies[at] > 1
-    }
+    reason = meta.get("error") or rule.removeprefix("broken.")
+    return f"{' '.join([row['source'] + '/' + meta['place'], *at])}: {reason}"

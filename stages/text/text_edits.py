@@ -1,13 +1,14 @@
-"""What is taken out of a text before rules measure it: each edit is a function of the text and its
-language, carried out in the order that the pipeline file gives."""
+"""Edits of a text before rules measure it: functions of the text and its language, applied in the
+order of the pipeline file."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 
-from stages.text.chinese_variants import simplified
-from stages.text.rules import c4_rules, chinese_rules, length_rules
+from stages.text.chinese_variants import to_simplified
+from stages.text.rules import c4_rules, chinese_rules
+from stages.text.rules.language_rules import remove_foreign_paragraphs
 
 _BOILERPLATE = re.compile(
     r"^[ \t]*(?:"
@@ -25,23 +26,23 @@ Edit = Callable[[str, str], str]
 
 
 def build_edits(names: Sequence[str], languages: Sequence[str]) -> list[tuple[str, Edit]]:
-    """The named edits in order; `languages` are those that paragraphs may be in."""
+    """Return the named edits in order; `languages` are those to keep in paragraphs."""
     known: dict[str, Edit] = {
         "c4": lambda text, _: c4_rules.c4_page(text, c4_rules.VARIANTS["c4"]).text,
         "c4:datatrove": lambda text, _: (
             c4_rules.c4_page(text, c4_rules.VARIANTS["c4:datatrove"]).text
         ),
         "boilerplate": lambda text, _: remove_boilerplate(text),
-        "languages": lambda text, _: length_rules.remove_foreign_paragraphs(text, languages),
-        "simplified_chinese": _for_chinese(simplified),
+        "languages": lambda text, _: remove_foreign_paragraphs(text, languages),
+        "simplified_chinese": _for_chinese(to_simplified),
         "chinese_paragraphs": _for_chinese(chinese_rules.remove_short_paragraphs),
-        "whole_sentences": _for_chinese(chinese_rules.whole_sentences),
+        "whole_sentences": _for_chinese(chinese_rules.remove_partial_sentence),
     }
     return [(name, known[name]) for name in names]
 
 
 def remove_boilerplate(text: str) -> str:
-    """Without lines that pages repeat around what they say: copyright, cookies, navigation."""
+    """Remove lines that pages repeat around their content: copyright, cookies, navigation."""
     return _BLANKS.sub("\n\n", _BOILERPLATE.sub("", text)).strip("\n")
 
 

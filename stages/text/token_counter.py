@@ -1,5 +1,4 @@
-"""How much text there is, in the unit that budgets are made of: a tokenizer's tokens, or words
-where there is no tokenizer yet."""
+"""The size of a text in the unit of budgets: a tokenizer's tokens, or words without a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts tokens of this tokenizer; runs between white space (and characters of scripts without
-    spaces) if there is none."""
+    """Counts tokens of a tokenizer, or else words between white space (and characters of scripts
+    without spaces)."""
 
     tokenizer: Tokenizer | None = None
 
     @classmethod
-    def of(cls, path: Path | None) -> TokenCounter:
-        """The counter by a Tokenizer artifact.
+    def from_artifact(cls, path: Path | None) -> TokenCounter:
+        """Return the counter for a Tokenizer artifact; of words for None.
 
         Raises:
-            InputError: the folder holds no tokenizer.
-            CorruptArtifact: it cannot be read.
+            InputError: the folder has no tokenizer.
+            CorruptArtifact: the tokenizer cannot be read.
         """
         from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
@@ -36,17 +35,17 @@ class TokenCounter:
 
     @property
     def unit(self) -> str:
-        """What is counted, as people call it."""
+        """Name of the unit: `tokens` or `words`."""
         return "tokens" if self.tokenizer else "words"
 
     def count(self, view: DocumentView) -> int:
-        """The size of a document."""
+        """Return the size of a document."""
         if self.tokenizer:
             return len(self.tokenizer.encode(view.text))
         return len(view.words)
 
     def count_text(self, text: str) -> int:
-        """The size of a text that no rule looks at."""
+        """Return the size of a text outside rule scoring."""
         return self.count(DocumentView(text, "", shared_word_table()))
 
 

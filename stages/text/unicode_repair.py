@@ -1,6 +1,6 @@
-"""Text as people meant it: mojibake undone, one form of each character, no stray controls.
+"""Unicode repair: mojibake undone, one form of each character, no stray control characters.
 
-Changes nothing else: a text that needs no repair comes out as it went in.
+A text that needs no repair is returned unchanged.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import ftfy
 
 from stages.data.tokenizers.sentencepiece_tokenizer import replace_surrogates
 
-# Control characters but tab and newline, bidi overrides, zero-width marks that are no joiners,
-# and the noncharacters: invisible, and able to reorder what a terminal or reader shows.
+# Control characters except tab and newline, bidi overrides, zero-width marks except joiners, and
+# the noncharacters: invisible, and able to reorder displayed text.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
     "\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff]"
@@ -36,13 +36,13 @@ _CONFIG = ftfy.TextFixerConfig(
 
 
 def repair(text: str) -> str:
-    """Unicode repair (ftfy), line breaks as `\\n`, invisible characters and blank runs taken out.
+    """Repair Unicode (ftfy), write line breaks as `\\n`, remove invisible characters and blank runs.
 
-    Lines keep their indentation; runs of 64 and more equal blanks become one, and more than one
-    blank line becomes one.
+    Lines keep their indentation; runs of 64 and more equal blanks become one, and so do several
+    blank lines.
     """
     if not text.isascii():
-        lines = replace_surrogates(text).split("\n")  # as ftfy cuts it; most have nothing for it
+        lines = replace_surrogates(text).split("\n")  # as ftfy splits it; most lines need no repair
         text = "\n".join(x if x.isascii() else ftfy.fix_text(x, _CONFIG) for x in lines)
     if "\x1b" in text:
         text = ftfy.fixes.remove_terminal_escapes(text)

@@ -37,10 +37,10 @@ from pipeline.stage import Inputs, Workers
 from stages.clean import CleanParams, clean
 from stages.data import parquet_parts
 from stages.data.documents import read_stats
-from stages.text.cleaning_params import Dedup
 from stages.text.dedup.components import survivors
+from stages.text.dedup.dedup_params import DedupParams
 from stages.text.dedup.duplicates import commit_band_hashes, group_tables
-from stages.text.dedup.hash_join import TaskScope, connected_rows, write_array
+from stages.text.dedup.hash_join import TaskScope, join_equal_hashes, write_array
 from stages.text.dedup.minhash import MinHash
 from stages.text.sources.readers import read
 from stages.text.sources.source_listing import SourceFile, list_files
@@ -109,7 +109,8 @@ def hash_file(file: SourceFile, commit: Path) -> None:
     """Commit a file's texts with their hashes."""
     minhash, rows = MinHash(), []
     for number, raw in enumerate(read(file)):
-        bands = minhash.band_hashes(shared_word_table().words(raw.text))
+        signature = minhash.text_signature(shared_word_table().words(raw.text))
+        bands = None if signature is None else minhash.band_hashes(signature)
         hashes = None if bands is None else bands.tobytes()
         rows.append({"id": f"{file.place}-{number}", "text": raw.text, "bands": hashes})
     write_atomic(commit, parquet_parts.encode_part(rows, HASHED), durable=False)
@@ -125,10 +126,10 @@ def ours(corpus: Path, folder: Path) -> int:
     write_array(kept_mask, np.ones(len(lengths), np.bool_))
     groups = group_tables(commits, 0, len(lengths), earlier=False)
     spread = scope.run(
-        "spread", commit_band_hashes, [(group, kept_mask, Dedup()) for group in groups]
+        "spread", commit_band_hashes, [(group, kept_mask, DedupParams()) for group in groups]
     )
     roots = np.arange(len(lengths))
-    forest = connected_rows(spread, None, scope)
+    forest = join_equal_hashes(spread, None, scope)
     roots[forest[:, 0]] = forest[:, 1]
     stays = iter((survivors(roots, lengths) == np.arange(len(lengths))).tolist())
     with parquet_parts.PartWriter(ctx.out / "kept", HASHED, "text") as kept:
@@ -240,7 +241,7 @@ def quality(texts: Sequence[str], documents: int) -> None:
     words = [shared_word_table().words(text) for text in corpus]
     shingles = [minhash.shingles(text) for text in words]
     signatures = np.array([minhash.signature(found) for found in shingles])
-    bands = np.array([minhash.bands_of(signature) for signature in signatures])
+    bands = np.array([minhash.band_hashes(signature) for signature in signatures])
     exact = similarities([set(found.tolist()) for found in shingles])
     candidates = {pair for band in bands.T for pair in meeting(band.tolist())}
     verified = {
@@ -249,7 +250,7 @@ def quality(texts: Sequence[str], documents: int) -> None:
         if (signatures[pair[0]] == signatures[pair[1]]).mean() >= SIMILAR
     }
     similar = {pair for pair, share in exact.items() if share >= SIMILAR}
-    promised = statistics.fmean(minhash.probability(exact[pair]) for pair in similar)
+    promised = statistics.fmean(minhash.match_probability(exact[pair]) for pair in similar)
     print(f"{len(corpus)} documents, {len(similar)} pairs of Jaccard {SIMILAR} and more")
     print(f"the formula promises a recall of {promised:.4f}")
     for name, found in (("bands", candidates), ("verified", verified)):
@@ -260,7 +261,7 @@ def quality(texts: Sequence[str], documents: int) -> None:
         inside = [pair for pair, share in exact.items() if low <= share < low + 0.1]
         if inside:
             share = sum(pair in candidates for pair in inside) / len(inside)
-            expected = statistics.fmean(minhash.probability(exact[pair]) for pair in inside)
+            expected = statistics.fmean(minhash.match_probability(exact[pair]) for pair in inside)
             counts = f"{len(inside):6d} pairs"
             print(f"Jaccard {low:.1f}: {counts}, found {share:.3f}, promised {expected:.3f}")
 

@@ -91,7 +91,12 @@ def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path)
 def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(
     ray_session, corpus, tmp_path, monkeypatch
 ):
-    dedup = {"verify": True, "lines": 20, "substrings": 20, "min_remaining": 1}
+    dedup = {
+        "verify": True,
+        "min_repeated_line": 20,
+        "min_repeated_substring": 20,
+        "min_remaining": 1,
+    }
     options = {"sources": (str(corpus),), "dedup": dedup}
     alone = run(clean, tmp_path / "alone", CleanParams(**options))
     assert read_stats(alone.out)["removed"]["characters"] > 0
@@ -143,17 +148,17 @@ clean(CleanParams(sources=(sys.argv[2],)), Inputs({}), ctx.out, ctx)
 
 def test_a_driver_killed_anywhere_goes_on_to_the_same_bytes(corpus, cleaned, tmp_path):
     """Killed as each next shard commits, then once more while it writes; then left alone."""
-    judged, out = tmp_path / "scratch" / "judged", tmp_path / "out"
+    annotated, out = tmp_path / "scratch" / "annotated", tmp_path / "out"
     command = [sys.executable, "-c", DRIVER, str(tmp_path), str(corpus)]
     seen = 0
     while not (out / "documents").exists():
         driver = subprocess.Popen(command)
         while driver.poll() is None and not (out / "documents").exists():
-            if len(list(judged.glob("0*"))) > seen:
+            if len(list(annotated.glob("0*"))) > seen:
                 break
             time.sleep(0.002)
         driver.kill()
         driver.wait()
-        seen = len(list(judged.glob("0*"))) + 1
+        seen = len(list(annotated.glob("0*"))) + 1
     subprocess.run(command, check=True)
     assert bytes_of(out) == bytes_of(cleaned)

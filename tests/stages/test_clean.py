@@ -47,10 +47,10 @@ def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def run(folder, *names, against=(), tokenizer=None, **options):
+def run(folder, *names, dedup_against=(), tokenizer=None, **options):
     """Clean these sources in a fresh context of `folder`."""
     ctx = Context.local(folder)
-    edges = {"against": [SimpleNamespace(path=earlier.out) for earlier in against]}
+    edges = {"dedup_against": [SimpleNamespace(path=earlier.out) for earlier in dedup_against]}
     if tokenizer is not None:
         edges["tokenizer"] = SimpleNamespace(path=tokenizer)
     params = CleanParams(sources=tuple(map(str, names)), **options)
@@ -175,11 +175,11 @@ def test_a_score_or_a_field_can_be_wished_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("preference", "message"),
     [
         ("meta.quality", "'quality' is not in `meta_columns`"),
         ("-c4.sentences", "the rule set 'c4' is not in `rules`"),
-        ("lenght", "'lenght' is no wish: source, length, language, a score or a field is"),
+        ("lenght", "'lenght' is not one of source, length, language, a score or a field"),
         ("gopher_quality.wordz", "gopher_quality has no rule 'wordz'"),
     ],
 )
@@ -205,7 +205,7 @@ def test_verified_copies_are_as_similar_as_asked(tmp_path):
     words = prose(1, 300).split()
     altered = " ".join([*words[:270], *prose(2, 30).split()])
     write_jsonl(tmp_path / "a.jsonl", [" ".join(words), altered, " ".join(words) + " Indeed."])
-    loose = {"bands": 28, "rows": 2}
+    loose = {"num_bands": 28, "rows_per_band": 2}
     ctx = run(tmp_path / "w", tmp_path / "a.jsonl", dedup=loose)
     assert len(list(Documents(ctx.out))) == 1
     ctx = run(
@@ -226,7 +226,7 @@ def test_earlier_documents_always_win(tmp_path, dedup):
     before = run(tmp_path / "before", tmp_path / "old.jsonl", dedup=dedup)
     index = pq.read_table(before.out / "index")
     assert index.num_rows == 6 and "text" not in index.column_names
-    ctx = run(tmp_path / "after", tmp_path / "new.jsonl", against=[before], dedup=dedup)
+    ctx = run(tmp_path / "after", tmp_path / "new.jsonl", dedup_against=[before], dedup=dedup)
     assert [d.text for d in Documents(ctx.out)] == [*new[1:], near_new]
     reasons = [(row["rule"], row["text"]) for row in dropped_rows(ctx)]
     assert reasons == [
@@ -240,25 +240,30 @@ def test_earlier_documents_always_win(tmp_path, dedup):
     assert json.loads((ctx.observed / "results.json").read_text())["duplicates"] == 5
     # Two earlier artifacts count together: nothing of either comes in again.
     write_jsonl(tmp_path / "third.jsonl", [old[3], new[3], prose(99)])
-    last = run(tmp_path / "last", tmp_path / "third.jsonl", against=[before, ctx], dedup=dedup)
+    last = run(
+        tmp_path / "last", tmp_path / "third.jsonl", dedup_against=[before, ctx], dedup=dedup
+    )
     assert [d.text for d in Documents(last.out)] == [prose(99)]
 
 
 def test_earlier_documents_must_be_comparable(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [prose(1)])
     source = tmp_path / "a.jsonl"
-    plain = run(tmp_path / "plain", source, dedup={"index": False})
+    plain = run(tmp_path / "plain", source, dedup={"save_index": False})
     assert not (plain.out / "index").exists()
     with pytest.raises(InputError, match="hold no index"):
-        run(tmp_path / "w", source, against=[plain])
-    other = run(tmp_path / "other", source, dedup={"ngram": 4})
+        run(tmp_path / "w", source, dedup_against=[plain])
+    other = run(tmp_path / "other", source, dedup={"ngram_size": 4})
     with pytest.raises(InputError, match=r"hashed as 4-grams of words .* these as 5-grams"):
-        run(tmp_path / "x", source, against=[other])
+        run(tmp_path / "x", source, dedup_against=[other])
     ours = CleanParams(sources=("a",))
-    for dedup, said in (({"ngram": 4}, "has hashes of 4-grams"), ({"index": False}, "no index")):
-        (problem,) = ours.check({"against[0]": CleanParams(sources=("b",), dedup=dedup)})
-        assert problem.key == "against[0]" and said in problem.message
-    assert not list(ours.check({"against[0]": CleanParams(sources=("b",))}))
+    for dedup, said in (
+        ({"ngram_size": 4}, "has hashes of 4-grams"),
+        ({"save_index": False}, "no index"),
+    ):
+        (problem,) = ours.check({"dedup_against[0]": CleanParams(sources=("b",), dedup=dedup)})
+        assert problem.key == "dedup_against[0]" and said in problem.message
+    assert not list(ours.check({"dedup_against[0]": CleanParams(sources=("b",))}))
 
 
 def test_the_score_is_the_measure_that_failed(tmp_path):
@@ -296,12 +301,12 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(corpus, tmp_path, monkeyp
     expected = bytes_of(run(tmp_path / "whole", corpus))
     for stop in range(4):
         folder = tmp_path / f"stopped-{stop}"
-        judged = folder / "scratch" / "judged"
+        annotated = folder / "scratch" / "annotated"
         ctx = Context.local(folder)
         real = Context.check_cancelled
 
-        def check(self, judged=judged, stop=stop, real=real):
-            if len(list(judged.iterdir())) > stop:
+        def check(self, annotated=annotated, stop=stop, real=real):
+            if len(list(annotated.iterdir())) > stop:
                 self.cancel_file.touch()
             real(self)
 
@@ -332,7 +337,12 @@ def test_a_cap_on_characters_is_never_passed(corpus, tmp_path):
 TEXTS = st.text(max_size=80) | st.sampled_from(
     [prose(1), prose(2), f"{prose(1)}\n{prose(4)}", f"{prose(4)}\n\n{prose(2)}", "x", "汉语" * 40]
 )
-CUTS = {"lines": 20, "paragraphs": 40, "substrings": 60, "min_remaining": 1}
+CUTS = {
+    "min_repeated_line": 20,
+    "min_repeated_paragraph": 40,
+    "min_repeated_substring": 60,
+    "min_remaining": 1,
+}
 SETS = ("length", "gopher_quality", "gopher_repetition")
 EDITS = ("boilerplate", "c4", "simplified_chinese", "whole_sentences")
 
@@ -431,8 +441,8 @@ def test_what_is_broken_stops_nothing_but_is_told(tmp_path):
     assert "b.jsonl line 2: json" in told and "c.parquet: not a parquet file" in told
     assert json.loads((ctx.observed / "results.json").read_text())["broken"] == 4
     with pytest.raises(InputError, match=r"4 records or files are broken, more than .* \(3\)"):
-        run(tmp_path / "x", tmp_path / "*.*", max_bad=3)
-    assert run(tmp_path / "y", tmp_path / "*.*", max_bad=4)
+        run(tmp_path / "x", tmp_path / "*.*", max_broken=3)
+    assert run(tmp_path / "y", tmp_path / "*.*", max_broken=4)
 
 
 def test_a_column_that_no_file_has_is_the_users_mistake(tmp_path):
@@ -469,7 +479,7 @@ def test_people_are_masked_in_what_is_kept_and_in_what_is_dropped(tmp_path):
     told = f"{prose(1)} Write to ada@example.org or bob@example.org at 8.8.8.8."
     texts = [told, told.replace("ada", "eve"), "call bob@example.org"]
     write_jsonl(tmp_path / "a.jsonl", texts)
-    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", pii={"kinds": ["email", "ip"]})
+    ctx = run(tmp_path / "w", tmp_path / "a.jsonl", pii={"entities": ["email", "ip"]})
     rows = [d.text for d in Documents(ctx.out)] + [row["text"] for row in dropped_rows(ctx)]
     assert rows[0].endswith("Write to [EMAIL] or [EMAIL] at [IP].")
     # Alike once masked, the second is a copy.
@@ -496,7 +506,7 @@ def test_what_people_see(corpus, tmp_path):
     clusters = panels["Largest groups of copies"]["items"]
     assert clusters[0]["copies"] == "3" and clusters[0]["stays"].startswith("a.jsonl: ")
     kept = read_stats(ctx.out)["kept"]["documents"]
-    assert sum(panels["Characters of a kept document"]["counts"]) == kept
+    assert sum(panels["Characters per kept document"]["counts"]) == kept
     results = json.loads((ctx.observed / "results.json").read_text())
     assert results["documents"] == kept and results["duplicates"] == 4
     words = panels["gopher_quality.words"]
@@ -506,7 +516,7 @@ def test_what_people_see(corpus, tmp_path):
         for item in panels["On either side of a limit"]["items"]
         if item["rule"] == "length.characters, from 200 to 1,000,000"
     ]
-    assert side["the best that it dropped"] == "5: short"
+    assert side["the best dropped document"] == "5: short"
     assert float(side["the worst that was kept"].split(":")[0]) >= 200
     browsed = panels["Documents, kept and dropped: a sample"]["items"]
     assert len(browsed) == 52 and {"kept", "exact_duplicate"} < {i["verdict"] for i in browsed}
@@ -520,7 +530,7 @@ def test_of_the_copies_that_are_shown_the_survivor_stays(tmp_path):
     (group,) = panels["Largest groups of copies"]["items"]
     stays, goes = prose(1) + " Indeed.", prose(1)
     assert group["copies"] == "3" and len(stays) > 200
-    for shown, text in ((group["stays"], stays), (group["goes"], goes)):
+    for shown, text in ((group["kept"], stays), (group["dropped"], goes)):
         assert shown.startswith("a.jsonl: " + text[:100])
     ends = run(tmp_path / "x", tmp_path / "a.jsonl", dedup={"prefer": ["-gopher_quality.words"]})
     assert [d.text for d in Documents(ends.out)] == [prose(1)]
@@ -569,29 +579,29 @@ def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
     [
         {"rules": ("length",)},
         {"edits": ("boilerplate",)},
-        {"pii": {"kinds": ["email"]}},
-        {"dedup": {"ngram": 4}},
+        {"pii": {"entities": ["email"]}},
+        {"dedup": {"ngram_size": 4}},
         {"text_column": "body"},
         {"meta_columns": ("url",)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
-    from stages.clean import _identity
+    from stages.clean import _annotation_key
 
     plain = CleanParams(sources=(str(corpus),))
     words, by_tokens = TokenCounter(), TokenCounter(SimpleNamespace(digest="a tokenizer"))
-    before = _identity(plain, [], words)
-    assert _identity(CleanParams(sources=(str(corpus),), **change), [], words) != before
+    before = _annotation_key(plain, [], words)
+    assert _annotation_key(CleanParams(sources=(str(corpus),), **change), [], words) != before
     assert (
-        _identity(
+        _annotation_key(
             plain, source_listing.make_shards(source_listing.list_files(plain.sources)), words
         )
         != before
     )
-    assert _identity(plain, [], by_tokens) != before
+    assert _annotation_key(plain, [], by_tokens) != before
     (corpus / "d.txt").write_text(prose(501))
-    assert _identity(plain, [], words) != before
+    assert _annotation_key(plain, [], words) != before
 
 
 def test_what_edits_take_out_is_counted(tmp_path):

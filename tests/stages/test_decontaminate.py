@@ -20,7 +20,7 @@ from stages.data.documents import Documents, read_stats
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.decontaminate import DecontaminateParams, decontaminate
 from stages.text.char_spans import complement_spans, merge_spans
-from stages.text.decontamination.contamination_detector import Cut
+from stages.text.decontamination.contamination_detector import SpanRemoval
 from stages.text.words.word_table import WordTable, word_spans
 from stages.tokenize import TrainParams, train
 
@@ -49,7 +49,7 @@ def write_set(path, texts, field="text"):
 def run(folder, corpus, *sets, **options):
     ctx = Context.local(folder)
     inputs = Inputs({"documents": SimpleNamespace(path=corpus)})
-    decontaminate(DecontaminateParams(sets=sets, **options), inputs, ctx.out, ctx)
+    decontaminate(DecontaminateParams(eval_sets=sets, **options), inputs, ctx.out, ctx)
     return ctx
 
 
@@ -106,7 +106,9 @@ def test_overlaps_are_those_of_brute_force(tmp_path_factory, seed, n, most):
     limit = chance.choice([0.0, 0.2, 0.5])
     corpus = write_documents(folder / "c", texts)
     name = write_set(folder / "e" / "a.jsonl", items)
-    ctx = run(folder / "w", corpus, name, ngram=n, max_occurrences=most, max_overlap=limit)
+    ctx = run(
+        folder / "w", corpus, name, ngram_size=n, max_document_frequency=most, max_overlap=limit
+    )
     expected = [brute_overlap(text, items, n, most, texts) for text in texts]
     scores = dropped(ctx)
     for number, overlap in enumerate(expected):
@@ -134,7 +136,7 @@ def test_scripts_without_spaces_are_searched_by_characters(tmp_path):
     corpus = write_documents(tmp_path / "c", texts)
     name = write_set(tmp_path / "a.jsonl", [item])
     assert list(dropped(run(tmp_path / "w", corpus, name))) == ["d0"]
-    assert list(dropped(run(tmp_path / "x", corpus, name, ngram=8))) == ["d0", "d1"]
+    assert list(dropped(run(tmp_path / "x", corpus, name, ngram_size=8))) == ["d0", "d1"]
 
 
 @given(st.text(alphabet="ab \n\u00a0\u3000床前\u0e01.", max_size=40))
@@ -166,10 +168,12 @@ def test_cutting_leaves_the_pieces_away_from_the_match(tmp_path):
 def test_short_pieces_and_much_cut_documents_go():
     text = "a" * 300 + "#" * 10 + "b" * 300 + "#" * 10 + "c" * 900
     places = np.array([[300, 310], [610, 620]])
-    assert Cut(200, 200, 10).apply(text, places) == "c" * 700
-    assert Cut(0, 200, 10).apply(text, places) == "\n\n".join(["a" * 300, "b" * 300, "c" * 900])
-    assert Cut(0, 200, 1).apply(text, places) is None
-    assert Cut(0, 1000, 10).apply(text, places) is None
+    assert SpanRemoval(200, 200, 10).apply(text, places) == "c" * 700
+    assert SpanRemoval(0, 200, 10).apply(text, places) == "\n\n".join(
+        ["a" * 300, "b" * 300, "c" * 900]
+    )
+    assert SpanRemoval(0, 200, 1).apply(text, places) is None
+    assert SpanRemoval(0, 1000, 10).apply(text, places) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8))
@@ -199,7 +203,7 @@ def test_common_ngrams_count_for_nothing(tmp_path):
     leaked = write_documents(tmp_path / "l", [" ".join([licence] * 12), sentence(3)])
     assert list(dropped(run(tmp_path / "z", leaked, alone))) == ["d0"], "one document, not common"
     with pytest.raises(InputError, match="all 12 documents are contaminated"):
-        run(tmp_path / "y", corpus, name, max_occurrences=12)
+        run(tmp_path / "y", corpus, name, max_document_frequency=12)
 
 
 def test_the_share_is_of_the_ngrams_that_count(tmp_path):
@@ -248,7 +252,7 @@ def test_tokens_are_counted_where_there_is_a_tokenizer(tmp_path):
     ctx = Context.local(tmp_path / "w")
     edges = {"documents": corpus, "tokenizer": trained.out}
     inputs = Inputs({key: SimpleNamespace(path=path) for key, path in edges.items()})
-    decontaminate(DecontaminateParams(sets=(name,), action="cut"), inputs, ctx.out, ctx)
+    decontaminate(DecontaminateParams(eval_sets=(name,), action="cut"), inputs, ctx.out, ctx)
     stats = read_stats(ctx.out)
     count = {
         "read": sum(len(tokenizer.encode(text)) for text in texts),
@@ -267,7 +271,7 @@ def test_what_people_see(tmp_path):
     write_set(tmp_path / "evals" / "quiz.jsonl", [item, "too short", sentence(5)], "question")
     other = write_set(tmp_path / "other" / "b.jsonl", [sentence(6)], "answer")
     folder = str(tmp_path / "evals")
-    ctx = run(tmp_path / "w", corpus, folder, other, text_fields=("question", "answer"))
+    ctx = run(tmp_path / "w", corpus, folder, other, text_columns=("question", "answer"))
     shown = panels(ctx)
     assert shown["Evaluation sets"]["rows"] == [["evals", 3, 2, 1, 1], ["other", 1, 1, 0, 0]]
     (card,) = shown["What matched what"]["items"]
@@ -291,7 +295,7 @@ def test_a_set_that_cannot_be_searched_is_an_error(tmp_path):
     name = write_set(tmp_path / "a.jsonl", [sentence(2)], "question")
     with pytest.raises(InputError, match="no record has a text in text") as error:
         run(tmp_path / "w", corpus, name)
-    assert "text_fields" in error.value.remedy
+    assert "text_columns" in error.value.remedy
     short = write_set(tmp_path / "b.jsonl", ["one two three"])
     with pytest.raises(InputError, match="holds no item of at least 8 words"):
         run(tmp_path / "w", corpus, short)
@@ -302,12 +306,12 @@ def test_a_set_that_cannot_be_searched_is_an_error(tmp_path):
 
 def test_content_decides_not_where_the_sets_lie(tmp_path):
     one = write_set(tmp_path / "a" / "q.jsonl", [sentence(1)])
-    params = DecontaminateParams(sets=(one,))
+    params = DecontaminateParams(eval_sets=(one,))
     moved = write_set(tmp_path / "b" / "a" / "q.jsonl", [sentence(1)])
-    assert params.externals() == DecontaminateParams(sets=(moved,)).externals()
+    assert params.externals() == DecontaminateParams(eval_sets=(moved,)).externals()
     write_set(tmp_path / "a" / "q.jsonl", [sentence(2)])
-    assert params.externals() != DecontaminateParams(sets=(moved,)).externals()
-    doubled = DecontaminateParams(sets=(one, one), text_fields=("a", "a"))
-    assert [problem.key for problem in doubled.check({})] == ["sets", "text_fields"]
-    told = DecontaminateParams(sets=("https://me:pass@host/a.jsonl",)).check({})
+    assert params.externals() != DecontaminateParams(eval_sets=(moved,)).externals()
+    doubled = DecontaminateParams(eval_sets=(one, one), text_columns=("a", "a"))
+    assert [problem.key for problem in doubled.check({})] == ["sets", "text_columns"]
+    told = DecontaminateParams(eval_sets=("https://me:pass@host/a.jsonl",)).check({})
     assert [problem.key for problem in told] == ["sets"]

@@ -21,8 +21,9 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
     FIRST_BYTE,
     Tokenizer,
 )
-from stages.text.cleaning_params import EditName, PiiKind
+from stages.text.pii import PiiEntity
 from stages.text.rules.catalogue import RULE_SETS
+from stages.text.rules.rule_params import EditName
 from stages.tokenize import PackParams, TrainParams, pack, train
 
 DOCUMENTS = 10_000
@@ -125,7 +126,12 @@ SETS = tuple(name for name in RULE_SETS if name not in ("lists", "languages"))
 HARSH = ("languages", "c4", "c4:datatrove", "chinese_paragraphs")  # would leave nothing to look at
 DEFAULT = ("length", "gopher_quality", "gopher_repetition")
 NO_LIMITS = {name: dict.fromkeys(RULE_SETS[name].rules) for name in SETS}
-CUTS = {"lines": 40, "paragraphs": 60, "substrings": 100, "min_remaining": 1}
+CUTS = {
+    "min_repeated_line": 40,
+    "min_repeated_paragraph": 60,
+    "min_repeated_substring": 100,
+    "min_remaining": 1,
+}
 
 
 def adds_up(stats):
@@ -160,7 +166,7 @@ def _every_limit_on_some_of_it(hostile, folder):
     edits = tuple(name for name in get_args(EditName) if name != "languages")
     limits = {**NO_LIMITS, "length": {"characters": (1, None)}}
     params = CleanParams(sources=(str(hostile / "[01].*"),), rules=SETS, edits=edits, limits=limits)
-    clean(params, Inputs({"against": []}), ctx.out, ctx)
+    clean(params, Inputs({"dedup_against": []}), ctx.out, ctx)
     adds_up(read_stats(ctx.out))
 
 
@@ -170,10 +176,10 @@ def _from_text_to_tokens(hostile, folder, longest):
         sources=(str(hostile),),
         limits={name: dict.fromkeys(RULE_SETS[name].rules) for name in DEFAULT},
         edits=tuple(name for name in get_args(EditName) if name not in HARSH),
-        pii={"kinds": get_args(PiiKind)},
+        pii={"entities": get_args(PiiEntity)},
         dedup=CUTS,
     )
-    clean(params, Inputs({"against": []}), cleaned.out, cleaned)
+    clean(params, Inputs({"dedup_against": []}), cleaned.out, cleaned)
     stats = read_stats(cleaned.out)
     assert stats["read"]["documents"] >= DOCUMENTS
     adds_up(stats)

@@ -11,13 +11,13 @@ from stages.data.conversation_dataset import Conversations
 from stages.data.preference_dataset import Preferences
 from stages.python_preferences import python_preferences
 from stages.python_questions import python_questions
-from stages.text.cleaning_params import PythonDocsParams
-from stages.text.sources import source_listing
+from stages.text.python_docs import question_answers
+from stages.text.python_docs.python_docs_params import PythonDocsParams
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(source_listing, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(question_answers, "SHARD_BYTES", 200_000)
 
 
 def run(stage, folder, params):

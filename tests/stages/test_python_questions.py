@@ -13,15 +13,15 @@ from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.data.conversation_dataset import Conversations
 from stages.python_questions import python_questions
-from stages.text.cleaning_params import PythonDocsParams
 from stages.text.python_docs import question_answers
-from stages.text.sources import source_listing
+from stages.text.python_docs.installed_files import installed_files
+from stages.text.python_docs.python_docs_params import PythonDocsParams
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """A test reads a few modules, not four megabytes of them."""
-    monkeypatch.setattr(source_listing, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(question_answers, "SHARD_BYTES", 200_000)
 
 
 def run(folder, **options):
@@ -53,7 +53,7 @@ def test_each_object_is_asked_about_once_in_one_split(tmp_path):
 
 
 def test_answers_are_what_the_objects_say():
-    found = {f.name: f.sentence for f in _facts_of("textwrap.py", "pathlib.py")}
+    found = {f.name: f.sentence for f in _summaries_of("textwrap.py", "pathlib.py")}
     assert (
         found["textwrap.wrap"]
         == "Wrap a single paragraph of text, returning a list of wrapped lines."
@@ -63,18 +63,14 @@ def test_answers_are_what_the_objects_say():
     assert doc.startswith(found["pathlib.Path.glob"][:-1])
 
 
-def _facts_of(*names):
-    files = [
-        f
-        for f in source_listing.list_files(["python:docs"])
-        if f.place in {f"python/{n}" for n in names}
-    ]
-    return [entry for file in files for entry in question_answers._summaries(file, 20, 300)]
+def _summaries_of(*names):
+    files = [f for f in installed_files() if f.distribution == "python" and f.place in names]
+    return [s for file in files for s in question_answers.module_summaries(file, 20, 300)]
 
 
 def test_the_same_installation_gives_the_same_bytes_however_it_is_cut(tmp_path, monkeypatch):
     one = part(run(tmp_path / "one", max_objects=150))
-    monkeypatch.setattr(source_listing, "SHARD_BYTES", 90_000)
+    monkeypatch.setattr(question_answers, "SHARD_BYTES", 90_000)
     assert part(run(tmp_path / "two", max_objects=150)) == one
 
 
@@ -96,12 +92,12 @@ def test_a_killed_run_goes_on(tmp_path):
 
 
 def test_mistakes_are_explained(tmp_path, monkeypatch):
-    (problem,) = PythonDocsParams(min_characters=50, max_characters=20).check({})
-    assert problem.key == "min_characters"
+    (problem,) = PythonDocsParams(min_answer_characters=50, max_answer_characters=20).check({})
+    assert problem.key == "min_answer_characters"
     with pytest.raises(ValidationError, match="python:docs"):
         PythonDocsParams(sources=("wiki",))
     assert set(PythonDocsParams().externals()) == {"python:docs"}
     assert PythonDocsParams().estimate({})["seconds"] > 2
-    monkeypatch.setattr(source_listing, "list_files", lambda names: [])
+    monkeypatch.setattr(question_answers, "installed_files", lambda: ())
     with pytest.raises(InputError, match="no documented objects"):
         run(tmp_path)

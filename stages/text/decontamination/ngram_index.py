@@ -1,11 +1,11 @@
-"""The n-grams of evaluation sets, and where a document holds any of them.
+"""The n-grams of evaluation sets, and where a document contains any of them.
 
-An item is the text of one field of one record. Its words are folded as near-duplicate search folds
-them (case, accents, digits' values and outer punctuation do not count; a character of a script
-without spaces is a word of its own). An item of fewer words than the n-gram is one gram of all its
-words; one of fewer than `SHORTEST` words cannot be told from common speech and is not searched.
+An item is the text of one field of one record. Its words are folded as for near-duplicate search:
+case, accents, values of digits and outer punctuation do not count; a character of a script without
+spaces is a word of its own. An item of fewer words than the n-gram is one n-gram of all its words;
+one of fewer than `MIN_WORDS` words is indistinguishable from common speech and is not searched.
 
-    grams.npy    the hashes, sorted: all that a worker needs
+    ngrams.npy    the hashes, sorted: all that a worker needs
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
-from stages.text.sources.readers import BrokenFile, read
-from stages.text.sources.source_listing import SourceFile, list_files
+from stages.text.sources.file_io import BrokenFile
+from stages.text.sources.readers import read
+from stages.text.sources.source_file import SourceFile
+from stages.text.sources.source_listing import list_files
 from stages.text.unicode_repair import repair
 from stages.text.words.word_table import (
     Hashes,
@@ -31,8 +33,8 @@ from stages.text.words.word_table import (
     word_spans,
 )
 
-SHORTEST = 8  # words of an item: GPT-3's least n
-NAME_FIELDS = "name the fields that hold its texts in text_fields"
+MIN_WORDS = 8  # words of an item: GPT-3's least n
+NAME_FIELDS = "name the fields that contain its texts in text_columns"
 _FIELDED = (".jsonl", ".csv", ".parquet")
 _FILTER_BITS_PER_NGRAM = 16
 _LARGEST_FILTER = 28  # log2 of its slots: a quarter of a gigabyte
@@ -47,45 +49,45 @@ class EvaluationItem:
     source: str
     """The evaluation set."""
     place: str
-    """File, record and field."""
+    """Name of file, record and field."""
 
 
 @dataclass(frozen=True)
 class EvaluationIndex:
-    """All items and the grams that give them away."""
+    """All items and their n-grams."""
 
     items: list[EvaluationItem]
     too_short: list[EvaluationItem]
-    """Items of fewer than `SHORTEST` words."""
+    """Items of fewer than `MIN_WORDS` words."""
     lengths: tuple[int, ...]
-    """Words of a gram: n, and what items of fewer words have."""
+    """Words in an n-gram: n, and the lengths of shorter items."""
     ngrams: Hashes
     """Distinct, sorted, shape (G,)."""
     starts: Numbers
-    """Gram g belongs to `owners[starts[g]:starts[g + 1]]`, shape (G + 1,)."""
+    """N-gram g belongs to `owners[starts[g]:starts[g + 1]]`, shape (G + 1,)."""
     owners: Numbers
     """Positions in `items`, shape (P,)."""
 
     def owners_of_ngrams(self, ngrams: Numbers) -> Numbers:
-        """The items of each of these grams, one after the other."""
+        """Return the items of each of these n-grams, concatenated."""
         counts = self.starts[ngrams + 1] - self.starts[ngrams]
         first = np.repeat(self.starts[ngrams] - np.cumsum(counts) + counts, counts)
         owners: Numbers = self.owners[first + np.arange(counts.sum())]
         return owners
 
     def sizes(self, ignored: npt.NDArray[np.bool_]) -> Numbers:
-        """How many distinct grams each item has but for the ignored ones, shape (items,)."""
+        """Return the number of distinct n-grams of each item, without ignored ones, shape (items,)."""
         return np.bincount(
             self.owners_of_ngrams(np.flatnonzero(~ignored)), minlength=len(self.items)
         ).astype(np.int64)
 
 
 def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> EvaluationIndex:
-    """Read the sets' items and cut them into grams.
+    """Read the sets' items and divide them into n-grams.
 
     Raises:
-        InputError: a set cannot be read in full, or holds nothing that can be searched: a typing
-            mistake must not pass for a clean corpus.
+        InputError: a set cannot be read in full, or contains nothing that can be searched, because
+            a misspelled field must not look like a clean corpus.
     """
     items: list[EvaluationItem] = []
     short: list[EvaluationItem] = []
@@ -94,8 +96,8 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
     for name in sets:
         before = len(items)
         for item, text in _items(list_files([name]), fields):
-            folded = _searched(shared_word_table().words(repair(text)))[0]
-            if len(folded) < SHORTEST:
+            folded = _searchable_words(shared_word_table().words(repair(text)))[0]
+            if len(folded) < MIN_WORDS:
                 short.append(item)
                 continue
             lengths.add(min(n, len(folded)))
@@ -103,23 +105,16 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
             found.append(np.unique(ngram_hashes(folded, min(n, len(folded)))))
         if len(items) == before:
             raise InputError(
-                f"evaluation set {name!r} holds no item of at least {SHORTEST} words",
-                where="sets",
+                f"evaluation set {name!r} has no item of at least {MIN_WORDS} words",
+                where="eval_sets",
                 remedy=NAME_FIELDS,
             )
-    return _index(items, short, lengths, found)
-
-
-def _index(
-    items: list[EvaluationItem], short: list[EvaluationItem], lengths: set[int], found: list[Hashes]
-) -> EvaluationIndex:
     hashes = np.concatenate(found)
     owners = np.repeat(np.arange(len(items)), [len(ngrams) for ngrams in found])
     order = np.lexsort((owners, hashes))
-    ngrams, starts = np.unique(hashes[order], return_index=True)
-    return EvaluationIndex(
-        items, short, tuple(sorted(lengths)), ngrams, np.r_[starts, len(hashes)], owners[order]
-    )
+    distinct, starts = np.unique(hashes[order], return_index=True)
+    starts = np.r_[starts, len(hashes)]
+    return EvaluationIndex(items, short, tuple(sorted(lengths)), distinct, starts, owners[order])
 
 
 def _items(
@@ -146,27 +141,26 @@ def _items(
 
 
 def _field(file: SourceFile, field: str) -> Iterator[tuple[EvaluationItem, str]]:
-    """The items in one field of a file's records; those without the field are passed over."""
-    before = file.cut.records if file.cut else 0
-    for number, raw in enumerate(read(file, field), before + 1):
+    """Yield the items in one field of a file's records, without records that lack the field."""
+    for number, raw in enumerate(read(file, field), file.first_record + 1):
         if raw.broken and raw.broken != "broken.text_column":
             raise BrokenFile(
                 f"record {number} of an evaluation set cannot be read ({raw.broken})",
                 where=file.display_path,
-                remedy="mend the file: what is not read is not searched for",
+                remedy="repair the file: what is not read is not searched for",
             )
         if not raw.broken:
             yield EvaluationItem(file.source, f"{file.place} {number} {field}".rstrip()), raw.text
 
 
-def _searched(words: WordArrays) -> tuple[Hashes, Numbers]:
-    """The words that are more than punctuation, and their positions among all."""
+def _searchable_words(words: WordArrays) -> tuple[Hashes, Numbers]:
+    """Return the words that are more than punctuation, and their positions among all."""
     positions = np.flatnonzero(words.folded)
     return words.folded[positions], positions
 
 
 def save_ngrams(evaluation: EvaluationIndex, path: Path) -> None:
-    """Write what `Searcher` reads."""
+    """Write the n-grams for `load_searcher`."""
     from pipeline.atomic_io import write_atomic
 
     buffer = io.BytesIO()
@@ -176,18 +170,18 @@ def save_ngrams(evaluation: EvaluationIndex, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NgramHits:
-    """Where a document holds grams; arrays of shape (H,), in the order of the text."""
+    """Places of n-grams in a document; arrays of shape (H,), in the order of the text."""
 
     start: Numbers
     """First character."""
     end: Numbers
     """One past the last character."""
     ngram: Numbers
-    """Position in `Evaluation.grams`."""
+    """Position in `EvaluationIndex.ngrams`."""
 
 
 class NgramSearcher:
-    """Finds grams in documents."""
+    """Finds the n-grams of evaluation items in documents."""
 
     def __init__(self, ngrams: Hashes, lengths: Sequence[int]) -> None:
         self._grams = ngrams
@@ -198,8 +192,8 @@ class NgramSearcher:
         self._filter[ngrams & self._mask] = True
 
     def search(self, text: str) -> NgramHits | None:
-        """All places at which the text holds a gram; None if there are none."""
-        folded, positions = _searched(shared_word_table().words(text))
+        """Return all places of n-grams in a text, or None if it has no n-gram."""
+        folded, positions = _searchable_words(shared_word_table().words(text))
         first, last, ngram = [], [], []
         for n in self._lengths:
             at, rank = self._lookup(ngram_hashes(folded, n))
@@ -214,7 +208,7 @@ class NgramSearcher:
         return NgramHits(start[order], end[order], np.concatenate(ngram)[order])
 
     def _lookup(self, hashes: Hashes) -> tuple[Numbers, Numbers]:
-        """Positions of the hashes that are grams, and which grams; nearly all fail the filter."""
+        """Return the positions of hashes that are n-grams, and which ones; most fail the filter."""
         at = np.flatnonzero(self._filter[hashes & self._mask])
         rank = np.searchsorted(self._grams, hashes[at])
         known = self._grams[np.minimum(rank, len(self._grams) - 1)] == hashes[at]
@@ -223,5 +217,5 @@ class NgramSearcher:
 
 @lru_cache(1)
 def load_searcher(ngrams: Path, lengths: tuple[int, ...]) -> NgramSearcher:
-    """The searcher of a saved file of grams, built once in a process."""
+    """Return the searcher for a saved file of n-grams, built once per process."""
     return NgramSearcher(np.load(ngrams), lengths)

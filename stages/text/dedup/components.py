@@ -1,4 +1,4 @@
-"""Connected components over arrays, and the survivor of each: only row numbers come here."""
+"""Connected components of row numbers, and the survivor of each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Rows = npt.NDArray[np.int64]
 
 
 def components(size: int, left: Rows, right: Rows) -> Rows:
-    """The least row of each row's connected component, shape (size,).
+    """Return the least row of each row's connected component, shape (size,).
 
-    Rounds of hooking and pointer jumping: every root takes the least root that any of its links
-    reaches, then all pointers are followed to their roots. Logarithmically many rounds on
-    anything but long chains, each a few passes over the links.
+    Hooking and pointer jumping: every root takes the least root that any of its links reaches,
+    then all pointers are followed to their roots. The number of rounds is logarithmic on anything
+    but long chains; each takes a few passes over the links.
     """
     root = np.arange(size, dtype=np.int64)
     while len(left):
@@ -29,8 +29,8 @@ def components(size: int, left: Rows, right: Rows) -> Rows:
     return root
 
 
-def survivors(groups: Rows, preference: npt.NDArray[np.int64]) -> Rows:
-    """For each row, the row that stands for its group: the most preferred, then the first."""
+def survivors(groups: Rows, preference: Rows) -> Rows:
+    """Return the survivor of each row's group: the most preferred row, then the first."""
     order = np.lexsort((np.arange(len(groups)), -preference, groups))
     ordered = groups[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

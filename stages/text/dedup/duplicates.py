@@ -1,7 +1,7 @@
-"""The second pass of cleaning: which document stands for each group of copies.
+"""Duplicates among documents: which document survives for each group of copies.
 
-Only hashes and row numbers come here, never text. The documents that are being cleaned have the
-rows 0 to N - 1; those of earlier artifacts, which always win, the rows after them.
+Only hashes and row numbers are read, never text. The N documents that are being cleaned have the
+rows 0 to N - 1; those of earlier artifacts, which always survive, the rows after them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.text.cleaning_params import Dedup
 from stages.text.dedup.components import Rows, survivors
+from stages.text.dedup.dedup_params import DedupParams
 from stages.text.dedup.hash_join import (
     RECORD,
     JaccardAtLeast,
@@ -24,60 +24,60 @@ from stages.text.dedup.hash_join import (
     RowFiles,
     TaskScope,
     blocks,
-    connected_rows,
+    join_equal_hashes,
     write_array,
     write_records,
 )
 
-ROWS_PER_GROUP = 1 << 16  # with 14 bands a million records: what a task sorts
+ROWS_PER_GROUP = 1 << 16  # with 14 bands a million records to sort per task
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class DuplicateSearch:
-    """What is known of every judged document without its text; arrays of shape (N,)."""
+class Duplicates:
+    """The outcome of deduplication for N documents; arrays of shape (N,)."""
 
-    considered: npt.NDArray[np.bool_]
-    """Passed all rules so far."""
+    passed: npt.NDArray[np.bool_]
+    """Whether the document passed all filters; only these are compared."""
     characters: npt.NDArray[np.int64]
     survivor: Rows
-    """The document that stays in its place; itself for one that stays, or whose place is taken by
-    a document of an earlier artifact."""
-    copy: npt.NDArray[np.object_]
-    """Why it is a copy: `exact_duplicate`, `near_duplicate`, the same with `_earlier`,
-    `repeated_text`, or nothing."""
-    shared_bands: Floats
-    """Of a copy: the share of its bands that its survivor has too, or of its characters that were
-    read before."""
+    """Row of the document kept in its place; its own row for a kept document, and for a copy of a
+    document of an earlier artifact."""
+    reason: npt.NDArray[np.object_]
+    """Why it is dropped: `exact_duplicate`, `near_duplicate`, the same with `_earlier`,
+    `repeated_text`, or empty."""
+    score: Floats
+    """For a copy, the share of its bands that its survivor has too, or the share of its characters
+    that were read before."""
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
-        """Whether each document stays."""
-        stays: npt.NDArray[np.bool_] = self.considered & (self.copy == "")
-        return stays
+        """Whether each document is kept."""
+        kept: npt.NDArray[np.bool_] = self.passed & (self.reason == "")
+        return kept
 
 
 @dataclass(frozen=True)
 class TableGroup:
-    """Consecutive tables of hashes, as many as a task takes."""
+    """Consecutive tables of hashes, processed by one task."""
 
     files: tuple[Path, ...]
     start: int
-    """The row of the first document."""
+    """Row of the first document."""
     rows: int
     earlier: bool = False
-    """An index of an earlier artifact, of which all documents were kept."""
+    """Whether it is an index of an earlier artifact, all documents of it kept."""
 
     def read(self, columns: list[str]) -> pa.Table:
-        """These columns of the group's documents."""
+        """Read these columns of the group's documents."""
         return pa.concat_tables(pq.read_table(file, columns=columns) for file in self.files).slice(
             0, self.rows
         )
 
     @property
-    def numbers(self) -> slice:
-        """The documents' rows."""
+    def row_slice(self) -> slice:
+        """The rows of the documents."""
         return slice(self.start, self.start + self.rows)
 
 
@@ -89,7 +89,7 @@ def group_tables(
     earlier: bool,
     rows_per_group: int = ROWS_PER_GROUP,
 ) -> list[TableGroup]:
-    """Cut consecutive tables into groups of so many rows, or of one table; `limit` rows in all."""
+    """Group consecutive tables up to `rows_per_group` rows, or one table; `limit` rows in all."""
     groups: list[TableGroup] = []
     begin = start
     for file in files:
@@ -108,55 +108,61 @@ def group_tables(
 
 
 def find_duplicates(
-    commits: Sequence[Path],
+    annotations: Sequence[Path],
     passed: npt.NDArray[np.bool_],
-    dedup: Dedup,
+    dedup: DedupParams,
     rank: Rows,
     scope: TaskScope,
     earlier: Sequence[Path] = (),
-) -> DuplicateSearch:
-    """Find the copies among the documents that passed, of the first `len(passed)` documents of the
-    shards, and those of earlier documents whose index files are given; of copies the one of the
-    least rank stays."""
+) -> Duplicates:
+    """Find copies among the documents that passed all filters.
+
+    Args:
+        annotations: the annotation tables; their first N documents count.
+        passed: which documents are compared, shape (N,).
+        dedup: what counts as a copy.
+        rank: of the copies in a group, the one of least rank survives, shape (N,).
+        scope: where tasks run and store their tables.
+        earlier: index files of earlier artifacts, whose documents survive.
+    """
     documents = len(passed)
-    groups = group_tables(commits, 0, documents, earlier=False)
+    groups = group_tables(annotations, 0, documents, earlier=False)
     sizes = [group.read(["characters"])["characters"].to_numpy() for group in groups]
-    duplicates = DuplicateSearch(
-        considered=passed,
+    duplicates = Duplicates(
+        passed=passed,
         characters=np.concatenate(sizes),
         survivor=np.arange(documents),
-        copy=np.full(documents, "", object),
-        shared_bands=np.zeros(documents),
+        reason=np.full(documents, "", object),
+        score=np.zeros(documents),
     )
     groups += group_tables(earlier, documents, None, earlier=True)
     if dedup.exact:
-        _exact(duplicates, groups, rank, replace(scope, folder=scope.folder / "exact"))
+        _find_exact(duplicates, groups, rank, replace(scope, folder=scope.folder / "exact"))
     if dedup.near:
-        _near(duplicates, groups, rank, dedup, replace(scope, folder=scope.folder / "near"))
+        _find_near(duplicates, groups, rank, dedup, replace(scope, folder=scope.folder / "near"))
     return replace(duplicates, survivor=duplicates.survivor[duplicates.survivor])
 
 
-def _kept_mask_file(duplicates: DuplicateSearch, scope: TaskScope) -> Path:
-    """A file that says of each document whether it is still there, for tasks to look up."""
-    file = scope.folder / "alive.npy"
+def _kept_mask_file(duplicates: Duplicates, scope: TaskScope) -> Path:
+    """Write which documents are kept so far, for tasks to read."""
+    file = scope.folder / "kept.npy"
     scope.folder.mkdir(parents=True, exist_ok=True)
     write_array(file, duplicates.kept)
     return file
 
 
-def _exact(
-    duplicates: DuplicateSearch, groups: Sequence[TableGroup], rank: Rows, scope: TaskScope
+def _find_exact(
+    duplicates: Duplicates, groups: Sequence[TableGroup], rank: Rows, scope: TaskScope
 ) -> None:
     kept_mask = _kept_mask_file(duplicates, scope)
-    spread = scope.run("spread", commit_exact_hashes, [(group, kept_mask) for group in groups])
-    gone, _ = _mark_duplicates(
-        duplicates, connected_rows(spread, None, scope), rank, "exact_duplicate"
-    )
-    duplicates.shared_bands[gone] = 1.0
+    hashes = scope.run("hashes", commit_exact_hashes, [(group, kept_mask) for group in groups])
+    forest = join_equal_hashes(hashes, None, scope)
+    dropped, _ = _mark_duplicates(duplicates, forest, rank, "exact_duplicate")
+    duplicates.score[dropped] = 1.0
 
 
 def commit_exact_hashes(work: tuple[TableGroup, Path], commit: Path) -> None:
-    """Commit the hashes of a group's texts, of those documents that are still there."""
+    """Commit the hashes of the texts of a group's documents that are kept so far."""
     group, kept_mask = work
     table = group.read(["exact"])
     halves = np.frombuffer(b"".join(table["exact"].to_pylist()), "<u8").reshape(-1, 2)
@@ -164,49 +170,50 @@ def commit_exact_hashes(work: tuple[TableGroup, Path], commit: Path) -> None:
     records["key"], records["check"] = halves[:, 0], halves[:, 1] & np.uint64(0xFFFFFFFF)
     records["row"] = np.arange(group.start, group.start + group.rows)
     if not group.earlier:
-        records = records[np.load(kept_mask, mmap_mode="r")[group.numbers]]
+        records = records[np.load(kept_mask, mmap_mode="r")[group.row_slice]]
     write_records(commit, records)
 
 
-def _near(
-    duplicates: DuplicateSearch,
+def _find_near(
+    duplicates: Duplicates,
     groups: Sequence[TableGroup],
     rank: Rows,
-    dedup: Dedup,
+    dedup: DedupParams,
     scope: TaskScope,
 ) -> None:
     kept_mask = _kept_mask_file(duplicates, scope)
-    spread = scope.run(
-        "spread", commit_band_hashes, [(group, kept_mask, dedup) for group in groups]
+    hashes = scope.run(
+        "hashes", commit_band_hashes, [(group, kept_mask, dedup) for group in groups]
     )
     starts = [group.start for group in groups]
     pair_filter: PairFilter | None = None
     if dedup.verify:
-        least = dedup.threshold or (1 / dedup.shape[0]) ** (1 / dedup.shape[1])
-        pair_filter = JaccardAtLeast(
-            RowFiles([_sidecar(c, "signatures") for c in spread], starts), least
-        )
-    gone, stays = _mark_duplicates(
-        duplicates, connected_rows(spread, pair_filter, scope), rank, "near_duplicate"
-    )
-    bands = RowFiles([_sidecar(commit, "bands") for commit in spread], starts)
-    for block in blocks(len(gone), 1 << 16):
-        ours, theirs = bands.take(gone[block]), bands.take(stays[block])
-        duplicates.shared_bands[gone[block]] = (ours == theirs).mean(axis=1)
+        bands, rows = dedup.band_shape
+        threshold = dedup.threshold or (1 / bands) ** (1 / rows)
+        signatures = RowFiles([_sidecar(commit, "signatures") for commit in hashes], starts)
+        pair_filter = JaccardAtLeast(signatures, threshold)
+    forest = join_equal_hashes(hashes, pair_filter, scope)
+    dropped, kept = _mark_duplicates(duplicates, forest, rank, "near_duplicate")
+    band_rows = RowFiles([_sidecar(commit, "bands") for commit in hashes], starts)
+    for block in blocks(len(dropped), 1 << 16):
+        left, right = band_rows.take(dropped[block]), band_rows.take(kept[block])
+        duplicates.score[dropped[block]] = (left == right).mean(axis=1)
 
 
-def commit_band_hashes(work: tuple[TableGroup, Path, Dedup], commit: Path) -> None:
-    """Commit the band hashes of a group's documents that are no copies yet; beside them, by row,
+def commit_band_hashes(work: tuple[TableGroup, Path, DedupParams], commit: Path) -> None:
+    """Commit the band hashes of a group's documents that are kept so far; next to them, by row,
     the bands and (to verify) the signatures."""
     group, kept_mask, dedup = work
     table = group.read(["bands", "signature"] if dedup.verify else ["bands"])
-    bands, hashed = _matrix(table["bands"], dedup.shape[0], "<u8")
+    bands, hashed = _byte_matrix(table["bands"], dedup.band_shape[0], "<u8")
     write_array(_sidecar(commit, "bands"), bands)
     if dedup.verify:
-        width = dedup.shape[0] * dedup.shape[1]
-        write_array(_sidecar(commit, "signatures"), _matrix(table["signature"], width, "<u4")[0])
+        width = dedup.band_shape[0] * dedup.band_shape[1]
+        write_array(
+            _sidecar(commit, "signatures"), _byte_matrix(table["signature"], width, "<u4")[0]
+        )
     if not group.earlier:
-        hashed &= np.load(kept_mask, mmap_mode="r")[group.numbers]
+        hashed &= np.load(kept_mask, mmap_mode="r")[group.row_slice]
     rows = np.flatnonzero(hashed)
     records = np.zeros((len(rows), bands.shape[1]), RECORD)
     records["key"] = bands[rows]
@@ -215,16 +222,16 @@ def commit_band_hashes(work: tuple[TableGroup, Path, Dedup], commit: Path) -> No
     write_records(commit, records.reshape(-1))
 
 
-def _matrix(
+def _byte_matrix(
     column: pa.ChunkedArray, width: int, dtype: str
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
-    """A column of bytes as an array (rows, width), zero where there are none; and where there
-    are."""
+    """Return a column of bytes as an array (rows, width), zero for null cells, and which cells are
+    not null, shape (rows,)."""
     cells = column.to_pylist()
-    there = np.array([cell is not None for cell in cells], np.bool_)
+    present = np.array([cell is not None for cell in cells], np.bool_)
     matrix = np.zeros((len(cells), width), dtype)
-    matrix[there] = np.frombuffer(b"".join(filter(None, cells)), dtype).reshape(-1, width)
-    return matrix, there
+    matrix[present] = np.frombuffer(b"".join(filter(None, cells)), dtype).reshape(-1, width)
+    return matrix, present
 
 
 def _sidecar(commit: Path, name: str) -> Path:
@@ -232,20 +239,21 @@ def _sidecar(commit: Path, name: str) -> Path:
 
 
 def _mark_duplicates(
-    duplicates: DuplicateSearch, forest: Rows, rank: Rows, rule: str
+    duplicates: Duplicates, forest: Rows, rank: Rows, rule: str
 ) -> tuple[Rows, Rows]:
-    """Enter the survivors of a forest's components; the rows that go, and those that stay."""
+    """Enter the survivors of a forest's components; return the dropped rows and the row that is
+    kept for each."""
     size = len(rank)
     groups, earlier = np.arange(size), np.full(size, -1)
-    ours = forest[:, 0] < size
-    groups[forest[ours, 0]] = forest[ours, 1]
+    new = forest[:, 0] < size
+    groups[forest[new, 0]] = forest[new, 1]
     # A component's least row is new if any is; the first earlier one takes the place of all.
-    mixed = forest[~ours & (forest[:, 1] < size)][::-1]
+    mixed = forest[~new & (forest[:, 1] < size)][::-1]
     earlier[mixed[:, 1]] = mixed[:, 0]
-    standing, taken = survivors(groups, -rank), earlier[groups]
-    duplicates.copy[taken >= 0] = f"{rule}_earlier"
-    goes = (standing != np.arange(size)) & (taken < 0)
-    duplicates.copy[goes] = rule
-    duplicates.survivor[goes] = standing[goes]
-    gone = np.flatnonzero(goes | (taken >= 0))
-    return gone, np.where(taken >= 0, taken, standing)[gone]
+    survivor, in_earlier = survivors(groups, -rank), earlier[groups]
+    duplicates.reason[in_earlier >= 0] = f"{rule}_earlier"
+    copies = (survivor != np.arange(size)) & (in_earlier < 0)
+    duplicates.reason[copies] = rule
+    duplicates.survivor[copies] = survivor[copies]
+    dropped = np.flatnonzero(copies | (in_earlier >= 0))
+    return dropped, np.where(in_earlier >= 0, in_earlier, survivor)[dropped]

@@ -1,14 +1,14 @@
-"""Text that an earlier document holds already, cut out of the later ones.
+"""Removal of text that was read before.
 
-    lines        the same line (case and blanks do not count), as C4 does
-    paragraphs   the same paragraph, as CCNet does
-    substrings   the same run of characters anywhere, as suffix arrays find it (Lee et al. 2022)
+    line         the same line (regardless of case and blanks), as in C4
+    paragraph    the same paragraph, as in CCNet
+    substring    the same substring anywhere, as suffix arrays find it (Lee et al. 2022)
 
-What was read first stays, every repetition goes, within a document too. Runs of at least n
-characters are found in two rounds of hashes: anchors first (see `rolling`), then every run of n
-around an anchor that occurs more than once. A character goes exactly if it lies in a run of n that
-occurred before. A document of which too little is left goes whole; what it was the first to hold
-goes with it, and is found in `dropped/`.
+The first occurrence is kept and every repetition removed, within a document too. Substrings of at
+least n characters are found in two rounds of hashes: anchors first (see `rolling_hash`), then every
+substring of n characters around an anchor that occurs more than once. A character is removed
+exactly if it belongs to a substring of n characters that occurred before. A document with too
+little text left is dropped whole, with the text it was the first to contain.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import xxhash
 
 from stages.data import parquet_parts
 from stages.text.char_spans import complement_spans
-from stages.text.cleaning_params import Dedup
-from stages.text.dedup.duplicates import DuplicateSearch, TableGroup, group_tables
+from stages.text.dedup.dedup_params import DedupParams
+from stages.text.dedup.duplicates import Duplicates, TableGroup, group_tables
 from stages.text.dedup.hash_join import (
     RECORD,
     HashRange,
@@ -44,30 +44,30 @@ from stages.text.token_counter import TokenCounter
 
 REPEATED = "repeated_text"
 _UNITS = {
-    "lines": re.compile(r"[^\n]*\n|[^\n]+"),
-    "paragraphs": re.compile(r".+?(?:\n{2,}|\Z)", re.DOTALL),
+    "line": re.compile(r"[^\n]*\n|[^\n]+"),
+    "paragraph": re.compile(r".+?(?:\n{2,}|\Z)", re.DOTALL),
 }
 _NUMBERS = ("row", "removed", "units")
-TRIMMED = parquet_parts.versioned_schema(
-    pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _NUMBERS)]), "Trimmed", 2
+CHANGES = parquet_parts.versioned_schema(
+    pa.schema([("text", pa.string()), *((name, pa.int64()) for name in _NUMBERS)]), "Changes", 2
 )
 
-TextUnit = Literal["lines", "paragraphs", "substrings"]
+TextUnit = Literal["line", "paragraph", "substring"]
 UnitTask = tuple[TableGroup, Path, TextUnit, int]
-"""A group, which documents stay, what is compared, and its least length."""
+"""A group, the file of kept documents, the unit, and its minimum length in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatedSpans:
-    """Where repetitions of one kind are: tables of (row, place), each in order."""
+    """Places of repeated text of one unit: tables of (row, place), each in order."""
 
     unit: TextUnit
-    least: int
-    """Characters of a repetition, at least."""
+    min_length: int
+    """Minimum length of repeated text, characters."""
     commits: tuple[Path, ...]
 
     def within(self, group: TableGroup) -> dict[int, Places]:
-        """The places in each of the group's documents, by row."""
+        """Return the places in each of the group's documents, by row."""
         found = []
         for commit in self.commits:
             table = np.load(commit, mmap_mode="r")
@@ -84,59 +84,76 @@ class RepeatedSpans:
         )
 
     def spans(self, text: str, places: Places) -> Iterator[tuple[int, int]]:
-        """First character and one past the last of each repetition."""
-        if self.unit == "substrings":
-            gaps = np.flatnonzero(np.diff(places) > self.least) + 1
-            for together in np.split(places, gaps) if len(places) else ():
-                yield int(together[0]), int(together[-1]) + self.least
+        """Yield the first character and one past the last of each repetition."""
+        if self.unit == "substring":
+            gaps = np.flatnonzero(np.diff(places) > self.min_length) + 1
+            for run in np.split(places, gaps) if len(places) else ():
+                yield int(run[0]), int(run[-1]) + self.min_length
             return
         starts = set(places.tolist())
-        yield from (span for span in _spans(text, self.unit) if span[0] in starts)
+        yield from (span for span in _unit_spans(text, self.unit) if span[0] in starts)
 
 
 def remove_repeated_text(
-    commits: Sequence[Path],
-    duplicates: DuplicateSearch,
-    dedup: Dedup,
+    annotations: Sequence[Path],
+    duplicates: Duplicates,
+    dedup: DedupParams,
     scope: TaskScope,
     counter: TokenCounter,
-) -> tuple[DuplicateSearch, list[Path]]:
-    """Find what the documents that stay repeat; tables of the trimmed ones, and the census, in
-    which those are dropped of which too little is left."""
+) -> tuple[Duplicates, list[Path]]:
+    """Remove what the kept documents repeat.
+
+    Returns:
+        The duplicates, including the documents that have too little text left; and tables of the
+        documents that were changed.
+    """
     scope = replace(scope, folder=scope.folder / "repeats")
     scope.folder.mkdir(parents=True, exist_ok=True)
     kept = scope.folder / "kept.npy"
     write_array(kept, duplicates.kept)
-    groups = group_tables(commits, 0, len(duplicates.considered), earlier=False, rows_per_group=0)
-    found = list(_found(groups, kept, dedup, scope))
-    works = [(group, found, dedup.min_remaining, counter) for group in groups]
-    removals = scope.run("trimmed", remove_from_group, works)
-    return _without_emptied(duplicates, removals), removals
+    groups = group_tables(annotations, 0, len(duplicates.passed), earlier=False, rows_per_group=0)
+    repeated = list(_find_repeated(groups, kept, dedup, scope))
+    works = [(group, repeated, dedup.min_remaining, counter) for group in groups]
+    changes = scope.run("changes", commit_changes, works)
+    reason, score = duplicates.reason.copy(), duplicates.score.copy()
+    for commit in changes:
+        table = pq.read_table(commit)
+        emptied = table.filter(table["text"].is_null())
+        rows = emptied["row"].to_numpy()
+        reason[rows] = REPEATED
+        score[rows] = emptied["removed"].to_numpy() / duplicates.characters[rows]
+    return replace(duplicates, reason=reason, score=score), changes
 
 
-def _found(
-    groups: Sequence[TableGroup], kept: Path, dedup: Dedup, scope: TaskScope
+def _find_repeated(
+    groups: Sequence[TableGroup], kept: Path, dedup: DedupParams, scope: TaskScope
 ) -> Iterator[RepeatedSpans]:
-    units: dict[TextUnit, int | None] = {"lines": dedup.lines, "paragraphs": dedup.paragraphs}
-    for unit, least in units.items():
-        if least:
-            works: list[UnitTask] = [(group, kept, unit, least) for group in groups]
-            yield _repeats(unit, least, scope.run(unit, commit_unit_hashes, works), scope)
-    if least := dedup.substrings:
-        spread = scope.run("anchors", commit_anchors, [(g, kept, least) for g in groups])
-        shared = scope.run("shared", commit_shared, hash_ranges(spread))
-        common = RepeatedSpans("substrings", least, tuple(shared))
-        spread = scope.run("runs", commit_substring_hashes, [(g, common) for g in groups])
-        yield _repeats("substrings", least, spread, scope)
+    units: dict[TextUnit, int | None] = {
+        "line": dedup.min_repeated_line,
+        "paragraph": dedup.min_repeated_paragraph,
+    }
+    for unit, length in units.items():
+        if length:
+            works: list[UnitTask] = [(group, kept, unit, length) for group in groups]
+            hashes = scope.run(f"{unit}s", commit_unit_hashes, works)
+            yield _repeated_spans(unit, length, hashes, scope)
+    if length := dedup.min_repeated_substring:
+        anchors = scope.run("anchors", commit_anchors, [(g, kept, length) for g in groups])
+        shared = scope.run("shared", commit_shared, hash_ranges(anchors))
+        common = RepeatedSpans("substring", length, tuple(shared))
+        hashes = scope.run("substrings", commit_substring_hashes, [(g, common) for g in groups])
+        yield _repeated_spans("substring", length, hashes, scope)
 
 
-def _repeats(unit: TextUnit, least: int, spread: Sequence[Path], scope: TaskScope) -> RepeatedSpans:
-    commits = scope.run(f"repeated-{unit}", commit_repeats, hash_ranges(spread))
-    return RepeatedSpans(unit, least, tuple(commits))
+def _repeated_spans(
+    unit: TextUnit, min_length: int, hashes: Sequence[Path], scope: TaskScope
+) -> RepeatedSpans:
+    commits = scope.run(f"repeated-{unit}s", commit_repeats, hash_ranges(hashes))
+    return RepeatedSpans(unit, min_length, tuple(commits))
 
 
 def _texts(group: TableGroup, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
-    """The wanted documents of a group with their rows, a batch in memory."""
+    """Yield the wanted documents of a group with their rows, a batch in memory."""
     row = group.start
     for file in group.files:
         for batch in pq.ParquetFile(file).iter_batches(256, columns=["text"]):
@@ -146,44 +163,39 @@ def _texts(group: TableGroup, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[i
                 row += 1
 
 
-def commit_unit_hashes(work: UnitTask, commit: Path) -> None:
+def commit_unit_hashes(task: UnitTask, commit: Path) -> None:
     """Commit the hashes of a group's lines or paragraphs."""
-    group, kept, unit, least = work
-    found = [
-        _unit_records(row, text, unit, least)
-        for row, text in _texts(group, np.load(kept, mmap_mode="r")[group.numbers])
-    ]
+    group, kept, unit, min_length = task
+    found = []
+    for row, text in _texts(group, np.load(kept, mmap_mode="r")[group.row_slice]):
+        records = []
+        for start, end in _unit_spans(text, unit):
+            words = " ".join(text[start:end].lower().split())
+            if len(words) >= min_length:
+                digest = xxhash.xxh3_128_intdigest(words.encode("utf-8", "surrogatepass"))
+                records.append((digest >> 64, digest & 0xFFFFFFFF, start, row))
+        found.append(np.array(records, RECORD))
     write_records(commit, np.concatenate([np.empty(0, RECORD), *found]))
 
 
-def _unit_records(row: int, text: str, unit: TextUnit, least: int) -> Records:
-    found = []
-    for start, end in _spans(text, unit):
-        words = " ".join(text[start:end].lower().split())
-        if len(words) >= least:
-            digest = xxhash.xxh3_128_intdigest(words.encode("utf-8", "surrogatepass"))
-            found.append((digest >> 64, digest & 0xFFFFFFFF, start, row))
-    return np.array(found, RECORD)
-
-
-def _spans(text: str, unit: TextUnit) -> Iterator[tuple[int, int]]:
+def _unit_spans(text: str, unit: TextUnit) -> Iterator[tuple[int, int]]:
     yield from (match.span() for match in _UNITS[unit].finditer(text))
 
 
-def commit_anchors(work: tuple[TableGroup, Path, int], commit: Path) -> None:
+def commit_anchors(task: tuple[TableGroup, Path, int], commit: Path) -> None:
     """Commit the anchors of a group's documents."""
-    group, kept, least = work
-    width = _anchor_width(least)
+    group, kept, min_length = task
+    width = _anchor_width(min_length)
     found = [np.empty(0, RECORD)]
-    for row, text in _texts(group, np.load(kept, mmap_mode="r")[group.numbers]):
+    for row, text in _texts(group, np.load(kept, mmap_mode="r")[group.row_slice]):
         hashes = RollingHash(text).hashes(width)
-        places = winnow(hashes, least - width + 1)
+        places = winnow(hashes, min_length - width + 1)
         found.append(_records(row, places, hashes[places]))
     write_records(commit, np.concatenate(found))
 
 
-def _anchor_width(least: int) -> int:
-    return least // 2
+def _anchor_width(min_length: int) -> int:
+    return min_length // 2
 
 
 def _records(row: int, places: Places, keys: npt.NDArray[np.uint64]) -> Records:
@@ -192,34 +204,34 @@ def _records(row: int, places: Places, keys: npt.NDArray[np.uint64]) -> Records:
     return records
 
 
-def commit_substring_hashes(work: tuple[TableGroup, RepeatedSpans], commit: Path) -> None:
-    """Commit the runs of a group's documents that hold an anchor of which there are more."""
-    group, common = work
-    least, reach = common.least, common.least - _anchor_width(common.least)
+def commit_substring_hashes(task: tuple[TableGroup, RepeatedSpans], commit: Path) -> None:
+    """Commit the substrings of a group's documents around anchors that occur more than once."""
+    group, common = task
+    length, reach = common.min_length, common.min_length - _anchor_width(common.min_length)
     places = common.within(group)
     wanted = np.isin(np.arange(group.start, group.start + group.rows), list(places))
     found = [np.empty(0, RECORD)]
     for row, text in _texts(group, wanted):
-        runs = RollingHash(text)
-        hashes = runs.hashes(least)
+        rolling = RollingHash(text)
+        hashes = rolling.hashes(length)
         near = np.zeros(len(hashes) + 1, np.int64)
         np.add.at(near, np.maximum(places[row] - reach, 0), 1)
         np.add.at(near, np.minimum(places[row] + 1, len(hashes)), -1)
         starts = np.flatnonzero(np.cumsum(near)[:-1])
         records = _records(row, starts, hashes[starts])
-        records["check"] = runs.ends(starts, least)
+        records["check"] = rolling.end_characters(starts, length)
         found.append(records)
     write_records(commit, np.concatenate(found))
 
 
 def commit_repeats(within: HashRange, commit: Path) -> None:
-    """Commit where a range's hashes occur again."""
+    """Commit the second and later places of each hash in a range."""
     records = within.records()
     _write_places(commit, records[repeats_previous(records)])
 
 
 def commit_shared(within: HashRange, commit: Path) -> None:
-    """Commit where those of a range's hashes occur that occur more than once."""
+    """Commit all places of the hashes in a range that occur more than once."""
     records = within.records()
     again = repeats_previous(records)
     _write_places(commit, records[again | np.append(again[1:], False)])
@@ -231,61 +243,50 @@ def _write_places(commit: Path, records: Records) -> None:
     write_array(commit, np.stack([rows[order], places[order]]))
 
 
-def remove_from_group(
-    work: tuple[TableGroup, list[RepeatedSpans], int, TokenCounter], commit: Path
+def commit_changes(
+    task: tuple[TableGroup, list[RepeatedSpans], int, TokenCounter], commit: Path
 ) -> None:
-    """Commit the group's documents that repeat something, without it: no text where fewer than
-    so many characters are left."""
+    """Commit the group's documents that repeat text, without it: no text where fewer than
+    `min_remaining` characters are left."""
     from pipeline.atomic_io import write_atomic
 
-    group, found, min_remaining, counter = work
-    places = [(kind, kind.within(group)) for kind in found]
+    group, repeated, min_remaining, counter = task
+    places = [(spans, spans.within(group)) for spans in repeated]
     rows = {row for _, by_row in places for row in by_row}
     wanted = np.isin(np.arange(group.start, group.start + group.rows), list(rows))
-    trimmed = []
+    changed = []
     for row, text in _texts(group, wanted):
         spans = [
             span
-            for kind, by_row in places
-            for span in kind.spans(text, by_row.get(row, np.empty(0, np.int64)))
+            for unit, by_row in places
+            for span in unit.spans(text, by_row.get(row, np.empty(0, np.int64)))
         ]
-        left = remove_spans(text, spans)
-        stays = left if len(left) >= min_remaining else None
-        units = None if stays is None else counter.count_text(stays)
-        removed = len(text) - len(left)
-        trimmed.append({"row": row, "text": stays, "removed": removed, "units": units})
-    write_atomic(commit, parquet_parts.encode_part(trimmed, TRIMMED), durable=False)
+        rest = remove_spans(text, spans)
+        kept = rest if len(rest) >= min_remaining else None
+        units = None if kept is None else counter.count_text(kept)
+        removed = len(text) - len(rest)
+        changed.append({"row": row, "text": kept, "removed": removed, "units": units})
+    write_atomic(commit, parquet_parts.encode_part(changed, CHANGES), durable=False)
 
 
 def remove_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """The text without these spans and without empty lines at its ends."""
+    """Return the text without these spans and without empty lines at its ends."""
     starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
     pieces = (text[start:end] for start, end in complement_spans(starts, ends, len(text)))
     return "".join(pieces).strip("\n")
 
 
-def _without_emptied(duplicates: DuplicateSearch, removals: Sequence[Path]) -> DuplicateSearch:
-    copy, shared = duplicates.copy.copy(), duplicates.shared_bands.copy()
-    for commit in removals:
-        table = pq.read_table(commit)
-        emptied = table.filter(table["text"].is_null())
-        rows = emptied["row"].to_numpy()
-        copy[rows] = REPEATED
-        shared[rows] = emptied["removed"].to_numpy() / duplicates.characters[rows]
-    return replace(duplicates, copy=copy, shared_bands=shared)
-
-
 def rows_after_removal(
-    rows: Iterator[dict[str, Any]], removals: Sequence[Path]
+    rows: Iterator[dict[str, Any]], changes: Sequence[Path]
 ) -> Iterator[dict[str, Any]]:
-    """The rows in order, those that were trimmed with what is left and how much was `removed`."""
-    changes = (
+    """Yield the rows in order; a changed one has the remaining text, and its `removed` size."""
+    all_changes = (
         change
-        for commit in removals
+        for commit in changes
         for batch in pq.ParquetFile(commit).iter_batches(256)
         for change in batch.to_pylist()
     )
-    change = next(changes, None)
+    change = next(all_changes, None)
     for number, row in enumerate(rows):
         if change is None or change["row"] != number:
             yield row
@@ -302,4 +303,4 @@ def rows_after_removal(
                     "units": row["units"] - change["units"],
                 },
             }
-        change = next(changes, None)
+        change = next(all_changes, None)

@@ -1,12 +1,12 @@
-"""Equal hashes and the components that they join, over shards and without any text.
+"""Components of rows with equal hashes, over shards and without any text.
 
-    spread    a group of shards -> its (hash, row) records, sorted by hash
-    link      a range of hashes, out of every group's file -> a spanning forest of its links
-    merge     a few forests -> one; again, until a single one is left
+    hash     a group of shards -> its (hash, row) records, sorted by hash
+    link     a range of hashes from every group's file -> a spanning forest of its links
+    merge    a few forests -> one; repeated until a single one is left
 
 Each step is a task over shards: no task holds more than a fixed number of records, or one row
-number for each copy. A forest names the least row of each component, so that the last one is the
-same however the work was cut.
+number per copy. A forest names the least row of each component, so that the result does not depend
+on how the work is divided.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from stages.distributed.shard_tasks import ShardFunction, Work, run_shards
 from stages.text.dedup.components import Rows, components
 
 RECORD = np.dtype([("key", "<u8"), ("check", "<u4"), ("at", "<u4"), ("row", "<i8")])
-"""A hash (`key` and `check`), the document that has it, and where in the document."""
-RECORDS_PER_TASK = 1 << 21  # 50 MB of them; sorting takes as much again a few times
+"""A hash (`key` and `check`), the row of its document, and its place in the document."""
+RECORDS_PER_TASK = 1 << 21  # 50 MB; sorting takes a multiple of it
 FORESTS_PER_MERGE = 8
-NEIGHBOURS = 8  # earlier ones with the same band that a document is compared with
+NEIGHBOURS = 8  # preceding rows with the same band that a row is compared with
 
 Records = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
 class TaskScope:
-    """Where and on what the tasks of a search run."""
+    """The workers of a search, and the folder of its tables."""
 
     folder: Path
     workers: Workers
     ctx: Context
 
     def run(self, name: str, function: ShardFunction[Work], works: Sequence[Work]) -> list[Path]:
-        """Carry out the works as shards; their commits."""
+        """Run the works as shards and return their commits."""
         return run_shards(function, works, self.folder / name, workers=self.workers, ctx=self.ctx)
 
 
 def write_array(path: Path, array: npt.NDArray[np.generic]) -> None:
-    """Write an array that tasks map into memory; it lives as long as the scratch folder."""
+    """Write an array that tasks map into memory."""
     from pipeline.atomic_io import write_atomic
 
     buffer = io.BytesIO()
@@ -57,25 +57,26 @@ def write_array(path: Path, array: npt.NDArray[np.generic]) -> None:
 
 
 def write_records(path: Path, records: Records) -> None:
-    """Commit records in the order in which `in_range` finds them."""
+    """Commit records sorted, as `HashRange` reads them."""
     write_array(path, sort_records(records))
 
 
 def sort_records(records: Records) -> Records:
-    """Sorted by hash, then by row and place."""
-    # By key alone first: that sort is vectorised, and most keys are met once.
+    """Return the records sorted by hash, then by row and place."""
+    # By key alone first: that sort is vectorized, and most keys occur once.
     found = _take_rows(records, np.argsort(np.ascontiguousarray(records["key"])))
     keys = np.ascontiguousarray(found["key"])
     again = np.zeros(len(found) + 1, np.bool_)
     again[1:-1] = keys[1:] == keys[:-1]
     tied = np.flatnonzero(again[1:] | again[:-1])
     part = _take_rows(found, tied)
-    _as_words(found)[tied] = _as_words(_take_rows(part, _full_order(part)))
+    columns = (np.ascontiguousarray(part[name]) for name in ("at", "row", "check", "key"))
+    _as_words(found)[tied] = _as_words(_take_rows(part, np.lexsort(list(columns))))
     return found
 
 
 def _take_rows(records: Records, rows: Rows) -> Records:
-    """`records[rows]`, which is slow for structures."""
+    """Return `records[rows]`, which numpy does slowly for structures."""
     return np.take(_as_words(records), rows, axis=0).view(RECORD).reshape(-1)
 
 
@@ -83,13 +84,8 @@ def _as_words(records: Records) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(records).view("<u8").reshape(-1, RECORD.itemsize // 8)
 
 
-def _full_order(records: Records) -> Rows:
-    names = ("at", "row", "check", "key")
-    return np.lexsort([np.ascontiguousarray(records[name]) for name in names])
-
-
 def hash_ranges(commits: Sequence[Path]) -> list[HashRange]:
-    """Cut the hashes into ranges of about `RECORDS_A_TASK` records."""
+    """Divide the hashes into ranges of about `RECORDS_PER_TASK` records."""
     records = sum(len(np.load(commit, mmap_mode="r")) for commit in commits)
     count = max(1, -(-records // RECORDS_PER_TASK))
     return [HashRange(tuple(commits), part, count) for part in range(count)]
@@ -97,14 +93,14 @@ def hash_ranges(commits: Sequence[Path]) -> list[HashRange]:
 
 @dataclass(frozen=True, slots=True)
 class HashRange:
-    """The records of all groups whose keys lie in one of `count` equal ranges."""
+    """The records of all groups whose keys are in one of `count` equal ranges."""
 
     commits: tuple[Path, ...]
     part: int
     count: int
 
     def records(self) -> Records:
-        """All of them, sorted."""
+        """Read the records, sorted."""
         low, high = ((1 << 64) * part // self.count for part in (self.part, self.part + 1))
         found = [self._within(commit, low, high) for commit in self.commits]
         return sort_records(np.concatenate(found)) if found else np.empty(0, RECORD)
@@ -117,7 +113,7 @@ class HashRange:
 
 
 def repeats_previous(records: Records) -> npt.NDArray[np.bool_]:
-    """Whether each of the sorted records has the hash of the one before."""
+    """Return whether each of the sorted records has the hash of the one before, shape (records,)."""
     same = np.zeros(len(records), np.bool_)
     for name in ("key", "check"):
         column = records[name]
@@ -127,8 +123,8 @@ def repeats_previous(records: Records) -> npt.NDArray[np.bool_]:
 
 
 def candidate_pairs(records: Records) -> tuple[Rows, Rows]:
-    """Pairs of rows that share a hash: each row with up to `NEIGHBOURS` before it, and with the
-    first, so that a hash which everybody has costs no square of their number."""
+    """Return pairs of rows that share a hash: each row with up to `NEIGHBOURS` before it, and with
+    the first, so that the cost of a frequent hash is linear in its rows."""
     groups = np.cumsum(~repeats_previous(records))
     rows, at = records["row"], np.arange(len(records))
     pairs = [np.empty((0, 2), np.int64)]
@@ -145,7 +141,7 @@ def candidate_pairs(records: Records) -> tuple[Rows, Rows]:
 
 
 PairFilter = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
-"""Tells of pairs of rows which are truly similar."""
+"""Returns which pairs of rows are similar enough, shape (pairs,)."""
 
 
 def link_range(work: tuple[HashRange, PairFilter | None], commit: Path) -> None:
@@ -169,8 +165,8 @@ def merge_forests(work: tuple[Path, ...], commit: Path) -> None:
 
 
 def spanning_forest(left: Rows, right: Rows) -> Rows:
-    """The least row of each linked row's component: pairs (row, least row), shape (E, 2), but for
-    the least rows themselves."""
+    """Return the least row of each linked row's component, except for the least rows themselves:
+    pairs (row, least row), shape (E, 2)."""
     nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
     links = places.reshape(2, -1)
     roots = components(len(nodes), links[0], links[1])
@@ -178,11 +174,11 @@ def spanning_forest(left: Rows, right: Rows) -> Rows:
     return np.stack([nodes[inner], nodes[roots[inner]]], 1)
 
 
-def connected_rows(
-    spread: Sequence[Path], pair_filter: PairFilter | None, scope: TaskScope
+def join_equal_hashes(
+    hashes: Sequence[Path], pair_filter: PairFilter | None, scope: TaskScope
 ) -> Rows:
-    """The forest of all links between rows that share a hash, shape (E, 2)."""
-    forests = scope.run("linked", link_range, [(part, pair_filter) for part in hash_ranges(spread)])
+    """Return the spanning forest of all links between rows that share a hash, shape (E, 2)."""
+    forests = scope.run("linked", link_range, [(part, pair_filter) for part in hash_ranges(hashes)])
     level = 0
     while len(forests) > 1:
         works = [
@@ -196,14 +192,14 @@ def connected_rows(
 
 
 class RowFiles:
-    """Rows of arrays that lie in several files, shape (rows, width), read by memory map."""
+    """Rows of arrays in several files, shape (rows, width), read by memory map."""
 
     def __init__(self, files: Sequence[Path], starts: Sequence[int]) -> None:
         self._files = tuple(files)
         self._starts = np.array(starts)
 
     def take(self, rows: Rows) -> npt.NDArray[np.generic]:
-        """These rows, in this order."""
+        """Read these rows, in this order."""
         where = np.searchsorted(self._starts, rows, side="right") - 1
         taken: npt.NDArray[np.generic] | None = None
         for file in np.unique(where).tolist():
@@ -216,21 +212,21 @@ class RowFiles:
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover `count`."""
+    """Yield slices of at most `size` that cover `count`."""
     yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 @dataclass(frozen=True)
 class JaccardAtLeast:
-    """Confirms pairs by the Jaccard similarity that their signatures estimate."""
+    """Keeps pairs whose signatures estimate at least a given Jaccard similarity."""
 
     signatures: RowFiles
-    least: float
+    threshold: float
 
     def __call__(self, left: Rows, right: Rows) -> npt.NDArray[np.bool_]:
-        """Whether each pair is at least so similar, shape (pairs,)."""
+        """Return whether each pair reaches the threshold, shape (pairs,)."""
         agree = np.zeros(len(left), np.bool_)
         for block in blocks(len(left), 1 << 16):
-            ours, theirs = (self.signatures.take(side[block]) for side in (left, right))
-            agree[block] = (ours == theirs).mean(axis=1) >= self.least
+            first, second = (self.signatures.take(side[block]) for side in (left, right))
+            agree[block] = (first == second).mean(axis=1) >= self.threshold
         return agree

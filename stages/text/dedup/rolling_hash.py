@@ -1,9 +1,9 @@
-"""Hashes of every run of characters of a text, and anchors that equal runs have in common.
+"""Rolling hashes of all substrings of one length, and anchors that equal substrings share.
 
-The hash of a run is a polynomial of its characters, read off running sums: one pass over arrays
-for any width. Anchors are chosen by winnowing (Schleimer, Wilkerson, Aiken 2003): of the short
-runs within each long one the least by hash, so that two equal long runs, wherever they lie, share
-an anchor at the same place.
+The hash of a substring is a polynomial of its characters, computed from prefix sums: one pass over
+arrays for any length. Anchors are chosen by winnowing (Schleimer, Wilkerson, Aiken 2003): among the
+short substrings of each long one, the one with the least hash. Two equal long substrings, wherever
+they are, share an anchor at the same offset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from stages.data.hashing import mix64
 from stages.text.words.word_table import Hashes
 
-# 5 mod 8: powers of it minus one are divisible by 2 as seldom as can be.
+# 5 mod 8: its powers minus one have the fewest factors of 2.
 _BASE = 0xD6E8FEB86659FD95
 _INVERSE = pow(_BASE, -1, 1 << 64)
 
@@ -24,7 +24,7 @@ Places = npt.NDArray[np.int64]
 
 
 class RollingHash:
-    """The runs of characters of one text."""
+    """Hashes of the substrings of one text."""
 
     def __init__(self, text: str) -> None:
         encoded = text.encode("utf-32-le", "surrogatepass")
@@ -34,15 +34,16 @@ class RollingHash:
         self._shift = _powers(_INVERSE, len(text))
 
     def hashes(self, width: int) -> Hashes:
-        """Of the run of `width` characters from each place, shape (characters - width + 1,)."""
+        """Return the hash of the substring of `width` characters at each place, shape
+        (characters - width + 1,)."""
         if len(self._characters) < width:
             return np.empty(0, np.uint64)
         sums = self._sums[width:] - self._sums[:-width]
         mixed: Hashes = mix64(sums * self._shift[: len(sums)])
         return mixed
 
-    def ends(self, places: Places, width: int) -> npt.NDArray[np.uint32]:
-        """What the first and last character of these runs are: a check beside the hash."""
+    def end_characters(self, places: Places, width: int) -> npt.NDArray[np.uint32]:
+        """Return a number made of the first and last characters: a check in addition to the hash."""
         first, last = self._characters[places], self._characters[places + width - 1]
         return (first + (last << np.uint64(11)) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
@@ -54,18 +55,20 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 def winnow(hashes: Hashes, width: int) -> Places:
-    """Places of the least hash of each `width` consecutive ones (of all that are as small)."""
+    """Return the places of the least hash of each `width` consecutive ones (all of equal ones)."""
     if len(hashes) < width:
         return np.empty(0, np.int64)
-    least = sliding(hashes, width, np.minimum)
+    least = sliding_extremum(hashes, width, np.minimum)
     margin = np.zeros(width - 1, np.uint64)
-    # A hash is the least of some window if it is the greatest minimum of those that it lies in.
-    greatest = sliding(np.concatenate([margin, least, margin]), width, np.maximum)
+    # A hash is the least of some window if it equals the greatest minimum of its windows.
+    greatest = sliding_extremum(np.concatenate([margin, least, margin]), width, np.maximum)
     return np.flatnonzero(greatest == hashes)
 
 
-def sliding(values: Hashes, width: int, take: Callable[[Hashes, Hashes], Hashes]) -> Hashes:
-    """The minimum or maximum of each `width` consecutive values, in log2(width) passes."""
+def sliding_extremum(
+    values: Hashes, width: int, take: Callable[[Hashes, Hashes], Hashes]
+) -> Hashes:
+    """Return the minimum or maximum of each `width` consecutive values, in log2(width) passes."""
     span = 1
     while 2 * span <= width:
         values = take(values[:-span], values[span:])

@@ -1,6 +1,6 @@
-"""What a Python module says of itself: its objects with signatures and docstrings, by `ast`.
+"""The documented objects of a Python module, with signatures and docstrings, by `ast`.
 
-Nothing is imported or run. A file that does not parse yields nothing.
+Nothing is imported or executed. A file that does not parse yields no objects.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 MAX_SOURCE = 2 << 20  # bytes: longer modules are generated tables
 MAX_DEPTH = 5
 
-# Where a one-paragraph docstring turns into a list of arguments.
+# The start of the list of arguments in a docstring of one paragraph.
 _SECTION = re.compile(r"\s(?:Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes?):")
-# Argument lists, code, headings, and what starts with a mark or an identifier.
+# Argument lists, code, headings, and sentences that start with a symbol or an identifier.
 _UNFIT = re.compile(r"^[^A-Za-z]|^\w*_|^\w+ \(|:$|>>>|:param|---|===|\*\*\*")
 
 
@@ -28,7 +28,7 @@ class DocumentedObject:
     """A module, class, function or method that has a docstring."""
 
     name: str
-    """Dotted: `pathlib.Path.glob`."""
+    """Dotted name: `pathlib.Path.glob`."""
     kind: str
     """`module`, `class`, `function` or `method`."""
     signature: str
@@ -38,21 +38,21 @@ class DocumentedObject:
 
     @property
     def parent(self) -> str:
-        """The dotted name of what holds it."""
+        """Dotted name of the module or class that contains it."""
         return self.name.rpartition(".")[0]
 
 
 def documented_objects(source: bytes, module: str) -> list[DocumentedObject]:
-    """The documented objects of a module in the order of the file, the module itself first."""
+    """Return the documented objects of a module in the order of the file, the module itself first."""
     if len(source) > MAX_SOURCE or (b'"""' not in source and b"'''" not in source):
         return []
-    tree = parse(source)
+    tree = parse_module(source)
     return list(_walk(tree, module, 0)) if tree else []
 
 
-def parse(source: bytes) -> ast.Module | None:
-    """The syntax tree, or None for what is not a Python module of this version."""
-    with _no_collection(), warnings.catch_warnings():
+def parse_module(source: bytes) -> ast.Module | None:
+    """Return the syntax tree, or None if the source is not valid in this version of Python."""
+    with _without_garbage_collection(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return ast.parse(source)
@@ -61,11 +61,13 @@ def parse(source: bytes) -> ast.Module | None:
 
 
 def module_documents(objects: list[DocumentedObject], size: int = 6_000) -> Iterator[str]:
-    """A module's documentation as texts of about `size` characters, cut between objects: each
-    object's signature, then its docstring."""
+    """Yield a module's documentation as texts of about `size` characters, divided between objects:
+    the signature of each object, then its docstring."""
     pending: list[str] = []
     for item in objects:
-        text = f"{_title(item)}\n\n{item.doc}"
+        arguments = item.signature.partition("(")[2]
+        title = f"{item.name}({arguments}" if arguments else item.name
+        text = f"{title}\n\n{item.doc}"
         if pending and sum(map(len, pending)) + len(text) > size:
             yield "\n\n".join(pending)
             pending = []
@@ -74,28 +76,23 @@ def module_documents(objects: list[DocumentedObject], size: int = 6_000) -> Iter
         yield "\n\n".join(pending)
 
 
-def first_sentence(doc: str, shortest: int = 20, longest: int = 300) -> str | None:
-    """The first sentence of a docstring on one line, or None if it is not fit to be an answer.
+def first_sentence(doc: str, min_length: int = 20, max_length: int = 300) -> str | None:
+    """Return the first sentence of a docstring on one line, or None if it is unfit as an answer.
 
-    Marks of reST and Markdown are taken off (``:class:`Path` `` reads `Path`).
+    Markup of reST and Markdown is removed (``:class:`Path` `` becomes `Path`).
     """
     paragraph = doc.strip().split("\n\n", 1)[0]
     text = re.sub(r":[\w:+.-]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`", r"\1", " ".join(paragraph.split()))
     text = re.sub(r"``([^`]*)``|\*\*([^*]+)\*\*", lambda m: m[1] or m[2] or "", text)
     text = _SECTION.split(text, maxsplit=1)[0]
     sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z`\"'(])", text, maxsplit=1)[0].strip()
-    if not shortest <= len(sentence) <= longest or _UNFIT.search(sentence):
+    if not min_length <= len(sentence) <= max_length or _UNFIT.search(sentence):
         return None
     letters = sum(character.isalpha() or character == " " for character in sentence)
     if letters < 0.75 * len(sentence):
         return None
     sentence = sentence[0].upper() + sentence[1:]
     return sentence if sentence[-1] in ".!?" else sentence + "."
-
-
-def _title(item: DocumentedObject) -> str:
-    arguments = item.signature.partition("(")[2]
-    return f"{item.name}({arguments}" if arguments else item.name
 
 
 def _walk(
@@ -108,14 +105,11 @@ def _walk(
         return
     for child in node.body:
         if isinstance(child, Definition):
-            inner = _kind(child, isinstance(node, ast.ClassDef))
+            if isinstance(child, ast.ClassDef):
+                inner = "class"
+            else:
+                inner = "method" if isinstance(node, ast.ClassDef) else "function"
             yield from _walk(child, f"{name}.{child.name}", depth + 1, inner)
-
-
-def _kind(node: Definition, in_class: bool) -> str:
-    if isinstance(node, ast.ClassDef):
-        return "class"
-    return "method" if in_class else "function"
 
 
 def _signature(node: ast.Module | Definition) -> str:
@@ -136,8 +130,9 @@ def _signature(node: ast.Module | Definition) -> str:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """A syntax tree has no garbage; looking for it costs a third of the parse."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch the collector off: a syntax tree has no cycles, and the search costs a third of the
+    parse."""
     enabled = gc.isenabled()
     gc.disable()
     try:

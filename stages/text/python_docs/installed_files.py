@@ -1,8 +1,8 @@
-"""The documentation that every Python installation carries: which files, in which order.
+"""The documentation that every Python installation contains: its files, in a fixed order.
 
-Files are named by the RECORD of each installed distribution, so that only what was installed is
-read, and their content is known by the hashes in it without opening them. The standard library
-has no RECORD: its file sizes and the interpreter's version stand for it.
+Files are named by the RECORD of each installed distribution, so that only installed files are read
+and their content is identified without opening them. The standard library has no RECORD: its file
+sizes and the interpreter's version identify it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from stages.data.hashing import hash64
 OWN_DISTRIBUTION = "headwater"
 STDLIB = "python"
 
-# Modules, prose, and the description inside METADATA. Scripts in bin/ (their hash holds the
-# environment's path), compiled files and INSTALLER marks are not read.
+# Modules, prose, and the description inside METADATA. Scripts in bin/ (whose hash depends on the
+# environment's path), compiled files and INSTALLER files are not read.
 _READ = (b".py", b".md", b".rst", b".dist-info/METADATA")
 _SKIPPED_FOLDERS = {
     *("test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "pydoc_data"),
@@ -40,15 +40,15 @@ class InstalledFile:
     distribution: str
     """`python` for the standard library, else `name-version`."""
     place: str
-    """Its path below the library's or the site's folder, with forward slashes."""
+    """Path below the folder of the library or site, with forward slashes."""
     size: int
-    """Bytes."""
+    """Size, bytes."""
     root: str
-    """The folder that `place` is below; the only thing here that differs between machines."""
+    """Folder that `place` is relative to; the only field that differs between machines."""
 
     @property
     def path(self) -> str:
-        """Where the file is."""
+        """The absolute path."""
         return f"{self.root}/{self.place}"
 
     @property
@@ -58,17 +58,17 @@ class InstalledFile:
 
 
 def module_name(place: str) -> str:
-    """The dotted name of a module's file: `json.decoder` for `json/decoder.py`, `json` for
+    """Return the dotted name of a module's file: `json.decoder` for `json/decoder.py`, `json` for
     `json/__init__.py`."""
     return place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 @cache
 def installed_files() -> tuple[InstalledFile, ...]:
-    """Every file that documents the running interpreter, in a fixed order.
+    """Return every file that documents the running interpreter, in a fixed order.
 
-    The standard library first, then prose, then the modules of packages; within each by a hash of
-    its name, so that a cap on the corpus takes a fair sample rather than the letter A.
+    The standard library comes first, then prose, then the modules of packages; each group is sorted
+    by a hash of the name, so that a limit on the corpus takes a representative sample.
     """
     library = sysconfig.get_path("stdlib")
     found = [InstalledFile(STDLIB, place, size, library) for place, size in _stdlib(library)]
@@ -83,10 +83,10 @@ def installed_files() -> tuple[InstalledFile, ...]:
 
 
 @cache
-def digest() -> str:
-    """What identifies the documentation of this installation: version, names and hashes.
+def installation_digest() -> str:
+    """Return what identifies the documentation of this installation: version, names and hashes.
 
-    No file but the RECORDs is opened: `headwater plan` calls this.
+    Only RECORD files are opened, because `headwater plan` calls this.
     """
     state = xxhash.xxh3_128(repr((sys.implementation.name, sys.version_info[:5])).encode())
     state.update(repr(sorted(_stdlib(sysconfig.get_path("stdlib")))).encode())
@@ -109,7 +109,7 @@ def _records() -> Iterator[Path]:
 
 
 def _record_lines(record: Path) -> Iterator[bytes]:
-    """The lines `path,sha256=…,size` of files that are read."""
+    """Yield the lines `path,sha256=…,size` of the files to read."""
     for line in record.read_bytes().split(b"\n"):
         place, _, rest = line.partition(b",")
         if place.endswith(_READ) and rest.startswith(b"sha256=") and not place.startswith(b".."):
@@ -117,7 +117,7 @@ def _record_lines(record: Path) -> Iterator[bytes]:
 
 
 def _stdlib(root: str) -> Iterator[tuple[str, int]]:
-    """Place and size of the library's modules, tests left out without being listed."""
+    """Yield place and size of the library's modules, without entering the folders of tests."""
     for folder, below, names in os.walk(root):
         below[:] = [
             name

@@ -1,7 +1,7 @@
 """C4's lines and pages (Raffel et al. 2020, section 2.2), mC4's paragraphs, FineWeb's lines.
 
-C4 takes lines out and judges what is left, so that it is an edit and a rule set: the rules measure
-what the edit would leave, whether or not it is carried out.
+C4 removes lines and evaluates the rest, so that it is an edit and a rule set: the rules measure
+what the edit would leave, whether or not it is applied.
 """
 
 from __future__ import annotations
@@ -9,27 +9,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from stages.text.rules.document_view import DocumentView, is_sentence_end
+from stages.text.rules.document_view import DocumentView, Scores, is_sentence_end
 from stages.text.words.utf8_kernels import as_array, c4_lines, utf8
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICY = re.compile(
     "terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
 )
-_LONGEST_WORD = 1_000  # characters
+_MAX_WORD = 1_000  # characters
 SHORT_LINE = 30  # characters
-Scores = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class C4Variant:
-    """One implementation's values."""
+    """Parameters of one implementation of C4's line filter."""
 
     min_words: int
-    """Words of a line, at least."""
+    """Minimum length of a line, words."""
     end_marks: tuple[str, ...]
     citations_are_words: bool
-    """Whether words are counted before citations are taken out."""
+    """Whether words are counted before citations are removed."""
 
 
 VARIANTS = {
@@ -40,7 +39,7 @@ VARIANTS = {
 
 @dataclass(slots=True)
 class C4Page:
-    """What C4 leaves of a text, and what it counts on the way."""
+    """The lines that C4 keeps of a text, and counts of the others."""
 
     lines: list[str]
     lorem_ipsum: int = 0
@@ -48,22 +47,22 @@ class C4Page:
 
     @property
     def text(self) -> str:
-        """The lines that stay."""
+        """The kept lines."""
         return "\n".join(self.lines).strip()
 
 
 def c4_page(text: str, rules: C4Variant) -> C4Page:
-    """The lines that C4 keeps: with an end mark, enough words, none of absurd length, no word of
-    JavaScript or of cookies. Lines for which the page is dropped are counted and left out."""
+    """Keep the lines with an end mark, enough words, no extremely long word, and no mention of
+    JavaScript or cookies. Lines for which the page is dropped are counted and left out."""
     page = C4Page([])
     data = utf8(text)
     marks = as_array(utf8("".join(rules.end_marks)))
-    starts, stops = c4_lines(as_array(data), marks, rules.min_words, _LONGEST_WORD)
+    starts, stops = c4_lines(as_array(data), marks, rules.min_words, _MAX_WORD)
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         line = data[start:stop].decode("utf-8", "surrogatepass")
         if "[" in line:
-            written, line = line, _CITATION.sub("", line)
-            words = len((written if rules.citations_are_words else line).split())
+            original, line = line, _CITATION.sub("", line)
+            words = len((original if rules.citations_are_words else line).split())
             ends = line.endswith(rules.end_marks) and not line.endswith("...")
             if words < rules.min_words or not ends:
                 continue
@@ -80,12 +79,12 @@ def c4_page(text: str, rules: C4Variant) -> C4Page:
 
 
 def c4(view: DocumentView) -> Scores:
-    """With tensorflow_datasets' values."""
+    """Score with the values of tensorflow_datasets."""
     return _c4(view, VARIANTS["c4"])
 
 
 def c4_datatrove(view: DocumentView) -> Scores:
-    """With datatrove's."""
+    """Score with the values of datatrove."""
     return _c4(view, VARIANTS["c4:datatrove"])
 
 
@@ -99,18 +98,18 @@ def _c4(view: DocumentView, rules: C4Variant) -> Scores:
 
 
 def mc4(view: DocumentView) -> Scores:
-    """mC4's paragraphs: three lines of 200 characters."""
+    """Score mC4's rule, three lines of 200 characters."""
     longest = sorted(map(len, view.lines), reverse=True)
     return {"third_longest_line": float(longest[2] if len(longest) > 2 else 0)}
 
 
 def fineweb(view: DocumentView) -> Scores:
-    """FineWeb's lines, over words between white space."""
+    """Score FineWeb's line rules, over words between white space."""
     return _fineweb(view, len(view.words))
 
 
 def fineweb_datatrove(view: DocumentView) -> Scores:
-    """The same over tokens."""
+    """Score FineWeb's line rules, over tokens."""
     return _fineweb(view, len(view.tokens))
 
 

@@ -1,7 +1,7 @@
-"""Every rule set: what its rules measure, the range they demand, and who says so.
+"""Every rule set: the measures of its rules, their limits, and the source of both.
 
-A set is named `origin`, or `origin:variant` where implementations of one paper decide differently;
-a rule `set.measure`. Ranges are what a pipeline file's `limits` change.
+A set is named `origin`, or `origin:variant` where implementations of one paper differ; a rule is
+named `set.measure`. A pipeline file changes limits in `limits`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The range that a measure must lie in; an open end is infinite. NaN, a measure that means
-    nothing for the text at hand, passes."""
+    """The range that a measure must lie in; an open end is infinite. NaN passes: the measure does
+    not apply to the text."""
 
     low: float = -math.inf
     high: float = math.inf
 
     def allows(self, value: float) -> bool:
-        """Whether the value lies in the range."""
+        """Return whether the value lies in the range."""
         return not (value < self.low or value > self.high)
 
+    @property
+    def is_two_sided(self) -> bool:
+        """Whether both ends are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
     def __str__(self) -> str:
-        if math.isfinite(self.low) and math.isfinite(self.high):
+        if self.is_two_sided:
             return f"from {_plain(self.low)} to {_plain(self.high)}"
         return (
             f"at least {_plain(self.low)}"
@@ -40,12 +45,12 @@ class Rule:
 
     limit: Limit
     measures: str
-    """What is measured, for people."""
+    """Description of the measure, for reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Rules that belong together."""
+    """The rules of one source."""
 
     source: str
     rules: Mapping[str, Rule]
@@ -82,10 +87,10 @@ def _gopher_quality(words: str) -> dict[str, Rule]:
     return {
         "words": _within(50, 100_000, words),
         "word_length": _within(3, 10, "mean characters of those words"),
-        "hash_marks": _most(0.1, "`#` marks a word"),
-        "ellipses": _most(0.1, "ellipses a word"),
+        "hash_marks": _most(0.1, "`#` characters per word"),
+        "ellipses": _most(0.1, "ellipses per word"),
         **_GOPHER_SHAPE,
-        "stop_words": _least(2, "how many of the, be, to, of, and, that, have, with it holds"),
+        "stop_words": _least(2, "how many of the, be, to, of, and, that, have, with occur"),
     }
 
 
@@ -110,8 +115,8 @@ def _gopher_repetition(ngrams: str) -> dict[str, Rule]:
 
 def _c4(sentences: int) -> dict[str, Rule]:
     return {
-        "lorem_ipsum": _most(0, "lines with `lorem ipsum`, of those not taken out before"),
-        "curly_brackets": _most(0, "lines with `{`, of those not taken out before"),
+        "lorem_ipsum": _most(0, "lines with `lorem ipsum`, among those not removed before"),
+        "curly_brackets": _most(0, "lines with `{`, among those not removed before"),
         "sentences": _least(sentences, "sentences in the lines that the edit `c4` leaves"),
     }
 
@@ -120,7 +125,7 @@ _FINEWEB = {
     "punctuated_lines": _least(0.12, "share of lines that end in a sentence's end mark"),
     "short_lines": _most(0.67, "share of lines of at most 30 characters"),
     "duplicate_line_characters": _most(0.01, "share of characters in repeated lines"),
-    "newlines": _most(0.3, "line breaks a word"),
+    "newlines": _most(0.3, "line breaks per word"),
 }
 
 _CHINESE_PARAGRAPH = {
@@ -179,7 +184,7 @@ RULE_SETS: Mapping[str, RuleSet] = {
         {
             "characters": _most(1_000_000, "characters of the file"),
             **_CODE_LINES,
-            "generated": _most(0, "first five lines that say that a program wrote the file"),
+            "generated": _most(0, "lines among the first five that declare the file generated"),
         },
     ),
     "starcoder": RuleSet(
@@ -188,23 +193,23 @@ RULE_SETS: Mapping[str, RuleSet] = {
             **_CODE_LINES,
             "comments": _within(0.01, 0.8, "share of characters in comments and docstrings"),
             "xml": _most(0, "XML declarations in the first 100 characters"),
-            "visible_html": _least(0.2, "share of an HTML file's characters that a reader sees"),
-            "visible_html_characters": _least(100, "characters that a reader of HTML sees"),
+            "visible_html": _least(0.2, "share of an HTML file's characters that are visible"),
+            "visible_html_characters": _least(100, "visible characters of an HTML file"),
         },
     ),
     "chinese": RuleSet(
         "the limits of MNBVC and C4-zh, over Chinese characters and other scripts' words",
         {
-            "share": _least(0.7, "share of Chinese characters of these"),
-            "latin": _most(0.3, "share of words with a Latin letter of these"),
+            "share": _least(0.7, "share of Chinese characters among these"),
+            "latin": _most(0.3, "share of words with a Latin letter among these"),
             **_CHINESE_PARAGRAPH,
         },
     ),
     "chinese:characters": RuleSet(
         "the practice of MNBVC and C4-zh, over characters",
         {
-            "share": _least(0.7, "share of Chinese characters of what is neither space nor mark"),
-            "latin": _most(0.3, "share of Latin letters of the same"),
+            "share": _least(0.7, "share of Chinese characters among letters and digits"),
+            "latin": _most(0.3, "share of Latin letters among the same"),
             **_CHINESE_PARAGRAPH,
         },
     ),
@@ -223,7 +228,7 @@ RULE_SETS: Mapping[str, RuleSet] = {
 
 
 def default_limits(names: Sequence[str]) -> dict[str, Limit]:
-    """The range of every rule of the sets, by `set.measure`, in order."""
+    """Return the limit of every rule of the sets, by `set.measure`, in order."""
     return {
         f"{name}.{measure}": rule.limit
         for name in names
@@ -232,7 +237,7 @@ def default_limits(names: Sequence[str]) -> dict[str, Limit]:
 
 
 def as_markdown() -> str:
-    """The catalogue as a page."""
+    """Render the catalogue as a Markdown page."""
     parts = ["# Rules", "", _HEAD]
     for name, rule_set in RULE_SETS.items():
         parts += ["", f"## {name}", "", f"{rule_set.source}.", ""]
@@ -244,10 +249,10 @@ def as_markdown() -> str:
     return "\n".join(parts) + "\n"
 
 
-_HEAD = """What `clean` can demand of a document: `rules` names the sets, `limits` changes their
-ranges. A set is named by its origin, and by a variant where implementations differ; a rule is
-`set.measure`, which is what the `rule` of a dropped document and the fields of `scores` say. Every
-rule of the named sets is measured for every document. (`make docs` writes this page.)"""
+_HEAD = """The rules that `clean` applies: `rules` names the sets, `limits` changes their ranges. A set is
+named by its origin, and by a variant where implementations differ; a rule is `set.measure`, the value
+of `rule` for a dropped document and the name of a field of `scores`. Every rule of the named sets is
+measured for every document. (`make docs` generates this page.)"""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A text as rules see it: split once, hashed once, each part made when it is first asked for."""
+"""A text as rules read it: split once, hashed once, each part computed on first use."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import regex
 from stages.text.language_id import UNSPACED_LANGUAGES
 from stages.text.words.word_table import WordArrays, WordTable
 
+Scores = dict[str, float]
+"""Values of a rule set's measures, by name."""
 _SENTENCE_END = regex.compile(r"\p{Sentence_Terminal}+[\p{P}\s]*")
-_ends: dict[str, bool] = {}  # of the few characters that lines end with
+_ends: dict[str, bool] = {}  # lines end with few different characters
 
 
 def is_sentence_end(character: str) -> bool:
-    """Whether Unicode calls it a sentence's end mark."""
+    """Return whether Unicode defines the character as sentence-terminal."""
     known = _ends.get(character)
     if known is None:
         known = _ends[character] = bool(regex.match(r"\p{Sentence_Terminal}", character))
@@ -25,7 +27,7 @@ def is_sentence_end(character: str) -> bool:
 
 
 def count_sentences(line: str) -> int:
-    """Pieces of a line that end at an end mark with a space behind it, and what is left."""
+    """Count the pieces of a line that end at an end mark followed by a space, and the remainder."""
     pieces = 0
     rest = 0
     for match in _SENTENCE_END.finditer(line):
@@ -37,16 +39,16 @@ def count_sentences(line: str) -> int:
 
 @dataclass
 class DocumentView:
-    """A document and what its rules share."""
+    """A document and the parts that its rules share."""
 
     text: str
     lang: str
-    shared_word_table: WordTable
+    word_table: WordTable
     meta: Mapping[str, Any] = field(default_factory=dict)
     sentences: Callable[[str], int] = count_sentences
-    """Counts the sentences of a line."""
+    """Function that counts the sentences of a line."""
     split: Callable[[str], list[str]] | None = None
-    """Splits a text into words and punctuation marks; the lexicon's own where it is not given."""
+    """Function that splits a text into words and punctuation marks. Default: the word table's."""
 
     @property
     def spaced(self) -> bool:
@@ -55,22 +57,22 @@ class DocumentView:
 
     @cached_property
     def lines(self) -> list[str]:
-        """Between line breaks, as they are."""
+        """The lines, unchanged."""
         return self.text.split("\n")
 
     @cached_property
     def filled_lines(self) -> list[str]:
-        """Lines with more than white space in them."""
+        """Lines that are not blank."""
         return [line for line in self.lines if line and not line.isspace()]
 
     @cached_property
     def words(self) -> WordArrays:
-        """Runs between white space, and each character of a script without spaces."""
-        return self.shared_word_table.words(self.text)
+        """Words between white space, and each character of a script without spaces."""
+        return self.word_table.words(self.text)
 
     @cached_property
     def tokens(self) -> WordArrays:
-        """Words and punctuation marks apart, as tokenizers of linguists split them."""
+        """Words and punctuation marks, as linguistic tokenizers split them."""
         if self.split is not None:
-            return self.shared_word_table.look_up(self.split(self.text))
-        return self.shared_word_table.tokens(self.text)
+            return self.word_table.look_up(self.split(self.text))
+        return self.word_table.tokens(self.text)

@@ -1,4 +1,4 @@
-"""Repeated n-grams, compiled: a text is narrowed down to what is repeated, length by length."""
+"""Repeated n-grams, compiled: each length is searched only where the previous one repeats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GOLDEN = np.uint64(GOLDEN_GAMMA)
 
 @inlined
 def _table_size(count: int) -> int:
-    """A power of two of which `count` entries fill half at most."""
+    """Return a power of two that is at least twice `count`."""
     size = 2
     while size < 2 * count:
         size *= 2
@@ -25,9 +25,9 @@ def _table_size(count: int) -> int:
 
 @inlined
 def _group(grams: Hashes, groups: Places, copies: Places, table: Places) -> int:
-    """Number equal n-grams alike, in the order of their first; count each number's `copies`.
+    """Assign equal n-grams one number, in order of first occurrence; count the `copies` of each.
 
-    `table` is addressed by a hash's high bits and holds where the first n-gram of a hash stands.
+    `table` is addressed by the high bits of a hash and holds the place of its first n-gram.
     """
     table[:] = -1
     shift = np.uint64(64 - np.log2(len(table)))
@@ -49,7 +49,7 @@ def _group(grams: Hashes, groups: Places, copies: Places, table: Places) -> int:
 
 @inlined
 def _narrow(places: Places, grams: Hashes, groups: Places, copies: Places, count: int) -> int:
-    """Move those that have copies to the front; how many they are."""
+    """Move the n-grams that have copies to the front; return their number."""
     kept = 0
     for k in range(count):
         if copies[groups[k]] > 1:
@@ -59,15 +59,17 @@ def _narrow(places: Places, grams: Hashes, groups: Places, copies: Places, count
 
 
 @inlined
-def _most_frequent(places: Places, groups: Places, copies: Places, single: int) -> tuple[int, int]:
-    """Where the most frequent n-gram is met first, and how often it counts; of equally frequent
-    ones the first."""
+def _most_frequent(
+    places: Places, groups: Places, copies: Places, unique_count: int
+) -> tuple[int, int]:
+    """Return the first place of the most frequent n-gram and how often it counts; of equally
+    frequent n-grams the first."""
     best = first = 0
     for group in range(len(copies)):
         if copies[group] > copies[best]:
             best = group
     if not len(copies) or copies[best] == 1:
-        return 0, single
+        return 0, unique_count
     while groups[first] != best:
         first += 1
     return places[first], copies[best]
@@ -77,7 +79,8 @@ def _most_frequent(places: Places, groups: Places, copies: Places, single: int) 
 def _copied(
     places: Places, groups: Places, seen: Flags, ends: Places, n: int, skip_overlaps: bool
 ) -> int:
-    """Characters in n-grams that were `seen` before, each word once. What is leapt over was not."""
+    """Return the characters in n-grams that were `seen` before, each word counted once. Skipped
+    n-grams do not count as seen."""
     characters = behind = 0
     for k in range(len(places)):
         if skip_overlaps and places[k] < behind:
@@ -93,25 +96,25 @@ def _copied(
 def repeated_characters(
     hashes: Hashes,
     lengths: Places,
-    longest_top: int,
-    longest: int,
-    single: int,
+    max_top: int,
+    max_n: int,
+    unique_count: int,
     skip_overlaps: bool,
 ) -> Places:
-    """Characters in repeated 2- to `longest`-grams, shape (longest - 1,): up to `longest_top`
+    """Count the characters in repeated 2- to `max_n`-grams, shape (max_n - 1,): up to `max_top`
     words, in all copies of the most frequent n-gram, joined by spaces; of more, in copies.
 
-    Where an n-gram is repeated, the shorter one that it begins with is too, so each length looks
-    only where the last one found something.
+    Where an n-gram is repeated, its shorter prefix is too, so each length is searched only where
+    the previous one found something.
 
     Args:
-        hashes: of the text's words, shape (N,).
-        lengths: their characters, shape (N,).
-        longest_top: words of the longest n-gram of which the most frequent one is asked for.
-        longest: words of the longest n-gram.
-        single: how often a most frequent n-gram counts that occurs once.
-        leaping: whether the search goes on behind each copy, or at the next word, where a word
-            that lies in several copies counts once.
+        hashes: hashes of the text's words, shape (N,).
+        lengths: their lengths in characters, shape (N,).
+        max_top: words of the max_n n-gram whose most frequent one is counted.
+        max_n: words of the max_n n-gram.
+        unique_count: how often a most frequent n-gram counts that occurs once.
+        skip_overlaps: whether the search continues after each copy, instead of at the next word,
+            where a word in several copies counts once.
     """
     ends = np.zeros(len(hashes) + 1, np.int64)
     for k in range(len(lengths)):
@@ -119,19 +122,19 @@ def repeated_characters(
     places, grams = np.arange(len(hashes)), hashes.copy()
     groups, copies = np.empty_like(places), np.empty_like(places)
     table = np.empty(_table_size(len(hashes)), np.int64)
-    characters = np.zeros(longest - 1, np.int64)
+    characters = np.zeros(max_n - 1, np.int64)
     count = len(hashes)
-    for n in range(2, longest + 1):
+    for n in range(2, max_n + 1):
         while count and places[count - 1] + n > len(hashes):
             count -= 1
         for k in range(count):
             grams[k] = grams[k] * _GOLDEN + hashes[places[k] + n - 1]
         distinct = _group(grams[:count], groups, copies, table[: _table_size(count)])
-        if n <= longest_top and n <= len(hashes):
-            first, times = _most_frequent(places[:count], groups, copies[:distinct], single)
+        if n <= max_top and n <= len(hashes):
+            first, times = _most_frequent(places[:count], groups, copies[:distinct], unique_count)
             characters[n - 2] = times * (ends[first + n] - ends[first] + n - 1)
         count = _narrow(places, grams, groups, copies, count)
-        if n > longest_top:
+        if n > max_top:
             seen = np.zeros(distinct, np.bool_)
             characters[n - 2] = _copied(places[:count], groups, seen, ends, n, skip_overlaps)
     return characters

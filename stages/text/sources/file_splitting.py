@@ -1,9 +1,9 @@
-"""Large files in pieces, so that a task is bounded whatever the size of a file.
+"""Splitting of large files into parts, so that a task is bounded whatever the size of a file.
 
-Files of lines are cut after a line, parquet files after a row group. A piece knows what lies before
-it: the number of each document and line is that in the whole file, wherever it is cut. What is
-compressed as a whole, and csv, whose records may hold line ends, cannot be read from the middle and
-stays in one piece.
+Line-based files are split after a line, parquet files after a row group. A part knows how many
+records and lines precede it, so that each document and line keeps its number in the whole file.
+Compressed files cannot be read from the middle, and csv records may contain line ends: these files
+stay whole.
 """
 
 from __future__ import annotations
@@ -12,30 +12,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO
 
-from stages.text.sources.source_listing import Cut, SourceFile
+from stages.text.sources.file_io import open_file, read_errors
+from stages.text.sources.source_file import FilePart, SourceFile
 
 
 def split_file(file: SourceFile, size: int) -> Iterator[SourceFile]:
-    """The file in pieces of about `size` bytes: at least a line or a row group each, and at most
-    one more than fits."""
+    """Yield the file in parts of about `size` bytes, each of at least a line or a row group, and
+    at most one more than fits."""
     name = file.place.lower()
-    cut = _lines if name.endswith(".jsonl") else _row_groups if name.endswith(".parquet") else None
-    if cut is None or file.size <= size:
-        yield file
+    if file.size > size and name.endswith(".jsonl"):
+        with read_errors(file), open_file(file) as stream:
+            for start, end, records, lines in _line_ranges(stream, size):
+                yield replace(file, size=end - start, part=FilePart(start, end, records, lines))
+    elif file.size > size and name.endswith(".parquet"):
+        yield from _row_groups(file, size)
     else:
-        yield from cut(file, size)
-
-
-def _lines(file: SourceFile, size: int) -> Iterator[SourceFile]:
-    from stages.text.sources.readers import open_file, refusals_told
-
-    with refusals_told(file), open_file(file) as stream:
-        for start, end, records, lines in _line_ranges(stream, size):
-            yield replace(file, size=end - start, cut=Cut(start, end, records, lines))
+        yield file
 
 
 def _line_ranges(stream: IO[bytes], size: int) -> Iterator[tuple[int, int, int, int]]:
-    """First byte, end, and the records and lines before, of each range; blank lines are no
+    """Yield first byte, end, and the records and lines before each range; blank lines are not
     records."""
     start = end = records = 0
     before = 0, 0
@@ -53,19 +49,17 @@ def _row_groups(file: SourceFile, size: int) -> Iterator[SourceFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.text.sources.readers import open_file, refusals_told
-
     try:
-        with refusals_told(file), open_file(file) as stream:
+        with read_errors(file), open_file(file) as stream:
             footer = pq.ParquetFile(stream).metadata
     except pa.ArrowInvalid:
-        yield file  # its reader says what is wrong, and goes on
+        yield file  # its reader reports the damage
         return
-    start = rows = before = held = 0
+    start = rows = before = bytes_in_part = 0
     for group in range(footer.num_row_groups):
-        held += footer.row_group(group).total_byte_size
+        bytes_in_part += footer.row_group(group).total_byte_size
         rows += footer.row_group(group).num_rows
-        if held >= size or group == footer.num_row_groups - 1:
+        if bytes_in_part >= size or group == footer.num_row_groups - 1:
             share = file.size * (rows - before) // max(1, footer.num_rows)
-            yield replace(file, size=share, cut=Cut(start, group + 1, before, before))
-            start, before, held = group + 1, rows, 0
+            yield replace(file, size=share, part=FilePart(start, group + 1, before, before))
+            start, before, bytes_in_part = group + 1, rows, 0

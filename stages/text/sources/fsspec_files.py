@@ -1,21 +1,22 @@
 """Files behind a URL, by fsspec: listed in a fixed order, identified by content, read as a stream.
 
 A URL may carry a password or a signature. `${env:NAME}` stands for one in a pipeline file, and
-nothing that is told or recorded holds it: `redacted` takes out user, password and query.
+no message or record contains it: `redact_urls` removes user, password and query.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Any, NoReturn, cast
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import IO, Any, cast
 
 import xxhash
 
 from pipeline.errors import InputError
 from pipeline.redaction import resolve_secrets
+from stages.data.input_errors import as_input_error
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:::|://)")
 _SECRET_PART = re.compile(
@@ -26,7 +27,7 @@ _SECRET_PART = re.compile(
 )
 SECRET_IN_URL = (
     "a URL spells out a secret",
-    "write ${env:NAME} in its place, or leave it to the storage's settings",
+    "write ${env:NAME} in its place, or use the settings of the storage",
 )
 _BUFFER = 1 << 20  # bytes
 _LIBRARIES = {
@@ -37,17 +38,17 @@ _CREDENTIALS = "check the credentials of this storage in the environment"
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is for fsspec: `s3://…`, `https://…`, `zip://*.jsonl::gs://…`."""
+    """Return whether a source is a URL of fsspec: `s3://…`, `https://…`, `zip://*.jsonl::gs://…`."""
     return bool(_URL.match(source))
 
 
 def contains_secret(source: str) -> bool:
-    """Whether a URL spells out a password or a signature."""
+    """Return whether a URL contains a password or a signature in plain text."""
     return is_url(source) and bool(_SECRET_PART.search(source))
 
 
-def redact_url(text: str) -> str:
-    """The text, with no user, password, query or fragment in its URLs."""
+def redact_urls(text: str) -> str:
+    """Return the text without user, password, query and fragment in its URLs."""
     return re.sub(r"\S+://\S+", _plain, text)
 
 
@@ -56,16 +57,16 @@ def _plain(url: re.Match[str]) -> str:
 
 
 def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[str, str, int]]]:
-    """The files that a URL names: itself, those below it, or those that match `*` in it.
+    """List the files that a URL names: itself, those below it, or those that match `*` in it.
 
     Returns:
-        What their source is called, and each one's name within it, full URL, and size in bytes (0
-        where the storage does not tell), in order of the names.
+        The name of their source, and for each file its name within the source, its full URL, and
+        its size in bytes (0 where the storage does not report it), in order of the names.
 
     Raises:
         InputError: the URL cannot be listed, or holds nothing readable.
     """
-    with told(source):
+    with _url_errors(source):
         system, path = _system(source)
         path = path.rstrip("/")
         root, found = _found(system, path)
@@ -79,14 +80,14 @@ def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[st
             files.append((place, url, int(info.get("size") or 0)))
     if not files:
         raise InputError(
-            f"source {redact_url(source)!r} holds no readable file",
+            f"source {redact_urls(source)!r} holds no readable file",
             remedy=f"known suffixes are {' '.join(readable)}",
         )
     return root.rstrip("/").rpartition("/")[2] or "/", files
 
 
 def _found(system: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The folder that names are relative to, and what lies there."""
+    """Return the folder that names are relative to, and the files in it with their metadata."""
     plain = path.removesuffix(_query(path))
     if magic := re.search(r"[*\[]", plain):
         return plain[: magic.start()].rpartition("/")[0], system.glob(path, detail=True)
@@ -94,22 +95,22 @@ def _found(system: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
         return plain.rpartition("/")[0], {path: system.info(path)}
     found = system.find(path, detail=True)
     if not found:
-        system.info(path)  # says why: it is not there, or may not be read
+        system.info(path)  # raises: it does not exist, or may not be read
     return plain, found
 
 
 def _query(path: str) -> str:
-    """The query, of an HTTP address; elsewhere a name may hold a question mark."""
+    """Return the query of an HTTP address; elsewhere a name may contain a question mark."""
     return "".join(path.partition("?")[1:]) if path.startswith(("http://", "https://")) else ""
 
 
 def url_digest(url: str) -> str:
-    """What identifies the content: the storage's own checksum where it has one, else ours.
+    """Return what identifies the content: the storage's checksum where it has one, else a hash.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the URL cannot be read.
     """
-    with told(url):
+    with _url_errors(url):
         system, path = _system(url)
         checksum = _checksum(system.info(path), system.protocol)
         if checksum:
@@ -122,8 +123,8 @@ def url_digest(url: str) -> str:
 
 
 def _checksum(info: dict[str, Any], protocol: str | tuple[str, ...]) -> str:
-    """An MD5 of the content, if the storage knows it. An ETag of S3 is one unless it holds a dash;
-    that of a web server may be anything."""
+    """Return the MD5 of the content, if the storage has it. An ETag of S3 is an MD5 unless it
+    contains a dash; the ETag of a web server may be anything."""
     etag = str(info.get("ETag") or "").strip('"')
     if "s3" in protocol and re.fullmatch(r"[0-9a-f]{32}", etag):
         return f"md5:{etag}"
@@ -132,7 +133,7 @@ def _checksum(info: dict[str, Any], protocol: str | tuple[str, ...]) -> str:
 
 
 def open_url(url: str) -> IO[bytes]:
-    """The bytes as they are stored, read ahead as they are asked for."""
+    """Open a URL for reading its bytes as stored, with read-ahead."""
     system, path = _system(url)
     stream = system.open(path, "rb")
     if getattr(stream, "size", 0) is None and path.endswith(".parquet"):
@@ -148,46 +149,36 @@ def _system(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-@contextmanager
-def told(url: str) -> Iterator[None]:
-    """What storage and its library refuse, as the user's error, without what is secret.
-
-    Raises:
-        InputError: for every error but our own.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # each library has a tree of its own
-        refuse(url, error)
+def _url_errors(url: str) -> AbstractContextManager[None]:
+    """Return a context that raises what storage and its library refuse as an `InputError`."""
+    return as_input_error(partial(url_error, url), hide_cause=True)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether an error is of the storage or the way there, and not of what the file holds."""
+def is_storage_error(error: Exception) -> bool:
+    """Return whether an error comes from the storage or the network, not from a file's content."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError):
         return True
     library = type(error).__module__.partition(".")[0]
     return library in _LIBRARIES or (isinstance(error, OSError) and error.errno is not None)
 
 
-def refuse(url: str, error: Exception) -> NoReturn:
-    """Say why a URL cannot be read; the library's own words and traceback may hold secrets."""
-    source, status = redact_url(url), getattr(error, "status", None)
+def url_error(url: str, error: Exception) -> InputError:
+    """Return why a URL cannot be read, without secrets: the library's message may contain some."""
+    source, status = redact_urls(url), getattr(error, "status", None)
     if isinstance(error, ImportError | ValueError) and (package := _package(url)):
-        message, remedy = f"source {source!r} needs a package that is not there", package
+        message, remedy = f"source {source!r} needs a package that is not installed", package
     elif isinstance(error, FileNotFoundError):
         message, remedy = f"source {source!r} does not exist", "check the URL in `sources`"
     elif isinstance(error, PermissionError) or status in {401, 403} or "Credentials" in repr(error):
-        message, remedy = f"no right to read source {source!r}", _CREDENTIALS
+        message, remedy = f"no permission to read source {source!r}", _CREDENTIALS
     else:
-        why = f"{type(error).__name__}: {redact_url(str(error))[:300]}"
+        why = f"{type(error).__name__}: {redact_urls(str(error))[:300]}"
         message, remedy = f"cannot read source {source!r}: {why}", "check the URL and the network"
-    raise InputError(message, remedy=remedy) from None
+    return InputError(message, remedy=remedy)
 
 
 def _package(url: str) -> str:
-    """What to install for a URL's protocol; empty if it can be read."""
+    """Return what to install for a URL's protocol; empty if it can be read."""
     from fsspec.registry import get_filesystem_class, known_implementations
 
     for protocol in (part.partition("://")[0] for part in url.split("::")):

@@ -1,10 +1,10 @@
 """Hugging Face datasets: `hf:NAME[@REVISION][?split=train&config=NAME]`.
 
-NAME is a folder on this machine, saved by `save_to_disk` or holding files that the library knows
-(parquet, arrow, json, csv), or a dataset of the hub. The split is `train` unless it is named; a
-saved dataset may have none. All but saved datasets are streamed: nothing is downloaded that is not
-read. A dataset of the hub is what its commit holds: a branch or tag is looked up when the pipeline
-is planned, and a full commit is not.
+NAME is a local folder, written by `save_to_disk` or holding files that the library reads (parquet,
+arrow, json, csv), or a dataset of the hub. The split is `train` unless named; a saved dataset may
+have none. All but saved datasets are streamed: only what is read is downloaded. A dataset of the
+hub is identified by its commit: a branch or tag is resolved when the pipeline is planned, and a
+full commit needs no lookup.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,19 @@ from urllib.parse import parse_qsl
 import xxhash
 
 from pipeline.errors import InputError
-from stages.text.sources.source_listing import Cut, SourceFile, file_digest
+from stages.data.input_errors import as_input_error
+from stages.text.sources.file_io import file_digest
+from stages.text.sources.source_file import FilePart, SourceFile
 
 PREFIX = "hf:"
-_PATIENCE = 10  # seconds for the hub to answer
+_TIMEOUT = 10  # seconds, of a request to the hub
 _FORM = "write hf:NAME[@REVISION][?split=train&config=NAME]"
 _NO_DATA = re.compile(r"\.|cache-|state\.json$|dataset_info\.json$|dataset_dict\.json$")
 
 
 @dataclass(frozen=True, slots=True)
 class HFDataset:
-    """A split of a dataset."""
+    """A split of a Hugging Face dataset."""
 
     name: str
     revision: str | None
@@ -40,21 +42,21 @@ class HFDataset:
 
     @property
     def folder(self) -> Path | None:
-        """Where it is, if on this machine."""
+        """The local folder; None for a dataset of the hub."""
         path = Path(self.name).expanduser()
         return path.absolute() if path.is_dir() else None
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return self.folder.name if self.folder else self.name
 
     @property
     def saved(self) -> Path | None:
-        """The folder of the split, where `save_to_disk` wrote it.
+        """The folder of the split that `save_to_disk` wrote; None if it wrote no folder.
 
         Raises:
-            InputError: others were saved, but not this one.
+            InputError: other splits were saved, but not this one.
         """
         if self.folder is None or (self.folder / "state.json").is_file():
             return self.folder
@@ -75,18 +77,18 @@ class HFDataset:
         return f"{PREFIX}{self.name}{at}?split={self.split}{config}"
 
 
-def parse(source: str) -> HFDataset:
-    """What a source names.
+def parse_dataset(source: str) -> HFDataset:
+    """Return the dataset that a source names.
 
     Raises:
-        InputError: it is of another form.
+        InputError: the source is of another form.
     """
     path, _, query = source.removeprefix(PREFIX).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     local = Path(path).expanduser().is_dir()
     name, _, revision = (path, "", "") if local else path.partition("@")
     if not name or not options.keys() <= {"split", "config"} or "" in options.values():
-        raise InputError(f"{source!r} names no dataset", remedy=_FORM)
+        raise InputError(f"{source!r} does not name a dataset", remedy=_FORM)
     if not local and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(f"dataset folder {name!r} does not exist", remedy=_FORM)
     split = options.get("split", "train")
@@ -94,13 +96,13 @@ def parse(source: str) -> HFDataset:
 
 
 def dataset_files(source: str, size: int) -> Iterator[SourceFile]:
-    """The parts of a dataset: rows of about `size` bytes if it was saved, else each file of its.
+    """Yield the parts of a dataset: rows of about `size` bytes if it was saved, else its files.
 
     Raises:
-        InputError: it is not there, has no such split, or the hub cannot be reached.
+        InputError: it does not exist, has no such split, or the hub cannot be reached.
     """
-    dataset = _resolve_revision(parse(source))
-    with _told(dataset):
+    dataset = _resolve_revision(parse_dataset(source))
+    with _dataset_errors(dataset):
         if dataset.saved and dataset.folder:
             yield from _saved_parts(dataset, size)
             return
@@ -108,17 +110,17 @@ def dataset_files(source: str, size: int) -> Iterator[SourceFile]:
         count = stream.num_shards
         for index in range(count):
             place = f"{dataset.split}/{index:05d}-of-{count:05d}"
-            cut = Cut(index, count, 0, 0)
-            yield SourceFile(dataset.title, place, str(dataset), size, cut=cut)
+            part = FilePart(index, count, 0, 0)
+            yield SourceFile(dataset.title, place, str(dataset), size, part=part)
 
 
 def dataset_digest(source: str) -> str:
-    """What identifies the content: that of the files of a folder, or the hub's commit.
+    """Return what identifies the content: the files of a folder, or the commit of the hub.
 
     Raises:
         InputError: as `dataset_files`.
     """
-    dataset = _resolve_revision(parse(source))
+    dataset = _resolve_revision(parse_dataset(source))
     state = xxhash.xxh3_128(f"{dataset.title}\0{dataset.split}\0{dataset.config}\n".encode())
     if dataset.folder is None:
         state.update(f"{dataset.revision}".encode())
@@ -133,21 +135,21 @@ def dataset_digest(source: str) -> str:
 
 
 def dataset_rows(file: SourceFile, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows of a part, of which only these columns are read.
+    """Yield the rows of a part, with these columns.
 
     Raises:
-        InputError: it has no column of the first name, or cannot be read.
+        InputError: there is no column of the first name, or the part cannot be read.
     """
     import datasets
 
-    dataset, cut = parse(file.path), file.cut
-    assert cut is not None
-    with _told(dataset):
+    dataset, part = parse_dataset(file.path), file.part
+    assert part is not None
+    with _dataset_errors(dataset):
         if dataset.saved:
             table = datasets.load_from_disk(str(dataset.saved))
-            rows = table.select(range(cut.start, cut.end))
+            rows = table.select(range(part.start, part.end))
         else:
-            rows = _stream(dataset).shard(num_shards=cut.end, index=cut.start)
+            rows = _stream(dataset).shard(num_shards=part.end, index=part.start)
         names = rows.column_names
         if names is not None and columns[0] not in names:
             raise InputError(
@@ -164,11 +166,12 @@ def _saved_parts(dataset: HFDataset, size: int) -> Iterator[SourceFile]:
     import datasets
 
     table = datasets.load_from_disk(str(dataset.saved))
-    held = sum(Path(part["filename"]).stat().st_size for part in table.cache_files)
-    step = max(1, size * len(table) // max(1, held))
-    whole = SourceFile(dataset.title, dataset.split, str(dataset), min(size, held))
+    stored = sum(Path(file["filename"]).stat().st_size for file in table.cache_files)
+    step = max(1, size * len(table) // max(1, stored))
+    whole = SourceFile(dataset.title, dataset.split, str(dataset), min(size, stored))
     for start in range(0, len(table), step):
-        yield replace(whole, cut=Cut(start, min(start + step, len(table)), start, start))
+        end = min(start + step, len(table))
+        yield replace(whole, part=FilePart(start, end, start, start))
 
 
 def _stream(dataset: HFDataset) -> Any:
@@ -184,31 +187,33 @@ def _stream(dataset: HFDataset) -> Any:
 
 
 def _resolve_revision(dataset: HFDataset) -> HFDataset:
-    """With the commit in place of a branch or tag; and a hub that is not there is told at once."""
-    whole = re.fullmatch(r"[0-9a-f]{40}", dataset.revision or "")
+    """Return the dataset with the commit in place of a branch or tag.
+
+    Raises:
+        InputError: the hub cannot be reached.
+    """
+    commit = re.fullmatch(r"[0-9a-f]{40}", dataset.revision or "")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
-    if dataset.folder is not None or (whole and offline):
+    if dataset.folder is not None or (commit and offline):
         return dataset
     from huggingface_hub import HfApi
 
-    with _told(dataset):
-        asked = HfApi().dataset_info(dataset.name, revision=dataset.revision, timeout=_PATIENCE)
-        return replace(dataset, revision=asked.sha)
+    with _dataset_errors(dataset):
+        found = HfApi().dataset_info(dataset.name, revision=dataset.revision, timeout=_TIMEOUT)
+        return replace(dataset, revision=found.sha)
 
 
-@contextmanager
-def _told(dataset: HFDataset) -> Iterator[None]:
-    """What the libraries raise as the user's error: each has a tree of its own."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
+def _dataset_errors(dataset: HFDataset) -> AbstractContextManager[None]:
+    """Return a context that raises the libraries' errors as an `InputError`."""
+
+    def translate(error: Exception) -> InputError:
         remedy = "check its name, split and config"
         if dataset.folder is None:
-            remedy += "; the hub must be reachable, or the commit be named and in the local cache"
-        raise InputError(
+            remedy += "; the hub must be reachable, or name a commit that is in the local cache"
+        return InputError(
             f"dataset {str(dataset)!r} cannot be read: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}",
             remedy=remedy,
-        ) from error
+        )
+
+    return as_input_error(translate)

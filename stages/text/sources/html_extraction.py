@@ -1,7 +1,7 @@
 """Web pages to text: HTML, and archives of pages as crawlers write them (WARC, WET).
 
-The main content is taken by Resiliparse (Bevendorff et al. 2018), whose rules on the DOM cost a
-tenth of Trafilatura's and train models as good (Li et al. 2024, DCLM, section 4.2).
+The main content is extracted by Resiliparse (Bevendorff et al. 2018), whose rules on the DOM cost a
+tenth of Trafilatura's and train equally good models (Li et al. 2024, DCLM, section 4.2).
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
-LARGEST_PAGE = 32 << 20
-"""Bytes of a record; larger ones are no pages."""
+MAX_PAGE = 32 << 20
+"""Maximum size of a record, bytes; larger ones are not pages."""
 HTML = ("text/html", "application/xhtml+xml")
 
 
 def page_text(data: bytes, encoding: str = "") -> str:
-    """The main content of a page, a paragraph a line, without navigation, scripts and styles.
+    """Return the main content of a page, one paragraph per line, without navigation, scripts and
+    styles.
 
     Args:
         data: the page as it was sent.
-        encoding: what its sender called it; found out where it is empty or unknown.
+        encoding: the declared encoding; detected if empty or unknown.
     """
     from resiliparse.extract.html2text import extract_plain_text
 
@@ -29,17 +30,17 @@ def page_text(data: bytes, encoding: str = "") -> str:
 
 
 def pages(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The texts of an archive: extracted from HTML responses, or as they are in conversion (WET)
-    and plain-text records. Records of any other kind are no documents.
+    """Yield the texts of an archive: extracted from HTML responses, or unchanged from conversion
+    (WET) and plain-text records. Records of other types are skipped.
 
     Args:
-        stream: the archive, decompressed: what decompresses it says when it is cut short.
+        stream: the archive, decompressed; decompression reports truncation.
 
     Yields:
-        The text, and where it comes from: `url`, `date`, the record's `offset` in the stream.
+        The text, and its origin: `url`, `date`, the record's `offset` in the stream.
 
     Raises:
-        OSError: the archive is none, damaged or cut short.
+        OSError: the stream is not an archive, is damaged or truncated.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
@@ -48,18 +49,18 @@ def pages(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
     for record in ArchiveIterator(stream, parse_http=False):
         count += 1
         length, at = record.content_length, record.stream_pos
-        if not record.record_type & wanted or length > LARGEST_PAGE:
+        if not record.record_type & wanted or length > MAX_PAGE:
             continue
         record.freeze()
         if record.content_length < length:
-            raise OSError(f"the record at {at} is cut short")
+            raise OSError(f"the record at {at} is truncated")
         text = _record_text(record, record.record_type == WarcRecordType.conversion)
         if text is not None:
             head = record.headers
             url, date = head.get("WARC-Target-URI") or "", head.get("WARC-Date") or ""
             yield text, {"url": url, "date": date, "offset": at}
     if not count:
-        raise OSError("it holds no WARC record")
+        raise OSError("it contains no WARC record")
 
 
 def _record_text(record: Any, converted: bool) -> str | None:

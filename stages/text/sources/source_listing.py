@@ -1,24 +1,28 @@
-"""Where text comes from: a source's name, its files in order, and what identifies their content.
+"""Sources of text: their names, their files in order, and what identifies their content.
 
-python:docs                    the documentation of the running Python installation, less the
-                               objects that `questions` and `preferences` hold out
+python:docs                    the documentation of the running Python installation, without the
+                               objects that `python_questions` and `python_preferences` hold out
 notes.txt  data/*.jsonl.zst    a file or a glob
 corpus/                        a folder: every file of a known suffix below it
 hf:corpus  hf:org/name@v1      a Hugging Face dataset: a folder, or one of the hub
-s3://b/corpus  https://…/*.gz  the same by any URL that fsspec knows, where the storage can list
+s3://b/corpus  https://…/*.gz  the same by any URL of fsspec, where the storage can list
 """
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import xxhash
 
 from pipeline.errors import InputError
+from stages.distributed.shard_tasks import group_by_size
 from stages.text.sources import fsspec_files
+from stages.text.sources.file_io import file_digest
+from stages.text.sources.file_splitting import split_file
+from stages.text.sources.source_file import SourceFile
 
 PYTHON_DOCS = "python:docs"
 SUFFIXES = (
@@ -29,58 +33,11 @@ SUFFIXES = (
 SHARD_BYTES = 4 << 20  # of source files: a task of seconds, so that a kill costs seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The part of a file that a piece is."""
-
-    start: int
-    """First byte, or first row group."""
-    end: int
-    """One past the last."""
-    records: int
-    """Documents of the file before it."""
-    lines: int
-    """Lines, or rows, of the file before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file that holds documents."""
-
-    source: str
-    """What tables call its origin; the same wherever the files lie."""
-    place: str
-    """The file's name within the source; ids are made from source, place and position."""
-    path: str
-    """Where it is on this machine, or its URL, which may hold what is secret: see `shown`."""
-    size: int
-    """Bytes."""
-    origin: int = 0
-    """The source's position among those that were named."""
-    cut: Cut | None = None
-    """The part that is read; null reads all of it."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether `path` is a URL."""
-        return fsspec_files.is_url(self.path)
-
-    @property
-    def is_dataset(self) -> bool:
-        """Whether it is a part of a Hugging Face dataset."""
-        return self.path.startswith("hf:")
-
-    @property
-    def display_path(self) -> str:
-        """Where it is, for people."""
-        return fsspec_files.redact_url(self.path) if self.is_remote else self.path
-
-
 def list_files(sources: Sequence[str]) -> list[SourceFile]:
-    """The files of the sources, each source's in a fixed order.
+    """List the files of the sources, those of each source in a fixed order.
 
     Raises:
-        InputError: a source does not exist, holds nothing readable, or is of no known type.
+        InputError: a source does not exist, has no readable file, or is of an unknown type.
     """
     return [
         replace(file, origin=origin)
@@ -90,7 +47,7 @@ def list_files(sources: Sequence[str]) -> list[SourceFile]:
 
 
 def content_digest(source: str) -> str:
-    """What identifies the content of a source, wherever it lies.
+    """Return what identifies the content of a source, wherever it is stored.
 
     Raises:
         InputError: as `list_files`.
@@ -98,7 +55,7 @@ def content_digest(source: str) -> str:
     if source == PYTHON_DOCS:
         from stages.text.python_docs import installed_files
 
-        return installed_files.digest()
+        return installed_files.installation_digest()
     if source.startswith("hf:"):
         from stages.text.sources.hf_datasets import dataset_digest
 
@@ -110,28 +67,23 @@ def content_digest(source: str) -> str:
 
 
 def make_shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
-    """Consecutive files up to `SHARD_BYTES` together; at least one each. Larger ones are cut where
-    their format allows it.
+    """Group consecutive files up to `SHARD_BYTES` together, at least one per shard; larger files
+    are split where their format allows it.
 
     Raises:
-        InputError: a file that is to be cut cannot be read.
+        InputError: a file that is to be split cannot be read.
     """
-    from stages.text.sources.file_splitting import split_file
-
-    cut: list[list[SourceFile]] = []
-    room = 0
-    for piece in (piece for file in files for piece in split_file(file, SHARD_BYTES)):
-        if not cut or piece.size > room:
-            cut.append([])
-            room = SHARD_BYTES
-        cut[-1].append(piece)
-        room -= piece.size
-    return cut
+    parts = (part for file in files for part in split_file(file, SHARD_BYTES))
+    return group_by_size(parts, SHARD_BYTES)
 
 
 def _files(source: str) -> Iterator[SourceFile]:
     if source == PYTHON_DOCS:
-        yield from _python_docs()
+        from stages.text.python_docs.installed_files import installed_files
+
+        for file in installed_files():
+            place = f"{file.distribution}/{file.place}"
+            yield SourceFile(PYTHON_DOCS, place, file.path, file.size)
         return
     if source.startswith("hf:"):
         from stages.text.sources.hf_datasets import dataset_files
@@ -152,7 +104,7 @@ def _files(source: str) -> Iterator[SourceFile]:
     root, paths = _local(source)
     if not paths:
         raise InputError(
-            f"source {source!r} holds no readable file",
+            f"source {source!r} has no readable file",
             where=str(root),
             remedy=f"known suffixes are {' '.join(SUFFIXES)}",
         )
@@ -161,21 +113,13 @@ def _files(source: str) -> Iterator[SourceFile]:
         yield SourceFile(root.name or "/", name, str(path), path.stat().st_size)
 
 
-def _python_docs() -> Iterator[SourceFile]:
-    from stages.text.python_docs.installed_files import installed_files
-
-    for file in installed_files():
-        place = f"{file.distribution}/{file.place}"
-        yield SourceFile(PYTHON_DOCS, place, file.path, file.size)
-
-
 def _local(source: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files in order."""
+    """Return the folder that names are relative to, and the files in order."""
     path = Path(source).expanduser().absolute()
     if path.is_file():
         if not _readable(path):
             raise InputError(
-                f"source {source!r} is of no known type",
+                f"source {source!r} is of an unknown type",
                 remedy=f"known suffixes are {' '.join(SUFFIXES)}",
             )
         return path.parent, [path]
@@ -192,23 +136,3 @@ def _local(source: str) -> tuple[Path, list[Path]]:
 
 def _readable(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
-
-
-def file_digest(file: SourceFile) -> str:
-    """What identifies the content of a file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    if file.is_remote:
-        return fsspec_files.url_digest(file.path)
-    state = xxhash.xxh3_128()
-    try:
-        with Path(file.path).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the source: {error.strerror}", where=file.path, remedy="check its rights"
-        ) from error
-    return state.hexdigest()

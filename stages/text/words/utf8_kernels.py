@@ -1,5 +1,5 @@
-"""Words and lines in a text's UTF-8, compiled: where they are, how marks are cut off plain words,
-and all that is to be known of words in ASCII."""
+"""Words and lines in a text's UTF-8, compiled: their bounds, how marks are split off plain words, and
+all features of ASCII words."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ UNSPACED_RANGES = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
-"""First and last characters of scripts that are written without spaces."""
+"""Ranges of characters in scripts that are written without spaces, first and last."""
 _SPACES = (0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
-LONGEST_KNOWN = 128  # bytes of a word; xxh3 goes another way for longer ones
-_WINDOW = 8  # characters: the longest word that `split_word` may know as a whole
+MAX_HASHED = 128  # bytes of a word; xxh3 uses another algorithm for longer input
+_WINDOW = 8  # characters: the longest word that `split_word` keeps whole by a list
 _LINE_FEED, _HYPHEN, _FULL_STOP, _ZERO, _BRACKET = b"\n-.0["
 _BULLET = ord("•")
 _LINE_BREAKS = (10, 11, 12, 13, 28, 29, 30, 0x85, 0x2028, 0x2029)  # as `str.splitlines`
@@ -46,7 +46,7 @@ _KINDS = np.array(
     ],
     np.uint8,
 )
-"""What a byte of UTF-8 is."""
+"""Classes of a byte of UTF-8, as bits."""
 _SECRET = np.frombuffer(
     bytes.fromhex(
         "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
@@ -56,22 +56,22 @@ _SECRET = np.frombuffer(
     ),
     "<u8",
 )
-"""The beginning of xxh3's own secret."""
+"""The beginning of the secret of xxh3."""
 
 
 def utf8(text: str) -> bytes:
-    """As it is scanned: lone surrogates pass."""
+    """Encode a text as the kernels read it: lone surrogates pass."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def as_array(data: bytes) -> Bytes:
-    """The same bytes, shape (B,), for a scan."""
+    """Return the same bytes as an array, shape (B,)."""
     return np.frombuffer(data, np.uint8)
 
 
 @inlined
 def _code_point(data: Bytes, at: int) -> tuple[np.int64, int]:
-    """The character that begins there in UTF-8, and its bytes."""
+    """Return the character that begins at a byte, and its size in bytes."""
     lead = np.int64(data[at])
     if lead < 0x80:
         return lead, 1
@@ -84,7 +84,7 @@ def _code_point(data: Bytes, at: int) -> tuple[np.int64, int]:
 
 @inlined
 def _is_space(point: np.int64) -> bool:
-    """As `str.isspace`."""
+    """Return the same as `str.isspace`."""
     if point < 0x80:
         return bool(point == 32 or 9 <= point <= 13 or 28 <= point <= 31)
     return bool(0x2000 <= point <= 0x200A or point in _SPACES)
@@ -101,8 +101,8 @@ def _is_unspaced(point: np.int64) -> bool:
 
 @kernel("Tuple((int64[::1], int64[::1]))(Array(uint8, 1, 'C', readonly=True))")
 def word_bounds(data: Bytes) -> tuple[Places, Places]:
-    """Where words begin and end in a text's UTF-8, shape (N,) each: runs between white space, and
-    each character of a script that is written without spaces."""
+    """Return the starts and stops of words in a text's UTF-8, shape (N,) each: runs between white
+    space, and each character of a script that is written without spaces."""
     starts = np.empty(len(data) // 2 + 1, np.int64)
     stops = np.empty_like(starts)
     count = at = 0
@@ -128,8 +128,8 @@ def word_bounds(data: Bytes) -> tuple[Places, Places]:
 
 
 @inlined
-def _ends_well(data: Bytes, start: int, stop: int, end_marks: Bytes) -> bool:
-    """With one of the marks, but not with an ellipsis."""
+def _has_end_mark(data: Bytes, start: int, stop: int, end_marks: Bytes) -> bool:
+    """Return whether a line ends with one of the marks, but not with an ellipsis."""
     dots = 0
     while dots < 3 and start < stop - dots and data[stop - dots - 1] == _FULL_STOP:
         dots += 1
@@ -142,7 +142,7 @@ def _ends_well(data: Bytes, start: int, stop: int, end_marks: Bytes) -> bool:
 
 @kernel("int64(Array(uint8, 1, 'C', readonly=True))")
 def bullet_lines(data: Bytes) -> int:
-    """Lines that begin with a bullet or a hyphen behind their white space."""
+    """Count the lines that begin with a bullet or a hyphen after white space."""
     count = at = 0
     indented = True
     while at < len(data):
@@ -160,8 +160,8 @@ def bullet_lines(data: Bytes) -> int:
 def c4_lines(
     data: Bytes, end_marks: Bytes, min_words: int, longest_word: int
 ) -> tuple[Places, Places]:
-    """Where the lines begin and end, without white space around them, that C4 may keep: those that
-    end with a mark and have words enough, and any with a bracket, which may hide a citation."""
+    """Return the starts and stops, without white space around them, of lines that C4 may keep:
+    those with an end mark and enough words, and any with a bracket, which may be a citation."""
     starts = np.empty(len(data) // 2 + 1, np.int64)
     stops = np.empty_like(starts)
     count = at = words = word = longest = stop = 0
@@ -179,7 +179,7 @@ def c4_lines(
         else:
             word = 0
         if point in _LINE_BREAKS:
-            kept = bracket or (words >= min_words and _ends_well(data, start, stop, end_marks))
+            kept = bracket or (words >= min_words and _has_end_mark(data, start, stop, end_marks))
             if start >= 0 and longest <= longest_word and kept:
                 starts[count], stops[count] = start, stop
                 count += 1
@@ -190,7 +190,7 @@ def c4_lines(
 
 @inlined
 def _kinds(data: Bytes, start: int, stop: int) -> int:
-    """All that occur among the bytes."""
+    """Return the classes that occur among the bytes."""
     kinds = 0
     for at in range(start, stop):
         kinds |= _KINDS[data[at]]
@@ -199,8 +199,8 @@ def _kinds(data: Bytes, start: int, stop: int) -> int:
 
 @inlined
 def _marks(data: Bytes, start: int, stop: int) -> tuple[int, int]:
-    """How many marks `split_word` cuts off the front and the back of a plain word: one that
-    consists of ASCII letters alone or digits alone between them. -1 for any other word."""
+    """Count the marks that `split_word` splits off the front and the back of a plain word, which has
+    ASCII letters alone or digits alone between them. Return -1 for any other word."""
     if stop - start == 1:
         return 0, 0
     front = (_KINDS[data[start]] & _OPENING) // _OPENING
@@ -217,7 +217,7 @@ def _marks(data: Bytes, start: int, stop: int) -> tuple[int, int]:
 
 @kernel("int64[::1](Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1])")
 def words_to_split(data: Bytes, starts: Places, stops: Places) -> Places:
-    """Which words are not plain, so that `split_word` has to cut them."""
+    """Return the words that are not plain, for `split_word`."""
     found = np.empty(len(starts), np.int64)
     count = 0
     for k in range(len(starts)):
@@ -233,8 +233,8 @@ def words_to_split(data: Bytes, starts: Places, stops: Places) -> Places:
 def token_bounds(
     data: Bytes, starts: Places, stops: Places, sizes: Places
 ) -> tuple[Places, Places]:
-    """Where tokens begin and end, shape (T,) each: `sizes` are the bytes of those of the intricate
-    words, in order."""
+    """Return the starts and stops of tokens, shape (T,) each; `sizes` are the bytes of the tokens of
+    words that are not plain, in order."""
     firsts = np.empty(3 * len(starts) + len(sizes), np.int64)
     lasts = np.empty_like(firsts)
     count = cut = 0
@@ -256,7 +256,7 @@ def token_bounds(
 
 @inlined
 def _read(data: Bytes, at: int, size: int) -> np.uint64:
-    """An integer of so many bytes, the lowest first."""
+    """Return an integer of `size` bytes, little-endian."""
     value = np.uint64(0)
     for k in range(size):
         value |= np.uint64(data[at + k]) << np.uint64(8 * k)
@@ -264,8 +264,8 @@ def _read(data: Bytes, at: int, size: int) -> np.uint64:
 
 
 @inlined
-def _swapped(value: np.uint64) -> np.uint64:
-    """With its bytes in reverse."""
+def _swap_bytes(value: np.uint64) -> np.uint64:
+    """Return the value with its bytes reversed."""
     swapped = np.uint64(0)
     for _ in range(8):
         swapped = swapped << np.uint64(8) | value & np.uint64(0xFF)
@@ -274,8 +274,8 @@ def _swapped(value: np.uint64) -> np.uint64:
 
 
 @inlined
-def _multiplied(a: np.uint64, b: np.uint64) -> np.uint64:
-    """The low and the high half of the product, one on the other."""
+def _fold_product(a: np.uint64, b: np.uint64) -> np.uint64:
+    """Return the low half of the 128-bit product xor its high half."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     lows = (a & low) * (b & low)
     first = (a >> half) * (b & low) + (lows >> half)
@@ -285,7 +285,7 @@ def _multiplied(a: np.uint64, b: np.uint64) -> np.uint64:
 
 @inlined
 def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
-    """xxh3-64 of 1 to 128 bytes, which it goes about in four ways (xxHash's specification)."""
+    """Return xxh3-64 of 1 to 128 bytes, by four algorithms for four sizes (xxHash's specification)."""
     if size <= 3:
         ends = _read(data, start, 1) << np.uint64(16) | _read(data, start + size - 1, 1)
         middle = _read(data, start + size // 2, 1) << np.uint64(24)
@@ -306,12 +306,12 @@ def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
     if size <= 16:
         low = _read(data, start, 8) ^ _SECRET[3] ^ _SECRET[4]
         high = _read(data, start + size - 8, 8) ^ _SECRET[5] ^ _SECRET[6]
-        value = np.uint64(size) + _swapped(low) + high + _multiplied(low, high)
+        value = np.uint64(size) + _swap_bytes(low) + high + _fold_product(low, high)
     else:
         value = np.uint64(size) * np.uint64(0x9E3779B185EBCA87)
         for k in range((size + 31) // 32):
             for side, at in enumerate((start + 16 * k, start + size - 16 * (k + 1))):
-                value += _multiplied(
+                value += _fold_product(
                     _read(data, at, 8) ^ _SECRET[4 * k + 2 * side],
                     _read(data, at + 8, 8) ^ _SECRET[4 * k + 2 * side + 1],
                 )
@@ -320,8 +320,8 @@ def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
 
 
 @inlined
-def _fold(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
-    """Write an ASCII word as `words.fold` has it; its bytes."""
+def _fold_ascii(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
+    """Write an ASCII word folded as by `word_table.fold_word`; return its size in bytes."""
     while not _KINDS[data[start]] & _ALNUM:
         start += 1
     while not _KINDS[data[stop - 1]] & _ALNUM:
@@ -343,16 +343,16 @@ def _fold(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
 def ascii_features(
     data: Bytes, starts: Places, stops: Places
 ) -> tuple[Hashes, Flags, Flags, Hashes, Places]:
-    """The columns `hashes`, `symbol`, `letter` and `folded` of `words.Words`, shape (N,) each, and
-    in which rows they are left out: of words that are long, empty or not ASCII."""
+    """Return the columns `hashes`, `symbol`, `letter` and `folded` of `WordArrays`, shape (N,) each,
+    and the rows without values: words that are long, empty or not ASCII."""
     hashes, folded = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.uint64)
     symbol, letter = np.zeros(len(starts), np.bool_), np.zeros(len(starts), np.bool_)
     others = np.empty(len(starts), np.int64)
-    buffer = np.empty(LONGEST_KNOWN, np.uint8)
+    buffer = np.empty(MAX_HASHED, np.uint8)
     left = 0
     for k in range(len(starts)):
         start, size = starts[k], stops[k] - starts[k]
-        kinds = _kinds(data, start, stops[k]) if 0 < size <= LONGEST_KNOWN else _WIDE
+        kinds = _kinds(data, start, stops[k]) if 0 < size <= MAX_HASHED else _WIDE
         if kinds & _WIDE:
             others[left] = k
             left += 1
@@ -363,5 +363,5 @@ def ascii_features(
         if kinds == _LOWER:
             folded[k] = hashes[k]
         elif not symbol[k]:
-            folded[k] = _xxh3(buffer, 0, _fold(data, start, stops[k], buffer))
+            folded[k] = _xxh3(buffer, 0, _fold_ascii(data, start, stops[k], buffer))
     return hashes, symbol, letter, folded, others[:left].copy()

@@ -1,8 +1,7 @@
-"""One split and one hash of each word, shared by every rule and by near-duplicate search.
+"""Words of a text with one split and one hash each, shared by every rule and near-duplicate search.
 
-Compiled scans find the words and all that is to be known of those in ASCII; Python touches each
-distinct other word once. All that counts, compares or combines words afterwards is arithmetic on
-arrays.
+Compiled kernels find the words and all features of ASCII words; Python processes each distinct
+other word once. All that counts, compares or combines words afterwards is array arithmetic.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN_GAMMA, hash64, mix64
-from stages.text.chinese_variants import simplified
+from stages.text.chinese_variants import to_simplified
 from stages.text.words.utf8_kernels import (
     UNSPACED_RANGES,
     as_array,
@@ -46,52 +45,52 @@ class WordArrays:
     """A text's words as arrays of shape (N,), in order."""
 
     hashes: Hashes
-    """Of the word as written."""
+    """Hash of the word as written."""
     lengths: npt.NDArray[np.int64]
-    """Characters."""
+    """Length, characters."""
     symbol: npt.NDArray[np.bool_]
-    """No letter and no digit in it."""
+    """Whether it has neither a letter nor a digit."""
     letter: npt.NDArray[np.bool_]
-    """At least one letter in it."""
+    """Whether it has a letter."""
     folded: Hashes
-    """Of the word in lower case without accents, outer punctuation or digits' values, Chinese
-    characters in their simplified form; 0 for a word that is nothing but punctuation."""
+    """Hash of the word in lower case without accents, outer punctuation and values of digits,
+    Chinese characters simplified; 0 for a word of punctuation alone."""
     unspaced: npt.NDArray[np.bool_]
-    """A character of a script that is written without spaces."""
+    """Whether it is a character of a script that is written without spaces."""
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     @property
     def columns(self) -> _Columns:
-        """All of them."""
+        """All arrays in order."""
         return (self.hashes, self.lengths, self.symbol, self.letter, self.folded, self.unspaced)
 
 
 @cache
 def shared_word_table() -> WordTable:
-    """The one of this process: what it learnt of one shard serves the next."""
+    """Return the table of this process, whose cached words serve all shards."""
     return WordTable()
 
 
 class WordTable:
-    """Splits texts into `Words`, remembering the words that it met.
+    """Splits texts into `WordArrays` with a cache of words.
 
-    What it remembers is bounded and never changes a result.
+    The cache is bounded and never changes a result.
     """
 
     def __init__(self) -> None:
-        self._forget()
+        self._clear()
 
     def words(self, text: str) -> WordArrays:
-        """The text's words: runs between white space, and each character of a script that is
-        written without spaces."""
+        """Return the words of a text: runs between white space, and each character of a script that
+        is written without spaces."""
         data = utf8(text)
         return self._at(data, *word_bounds(as_array(data)))
 
     def tokens(self, text: str) -> WordArrays:
-        """The text's words with punctuation marks as words of their own."""
-        self._bound()
+        """Return the words of a text with punctuation marks as words of their own."""
+        self._limit_cache()
         data = utf8(text)
         array = as_array(data)
         starts, stops = word_bounds(array)
@@ -100,17 +99,17 @@ class WordTable:
         return self._at(data, *token_bounds(array, starts, stops, np.fromiter(sizes, np.int64)))
 
     def look_up(self, words: list[str]) -> WordArrays:
-        """What is known of each of these words."""
+        """Return the features of each of these words."""
         written = [utf8(word) for word in words]
         edges = np.fromiter(accumulate(map(len, written), initial=0), np.int64, len(words) + 1)
         return self._at(b"".join(written), edges[:-1], edges[1:])
 
     def _at(self, data: bytes, starts: Places, stops: Places) -> WordArrays:
-        """The words between these places in the UTF-8, shape (N,) each."""
+        """Return the words between these places in the UTF-8, shape (N,) each."""
         hashes, symbol, letter, folded, others = ascii_features(as_array(data), starts, stops)
         words = WordArrays(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
         if len(others):
-            self._bound()
+            self._limit_cache()
             written = _slices(data, starts, stops, others)
             rows = np.fromiter(map(self._rows.__getitem__, written), np.int64, len(others))
             self._add_words(self._rows.new)
@@ -118,19 +117,19 @@ class WordTable:
                 column[others] = known[rows]
         return words
 
-    def _bound(self) -> None:
+    def _limit_cache(self) -> None:
         words = max(len(self._rows), len(self._cuts))
         if words > _CACHED_WORDS or self._bytes + self._cuts.bytes > _CACHED_BYTES:
-            self._forget()
+            self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._rows = _WordRows()
         self._cuts = _TokenSizes()
         self._bytes = 0
         self._columns = _columns(1 << 12)
 
     def _add_words(self, words: list[bytes]) -> None:
-        """Fill in the rows of words that were met for the first time."""
+        """Fill the rows of words that are new in the cache."""
         if not words:
             return
         stop = len(self._rows)
@@ -148,7 +147,7 @@ class WordTable:
 
 
 class _WordRows(dict[bytes, int]):
-    """A row for each word, a new one for a word that is asked for the first time."""
+    """Rows of cached words; a new word gets the next row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class _WordRows(dict[bytes, int]):
 
 
 class _TokenSizes(dict[bytes, tuple[int, ...]]):
-    """The bytes of the tokens of what stands between white space."""
+    """Sizes in bytes of the tokens of words between white space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,25 +217,25 @@ def _word_features(word: str) -> tuple[int, int, bool, bool, int, bool]:
 
 
 def fold_word(word: str) -> str:
-    """The word as near-duplicate search sees it: lower case, no accents, digits alike, Chinese
-    characters simplified."""
+    """Fold a word for near-duplicate search: lower case, no accents, equal digits, Chinese characters
+    simplified."""
     word = word.lower()
     if word.isascii():
         word = word.strip(_ASCII_MARKS)
         return word if word.isalpha() else _DIGITS.sub("0", word)
     word = _DIGITS.sub("0", _PUNCTUATION.sub("", word))
     split = unicodedata.normalize("NFD", word)
-    return simplified("".join(c for c in split if unicodedata.category(c) != "Mn"))
+    return to_simplified("".join(c for c in split if unicodedata.category(c) != "Mn"))
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Where each of the words that a `Lexicon` splits the text into begins and ends."""
+    """Return first character and one past the last of each word of `WordTable.words`."""
     return [match.span() for match in _WORD.finditer(text)]
 
 
 def ngram_hashes(words: Hashes, n: int) -> Hashes:
-    """A hash of every run of n words, shape (N - n + 1,): a polynomial of the words' hashes,
-    mixed. Empty where there are fewer than n words."""
+    """Return a hash of every run of n words, shape (N - n + 1,): a mixed polynomial of the words'
+    hashes. Empty for fewer than n words."""
     count = max(0, len(words) - n + 1)
     hashes = np.zeros(count, np.uint64)
     for k in range(n if count else 0):

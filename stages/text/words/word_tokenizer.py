@@ -1,7 +1,7 @@
-"""Words and punctuation marks apart, about as spaCy's English tokenizer splits them.
+"""Words and punctuation marks as separate tokens, split about as by spaCy's English tokenizer.
 
-Marks are taken off both ends of what stands between white space, one by one; what is left is cut
-inside only where letters meet at a mark, and not at all if it looks like an address.
+Marks are split off both ends of a word between white space, one by one; the rest is split inside
+only where letters meet at a mark, and not at all if it resembles an address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INSIDE = re.compile(
     r"|(?<=[^\W\d_]),(?=[^\W\d_])|(?<=[^\W_])[:<>=/](?=[^\W\d_])"
     r"|(?<=[^\W_])(?:-{1,3}|—|–|~)(?=[^\W\d_])"
 )
-_JOINT = re.compile("[.…+*^,:<>=/~—–-]")  # all that `_INSIDE` can find begins with one of these
+_JOINT = re.compile("[.…+*^,:<>=/~—–-]")  # every match of `_INSIDE` begins with one of these
 _ADDRESS = re.compile(
     r"(?:[A-Za-z][\w+.-]*://)?(?:\S+@)?[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*"
     r"\.[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?$"
@@ -30,13 +30,13 @@ _ABBREVIATIONS = """e.g. i.e. a.m. p.m. vs. v.s. Mr. Mrs. Ms. Dr. Prof. St. Inc.
 Sr. Gen. Gov. Rep. Sen. Mt. No. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec."""
 _WHOLE = frozenset([*_ABBREVIATIONS.split(), ":)", ":(", ";)", ":-)", "C++"])
 
-_WINDOW = 8  # characters: no ending and no word of `_WHOLE` is longer
+_WINDOW = 8  # characters: no suffix and no word of `_WHOLE` is longer
 _ALONE = frozenset('…,!?¿¡{}<>_#*&"”“`‘´‚„»«。？！，、；：')
-"""Marks that stand for themselves behind a word, whatever comes before them."""
+"""Marks that are tokens of their own after a word, whatever precedes them."""
 
 
 def split_word(word: str) -> list[str]:
-    """What stands between white space as tokens, in order."""
+    """Split a word between white space into tokens, in order."""
     if word.isalpha():
         return [word]
     front: list[str] = []

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.text.pii import (
-    KINDS,
+    ENTITIES,
     PLACEHOLDERS,
     PiiSpan,
     find_pii,
@@ -23,7 +23,7 @@ from stages.text.pii import (
 
 LABELS = Path(__file__).parents[2] / "golden" / "pii.txt"
 REGIONS = ("US", "CN")
-_MARK = re.compile(rf"\[({'|'.join(KINDS)}):(.*?)\](?!\])")
+_MARK = re.compile(rf"\[({'|'.join(ENTITIES)}):(.*?)\](?!\])")
 
 
 def labelled() -> list[tuple[str, set[PiiSpan]]]:
@@ -34,7 +34,7 @@ def labelled() -> list[tuple[str, set[PiiSpan]]]:
         at = 0
         for match in _MARK.finditer(line):
             text += line[at : match.start()]
-            kind = next(kind for kind in KINDS if kind == match[1])
+            kind = next(kind for kind in ENTITIES if kind == match[1])
             truth.add(PiiSpan(len(text), len(text) + len(match[2]), kind))
             text += match[2]
             at = match.end()
@@ -46,14 +46,14 @@ def score() -> dict[str, tuple[int, int, int]]:
     """By kind: labelled, found, and found rightly."""
     wanted, found, right = Counter(), Counter(), Counter()
     for text, truth in labelled():
-        seen = set(find_pii(text, KINDS, REGIONS))
-        wanted.update(f.kind for f in truth)
-        found.update(f.kind for f in seen)
-        right.update(f.kind for f in seen & truth)
-    return {kind: (wanted[kind], found[kind], right[kind]) for kind in KINDS}
+        seen = set(find_pii(text, ENTITIES, REGIONS))
+        wanted.update(f.entity for f in truth)
+        found.update(f.entity for f in seen)
+        right.update(f.entity for f in seen & truth)
+    return {kind: (wanted[kind], found[kind], right[kind]) for kind in ENTITIES}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ENTITIES)
 def test_recall_and_precision(kind: str) -> None:
     wanted, found, right = score()[kind]
     assert wanted >= 3
@@ -63,7 +63,7 @@ def test_recall_and_precision(kind: str) -> None:
 
 def test_a_text_is_masked_by_kind() -> None:
     text = "From ada@example.org (8.8.8.8), card 4526 0181 5908 3012."
-    assert mask_pii(text, KINDS, REGIONS) == (
+    assert mask_pii(text, ENTITIES, REGIONS) == (
         "From [EMAIL] ([IP]), card [CARD].",
         Counter(email=1, ip=1, card=1),
     )
@@ -101,16 +101,16 @@ def test_a_resident_identity_number_with_a_wrong_digit_is_none(at: int, by: int)
 
 @given(st.text(st.sampled_from("0123456789+-. ()@:/abAB王"), max_size=60))
 def test_what_is_masked_holds_nothing_more(text: str) -> None:
-    masked, counts = mask_pii(text, KINDS, REGIONS)
-    assert sum(masked.count(PLACEHOLDERS[kind]) for kind in KINDS) == counts.total()
-    spans = find_pii(text, KINDS, REGIONS)
+    masked, counts = mask_pii(text, ENTITIES, REGIONS)
+    assert sum(masked.count(PLACEHOLDERS[kind]) for kind in ENTITIES) == counts.total()
+    spans = find_pii(text, ENTITIES, REGIONS)
     assert all(one.stop <= other.start for one, other in pairwise(spans))
 
 
 def test_no_pattern_backtracks() -> None:
     """It would take hours."""
     for unit in ("a.", "1-", "1 ", "a@", "::", "+1(", "eyJ", "-----BEGIN ", "http://a:", "1."):
-        find_pii(unit * 50_000, KINDS, REGIONS)
+        find_pii(unit * 50_000, ENTITIES, REGIONS)
 
 
 if __name__ == "__main__":

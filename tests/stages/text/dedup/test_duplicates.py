@@ -10,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.hashing import hash64
-from stages.text.chinese_variants import simplified
-from stages.text.cleaning_params import Dedup
-from stages.text.dedup.banding import best_shape, error, found_at
+from stages.text.chinese_variants import to_simplified
 from stages.text.dedup.components import components, survivors
+from stages.text.dedup.dedup_params import DedupParams
 from stages.text.dedup.hash_join import JaccardAtLeast, RowFiles, write_array
-from stages.text.dedup.minhash import MinHash
+from stages.text.dedup.minhash import (
+    MinHash,
+    band_error,
+    best_band_shape,
+    match_probability,
+)
 from stages.text.words.word_table import WordTable, fold_word, ngram_hashes
 
 
@@ -23,6 +27,11 @@ def shingles(text):
     words = [folded for word in text.split() if (folded := fold_word(word))]
     n = min(5, len(words))
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if n else set()
+
+
+def text_bands(minhash, words):
+    signature = minhash.text_signature(words)
+    return None if signature is None else minhash.band_hashes(signature)
 
 
 def jaccard(a, b):
@@ -46,12 +55,12 @@ def variants(seed, bases=60):
 def test_recall_and_precision_are_what_the_formula_promises():
     texts, minhash, shared_word_table = variants(0), MinHash(), WordTable()
     sets = [shingles(text) for text in texts]
-    bands = np.array([minhash.band_hashes(shared_word_table.words(text)) for text in texts])
+    bands = np.array([text_bands(minhash, shared_word_table.words(text)) for text in texts])
     groups = [range(start, start + 6) for start in range(0, len(texts), 6)]
     inside = [pair for group in groups for pair in combinations(group, 2)]
     similar = np.array([jaccard(sets[a], sets[b]) for a, b in inside])
     found = np.array([(bands[a] == bands[b]).any() for a, b in inside])
-    expected = np.array([minhash.probability(s) for s in similar])
+    expected = np.array([minhash.match_probability(s) for s in similar])
     for low, high in ((0.0, 0.4), (0.4, 0.6), (0.6, 0.75), (0.75, 0.9), (0.9, 1.01)):
         chosen = (similar >= low) & (similar < high)
         assert chosen.sum() > 30
@@ -66,9 +75,9 @@ def test_verification_makes_candidates_precise(tmp_path):
     texts, minhash, shared_word_table = variants(2, 30), MinHash(bands=28, rows=4), WordTable()
     sets = [shingles(text) for text in texts]
     words = [shared_word_table.words(text) for text in texts]
-    signatures = np.array([minhash.of(word) for word in words])
+    signatures = np.array([minhash.text_signature(word) for word in words])
     write_array(tmp_path / "signatures", signatures)
-    found = sorted(equal_links(np.array([minhash.bands_of(s) for s in signatures])))
+    found = sorted(equal_links(np.array([minhash.band_hashes(s) for s in signatures])))
     left, right = np.array(found).T
     confirmed = JaccardAtLeast(RowFiles([tmp_path / "signatures"], [0]), 0.8)(left, right)
     similar = np.array([jaccard(sets[a], sets[b]) for a, b in found])
@@ -102,13 +111,13 @@ def test_the_signature_estimates_jaccard():
 
 def test_shingles_see_through_case_digits_accents_and_punctuation():
     minhash, shared_word_table = MinHash(), WordTable()
-    one = minhash.band_hashes(
-        shared_word_table.words("The café, opened in 1998, serves tea; daily.")
+    one = text_bands(
+        minhash, shared_word_table.words("The café, opened in 1998, serves tea; daily.")
     )
-    two = minhash.band_hashes(shared_word_table.words("the cafe opened in 2021 serves tea daily"))
+    two = text_bands(minhash, shared_word_table.words("the cafe opened in 2021 serves tea daily"))
     assert (one == two).all()
-    assert minhash.band_hashes(shared_word_table.words("--- !!! ...")) is None
-    assert minhash.band_hashes(shared_word_table.words("two words")) is not None
+    assert text_bands(minhash, shared_word_table.words("--- !!! ...")) is None
+    assert text_bands(minhash, shared_word_table.words("two words")) is not None
 
 
 def test_large_texts_are_hashed_in_blocks_alike():
@@ -120,37 +129,40 @@ def test_large_texts_are_hashed_in_blocks_alike():
 
 
 def test_the_probability_is_the_papers():
-    assert MinHash().probability(0.8) == pytest.approx(0.924, abs=1e-3)
-    assert MinHash().probability(0.5) == pytest.approx(0.0533, abs=1e-3)
+    assert MinHash().match_probability(0.8) == pytest.approx(0.924, abs=1e-3)
+    assert MinHash().match_probability(0.5) == pytest.approx(0.0533, abs=1e-3)
 
 
 def test_a_threshold_chooses_the_shape_of_least_error():
     for threshold, weight in ((0.5, 0.5), (0.8, 0.5), (0.8, 0.9), (0.95, 0.5)):
-        bands, rows = best_shape(threshold, 48, weight)
+        bands, rows = best_band_shape(threshold, 48, weight)
         below, above = np.linspace(0, threshold, 10_001), np.linspace(threshold, 1, 10_001)
         false = np.trapezoid(1 - (1 - below**rows) ** bands, below)
         missed = np.trapezoid((1 - above**rows) ** bands, above)
         area = (1 - weight) * false + weight * missed
-        assert error(threshold, bands, rows, weight) == pytest.approx(area, abs=1e-4)
+        assert band_error(threshold, bands, rows, weight) == pytest.approx(area, abs=1e-4)
         for other in range(1, 49):
             for length in range(1, 48 // other + 1):
-                assert error(threshold, other, length, weight) >= area - 1e-4
+                assert band_error(threshold, other, length, weight) >= area - 1e-4
 
 
 def test_bands_rows_and_threshold_must_agree():
-    assert Dedup().shape == (14, 8) and Dedup(bands=20).shape == (20, 8)
-    bands, rows = Dedup(threshold=0.8).shape
+    assert DedupParams().band_shape == (14, 8) and DedupParams(num_bands=20).band_shape == (20, 8)
+    bands, rows = DedupParams(threshold=0.8).band_shape
     assert bands * rows <= 112 and (1 / bands) ** (1 / rows) == pytest.approx(0.8, abs=0.05)
-    assert Dedup(threshold=0.8, bands=bands, rows=rows).shape == (bands, rows)
+    assert DedupParams(threshold=0.8, num_bands=bands, rows_per_band=rows).band_shape == (
+        bands,
+        rows,
+    )
     with pytest.raises(ValueError, match=r"threshold 0.8 chooses .* not 14 and 8: leave out"):
-        Dedup(threshold=0.8, bands=14, rows=8)
-    heavy = Dedup(threshold=0.8, miss_weight=0.95).shape
-    assert found_at(0.8, *heavy) > found_at(0.8, bands, rows)
+        DedupParams(threshold=0.8, num_bands=14, rows_per_band=8)
+    heavy = DedupParams(threshold=0.8, false_negative_weight=0.95).band_shape
+    assert match_probability(0.8, *heavy) > match_probability(0.8, bands, rows)
 
 
 def test_unspaced_scripts_are_shingled_by_characters():
     poem = "床前明月光疑是地上霜举头望明月低头思故乡"
-    minhash, shared_word_table = MinHash(character_ngram=6), WordTable()
+    minhash, shared_word_table = MinHash(character_ngram_size=6), WordTable()
 
     def characters(text):
         return len(minhash.shingles(shared_word_table.words(text)))
@@ -222,7 +234,7 @@ def test_ngram_hashes_are_equal_where_ngrams_are(letters, n):
 def test_the_fast_way_to_fold_is_the_plain_one(text):
     for word in text.split():
         lower = re.sub(r"\d+", "0", re.sub(r"^[\W_]+|[\W_]+$", "", word.lower()))
-        plain = simplified("".join(c for c in normalize("NFD", lower) if category(c) != "Mn"))
+        plain = to_simplified("".join(c for c in normalize("NFD", lower) if category(c) != "Mn"))
         assert fold_word(word) == plain
         found = WordTable().words(word).folded.tolist()
         if len(found) == 1:

@@ -14,7 +14,7 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.text.dedup import hash_join
-from stages.text.dedup.rolling_hash import RollingHash, sliding, winnow
+from stages.text.dedup.rolling_hash import RollingHash, sliding_extremum, winnow
 from stages.text.sources import source_listing
 
 
@@ -60,7 +60,7 @@ def test_substrings_are_those_of_brute_force(tmp_path_factory, seed, least, shar
         patch.setattr(source_listing, "SHARD_BYTES", 1)
         patch.setattr(hash_join, "RECORDS_PER_TASK", chance.choice([5, 100, 10**6]))
         files = [texts[at::shards] for at in range(shards)]
-        ctx = run(tmp_path_factory.mktemp("s"), files, substrings=least)
+        ctx = run(tmp_path_factory.mktemp("s"), files, min_repeated_substring=least)
     order = [text for file in files for text in file]
     expected = brute(order, least)
     assert left(ctx) == [text for text in expected if text]
@@ -76,7 +76,7 @@ def test_the_first_document_keeps_the_line(tmp_path):
     first = "The same line stands here.\nOnly the first has this.\nshort"
     second = "Another beginning\nthe SAME line  stands here.\nshort\nAnd an end."
     third = "The same line stands here.\nThe same line stands here."
-    ctx = run(tmp_path, [[first], [second, third]], lines=10)
+    ctx = run(tmp_path, [[first], [second, third]], min_repeated_line=10)
     assert left(ctx) == [first, "Another beginning\nshort\nAnd an end."]
     (row,) = pq.read_table(ctx.out / "dropped").to_pylist()
     assert (row["rule"], row["score"], row["text"]) == ("repeated_text", 1.0, third)
@@ -94,7 +94,7 @@ def test_the_first_document_keeps_the_line(tmp_path):
 def test_the_first_document_keeps_the_paragraph(tmp_path):
     shared = "A paragraph of two lines\nthat others quote."
     texts = [f"One.\n\n{shared}", f"{shared}\n\nTwo.\n\n{shared.upper()}", "that others quote."]
-    ctx = run(tmp_path, [texts], paragraphs=12)
+    ctx = run(tmp_path, [texts], min_repeated_paragraph=12)
     assert left(ctx) == [texts[0], "Two.", texts[2]]
 
 
@@ -102,7 +102,7 @@ def test_too_little_left_drops_the_document_as_it_was(tmp_path):
     shared = "".join(random.Random(0).choices("abcdefgh", k=300))
     tail = "".join(random.Random(1).choices("abcdefgh", k=200))
     texts = [shared, f"{shared} and a bit", f"{shared}{tail}"]
-    ctx = run(tmp_path, [texts], substrings=50, min_remaining=100)
+    ctx = run(tmp_path, [texts], min_repeated_substring=50, min_remaining=100)
     assert left(ctx) == [shared, tail]
     (row,) = pq.read_table(ctx.out / "dropped").to_pylist()
     assert row["text"] == texts[1] and row["score"] == pytest.approx(300 / 310)
@@ -111,7 +111,9 @@ def test_too_little_left_drops_the_document_as_it_was(tmp_path):
 def test_copies_that_are_dropped_repeat_nothing(tmp_path):
     """The survivor, read later than the copy that goes, keeps its text."""
     text = ". ".join("".join(random.Random(at).choices("abcdefgh ", k=60)) for at in range(20))
-    ctx = run(tmp_path, [[text, f"{text} It is the longer one."]], near=True, substrings=50)
+    ctx = run(
+        tmp_path, [[text, f"{text} It is the longer one."]], near=True, min_repeated_substring=50
+    )
     assert left(ctx) == [f"{text} It is the longer one."]
 
 
@@ -131,4 +133,4 @@ def test_anchors_are_the_least_of_some_window(values, width):
     chosen = {at for w, low in zip(windows, least, strict=True) for at in w if values[at] == low}
     assert set(winnow(hashes, width).tolist()) == chosen
     if windows:
-        assert sliding(hashes, width, np.minimum).tolist() == least
+        assert sliding_extremum(hashes, width, np.minimum).tolist() == least

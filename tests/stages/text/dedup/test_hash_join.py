@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.text.cleaning_params import Dedup
 from stages.text.dedup import hash_join, survivor_ranking
+from stages.text.dedup.dedup_params import DedupParams
 from stages.text.dedup.hash_join import (
     RECORD,
     JaccardAtLeast,
@@ -69,7 +69,7 @@ def test_components_are_those_of_union_find(tmp_path_factory, keys, files, task)
         patch.setattr(hash_join, "RECORDS_PER_TASK", task)
         patch.setattr(hash_join, "FORESTS_PER_MERGE", 2)
         assert len(hash_ranges(spread)) == -(-3 * len(keys) // task)
-        spanning_forest = hash_join.connected_rows(spread, None, scope(folder))
+        spanning_forest = hash_join.join_equal_hashes(spread, None, scope(folder))
     roots = np.arange(len(keys))
     roots[spanning_forest[:, 0]] = spanning_forest[:, 1]
     pairs = [(a, b) for a, b in combinations(range(len(keys)), 2) if (bands[a] == bands[b]).any()]
@@ -105,7 +105,7 @@ def test_only_similar_signatures_are_linked(tmp_path):
     files = RowFiles([tmp_path / "low", tmp_path / "high"], [0, 3])
     for least, expected in ((0.8, [[3, 2]]), (0.81, []), (0.0, [[1, 0], [2, 0], [3, 0]])):
         pair_filter = JaccardAtLeast(files, least)
-        found = hash_join.connected_rows(
+        found = hash_join.join_equal_hashes(
             [tmp_path / "spread"], pair_filter, scope(tmp_path / str(least))
         )
         assert found.tolist() == expected
@@ -121,14 +121,14 @@ def test_ranks_follow_the_wishes_in_order(keys):
 
 def test_hashes_are_told_apart_by_all_that_decides_them():
     described = {
-        Dedup(**options).described
+        DedupParams(**options).hash_description
         for options in (
             {},
             {"near": False},
-            {"ngram": 4},
-            {"character_ngram": 4},
-            {"bands": 15},
-            {"rows": 7},
+            {"ngram_size": 4},
+            {"character_ngram_size": 4},
+            {"num_bands": 15},
+            {"rows_per_band": 7},
             {"verify": True},
         )
     }

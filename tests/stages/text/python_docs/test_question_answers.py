@@ -10,14 +10,14 @@ from stages.text.python_docs.docstrings import (
     first_sentence,
     module_documents,
 )
-from stages.text.python_docs.preference_pairs import build_preferences, shuffle_words
-from stages.text.python_docs.question_answers import (
+from stages.text.python_docs.holdout import (
     EVAL_SHARE,
     UNLABELLED_SHARE,
-    ObjectSummary,
     is_held_out,
     split_of,
 )
+from stages.text.python_docs.preference_pairs import build_preferences, shuffle_words
+from stages.text.python_docs.question_answers import ObjectSummary
 
 SOURCE = b'''
 """A module.

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.text.cleaning_params import EditName, RuleSetName, limit_problems, merge_limits
 from stages.text.rules.catalogue import RULE_SETS, Limit
 from stages.text.rules.document_view import DocumentView
-from stages.text.rules.length_rules import Lists
+from stages.text.rules.rule_params import EditName, RuleSetName, limit_problems, merge_limits
 from stages.text.rules.rule_scorer import MEASURES, RuleScorer, first_failures
+from stages.text.rules.word_list_rules import Blocklists
 from stages.text.text_edits import build_edits
 from stages.text.words.word_table import WordTable
 
@@ -30,7 +30,7 @@ def test_every_set_has_a_name_in_pipeline_files_and_code_that_measures_it():
 @pytest.mark.parametrize("lang", ["en", "zh", "und"])
 @pytest.mark.parametrize("text", [TEXT, "x", "\n", "<!doctype html><p>hello</p>"])
 def test_a_set_measures_its_rules_and_no_others(name, lang, text):
-    measure = MEASURES.get(name, Lists(words=("cat",)))
+    measure = MEASURES.get(name, Blocklists(words=("cat",)))
     measured = measure(DocumentView(text, lang, WordTable()))
     assert set(measured) == set(RULE_SETS[name].rules)
     assert all(isinstance(value, float) for value in measured.values())
@@ -89,7 +89,7 @@ def test_a_pipeline_file_changes_ranges_one_by_one():
         ),
         (
             {"length": {"characters": (9.0, 1.0)}},
-            "limits.length.characters: nothing lies in this range (swap its ends)",
+            "limits.length.characters: the range is empty (swap its ends)",
         ),
         (
             {"length": {"characters": 9.0}},

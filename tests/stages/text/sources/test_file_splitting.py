@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from stages.data.documents import read_stats
 from stages.text.sources.file_splitting import split_file
 from stages.text.sources.readers import read
-from stages.text.sources.source_listing import SourceFile
+from stages.text.sources.source_file import SourceFile
 
 LINES = st.sampled_from([b'{"text": "one"}', b'{"text": "two \xc3\xa9"}', b"", b" \t", b"{", b"\r"])
 
@@ -28,7 +28,7 @@ def numbered(files):
     return [
         (position, raw.text, raw.meta, raw.broken)
         for file in files
-        for position, raw in enumerate(read(file), file.cut.records if file.cut else 0)
+        for position, raw in enumerate(read(file), file.first_record)
     ]
 
 
@@ -80,7 +80,7 @@ source, folder, limit, options = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
 ctx = Context.local(Path(folder))
 params = CleanParams(sources=(source,), **json.loads(options))
-clean(params, Inputs({"against": []}), ctx.out, ctx)
+clean(params, Inputs({"dedup_against": []}), ctx.out, ctx)
 """
 
 
@@ -102,7 +102,7 @@ def test_memory_is_bounded_by_the_piece_not_by_the_file(tmp_path):
             lines.write(json.dumps({"text": f"{number} {text}"}) + "\n")
     assert (tmp_path / "a.jsonl").stat().st_size > 140e6
     limits = {"length": {"characters": [1, None]}}
-    dedup = {"near": False, "index": False}
+    dedup = {"near": False, "save_index": False}
     options = {"rules": ["length"], "limits": limits, "dedup": dedup}
     clean_within(LIMIT, tmp_path / "a.jsonl", tmp_path / "w", **options)
 

@@ -19,7 +19,7 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.text.sources import source_listing
-from stages.text.sources.fsspec_files import contains_secret, redact_url
+from stages.text.sources.fsspec_files import contains_secret, redact_urls
 from stages.text.sources.readers import BrokenFile, read
 from stages.text.sources.source_listing import content_digest, list_files
 
@@ -99,7 +99,7 @@ def test_a_damaged_file_gives_what_it_holds(memory, tmp_path):
     assert held
     ctx = Context.local(tmp_path)
     lax = {"limits": {"length": {"characters": [1, None]}}, "rules": ("length",)}
-    clean(CleanParams(sources=("memory://b",), **lax), Inputs({"against": []}), ctx.out, ctx)
+    clean(CleanParams(sources=("memory://b",), **lax), Inputs({"dedup_against": []}), ctx.out, ctx)
     assert read_stats(ctx.out)["by_rule"]["broken.file"]["documents"] == 2
     assert (
         "cut.jsonl.gz: cannot read the source: Compressed file"
@@ -168,7 +168,7 @@ def test_web_servers_and_signatures(corpus, server, monkeypatch, name):
     )
     assert list(read(file)) == list(read(list_files([str(corpus / name)])[0]))
     assert content_digest(url)
-    with pytest.raises(InputError, match=r"no right to read|does not exist") as caught:
+    with pytest.raises(InputError, match=r"no permission to read|does not exist") as caught:
         content_digest(f"{server}/{name}?sig=wrong")
     assert "wrong" not in str(caught.value)
 
@@ -178,7 +178,7 @@ def test_secrets_are_named_and_not_written():
     assert contains_secret("https://host/a.jsonl?X-Amz-Signature=abc")
     assert not contains_secret("https://me:${env:PASSWORD}@host/a.jsonl?sig=${env:SIG}")
     assert not contains_secret("https://host/a.jsonl?download=true")
-    told = redact_url("403, url='https://me:p@ss@host/a.jsonl?sig=abc' and s3://b/c#d")
+    told = redact_urls("403, url='https://me:p@ss@host/a.jsonl?sig=abc' and s3://b/c#d")
     assert told == "403, url='https://host/a.jsonl' and s3://b/c"
     problems = CleanParams(sources=("https://a:b@host/x.txt",)).check({})
     assert [problem.key for problem in problems] == ["sources"]

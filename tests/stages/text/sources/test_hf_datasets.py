@@ -179,7 +179,7 @@ def test_lists_see_the_urls_of_datasets(tmp_path):
         meta_columns=("url",),
         dedup={"near": False},
     )
-    clean(params, Inputs({"against": []}), ctx.out, ctx)
+    clean(params, Inputs({"dedup_against": []}), ctx.out, ctx)
     kept = [json.loads(document.meta)["url"] for document in Documents(ctx.out)]
     assert len(kept) == 10 and "https://host/3" not in kept
     assert read_stats(ctx.out)["by_rule"]["broken.text_column"]["documents"] == 1

@@ -10,13 +10,13 @@ import zstandard
 
 from pipeline.errors import InputError
 from stages.text.python_docs.docstrings import documented_objects
+from stages.text.python_docs.holdout import is_held_out
 from stages.text.python_docs.installed_files import (
     InstalledFile,
-    digest,
+    installation_digest,
     installed_files,
     module_name,
 )
-from stages.text.python_docs.question_answers import is_held_out
 from stages.text.sources import readers, source_listing
 from stages.text.sources.readers import BrokenFile, RawDocument, read
 from stages.text.sources.source_listing import (
@@ -179,7 +179,7 @@ def test_folders_files_and_globs(corpus, monkeypatch):
     ("source", "message"),
     [
         ("missing", "does not exist"),
-        ("corpus/*.csv", "holds no readable file"),
+        ("corpus/*.csv", "has no readable file"),
         ("corpus/ignored.png", "no known type"),
         ("nosuch:bucket/x", "unknown source"),
         ("python:doc", "unknown source"),
@@ -234,7 +234,7 @@ def test_the_installation_is_listed_fairly_and_once():
     assert not any(f.distribution.startswith("headwater") for f in files)
     assert not any("/tests/" in f.place or f.place.startswith("..") for f in files)
     first_letters = {f.place[0] for f in files if f.distribution != "python"}
-    assert len(first_letters) > 10 and digest() == content_digest(PYTHON_DOCS)
+    assert len(first_letters) > 10 and installation_digest() == content_digest(PYTHON_DOCS)
 
 
 def test_modules_are_named_as_they_are_imported():
@@ -290,9 +290,11 @@ def test_records_are_read_as_they_are_written(tmp_path, monkeypatch):
         ("thing-1.0.dist-info/METADATA", 50),
         ("thing/a.py", 20),
     ]
-    before = digest.__wrapped__()
+    before = installation_digest.__wrapped__()
     record = (info / "RECORD").read_text()
     (info / "RECORD").write_text(record.replace("aaa", "AAA").replace("ddd", "DDD"))
-    assert digest.__wrapped__() == before  # scripts and libraries differ by environment
+    assert (
+        installation_digest.__wrapped__() == before
+    )  # scripts and libraries differ by environment
     (info / "RECORD").write_text(record.replace("bbb", "BBB"))
-    assert digest.__wrapped__() != before
+    assert installation_digest.__wrapped__() != before

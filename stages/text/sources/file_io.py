@@ -1,0 +1,87 @@
+"""Files of a source, here or behind a URL: opened, decompressed, hashed, and their errors."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import xxhash
+
+from pipeline.errors import InputError
+from stages.data.input_errors import as_input_error
+from stages.text.sources import fsspec_files
+from stages.text.sources.source_file import SourceFile
+
+
+class BrokenFile(InputError):
+    """A file that is damaged or truncated."""
+
+
+@contextmanager
+def open_file(file: SourceFile) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed."""
+    with (
+        fsspec_files.open_url(file.path) if file.is_remote else Path(file.path).open("rb") as stream
+    ):
+        name = file.place.lower()
+        if name.endswith(".gz"):
+            yield io.BufferedReader(gzip.GzipFile(fileobj=stream))
+        elif name.endswith(".zst"):
+            import pyarrow as pa
+
+            # Unlike zstandard's own reader, Arrow's raises when the file is truncated.
+            yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), "zstd"))
+        else:
+            yield stream
+
+
+def read_errors(file: SourceFile) -> AbstractContextManager[None]:
+    """Return a context that raises what prevents reading as an `InputError`.
+
+    Raises:
+        BrokenFile: within the context, if the file is damaged or truncated.
+        InputError: if it is missing or its permissions forbid reading.
+    """
+    return as_input_error(partial(_translate, file), hide_cause=file.is_remote)
+
+
+def _translate(file: SourceFile, error: Exception) -> InputError | None:
+    if file.is_remote and fsspec_files.is_storage_error(error):
+        return fsspec_files.url_error(file.path, error)
+    if not isinstance(error, OSError | EOFError | zlib.error):
+        return None
+    refused = isinstance(error, OSError) and error.errno is not None
+    kind = InputError if refused or isinstance(error, ConnectionError) else BrokenFile
+    return kind(
+        f"cannot read the source: {error}",
+        where=file.display_path,
+        remedy="repair or remove the file",
+    )
+
+
+def file_digest(file: SourceFile) -> str:
+    """Return what identifies the content of a file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if file.is_remote:
+        return fsspec_files.url_digest(file.path)
+    state = xxhash.xxh3_128()
+    try:
+        with Path(file.path).open("rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the source: {error.strerror}",
+            where=file.path,
+            remedy="check its file permissions",
+        ) from error
+    return state.hexdigest()
