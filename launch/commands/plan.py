@@ -38,7 +38,7 @@ def plan(
 
     Starts nothing and writes nothing.
     """
-    from pipeline.spec.pipeline_spec import load_spec
+    from pipeline.spec.spec_checker import load_spec
 
     store = open_store(store_path)
     result = plan_pipeline(load_spec(config, overrides), store, from_, only, rerun, strict_code)

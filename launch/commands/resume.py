@@ -62,7 +62,7 @@ def derive_run(run: Run, overrides: tuple[str, ...], from_: str | None = None) -
     """
     from launch.cluster.job_record import copy_job_record
     from pipeline.execution.run import Run
-    from pipeline.spec.pipeline_spec import spec_from_resolved
+    from pipeline.spec.spec_checker import spec_from_resolved
 
     source = str(run.folder / "run.yaml")
     spec = spec_from_resolved(run.resolved(), overrides, source)

@@ -35,7 +35,7 @@ def run(
     checkpoint, within 30 s; a second Ctrl-C stops at once. `headwater resume` continues.
     """
     from pipeline.execution.run import Run
-    from pipeline.spec.pipeline_spec import load_spec
+    from pipeline.spec.spec_checker import load_spec
 
     spec = load_spec(config, overrides)
     store = open_store(store_path)

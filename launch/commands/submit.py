@@ -47,7 +47,7 @@ def submit(
     from launch.cluster.job_watcher import count_driver_starts, watch_until_done
     from launch.cluster.preflight import check_resources, run_preflight
     from pipeline.execution.run import Run
-    from pipeline.spec.pipeline_spec import load_spec
+    from pipeline.spec.spec_checker import load_spec
 
     cluster = load_cluster(name, store_path)
     spec = load_spec(config, overrides)

@@ -314,7 +314,7 @@ class _Planner:
         try:
             artifact = self._existing(ref)
             if artifact.kind not in takes.kinds:
-                raise UserError(f"takes {' or '.join(takes.kinds)}, but {ref} is {artifact.kind}")
+                raise UserError(f"accepts {' or '.join(takes.kinds)}, but {ref} is {artifact.kind}")
         except UserError as error:
             key = f"{node.name}.{edge}"
             self.problems.append(Problem(key, error.message, error.remedy, node.where))

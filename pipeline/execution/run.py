@@ -1,14 +1,12 @@
-"""A run's folder and its append-only journal: the one truth about what happened.
+"""The folder of a run.
 
     <store>/runs/<run-id>/run.yaml        the resolved pipeline
     <store>/runs/<run-id>/plan.json       the newest plan
-    <store>/runs/<run-id>/journal.jsonl   {"seq", "time", "event", …}, one line an event
+    <store>/runs/<run-id>/journal.jsonl   the events (`pipeline.execution.journal`)
     <store>/runs/<run-id>/cancel          asks the run to stop
     <store>/runs/<run-id>/stages/<name>/attempt-K/
 
-Status is derived from the journal whenever somebody asks and is stored nowhere. A journal has
-one writer at a time, the driver, which holds the run's lease; a driver that is gone without a
-word leaves a run that shows as interrupted.
+A driver that dies leaves a run whose status is `interrupted`, because nothing renews its lease.
 """
 
 from __future__ import annotations
@@ -16,28 +14,23 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from pipeline.atomic_io import (
-    append_line,
-    disk_errors,
-    fsync_path,
-    make_folder,
-    read_json,
-    read_lines,
-    write_atomic,
-)
+from pipeline.atomic_io import disk_errors, fsync_path, make_folder, read_json, write_atomic
 from pipeline.errors import Failure, NotFound, UserError
+from pipeline.execution.journal import Journal, to_plain
+from pipeline.execution.plan import Plan
 from pipeline.naming import check_name
-from pipeline.redaction import redact, secret_names
+from pipeline.redaction import secret_names
+from pipeline.spec.pipeline_spec import Spec
+from pipeline.spec.spec_checker import spec_from_resolved
 from pipeline.status import (
+    COMPLETED_STATES,
     Event,
     RunStatus,
     StageStatus,
@@ -48,11 +41,6 @@ from pipeline.status import (
     with_elapsed_time,
 )
 from pipeline.storage.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.execution.plan import Plan
-    from pipeline.spec.pipeline_spec import Spec
-    from pipeline.storage.lease import Lease
 
 # Both lists are sorted, so that ids sort by the second and the 64th of a second they stand for.
 _WORDS = """
@@ -70,14 +58,12 @@ _ADJECTIVES, _NOUNS = (half.split() for half in _WORDS.split("|"))
 
 
 class Run:
-    """A run's folder; opening it reads nothing."""
+    """A run of a store; opening it reads nothing."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store = store
         self.id = check_name(run_id, "a run")
-        self._lock = threading.Lock()
-        self._tail = (-1, -1)  # the journal's size in bytes after our last append, and its seq
-        self._lease: Lease | None = None
+        self.journal = Journal(self.folder / "journal.jsonl", self.secrets)
         self._secrets: frozenset[str] | None = None
 
     def __repr__(self) -> str:
@@ -85,13 +71,23 @@ class Run:
 
     @classmethod
     def create(cls, store: Store, spec: Spec, plan: Plan, origin: str | None = None) -> Run:
-        """Make a new run's folder, pending.
+        """Create the folder of a new, pending run.
 
         Args:
-            origin: the run that this one goes on from with a changed configuration.
+            origin: the run that this one continues with a changed configuration.
         """
-        run = cls._draw(store)
-        resolved = yaml.safe_dump(_plain(spec.resolved), sort_keys=False, allow_unicode=True)
+        make_folder(store.root / "runs")
+        instant = time.time()
+        while True:
+            run = cls(store, new_run_id(instant))
+            try:
+                with disk_errors(run.folder):
+                    run.folder.mkdir()  # claims the id
+                    fsync_path(run.folder.parent)
+                break
+            except FileExistsError:
+                instant += 1 / len(_NOUNS)
+        resolved = yaml.safe_dump(to_plain(spec.resolved), sort_keys=False, allow_unicode=True)
         write_atomic(run.folder / "run.yaml", resolved)
         facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
         run.append("run.created", **facts, origin=origin)
@@ -100,18 +96,15 @@ class Run:
 
     @classmethod
     def find(cls, store: Store, name: str = "latest") -> Run:
-        """The run of that id, the one whose id begins or ends like that, or the `latest`.
+        """Return the run with that id, or whose id begins or ends like that, or the `latest`.
 
         Raises:
-            NotFound: there is none, or there are several.
+            NotFound: no run matches, or several do.
         """
-        ids = [run.id for run in list_runs(store)]
+        ids, where = [run.id for run in list_runs(store)], str(store.root)
         if not ids:
-            raise NotFound(
-                "the store holds no runs",
-                where=str(store.root),
-                remedy="start one with `headwater run CONFIG`, or name a store with --store",
-            )
+            remedy = "start one with `headwater run CONFIG`, or name a store with --store"
+            raise NotFound("the store holds no runs", where=where, remedy=remedy)
         if name in ids or name == "latest":
             return cls(store, ids[-1] if name == "latest" else name)
         matches = [known for known in ids if known.startswith(name) or known.endswith(f"-{name}")]
@@ -121,79 +114,51 @@ class Run:
             raise NotFound(f"several runs match {name!r}: {', '.join(matches[-5:])}")
         near = difflib.get_close_matches(name, ids, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]}?" if near else "`headwater list` shows all runs"
-        raise NotFound(f"no run {name!r}", where=str(store.root), remedy=remedy)
-
-    @classmethod
-    def _draw(cls, store: Store) -> Run:
-        """A run with a new id of this instant; its folder is made, which claims the id."""
-        make_folder(store.root / "runs")
-        instant = time.time()
-        while True:
-            run = cls(store, new_run_id(instant))
-            try:
-                with disk_errors(run.folder):
-                    run.folder.mkdir()
-                    fsync_path(run.folder.parent)
-            except FileExistsError:
-                instant += 1 / len(_NOUNS)
-            else:
-                return run
+        raise NotFound(f"no run {name!r}", where=where, remedy=remedy)
 
     @property
     def folder(self) -> Path:
-        """Where everything about the run lies."""
+        """The folder of everything about the run."""
         return self.store.root / "runs" / self.id
 
     @property
     def cancel_file(self) -> Path:
-        """Its existence asks the run to stop at the next safe point."""
+        """The file whose existence asks the run to stop at the next safe point."""
         return self.folder / "cancel"
 
-    @property
-    def journal(self) -> Path:
-        """The event log."""
-        return self.folder / "journal.jsonl"
-
     def attempt_dir(self, stage: str, attempt: int) -> Path:
-        """Logs and stack dumps of one attempt."""
+        """Return the folder of one attempt's logs and stack dumps."""
         return self.folder / "stages" / check_name(stage, "a stage") / f"attempt-{attempt}"
 
     def resolved(self) -> dict[str, Any]:
-        """The pipeline as it was resolved: what run.yaml holds."""
+        """Return the resolved pipeline, the content of run.yaml."""
         return dict(yaml.safe_load((self.folder / "run.yaml").read_text()))
 
     def spec(self) -> Spec:
-        """The run's pipeline, checked again."""
-        from pipeline.spec.pipeline_spec import spec_from_resolved
-
+        """Check the run's pipeline again and return it."""
         return spec_from_resolved(self.resolved())
 
     def plan(self) -> Plan:
-        """The newest plan.
+        """Return the newest plan.
 
         Raises:
-            Failure: there is none: whoever created the run was stopped before it was complete.
+            Failure: there is none, because the creation of the run was interrupted.
         """
-        from pipeline.execution.plan import Plan
-
-        if plan := self._plan():
+        if plan := self._raw_plan():
             return Plan.from_json(plan)
-        raise Failure(
-            f"run {self.id} has no plan",
-            where=str(self.folder),
-            remedy="it was stopped while it was created: start it again",
-        )
+        remedy = "its creation was interrupted: start it again"
+        raise Failure(f"run {self.id} has no plan", where=str(self.folder), remedy=remedy)
 
     def payload(self, stage: str) -> dict[str, Any]:
-        """What identifies a stage's work by the newest plan; empty if it knows no such stage."""
-        stages = self._plan().get("stages", ())
+        """Return the identity of a stage's work by the newest plan; empty for unknown stages."""
+        stages = self._raw_plan().get("stages", ())
         return next((dict(s.get("payload") or {}) for s in stages if s["name"] == stage), {})
 
-    def _plan(self) -> dict[str, Any]:
+    def _raw_plan(self) -> dict[str, Any]:
         return read_json(self.folder / "plan.json", {})
 
     def write_plan(self, plan: Plan) -> None:
-        """Replace the plan: a resumed run finds other things cached than it did at first."""
+        """Replace the plan: a resumed run finds other stages cached than before."""
         described = plan.to_json()
         write_atomic(self.folder / "plan.json", json.dumps(described, indent=1) + "\n")
         keys = ("name", "uses", "kind", "verdict", "reason", "fingerprint")
@@ -203,99 +168,60 @@ class Run:
     # --- driving -------------------------------------------------------------------------------
 
     def open(self, **facts: Any) -> None:
-        """Become the run's driver: take its lease and journal `run.started`.
+        """Become the run's driver: take its lease and write `run.started`.
 
-        If another machine's driver seems to be gone, its lease is watched until it expires.
+        If the driver is on another machine and seems dead, its lease is watched until it expires.
 
         Raises:
-            UserError: another driver is at work on this run.
+            UserError: another driver is executing this run.
         """
         lease = self.store.lease("run", self.id, owner=self.id)
         patience = lease.expiry + 2 * lease.heartbeat
         if not lease.acquire() and (lease.alive() or not lease.acquire(patience)):
             holder = lease.holder() or {}
-            raise UserError(
-                f"run {self.id} is at work already: process {holder.get('pid', '?')} "
-                f"on {holder.get('host', 'another machine')}",
-                remedy=f"`headwater status {self.id} --watch` shows it",
-            )
-        if derive_status(self.id, self.events()).state != "pending":
-            self.cancel_file.unlink(missing_ok=True)  # from before anybody asked for it anew
-        self._lease = lease
-        self._close_attempts()
+            place = f"process {holder.get('pid', '?')} on {holder.get('host', 'another machine')}"
+            remedy = f"`headwater status {self.id} --watch` shows it"
+            raise UserError(f"run {self.id} is being executed already: {place}", remedy=remedy)
+        status = derive_status(self.id, self.events())
+        if status.state != "pending":
+            self.cancel_file.unlink(missing_ok=True)  # it was meant for the driver before
+        self.journal.lease = lease
+        for stage in status.stages:
+            if stage.began:  # the driver died during this attempt
+                seen = format_timestamp(last_active_time(self._fill(stage)))
+                note = {"stage": stage.name, "attempt": stage.attempts, "time": seen}
+                self.append("stage.interrupted", **note)
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)
 
-    def _close_attempts(self) -> None:
-        """Journal the end of what a driver that died had at work: when it was seen last."""
-        for stage in mark_interrupted(derive_status(self.id, self.events())).stages:
-            if stage.began:
-                seen = format_timestamp(last_active_time(self._fill(stage)))
-                self.append(
-                    "stage.interrupted", stage=stage.name, attempt=stage.attempts, time=seen
-                )
-
     def close(self) -> None:
-        """Stop being the driver; journal `run.finished` or `run.interrupted` before."""
-        if self._lease:
-            self._lease.release()
-        self._lease = None
+        """Stop being the driver; write `run.finished` or `run.interrupted` before."""
+        if self.journal.lease:
+            self.journal.lease.release()
+        self.journal.lease = None
 
     def append(self, event: str, **fields: Any) -> Event:
-        """Write one event durably; returns it with its `seq` and `time`.
-
-        Values of secrets that the pipeline names are written as their names.
-
-        Raises:
-            LeaseLost: this was the driver, and another one took over.
-            Failure: the disk is full.
-        """
-        line: Event = {}
-
-        def render() -> str:
-            raw = {
-                "seq": self._seq() + 1,
-                "time": format_timestamp(time.time()),
-                "event": event,
-                **fields,
-            }
-            line.update(_redacted(_plain(raw), self.secrets()))
-            return json.dumps(line, ensure_ascii=False)
-
-        with self._lock:
-            if self._lease:
-                self._lease.check()
-            self._tail = (append_line(self.journal, render), line["seq"])
-        return line
-
-    def secrets(self) -> frozenset[str]:
-        """The names of the secrets that the pipeline uses."""
-        if self._secrets is None:
-            try:
-                text = (self.folder / "run.yaml").read_text()
-            except FileNotFoundError:
-                return frozenset()
-            self._secrets = secret_names(text)
-        return self._secrets
-
-    def _seq(self) -> int:
-        """The number of the last event; reads the journal only if another wrote to it."""
-        size, seq = self._tail
-        if self.journal.stat().st_size == size:
-            return seq
-        return max((event["seq"] for event in self.events()), default=0)
-
-    # --- reading -------------------------------------------------------------------------------
+        """Write one event to the journal; see `Journal.append`."""
+        return self.journal.append(event, **fields)
 
     def events(self) -> list[Event]:
-        """Everything that happened, in order; a torn or damaged line is left out."""
-        return [event for line in read_lines(self.journal) if (event := _event(line))]
+        """Return the events of the journal."""
+        return self.journal.events()
+
+    def secrets(self) -> frozenset[str]:
+        """Return the names of the secrets that the pipeline refers to."""
+        if self._secrets is None:
+            try:
+                self._secrets = secret_names((self.folder / "run.yaml").read_text())
+            except FileNotFoundError:
+                return frozenset()
+        return self._secrets
 
     def has_driver(self) -> bool:
-        """Whether a driver is at work on it, as far as can be seen from here."""
+        """Return whether a driver seems to be executing the run."""
         return self.store.lease("run", self.id, owner="reader").alive()
 
     def status(self) -> RunStatus:
-        """Where the run stands, derived from its journal and the store."""
+        """Derive the state of the run from its journal and the store."""
         status = derive_status(self.id, self.events())
         if status.state == "running" and not self.has_driver():
             status = mark_interrupted(status)
@@ -303,70 +229,32 @@ class Run:
         return replace(status, stages=stages, store=status.store or str(self.store.root))
 
     def _fill(self, stage: StageStatus) -> StageStatus:
-        """Add what the store knows: the artifact's folder and figures, or live progress."""
+        """Add what the store knows: the artifact's folder and metrics, or live progress."""
         if not stage.fingerprint:
             return stage
-        if stage.state in ("cached", "finished"):
+        if stage.state in COMPLETED_STATES:
             artifact = self.store.latest_readable(stage.uses, stage.fingerprint)
             if artifact is None:
                 return stage
-            return replace(
-                stage,
-                path=str(artifact.path),
-                metrics=stage.metrics or artifact.metrics,
-                seconds=artifact.manifest["seconds"] if stage.seconds is None else stage.seconds,
-            )
+            metrics = stage.metrics or artifact.metrics
+            seconds = artifact.manifest["seconds"] if stage.seconds is None else stage.seconds
+            return replace(stage, path=str(artifact.path), metrics=metrics, seconds=seconds)
         work = self.store.work(stage.uses, stage.fingerprint)
-        return with_elapsed_time(
-            replace(stage, progress=read_json(work / "observed" / "progress.json", {}))
-        )
+        progress = read_json(work / "observed" / "progress.json", {})
+        return with_elapsed_time(replace(stage, progress=progress))
 
 
 def list_runs(store: Store) -> list[Run]:
-    """All runs of a store, the oldest first."""
-    return [
-        Run(store, path.parent.name) for path in sorted(store.root.glob("runs/*/journal.jsonl"))
-    ]
+    """Return all runs of a store, the oldest first."""
+    journals = sorted(store.root.glob("runs/*/journal.jsonl"))
+    return [Run(store, path.parent.name) for path in journals]
 
 
 def new_run_id(instant: float) -> str:
-    """The id of a run that starts at that Unix time: UTC to the minute, then two words.
+    """Return the id of a run that starts at that Unix time: UTC to the minute, then two words.
 
-    The words stand for the second and the 64th of a second, in alphabetical order, so that
-    ids sort by time.
+    The words stand for the second and the 64th of a second in alphabetical order, so that ids sort
+    by time.
     """
-    utc = time.gmtime(instant)
-    tick = int(instant % 1 * len(_NOUNS))
+    utc, tick = time.gmtime(instant), int(instant % 1 * len(_NOUNS))
     return f"{time.strftime('%Y%m%d-%H%M', utc)}-{_ADJECTIVES[utc.tm_sec]}-{_NOUNS[tick]}"
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(event, dict) and isinstance(event.get("seq"), int) and "event" in event
-    return event if whole else None
-
-
-def _plain(value: Any) -> Any:
-    """Mappings and sequences of any type as JSON's own, so that they can be written."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else repr(value)
-    return str(value)
-
-
-def _redacted(value: Any, secrets: frozenset[str]) -> Any:
-    if isinstance(value, str):
-        return redact(value, secrets)
-    if isinstance(value, Mapping):
-        return {key: _redacted(item, secrets) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_redacted(item, secrets) for item in value]
-    return value

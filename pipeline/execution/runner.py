@@ -19,13 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.errors import Failure, GateRefused, HeadwaterError, UserError
 from pipeline.execution.cancellation import CANCELLED, INTERRUPTED, CancellationToken
 from pipeline.execution.plan import make_plan
-from pipeline.execution.stage_executor import (
-    Launcher,
-    ResourcePool,
-    Resources,
-    StageExecutor,
-    StageState,
-)
+from pipeline.execution.stage_executor import Launcher, ResourcePool, Resources, StageExecutor
+from pipeline.status import StageState
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
 

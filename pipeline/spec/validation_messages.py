@@ -1,4 +1,4 @@
-"""What is wrong with a value, in plain words: not in those of the validator or of Python."""
+"""Error messages about parameters, in the words of a pipeline file instead of the validator's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import did_you_mean
 from pipeline.spec.yaml_reader import KeyPath
-from pipeline.stage import UnsupportedKeys, nested_sections
+from pipeline.stage import nested_sections
 
 _SECTION = "a section of `key: value` lines"
 _EXPECTED = {
@@ -38,7 +38,7 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class ValidationIssue:
-    """One thing that is wrong in a stage's parameters."""
+    """One problem in a stage's parameters."""
 
     path: KeyPath
     message: str
@@ -48,17 +48,17 @@ class ValidationIssue:
 def validation_issues(
     error: ValidationError, model: type[BaseModel], data: Any, edges: Iterable[str]
 ) -> list[ValidationIssue]:
-    """All that a validation found, one line a key.
+    """Return the issues of a failed validation, one per key.
 
     Args:
-        error: what the validator raised.
-        model: what it validated against.
-        data: the plain data that it was given.
-        edges: the stage's inputs, which stand beside its parameters in the file.
+        error: the validator's error.
+        model: the class that the data was validated against.
+        data: the plain data.
+        edges: the stage's inputs, which are keys next to its parameters in the file.
     """
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        by_path.setdefault(_path(detail, data), []).append(detail)
+        by_path.setdefault(_key_path(detail, data), []).append(detail)
     found = []
     for path, details in by_path.items():
         inside = any(other[: len(path)] == path for other in by_path if other != path)
@@ -68,7 +68,7 @@ def validation_issues(
 
 
 def describe_value(value: Any) -> str:
-    """A value as a person would call it."""
+    """Describe a value in the words of a pipeline file."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -81,48 +81,50 @@ def describe_value(value: Any) -> str:
 
 
 def type_remedy(expected: Iterable[str], value: Any) -> str:
-    """What to do about a value of another type, if it is plain."""
+    """Return a remedy for a value of another type, or empty text."""
     if "text" in expected and isinstance(value, bool | int | float):
         return "put it in quotes"
-    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
-        return "write true or false" if "true or false" in expected else ""
-    return ""
+    yes_no = isinstance(value, str) and value.lower() in ("yes", "no", "on", "off")
+    return "write true or false" if yes_no and "true or false" in expected else ""
 
 
 def _issue(
     path: KeyPath, details: list[ErrorDetails], model: type[BaseModel], edges: Iterable[str]
 ) -> ValidationIssue:
     """Join the findings at one key: the branches of a union are alternatives."""
-    first = details[0]
-    kind, value = first["type"], first["input"]
+    kind, context = details[0]["type"], details[0].get("ctx", {})
     if kind in ("missing", "union_tag_not_found"):
         return ValidationIssue(path, "missing", f"add `{path[-1]}: …`")
     if kind == "extra_forbidden":
-        name, sections = str(path[-1]), _sections_at(model, path[:-1])
-        for section in sections:
-            if new_name := getattr(section, "renamed", {}).get(name):
-                return ValidationIssue(path, f"renamed to {new_name!r}", f"write `{new_name}: …`")
-        known = {*edges, *(field for section in sections for field in section.model_fields)}
-        if name in known:
-            return ValidationIssue(path, "cannot be combined with the other values here")
-        unsupported: UnsupportedKeys = getattr(model, "unsupported_keys", {})
-        unknown = ("unknown key", did_you_mean(name, known))
-        return ValidationIssue(path, *unsupported.get(name.lower(), unknown))
-    context = first.get("ctx", {})
-    value = context.get("tag", value)
-    expected = list(dict.fromkeys(word for word in map(_expected, details) if word))
+        return ValidationIssue(path, *_unknown_key(str(path[-1]), path[:-1], model, edges))
+    value = context.get("tag", details[0]["input"])
+    expected = list(dict.fromkeys(text for text in map(_expected, details) if text))
     if expected:
-        return ValidationIssue(
-            path,
-            f"expected {' or '.join(expected)}, got {describe_value(value)}",
-            type_remedy(expected, value),
-        )
+        message = f"expected {' or '.join(expected)}, got {describe_value(value)}"
+        return ValidationIssue(path, message, type_remedy(expected, value))
     if kind in _LIMITS:
-        actual = context.get("actual_length", value)
-        return ValidationIssue(
-            path, f"{_LIMITS[kind].format(**context)}, got {describe_value(actual)}"
-        )
-    return ValidationIssue(path, str(context.get("error") or first["msg"]))
+        actual = describe_value(context.get("actual_length", value))
+        return ValidationIssue(path, f"{_LIMITS[kind].format(**context)}, got {actual}")
+    return ValidationIssue(path, str(context.get("error") or details[0]["msg"]))
+
+
+def _unknown_key(
+    name: str, section_path: KeyPath, model: type[BaseModel], edges: Iterable[str]
+) -> tuple[str, str]:
+    """Return message and remedy for a key that does not exist, or not in this branch of a union."""
+    sections = {model}
+    for part in section_path:
+        fields = [s.model_fields[part] for s in sections if part in s.model_fields]
+        if fields:  # an index of a list or a key of a mapping has no class
+            sections = {inner for info in fields for inner in nested_sections(info.annotation)}
+    for section in sections:
+        if new_name := getattr(section, "renamed", {}).get(name):
+            return f"renamed to {new_name!r}", f"write `{new_name}: …`"
+    known = {*edges, *(field for section in sections for field in section.model_fields)}
+    if name in known:
+        return "cannot be combined with the other values here", ""
+    unknown = ("unknown key", did_you_mean(name, known))
+    return tuple(getattr(model, "unsupported_keys", {}).get(name.lower(), unknown))
 
 
 def _expected(detail: ErrorDetails) -> str:
@@ -134,8 +136,8 @@ def _expected(detail: ErrorDetails) -> str:
     return _EXPECTED.get(kind, "")
 
 
-def _path(detail: ErrorDetails, data: Any) -> KeyPath:
-    """The key in the file: the validator's location without the names of union branches."""
+def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
+    """Return the key in the file: the validator's location without the names of union branches."""
     path: list[str | int] = []
     *inner, last = detail["loc"] or ("",)
     for part in inner:
@@ -153,13 +155,3 @@ def _holds(data: Any, part: str | int) -> bool:
     if isinstance(data, Mapping):
         return part in data
     return isinstance(data, list) and isinstance(part, int) and part < len(data)
-
-
-def _sections_at(model: type[BaseModel], path: KeyPath) -> set[type[BaseModel]]:
-    """Return the section classes that may stand at a path; several where the type is a union."""
-    level = {model}
-    for part in path:
-        fields = [m.model_fields[part] for m in level if part in m.model_fields]
-        if fields:  # an index of a list or a key of a mapping has no class
-            level = {inner for info in fields for inner in nested_sections(info.annotation)}
-    return level

@@ -1,12 +1,13 @@
-"""A YAML file as plain data that knows where each key stands.
+"""Reads YAML files into plain data with the location of each key.
 
-YAML is hostile, so this reads a part of it: no anchors and aliases (442 bytes can unfold to
-gigabytes), no tags (they name code), no duplicate keys (the last would win in silence), no
-deep nesting, no huge files. Plain words are read as YAML 1.2 reads them, not as 1.1 does:
-`no` is text, `010` is ten, `12:30:45` is text, and `1e-4` is the number.
+Only a part of YAML is accepted, because the rest is a risk: no anchors and aliases (442 bytes can
+expand to gigabytes), no tags (they name code), no duplicate keys (the last would win silently), no
+deep nesting, no huge files. Plain scalars are read by YAML 1.2, not 1.1: `no` is text, `010` is
+ten, `12:30:45` is text, and `1e-4` is the number.
 
-    tree = read("configs/quickstart.yaml")
-    tree.data["stages"]["gpt"]["train"]["lr"], tree.location(("stages", "gpt", "train", "lr"))
+    tree = read_yaml("configs/quickstart.yaml")
+    path = ("stages", "gpt", "train", "lr")
+    tree.data["stages"]["gpt"]["train"]["lr"], tree.location(path)
 """
 
 from __future__ import annotations
@@ -33,31 +34,31 @@ _INTEGER = re.compile(r"[-+]?[0-9]{1,30}")
 _BASED = re.compile(r"0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
 _DECIMAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _EDGE = re.compile(r"\$\{([^{}\n]*)\}")
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private characters: see `_shield`
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private characters: see `parse_yaml`
 _EXACT = 2**53  # integers up to here have an exact float
 
 
 @dataclass
 class Tree:
-    """Plain data, the place ("file:line") of each key in it, and what is wrong so far."""
+    """Plain data, the location ("file:line") of each key in it, and the problems so far."""
 
     data: Any = None
     locations: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def location(self, path: KeyPath) -> str:
-        """Where that key stands, or else the nearest key around it."""
+        """Return the location of a key, or else of the nearest key around it."""
         while path not in self.locations and path:
             path = path[:-1]
         return self.locations.get(path, "")
 
     def merged_over(self, base: Tree) -> Tree:
-        """This tree laid over another: mappings merge key by key, all else is replaced."""
+        """Merge this tree over another: mappings key by key, anything else is replaced."""
         replaced: list[KeyPath] = []
         data = _merge(base.data, self.data, (), replaced)
         kept = {
-            path: place
-            for path, place in base.locations.items()
+            path: location
+            for path, location in base.locations.items()
             if not any(path[: len(root)] == root for root in replaced)
         }
         return Tree(data, {**kept, **self.locations}, [*base.problems, *self.problems])
@@ -67,52 +68,52 @@ def read_yaml(path: Path) -> Tree:
     """Read a file.
 
     Raises:
-        SpecError: it cannot be read, is too large, or is not YAML. What is merely refused
+        SpecError: it cannot be read, is too large, or is not YAML. What is merely not accepted
             (an alias, a tag, a duplicate key) is listed in the tree's `problems`.
     """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            _stop(str(path), f"the file is over {MAX_BYTES:,} bytes", "a pipeline file is short")
+            _fail(str(path), f"the file is over {MAX_BYTES:,} bytes", "a pipeline file is short")
         text = raw.decode("utf-8")
     except OSError as error:
-        _stop(str(path), f"cannot be read: {(error.strerror or str(error)).lower()}")
+        _fail(str(path), f"cannot be read: {(error.strerror or str(error)).lower()}")
     except UnicodeDecodeError as error:
-        _stop(str(path), f"byte {error.start} is not UTF-8 text", "save the file as UTF-8")
+        _fail(str(path), f"byte {error.start} is not UTF-8 text", "save the file as UTF-8")
     return parse_yaml(text, lambda line: f"{path}:{line}")
 
 
 def parse_yaml(text: str, where: Callable[[int], str], root: KeyPath = ()) -> Tree:
-    """Read YAML text; `where` says a line (from 1) as a place, `root` is the path of the data.
+    """Parse YAML text.
+
+    Inside `{…}` YAML would end a scalar at the brace of `${clean}`: it is replaced while parsing.
+
+    Args:
+        where: the location of a line (from 1).
+        root: the path of the data.
 
     Raises:
-        SpecError: as `read`.
+        SpecError: as `read_yaml`.
     """
     parser = _Parser(Tree(locations={root: where(1)}), where)
+    key, shielded = format_key_path(root), _EDGE.sub(rf"${_OPEN}\1{_CLOSE}", text)
     try:
-        parser.document(yaml.parse(_shield(text), Loader=yaml.SafeLoader), root)
+        parser.document(yaml.parse(shielded, Loader=yaml.SafeLoader), root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        _stop(
-            where(line),
-            f"this is not YAML: {_unshield(str(error.problem))}",
-            key=format_key_path(root),
-        )
+        _fail(where(line), f"this is not YAML: {_restore_edges(str(error.problem))}", key=key)
     except yaml.reader.ReaderError as error:
-        _stop(
-            where(1),
-            f"the character U+{error.character:04X} is not allowed in YAML",
-            key=format_key_path(root),
-        )
+        message = f"the character U+{error.character:04X} is not allowed in YAML"
+        _fail(where(1), message, key=key)
     return parser.tree
 
 
 def parse_scalar(text: str) -> Any:
-    """A plain YAML word by the core schema of YAML 1.2 (section 10.3.2).
+    """Parse a plain YAML scalar by the core schema of YAML 1.2 (section 10.3.2).
 
-    A number with an exponent that is whole (`1e3`) is an integer; `.inf` and `.nan` stay text,
-    because no parameter means them.
+    A whole number with an exponent (`1e3`) is an integer; `.inf` and `.nan` are kept as text,
+    because no parameter accepts them.
     """
     if (word := text.lower()) in _WORDS and text in (word, word.title(), word.upper()):
         return _WORDS[word]
@@ -128,7 +129,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class _Parser:
-    """Builds the tree from YAML's events, which are flat: nothing here can overflow the stack."""
+    """Builds the tree from YAML's events, which are flat: no input can overflow the stack."""
 
     def __init__(self, tree: Tree, where: Callable[[int], str]) -> None:
         self.tree = tree
@@ -140,74 +141,67 @@ class _Parser:
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if self._nodes:
-                    self._refuse(root, event, "a second document begins here", "keep one `---`")
+                    self._reject(root, event, "a second document begins here", "keep one `---`")
                     return
                 self.tree.data = self._node(next(events), root)
 
     def _node(self, event: Any, path: KeyPath) -> Any:
         self._nodes += 1
-        place = self._place(event)
+        location = self._location(event)
         if self._nodes > MAX_NODES:
-            _stop(place, f"more than {MAX_NODES:,} values", "a pipeline file is short")
+            _fail(location, f"more than {MAX_NODES:,} values", "a pipeline file is short")
         if len(path) > MAX_DEPTH:
-            _stop(place, f"nested deeper than {MAX_DEPTH}", "a pipeline file is flat")
+            _fail(location, f"nested deeper than {MAX_DEPTH}", "a pipeline file is flat")
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(path, event, "YAML aliases are refused", "write the value out")
+            self._reject(path, event, "YAML aliases are not accepted", "write the value out")
             return None
-        self._plain(event, path)
+        self._reject_marks(event, path)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(path)
         if isinstance(event, yaml.SequenceStartEvent):
-            return self._sequence(path)
-        return self._scalar(event, path)
+            items: list[Any] = []
+            while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+                self.tree.locations[*path, len(items)] = self._location(event)
+                items.append(self._node(event, (*path, len(items))))
+            return items
+        text = _restore_edges(event.value)
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
+            self._reject(path, event, "the text holds a character that is not text")
+        return parse_scalar(text) if event.implicit[0] else text
 
     def _mapping(self, path: KeyPath) -> dict[str, Any]:
         data: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                self._refuse(path, event, "a key must be one plain word")
+                self._reject(path, event, "a key must be one plain word")
                 self._node(event, path)
                 self._node(next(self._events), path)
                 continue
-            self._plain(event, path)
-            key = _unshield(event.value)
+            self._reject_marks(event, path)
+            key = _restore_edges(event.value)
             if key in data:
-                message = f"the key {key!r} stands here a second time"
-                self._refuse((*path, key), event, message, "remove one")
-            self.tree.locations[*path, key] = self._place(event)
+                self._reject((*path, key), event, f"the key {key!r} is a duplicate", "remove one")
+            self.tree.locations[*path, key] = self._location(event)
             data[key] = self._node(next(self._events), (*path, key))
         return data
 
-    def _sequence(self, path: KeyPath) -> list[Any]:
-        data: list[Any] = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            here = (*path, len(data))
-            self.tree.locations[here] = self._place(event)
-            data.append(self._node(event, here))
-        return data
+    def _reject_marks(self, event: Any, path: KeyPath) -> None:
+        for mark, noun, sign in ((event.anchor, "anchors", "&"), (event.tag, "tags", "")):
+            if mark:
+                self._reject(
+                    path, event, f"YAML {noun} ({sign}{mark}) are not accepted", "remove it"
+                )
 
-    def _scalar(self, event: Any, path: KeyPath) -> Any:
-        text = _unshield(event.value)
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
-            self._refuse(path, event, "the text holds a character that is not text")
-        return parse_scalar(text) if event.implicit[0] else text
-
-    def _plain(self, event: Any, path: KeyPath) -> None:
-        if event.anchor:
-            self._refuse(path, event, f"YAML anchors (&{event.anchor}) are refused", "remove it")
-        if event.tag:
-            self._refuse(path, event, f"YAML tags ({event.tag}) are refused", "remove it")
-
-    def _place(self, event: Any) -> str:
+    def _location(self, event: Any) -> str:
         return self._where(event.start_mark.line + 1)
 
-    def _refuse(self, path: KeyPath, event: Any, message: str, remedy: str = "") -> None:
-        problem = Problem(format_key_path(path), message, remedy, self._place(event))
+    def _reject(self, path: KeyPath, event: Any, message: str, remedy: str = "") -> None:
+        problem = Problem(format_key_path(path), message, remedy, self._location(event))
         self.tree.problems.append(problem)
 
 
 def format_key_path(path: KeyPath) -> str:
-    """A path as an override would write it: `gpt.train.lr`, `clean.sources[0]`."""
+    """Format a path as an override: `gpt.train.lr`, `clean.sources[0]`."""
     words = path[1:] if path[:1] == ("stages",) and len(path) > 1 else path
     return "".join(f"[{w}]" if isinstance(w, int) else f".{w}" for w in words).lstrip(".")
 
@@ -222,14 +216,9 @@ def _merge(base: Any, over: Any, path: KeyPath, replaced: list[KeyPath]) -> Any:
     return merged
 
 
-def _shield(text: str) -> str:
-    """Inside `{…}` YAML would end a word at the brace of `${clean}`: swap it while parsing."""
-    return _EDGE.sub(rf"${_OPEN}\1{_CLOSE}", text)
-
-
-def _unshield(text: str) -> str:
+def _restore_edges(text: str) -> str:
     return text.replace("$" + _OPEN, "${").replace(_CLOSE, "}")
 
 
-def _stop(place: str, message: str, remedy: str = "", key: str = "") -> NoReturn:
-    raise SpecError([Problem(key, message, remedy, place)])
+def _fail(location: str, message: str, remedy: str = "", key: str = "") -> NoReturn:
+    raise SpecError([Problem(key, message, remedy, location)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spec.pipeline_spec import load_spec
+from pipeline.spec.spec_checker import load_spec
 from stages.text.rules.catalogue import as_markdown
 
 ROOT = Path(__file__).parents[2]

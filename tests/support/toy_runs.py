@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.execution import plan as planning
 from pipeline.execution.run import Run
-from pipeline.spec.pipeline_spec import load_spec
+from pipeline.spec.spec_checker import load_spec
 from pipeline.storage.store import Store
 
 DEADLINE = 30.0  # seconds until a test gives up on something that must happen

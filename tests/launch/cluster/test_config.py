@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ADDRESS + "token_path: a\ntoken_env: B\n",
             "c.yaml:3: token_env: excludes token_path",
         ),
-        (ADDRESS + ADDRESS, "c.yaml:2: address: the key 'address' stands here a second time"),
+        (ADDRESS + ADDRESS, "c.yaml:2: address: the key 'address' is a duplicate"),
     ],
 )
 def test_mistakes(folder: Path, text: str, message: str) -> None:

@@ -18,7 +18,7 @@ from launch.cluster.config import load_cluster
 from launch.cluster.ray_jobs_client import Capacity, RayJobsClient, Unreachable
 from pipeline.errors import Failure, SpecError, UserError
 from pipeline.execution.plan import make_plan
-from pipeline.spec import pipeline_spec
+from pipeline.spec import spec_checker
 from pipeline.storage.store import Store
 
 
@@ -153,7 +153,7 @@ def test_nothing_is_waited_for_longer_than_the_deadline(
 def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) -> list[str]:
     file = tmp_path / "toy.yaml"
     file.write_text(f"name: toy\nstages:\n{stages}")
-    asked, store = pipeline_spec.load_spec(file), Store(tmp_path / "store")
+    asked, store = spec_checker.load_spec(file), Store(tmp_path / "store")
     try:
         preflight.check_resources(asked, make_plan(asked, store), store, Capacity(nodes))
     except SpecError as refused:
@@ -192,7 +192,7 @@ def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
     stages = "  wide: {uses: toy.count, workers: {num: 64}}\n"
     assert refused_resources(tmp_path, stages, (2.0, 0.0))
     store = Store(tmp_path / "store")
-    made = pipeline_spec.load_spec(tmp_path / "toy.yaml")
+    made = spec_checker.load_spec(tmp_path / "toy.yaml")
     stage = make_plan(made, store).stages[0]
     out = store.work(stage.uses, stage.fingerprint) / "out"
     out.mkdir(parents=True)

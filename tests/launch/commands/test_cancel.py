@@ -36,7 +36,7 @@ def call(command: str, store: Store, code: int = 0) -> str:
 
 def test_cancel_before_the_run_started(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sample_run.make(store.root, names=())
-    run.journal.write_text("".join(run.journal.read_text().splitlines(keepends=True)[:2]))
+    run.journal.path.write_text("".join(run.journal.path.read_text().splitlines(keepends=True)[:2]))
     monkeypatch.setattr("launch.commands.cancel.START_TIMEOUT", 0.1)
     assert "was cancelled before it started" in call("cancel", store)
     assert run.status().state == "cancelled"

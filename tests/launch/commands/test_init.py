@@ -20,7 +20,7 @@ def init(*words: str) -> Result:
 
 def test_a_pipeline_can_be_planned(tmp_path: Path) -> None:
     assert init("pipeline", str(tmp_path)).exit_code == 0
-    from pipeline.spec.pipeline_spec import load_spec
+    from pipeline.spec.spec_checker import load_spec
 
     assert list(load_spec(tmp_path / "pipeline.yaml").nodes) == [
         "clean",

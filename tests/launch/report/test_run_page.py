@@ -111,7 +111,7 @@ def test_promotions_and_refusals_have_their_table(tmp_path: Path) -> None:
 
 def test_a_run_that_did_not_begin_has_a_page_too(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=("clean",), finish=False)
-    run.journal.unlink()
+    run.journal.path.unlink()
     (run.folder / "plan.json").unlink()
     text = page_of(run)
     assert "pending" in text and Page(text).open == []

@@ -17,7 +17,8 @@ from faulty_disk import out_of_descriptors
 from pipeline.context import Context
 from pipeline.errors import Failure, NotFound, SpecError
 from pipeline.execution.plan import Plan, PlannedStage, make_plan, source_hash
-from pipeline.spec.pipeline_spec import ModelRef, Spec, spec_from_resolved
+from pipeline.spec.pipeline_spec import ModelRef, Spec
+from pipeline.spec.spec_checker import spec_from_resolved
 from pipeline.stage import Stage
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
@@ -324,7 +325,7 @@ def test_every_input_that_cannot_be_had_is_named(store: Store, tmp_path: Path) -
         "run.yaml: a.trees: no artifact begins with 'ffffff' "
         "(`headwater show RUN` lists the artifacts of a run)",
         "run.yaml: b.trees: model:m@v cannot be looked up here (give its artifact:… instead)",
-        f"run.yaml: c.juices: takes Juice, but artifact:{trees.fingerprint} is Trees",
+        f"run.yaml: c.juices: accepts Juice, but artifact:{trees.fingerprint} is Trees",
     ]
     with pytest.raises(SpecError, match="cannot read"):
         make_plan(bad, store, only="juice")

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from pipeline import status as status_module
 from pipeline.context import Context
 from pipeline.errors import Failure, LeaseLost, NotFound, UserError
-from pipeline.execution import run as module
+from pipeline.execution import journal as journal_module
+from pipeline.execution import run as run_module
 from pipeline.execution.plan import make_plan
 from pipeline.execution.run import Run, list_runs, new_run_id
-from pipeline.spec.pipeline_spec import Spec, spec_from_resolved
+from pipeline.spec.pipeline_spec import Spec
+from pipeline.spec.spec_checker import spec_from_resolved
 from pipeline.status import RunStatus, derive_status
 from pipeline.storage.lease import Lease
 from pipeline.storage.store import Store
@@ -126,7 +128,7 @@ def test_a_run_whose_creation_was_cut_off_has_no_plan(store: Store, spec: Spec) 
 def test_runs_of_one_instant_get_different_ids(
     store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.time, "time", lambda: 1_795_226_580.99)
+    monkeypatch.setattr(run_module.time, "time", lambda: 1_795_226_580.99)
     ids = [Run.create(store, spec, make_plan(spec, store)).id for _ in range(3)]
     assert ids == sorted(set(ids))
     assert [found.id for found in list_runs(store)] == ids
@@ -241,9 +243,9 @@ def test_a_torn_journal_keeps_its_whole_lines_and_goes_on(
     run = Run(Store(tmp_path_factory.mktemp("torn")), "r")
     run.folder.mkdir(parents=True)
     written = [run.append("note", **fields) for fields in before]
-    whole = run.journal.read_bytes() if written else b""
+    whole = run.journal.path.read_bytes() if written else b""
     torn = whole[: max(0, len(whole) - cut)]
-    run.journal.write_bytes(torn + garbage.replace(b"\n", b" "))
+    run.journal.path.write_bytes(torn + garbage.replace(b"\n", b" "))
     run = Run(run.store, "r")  # whoever tore it is gone
     kept = run.events()
     assert kept == written[: torn.count(b"\n")]
@@ -254,7 +256,7 @@ def test_a_torn_journal_keeps_its_whole_lines_and_goes_on(
 
 def test_damaged_lines_are_left_out(run: Run) -> None:
     sound = run.events()
-    with run.journal.open("ab") as journal:
+    with run.journal.path.open("ab") as journal:
         journal.write(b'\xff\xfe\n[]\n{"seq": "x", "event": "note"}\n{"seq": 9}\n')
     assert run.events() == sound
 
@@ -267,7 +269,7 @@ def test_a_run_has_one_driver(run: Run, store: Store) -> None:
     run.open()
     assert run.has_driver()
     assert run.status().state == "running"
-    with pytest.raises(UserError, match=f"at work already: process {os.getpid()} on"):
+    with pytest.raises(UserError, match=f"being executed already: process {os.getpid()} on"):
         Run(store, run.id).open()
     run.append("run.finished", state="finished")
     run.close()
@@ -405,7 +407,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, *instants: float) -> None:
         **{name: getattr(time, name) for name in ("gmtime", "strftime", "monotonic", "sleep")},
         time=lambda: left.pop(0) if len(left) > 1 else left[0],
     )
-    monkeypatch.setattr(module, "time", told)
+    monkeypatch.setattr(journal_module, "time", told)
     monkeypatch.setattr(status_module, "time", told)
 
 

@@ -578,7 +578,7 @@ def test_a_plan_that_another_run_overtook_is_not_carried_out_twice(store: Store)
 def test_a_run_has_one_driver(store: Store, hold: Path) -> None:
     meanwhile = Meanwhile(make(store, held(hold)))
     until(lambda: holds(meanwhile.run, "a"))
-    with pytest.raises(UserError, match="at work already"):
+    with pytest.raises(UserError, match="being executed already"):
         go(Run(store, meanwhile.run.id))
     hold.unlink()
     assert meanwhile.end() == "finished"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import SpecError
-from pipeline.spec.pipeline_spec import load_spec
+from pipeline.spec.spec_checker import load_spec
 from pipeline.stage import Workers
 from stages.training.training_params import TrainSection
 

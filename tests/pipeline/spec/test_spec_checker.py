@@ -17,16 +17,8 @@ from hypothesis import strategies as st
 from orchard import steady
 
 from pipeline.errors import SpecError
-from pipeline.spec.pipeline_spec import (
-    ArtifactRef,
-    ModelRef,
-    Node,
-    Promotion,
-    Spec,
-    StageRef,
-    load_spec,
-    spec_from_resolved,
-)
+from pipeline.spec.pipeline_spec import ArtifactRef, ModelRef, Node, Promotion, Spec, StageRef
+from pipeline.spec.spec_checker import load_spec, spec_from_resolved
 from pipeline.stage import Params
 
 Case = tuple[str, list[str], str]
@@ -308,7 +300,7 @@ def test_secrets_stay_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_specs_and_plans_load_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.spec.pipeline_spec, pipeline.execution.plan;"
+        "import sys, pipeline.spec.spec_checker, pipeline.execution.plan;"
         "print([m for m in ('torch', 'ray', 'mlflow', 'numpy', 'stages') if m in sys.modules])"
     )
     root = Path(__file__).parents[3]
