@@ -268,7 +268,7 @@ def policy(bench: Bench) -> Findings:
         max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed,
         count=params.prompts, device=bench.device, heartbeat=bench.heartbeat,
     )  # fmt: skip
-    return Findings(seen.figures, [panels.samples("The policy before and after", seen.samples)])
+    return Findings(seen.metrics, [panels.samples("The policy before and after", seen.samples)])
 
 
 TASKS: dict[str, Any] = {

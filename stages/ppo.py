@@ -1,24 +1,27 @@
-"""ppo: a policy learns from a reward model what people like, without forgetting what it knew.
+"""Improve a policy by PPO on the score of a reward model, with a KL penalty and a pretraining loss.
 
     ppo:
       uses: ppo
       policy: ${sft}
       reward: ${reward}
       prompts: ${questions}
-      tokens: ${tokens}                 # optional: PPO-ptx, the pretraining term; or several
+      tokens: ${tokens}                 # optional: the pretraining loss (PPO-ptx); or a list
       train: {steps: 40, global_batch_size: 64, lr: 1.0e-4}
       kl_coef: 0.05
 
 The defaults are for small models. InstructGPT (Ouyang et al. 2022, appendix C.4) used 256,000
-episodes in batches of 512 with 8 minibatches and one inner epoch, kl_coef 0.02,
-temperature 1, clip_range 0.2, an average of the weights at 0.992, 8 pretraining examples an episode
-with weight 27.8, and no discount. A policy with experts is not kept from favouring some of them: no
-balance loss is added to the reward's.
+episodes in batches of 512 with num_minibatches 8, ppo_epochs 1, kl_coef 0.02, temperature 1,
+clip_range 0.2, ema_decay 0.992, 8 pretraining examples per episode with ptx_coef 27.8, and no
+discount. No load-balancing loss is added for a policy with experts.
+
+Metrics: those of `evaluate` before and after (`reward_before`, `reward_after`, `reward_gain`, `kl`,
+...), and `tokens`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -34,44 +37,45 @@ from stages.training.unsupported_parallelism import LAYOUTS
 if TYPE_CHECKING:
     from stages.objectives.ppo_ptx import PPOSettings
 
-SHOWN = 6
-
 
 class PPOTrain(TrainSection):
-    """One step is one iteration: `global_batch_size` episodes, then `ppo_epochs` x `num_minibatches` updates."""
+    """Training parameters of PPO. One step is one iteration: `global_batch_size` episodes, then
+    `ppo_epochs` x `num_minibatches` updates."""
 
     steps: Annotated[int, Field(ge=1)] = 40
-    """Iterations."""
+    """Iterations. Default: 40."""
     global_batch_size: Annotated[int, Field(ge=1)] = 64
-    """Episodes of one iteration."""
+    """Episodes per iteration. Default: 64."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    """Peak learning rate of the policy."""
+    """Peak learning rate of the policy. Default: 1e-4."""
     lr_schedule: LRSchedule = "constant"
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up. Default: constant."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
-    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
+    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`. Default:
+    0.1."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled decay of matrices."""
+    """Decoupled weight decay of matrices. Default: 0."""
     spike_sigma: Annotated[float, Field(ge=0)] = 0
-    """An update is skipped if its gradient norm lies more than this many standard deviations above
-    the mean of the updates before; 0 skips only what is not finite. Off unless asked for: scores
-    have heavy tails, and the updates of one iteration are not alike."""
+    """Standard deviations above the mean of the last updates from which on a gradient norm is a
+    spike, whose update is skipped; 0 skips only non-finite gradients. Default: 0, because scores
+    have heavy tails, and the updates of one iteration differ."""
     eval_samples: Annotated[int, Field(ge=0)] = 64
-    """Held-out prompts on which reward and KL are measured; 0 takes all."""
+    """Held-out prompts for reward and KL; 0 takes all. Default: 64."""
     checkpoint_interval: Annotated[int, Field(ge=0), EXECUTION] = 1
-    """Iterations between checkpoints: an iteration is long, and may be stopped in its middle."""
+    """Iterations between checkpoints. Default: 1, because an iteration is long and cannot be resumed
+    halfway."""
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
-        """As of every training; and all iterations are alike."""
+        """Yield the conflicts that every training may have, and a batch-size ramp-up."""
         yield from super().check(workers, key)
         if self.batch_size_rampup:
             yield Problem(
-                f"{key}.batch_size_rampup", "the iterations of PPO are alike", "leave it out"
+                f"{key}.batch_size_rampup", "PPO has a constant batch size", "leave it out"
             )
 
 
 class PPOParams(Params):
-    """What a pipeline file may say of the stage."""
+    """Parameters of PPO."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
     renamed: ClassVar[Mapping[str, str]] = {
@@ -88,24 +92,24 @@ class PPOParams(Params):
     }
 
     seed: int = 0
-    """Of prompts, draws and minibatches; the pipeline's, if left out."""
+    """Seed of prompts, sampling and minibatches. Default: the seed of the pipeline."""
     train: PPOTrain = PPOTrain()
     ppo_epochs: Annotated[int, Field(ge=1)] = 2
-    """Passes over the episodes of an iteration."""
+    """Passes over the episodes of an iteration. Default: 2."""
     num_minibatches: Annotated[int, Field(ge=1)] = 4
-    """Updates of one pass."""
+    """Updates per pass. Default: 4."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Longest response."""
+    """Longest response, tokens. Default: 48."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the rollouts. Nothing is cut off the distribution: no top-k, no top-p."""
+    """Sampling temperature of rollouts, without top-k or top-p. Default: 1."""
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far a token's ratio is followed."""
+    """Largest deviation from 1 of a ratio that gets a gradient (epsilon). Default: 0.2."""
     value_clip_range: Annotated[float | None, Field(gt=0)] = 0.5
-    """How far a value may move from the old one in an iteration."""
+    """Largest change of a value in an iteration; none disables value clipping. Default: 0.5."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount a token."""
+    """Discount factor per token. Default: 1."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation. Default: 0.95."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     """Score per nat of KL to the reference (beta), at the start if adaptive. Default: 0.05."""
     kl_target: Annotated[float | None, Field(gt=0)] = None
@@ -120,18 +124,19 @@ class PPOParams(Params):
     """Length of a pretraining window, tokens. Default: the context length of the policy."""
     mixture: MixtureSection = MixtureSection()
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Taken from the score of a response that does not end."""
+    """Penalty on the score of a response that does not end. Default: 1."""
     critic_lr_ratio: Annotated[float, Field(gt=0)] = 2.0
-    """The critic's learning rate over the policy's."""
+    """Learning rate of the critic over that of the policy. Default: 2."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Average of the policy's weights that is exported; 0 exports the last weights."""
+    """Decay of the moving average of weights that is exported; 0 exports the last weights. Default:
+    0."""
     ratio_tolerance: Annotated[float | None, Field(gt=0)] = None
-    """How far from 1 the first ratio may be; left out: 0.001 in float32, 0.25 in bfloat16."""
+    """Largest deviation of the first ratio from 1. Default: 0.001 in float32, else 0.25."""
     rollout_batch_size: Annotated[int, Field(ge=1), EXECUTION] = 64
-    """Episodes that a rank decodes at once."""
+    """Episodes that a rank decodes at once. Default: 64."""
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Minibatches fall evenly on the episodes, and episodes on the workers."""
+        """Yield conflicts of episodes, minibatches and workers, and of lengths."""
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
         parts, world = self.num_minibatches, self.workers.num
@@ -151,7 +156,7 @@ class PPOParams(Params):
             )
 
     def settings(self) -> PPOSettings:
-        """The same for the workshop."""
+        """Return the settings of the objective."""
         from stages.alignment.ppo_update import UpdateSettings
         from stages.objectives.ppo_ptx import PPOSettings
 
@@ -193,39 +198,43 @@ class PPOParams(Params):
         "tokens": "Tokens*?",
     },
     output="Model",
-    version=4,
+    version=5,
 )
 def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Improve a policy by reinforcement learning on a reward model's scores (PPO-ptx)."""
     from stages.alignment.policy_comparison import before_and_after
     from stages.objectives.ppo_ptx import PPOObjective
-    from stages.training.ranks.worker_group import WorkerGroup
-    from stages.training.trainer import fit
+    from stages.training.run_training import run_training
 
-    paths = {name: inputs.path(name) for name in ("policy", "reward", "prompts")}
+    policy, reward, prompts = (inputs.path(name) for name in ("policy", "reward", "prompts"))
     tokens = tuple(inputs.paths("tokens"))
-    objective = PPOObjective(**paths, tokens=tokens, settings=params.settings())
+    objective = PPOObjective(policy, reward, prompts, tokens, params.settings())
     for panel in CURVES:
         ctx.panel(panel)
-    with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
-        final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
-        seen = group.run(
-            before_and_after, paths["policy"], out, paths["reward"], paths["prompts"],
-            max_new_tokens=params.max_new_tokens, temperature=params.temperature,
-            seed=params.seed, count=params.train.eval_samples, shown=SHOWN,
-        )[0]  # fmt: skip
-    ctx.result(**seen.figures, tokens=final["tokens"])
-    ctx.panel(panels.samples("Before and after", seen.samples))
-    ctx.panel(panels.histogram("Reward of a response, before", *seen.histograms[0]))
-    ctx.panel(panels.histogram("Reward of a response, after", *seen.histograms[1]))
+    compare = partial(
+        before_and_after,
+        before=policy,
+        after=out,
+        reward=reward,
+        prompts=prompts,
+        max_new_tokens=params.max_new_tokens,
+        temperature=params.temperature,
+        seed=params.seed,
+        count=params.train.eval_samples,
+    )
+    final, comparison = run_training(objective, params, ctx, out, then=compare)
+    ctx.result(**comparison.metrics, tokens=final["tokens"])
+    ctx.panel(panels.samples("Before and after", comparison.samples))
+    ctx.panel(panels.histogram("Reward per response, before", *comparison.histograms[0]))
+    ctx.panel(panels.histogram("Reward per response, after", *comparison.histograms[1]))
 
 
 CURVES = (
     panels.curve("Reward", ["reward", "eval_reward"]),
-    panels.curve("KL to the reference", ["kl", "kl_k3", "eval_kl"], unit="nats a response"),
+    panels.curve("KL to the reference", ["kl", "kl_k3", "eval_kl"], unit="nats per response"),
     panels.curve("KL coefficient", ["kl_coef"]),
-    panels.curve("Length of a response", ["length"], unit="tokens"),
-    panels.curve("Clipped share of ratios", ["clip_fraction"]),
+    panels.curve("Response length", ["length"], unit="tokens"),
+    panels.curve("Clip fraction", ["clip_fraction"]),
     panels.curve("Value loss", ["value_loss"]),
-    panels.curve("Loss on pretraining tokens", ["ptx_loss"], unit="nats a token"),
+    panels.curve("Loss on pretraining tokens", ["ptx_loss"], unit="nats per token"),
 )

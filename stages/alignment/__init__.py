@@ -1,1 +1,1 @@
-"""Workshop of alignment: the mathematics of reward models and of PPO, as pure functions."""
+"""Alignment: rankings, reward evaluation, rollouts and PPO updates as functions and data."""

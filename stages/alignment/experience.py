@@ -1,4 +1,4 @@
-"""What a batch of rollouts leaves behind for the update.
+"""Experience: a batch of rollouts with everything that the PPO update needs.
 
 Shapes: B episodes, T tokens (prompt and response, padded on the right), R tokens of the longest
 response. Position t of `at` predicts token t + 1; the k-th marked position of a row belongs to
@@ -18,30 +18,30 @@ from stages.alignment.advantages import gae, kl_estimates, token_rewards, whiten
 
 @dataclass
 class Experience:
-    """Episodes with everything that was measured when they were made."""
+    """Episodes with the log-probabilities, values and scores at the time of the rollout."""
 
     tokens: Tensor
     """(B, T) prompt and response."""
     at: Tensor
-    """(B, T) True where the next token is the policy's."""
+    """(B, T) True where the policy sampled the next token."""
     mask: Tensor
-    """(B, R) True for the response's own tokens."""
+    """(B, R) True for tokens of the response."""
     finished: Tensor
-    """(B) whether the response ended by itself."""
+    """(B) True if the response ended with the end token."""
     log_probs: Tensor
-    """(B, R) of the tokens under the distribution that they were drawn from."""
+    """(B, R) log-probabilities under the distribution that the tokens were sampled from."""
     reference: Tensor
-    """(B, R) under the frozen reference."""
+    """(B, R) log-probabilities under the frozen reference."""
     values: Tensor
-    """(B, R) the critic's, before each token."""
+    """(B, R) values of the critic before each token."""
     scores: Tensor
-    """(B) the reward model's."""
+    """(B) scores of the reward model."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def rows(self, places: Tensor | Sequence[int]) -> Experience:
-        """Some of the episodes, cut to the longest of them."""
+        """Return some of the episodes, cut to the longest of them."""
         index = torch.as_tensor(places, dtype=torch.long, device=self.tokens.device)
         taken = {field.name: getattr(self, field.name)[index] for field in fields(self)}
         length = int(taken["mask"].sum(1).max())
@@ -56,47 +56,47 @@ class Experience:
         )
 
     def kl(self) -> Tensor:
-        """(B) the k1 estimate of each response's KL to the reference, in nats."""
+        """Return the k1 estimate of the KL of each response to the reference, in nats: (B)."""
         k1 = kl_estimates(self.log_probs, self.reference).k1
         return torch.where(self.mask, k1, 0.0).sum(1)
 
 
 @dataclass
 class Targets:
-    """What the update learns from, (B, R) each."""
+    """Regression targets of the update, (B, R) each."""
 
     advantages: Tensor
     """Whitened over the whole batch."""
     returns: Tensor
-    """What the critic should have said."""
+    """Targets of the critic."""
 
 
 def _ends(at_BT: Tensor) -> Tensor:
-    """Place_B of the last response token: one after the last marked position."""
+    """Return index_B of the last response token: one after the last marked position."""
     index_T = torch.arange(at_BT.shape[1], device=at_BT.device)
     return torch.where(at_BT, index_T, -1).max(1).values + 1
 
 
-def mark(prompt_lengths: Sequence[int], mask_BR: Tensor, width: int) -> Tensor:
-    """at_BT for responses that follow prompts of these lengths in rows of `width` tokens."""
+def mark_responses(prompt_lengths: Sequence[int], mask_BR: Tensor, width: int) -> Tensor:
+    """Return at_BT of responses that follow prompts of these lengths in rows of `width` tokens."""
     starts_B = torch.tensor(prompt_lengths, device=mask_BR.device) - 1
     index_T = torch.arange(width, device=mask_BR.device)[None]
     return (index_T >= starts_B[:, None]) & (index_T < (starts_B + mask_BR.sum(1))[:, None])
 
 
-def spread(values_N: Tensor, mask_BR: Tensor) -> Tensor:
-    """Values in row-major order of the mask -> (B, R), 0 where there is no token."""
+def scatter_to_responses(values_N: Tensor, mask_BR: Tensor) -> Tensor:
+    """Return values, given in row-major order of the mask, as (B, R), 0 where there is no token."""
     return torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(
         mask_BR, values_N.float()
     )
 
 
 def shaped_scores(experience: Experience, missing_eos_penalty: float = 0.0) -> Tensor:
-    """(B) scores as they enter the reward: less for a response that did not end."""
+    """Return scores_B as they enter the reward: less for a response that did not end."""
     return experience.scores - missing_eos_penalty * (~experience.finished).float()
 
 
-def targets(
+def compute_targets(
     experience: Experience,
     *,
     beta: float,
@@ -104,9 +104,25 @@ def targets(
     gae_lambda: float = 0.95,
     missing_eos_penalty: float = 0.0,
 ) -> Targets:
-    """Advantages and returns of a whole batch."""
+    """Return advantages and returns of a whole batch."""
     e = experience
     scores_B = shaped_scores(e, missing_eos_penalty)
     rewards = token_rewards(scores_B, e.log_probs, e.reference, e.mask, beta)
     advantages = gae(rewards, e.values, e.mask, gamma=gamma, gae_lambda=gae_lambda)
     return Targets(whiten(advantages, e.mask), torch.where(e.mask, advantages + e.values, 0.0))
+
+
+def rollout_metrics(batch: Experience) -> dict[str, float]:
+    """Return metrics of a batch of episodes as means over episodes: `kl` in nats per response, and
+    `kl_k3`, another estimate of it that is never negative; `entropy` in nats per token."""
+    k3 = kl_estimates(batch.log_probs, batch.reference).k3
+    lengths = batch.mask.sum(1).float()
+    return {
+        "reward": batch.scores.mean().item(),
+        "reward_std": batch.scores.std(correction=0).item(),
+        "kl": batch.kl().mean().item(),
+        "kl_k3": torch.where(batch.mask, k3, 0.0).sum(1).mean().item(),
+        "length": lengths.mean().item(),
+        "finished": batch.finished.float().mean().item(),
+        "entropy": -(batch.log_probs.sum() / lengths.sum()).item(),
+    }

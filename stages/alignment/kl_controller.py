@@ -1,4 +1,4 @@
-"""What holds the policy near the reference: the coefficient of the KL penalty."""
+"""Controllers of the coefficient of the KL penalty, which keeps the policy near the reference."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class FixedKL:
-    """A coefficient that stays."""
+class FixedKLController:
+    """A constant coefficient."""
 
-    def __init__(self, beta: float) -> None:
-        self.beta = beta
+    def __init__(self, kl_coef: float) -> None:
+        self.kl_coef = kl_coef
 
     def update(self, kl: float, episodes: int) -> None:
-        """Take note of a batch's KL: nothing follows."""
+        """Ignore the KL of a batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The coefficient."""
-        return {"beta": self.beta}
+        """Return the coefficient."""
+        return {"beta": self.kl_coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the coefficient."""
-        self.beta = float(state["beta"])
+        """Restore the coefficient."""
+        self.kl_coef = float(state["beta"])
 
 
-class AdaptiveKL(FixedKL):
+class AdaptiveKLController(FixedKLController):
     """A coefficient that steers the KL of a response to a target (Ziegler et al. 2019, sec. 2.2).
 
     error = clip(kl / target - 1, -0.2, 0.2); beta <- beta (1 + error episodes / horizon).
     """
 
-    def __init__(self, beta: float, target: float, horizon: float = 10_000) -> None:
-        super().__init__(beta)
+    def __init__(self, kl_coef: float, target: float, horizon: float = 10_000) -> None:
+        super().__init__(kl_coef)
         self.target = target
         self.horizon = horizon
 
     def update(self, kl: float, episodes: int) -> None:
-        """Move the coefficient after a batch: `kl` in nats a response, mean over `episodes`."""
+        """Adapt the coefficient to a batch: `kl` in nats per response, mean over `episodes`."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.beta *= 1 + error * episodes / self.horizon
+        self.kl_coef *= 1 + error * episodes / self.horizon

@@ -1,4 +1,4 @@
-"""What a policy is worth: reward and KL on held-out prompts, before and after, side by side."""
+"""Comparison of two policies: reward and KL on held-out prompts, with responses side by side."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stages.alignment.experience import Experience
-from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
+from stages.alignment.experience import Experience, rollout_metrics
+from stages.alignment.prompts import read_prompts
+from stages.alignment.rollout import (
+    RolloutModels,
+    RolloutSettings,
+    generate_rollouts,
+    score_at_eos,
+)
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.sampling import SamplingParams
 from stages.models.hf_export import load_language_model, load_reward_model
 from stages.models.language_model import LanguageModel
 from stages.models.reward_head import RewardModel
-from stages.objectives.ppo_ptx import read_prompts, summarise
 from stages.training.data_order import mix
 
 if TYPE_CHECKING:
@@ -28,23 +33,21 @@ BINS = 24
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two policies on the same prompts, drawn with the same random numbers."""
+class PolicyComparison:
+    """Metrics of two policies on the same prompts, sampled with the same random numbers."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """reward_before, reward_after, reward_gain and its standard error, kl, and more."""
     samples: list[dict[str, str]] = field(default_factory=list)
     histograms: tuple[tuple[list[float], list[int]], ...] = (([0.0, 1.0], [0]), ([0.0, 1.0], [0]))
     """Edges and counts of the scores, before and after, on the same edges."""
 
 
-def before_and_after(rank: Rank, *paths: Path, **options: Any) -> Comparison:
-    """`compare_policies` on rank 0 alone; the others give an empty answer."""
+def before_and_after(rank: Rank, **options: Any) -> PolicyComparison:
+    """Compare two policies on rank 0 (see `compare_policies`); return nothing on the others."""
     if not rank.first:
-        return Comparison({})
-    return compare_policies(
-        *paths, **options, device=rank.device, heartbeat=CancellationPoint(rank)
-    )
+        return PolicyComparison({})
+    return compare_policies(**options, device=rank.device, heartbeat=CancellationPoint(rank))
 
 
 def compare_policies(
@@ -60,37 +63,39 @@ def compare_policies(
     shown: int = 6,
     device: torch.device | str = "cpu",
     heartbeat: Callable[[], None] = lambda: None,
-) -> Comparison:
+) -> PolicyComparison:
     """Compare two policies by a reward model on the first `count` held-out prompts (0: on all).
 
-    The KL is that of the second to the first, in nats of a response. `heartbeat` is called after each
+    The KL is that of the second to the first, in nats per response. `heartbeat` is called after each
     batch of responses.
 
     Raises:
-        InputError: the models are of different tokenizers.
+        InputError: the tokenizers of the models differ.
     """
     tokenizer = Tokenizer(after)
     for other in (before, reward):
         tokenizer.require_equal(Tokenizer(other))
     policies = [load_language_model(path).to(device) for path in (before, after)]
-    room = min(policy.config.context_length for policy in policies) - max_new_tokens
-    asked = read_prompts(prompts, "eval", tokenizer, room)
-    asked = asked[: count or len(asked)]
-    if not asked:
-        return Comparison({})
+    context = min(policy.config.context_length for policy in policies)
+    held_out = read_prompts(prompts, "eval", tokenizer, context - max_new_tokens)
+    held_out = held_out[: count or len(held_out)]
+    if not held_out:
+        return PolicyComparison({})
     scorer = load_reward_model(reward).to(device)
     settings = RolloutSettings(
         SamplingParams(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
     )
     old, new = (
-        _play(policy, policies[0], scorer, asked, settings, heartbeat) for policy in policies
+        _generate(policy, policies[0], scorer, held_out, settings, heartbeat) for policy in policies
     )
-    return Comparison(
-        figures(old, new), side_by_side(tokenizer, asked, old, new, shown), histograms(old, new)
+    return PolicyComparison(
+        comparison_metrics(old, new),
+        side_by_side(tokenizer, held_out, old, new, shown),
+        histograms(old, new),
     )
 
 
-def _play(
+def _generate(
     policy: LanguageModel,
     reference: LanguageModel,
     scorer: RewardModel,
@@ -98,14 +103,14 @@ def _play(
     settings: RolloutSettings,
     heartbeat: Callable[[], None],
 ) -> Experience:
-    """The reward model stands in for the critic, whose values nobody asks for here."""
-    cast = Cast(policy, reference, scorer, score_with(scorer, EOS))
-    return collect(cast, prompts, range(len(prompts)), settings, heartbeat)
+    """Return one episode per prompt. The reward model is passed as critic; values are unused."""
+    models = RolloutModels(policy, reference, scorer, score_at_eos(scorer, EOS))
+    return generate_rollouts(models, prompts, range(len(prompts)), settings, heartbeat)
 
 
-def figures(old: Experience, new: Experience) -> dict[str, float]:
-    """The comparison as numbers."""
-    before, after = summarise(old), summarise(new)
+def comparison_metrics(old: Experience, new: Experience) -> dict[str, float]:
+    """Return the metrics of both policies and of their difference."""
+    before, after = rollout_metrics(old), rollout_metrics(new)
     gain = (new.scores - old.scores).double()
     return {
         "reward_before": before["reward"],
@@ -128,25 +133,25 @@ def side_by_side(
     new: Experience,
     count: int,
 ) -> list[dict[str, str]]:
-    """The first prompts with both responses and their scores."""
+    """Return the first prompts with both responses and their scores."""
     return [
         {
             "prompt": tokenizer.decode(prompts[row]),
-            "before": _said(tokenizer, prompts[row], old, row),
-            "after": _said(tokenizer, prompts[row], new, row),
+            "before": _response_text(tokenizer, prompts[row], old, row),
+            "after": _response_text(tokenizer, prompts[row], new, row),
         }
         for row in range(min(count, len(prompts)))
     ]
 
 
-def _said(tokenizer: Tokenizer, prompt: Sequence[int], batch: Experience, row: int) -> str:
+def _response_text(tokenizer: Tokenizer, prompt: Sequence[int], batch: Experience, row: int) -> str:
     ids = batch.tokens[row, len(prompt) : len(prompt) + int(batch.mask[row].sum())]
     cut = "" if batch.finished[row] else " …"
     return f"{tokenizer.decode(ids.tolist())}{cut} [{batch.scores[row].item():+.2f}]"
 
 
 def histograms(old: Experience, new: Experience) -> tuple[tuple[list[float], list[int]], ...]:
-    """Counts of the scores of both, on the same edges."""
+    """Return edges and counts of the scores of both, on the same edges."""
     every = torch.cat([old.scores, new.scores]).cpu().double().numpy()
     edges = np.histogram_bin_edges(every, BINS)
     return tuple(

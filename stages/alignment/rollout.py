@@ -1,4 +1,4 @@
-"""Rollouts: the policy answers, and everybody who has an opinion on the answers gives it."""
+"""Rollouts: sampled responses, scored by reference, reward model and critic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.alignment.experience import Experience, mark, spread
+from stages.alignment.experience import Experience, mark_responses, scatter_to_responses
 from stages.generation.likelihood import PositionModel, next_log_probs, pad_right
 from stages.generation.sampling import (
     GenerativeModel,
@@ -19,52 +19,52 @@ from stages.generation.sampling import (
     sample,
 )
 
-Score = Callable[[Tensor, Tensor], Tensor]
-"""(tokens_BT, place_B of the last token) -> scores_B of whole responses."""
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+"""(tokens_BT, index_B of the last token) -> scores_B of whole responses."""
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who takes part in a rollout; all in evaluation mode."""
+class RolloutModels:
+    """Models of a rollout, all in evaluation mode."""
 
     policy: GenerativeModel
     reference: PositionModel
     critic: PositionModel
-    score: Score
+    score: ScoreFunction
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How rollouts are made."""
+    """Settings of rollouts."""
 
     decoding: SamplingParams
     eos_id: int
     pad_id: int
     seed: int = 0
     batch: int = 64
-    """Episodes that are decoded, and then measured, at once."""
+    """Episodes that are decoded, and then scored, at once."""
     device: str = "cpu"
 
 
 @torch.no_grad()
-def collect(
-    cast: Cast,
+def generate_rollouts(
+    models: RolloutModels,
     prompts: Sequence[Sequence[int]],
     indices: Sequence[int],
     settings: RolloutSettings,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Experience:
-    """One episode a prompt, in the order given.
+    """Return one episode per prompt, in the order given.
 
-    `indices` number the episodes of a whole run: with the seed, they fix what is drawn. `heartbeat` is
-    called after each batch.
+    `indices` number the episodes of the whole run: with the seed, they fix the random draws. `heartbeat`
+    is called after each batch.
     """
     parts = []
     order: list[int] = []
     for places in length_sorted_batches(prompts, settings.batch):
         chosen = [prompts[place] for place in places]
         drawn = sample(
-            cast.policy,
+            models.policy,
             chosen,
             settings.decoding,
             eos_id=settings.eos_id,
@@ -73,25 +73,28 @@ def collect(
             indices=[indices[place] for place in places],
             device=settings.device,
         )
-        parts.append(_measure(cast, chosen, drawn, settings))
+        parts.append(_score_responses(models, chosen, drawn, settings))
         order += places
         heartbeat()
     return concatenate(parts, settings.pad_id).rows(torch.tensor(order).argsort())
 
 
-def _measure(
-    cast: Cast, prompts: Sequence[Sequence[int]], drawn: Responses, settings: RolloutSettings
+def _score_responses(
+    models: RolloutModels,
+    prompts: Sequence[Sequence[int]],
+    drawn: Responses,
+    settings: RolloutSettings,
 ) -> Experience:
-    """Reference, values and scores of drawn responses, each by one forward pass."""
+    """Return sampled responses with reference, values and scores, each by one forward pass."""
     lengths = drawn.mask.sum(1).tolist()
     rows = [
         [*prompt, *drawn_ids[:length]]
         for prompt, drawn_ids, length in zip(prompts, drawn.tokens.tolist(), lengths, strict=True)
     ]
     tokens_BT = pad_right(rows, settings.pad_id, settings.device)
-    mask_BR = drawn.mask.clone()  # what inference mode made cannot be saved for a backward pass
-    at_BT = mark([len(prompt) for prompt in prompts], mask_BR, tokens_BT.shape[1])
-    reference_N = next_log_probs(cast.reference, tokens_BT, at_BT, settings.decoding.temperature)
+    mask_BR = drawn.mask.clone()  # tensors of inference mode cannot be saved for a backward pass
+    at_BT = mark_responses([len(prompt) for prompt in prompts], mask_BR, tokens_BT.shape[1])
+    reference_N = next_log_probs(models.reference, tokens_BT, at_BT, settings.decoding.temperature)
     last_B = torch.tensor([len(row) - 1 for row in rows], device=tokens_BT.device)
     return Experience(
         tokens=tokens_BT,
@@ -99,17 +102,18 @@ def _measure(
         mask=mask_BR,
         finished=drawn.finished.clone(),
         log_probs=drawn.log_probs.clone(),
-        reference=spread(reference_N, mask_BR),
-        values=spread(cast.critic(tokens_BT, at_BT=at_BT), mask_BR),
-        scores=cast.score(tokens_BT, last_B).float(),
+        reference=scatter_to_responses(reference_N, mask_BR),
+        values=scatter_to_responses(models.critic(tokens_BT, at_BT=at_BT), mask_BR),
+        scores=models.score(tokens_BT, last_B).float(),
     )
 
 
-def score_with(scorer: PositionModel, eos_id: int) -> Score:
-    """Scores of a reward model: its output at the end token, the only one that it was trained at.
+def score_at_eos(scorer: PositionModel, eos_id: int) -> ScoreFunction:
+    """Return a function that reads a reward model at the end token, the only position where it was
+    trained.
 
-    A response that was cut off is scored as if it had ended there, instead of with its last token.
-    What a reward model says elsewhere means nothing, and a policy finds out: it never ends.
+    The last token of a truncated response is replaced by the end token. At other tokens the output
+    of a reward model is meaningless, and a policy would exploit it by never ending.
     """
 
     def score(tokens_BT: Tensor, last_B: Tensor) -> Tensor:
@@ -120,16 +124,16 @@ def score_with(scorer: PositionModel, eos_id: int) -> Score:
 
 
 def concatenate(parts: Sequence[Experience], pad_id: int) -> Experience:
-    """Batches of experience one under the other."""
+    """Return batches of experience as one."""
     width = max(part.tokens.shape[1] for part in parts)
     length = max(part.mask.shape[1] for part in parts)
-    alike = [widened(part, width, length, pad_id) for part in parts]
+    padded = [pad_to(part, width, length, pad_id) for part in parts]
     names = [field.name for field in fields(Experience)]
-    return Experience(**{name: torch.cat([getattr(p, name) for p in alike]) for name in names})
+    return Experience(**{name: torch.cat([getattr(p, name) for p in padded]) for name in names})
 
 
-def widened(part: Experience, width: int, length: int, pad_id: int) -> Experience:
-    """The same with rows of `width` tokens and responses of `length`."""
+def pad_to(part: Experience, width: int, length: int, pad_id: int) -> Experience:
+    """Return experience padded to rows of `width` tokens and responses of `length`."""
 
     def pad(name: str, value: Tensor) -> Tensor:
         if value.ndim == 1:

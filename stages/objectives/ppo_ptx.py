@@ -1,9 +1,10 @@
-"""PPO-ptx as an objective of the training loop: two engines, policy and critic.
+"""PPO-ptx (Ouyang et al. 2022): a policy is fine-tuned on the score of a reward model, with a KL
+penalty to a frozen reference and a pretraining loss.
 
-One step of the loop is one iteration: roll out, measure, give every rank the whole batch, update.
-All of an iteration is a function of the weights, the KL coefficient and the step number: prompts,
-draws, minibatches and pretraining windows are hashed from (seed, step), so that a checkpoint of
-weights, moments and coefficient is the whole state.
+The trainer has two engines, policy and critic. One step of the trainer is one iteration: generate
+rollouts, score them, give every rank the whole batch, update. An iteration is a function of the
+weights, the KL coefficient and the step: prompts, random draws, minibatches and pretraining windows
+are hashed from (seed, step), so that weights, moments and coefficient are the whole state.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, Interrupted
-from stages.alignment.advantages import kl_estimates
-from stages.alignment.experience import Experience, targets
-from stages.alignment.kl_controller import AdaptiveKL, FixedKL
-from stages.alignment.ppo_update import Share, UpdateSettings, update
-from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with, widened
-from stages.data.conversation_dataset import Conversations
+from stages.alignment.experience import Experience, compute_targets, rollout_metrics
+from stages.alignment.kl_controller import AdaptiveKLController, FixedKLController
+from stages.alignment.ppo_update import UpdateSettings, update_policy
+from stages.alignment.prompts import read_prompts
+from stages.alignment.rollout import (
+    RolloutModels,
+    RolloutSettings,
+    generate_rollouts,
+    pad_to,
+    score_at_eos,
+)
 from stages.data.token_dataset import TokenDataset
-from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import PositionModel
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """How PPO is done; see `stages.ppo.PPOParams` for each."""
+    """Settings of PPO; see `stages.ppo.PPOParams` for each."""
 
     update: UpdateSettings
     max_new_tokens: int
@@ -68,23 +73,24 @@ class PPOSettings:
 
     @property
     def decoding(self) -> SamplingParams:
-        """Rollouts draw from the whole softmax: nothing else has the policy's probabilities."""
+        """SamplingParams of rollouts: from the whole softmax, because top-k and top-p change the
+        probabilities."""
         return SamplingParams(self.max_new_tokens, self.update.temperature)
 
-    def control(self) -> FixedKL:
-        """The controller of the KL coefficient."""
+    def kl_controller(self) -> FixedKLController:
+        """Return a new controller of the KL coefficient."""
         if self.kl_target is None:
-            return FixedKL(self.kl_coef)
-        return AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
+            return FixedKLController(self.kl_coef)
+        return AdaptiveKLController(self.kl_coef, self.kl_target, self.kl_horizon)
 
 
 class PPOObjective:
-    """The policy is fine-tuned to please a reward model without leaving a reference."""
+    """Policy and critic, trained on rollouts that a reward model scores."""
 
     flops_per_token = 0.0
     setup_metrics: Mapping[str, float] = {}
-    grace = 15.0
-    """Seconds that an iteration gets to come to its end when the run is to stop."""
+    stop_grace = 15.0
+    """Time that an iteration has to finish after cancellation, seconds."""
 
     def __init__(
         self,
@@ -99,14 +105,14 @@ class PPOObjective:
         self.settings = settings
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
-        """Load the four models and the prompts: the policy and its frozen copy, the reward model
-        and the critic that starts as it.
+        """Load the prompts and the four models: the policy, its frozen copy as the reference, the
+        reward model, and the critic, which starts from it.
 
         Raises:
-            InputError: no prompt leaves room for a response, or the models, or the pretraining
-                tokens, are of different tokenizers.
+            InputError: no prompt leaves room for a response, or tokenizers of models or pretraining
+                tokens differ.
         """
-        self.rank, self.train, self.seed = rank, settings, seed
+        self.rank, self.train_settings, self.seed = rank, settings, seed
         tokenizer = Tokenizer(self.policy_path)
         tokenizer.require_equal(Tokenizer(self.reward_path))
         policy, critic = load_language_model(self.policy_path), load_reward_model(self.reward_path)
@@ -124,96 +130,102 @@ class PPOObjective:
         self.reward = (
             load_reward_model(self.reward_path).to(rank.device, dtype).requires_grad_(False)
         )
-        self.width = context
-        room = context - self.settings.max_new_tokens
-        self.prompts = Shuffled(read_prompts(self.prompts_path, "train", tokenizer, room), seed)
-        self.held_out = read_prompts(self.prompts_path, "eval", tokenizer, room)
-        self.control = self.settings.control()
-        self.pages = self._pages(policy.config.context_length, tokenizer)
+        self.context_length = context
+        max_prompt_length = context - self.settings.max_new_tokens
+        self.prompts = Shuffled(
+            read_prompts(self.prompts_path, "train", tokenizer, max_prompt_length), seed
+        )
+        self.eval_prompts = read_prompts(self.prompts_path, "eval", tokenizer, max_prompt_length)
+        self.kl_controller = self.settings.kl_controller()
+        self.pretraining_corpus = self._open_corpus(policy.config.context_length, tokenizer)
         self._ema = {}
         if self.settings.ema_decay:
             self._ema = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        self._spare: LanguageModel | None = None
+        self._rollout_copy: LanguageModel | None = None
         return {
             "policy": Trainable(policy),
             "value": Trainable(critic, lr_ratio=self.settings.critic_lr_ratio),
         }
 
-    def _pretraining(self, step: int) -> Pages | None:
-        return Pages(self, step) if self.pages else None
+    def _pretraining_batches(self, step: int) -> PretrainingBatches | None:
+        return PretrainingBatches(self, step) if self.pretraining_corpus else None
 
-    def _pages(self, context: int, tokenizer: Tokenizer) -> TokenDataset | None:
+    def _open_corpus(self, context: int, tokenizer: Tokenizer) -> TokenDataset | None:
         if not self.tokens_paths or not self.settings.update.ptx_coef:
             return None
-        asked = self.settings
-        pages = TokenDataset(
+        settings = self.settings
+        corpus = TokenDataset(
             self.tokens_paths,
-            min(asked.ptx_length or context, context),
+            min(settings.ptx_length or context, context),
             mix(self.seed, 3),
-            weights=asked.mixture_weights,
-            temperature=asked.mixture_temperature,
+            weights=settings.mixture_weights,
+            temperature=settings.mixture_temperature,
         )
-        pages.require_tokenizer(tokenizer)
-        return pages
+        corpus.require_tokenizer(tokenizer)
+        return corpus
 
     def step(self, engines: Mapping[str, Engine], step: int) -> StepResult:
-        """One iteration.
+        """Run one iteration.
 
         Raises:
-            Interrupted: the run is to stop, and the end of the iteration is too far; on rank 0
-                alone. The iteration is lost: weights that are half updated are no state to save.
+            Interrupted: on rank 0 only, if the run is to stop and the iteration does not end within
+                `stop_grace`. The iteration is lost, because half-updated weights are not saved.
         """
-        pause, count = CancellationPoint(self.rank, grace=self.grace), self.train.global_batch_size
+        pause, count = (
+            CancellationPoint(self.rank, grace=self.stop_grace),
+            self.train_settings.global_batch_size,
+        )
         episodes = range(step * count, (step + 1) * count)
-        batch = self._collect(engines, self.prompts, episodes, mix(self.seed, 4), pause)
-        beta = self.control.beta
-        goal = targets(
+        batch = self._generate_rollouts(engines, self.prompts, episodes, mix(self.seed, 4), pause)
+        kl_coef = self.kl_controller.kl_coef
+        targets = compute_targets(
             batch,
-            beta=beta,
+            beta=kl_coef,
             gamma=self.settings.gamma,
             gae_lambda=self.settings.gae_lambda,
             missing_eos_penalty=self.settings.missing_eos_penalty,
         )
-        metrics, updates = update(
+        metrics, updates = update_policy(
             engines["policy"],
             engines["value"],
             batch,
-            goal,
+            targets,
             self.settings.update,
             np.random.default_rng(mix(self.seed, 5, step)),
-            share=Share(self.rank.index, self.rank.world, self.rank.total),
-            pretraining=self._pretraining(step),
+            rank=self.rank,
+            pretraining=self._pretraining_batches(step),
             heartbeat=pause,
         )
-        summary = summarise(batch)
-        self.control.update(summary["kl"], count)
-        self._average(engines["policy"])
-        metrics = {**summary, **metrics, "kl_coef": beta}
+        summary = rollout_metrics(batch)
+        self.kl_controller.update(summary["kl"], count)
+        self._update_ema(engines["policy"])
+        metrics = {**summary, **metrics, "kl_coef": kl_coef}
         return StepResult(metrics, updates, tokens=float(batch.at.numel()))
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Reward and KL on held-out prompts, drawn with the same random numbers every time.
+        """Return reward and KL on held-out prompts, sampled with the same random numbers every time.
 
         Raises:
             Interrupted: the run is to stop; on every rank after the same batch.
         """
         world = self.rank.world
-        wanted = self.train.eval_samples or len(self.held_out)
-        count = min(wanted, len(self.held_out)) // world * world
+        available = len(self.eval_prompts)
+        count = min(self.train_settings.eval_samples or available, available) // world * world
         if not count:
             return {}
-        batch = self._collect(
-            engines, self.held_out, range(count), mix(self.seed, 6), self._stop_together
+        batch = self._generate_rollouts(
+            engines, self.eval_prompts, range(count), mix(self.seed, 6), self._stop_together
         )
-        return {f"eval_{name}": value for name, value in summarise(batch).items()}
+        return {f"eval_{name}": value for name, value in rollout_metrics(batch).items()}
 
     def _stop_together(self) -> None:
-        """Between two batches, of which all ranks have equally many: go on, or stop on all."""
+        """Stop on all ranks, or on none, between two batches, of which all ranks have equally
+        many."""
         self.rank.beat()
         if self.rank.any(self.rank.ctx is not None and self.rank.ctx.cancelled):
             raise Interrupted("stopped while evaluating")
 
-    def _collect(
+    def _generate_rollouts(
         self,
         engines: Mapping[str, Engine],
         prompts: Any,
@@ -221,7 +233,7 @@ class PPOObjective:
         seed: int,
         heartbeat: Callable[[], None],
     ) -> Experience:
-        """Roll out this rank's share of the episodes, then give every rank all of them."""
+        """Generate this rank's slice of the episodes, then give every rank all of them."""
         share = len(episodes) // self.rank.world
         mine = episodes[self.rank.index * share : (self.rank.index + 1) * share]
         settings = RolloutSettings(
@@ -230,18 +242,20 @@ class PPOObjective:
         )  # fmt: skip
         for engine in engines.values():
             engine.eval()
-        with self._sampler(engines["policy"]) as policy:
-            cast = Cast(policy, self.reference, _critic(engines), score_with(self.reward, EOS))
-            batch = collect(cast, [prompts[i] for i in mine], mine, settings, heartbeat)
+        with self._plain_policy(engines["policy"]) as policy:
+            critic: PositionModel = engines["value"]
+            models = RolloutModels(policy, self.reference, critic, score_at_eos(self.reward, EOS))
+            batch = generate_rollouts(models, [prompts[i] for i in mine], mine, settings, heartbeat)
         for engine in engines.values():
             engine.train()
-        return self._gather(batch, len(episodes))
+        return self._gather_experience(batch, len(episodes))
 
-    def _gather(self, batch: Experience, count: int) -> Experience:
-        """All ranks' episodes in their order: each adds its rows to a sum that is else zero."""
+    def _gather_experience(self, batch: Experience, count: int) -> Experience:
+        """Return the episodes of all ranks in order: each adds its rows to a sum over ranks that is
+        zero elsewhere."""
         if self.rank.world == 1:
             return batch
-        part = widened(batch, self.width, self.settings.max_new_tokens, PAD)
+        part = pad_to(batch, self.context_length, self.settings.max_new_tokens, PAD)
         start = self.rank.index * len(batch)
         found = {}
         for field in fields(Experience):
@@ -252,23 +266,23 @@ class PPOObjective:
         return Experience(**found).rows(range(count))
 
     @contextmanager
-    def _sampler(self, engine: Engine) -> Iterator[LanguageModel]:
-        """The policy as a plain module. Sharded weights are copied into a spare one, for hooks
-        that gather them layer by layer would do so at every token."""
+    def _plain_policy(self, engine: Engine) -> Iterator[LanguageModel]:
+        """Yield the policy as a plain module. Sharded weights are copied into another module, because
+        hooks that gather them layer by layer would do so at every token."""
         plain: Any = engine.module
         if engine.zero < 3:
             yield plain
             return
-        if self._spare is None:
-            self._spare = language_model(plain.config).to(self.rank.device).eval()
+        if self._rollout_copy is None:
+            self._rollout_copy = language_model(plain.config).to(self.rank.device).eval()
         with engine.whole() as whole:
-            self._spare.load_state_dict(whole.state_dict())
-        self._spare.to(self.reference.lm_head_weight.dtype)
-        yield self._spare
+            self._rollout_copy.load_state_dict(whole.state_dict())
+        self._rollout_copy.to(self.reference.lm_head_weight.dtype)
+        yield self._rollout_copy
 
-    def _average(self, engine: Engine) -> None:
-        """Move the average of the policy's weights, if one is kept. It follows the float32 weights
-        of the optimizer: what they move in a step is lost in a module of half precision."""
+    def _update_ema(self, engine: Engine) -> None:
+        """Update the exponential moving average of the policy, if `ema_decay` is set, from the
+        float32 weights of the optimizer: half precision would round their changes away."""
         if not self._ema:
             return
         held: dict[str, list[Fragment]] = defaultdict(list)
@@ -281,16 +295,16 @@ class PPOObjective:
             old.lerp_(self.rank.total(whole).view(old.shape).to(old), 1 - self.settings.ema_decay)
 
     def state_dict(self) -> State:
-        """The KL coefficient and the average of the weights."""
-        return {"control": self.control.state_dict(), "ema": dict(self._ema)}
+        """Return the KL coefficient and the average of the weights."""
+        return {"control": self.kl_controller.state_dict(), "ema": dict(self._ema)}
 
     def load_state_dict(self, state: State) -> None:
-        """Take up what `state_dict` gave."""
-        self.control.load_state_dict(state["control"])
+        """Restore the state that `state_dict` returned."""
+        self.kl_controller.load_state_dict(state["control"])
         self._ema |= {name: tensor.cpu() for name, tensor in state.get("ema", {}).items()}
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the policy: the average of its weights, if one was kept."""
+        """Write the policy, with the average of its weights if there is one."""
         policy: Any = engines["policy"].module
         if self._ema:
             averaged = language_model(policy.config)
@@ -306,18 +320,19 @@ policy and, where pretraining tokens were given, their language-modelling loss (
 are given in the chat format of `tokenizer_config.json`; responses end with `</s>`."""
 
 
-class Pages:
-    """The pretraining windows of one iteration's minibatches: `update.Pretraining`."""
+class PretrainingBatches:
+    """Pretraining windows of the minibatches of one iteration (`ppo_update.PtxBatches`)."""
 
     def __init__(self, objective: PPOObjective, step: int) -> None:
-        assert objective.pages is not None
-        self.windows: Samples = objective.pages.train
-        self.length = objective.pages.length
+        corpus = objective.pretraining_corpus
+        assert corpus is not None
+        self.windows: Samples = corpus.train
+        self.length = corpus.length
         self.rank = objective.rank
         self.micro = objective.settings.update.micro_batch_size
         settings = objective.settings
         self.count = pretraining_windows(
-            objective.train.global_batch_size, settings.update.num_minibatches, settings.ptx_ratio,
+            objective.train_settings.global_batch_size, settings.update.num_minibatches, settings.ptx_ratio,
             self.rank.world,
         )  # fmt: skip
         self.first = (
@@ -325,56 +340,17 @@ class Pages:
         )
 
     def pieces(self, number: int) -> Sequence[Tensor]:
-        """This rank's windows (B, T + 1) of a minibatch."""
+        """Return this rank's windows (B, T + 1) of a minibatch."""
         share = self.count // self.rank.world
         start = self.first + number * self.count + self.rank.index * share
         mine = np.stack([self.windows[start + i] for i in range(share)])
         return torch.split(torch.from_numpy(mine).to(self.rank.device), self.micro or share)
 
     def loss(self, model: Callable[..., Tensor], piece: Tensor) -> Tensor:
-        """This piece's part of the mean over the minibatch's tokens."""
+        """Return the part of a piece in the mean loss over the tokens of the minibatch."""
         return model(piece[:, :-1], targets_BT=piece[:, 1:]) / (self.count * self.length)
 
 
 def pretraining_windows(episodes: int, minibatches: int, ratio: float, world: int) -> int:
-    """Windows of a minibatch: `ratio` for each of its episodes, equally many on every rank."""
+    """Return the windows per minibatch: `ratio` per episode, equally many on every rank."""
     return max(1, round(episodes / minibatches * ratio / world)) * world
-
-
-def read_prompts(path: Path, split: str, tokenizer: Tokenizer, room: int) -> list[list[int]]:
-    """The prompts of a split in chat format; those of more than `room` tokens are left out.
-
-    Raises:
-        InputError: no training prompt is left.
-    """
-    every = [encode_prompt(tokenizer, c.prompt) for c in Conversations(path, split) if c.prompt]
-    fitting = [ids for ids in every if len(ids) <= room]
-    if not fitting and split == "train":
-        raise InputError(
-            f"none of {len(every)} prompts has at most {room} tokens, the context less "
-            "max_new_tokens",
-            where=str(path),
-            remedy="lower max_new_tokens, or take a policy with a longer context",
-        )
-    return fitting
-
-
-def summarise(batch: Experience) -> dict[str, float]:
-    """What a batch of episodes says of the policy, as means over episodes (`kl` in nats of a
-    whole response; `kl_k3` estimates the same, and is never negative)."""
-    k3 = kl_estimates(batch.log_probs, batch.reference).k3
-    lengths = batch.mask.sum(1).float()
-    return {
-        "reward": batch.scores.mean().item(),
-        "reward_std": batch.scores.std(correction=0).item(),
-        "kl": batch.kl().mean().item(),
-        "kl_k3": torch.where(batch.mask, k3, 0.0).sum(1).mean().item(),
-        "length": lengths.mean().item(),
-        "finished": batch.finished.float().mean().item(),
-        "entropy": -(batch.log_probs.sum() / lengths.sum()).item(),
-    }
-
-
-def _critic(engines: Mapping[str, Engine]) -> PositionModel:
-    critic: PositionModel = engines["value"]
-    return critic

@@ -10,18 +10,18 @@ from toy_alignment import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
-from stages.alignment.kl_controller import AdaptiveKL
+from stages.alignment.kl_controller import AdaptiveKLController
 from stages.alignment.policy_comparison import before_and_after
+from stages.alignment.prompts import read_prompts
 from stages.data.token_store import TokenStore, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.hf_export import load_language_model, load_reward_model, save_reward_model
 from stages.models.reward_head import RewardModel
 from stages.objectives.ppo_ptx import (
-    Pages,
     PPOObjective,
+    PretrainingBatches,
     pretraining_windows,
-    read_prompts,
 )
 from stages.ppo import PPOParams
 from stages.training.ranks.rank import Rank
@@ -58,7 +58,7 @@ def made(world, scorer, tokens=("tokens",), **options):
         (
             {"train": {"batch_size_rampup": {"initial_batch_size": 8, "steps": 4}}},
             "train.batch_size_rampup",
-            "iterations of PPO are alike",
+            "constant batch size",
         ),
     ],
 )
@@ -74,7 +74,7 @@ def test_the_defaults_have_no_problem():
 def test_a_response_needs_room_beside_its_prompt():
     class Upstream:
         class model:
-            context = 32
+            context_length = 32
 
     (problem,) = PPOParams(max_new_tokens=32).check({"policy": Upstream})
     assert "32 leaves no room for a prompt" in problem.message
@@ -130,7 +130,7 @@ def test_models_and_pages_of_other_tokenizers_of_one_size_are_refused(world, sco
 
 def test_pages_are_other_windows_for_every_minibatch(world, scorer):
     objective = made(world, scorer, ptx_ratio=1.0, ptx_length=12)
-    pages = [Pages(objective, step) for step in range(2)]
+    pages = [PretrainingBatches(objective, step) for step in range(2)]
     seen = [tuple(row.tolist()) for p in pages for n in range(8) for row in p.pieces(n)[0]]
     assert len(seen) == 2 * 8 * 4 and len(set(seen)) == len(seen)
     piece = pages[0].pieces(0)[0]
@@ -143,11 +143,11 @@ def test_pages_are_other_windows_for_every_minibatch(world, scorer):
 
 def test_ranks_read_their_parts_of_a_page(world, scorer):
     objective = made(world, scorer, ptx_ratio=1.0, ptx_length=12)
-    whole = Pages(objective, 3).pieces(2)[0]
+    whole = PretrainingBatches(objective, 3).pieces(2)[0]
     parts = []
     for index in range(2):
         objective.rank = Rank(index=index, world=2)
-        parts.append(Pages(objective, 3).pieces(2)[0])
+        parts.append(PretrainingBatches(objective, 3).pieces(2)[0])
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -160,10 +160,12 @@ def test_pages_of_several_stores_are_their_mixture(world, scorer, tmp_path):
         world, scorer, tokens=("tokens", tmp_path),
         ptx_ratio=1.0, ptx_length=12, mixture={"weights": [1, 3]},
     )  # fmt: skip
-    rows = torch.cat([Pages(objective, step).pieces(n)[0] for step in range(2) for n in range(8)])
+    rows = torch.cat(
+        [PretrainingBatches(objective, step).pieces(n)[0] for step in range(2) for n in range(8)]
+    )
     assert int((rows == 20).all(1).sum()) == len(rows) * 3 // 4
     (problem,) = PPOParams(mixture={"weights": [1, 3]}).check({f"tokens[{k}]": 0 for k in range(3)})
-    assert str(problem).startswith("mixture.weights: 2 for 3 stores")
+    assert str(problem).startswith("mixture.weights: 2 weights for 3 stores")
 
 
 def test_windows_are_equally_many_on_every_rank():
@@ -172,18 +174,18 @@ def test_windows_are_equally_many_on_every_rank():
 
 
 def test_without_tokens_or_weight_there_is_no_pretraining_term(world, scorer):
-    assert made(world, scorer, tokens=()).pages is None
-    assert made(world, scorer, ptx_coef=0).pages is None
+    assert made(world, scorer, tokens=()).pretraining_corpus is None
+    assert made(world, scorer, ptx_coef=0).pretraining_corpus is None
 
 
 def test_the_state_beyond_weights_comes_back(world, scorer):
     options = {"kl_coef": 0.1, "kl_target": 2.0, "ema_decay": 0.9}
     first, second = made(world, scorer, **options), made(world, scorer, **options)
-    assert isinstance(first.control, AdaptiveKL)
-    first.control.update(9.0, 5000)
+    assert isinstance(first.kl_controller, AdaptiveKLController)
+    first.kl_controller.update(9.0, 5000)
     first._ema["ln_f.bias"] += 1
     second.load_state_dict(first.state_dict())
-    assert second.control.beta == first.control.beta != 0.1
+    assert second.kl_controller.kl_coef == first.kl_controller.kl_coef != 0.1
     assert torch.equal(second._ema["ln_f.bias"], first._ema["ln_f.bias"])
 
 
@@ -221,7 +223,7 @@ def engines(objective):
 def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, grace):
     objective, ctx = made(world, scorer, rollout_batch_size=4), Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
-    objective.grace = grace
+    objective.stop_grace = grace
     ctx.cancel_file.touch()
     if grace:
         objective.step(learners, 0)
@@ -236,7 +238,7 @@ def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path):
     objective = made(world, scorer, train={"global_batch_size": 16, "micro_batch_size": 1})
     ctx = Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
-    objective.grace = 0.0
+    objective.stop_grace = 0.0
     backward = learners["value"].backward
 
     def asked(*arguments, **named):
@@ -269,21 +271,27 @@ def test_held_out_prompts_are_counted_as_samples_of_an_evaluation(world, scorer)
 
 
 def test_a_policy_compared_with_itself_has_not_moved(world, scorer):
-    paths = world / "policy", world / "policy", scorer, world / "conversations"
-    seen = before_and_after(Rank(), *paths, max_new_tokens=10, count=12, shown=2)
-    assert seen.figures["reward_before"] == seen.figures["reward_after"]
-    assert seen.figures["kl"] == pytest.approx(0, abs=1e-4)
-    assert seen.figures["reward_gain_error"] == 0
+    paths = {
+        "before": world / "policy", "after": world / "policy", "reward": scorer,
+        "prompts": world / "conversations",
+    }  # fmt: skip
+    seen = before_and_after(Rank(), **paths, max_new_tokens=10, count=12, shown=2)
+    assert seen.metrics["reward_before"] == seen.metrics["reward_after"]
+    assert seen.metrics["kl"] == pytest.approx(0, abs=1e-4)
+    assert seen.metrics["reward_gain_error"] == 0
     assert len(seen.samples) == 2 and set(seen.samples[0]) == {"prompt", "before", "after"}
     assert seen.histograms[0] == seen.histograms[1]
     assert sum(seen.histograms[0][1]) == 12
-    assert not before_and_after(Rank(index=1, world=2), *paths, max_new_tokens=10).figures
+    assert not before_and_after(Rank(index=1, world=2), **paths, max_new_tokens=10).metrics
 
 
 def test_what_is_reported_is_the_scorers_own_score(world, scorer):
-    paths = world / "policy", world / "speaker", scorer, world / "conversations"
-    seen = before_and_after(Rank(), *paths, max_new_tokens=10, count=12, shown=12)
-    assert seen.figures["kl"] > 0.5
+    paths = {
+        "before": world / "policy", "after": world / "speaker", "reward": scorer,
+        "prompts": world / "conversations",
+    }  # fmt: skip
+    seen = before_and_after(Rank(), **paths, max_new_tokens=10, count=12, shown=12)
+    assert seen.metrics["kl"] > 0.5
     shown = [float(card["after"].rsplit("[", 1)[1][:-1]) for card in seen.samples]
-    assert sum(shown) / 12 == pytest.approx(seen.figures["reward_after"], abs=0.006)
+    assert sum(shown) / 12 == pytest.approx(seen.metrics["reward_after"], abs=0.006)
     assert load_reward_model(scorer).body.config.context_length == 40

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.alignment.clipped_losses import policy_loss
-from stages.alignment.experience import targets
-from stages.alignment.ppo_update import Share, update
+from stages.alignment.experience import compute_targets
+from stages.alignment.ppo_update import policy_loss, update_policy
 from stages.generation.likelihood import next_log_probs
-from stages.objectives.ppo_ptx import Pages, PPOObjective
+from stages.objectives.ppo_ptx import PPOObjective, PretrainingBatches
 from stages.ppo import PPOParams
 from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
@@ -76,11 +75,11 @@ def gradient_of_engines(rank: Rank, world: Path) -> dict[str, Array]:
     objective = made(params, world)
     modules = objective.setup(rank, params.train, 5)
     engines = {name: Engine(name, made, params.train, rank) for name, made in modules.items()}
-    batch = objective._collect(engines, objective.prompts, range(16), 9, rank.beat)
-    update(
-        engines["policy"], engines["value"], batch, targets(batch, beta=0.1),
+    batch = objective._generate_rollouts(engines, objective.prompts, range(16), 9, rank.beat)
+    update_policy(
+        engines["policy"], engines["value"], batch, compute_targets(batch, beta=0.1),
         objective.settings.update, np.random.default_rng(0),
-        share=Share(rank.index, rank.world, rank.total), pretraining=Pages(objective, 0),
+        rank=rank, pretraining=PretrainingBatches(objective, 0),
     )  # fmt: skip
     moments = gathered(engines["policy"], "exp_avg")
     for engine in engines.values():
@@ -107,13 +106,13 @@ def gradient_by_hand(world: Path) -> dict[str, Array]:
     objective = made(params, world)
     modules = objective.setup(Rank(), params.train, 5)
     engines: Any = {name: Plain(made.module) for name, made in modules.items()}
-    batch = objective._collect(engines, objective.prompts, range(16), 9, lambda: None)
+    batch = objective._generate_rollouts(engines, objective.prompts, range(16), 9, lambda: None)
     policy: Any = modules["policy"].module
     log_probs = next_log_probs(policy, batch.tokens, batch.at)
-    advantages = targets(batch, beta=0.1).advantages[batch.mask]
+    advantages = compute_targets(batch, beta=0.1).advantages[batch.mask]
     surrogate = policy_loss(log_probs, batch.log_probs[batch.mask], advantages).mean()
-    assert objective.pages is not None
-    pages = objective.pages.train
+    assert objective.pretraining_corpus is not None
+    pages = objective.pretraining_corpus.train
     windows = torch.from_numpy(np.stack([pages[i] for i in range(8)]))
     text = F.cross_entropy(policy(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
     (surrogate + GAMMA * text).backward()
@@ -132,7 +131,7 @@ def averages(rank: Rank, world: Path, zero: int) -> tuple[float, float]:
     for _ in range(3):
         engine.backward(engine(torch.arange(20, 30)[None]).float().logsumexp(-1).sum())
         engine.step()
-        objective._average(engine)
+        objective._update_ema(engine)
         for name, weight in gathered(engine, "fp32").items():
             expected[name].lerp_(weight, 0.5)
     engine.close()
@@ -178,16 +177,16 @@ class Trapped(PPOObjective):
                 os.kill(os.getppid() if trap.owner else os.getpid(), signal.SIGKILL)
                 time.sleep(60)  # a rank outlives its owner for a moment
 
-    def _collect(self, *arguments: Any) -> Any:
-        batch = super()._collect(*arguments)
+    def _generate_rollouts(self, *arguments: Any) -> Any:
+        batch = super()._generate_rollouts(*arguments)
         self.reach("rollouts")
         return batch
 
-    def _pretraining(self, step: int) -> Any:
+    def _pretraining_batches(self, step: int) -> Any:
         return TrappedPages(self, step)
 
 
-class TrappedPages(Pages):
+class TrappedPages(PretrainingBatches):
     """Asked for after PPO's gradient and before their own."""
 
     def __init__(self, objective: Trapped, step: int) -> None:

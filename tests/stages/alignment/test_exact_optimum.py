@@ -15,9 +15,9 @@ from tabular_mdp import BETA, EOS, LENGTH, PAD, PROMPTS, Problem, TableCritic, T
 
 from pipeline.errors import Failure
 from stages.alignment import advantages, experience, ppo_update, rollout
-from stages.alignment.experience import targets
+from stages.alignment.experience import compute_targets
 from stages.alignment.ppo_update import UpdateSettings
-from stages.alignment.rollout import Cast, RolloutSettings, collect
+from stages.alignment.rollout import RolloutModels, RolloutSettings, generate_rollouts
 from stages.generation import sampling
 from stages.generation.sampling import SamplingParams
 
@@ -78,9 +78,11 @@ def train(problem, *, decoding=None, renew=0):
             learner.decay(1 - iteration / ITERATIONS)
         prompts = [[int(p)] for p in prompt_rng.integers(0, PROMPTS, EPISODES)]
         first = iteration * EPISODES
-        cast = Cast(policy.model, reference, critic.model, score)
-        batch = collect(cast, prompts, range(first, first + EPISODES), rolling)
-        ppo_update.update(policy, critic, batch, targets(batch, beta=BETA), UpdateSettings(), rng)
+        models = RolloutModels(policy.model, reference, critic.model, score)
+        batch = generate_rollouts(models, prompts, range(first, first + EPISODES), rolling)
+        ppo_update.update_policy(
+            policy, critic, batch, compute_targets(batch, beta=BETA), UpdateSettings(), rng
+        )
     table = policy.model.table.detach()
     return Outcome(problem.gap_closed(table), problem.divergence(table))
 

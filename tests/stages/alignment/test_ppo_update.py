@@ -1,19 +1,38 @@
 """Rollouts and the inner loop on a small GPT: whose gradients add up, and to what."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.alignment.experience import Experience, mark, shaped_scores, spread, targets
-from stages.alignment.ppo_update import Share, UpdateSettings, minibatches, update
-from stages.alignment.rollout import Cast, RolloutSettings, collect, score_with
+from stages.alignment.experience import (
+    Experience,
+    compute_targets,
+    mark_responses,
+    scatter_to_responses,
+    shaped_scores,
+)
+from stages.alignment.ppo_update import (
+    UpdateSettings,
+    minibatches,
+    policy_loss,
+    update_policy,
+    value_loss,
+)
+from stages.alignment.rollout import (
+    RolloutModels,
+    RolloutSettings,
+    generate_rollouts,
+    score_at_eos,
+)
 from stages.generation.likelihood import next_log_probs
 from stages.generation.sampling import SamplingParams
 from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
 from stages.models.reward_head import RewardModel
+from stages.training.ranks.rank import Rank
 
 CONFIG = GPTConfig(vocab_size=24, context_length=24, num_layers=2, hidden_size=32, num_heads=2)
 EOS, PAD = 3, 0
@@ -50,6 +69,13 @@ class Recorder:
         self.model.zero_grad()
 
 
+class LoneRank(Rank):
+    """One of two ranks, whose sums are its own."""
+
+    def total(self, values):
+        return values
+
+
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
@@ -64,8 +90,8 @@ def models():
 def play(models, prompts=PROMPTS, *, decoding=None, **options):
     policy, reference, critic, reward = models
     settings = RolloutSettings(decoding or SamplingParams(10), EOS, PAD, **options)
-    return collect(
-        Cast(policy, reference, critic, score_with(reward, EOS)),
+    return generate_rollouts(
+        RolloutModels(policy, reference, critic, score_at_eos(reward, EOS)),
         prompts,
         range(len(prompts)),
         settings,
@@ -77,12 +103,12 @@ def batch(models):
     return play(models)
 
 
-def run(models, batch, *, share=None, pretraining=None, lr=0.0, **settings):
+def run(models, batch, *, rank=None, pretraining=None, lr=0.0, **settings):
     policy, critic = Recorder(copy.deepcopy(models[0]), lr), Recorder(copy.deepcopy(models[2]), lr)
-    figures, _ = update(
-        policy, critic, batch, targets(batch, beta=0.1),
+    figures, _ = update_policy(
+        policy, critic, batch, compute_targets(batch, beta=0.1),
         UpdateSettings(**{"ppo_epochs": 1, "num_minibatches": 2} | settings),
-        np.random.default_rng(0), share=share or Share(), pretraining=pretraining,
+        np.random.default_rng(0), rank=rank, pretraining=pretraining,
     )  # fmt: skip
     return policy, critic, figures
 
@@ -115,7 +141,7 @@ def test_how_rollouts_are_batched_changes_nothing(models, batch):
 def test_a_response_that_was_cut_off_is_scored_as_if_it_had_ended(models, batch):
     """Else a policy learns never to end, at tokens where the reward model was never trained."""
     tokens, last = torch.tensor([[2, 5, 6, 7, 0], [2, 5, 6, EOS, 0]]), torch.tensor([3, 3])
-    cut, ended = score_with(models[3], EOS)(tokens, last)
+    cut, ended = score_at_eos(models[3], EOS)(tokens, last)
     assert cut.item() == pytest.approx(ended.item(), abs=1e-5)
     assert cut.item() != pytest.approx(models[3](tokens)[0, 3].item(), abs=1e-2)
     assert not batch.finished.all()
@@ -125,7 +151,7 @@ def test_responses_that_do_not_end_may_cost(batch):
     assert 0 < batch.finished.sum() < len(batch)
     cost = batch.scores - shaped_scores(batch, 1.5)
     assert torch.allclose(cost, torch.where(batch.finished, 0.0, 1.5))
-    rewards = targets(batch, beta=0.0, gae_lambda=1.0).returns[:, 0]
+    rewards = compute_targets(batch, beta=0.0, gae_lambda=1.0).returns[:, 0]
     torch.testing.assert_close(rewards, batch.scores, rtol=0, atol=1e-5)
 
 
@@ -141,8 +167,11 @@ def test_some_rows_are_the_same_rows(models, batch):
 
 def test_marks_are_one_before_each_response_token():
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    assert mark([2, 1], mask, 5).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
-    assert spread(torch.tensor([1.0, 2, 3, 4, 5]), mask).tolist() == [[1, 2, 0], [3, 4, 5]]
+    assert mark_responses([2, 1], mask, 5).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
+    assert scatter_to_responses(torch.tensor([1.0, 2, 3, 4, 5]), mask).tolist() == [
+        [1, 2, 0],
+        [3, 4, 5],
+    ]
 
 
 def test_minibatches_are_a_partition():
@@ -167,7 +196,7 @@ def test_micro_batches_add_up_to_the_minibatch(models, batch):
 
 def test_ranks_add_up_to_the_minibatch(models, batch):
     whole = run(models, batch)
-    ranks = [run(models, batch, share=Share(r, 2)) for r in range(2)]
+    ranks = [run(models, batch, rank=LoneRank(r, 2)) for r in range(2)]
     for learner in (0, 1):
         for step in range(2):
             sums = [
@@ -221,7 +250,7 @@ def test_the_first_gradient_is_that_of_policy_gradient(models, batch):
     """At ratio 1: -sum of A grad log p / tokens, end tokens included."""
     policy = run(models, batch, num_minibatches=1)[0]
     model = copy.deepcopy(models[0])
-    advantages = targets(batch, beta=0.1).advantages[batch.mask]
+    advantages = compute_targets(batch, beta=0.1).advantages[batch.mask]
     (-(next_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
     assert_equal(policy.gradients[0], [p.grad for p in model.parameters()], atol=1e-5)
 
@@ -235,7 +264,7 @@ def test_figures_begin_at_no_change_and_then_move(models, batch):
 
 def test_steps_raise_what_was_good(models, batch):
     policy, _, _ = run(models, batch, num_minibatches=1, lr=0.05)
-    advantages = targets(batch, beta=0.1).advantages[batch.mask]
+    advantages = compute_targets(batch, beta=0.1).advantages[batch.mask]
     before = batch.log_probs[batch.mask]
     after = next_log_probs(policy.model, batch.tokens, batch.at).detach()
     assert ((after - before) * advantages).sum() > 0
@@ -245,3 +274,79 @@ def test_experience_keeps_its_fields_aligned(batch):
     assert isinstance(batch, Experience)
     assert batch.kl().shape == (8,)
     assert (batch.at.sum(1) == batch.mask.sum(1)).all()
+
+
+def surrogate_gradient(ratio, advantage):
+    log_prob = torch.tensor(math.log(ratio), requires_grad=True)
+    policy_loss(log_prob, torch.tensor(0.0), torch.tensor(advantage)).backward()
+    return log_prob.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "gradient"),
+    [
+        (1.5, 1.0, 0.0),  # already far more likely: nothing to gain
+        (0.5, -1.0, 0.0),  # already far less likely
+        (1.5, -1.0, 1.5),  # wrong way: must come back
+        (0.5, 1.0, -0.5),
+        (1.1, 2.0, -2.2),  # within the clip
+        (0.9, -2.0, 1.8),
+        (1.0, 1.0, -1.0),
+    ],
+)
+def test_the_surrogate_is_clipped_on_the_side_of_gain_only(ratio, advantage, gradient):
+    assert surrogate_gradient(ratio, advantage) == pytest.approx(gradient, abs=1e-6)
+
+
+def test_at_ratio_1_the_gradient_is_that_of_policy_gradient():
+    log_probs = torch.zeros(3, requires_grad=True)
+    advantages = torch.tensor([1.0, -2.0, 0.5])
+    policy_loss(log_probs, torch.zeros(3), advantages).sum().backward()
+    torch.testing.assert_close(log_probs.grad, -advantages)
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "loss", "gradient"),
+    [
+        (0.5, 0.0, 1.0, 0.5 * 0.8**2, 0.0),  # moved beyond the clip towards the target: enough
+        (0.1, 0.0, 1.0, 0.5 * 0.9**2, -0.9),
+        (-0.5, 0.0, 1.0, 0.5 * 1.5**2, -1.5),  # moved away: the unclipped error is larger
+    ],
+)
+def test_the_value_loss_takes_the_larger_error(value, old, target, loss, gradient):
+    v = torch.tensor(value, requires_grad=True)
+    found = value_loss(v, torch.tensor(old), torch.tensor(target))
+    found.backward()
+    assert found.item() == pytest.approx(loss, abs=1e-6)
+    assert v.grad.item() == pytest.approx(gradient, abs=1e-6)
+
+
+def test_without_a_clip_it_is_half_the_square():
+    found = value_loss(torch.tensor(3.0), torch.tensor(0.0), torch.tensor(1.0), None)
+    assert found.item() == 2
+
+
+def test_the_end_token_is_learnt_from():
+    """The gradient reaches the logit of the end token at the place where it was drawn."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 4, 9, requires_grad=True)
+    tokens, at = torch.tensor([[2, 5, 7, 3]]), torch.tensor([[True, True, True, False]])
+    log_probs = next_log_probs(lambda tokens_BT, at_BT: logits[:, :-1][at_BT], tokens, at)
+    policy_loss(log_probs, log_probs.detach(), torch.tensor([0.0, 0.0, 1.0])).sum().backward()
+    assert logits.grad[0, 2, 3].abs() > 0.1
+    assert logits.grad[0, :2].eq(0).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_the_next_tokens(temperature):
+    torch.manual_seed(0)
+    model = GPT(
+        GPTConfig(vocab_size=20, context_length=8, num_layers=1, hidden_size=16, num_heads=2)
+    ).eval()
+    tokens = torch.randint(0, 20, (2, 6))
+    at = torch.zeros(2, 6, dtype=torch.bool)
+    at[0, 1:5] = at[1, 3] = True
+    found = next_log_probs(model, tokens, at, temperature)
+    every = (model(tokens) / temperature).log_softmax(-1)
+    expected = [every[b, t, tokens[b, t + 1]] for b, t in [(0, 1), (0, 2), (0, 3), (0, 4), (1, 3)]]
+    torch.testing.assert_close(found, torch.stack(expected))
