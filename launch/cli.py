@@ -1,9 +1,9 @@
-"""`headwater`: one command a line of the design, each loaded only when it is called.
+"""The `headwater` command: one subcommand per module, imported only when it is called.
 
-`--help`, `plan`, `list` and `status` must answer at once, so nothing here imports a command's
-module before somebody asks for that command, and no module imports torch, ray or mlflow on top.
+`--help`, `plan`, `list` and `status` must start fast, so this module imports no command, and no
+command imports torch, ray or mlflow at module level.
 
-Exit codes: 0 done, 1 failed, 2 the input is wrong, 3 a gate refused, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 invalid input, 3 a gate was refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,98 +19,125 @@ import click
 from launch.ui import exit_handling
 from pipeline.errors import HeadwaterError, UserError, did_you_mean
 
-SELDOM = 200_000  # new objects between two searches for garbage
+GC_THRESHOLD = 200_000  # new objects between two garbage collections
 
-# Pydantic would look through every installed package for plugins of its own: we use none.
+# Pydantic would search every installed package for plugins; none are used.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
-class Entry(NamedTuple):
-    """Where a command lives and what it does."""
+class CommandEntry(NamedTuple):
+    """Module, help section and summary of a command."""
 
     module: str
     section: str
     summary: str
-    attribute: str = ""
+
+
+def _entries(section: str, package: str, summaries: dict[str, str]) -> dict[str, CommandEntry]:
+    return {
+        name: CommandEntry(f"launch.commands.{package}{name}", section, summary)
+        for name, summary in summaries.items()
+    }
 
 
 COMMANDS = {
-    "run": Entry("launch.commands.run", "Run", "Run a pipeline here or on a Ray cluster."),
-    "plan": Entry("launch.commands.plan", "Run", "Say what would run and why, and what it costs."),
-    "resume": Entry("launch.commands.resume", "Run", "Go on where a run stopped."),
-    "submit": Entry("launch.commands.submit", "Run", "Ship a run to a cluster as one job."),
-    "cancel": Entry("launch.commands.cancel", "Run", "Stop a run at its next safe point."),
-    "list": Entry("launch.commands.list", "Look", "List the runs of a store.", "list_runs"),
-    "status": Entry("launch.commands.status", "Look", "Show where a run stands."),
-    "logs": Entry("launch.commands.logs", "Look", "Print the logs of a run or of one stage."),
-    "show": Entry(
-        "launch.commands.show", "Look", "Show what a run made, or where an artifact is from."
+    **_entries(
+        "Execute pipelines",
+        "",
+        {
+            "run": "Run a pipeline locally or on a running Ray cluster.",
+            "resume": "Continue a run where it stopped.",
+            "plan": "Show what a run would do, why, and what it costs.",
+            "submit": "Submit a pipeline to a cluster as one job.",
+            "cancel": "Stop a run at its next checkpoint.",
+        },
     ),
-    "diff": Entry("launch.commands.diff", "Look", "Say how two runs or two artifacts differ."),
-    "compare": Entry(
-        "launch.commands.compare", "Look", "Show losses of runs against what they cost."
+    **_entries(
+        "Inspect runs",
+        "",
+        {
+            "list": "List the runs of a store.",
+            "status": "Show the state and progress of a run.",
+            "logs": "Print the logs of a run or of one stage.",
+            "show": "Show the artifacts of a run, or one artifact's lineage.",
+            "diff": "Compare two runs or two artifacts.",
+            "compare": "Plot training metrics of several runs by cost.",
+            "report": "Write the HTML report of a run.",
+        },
     ),
-    "report": Entry("launch.commands.report", "Look", "Write the HTML page of a run."),
-    "verify": Entry("launch.commands.verify", "Keep", "Check every byte of artifacts."),
-    "gc": Entry("launch.commands.gc", "Keep", "Find (and free) the space that nothing needs."),
-    "promote": Entry(
-        "launch.commands.registry.promote", "Models", "Register a model behind gates."
+    **_entries(
+        "Maintain the store",
+        "",
+        {
+            "verify": "Verify the checksums of artifacts.",
+            "gc": "List or delete artifacts that are no longer needed.",
+        },
     ),
-    "rollback": Entry(
-        "launch.commands.registry.rollback", "Models", "Move an alias back to the version before."
+    **_entries(
+        "Manage models",
+        "registry.",
+        {
+            "promote": "Register a model if its gates pass.",
+            "rollback": "Move an alias back to the previous version.",
+            "models": "List registered models, aliases and history.",
+            "generate": "Generate text with a model.",
+        },
     ),
-    "models": Entry(
-        "launch.commands.registry.models", "Models", "List registered models, aliases and history."
-    ),
-    "generate": Entry("launch.commands.registry.generate", "Models", "Sample text from a model."),
-    "cluster": Entry("launch.commands.cluster", "Machines", "Start, stop or look at a cluster."),
-    "doctor": Entry(
-        "launch.commands.doctor", "Machines", "Check the environment and its security."
-    ),
-    "stages": Entry("launch.commands.stages", "Learn", "Describe the stages and their parameters."),
-    "init": Entry(
-        "launch.commands.init", "Learn", "Write the files of a new pipeline, stage or cluster."
+    **_entries(
+        "Set up",
+        "",
+        {
+            "cluster": "Start, stop or inspect a cluster.",
+            "doctor": "Check the environment and its security.",
+            "stages": "Describe the stages and their parameters.",
+            "init": "Write the files of a new pipeline, stage or cluster.",
+        },
     ),
 }
+ATTRIBUTES = {"list": "list_runs"}
+"""Command objects that are not named like their command."""
 
 
-class Headwater(click.Group):
-    """The group of all commands: lazy to load, one way of failing."""
+class HeadwaterGroup(click.Group):
+    """Group of all commands, with lazy imports and uniform error handling."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of the table above."""
+        """Return all command names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the one command that is asked for."""
+        """Import and return one command."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
         from importlib import import_module
 
-        command: click.Command = getattr(
-            import_module(entry.module), entry.attribute or cmd_name.replace("-", "_")
-        )
+        module = import_module(entry.module)
+        command: click.Command = getattr(module, ATTRIBUTES.get(cmd_name, cmd_name))
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name the nearest."""
+        """Return the command.
+
+        Raises:
+            UserError: no such command; names the nearest one.
+        """
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            raise UserError(f"there is no command {name!r}", remedy=did_you_mean(name, COMMANDS))
+            raise UserError(f"no command {name!r}", remedy=did_you_mean(name, COMMANDS))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands by section, without loading any."""
+        """Write the commands by section without importing them."""
         for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
             lines = [(name, e.summary) for name, e in COMMANDS.items() if e.section == section]
             with formatter.section(section):
                 formatter.write_dl(lines, col_max=12)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        """Run, and end the process with the exit code of what happened."""
+        """Run a command and exit with its exit code."""
         extra["standalone_mode"] = False
         try:
             code = super().main(args, *rest, **extra)
@@ -127,19 +154,23 @@ class Headwater(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-@click.group(cls=Headwater, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=HeadwaterGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headwater", message="headwater %(version)s")
 def cli() -> None:
-    """From a raw corpus to an aligned, registered model on a Ray cluster."""
+    """Reproducible training pipelines on Ray: data curation, pretraining, contrastive training,
+    RLHF, evaluation and model registration.
+
+    Start with `headwater run configs/quickstart.yaml`.
+    """
 
 
 def main() -> NoReturn:
-    """The entry point of the `headwater` command.
+    """Run the `headwater` command.
 
-    Nearly all that a command imports stays until its end. To look for garbage in it, and to take
-    it apart at last, would cost a sixth of what `plan` does.
+    Almost everything that a command imports lives until its end. Collecting it, and deallocating it
+    at exit, would take a sixth of the time of `plan`.
     """
-    gc.set_threshold(SELDOM)
+    gc.set_threshold(GC_THRESHOLD)
     try:
         cli.main(prog_name="headwater")
     finally:

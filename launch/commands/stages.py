@@ -1,7 +1,7 @@
-"""`stages`: every stage and parameter, read from the parameter models and their docstrings.
+"""`stages`: the reference of stages and parameters, read from the parameter models.
 
-A parameter's meaning is the string under it in the source, so what the reference says is what
-stands beside the code; `--markdown` writes docs/stages.md.
+The meaning of a parameter is the docstring under its field, so that the reference and the source
+agree; `--markdown` writes docs/stages.md.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from pipeline.stage import Stage
 
 
-WHY = {
-    "identity": "decides what is made",
-    "execution": "only how: never enters a fingerprint",
+ROLES = {
+    "identity": "determine the artifact and enter its fingerprint",
+    "execution": "determine only how the stage runs, and do not enter the fingerprint",
 }
-_PLAIN: dict[Any, str] = {
+_TYPE_NAMES: dict[Any, str] = {
     int: "integer",
     float: "number",
     str: "text",
@@ -44,39 +44,39 @@ _PLAIN: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One key that a pipeline file may set."""
+    """Key of a stage in a pipeline file."""
 
     name: str
-    """Dotted, as an override writes it."""
+    """Dotted name, as in an override."""
     type: str
     default: str
-    """`required` if there is none."""
+    """Default value, or `required`."""
     meaning: str
     role: str
-    """`identity`: decides what is made. `execution`: only how."""
+    """`identity` or `execution`."""
 
 
 @click.command()
 @click.argument("name", metavar="[NAME]", required=False)
-@click.option("--markdown", is_flag=True, help="As a page: docs/stages.md.")
+@click.option("--markdown", is_flag=True, help="Print Markdown (docs/stages.md).")
 @json_option
 def stages(name: str | None, markdown: bool, as_json: bool) -> None:
-    """List the stages, or describe one: what it takes, what it makes, every parameter."""
+    """List the stages, or describe_stage the inputs, output and parameters of one."""
     from pipeline.stage_registry import all_stages, find_stage
 
     found = [find_stage(name)] if name else list(all_stages())
     if as_json:
-        console.print_json([describe(stage) for stage in found])
+        console.print_json([describe_stage(stage) for stage in found])
     elif markdown:
-        sys.stdout.write(page(found))
+        sys.stdout.write(markdown_page(found))
     elif name:
-        _show_stage(found[0])
+        _print_stage(found[0])
     else:
-        _list(found)
+        _print_list(found)
 
 
-def describe(stage: Stage) -> dict[str, Any]:
-    """What `stages --json` prints of one."""
+def describe_stage(stage: Stage) -> dict[str, Any]:
+    """Return the entry of a stage in `stages --json`."""
     return {
         "uses": stage.uses,
         "summary": stage.summary,
@@ -90,7 +90,7 @@ def describe(stage: Stage) -> dict[str, Any]:
 def parameters(
     model: type[BaseModel], prefix: str = "", execution: bool = False
 ) -> list[Parameter]:
-    """Every parameter of a model, those of its sections among them, own fields first."""
+    """Return all parameters of a model and of its sections, own fields before inherited ones."""
     inherited = {
         name for base in model.__mro__[1:] for name in getattr(base, "__annotations__", {})
     }
@@ -112,7 +112,7 @@ def _parameter(
         f"{prefix}{name}",
         type_name(info.annotation),
         "required" if required else _default(info.get_default(call_default_factory=True)),
-        meanings(model).get(name, info.description or ""),
+        field_docs(model).get(name, info.description or ""),
         "execution" if execution else "identity",
     )
 
@@ -131,39 +131,39 @@ def _default(value: Any) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """A type as a pipeline file's author thinks of it."""
-    if annotation in _PLAIN:
-        return _PLAIN[annotation]
+    """Return the name of a type in terms of a pipeline file."""
+    if annotation in _TYPE_NAMES:
+        return _TYPE_NAMES[annotation]
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(str(value) for value in inside)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(part) for part in inside)
     if origin in (tuple, list):
-        return f"list of {_one_of(inside[0])}" if inside else "list"
+        return f"list of {_in_parentheses(inside[0])}" if inside else "list"
     if origin is dict:
-        return f"map of {_one_of(inside[1])}"
+        return f"map of {_in_parentheses(inside[1])}"
     if hasattr(annotation, "__metadata__"):
         return type_name(inside[0])
     return str(getattr(annotation, "__name__", annotation))
 
 
-def _one_of(annotation: Any) -> str:
+def _in_parentheses(annotation: Any) -> str:
     name = type_name(annotation)
     return f"({name})" if " or " in name else name
 
 
 @cache
-def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The string under each field, in the model and in those it inherits from."""
+def field_docs(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring of each field of a model and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if issubclass(base, BaseModel) and base.__module__ != "pydantic.main":
-            found |= _strings(base)
+            found |= _own_field_docs(base)
     return found
 
 
-def _strings(model: type[BaseModel]) -> dict[str, str]:
+def _own_field_docs(model: type[BaseModel]) -> dict[str, str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
     except (OSError, TypeError, SyntaxError):
@@ -181,50 +181,51 @@ def _strings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _list(found: list[Stage]) -> None:
-    table = console.make_table(
-        "uses", "takes", "makes", "what it does", flexible=["takes", "what it does"]
-    )
+def _print_list(found: list[Stage]) -> None:
+    titles = ("stage", "inputs", "output", "summary")
+    table = console.make_table(*titles, flexible=["inputs", "summary"])
     for stage in found:
-        takes = ", ".join(f"{name}" for name in stage.inputs)
-        table.add_row(stage.uses, takes, stage.output, stage.summary)
+        table.add_row(stage.uses, ", ".join(stage.inputs), stage.output, stage.summary)
     console.print_table(table)
-    console.suggest_command("headwater stages NAME", "describes one")
+    console.suggest_command("headwater stages NAME", "describes a stage")
 
 
-def _show_stage(stage: Stage) -> None:
+def _print_stage(stage: Stage) -> None:
     console.echo(f"{stage.uses} → {stage.output}   version {stage.version}", "bold")
     console.echo(stage.summary)
     if stage.inputs:
-        table = console.make_table("input", "takes")
-        console.print_table(
-            console.add_rows(table, ((name, str(takes)) for name, takes in stage.inputs.items()))
-        )
+        table = console.make_table("input", "kind")
+        rows = [(name, str(kind)) for name, kind in stage.inputs.items()]
+        console.print_table(console.add_rows(table, rows))
     titles = ("parameter", "type", "default", "meaning")
-    for role in WHY:
+    for role in ROLES:
         found = [p for p in parameters(stage.params) if p.role == role]
         if not found:
             continue
         console.echo()
-        console.echo(f"{role}: {WHY[role]}", "dim")
+        console.echo(f"{role} parameters {ROLES[role]}", "dim")
         table = console.make_table(*titles, flexible=["type", "default", "meaning"])
-        rows = ((p.name, p.type, p.default, p.meaning) for p in found)
+        rows = [(p.name, p.type, p.default, p.meaning) for p in found]
         console.print_table(console.add_rows(table, rows))
 
 
-def page(found: list[Stage]) -> str:
-    """The reference as Markdown."""
+def markdown_page(found: list[Stage]) -> str:
+    """Return the reference as Markdown."""
     parts = [
         "# Stages",
         "",
-        "Written by `headwater stages --markdown`. *Identity* parameters decide what is made and",
-        "are part of the fingerprint; *execution* parameters (marked ·) only say how.",
+        "Generated by `headwater stages --markdown`. *Identity* parameters determine the artifact and",
+        "enter its fingerprint. *Execution* parameters (marked ·) determine only how the stage runs.",
     ]
     for stage in found:
         parts += ["", f"## {stage.uses}", "", stage.summary, ""]
-        inputs = [f"`{name}`: {takes}" for name, takes in stage.inputs.items()] or ["nothing"]
-        parts += [f"Takes {'; '.join(inputs)}. Makes {stage.output}. Version {stage.version}.", ""]
-        parts += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
+        inputs = [f"`{name}`: {kind}" for name, kind in stage.inputs.items()] or ["none"]
+        parts += [
+            f"Inputs: {'; '.join(inputs)}. Output: {stage.output}. Version: {stage.version}.",
+            "",
+            "| parameter | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
         for p in parameters(stage.params):
             mark = " ·" if p.role == "execution" else ""
             cells = (f"`{p.name}`{mark}", p.type, p.default, p.meaning)

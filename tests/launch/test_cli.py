@@ -15,7 +15,7 @@ from pipeline.execution.run import Run
 def test_unknown_command_suggests_the_nearest() -> None:
     done = CliRunner().invoke(cli, ["stauts"])
     assert done.exit_code == 2
-    assert done.stderr == "error: there is no command 'stauts'\nnext: did you mean 'status'?\n"
+    assert done.stderr == "error: no command 'stauts'\nnext: did you mean 'status'?\n"
 
 
 def test_unexpected_exception_is_one_line_and_a_file(

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from launch.cli import cli
-from launch.commands.stages import page, parameters
+from launch.commands.stages import markdown_page, parameters
 from pipeline.stage import EXECUTION, Params, Section
 from pipeline.stage_registry import all_stages
 
@@ -75,7 +75,7 @@ def test_the_command() -> None:
 
 
 def test_the_page_is_markdown(toys: Path) -> None:
-    text = page([stage for stage in all_stages() if stage.uses.startswith("toy.")])
+    text = markdown_page([stage for stage in all_stages() if stage.uses.startswith("toy.")])
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert all(line.replace("\\|", "").count("|") == 5 for line in rows)
     assert "| `hold` · | text |" in text
