@@ -1,17 +1,17 @@
-"""`compare`: what trainings came to for what they cost, as tables and as one HTML page.
+"""`compare`: training metrics of several runs over their cost, as tables and as one HTML page.
 
-`--json` prints {"metric", "page", "groups"}. A group is what is shown together: {"uses" (the kind
-of stage; empty if stages were named), "lines", "differences", "meetings"}:
+`--json` prints {"metric", "page", "groups"}. A group holds comparable curves: {"uses" (the kind of
+stage; empty if stages were named), "lines", "differences", "meetings"}:
 
 lines        one training each: {"name", "run", "same", "stage", "uses", "state", "fingerprint",
-             "summary", "points"}. `same` are other runs with this very artifact; `summary` is
+             "summary", "points"}. `same` are other runs with the same artifact; `summary` is
              {"final", "eval_loss", "bits_per_byte", "tokens", "flops", "seconds", "steps",
-             "tokens_per_second"}, null where nothing is known; `points` are lists of one length:
-             "step", the metric by its name, and of "tokens", "flops", "seconds" those that are
-             known at every step
-differences  parameter, or `input EDGE` -> its value in each line, null where the file is silent
-meetings     "tokens", "flops", "seconds", "step" -> {"at", "values"}: as far as all lines come,
-             and the metric of each there, over the last twentieth of the way
+             "tokens_per_second"}, null where unknown; `points` are lists of equal length: "step",
+             the metric by its name, and of "tokens", "flops", "seconds" those that are known at
+             every step
+differences  parameter, or `input EDGE` -> its value in each line, null where it is not set
+meetings     "tokens", "flops", "seconds", "step" -> {"at", "values"}: the largest cost that all
+             lines reach, and the metric of each there, averaged over the last twentieth
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launch.ui.options import json_option, open_store, store_option
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from launch.report.training_curves import Training
+    from launch.report.training_curves import TrainingCurve
 
 PAGE = "compare.html"
 AGAINST = ("tokens", "flops", "seconds", "step")
@@ -34,13 +34,15 @@ AGAINST = ("tokens", "flops", "seconds", "step")
 
 @click.command()
 @click.argument("runs", metavar="RUN[:STAGE]...", nargs=-1, required=True)
-@click.option("--stage", metavar="NAME", help="Of the runs that name none themselves.")
-@click.option("--metric", default="loss", show_default=True, help="A figure of their series.")
+@click.option("--stage", metavar="NAME", help="Stage of the runs that are given without one.")
+@click.option("--metric", default="loss", show_default=True, help="Metric of the series.")
 @click.option(
     "--against", type=click.Choice(AGAINST), multiple=True, metavar="AXIS",
-    help="tokens, flops, seconds or step; may be given again. [the first three]",
+    help="tokens, flops, seconds or step; repeatable.  [default: the first three]",
 )  # fmt: skip
-@click.option("-o", "--output", metavar="FILE.html", help=f"Where the page goes. [STORE/{PAGE}]")
+@click.option(
+    "-o", "--output", metavar="FILE.html", help=f"Page to write.  [default: STORE/{PAGE}]"
+)
 @store_option
 @json_option
 def compare(
@@ -52,22 +54,22 @@ def compare(
     store_path: str,
     as_json: bool,
 ) -> None:
-    """Show trainings against tokens, FLOPs and time, several runs in one picture.
+    """Plot a training metric of several runs over tokens, FLOPs and time.
 
-    RUN is named as elsewhere; without a stage, every one that counts tokens is shown.
+    Without a stage, all stages of a run that count tokens are compared.
     """
     from launch.promotion import split_target
-    from launch.report.training_curves import trainings
+    from launch.report.training_curves import load_training_curves
     from pipeline.execution.run import Run
 
     store = open_store(store_path)
     named = [split_target(target) for target in runs]
     targets = [(Run.find(store, run), own or stage or "") for run, own in named]
-    groups = trainings(targets, metric)
+    groups = load_training_curves(targets, metric)
     page = Path(output) if output else None if as_json else store.root / PAGE
     if page:
         if not page.absolute().parent.is_dir():
-            raise UserError("there is no such folder", where=str(page.parent))
+            raise UserError("no such folder", where=str(page.parent))
         from launch.report.comparison import write
 
         write(page, groups, against or AGAINST[:3])
@@ -75,67 +77,71 @@ def compare(
         console.print_json({
             "metric": metric,
             "page": str(page) if page else None,
-            "groups": [described(group, named=all(own for _, own in targets)) for group in groups],
+            "groups": [describe_group(group, named=all(own for _, own in targets)) for group in groups],
         })  # fmt: skip
         return
     for group in groups:
-        _show(group)
+        _print_group(group)
     console.echo(str(page))
 
 
-def described(group: list[Training], *, named: bool) -> dict[str, Any]:
-    """A group as `--json` prints it; see the module."""
-    from launch.report.training_curves import differences, meeting
+def describe_group(group: list[TrainingCurve], *, named: bool) -> dict[str, Any]:
+    """Return a group of `--json`; see the module docstring."""
+    from launch.report.training_curves import at_equal_cost, differences
 
-    meetings = {axis: at for axis in AGAINST if (at := meeting(group, axis))}
+    meetings = {axis: at for axis in AGAINST if (at := at_equal_cost(group, axis))}
     return {
         "uses": "" if named else group[0].stage.uses,
-        "lines": [_line(one) for one in group],
+        "lines": [_describe_curve(curve) for curve in group],
         "differences": differences(group),
         "meetings": {a: {"at": at, "values": values} for a, (at, values) in meetings.items()},
     }
 
 
-def _line(one: Training) -> dict[str, Any]:
-    steps = [step for step, _ in one.line]
-    points = {"step": steps, one.metric: [value for _, value in one.line]}
+def _describe_curve(curve: TrainingCurve) -> dict[str, Any]:
+    steps = [step for step, _ in curve.points]
+    points = {"step": steps, curve.metric: [value for _, value in curve.points]}
     for axis in AGAINST[:3]:
-        spent = one.spent(axis)
-        if all(step in spent for step in steps):
-            points[axis] = [spent[step] for step in steps]
+        cost = curve.cumulative(axis)
+        if all(step in cost for step in steps):
+            points[axis] = [cost[step] for step in steps]
     return {
-        "name": one.name,
-        "run": one.run.id,
-        "same": one.same,
-        "stage": one.stage.name,
-        "uses": one.stage.uses,
-        "state": one.stage.state,
-        "fingerprint": one.stage.fingerprint,
-        "summary": one.summary(),
+        "name": curve.name,
+        "run": curve.run.id,
+        "same": curve.other_runs,
+        "stage": curve.stage.name,
+        "uses": curve.stage.uses,
+        "state": curve.stage.state,
+        "fingerprint": curve.stage.fingerprint,
+        "summary": curve.summary(),
         "points": points,
     }
 
 
-def _show(group: list[Training]) -> None:
-    """The tables of a group: what came of each, how they stood where all came, what differs."""
-    from launch.report.training_curves import differences, figures, meeting, spell
+def _print_group(group: list[TrainingCurve]) -> None:
+    """Print the tables of a group: final values, values at equal cost, differences."""
+    from launch.report.training_curves import (
+        at_equal_cost,
+        differences,
+        format_axis_value,
+        summary_columns,
+    )
 
-    columns = figures(group)
+    columns = summary_columns(group)
     table = console.make_table("training", "state", *columns, right=columns)
-    for one, cells in zip(group, zip(*columns.values(), strict=True), strict=True):
-        table.add_row(one.name, console.format_state(one.stage.state), *cells)
+    for curve, cells in zip(group, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(curve.name, console.format_state(curve.stage.state), *cells)
     console.print_table(table)
-    names = [one.name for one in group]
-    met = [(axis, *made) for axis in AGAINST[:3] if (made := meeting(group, axis))]
-    if met:
+    names = [curve.name for curve in group]
+    equal_costs = [(axis, *found) for axis in AGAINST[:3] if (found := at_equal_cost(group, axis))]
+    if equal_costs:
         table = console.make_table("", *names, right=names)
-        for axis, at, values in met:
-            table.add_row(f"at {spell(axis, at)}", *map(formatting.number, values))
+        for axis, cost, values in equal_costs:
+            table.add_row(f"at {format_axis_value(axis, cost)}", *map(formatting.number, values))
         console.print_table(table)
-    if found := differences(group):
-        table = console.make_table("differs", *names, flexible=names)
-        told = {key: ["–" if v is None else v for v in values] for key, values in found.items()}
-        console.print_table(
-            console.add_rows(table, [[key, *values] for key, values in told.items()])
-        )
-    console.echo("")
+    if differing := differences(group):
+        table = console.make_table("parameter", *names, flexible=names)
+        for key, settings in differing.items():
+            console.add_rows(table, [[key, *("–" if v is None else v for v in settings)]])
+        console.print_table(table)
+    console.echo()

@@ -163,10 +163,10 @@ def _print_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> N
 
 def _print_panels(artifact: Artifact) -> None:
     """Print the table and waterfall panels of an artifact; the report shows all panels."""
-    from launch.report.charts import panels
+    from launch.report.charts import read_panels
     from pipeline.storage.artifact import OBSERVED
 
-    for panel in panels(artifact.path / OBSERVED):
+    for panel in read_panels(artifact.path / OBSERVED):
         if panel["type"] == "waterfall":
             columns, lines = ["", panel["unit"]], panel["steps"]
         elif panel["type"] == "table":

@@ -195,8 +195,8 @@ def _print_stage(stage: Stage) -> None:
     console.echo(stage.summary)
     if stage.inputs:
         table = console.make_table("input", "kind")
-        rows = [(name, str(kind)) for name, kind in stage.inputs.items()]
-        console.print_table(console.add_rows(table, rows))
+        kinds = [(name, str(kind)) for name, kind in stage.inputs.items()]
+        console.print_table(console.add_rows(table, kinds))
     titles = ("parameter", "type", "default", "meaning")
     for role in ROLES:
         found = [p for p in parameters(stage.params) if p.role == role]

@@ -1,8 +1,7 @@
-"""Writes trainings side by side as one page: a single HTML file that needs no network.
+"""Comparison of trainings as one HTML page that needs no network.
 
-Their metric against what they spent, a drawing an axis; a table of what they came to; and in
-which parameters they differ. As the page of a run, it is made from the store alone and can be
-written again at any time.
+It shows their metric over each cost, a table of final values, and the parameters that differ. Like
+the report of a run, it is made from the store alone and can be written again at any time.
 """
 
 from __future__ import annotations
@@ -11,99 +10,111 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.report import charts
-from launch.report.curve_charts import colour, lines
-from launch.report.run_page import template
-from launch.report.training_curves import Training, differences, figures, meeting, spell
+from launch.report.curve_charts import curve_class, draw_curves
+from launch.report.run_page import load_template
+from launch.report.svg import STYLE
+from launch.report.training_curves import (
+    TrainingCurve,
+    at_equal_cost,
+    differences,
+    format_axis_value,
+    summary_columns,
+)
 from launch.ui import formatting
 from pipeline.atomic_io import write_atomic
 from pipeline.redaction import redact
 
 TITLES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "time", "step": "steps"}
-CLOCKS = ((2 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (180.0, 60.0, "minutes"))
+TIME_UNITS = (
+    (2 * 86400.0, 86400.0, "days"),
+    (2 * 3600.0, 3600.0, "hours"),
+    (180.0, 60.0, "minutes"),
+)
 
 
-def write(path: Path, groups: Sequence[Sequence[Training]], axes: Sequence[str]) -> None:
+def write(path: Path, groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[str]) -> None:
     """Write the page.
 
     Raises:
-        Failure: the disk refuses.
+        Failure: the file cannot be written.
     """
     write_atomic(path, render(groups, axes), durable=False)
 
 
-def render(groups: Sequence[Sequence[Training]], axes: Sequence[str]) -> str:
-    """The page as text; a group that has none of the axes is shown by steps."""
+def render(groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[str]) -> str:
+    """Return the page; a group without any of the axes is shown over steps."""
     from markupsafe import Markup
 
-    everyone = [one for group in groups for one in group]
-    text = template("compare.html.j2").render(
-        metric=everyone[0].metric,
-        runs=len({one.run.id for one in everyone}),
+    curves = [curve for group in groups for curve in group]
+    text = load_template("compare.html.j2").render(
+        metric=curves[0].metric,
+        runs=len({curve.run.id for curve in curves}),
         groups=[_group(group, axes) for group in groups],
-        style=Markup(charts.STYLE),  # noqa: S704
+        style=Markup(STYLE),  # noqa: S704
     )
-    return redact(text, {name for one in everyone for name in one.run.secrets()})
+    return redact(text, {name for curve in curves for name in curve.run.secrets()})
 
 
-def _group(group: Sequence[Training], axes: Sequence[str]) -> dict[str, Any]:
-    known = [axis for axis in dict.fromkeys(axes) if any(one.over(axis) for one in group)]
+def _group(group: Sequence[TrainingCurve], axes: Sequence[str]) -> dict[str, Any]:
+    known = [
+        axis for axis in dict.fromkeys(axes) if any(curve.points_over(axis) for curve in group)
+    ]
     known = known or ["step"]
-    odd = len(known) % 2 == 1  # then the first has a row to itself
-    drawn = [_drawing(group, axis, wide=odd and not at) for at, axis in enumerate(known)]
+    first_is_wide = len(known) % 2 == 1
     return {
-        "uses": ", ".join(dict.fromkeys(one.stage.uses for one in group)),
-        "lines": [_row(index, one) for index, one in enumerate(group)],
-        "figures": figures(group),
-        "drawings": drawn,
+        "uses": ", ".join(dict.fromkeys(curve.stage.uses for curve in group)),
+        "curves": [
+            {
+                "name": curve.name,
+                "run": curve.run.id,
+                "other_runs": curve.other_runs,
+                "stage": curve.stage.name,
+                "state": curve.stage.state,
+                "style": curve_class("s", index),
+            }
+            for index, curve in enumerate(group)
+        ],
+        "columns": summary_columns(group),
+        "charts": [
+            _chart(group, axis, wide=first_is_wide and not i) for i, axis in enumerate(known)
+        ],
         "differences": differences(group),
     }
 
 
-def _row(index: int, one: Training) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "run": one.run.id,
-        "same": one.same,
-        "stage": one.stage.name,
-        "state": one.stage.state,
-        "colour": colour("s", index),
-    }
-
-
-def _drawing(found: Sequence[Training], axis: str, *, wide: bool) -> dict[str, Any]:
-    """The metric over an axis."""
+def _chart(curves: Sequence[TrainingCurve], axis: str, *, wide: bool) -> dict[str, Any]:
+    """Return the chart of the metric over a cost."""
     from markupsafe import Markup
 
-    over = {one.name: one.over(axis) for one in found}
-    unit, scale, say = _unit(axis, max(line[-1][0] for line in over.values() if line))
-    scaled = {name: [(x / scale, y) for x, y in line] for name, line in over.items()}
-    drawing = lines(scaled, unit, say_x=say, log=axis == "flops", wide=wide)
+    points = {curve.name: curve.points_over(axis) for curve in curves}
+    label, scale, format_x = _axis(axis, max(line[-1][0] for line in points.values() if line))
+    scaled = {name: [(x / scale, y) for x, y in line] for name, line in points.items()}
+    drawing = draw_curves(scaled, label, format_x=format_x, log=axis == "flops", wide=wide)
     return {
-        "title": f"{found[0].metric} against {TITLES[axis]}",
+        "title": f"{curves[0].metric} over {TITLES[axis]}",
         "wide": wide,
         "drawing": Markup(drawing),  # noqa: S704
-        "met": list(_met(found, axis)),
-        "without": [name for name, line in over.items() if not line],
+        "equal_cost": list(_equal_cost_cells(curves, axis)),
+        "missing": [name for name, line in points.items() if not line],
     }
 
 
-def _unit(axis: str, end: float) -> tuple[str, float, Callable[[float], str]]:
-    """What an axis is of, what its values are divided by, and how its numbers are written."""
+def _axis(axis: str, end: float) -> tuple[str, float, Callable[[float], str]]:
+    """Return the label of an axis, the divisor of its values and the format of its ticks."""
     if axis != "seconds":
-        say = formatting.scientific if axis == "flops" else formatting.number
-        return {"step": "step", "flops": "FLOPs"}.get(axis, axis), 1.0, say
-    for least, scale, name in CLOCKS:
-        if end >= least:
+        format_x = formatting.scientific if axis == "flops" else formatting.number
+        return {"step": "step", "flops": "FLOPs"}.get(axis, axis), 1.0, format_x
+    for minimum, scale, name in TIME_UNITS:
+        if end >= minimum:
             return f"{name} of training", scale, formatting.number
     return "seconds of training", 1.0, formatting.number
 
 
-def _met(found: Sequence[Training], axis: str) -> Iterator[tuple[str, str]]:
-    """Where all that have the axis were last together, and the value of each there."""
-    if made := meeting(found, axis):
-        at, values = made
-        yield "at", spell(axis, at)
-        for one, value in zip(found, values, strict=True):
+def _equal_cost_cells(curves: Sequence[TrainingCurve], axis: str) -> Iterator[tuple[str, str]]:
+    """Yield the largest cost that all curves reach, then each curve's value there."""
+    if found := at_equal_cost(curves, axis):
+        cost, values = found
+        yield "at", format_axis_value(axis, cost)
+        for curve, value in zip(curves, values, strict=True):
             if value is not None:
-                yield one.name, formatting.number(value)
+                yield curve.name, formatting.number(value)

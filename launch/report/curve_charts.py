@@ -1,145 +1,223 @@
-"""Draws lines of several owners in one picture: losses of runs against what they cost.
-
-The owners' colours are those of the page around it (`colour`), so there is no legend inside.
-"""
+"""Line charts: metrics of a stage by step, and one metric of several trainings by cost."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, dropwhile
+from itertools import accumulate, dropwhile, pairwise
+from typing import Any
 
-from launch.report.charts import (
+from launch.report.svg import (
     BOTTOM,
-    COLOURS,
     HEIGHT,
-    HOVERS,
     LEFT,
+    NUM_COLOURS,
     RIGHT,
     TOP,
     WIDTH,
     Axes,
-    Point,
-    noisy,
-    path,
     rect,
     svg,
     text,
-    thin,
 )
 from launch.ui.formatting import number
+from pipeline.panels import Panel
 
-WIDE = (1120.0, 300.0)
-FEW = 3  # lines that are shown with their noise: more of it would hide them
+WIDE = (1120.0, 300.0)  # width and height of a wide chart
+MAX_RAW_LINES = 3  # lines whose noise is shown; more of it would hide the smoothed lines
+MAX_BUCKETS = 280  # a drawn line has at most two points per bucket: its minimum and its maximum
+MIN_SMOOTHED = 60  # points; a noisy line with more gets a smoothed line on top
+NUM_HOVER_BANDS = 90  # tooltips along a chart
+
+Point = tuple[float, float]
 
 
-def lines(
-    found: Mapping[str, Sequence[Point]],
-    x: str,
+def draw_panel_curves(panel: Panel, series: Sequence[Mapping[str, Any]]) -> str:
+    """Draw a curve panel: its keys by step; empty if the series has none of them."""
+    lines = {key: found for key in panel["keys"] if (found := points_of(series, key))}
+    if not lines:
+        return ""
+    xs = [x for line in lines.values() for x, _ in line]
+    ys = [y for line in lines.values() for _, y in line]
+    axes = Axes(xs, ys, panel["log_y"])
+    elements = axes.grid()
+    left = float(LEFT)
+    for index, (key, line) in enumerate(lines.items()):
+        colour = index % NUM_COLOURS
+        noisy = is_noisy(line)
+        elements.append(polyline(axes, decimate(line), f"ln s{colour}{' raw' if noisy else ''}"))
+        if noisy:
+            elements.append(polyline(axes, decimate(smooth(line)), f"ln s{colour}"))
+        if len(line) == 1:
+            elements.append(_dot(axes, line[0], f"f{colour}"))
+        label = f"{key} {number(line[-1][1])}"
+        elements.append(rect(left, 9, 14, 4, f"f{colour}", key))
+        elements.append(text(left + 19, 14.5, label, "strong"))
+        left += 34 + 6.4 * len(label)
+    unit = f"step · {panel['unit']}" if panel["unit"] else "step"
+    elements.append(text(WIDTH - RIGHT, HEIGHT - 3, unit, "end"))
+    return svg([*elements, *_step_tooltips(axes, lines)])
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Point]],
+    x_label: str,
     *,
-    say_x: Callable[[float], str] = number,
+    format_x: Callable[[float], str] = number,
     log: bool = False,
     wide: bool = False,
 ) -> str:
-    """Lines of several owners over one axis; empty if there is nothing to draw.
+    """Draw several curves over one axis; empty if there are no points. The page has the legend.
 
     Args:
-        found: by owner, in the order of their colours; one without points keeps its place.
-        x: what the axis is of.
-        say_x: writes its numbers.
-        log: over logarithmic axes, if all is positive. Over linear ones the fall of an untrained
-            model is cut off at the top, for it would press all the rest together.
-        wide: for a place of twice the usual width.
+        curves: points by name, in the order of their colours; an empty curve keeps its colour.
+        x_label: label of the horizontal axis.
+        format_x: formats its ticks.
+        log: use logarithmic axes if all values are positive. Linear axes cut off the steep
+            decrease of an untrained model, which would compress the rest.
+        wide: use twice the usual width.
     """
-    places = [place for line in found.values() for place, _ in line]
-    if not places:
+    xs = [x for curve in curves.values() for x, _ in curve]
+    if not xs:
         return ""
-    log = log and min(places) > 0
-    axes = Axes(places, _shown(found.values(), whole=log), log=log)
-    axes.low_x = min(places) if log else min(0.0, *places)
-    axes.high_x = max(places) if max(places) > axes.low_x else axes.low_x + 1
-    axes.log_x, axes.say_x = log, say_x
+    log = log and min(xs) > 0
+    visible = [curve if log else curve[len(curve) // 20 :] for curve in curves.values()]
+    axes = Axes(xs, [y for curve in visible for _, y in curve], log=log)
+    axes.low_x = min(xs) if log else min(0.0, *xs)
+    axes.high_x = max(xs) if max(xs) > axes.low_x else axes.low_x + 1
+    axes.log_x, axes.format_x = log, format_x
     axes.width, axes.height = WIDE if wide else (WIDTH, HEIGHT)
-    body = axes.grid()
-    for index, line in enumerate(found.values()):
-        body += _trajectory(axes, line, index, raw=len(found) <= FEW)
-    body.append(text(axes.width - RIGHT, axes.height - 3, x, "end"))
-    return svg([*body, *_readings(axes, found, x)], axes.height, axes.width)
+    elements = axes.grid()
+    for index, curve in enumerate(curves.values()):
+        elements += _curve_elements(axes, curve, index, raw=len(curves) <= MAX_RAW_LINES)
+    elements.append(text(axes.width - RIGHT, axes.height - 3, x_label, "end"))
+    tooltips = _value_tooltips(axes, curves, x_label)
+    return svg([*elements, *tooltips], axes.height, axes.width)
 
 
-def _trajectory(axes: Axes, line: Sequence[Point], index: int, *, raw: bool) -> Iterator[str]:
-    """One owner's line: a smooth one over its points where they are noisy."""
-    low, high = axes.marks[0], axes.marks[-1]
+def _curve_elements(axes: Axes, curve: Sequence[Point], index: int, *, raw: bool) -> Iterator[str]:
+    """Yield one curve: a smoothed line, over its points where they are noisy."""
+    low, high = axes.y_ticks[0], axes.y_ticks[-1]
 
-    def held(points: Sequence[Point]) -> list[Point]:
-        inside = dropwhile(lambda point: point[1] > high, thin(points))
-        return [(place, max(low, min(value, high))) for place, value in inside]
+    def clip(points: Sequence[Point]) -> list[Point]:
+        inside = dropwhile(lambda point: point[1] > high, decimate(points))
+        return [(x, max(low, min(y, high))) for x, y in inside]
 
-    if raw and noisy(line):
-        yield path(axes, held(line), f"ln s{index % COLOURS} raw")
-    yield path(axes, held(steady(line)), f"ln {colour('s', index)}")
-    if len(line) == 1:
-        ((x, y),) = held(line)
-        place = f'cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}"'
-        yield f'<circle {place} r="3" class="{colour("f", index)}"/>'
+    if raw and is_noisy(curve):
+        yield polyline(axes, clip(curve), f"ln s{index % NUM_COLOURS} raw")
+    yield polyline(axes, clip(smooth(curve)), f"ln {curve_class('s', index)}")
+    if len(curve) == 1:
+        yield _dot(axes, clip(curve)[0], curve_class("f", index))
 
 
-def colour(kind: str, index: int) -> str:
-    """The classes of the index-th owner's strokes (`s`) or areas (`f`): colours, then dashes."""
-    dashes = f" d{index // COLOURS % 3}" if kind == "s" else ""
-    return f"{kind}{index % COLOURS}{dashes}"
+def curve_class(kind: str, index: int) -> str:
+    """Return the classes of a curve's stroke (`s`) or fill (`f`): a colour, then a dash pattern."""
+    dashes = f" d{index // NUM_COLOURS % 3}" if kind == "s" else ""
+    return f"{kind}{index % NUM_COLOURS}{dashes}"
 
 
-def _shown(found: Iterable[Sequence[Point]], *, whole: bool) -> list[float]:
-    """The values that an axis must show: those after the first twentieth of each line, or all."""
-    parts = [line if whole else line[len(line) // 20 :] for line in found]
-    return [value for part in parts for _, value in part]
+def polyline(axes: Axes, points: Iterable[Point], style: str) -> str:
+    """Return a line through points."""
+    coordinates = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
+    return f'<polyline points="{coordinates}" class="{style}"/>'
 
 
-def _readings(axes: Axes, found: Mapping[str, Sequence[Point]], x: str) -> Iterator[str]:
-    """Invisible bands that say each line's value at their middle."""
-    width = (axes.width - LEFT - RIGHT) / HOVERS
-    shown = {name: steady(line) for name, line in found.items()}
-    for band in range(HOVERS):
+def _dot(axes: Axes, point: Point, style: str) -> str:
+    x, y = axes.x(point[0]), axes.y(point[1])
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="{style}"/>'
+
+
+def _step_tooltips(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> list[str]:
+    """Return invisible bands with the values at a step."""
+    values = {key: dict(line) for key, line in lines.items()}
+    steps = sorted({x for line in lines.values() for x, _ in line})
+    steps = steps[:: math.ceil(len(steps) / NUM_HOVER_BANDS)]
+    width = (WIDTH - LEFT - RIGHT) / max(len(steps), 2)
+    bands = []
+    for step in steps:
+        rows = [f"{key} {number(found[step])}" for key, found in values.items() if step in found]
+        title = "\n".join([f"step {number(step)}", *rows])
+        left = axes.x(step) - width / 2
+        bands.append(rect(left, TOP, width, HEIGHT - TOP - BOTTOM, "hover", title))
+    return bands
+
+
+def _value_tooltips(
+    axes: Axes, curves: Mapping[str, Sequence[Point]], x_label: str
+) -> Iterator[str]:
+    """Yield invisible bands with each curve's value at their centre."""
+    width = (axes.width - LEFT - RIGHT) / NUM_HOVER_BANDS
+    smoothed = {name: smooth(curve) for name, curve in curves.items()}
+    for band in range(NUM_HOVER_BANDS):
         left = LEFT + band * width
-        place = axes.place(left + width / 2)
-        values = {name: value_at(line, place) for name, line in shown.items()}
-        said = [f"{name} {number(value)}" for name, value in values.items() if value is not None]
-        if said:
-            title = "\n".join([f"{axes.say_x(place)} {x}", *said])
+        x = axes.value_at(left + width / 2)
+        values = {name: interpolate(curve, x) for name, curve in smoothed.items()}
+        rows = [f"{name} {number(value)}" for name, value in values.items() if value is not None]
+        if rows:
+            title = "\n".join([f"{axes.format_x(x)} {x_label}", *rows])
             yield rect(left, TOP, width, axes.height - TOP - BOTTOM, "hover", title)
 
 
-def steady(line: Sequence[Point]) -> list[Point]:
-    """A line without its noise, if it has much: a running mean over a twentieth of it, and over
-    less at its beginning, where it is steep."""
-    if not noisy(line):
+def points_of(series: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
+    """Return the finite values of a key by step; of a repeated step, the newest value."""
+    found: dict[float, float] = {}
+    for row in series:
+        value, step = row.get(key), row.get("step")
+        if isinstance(value, int | float) and isinstance(step, int | float):  # "nan" is a string
+            found[step] = float(value)
+    return sorted(found.items())
+
+
+def is_noisy(line: Sequence[Point]) -> bool:
+    """Return whether a line is long and changes its direction often."""
+    slopes = [b[1] - a[1] for a, b in pairwise(line)]
+    turns = sum(a * b < 0 for a, b in pairwise(slopes))
+    return len(line) > MIN_SMOOTHED and turns > len(line) / 8
+
+
+def decimate(line: Sequence[Point]) -> list[Point]:
+    """Return the minimum and the maximum of each bucket, so that no spike is lost."""
+    if len(line) <= 2 * MAX_BUCKETS:
+        return list(line)
+    size = math.ceil(len(line) / MAX_BUCKETS)
+    kept = []
+    for start in range(0, len(line), size):
+        bucket = line[start : start + size]
+        kept += sorted({min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])})
+    return kept
+
+
+def smooth(line: Sequence[Point]) -> list[Point]:
+    """Return the running mean of a noisy line over a twentieth of it, and over less at its start,
+    where it is steep; a line that is not noisy is returned as it is."""
+    if not is_noisy(line):
         return list(line)
     sums = [0.0, *accumulate(y for _, y in line)]
     mean = []
-    for at, (x, _) in enumerate(line):
-        reach = min(len(line) // 40, at // 8)
-        first, end = at - reach, min(at + reach + 1, len(line))
+    for i, (x, _) in enumerate(line):
+        reach = min(len(line) // 40, i // 8)
+        first, end = i - reach, min(i + reach + 1, len(line))
         mean.append((x, (sums[end] - sums[first]) / (end - first)))
     return mean
 
 
-def lately(line: Sequence[Point], place: float) -> float | None:
-    """The mean of a line over the last twentieth of the way to a place, so that no single step
-    decides; None if the line does not come so far."""
-    value = value_at(line, place)
+def smoothed_value_at(line: Sequence[Point], x: float) -> float | None:
+    """Return the mean of a line over the last twentieth before `x`, so that no single step decides;
+    None if the line ends before `x`."""
+    value = interpolate(line, x)
     if value is None:
         return None
-    recent = [y for x, y in line if 0.95 * place <= x <= place]
+    recent = [y for place, y in line if 0.95 * x <= place <= x]
     return sum(recent) / len(recent) if recent else value
 
 
-def value_at(line: Sequence[Point], place: float) -> float | None:
-    """A line's value between two of its points; None beyond its ends."""
-    at = bisect_left(line, place, key=lambda point: point[0])
-    if at == len(line) or (at == 0 and line[0][0] != place):
+def interpolate(line: Sequence[Point], x: float) -> float | None:
+    """Return the value of a line at `x`, linear between points; None beyond its ends."""
+    i = bisect_left(line, x, key=lambda point: point[0])
+    if i == len(line) or (i == 0 and line[0][0] != x):
         return None
-    if line[at][0] == place:
-        return line[at][1]
-    (x1, y1), (x2, y2) = line[at - 1], line[at]
-    return y1 + (y2 - y1) * (place - x1) / (x2 - x1)
+    if line[i][0] == x:
+        return line[i][1]
+    (x1, y1), (x2, y2) = line[i - 1], line[i]
+    return y1 + (y2 - y1) * (x - x1) / (x2 - x1)

@@ -1,8 +1,10 @@
-"""Draws a run: its graph of stages, flowing downwards, and its timeline. SVG, as in `charts`.
+"""The stage draw_graph and the draw_timeline of a run, as SVG.
 
-The graph's layout is the classical layered one (Sugiyama, Tagawa and Toda 1981): layers by
-longest path, long edges split by invisible nodes, few crossings by sorting each layer by the
-mean place of its neighbours, then places that pull neighbours under each other.
+The draw_graph layout is the layered one of Sugiyama, Tagawa and Toda (1981): layers by longest path,
+long edges split by invisible nodes, crossings reduced by sorting each layer by the mean position of
+its neighbours, then positions that pull neighbours below each other. It is written by hand because
+Graphviz is a system program and the JavaScript libraries do not run under the page's content
+security policy.
 """
 
 from __future__ import annotations
@@ -12,23 +14,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from launch.report.charts import safe, short, text
+from launch.report.svg import escape_html, shorten, text
 from launch.ui.formatting import duration
 
-NODE, TALL = 188.0, 48.0  # a stage's box
-BEND = 16.0  # room of an edge that passes a layer
-GAP, PITCH = 20.0, 92.0  # between boxes; from layer to layer
+NODE_WIDTH, NODE_HEIGHT = 188.0, 48.0
+BEND_WIDTH = 16.0  # of an edge that passes a layer
+GAP, LAYER_HEIGHT = 20.0, 92.0  # between boxes; from layer to layer
 SWEEPS = 12
-TIMELINE, NAMES, STRIP = 1000.0, 130.0, 26.0  # width, room for names, height of a row
+TIMELINE_WIDTH, NAME_WIDTH, ROW_HEIGHT = 1000.0, 130.0, 26.0
 
 Layers = list[list[str]]
 Span = tuple[float, float, str]
-"""first and last second, state."""
+"""Start and end (Unix time in seconds), state."""
 
 
 @dataclass(frozen=True)
-class Box:
-    """A stage as it is drawn."""
+class StageBox:
+    """A stage in the graph."""
 
     name: str
     detail: str
@@ -36,36 +38,38 @@ class Box:
     title: str
 
 
-def graph(boxes: Sequence[Box], needs: Mapping[str, Sequence[str]]) -> str:
-    """The stages and what flows between them.
+def draw_graph(boxes: Sequence[StageBox], needs: Mapping[str, Sequence[str]]) -> str:
+    """Draw the stages and the edges between them.
 
     Args:
-        boxes: the stages, each after those that it needs.
-        needs: the stages that each one needs.
+        boxes: stages in topological order.
+        needs: dependencies of each stage.
     """
     if not boxes:
         return ""
     names = [box.name for box in boxes]
     known = {name: [need for need in needs.get(name, ()) if need in names] for name in names}
-    layers, chains = _layered(names, known)
-    below = _below(chains)
-    _untangle(layers, below)
-    places = _place(layers, below)
+    layers, chains = _assign_layers(names, known)
+    below = _lower_neighbours(chains)
+    _reduce_crossings(layers, below)
+    positions = _assign_positions(layers, below)
     depth = {name: i for i, layer in enumerate(layers) for name in layer}
-    edges = [_edge(chain, places, depth) for chain in chains]
-    nodes = [_node(box, places[box.name], depth[box.name] * PITCH + 4) for box in boxes]
-    right = max(x + (NODE if name in known else BEND) / 2 for name, x in places.items())
-    tall = (len(layers) - 1) * PITCH + TALL + 8
+    edges = [_edge(chain, positions, depth) for chain in chains]
+    nodes = [_node(box, positions[box.name], depth[box.name] * LAYER_HEIGHT + 4) for box in boxes]
+    right = max(
+        x + (NODE_WIDTH if name in known else BEND_WIDTH) / 2 for name, x in positions.items()
+    )
+    tall = (len(layers) - 1) * LAYER_HEIGHT + NODE_HEIGHT + 8
     return (
         f'<svg class="chart graph" viewBox="-2 0 {right + 4:.0f} {tall:.0f}" '
         f'style="max-width:{right + 4:.0f}px" role="img">{"".join(edges + nodes)}</svg>'
     )
 
 
-def _layered(
+def _assign_layers(
     names: Sequence[str], needs: Mapping[str, Sequence[str]]
 ) -> tuple[Layers, list[list[str]]]:
-    """The layers, invisible nodes among them, and each edge as the chain of nodes it passes."""
+    """Return the layers, including invisible nodes, and each edge as a chain of nodes."""
     depth: dict[str, int] = {}
     for name in names:
         depth[name] = 1 + max((depth[need] for need in needs[name]), default=-1)
@@ -83,8 +87,8 @@ def _layered(
     return layers, chains
 
 
-def _below(chains: Iterable[Sequence[str]]) -> dict[str, list[str]]:
-    """What each node is tied to in the next layer."""
+def _lower_neighbours(chains: Iterable[Sequence[str]]) -> dict[str, list[str]]:
+    """Return the neighbours of each node in the next layer."""
     tied: dict[str, list[str]] = {}
     for chain in chains:
         for upper, lower in pairwise(chain):
@@ -92,7 +96,7 @@ def _below(chains: Iterable[Sequence[str]]) -> dict[str, list[str]]:
     return tied
 
 
-def _above(below: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _upper_neighbours(below: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     tied: dict[str, list[str]] = {}
     for upper, lowers in below.items():
         for lower in lowers:
@@ -100,30 +104,31 @@ def _above(below: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return tied
 
 
-def _untangle(layers: Layers, below: Mapping[str, Sequence[str]]) -> None:
-    """Sort each layer by the mean place of its neighbours, down and up again; keep the best."""
-    above = _above(below)
+def _reduce_crossings(layers: Layers, below: Mapping[str, Sequence[str]]) -> None:
+    """Sort each layer by the mean rank of its neighbours, downwards and upwards; keep the best
+    order."""
+    above = _upper_neighbours(below)
     best, fewest = [list(layer) for layer in layers], _crossings(layers, below)
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
-        for layer, other in _pairs(layers, down):
+        for layer, other in _layer_pairs(layers, down):
             rank = {name: i for i, name in enumerate(other)}
-            layer.sort(key=_mean_of(above if down else below, rank, layer))
+            layer.sort(key=_mean_rank(above if down else below, rank, layer))
         if (count := _crossings(layers, below)) < fewest:
             best, fewest = [list(layer) for layer in layers], count
     layers[:] = best
 
 
-def _pairs(layers: Layers, down: bool) -> list[tuple[list[str], list[str]]]:
-    """(layer to sort, layer that decides)."""
+def _layer_pairs(layers: Layers, down: bool) -> list[tuple[list[str], list[str]]]:
+    """Return pairs of (layer to sort, fixed layer)."""
     pairs = list(zip(layers[1:], layers, strict=False))
     return pairs if down else [(upper, lower) for lower, upper in reversed(pairs)]
 
 
-def _mean_of(
+def _mean_rank(
     tied: Mapping[str, Sequence[str]], rank: Mapping[str, int], layer: Sequence[str]
 ) -> Callable[[str], float]:
-    """The mean rank of a node's neighbours; its own place if it has none."""
+    """Return a sort key: the mean rank of a node's neighbours, or its own rank if it has none."""
     own = {name: i for i, name in enumerate(layer)}
 
     def key(name: str) -> float:
@@ -142,115 +147,114 @@ def _crossings(layers: Layers, below: Mapping[str, Sequence[str]]) -> int:
     return count // 2
 
 
-def _place(layers: Layers, below: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """The centre of each node: near its neighbours, in the layer's order, not overlapping."""
-    above = _above(below)
-    places: dict[str, float] = {}
+def _assign_positions(layers: Layers, below: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return the centre of each node: near its neighbours, in the order of its layer, without
+    overlap."""
+    above = _upper_neighbours(below)
+    positions: dict[str, float] = {}
     for layer in layers:
-        _settle(layer, dict.fromkeys(layer, 0.0), places)
+        _pack_layer(layer, dict.fromkeys(layer, 0.0), positions)
     for _ in range(4 * SWEEPS):
         for layer in layers:
             wanted = {}
             for name in layer:
                 tied = [*above.get(name, ()), *below.get(name, ())]
-                wanted[name] = _pulled(name, tied, places)
-            _settle(layer, wanted, places)
-    left = min(x - _width(name) / 2 for name, x in places.items())
-    return {name: x - left for name, x in places.items()}
+                wanted[name] = _mean_position(name, tied, positions)
+            _pack_layer(layer, wanted, positions)
+    left = min(x - _node_width(name) / 2 for name, x in positions.items())
+    return {name: x - left for name, x in positions.items()}
 
 
-def _pulled(name: str, tied: Sequence[str], places: Mapping[str, float]) -> float:
-    """The mean of the neighbours' places; long edges pull harder, so that they run straight."""
+def _mean_position(name: str, tied: Sequence[str], positions: Mapping[str, float]) -> float:
+    """Return the weighted mean position of a node's neighbours; long edges weigh more, so that they
+    become straight."""
     pulls = [(1 + 3 * ("\0" in name) + 3 * ("\0" in other), other) for other in tied]
     total = sum(pull for pull, _ in pulls)
-    return sum(pull * places[o] for pull, o in pulls) / total if total else places[name]
+    return sum(pull * positions[o] for pull, o in pulls) / total if total else positions[name]
 
 
-def _settle(layer: Sequence[str], wanted: Mapping[str, float], places: dict[str, float]) -> None:
-    """As near to the wanted places as the order and the boxes allow: the mean of packing from
-    the left and packing from the right."""
+def _pack_layer(
+    layer: Sequence[str], wanted: Mapping[str, float], positions: dict[str, float]
+) -> None:
+    """Place the nodes of a layer near the wanted positions without overlap: the mean of packing from
+    the left and from the right."""
     lefts, rights = [], []
     edge = -math.inf
     for name in layer:
-        lefts.append(max(wanted[name], edge + _width(name) / 2))
-        edge = lefts[-1] + _width(name) / 2 + GAP
+        lefts.append(max(wanted[name], edge + _node_width(name) / 2))
+        edge = lefts[-1] + _node_width(name) / 2 + GAP
     edge = math.inf
     for name in reversed(layer):
-        rights.append(min(wanted[name], edge - _width(name) / 2))
-        edge = rights[-1] - _width(name) / 2 - GAP
+        rights.append(min(wanted[name], edge - _node_width(name) / 2))
+        edge = rights[-1] - _node_width(name) / 2 - GAP
     for name, left, right in zip(layer, lefts, reversed(rights), strict=True):
-        places[name] = (left + right) / 2
+        positions[name] = (left + right) / 2
 
 
-def _width(name: str) -> float:
-    return BEND if "\0" in name else NODE
+def _node_width(name: str) -> float:
+    return BEND_WIDTH if "\0" in name else NODE_WIDTH
 
 
-def _edge(chain: Sequence[str], places: Mapping[str, float], depth: Mapping[str, int]) -> str:
-    top = depth[chain[0]] * PITCH + 4 + TALL
-    x = places[chain[0]]
+def _edge(chain: Sequence[str], positions: Mapping[str, float], depth: Mapping[str, int]) -> str:
+    top = depth[chain[0]] * LAYER_HEIGHT + 4 + NODE_HEIGHT
+    x = positions[chain[0]]
     path = [f"M{x:.1f},{top:.1f}"]
     for name in chain[1:]:
-        last, x = x, places[name]
-        low = depth[name] * PITCH + 4
+        last, x = x, positions[name]
+        low = depth[name] * LAYER_HEIGHT + 4
         half = (low - top) / 2
         path.append(f"C{last:.1f},{top + half:.1f} {x:.1f},{low - half:.1f} {x:.1f},{low:.1f}")
         if name != chain[-1]:
-            path.append(f"L{x:.1f},{low + TALL:.1f}")
-        top = low + TALL
+            path.append(f"L{x:.1f},{low + NODE_HEIGHT:.1f}")
+        top = low + NODE_HEIGHT
     title = f"{chain[0]} → {chain[-1]}"
-    return f'<path d="{" ".join(path)}" class="edge"><title>{safe(title)}</title></path>'
+    return f'<path d="{" ".join(path)}" class="edge"><title>{escape_html(title)}</title></path>'
 
 
-def _node(box: Box, x: float, y: float) -> str:
-    left = x - NODE / 2
+def _node(box: StageBox, x: float, y: float) -> str:
+    left = x - NODE_WIDTH / 2
     return (
-        f'<a href="#{safe(box.name)}" class="node {box.state}"><title>{safe(box.title)}</title>'
-        f'<rect x="{left:.1f}" y="{y:.1f}" width="{NODE:g}" height="{TALL:g}" rx="9"/>'
+        f'<a href="#{escape_html(box.name)}" class="node {box.state}"><title>{escape_html(box.title)}</title>'
+        f'<rect x="{left:.1f}" y="{y:.1f}" width="{NODE_WIDTH:g}" height="{NODE_HEIGHT:g}" rx="9"/>'
         f'<circle cx="{left + 15:.1f}" cy="{y + 17:.1f}" r="4.5"/>'
-        + text(left + 27, y + 21, short(box.name, 20), "strong")
-        + text(left + 27, y + 37, short(box.detail, 26))
+        + text(left + 27, y + 21, shorten(box.name, 20), "strong")
+        + text(left + 27, y + 37, shorten(box.detail, 26))
         + "</a>"
     )
 
 
-# --- timeline ----------------------------------------------------------------------------------
-
-
-def timeline(rows: Mapping[str, Sequence[Span]]) -> str:
-    """When each stage worked: one row a stage, one bar an attempt, seconds from the first."""
+def draw_timeline(rows: Mapping[str, Sequence[Span]]) -> str:
+    """Draw one row per stage with one bar per attempt, over the seconds since the first."""
     spans = [span for row in rows.values() for span in row]
     if not spans:
         return ""
     start, end = min(span[0] for span in spans), max(span[1] for span in spans)
-    scale = (TIMELINE - NAMES - 60) / max(end - start, 1e-3)
-    tall = len(rows) * STRIP + 24
+    scale = (TIMELINE_WIDTH - NAME_WIDTH - 60) / max(end - start, 1e-3)
+    tall = len(rows) * ROW_HEIGHT + 24
     body = []
-    for mark in _marks(end - start):
-        x = NAMES + mark * scale
+    for mark in _time_ticks(end - start):
+        x = NAME_WIDTH + mark * scale
         body.append(
             f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{tall - 20:g}" class="rule"/>'
             + text(x, tall - 5, duration(mark), "mid")
         )
     for i, (name, row) in enumerate(rows.items()):
-        y = i * STRIP + 4
-        body.append(text(NAMES - 10, y + 13, short(name, 20), "end strong"))
+        y = i * ROW_HEIGHT + 4
+        body.append(text(NAME_WIDTH - 10, y + 13, shorten(name, 20), "end strong"))
         for first, last, state in row:
-            x, width = NAMES + (first - start) * scale, max((last - first) * scale, 2.5)
-            said = "cached" if state == "cached" else duration(last - first)
+            x, width = NAME_WIDTH + (first - start) * scale, max((last - first) * scale, 2.5)
+            label = "cached" if state == "cached" else duration(last - first)
             body.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{STRIP - 8:g}" rx="3" '
-                f'class="span {state}"><title>{safe(f"{name}: {said}, {state}")}</title></rect>'
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW_HEIGHT - 8:g}" rx="3" '
+                f'class="span {state}"><title>{escape_html(f"{name}: {label}, {state}")}</title></rect>'
             )
         if row:
-            body.append(text(NAMES + (row[-1][1] - start) * scale + 7, y + 13, said))
-    return (
-        f'<svg class="chart" viewBox="0 0 {TIMELINE:g} {tall:g}" role="img">{"".join(body)}</svg>'
-    )
+            body.append(text(NAME_WIDTH + (row[-1][1] - start) * scale + 7, y + 13, label))
+    return f'<svg class="chart" viewBox="0 0 {TIMELINE_WIDTH:g} {tall:g}" role="img">{"".join(body)}</svg>'
 
 
-def _marks(seconds: float) -> list[float]:
-    """Round times: at most eight of them."""
+def _time_ticks(seconds: float) -> list[float]:
+    """Return at most eight round times."""
     steps = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400)
     step = next((step for step in steps if seconds / step <= 8), 86400.0)
     while seconds / step > 8:

@@ -1,9 +1,9 @@
-"""What the store holds of trainings, side by side: one line a training, over what it cost.
+"""Training curves of several runs: a metric over cumulative tokens, FLOPs, seconds or steps.
 
-A training's series has a point a step: `loss`, `step_seconds`, and `tokens` and `flops` of all
-steps up to it. Where `tokens` is missing, as in older runs, `tokens_per_second` times
-`step_seconds` is added up. Seconds are those of steps: no evaluation, no checkpoint, and no pause
-between two attempts.
+The series of a training has one point per step: `loss`, `step_seconds`, and the cumulative `tokens`
+and `flops`. Where `tokens` is missing, as in older runs, `tokens_per_second * step_seconds` is
+accumulated. Seconds are those of training steps, without evaluation, checkpoints and pauses between
+attempts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from launch.report.charts import Point, line_of
-from launch.report.curve_charts import lately
+from launch.report.curve_charts import Point, points_of, smoothed_value_at
 from launch.report.run_page import parameters
 from launch.ui import formatting
 from pipeline.context import read_series
@@ -29,149 +28,151 @@ Series = list[dict[str, Any]]
 
 
 @dataclass
-class Training:
-    """One training of a run."""
+class TrainingCurve:
+    """Metric curve of one training."""
 
     run: Run
     stage: StageStatus
     metric: str
     series: Series
     name: str = ""
-    """What people know it by, among those that it is compared with."""
-    same: list[str] = field(default_factory=list)
-    """Other runs that use this very artifact."""
+    """Short name that is unique among the compared curves."""
+    other_runs: list[str] = field(default_factory=list)
+    """Other runs with the same artifact."""
 
     @cached_property
-    def line(self) -> list[Point]:
+    def points(self) -> list[Point]:
         """The metric by step."""
-        return line_of(self.series, self.metric)
+        return points_of(self.series, self.metric)
 
     @cached_property
     def prefix(self) -> str:
-        """What its figures are called by where a stage trains several models."""
+        """Prefix of the metric's keys where a stage trains several models."""
         keys = {key for point in self.series for key in point}
         named = {key.removesuffix("step_seconds") for key in keys if key.endswith("step_seconds")}
         return max((name for name in named if self.metric.startswith(name)), key=len, default="")
 
-    def spent(self, axis: str) -> dict[float, float]:
-        """What had been spent after each step; empty if the series does not say."""
+    def cumulative(self, axis: str) -> dict[float, float]:
+        """Return the cumulative cost after each step; empty if the series does not record it."""
         if axis == "step":
-            return {step: step for step, _ in self.line}
-        if known := dict(self._figure(axis)):
+            return {step: step for step, _ in self.points}
+        if known := dict(self._points_of(axis)):
             return known
-        seconds = self._figure("step_seconds")
+        seconds = self._points_of("step_seconds")
         if axis == "seconds":
-            return _added(seconds)
+            return _accumulate(seconds)
         if axis == "tokens":
-            speeds = dict(self._figure("tokens_per_second"))
-            return _added([(step, took * speeds.get(step, 0.0)) for step, took in seconds])
+            speeds = dict(self._points_of("tokens_per_second"))
+            return _accumulate([(step, took * speeds.get(step, 0.0)) for step, took in seconds])
         return {}
 
-    def _figure(self, name: str) -> list[Point]:
-        return line_of(self.series, self.prefix + name)
+    def _points_of(self, name: str) -> list[Point]:
+        return points_of(self.series, self.prefix + name)
 
-    def over(self, axis: str) -> list[Point]:
-        """The metric over what was spent, as far as both are known."""
-        spent = self.spent(axis)
-        return [(spent[step], value) for step, value in self.line if step in spent]
+    def points_over(self, axis: str) -> list[Point]:
+        """Return the metric over the cumulative cost, where both are known."""
+        cumulative = self.cumulative(axis)
+        return [(cumulative[step], value) for step, value in self.points if step in cumulative]
 
-    def last(self, name: str) -> float | None:
-        """The last value of a figure of the series."""
-        found = self._figure(name)
-        return found[-1][1] if found else None
+    def last_value(self, name: str) -> float | None:
+        """Return the last value of a key of the series."""
+        points = self._points_of(name)
+        return points[-1][1] if points else None
 
     def summary(self) -> dict[str, float | None]:
-        """What it came to; None where nobody knows."""
-        spent = {axis: max(self.spent(axis).values(), default=None) for axis in AXES}
-        tokens, seconds = spent["tokens"], spent["seconds"]
+        """Return final values and total costs; None where unknown."""
+        cumulative = {axis: max(self.cumulative(axis).values(), default=None) for axis in AXES}
+        tokens, seconds = cumulative["tokens"], cumulative["seconds"]
         return {
-            "final": self.line[-1][1],
-            "eval_loss": self.last("eval_loss"),
-            "bits_per_byte": self.last("eval_bits_per_byte"),
-            **{("steps" if axis == "step" else axis): value for axis, value in spent.items()},
+            "final": self.points[-1][1],
+            "eval_loss": self.last_value("eval_loss"),
+            "bits_per_byte": self.last_value("eval_bits_per_byte"),
+            **{("steps" if axis == "step" else axis): value for axis, value in cumulative.items()},
             "tokens_per_second": tokens / seconds if tokens and seconds else None,
         }
 
 
-def trainings(targets: Sequence[tuple[Run, str]], metric: str) -> list[list[Training]]:
-    """The trainings of these runs: of the stage that is named, or of each that counts tokens.
+def load_training_curves(
+    targets: Sequence[tuple[Run, str]], metric: str
+) -> list[list[TrainingCurve]]:
+    """Load the curves of runs: of the named stage, or of each stage that counts tokens.
 
     Returns:
-        Those that are shown together: all, if their stages were named; else those of one kind of
-        stage, for the loss of a reward model is no language model's.
+        Groups of comparable curves: one group if all stages are named; else one per kind of stage,
+        because losses of different kinds are not comparable.
 
     Raises:
-        UserError: a stage is not there or has no such metric, or a run has no such training.
+        UserError: no such stage or metric, or a run has no such training.
     """
-    found: dict[tuple[str, str], Training] = {}
+    curves: dict[tuple[str, str], TrainingCurve] = {}
     for run, wanted in targets:
-        mine = list(_of_run(run, wanted, metric))
-        if not mine:
+        loaded = list(_load_run(run, wanted, metric))
+        if not loaded:
             raise UserError(
                 f"no stage of run {run.id} has a series of {metric!r} and of tokens",
-                remedy=f"name one, as {run.id}:STAGE; `headwater status {run.id}` shows them",
+                remedy=f"name a stage: {run.id}:STAGE; `headwater status {run.id}` lists them",
             )
-        for one in mine:
-            first = found.setdefault((one.stage.uses, one.stage.fingerprint), one)
-            if run.id not in (first.run.id, *first.same):
-                first.same.append(run.id)
+        for curve in loaded:
+            first = curves.setdefault((curve.stage.uses, curve.stage.fingerprint), curve)
+            if run.id not in (first.run.id, *first.other_runs):
+                first.other_runs.append(run.id)
     named = all(wanted for _, wanted in targets)
-    groups: dict[str, list[Training]] = {}
-    for one in found.values():
-        groups.setdefault("" if named else one.stage.uses, []).append(one)
+    groups: dict[str, list[TrainingCurve]] = {}
+    for curve in curves.values():
+        groups.setdefault("" if named else curve.stage.uses, []).append(curve)
     for group in groups.values():
-        _name(group)
+        _assign_names(group)
     return list(groups.values())
 
 
-def _of_run(run: Run, wanted: str, metric: str) -> Iterator[Training]:
+def _load_run(run: Run, wanted: str, metric: str) -> Iterator[TrainingCurve]:
     stages = {stage.name: stage for stage in run.status().stages}
     if wanted and wanted not in stages:
         remedy = did_you_mean(wanted, stages)
         raise UserError(f"run {run.id} has no stage {wanted!r}", remedy=remedy)
     for name in [wanted] if wanted else stages:
-        one = Training(run, stages[name], metric, _series(run, stages[name]))
-        if one.line and (wanted or one.spent("tokens")):
-            yield one
+        curve = TrainingCurve(run, stages[name], metric, _read_series(run, stages[name]))
+        if curve.points and (wanted or curve.cumulative("tokens")):
+            yield curve
         elif wanted:
-            keys = {key for point in one.series for key in point} - {"step", "time"}
-            what = f"has no series of {metric!r}" if keys else "has no series"
+            keys = {key for point in curve.series for key in point} - {"step", "time"}
+            message = f"no series of {metric!r}" if keys else "no series"
             where = f"{run.id}:{name}"
-            raise UserError(f"it {what}", where=where, remedy=did_you_mean(metric, keys))
+            raise UserError(message, where=where, remedy=did_you_mean(metric, keys))
 
 
-def _series(run: Run, stage: StageStatus) -> Series:
-    """What the stage reported, wherever it lies by now."""
+def _read_series(run: Run, stage: StageStatus) -> Series:
+    """Read the series of a stage from its artifact or from its working folder."""
     if not stage.fingerprint:
         return []
-    found = run.store.latest_readable(stage.uses, stage.fingerprint) if stage.path else None
-    place = found.path if found else run.store.work(stage.uses, stage.fingerprint)
-    return read_series(place / OBSERVED / "metrics.jsonl")
+    artifact = run.store.latest_readable(stage.uses, stage.fingerprint) if stage.path else None
+    folder = artifact.path if artifact else run.store.work(stage.uses, stage.fingerprint)
+    return read_series(folder / OBSERVED / "metrics.jsonl")
 
 
-def _added(line: Iterable[Point]) -> dict[float, float]:
-    """Sums up to each step; empty if nothing adds up."""
-    pairs = list(line)
+def _accumulate(points: Iterable[Point]) -> dict[float, float]:
+    """Return the sums up to each step; empty if all values are zero."""
+    pairs = list(points)
     sums = itertools.accumulate(value for _, value in pairs)
-    made = {step: total for (step, _), total in zip(pairs, sums, strict=True)}
-    return made if any(made.values()) else {}
+    totals = {step: total for (step, _), total in zip(pairs, sums, strict=True)}
+    return totals if any(totals.values()) else {}
 
 
-def _name(found: Sequence[Training]) -> None:
-    """As short as tells them apart: a run's two words, and the stage if there are several."""
-    short = {one.run.id: one.run.id.split("-", 2)[-1] for one in found}
-    clear = len(set(short.values())) == len(short)
-    stages = {one.stage.name for one in found}
-    for one in found:
-        run = short[one.run.id] if clear else one.run.id
-        one.name = run if len(stages) == 1 else f"{run}:{one.stage.name}"
+def _assign_names(curves: Sequence[TrainingCurve]) -> None:
+    """Set the shortest unique names: two words of the run, and the stage if there are several."""
+    short = {curve.run.id: curve.run.id.split("-", 2)[-1] for curve in curves}
+    unique = len(set(short.values())) == len(short)
+    stages = {curve.stage.name for curve in curves}
+    for curve in curves:
+        run = short[curve.run.id] if unique else curve.run.id
+        curve.name = run if len(stages) == 1 else f"{run}:{curve.stage.name}"
 
 
-def differences(found: Sequence[Training]) -> dict[str, list[str | None]]:
-    """The parameters and inputs in which trainings of one kind differ: the value of each training,
-    None where its file does not say."""
-    known = [_identity(one) for one in found]
-    kinds = [one.stage.uses for one in found]
+def differences(curves: Sequence[TrainingCurve]) -> dict[str, list[str | None]]:
+    """Return the parameters and inputs that differ between curves of one kind of stage: the value
+    for each curve, None where its pipeline file does not set it."""
+    known = [_identity_of(curve) for curve in curves]
+    kinds = [curve.stage.uses for curve in curves]
     if len(set(kinds)) == len(kinds):
         kinds = [""] * len(kinds)
     table = {
@@ -185,37 +186,39 @@ def differences(found: Sequence[Training]) -> dict[str, list[str | None]]:
     }
 
 
-def _identity(one: Training) -> dict[str, str]:
-    """Parameters, and what each edge is fed with, by the beginning of its fingerprint."""
-    payload = one.run.payload(one.stage.name)
-    made_of = payload.get("inputs", {})
-    own = parameters(one.run, one.stage.name, payload.get("params", {}))
-    values = {key: value for key, value in own.items() if key not in made_of}
+def _identity_of(curve: TrainingCurve) -> dict[str, str]:
+    """Return the parameters and, per input, the first characters of the fingerprints."""
+    payload = curve.run.payload(curve.stage.name)
+    inputs = payload.get("inputs", {})
+    own = parameters(curve.run, curve.stage.name, payload.get("params", {}))
+    values = {key: value for key, value in own.items() if key not in inputs}
     return values | {
-        f"input {edge}": " ".join(print_[:8] for print_ in prints)
-        for edge, prints in made_of.items()
+        f"input {edge}": " ".join(fingerprint[:8] for fingerprint in fingerprints)
+        for edge, fingerprints in inputs.items()
     }
 
 
-def meeting(found: Sequence[Training], axis: str) -> tuple[float, list[float | None]] | None:
-    """As far along an axis as all of those come that have it, and their values there (means of
-    the last twentieth of the way); None if less than two have it."""
-    lines = [one.over(axis) for one in found]
-    ends = [line[-1][0] for line in lines if line]
+def at_equal_cost(
+    curves: Sequence[TrainingCurve], axis: str
+) -> tuple[float, list[float | None]] | None:
+    """Return the largest cost that all curves reach on an axis, and the value of each there (mean
+    over the last twentieth); None if fewer than two curves have the axis."""
+    lines = [curve.points_over(axis) for curve in curves]
+    ends = [points[-1][0] for points in lines if points]
     if len(ends) < 2:
         return None
     at = min(ends)
-    return at, [lately(line, at) for line in lines]
+    return at, [smoothed_value_at(points, at) for points in lines]
 
 
-def figures(found: Sequence[Training]) -> dict[str, list[str]]:
-    """What trainings came to as people read it: title -> a cell a training; none that is empty."""
-    titles = [found[0].metric, "eval loss", "bits a byte", "tokens", "FLOPs", "time", "tokens/s"]
-    columns = zip(*[_cells(one.summary()) for one in found], strict=True)
+def summary_columns(curves: Sequence[TrainingCurve]) -> dict[str, list[str]]:
+    """Return the summaries as table columns, title -> cell per curve, without empty columns."""
+    titles = [curves[0].metric, "eval loss", "bits per byte", "tokens", "FLOPs", "time", "tokens/s"]
+    columns = zip(*[_summary_cells(curve.summary()) for curve in curves], strict=True)
     return {title: list(cells) for title, cells in zip(titles, columns, strict=True) if any(cells)}
 
 
-def _cells(summary: Mapping[str, float | None]) -> list[str]:
+def _summary_cells(summary: Mapping[str, float | None]) -> list[str]:
     return [
         *(formatting.number(summary[key]) for key in ("final", "eval_loss", "bits_per_byte")),
         formatting.number(summary["tokens"]),
@@ -225,8 +228,8 @@ def _cells(summary: Mapping[str, float | None]) -> list[str]:
     ]
 
 
-def spell(axis: str, value: float) -> str:
-    """So many tokens, FLOPs or steps, or so long."""
+def format_axis_value(axis: str, value: float) -> str:
+    """Format a cost: `1.2 M tokens`, `3.1e18 FLOPs`, `600 steps` or a duration."""
     if axis == "seconds":
         return formatting.duration(value)
     if axis == "flops":

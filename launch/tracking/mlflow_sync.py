@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.report import charts
+from launch.report import charts, svg
 from launch.report.run_page import parameters
 from launch.tracking.cursor import CURSOR, read_cursor
 from launch.tracking.mlflow_client import (
@@ -234,13 +234,13 @@ class RunSynchronizer:
         """Send the panels of a stage: charts as SVG, tables and samples as MLflow tables."""
         series = read_series(artifact.path / OBSERVED / "metrics.jsonl")
         tables = []
-        for panel in charts.panels(artifact.path / OBSERVED):
+        for panel in charts.read_panels(artifact.path / OBSERVED):
             slug = re.sub(r"\W+", "-", panel["title"].lower()).strip("-") or "panel"
-            if grid := charts.grid(panel):
+            if grid := charts.table_of(panel):
                 tables.append({"path": f"tables/{slug}.json", "type": "table"})
                 self._log_text(run_id, json.dumps(grid), tables[-1]["path"])
             elif drawing := charts.draw(panel, series):
-                self._log_text(run_id, charts.standalone(drawing), f"plots/{slug}.svg")
+                self._log_text(run_id, svg.standalone(drawing), f"plots/{slug}.svg")
         if tables:
             self._set_tag(run_id, TABLES_TAG, json.dumps(tables))
 

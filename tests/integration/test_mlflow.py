@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import sample_run
 
-from launch.report import run_page as report
+from launch.report import run_page
 from launch.tracking import mirror, mlflow_client
 from launch.tracking.cursor import read_cursor, unsynced_reason
 from launch.tracking.mirror import Mirror
@@ -70,7 +70,7 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     sample_run.write_series(context, "gpt", STEPS, start=400)
     sample_run.publish(run, "gpt", context=context)
     run.append("run.finished", state="finished")
-    report.write(run, run.store)
+    run_page.write(run, run.store)
     assert mirror.stop(240), mirror.problem
     return run
 

@@ -1,4 +1,4 @@
-"""`compare`: what the store holds of several trainings, side by side."""
+"""`compare`: what the store holds of several load_training_curves, side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ import sample_run
 from click.testing import CliRunner, Result
 
 from launch.cli import cli
-from launch.report.training_curves import Training, differences, meeting, trainings
+from launch.report.training_curves import (
+    TrainingCurve,
+    at_equal_cost,
+    differences,
+    load_training_curves,
+)
 from pipeline.errors import UserError
 from pipeline.execution.run import Run
 from pipeline.storage.store import Store
@@ -76,8 +81,8 @@ def call(store: Store) -> Callable[..., Result]:
     return invoke
 
 
-def pair(store: Store, metric: str = "loss") -> list[Training]:
-    (group,) = trainings([(Run(store, name), "gpt") for name in (SLOW, FAST)], metric)
+def pair(store: Store, metric: str = "loss") -> list[TrainingCurve]:
+    (group,) = load_training_curves([(Run(store, name), "gpt") for name in (SLOW, FAST)], metric)
     return group
 
 
@@ -89,7 +94,7 @@ def test_the_metric_over_each_axis(store: Store) -> None:
     losses = [made["loss"] for made in series(40, 0.02)[:-1]]
     spent = {"tokens": TOKENS, "flops": TOKENS * FLOPS, "seconds": 0.5, "step": 1}
     for axis, each in spent.items():
-        places, values = zip(*slow.over(axis), strict=True)
+        places, values = zip(*slow.points_over(axis), strict=True)
         assert places == pytest.approx([n * each for n in range(1, 41)])
         assert list(values) == losses
     assert slow.summary() == {
@@ -102,7 +107,7 @@ def test_the_metric_over_each_axis(store: Store) -> None:
 
 def test_evaluations_stand_where_their_step_stood(store: Store) -> None:
     slow, _ = pair(store, "eval_loss")
-    ((at, _),) = slow.over("tokens")
+    ((at, _),) = slow.points_over("tokens")
     assert at == 40 * TOKENS
 
 
@@ -111,13 +116,15 @@ def test_runs_from_before_tokens_were_counted(store: Store) -> None:
            for made in series(40, 0.02)]  # fmt: skip
     leave(Run(store, SLOW), "gpt", old)
     slow, fast = pair(store)
-    places = [at for at, _ in slow.over("tokens")]
+    places = [at for at, _ in slow.points_over("tokens")]
     assert places == pytest.approx([TOKENS * n for n in range(1, 41)])
-    assert slow.over("flops") == [] and fast.over("flops")
-    assert meeting([slow, fast], "flops") is None
+    assert slow.points_over("flops") == [] and fast.points_over("flops")
+    assert at_equal_cost([slow, fast], "flops") is None
     leave(Run(store, SLOW), "gpt", [{"step": n, "loss": 9.0 - n} for n in range(5)])
     slow, fast = pair(store)
-    assert [axis for axis in ("tokens", "flops", "seconds", "step") if slow.over(axis)] == ["step"]
+    assert [axis for axis in ("tokens", "flops", "seconds", "step") if slow.points_over(axis)] == [
+        "step"
+    ]
     assert slow.summary()["tokens_per_second"] is None
 
 
@@ -125,63 +132,67 @@ def test_one_of_several_models_of_a_stage_has_its_own_axes(store: Store) -> None
     other = [{"step": n, "critic_loss": 1.0, "critic_step_seconds": 2.0, "critic_tokens": 7.0 * n}
              for n in range(1, 4)]  # fmt: skip
     leave(Run(store, SLOW), "gpt", [*series(3, 0.1), *other])
-    ((one,),) = trainings([(Run(store, SLOW), "gpt")], "critic_loss")
-    assert one.over("tokens") == [(7, 1), (14, 1), (21, 1)]
-    assert one.spent("seconds")[3] == 6
+    ((one,),) = load_training_curves([(Run(store, SLOW), "gpt")], "critic_loss")
+    assert one.points_over("tokens") == [(7, 1), (14, 1), (21, 1)]
+    assert one.cumulative("seconds")[3] == 6
 
 
 def test_where_all_have_come_is_where_they_are_compared(store: Store) -> None:
-    at, values = meeting(pair(store), "tokens") or (0, [])
+    at, values = at_equal_cost(pair(store), "tokens") or (0, [])
     assert at == 40 * TOKENS
     expected = [[2 + 4 * math.exp(-rate * n) for n in (38, 39, 40)] for rate in (0.02, 0.05)]
     assert values == pytest.approx([sum(three) / 3 for three in expected])
-    assert meeting(pair(store)[:1], "tokens") is None
+    assert at_equal_cost(pair(store)[:1], "tokens") is None
 
 
 def test_only_what_differs_is_told(store: Store) -> None:
     assert differences(pair(store)) == {"train.lr": ["0.001", "0.0003"]}
-    mixed = [*pair(store), *trainings([(Run(store, SLOW), "sft")], "loss")[0]]
+    mixed = [*pair(store), *load_training_curves([(Run(store, SLOW), "sft")], "loss")[0]]
     found = differences(mixed)
     assert found["train.lr"] == ["0.001", "0.0003", "0.0003"]
     assert "train.steps" not in found  # of another kind of stage, which is no difference
 
 
 def test_stages_of_one_kind_are_shown_together(store: Store) -> None:
-    groups = trainings([(Run(store, SLOW), ""), (Run(store, FAST), "")], "loss")
+    groups = load_training_curves([(Run(store, SLOW), ""), (Run(store, FAST), "")], "loss")
     assert [[one.name for one in group] for group in groups] == [
         ["calm-heron", "wise-owl"], ["calm-heron"]
     ]  # fmt: skip
-    (named,) = trainings([(Run(store, SLOW), "gpt"), (Run(store, SLOW), "sft")], "loss")
+    (named,) = load_training_curves([(Run(store, SLOW), "gpt"), (Run(store, SLOW), "sft")], "loss")
     assert [one.name for one in named] == ["calm-heron:gpt", "calm-heron:sft"]
 
 
 def test_an_artifact_that_two_runs_use_is_one_line(store: Store) -> None:
     twin = store.root / "runs" / "20261122-0203-calm-heron"
     shutil.copytree(store.root / "runs" / SLOW, twin)
-    ((one,),) = trainings([(Run(store, SLOW), "gpt"), (Run(store, twin.name), "gpt")], "loss")
-    assert (one.run.id, one.same) == (SLOW, [twin.name])
+    ((one,),) = load_training_curves(
+        [(Run(store, SLOW), "gpt"), (Run(store, twin.name), "gpt")], "loss"
+    )
+    assert (one.run.id, one.other_runs) == (SLOW, [twin.name])
     leave(Run(store, SLOW), "gpt", series(40, 0.02))
-    group = trainings([(Run(store, SLOW), "gpt"), (Run(store, twin.name), "sft")], "loss")[0]
+    group = load_training_curves(
+        [(Run(store, SLOW), "gpt"), (Run(store, twin.name), "sft")], "loss"
+    )[0]
     assert group[0].name == f"{SLOW}:gpt"  # their words are the same
 
 
 def test_what_cannot_be_shown_is_an_error(store: Store) -> None:
     slow = Run(store, SLOW)
     with pytest.raises(UserError, match="has no stage 'gtp'") as found:
-        trainings([(slow, "gtp")], "loss")
+        load_training_curves([(slow, "gtp")], "loss")
     assert "gpt" in found.value.remedy
     with pytest.raises(UserError, match="no series of 'los'") as found:
-        trainings([(slow, "gpt")], "los")
+        load_training_curves([(slow, "gpt")], "los")
     assert "loss" in found.value.remedy
-    with pytest.raises(UserError, match="has no series"):
-        trainings([(slow, "clean")], "loss")
+    with pytest.raises(UserError, match="no series"):
+        load_training_curves([(slow, "clean")], "loss")
     with pytest.raises(UserError, match=r"no stage of run .* has a series of 'reward'"):
-        trainings([(slow, "")], "reward")
+        load_training_curves([(slow, "")], "reward")
 
 
 def test_a_stage_that_is_not_done_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=("clean", "gpt"), failed="gpt")
-    ((one,),) = trainings([(run, "")], "loss")
+    ((one,),) = load_training_curves([(run, "")], "loss")
     assert one.stage.state == "failed"
     assert one.summary()["tokens"] == 40 * 8192
 
@@ -210,7 +221,7 @@ def test_json_is_a_contract(call: Callable[..., Result], tmp_path: Path) -> None
 def test_the_table_says_what_came_of_each(call: Callable[..., Result], store: Store) -> None:
     lines = call(f"{SLOW}:gpt", "wise-owl:gpt").stdout.splitlines()
     assert lines[0].split() == [
-        "training", "state", "loss", "eval", "loss", "bits", "a", "byte", "tokens", "FLOPs",
+        "training", "state", "loss", "eval", "loss", "bits", "per", "byte", "tokens", "FLOPs",
         "time", "tokens/s",
     ]  # fmt: skip
     assert lines[2].split()[0] == "calm-heron" and "1.2e11" in lines[2]
@@ -238,7 +249,7 @@ def test_the_page_needs_nothing_else(call: Callable[..., Result], tmp_path: Path
     assert not any({"src", "href"} & set(attributes) for _, attributes in page.tags)
     assert "default-src 'none'" in text
     for words in (
-        "loss against tokens", "loss against FLOPs", "loss against time", "train.lr", SLOW, FAST
+        "loss over tokens", "loss over FLOPs", "loss over time", "train.lr", SLOW, FAST
     ):  # fmt: skip
         assert words in text
     call(SLOW, FAST, "--stage", "gpt", "-o", "one.html", "--against", "flops")
@@ -250,9 +261,9 @@ def test_runs_that_count_nothing_are_drawn_by_step(
 ) -> None:
     leave(Run(store, SLOW), "gpt", [{"step": n, "loss": 9.0 - n} for n in range(5)])
     call(f"{SLOW}:gpt", "-o", "steps.html")
-    assert "loss against steps" in (tmp_path / "steps.html").read_text()
+    assert "loss over steps" in (tmp_path / "steps.html").read_text()
     call(f"{SLOW}:gpt", f"{FAST}:gpt", "-o", "some.html")
-    assert "not known of calm-heron" in (tmp_path / "some.html").read_text()
+    assert "not recorded by calm-heron" in (tmp_path / "some.html").read_text()
 
 
 def test_hostile_text_stays_text(store: Store, call: Callable[..., Result]) -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from launch.report import charts
+from launch.report import charts, curve_charts, svg
 from pipeline import panels
 
 BAD = '</title><script>x()</script>"\x1b[31m\u202e&amp;'
@@ -16,7 +16,7 @@ BAD = '</title><script>x()</script>"\x1b[31m\u202e&amp;'
 
 def parsed(drawing: str) -> ElementTree.Element:
     """A drawing is well-formed XML by itself."""
-    return ElementTree.fromstring(charts.standalone(drawing))
+    return ElementTree.fromstring(svg.standalone(drawing))
 
 
 def titles(drawing: str) -> list[str]:
@@ -76,7 +76,7 @@ def test_a_logarithmic_axis_encloses_its_line(values: tuple[float, float]) -> No
     drawing = charts.draw(panels.curve("x", ["y"], log_y=True), series)
     for line in parsed(drawing).iter("{http://www.w3.org/2000/svg}polyline"):
         heights = [float(p.split(",")[1]) for p in line.get("points", "").split()]
-        assert all(charts.TOP - 1 <= y <= charts.HEIGHT - charts.BOTTOM + 1 for y in heights)
+        assert all(svg.TOP - 1 <= y <= svg.HEIGHT - svg.BOTTOM + 1 for y in heights)
 
 
 def test_zero_on_a_logarithmic_axis_makes_it_a_linear_one() -> None:
@@ -88,22 +88,22 @@ def test_a_number_at_the_right_end_is_not_cut_off() -> None:
     drawing = charts.draw(panels.curve("x", ["y"]), [{"step": 0, "y": 1}, {"step": 300000, "y": 2}])
     labels = [e for e in parsed(drawing).iter() if e.tag.endswith("text")]
     (last,) = [e for e in labels if e.text == "300 k"]
-    assert last.get("class") == "end" and float(last.get("x", 0)) <= charts.WIDTH
+    assert last.get("class") == "end" and float(last.get("x", 0)) <= svg.WIDTH
 
 
 def test_thinning_keeps_every_spike() -> None:
     line = [(float(i), 0.0) for i in range(10_000)]
     line[5003] = (5003.0, 9.0)
     line[7001] = (7001.0, -9.0)
-    kept = charts.thin(line)
-    assert len(kept) <= 2 * charts.BUCKETS
+    kept = curve_charts.decimate(line)
+    assert len(kept) <= 2 * curve_charts.MAX_BUCKETS
     assert (5003.0, 9.0) in kept and (7001.0, -9.0) in kept
     assert kept == sorted(kept)
 
 
 def test_a_step_that_was_made_again_counts_once() -> None:
     rows = [{"step": 1, "y": 5}, {"step": 0, "y": 4}, {"step": 1, "y": 6}, {"step": 2, "y": "nan"}]
-    assert charts.line_of(rows, "y") == [(0, 4.0), (1, 6.0)]
+    assert curve_charts.points_of(rows, "y") == [(0, 4.0), (1, 6.0)]
 
 
 def test_bars_grow_from_zero_both_ways() -> None:
@@ -163,29 +163,29 @@ def test_hostile_text_stays_text(panel: panels.Panel) -> None:
 
 
 def test_tables_and_samples_are_grids_and_drawings_are_not() -> None:
-    assert charts.grid(panels.table("x", ["a"], [[1]])) == {"columns": ["a"], "data": [[1]]}
+    assert charts.table_of(panels.table("x", ["a"], [[1]])) == {"columns": ["a"], "data": [[1]]}
     items = [{"before": "a"}, {"after": "b"}]
     expected = {"columns": ["before", "after"], "data": [["a", ""], ["", "b"]]}
-    assert charts.grid(panels.samples("x", items)) == expected
-    assert charts.grid(panels.bars("x", {})) is None
+    assert charts.table_of(panels.samples("x", items)) == expected
+    assert charts.table_of(panels.bars("x", {})) is None
 
 
 def test_ticks_are_round_and_enclose() -> None:
-    assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    assert charts.ticks(2.61, 8.2)[0] <= 2.61 and charts.ticks(2.61, 8.2)[-1] >= 8.2
-    assert charts.ticks(3, 3)[0] < 3 < charts.ticks(3, 3)[-1]
-    assert charts.ticks(0, 0)[0] < 0 < charts.ticks(0, 0)[-1]
+    assert svg.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert svg.ticks(2.61, 8.2)[0] <= 2.61 and svg.ticks(2.61, 8.2)[-1] >= 8.2
+    assert svg.ticks(3, 3)[0] < 3 < svg.ticks(3, 3)[-1]
+    assert svg.ticks(0, 0)[0] < 0 < svg.ticks(0, 0)[-1]
 
 
 def test_damaged_panels_are_none(tmp_path: Path) -> None:
-    assert charts.panels(tmp_path) == []
+    assert charts.read_panels(tmp_path) == []
     (tmp_path / "panels.json").write_text("[{")
-    assert charts.panels(tmp_path) == []
+    assert charts.read_panels(tmp_path) == []
     good = panels.bars("x", {"a": 1})
     (tmp_path / "panels.json").write_text(json.dumps([good, 7, {}]))
-    assert charts.panels(tmp_path) == [good]
+    assert charts.read_panels(tmp_path) == [good]
 
 
 def test_long_words_are_cut() -> None:
-    assert charts.short("abcdef", 6) == "abcdef"
-    assert charts.short("abcdefg", 6) == "abcde…"
+    assert svg.shorten("abcdef", 6) == "abcdef"
+    assert svg.shorten("abcdefg", 6) == "abcde…"

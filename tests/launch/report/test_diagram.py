@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.report import charts, diagram
-from launch.report.diagram import NODE, Box
+from launch.report import diagram, svg
+from launch.report.diagram import NODE_WIDTH, StageBox
 
 
-def boxes(names: list[str]) -> list[Box]:
-    return [Box(name, "Model · 3 s", "finished", f"{name} <done>") for name in names]
+def boxes(names: list[str]) -> list[StageBox]:
+    return [StageBox(name, "Model · 3 s", "finished", f"{name} <done>") for name in names]
 
 
 def corners(drawing: str) -> dict[str, tuple[float, float]]:
     """Left top corner of each stage's box."""
-    root = ElementTree.fromstring(charts.standalone(drawing))
+    root = ElementTree.fromstring(svg.standalone(drawing))
     found = {}
     for link in root.iter("{http://www.w3.org/2000/svg}a"):
         rect = link.find("{http://www.w3.org/2000/svg}rect")
@@ -29,17 +29,17 @@ def corners(drawing: str) -> dict[str, tuple[float, float]]:
 
 def test_stages_flow_downwards_and_do_not_overlap() -> None:
     names = ["a", "b", "c", "d"]
-    drawing = diagram.graph(boxes(names), {"b": ["a"], "c": ["a"], "d": ["b", "a", "gone"]})
+    drawing = diagram.draw_graph(boxes(names), {"b": ["a"], "c": ["a"], "d": ["b", "a", "gone"]})
     at = corners(drawing)
     assert at["a"][1] < at["b"][1] == at["c"][1] < at["d"][1]
-    assert abs(at["b"][0] - at["c"][0]) >= NODE
+    assert abs(at["b"][0] - at["c"][0]) >= NODE_WIDTH
     assert drawing.count('class="edge"') == 4
     assert "a → d" in drawing and "gone" not in drawing
 
 
 def test_neighbours_are_sorted_so_that_edges_do_not_cross() -> None:
     needs = {"x": ["c"], "y": ["b"], "z": ["a"]}
-    at = corners(diagram.graph(boxes(["a", "b", "c", "x", "y", "z"]), needs))
+    at = corners(diagram.draw_graph(boxes(["a", "b", "c", "x", "y", "z"]), needs))
     upper = sorted("abc", key=lambda name: at[name][0])
     lower = sorted("xyz", key=lambda name: at[name][0])
     assert [needs[name][0] for name in lower] == upper
@@ -52,19 +52,19 @@ def test_any_graph_can_be_drawn_without_overlap(pairs: list[tuple[int, int]]) ->
     needs = {
         n: sorted({names[a] for a, b in pairs if b == i and a < b}) for i, n in enumerate(names)
     }
-    at = corners(diagram.graph(boxes(names), needs))
+    at = corners(diagram.draw_graph(boxes(names), needs))
     assert set(at) == set(names)
     rows: dict[float, list[float]] = {}
     for x, y in at.values():
         assert x >= -0.1
         rows.setdefault(y, []).append(x)
     for row in map(sorted, rows.values()):
-        assert all(right - left >= NODE - 0.11 for left, right in pairwise(row))
+        assert all(right - left >= NODE_WIDTH - 0.11 for left, right in pairwise(row))
 
 
 def test_no_stages_no_graph() -> None:
-    assert diagram.graph([], {}) == ""
-    assert diagram.timeline({}) == diagram.timeline({"a": []}) == ""
+    assert diagram.draw_graph([], {}) == ""
+    assert diagram.draw_timeline({}) == diagram.draw_timeline({"a": []}) == ""
 
 
 def test_a_timeline_shows_each_attempt() -> None:
@@ -73,8 +73,8 @@ def test_a_timeline_shows_each_attempt() -> None:
         "b": [(200.0, 200.0, "cached")],
         "c": [],
     }
-    drawing = diagram.timeline(rows)
-    ElementTree.fromstring(charts.standalone(drawing))
+    drawing = diagram.draw_timeline(rows)
+    ElementTree.fromstring(svg.standalone(drawing))
     spans = re.findall(r'width="([\d.]+)" height="[\d.]+" rx="3" class="span (\w+)"', drawing)
     assert [state for _, state in spans] == ["failed", "finished", "cached"]
     assert float(spans[1][0]) == pytest.approx(2 * float(spans[0][0]), abs=0.2)
@@ -83,5 +83,5 @@ def test_a_timeline_shows_each_attempt() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 9, 75, 4000, 90_000, 5e6])
 def test_a_timeline_has_few_marks(seconds: float) -> None:
-    drawing = diagram.timeline({"a": [(0.0, seconds, "finished")]})
+    drawing = diagram.draw_timeline({"a": [(0.0, seconds, "finished")]})
     assert 1 <= drawing.count('class="rule"') <= 9

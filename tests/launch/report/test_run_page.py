@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sample_run
 
-from launch.report import run_page as report
+from launch.report import run_page
 from launch.ui import formatting
 from pipeline import panels
 from pipeline.execution.run import Run
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 def page_of(run: Any) -> str:
-    return report.write(run, run.store).read_text()
+    return run_page.write(run, run.store).read_text()
 
 
 def test_the_page_tells_the_whole_run_and_needs_nothing_else(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_a_failed_run_shows_what_went_wrong_and_the_curve_up_to_it(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL, failed="gpt")
     text = page_of(run)
-    assert "What went wrong" in text
+    assert "Errors" in text
     assert "3 losses in a row were not finite" in text and "lower train.lr" in text
     assert "<h4>grad_norm</h4>" in text
     assert 'class="node failed"' in text
@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_says_how_far_it_is(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL[:2], finish=False)
     run.append("stage.retry", stage="tokenizer", attempt=1, error="rank 1 died", delay=1)
     text = page_of(run)
-    assert "(tried again)" in text and "rank 1 died" in text
+    assert "(retried)" in text and "rank 1 died" in text
 
 
 def test_promotions_and_refusals_have_their_table(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_a_cached_stage_and_a_run_with_an_origin(tmp_path: Path) -> None:
     second.append("plan", stages=planned)
     second.append("stage.cached", stage="gpt", fingerprint=sample_run.print_of("gpt"))
     text = page_of(second)
-    assert "goes on from" in text and first.id in text
+    assert "continues" in text and first.id in text
     assert "Model · cached" in text
-    assert "0 made, 1 cached, 2 in all" in text
+    assert "0 executed, 1 cached, 2 in total" in text
 
 
 def test_secrets_are_shown_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +147,13 @@ def test_secrets_are_shown_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_parameters_are_flat_with_defaults_and_execution(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL)
-    found = report.parameters(run, "gpt", {"train": {"grad_clip": 1.0}, "seed": None})
+    found = run_page.parameters(run, "gpt", {"train": {"grad_clip": 1.0}, "seed": None})
     assert found["train.lr"] == "0.001"
     assert found["train.grad_clip"] == "1.0"
     assert found["workers.num"] == "2"
     assert found["seed"] == "null"
     assert found["tokens"] == "${tokens}"
-    assert report.parameters(run, "unknown", {}) == {}
+    assert run_page.parameters(run, "unknown", {}) == {}
 
 
 def test_spans_of_attempts() -> None:
@@ -169,7 +169,7 @@ def test_spans_of_attempts() -> None:
         event(5, "stage.started"),
         event(9, "run.finished", None),
     ]
-    spans = [(a - start, b - start, state) for a, b, state in report.spans_of(events, "a")]
+    spans = [(a - start, b - start, state) for a, b, state in run_page.stage_spans(events, "a")]
     assert spans == [(1, 3, "failed"), (5, 9, "running")]
-    alone = report.spans_of([event(3, "stage.failed")], "a")
+    alone = run_page.stage_spans([event(3, "stage.failed")], "a")
     assert [(a - start, b - start, s) for a, b, s in alone] == [(3, 3, "failed")]
