@@ -1,13 +1,13 @@
-"""Experts spread over processes: who holds which, how tokens get there, what DeepSpeed must know.
+"""Expert parallelism: which rank holds which experts, and how tokens travel to them and back.
 
-With expert parallelism of p, p neighbouring ranks hold the experts of each layer together, the
-r-th of them the r-th share; ranks with the same share average its gradients (Fedus et al. 2021,
-section 5; Rajbhandari et al. 2022, section 5.2). Tokens travel by all-to-all, as many as there are.
+With expert parallelism of size p, p neighbouring ranks share the experts of each layer, the r-th of
+them holds the r-th part; ranks with the same part average its gradients (Fedus et al. 2021,
+section 5; Rajbhandari et al. 2022, section 5.2). Tokens travel by all-to-all, without padding.
 
-DeepSpeed tells expert weights by marks, and layers by class: what it takes for its own layer it
-reduces, shards and measures right at every ZeRO stage. Its layer is not used, nor its checkpoints:
-here an expert's numbers are saved at their place in the tensor of all experts, so that a checkpoint
-knows nothing of who held what.
+DeepSpeed recognizes expert weights by marks and layers by class, and then reduces, shards and
+measures them right at every ZeRO stage. Its layer and its checkpoints are not used: here an
+expert's numbers are saved at their place in the tensor of all experts, so that a checkpoint does
+not depend on how experts were sharded.
 """
 
 from __future__ import annotations
@@ -23,33 +23,35 @@ from torch import distributed as dist
 
 from pipeline.errors import InputError
 from stages.models.moe import Experts, SingleProcessExchange, Switch
+from stages.training.deepspeed_compat import create_expert_groups, expert_group, mark_expert_layer
 
 if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of a parameter this rank holds, and with whom it holds the same."""
+class ExpertShard:
+    """The part of a parameter that this rank holds, and the ranks that hold the same part."""
 
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """Shape of the whole parameter."""
     start: int
-    """Where this rank's part begins in the flattened whole."""
+    """Start of the part in the flattened parameter."""
     index: int
-    """This rank among those that hold the same part."""
+    """Index of this rank among the ranks that hold the same part."""
     of: int
-    """How many hold it."""
+    """Number of those ranks."""
 
 
-class Together:
-    """The exchange of ranks that each hold all experts: only loads are added up."""
+class LocalExchange:
+    """The exchange of ranks that each hold all experts: only loads are summed over ranks."""
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
 
     def total(self, counts_E: Tensor) -> Tensor:
-        """Over all ranks, in training: an evaluation may be one rank's alone."""
+        """Return the tokens per expert, in training over all ranks; in evaluation of this rank,
+        because the others may not evaluate."""
         if self._rank.world == 1 or not torch.is_grad_enabled():
             return counts_E
         counts_E = counts_E.clone()
@@ -57,155 +59,130 @@ class Together:
         return counts_E
 
     def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
-        """What they make of the tokens."""
-        answers: Tensor = experts(x_AC, counts_E)
-        return answers
+        """Return the outputs of the experts for the tokens."""
+        outputs: Tensor = experts(x_AC, counts_E)
+        return outputs
 
 
-class Apart(Together):
-    """The exchange of ranks that hold a share of the experts each."""
+class AllToAllExchange(LocalExchange):
+    """The exchange of ranks that each hold a part of the experts."""
 
     def __init__(self, rank: Rank, group: Any) -> None:
         super().__init__(rank)
         self._group, self._size = group, dist.get_world_size(group)
 
     def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
-        """Send the tokens to their experts, and the answers back.
+        """Send the tokens to their experts, and return the outputs in the order of the tokens.
 
-        Tokens arrive by rank of origin and expert; L experts live here, R ranks send.
+        Tokens arrive by rank of origin, then by expert. L is the number of local experts, R the
+        number of ranks.
         """
         counts_RL = counts_E.view(self._size, experts.num_local_experts)
         arriving_RL = torch.empty_like(counts_RL)
         dist.all_to_all_single(arriving_RL, counts_RL.contiguous(), group=self._group)
-        away, here = (counts.sum(1).tolist() for counts in (counts_RL, arriving_RL))
-        arrived_AC = _send(x_AC, away, here, self._group)
+        sent, received = (counts.sum(1).tolist() for counts in (counts_RL, arriving_RL))
+        arrived_AC = _all_to_all(x_AC, sent, received, self._group)
         local_L = torch.arange(experts.num_local_experts, device=x_AC.device)
         owner_A = local_L.repeat(self._size).repeat_interleave(arriving_RL.flatten())
         order_A = owner_A.argsort(stable=True)
-        answers_AC = experts(arrived_AC[order_A], arriving_RL.sum(0))
-        answers_AC = torch.empty_like(answers_AC).index_copy(0, order_A, answers_AC)
-        return _send(answers_AC, here, away, self._group)
+        outputs_AC = experts(arrived_AC[order_A], arriving_RL.sum(0))
+        outputs_AC = torch.empty_like(outputs_AC).index_copy(0, order_A, outputs_AC)
+        return _all_to_all(outputs_AC, received, sent, self._group)
 
-    def everything(self, part: Tensor) -> Tensor:
-        """The parts of all ranks of the group, in the order of the experts."""
+    def all_gather(self, part: Tensor) -> Tensor:
+        """Return the parts of all ranks of the group, in the order of the experts."""
         parts = [torch.empty_like(part) for _ in range(self._size)]
         dist.all_gather(parts, part.contiguous(), group=self._group)
         return torch.cat(parts)
 
 
 class _AllToAll(torch.autograd.Function):
-    """Rows to and from each rank of a group; gradients travel the way back."""
+    """Rows sent to and received from each rank of a group; gradients travel the way back."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, out: list[int], back: list[int], group: Any) -> Tensor:
-        ctx.way = (back, out, group)
-        found = rows.new_empty(sum(back), *rows.shape[1:])
-        dist.all_to_all_single(found, rows.contiguous(), back, out, group=group)
-        return found
+    def forward(
+        ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any
+    ) -> Tensor:
+        ctx.backward_splits = (received, sent, group)
+        arrived = rows.new_empty(sum(received), *rows.shape[1:])
+        dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
+        return arrived
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _send(gradient, *ctx.way), None, None, None
+        return _all_to_all(gradient, *ctx.backward_splits), None, None, None
 
 
-def _send(rows: Tensor, out: list[int], back: list[int], group: Any) -> Tensor:
-    """`out` rows go to each rank in order, `back` rows come from each."""
-    found: Tensor = _AllToAll.apply(rows, out, back, group)  # type: ignore[no-untyped-call]
-    return found
+def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+    """Send the next `sent[r]` rows to each rank r, and return the `received[r]` rows of each."""
+    arrived: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
+    return arrived
 
 
-def spread(module: nn.Module, size: int, rank: Rank) -> dict[str, Share]:
-    """Leave each rank its experts, and let it reach the others.
+def shard_experts(module: nn.Module, size: int, rank: Rank) -> dict[str, ExpertShard]:
+    """Keep this rank's part of the experts, and connect the layers with the other ranks.
 
     Returns:
         The parameters of which a rank holds a part, by name.
 
     Raises:
-        InputError: the experts do not divide by the size.
+        InputError: the number of experts is not a multiple of the size.
     """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Switch)}
     for layer in layers.values():
-        layer.exchange = Together(rank)
+        layer.exchange = LocalExchange(rank)
     if size == 1 or not layers:
         return {}
     for layer in layers.values():
         if layer.config.num_experts % size:
             raise InputError(
-                f"{layer.config.num_experts} experts cannot be spread evenly over {size} workers",
+                f"{layer.config.num_experts} experts cannot be divided evenly among {size} workers",
                 where="train.expert_parallel_size",
-                remedy="choose a divisor of the experts",
+                remedy="choose a divisor of the number of experts",
             )
-    import deepspeed
-    from deepspeed.utils import groups
-
-    deepspeed.init_distributed(verbose=False)  # takes over the group that is there
-    groups._create_expert_and_data_parallel(size)
-    name = f"ep_size_{size}"
-    group = groups._get_expert_parallel_group(name)
-    shares: dict[str, Share] = {}
+    group_name, group = create_expert_groups(size)
+    place = rank.index % size
+    shards: dict[str, ExpertShard] = {}
     for path, layer in layers.items():
-        layer.exchange = Apart(rank, group)
+        layer.exchange = AllToAllExchange(rank, group)
         for key, parameter in layer.experts.named_parameters():
-            part = parameter.numel() // size
-            whole, start = tuple(parameter.shape), part * (rank.index % size)
-            among = (rank.index // size, rank.world // size)
-            shares[f"{path}.experts.{key}"] = Share(whole, start, *among)
-        _keep(layer.experts, size, rank.index % size)
-        _mark(layer, size, name)
-    return shares
+            start = parameter.numel() // size * place
+            holders = (rank.index // size, rank.world // size)
+            shards[f"{path}.experts.{key}"] = ExpertShard(tuple(parameter.shape), start, *holders)
+            parameter.data = parameter.data.chunk(size)[place].clone()
+        layer.experts.num_local_experts //= size
+        layer.experts.first_expert = place * layer.experts.num_local_experts
+        mark_expert_layer(layer, layer.config.num_experts, size, group_name)
+    return shards
 
 
-def _keep(experts: Experts, size: int, index: int) -> None:
-    experts.num_local_experts //= size
-    experts.first_expert = index * experts.num_local_experts
-    for parameter in experts.parameters():
-        parameter.data = parameter.data.chunk(size)[index].clone()
-
-
-def _mark(layer: Switch, size: int, group: str) -> None:
-    """Say in DeepSpeed's way that the weights of these experts are this rank's alone."""
-    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-
-    known: Any = layer
-    known.num_experts, known.ep_size, known.ep_group_name = layer.config.num_experts, size, group
-    known.set_deepspeed_parallelism = lambda *_, **__: None
-    layer.__class__ = type("Switch", (Switch, AutoEPMoELayer), {})
-    for parameter in layer.experts.parameters():
-        marked: Any = parameter
-        marked.allreduce, marked.group_name = False, group
-        marked.ds_zero_placement_family = "autoep_expert"
-        marked.ds_zero_partition_group_name = group
-
-
-def is_apart(parameter: Tensor) -> bool:
-    """Whether other ranks hold other parts of it."""
+def is_expert_sharded(parameter: Tensor) -> bool:
+    """Return whether other ranks hold other parts of the parameter."""
     return getattr(parameter, "allreduce", True) is False
 
 
-def total_over_experts(value: Tensor, name: str) -> Tensor:
-    """The sum over the ranks of an expert-parallel group, which hold all experts together."""
-    from deepspeed.utils import groups
+def expert_group_name(parameter: Tensor) -> str:
+    """Return the name of the process group whose ranks hold all parts of a sharded parameter."""
+    marked: Any = parameter
+    return str(marked.group_name)
 
-    dist.all_reduce(value, group=groups._get_expert_parallel_group(name))
+
+def all_reduce_over_experts(value: Tensor, group_name: str) -> Tensor:
+    """Return the sum over the ranks of an expert-parallel group."""
+    dist.all_reduce(value, group=expert_group(group_name))
     return value
 
 
-def group_name(parameter: Tensor) -> str:
-    """Of the group that holds all parts of a parameter that is apart."""
-    known: Any = parameter
-    return str(known.group_name)
-
-
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Every rank holds all experts for the time being, to look at them or to use them alone."""
+def gathered_experts(module: nn.Module) -> Iterator[None]:
+    """Hold all experts on every rank for the time being, and use them without exchange."""
     parts = []
-    for layer, exchange in _spread(module):
+    for layer, exchange in _sharded_layers(module):
         for parameter in layer.experts.parameters():
             parts.append((parameter, parameter.data))
-            parameter.data = exchange.everything(parameter.data)
+            parameter.data = exchange.all_gather(parameter.data)
     try:
-        with alone(module):
+        with without_exchange(module):
             yield
     finally:
         for parameter, part in parts:
@@ -213,31 +190,30 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def alone(module: nn.Module) -> Iterator[None]:
-    """Layers ask no other rank for the time being: somebody put all experts here."""
-    with ExitStack() as held:
-        for layer, exchange in _spread(module):
-            held.enter_context(_alone(layer, exchange))
+def without_exchange(module: nn.Module) -> Iterator[None]:
+    """Use the local experts only, for the time being; the caller has put all of them here."""
+    with ExitStack() as stack:
+        for layer, exchange in _sharded_layers(module):
+            stack.enter_context(_all_local(layer, exchange))
         yield
 
 
 @contextmanager
-def _alone(layer: Switch, exchange: Apart) -> Iterator[None]:
+def _all_local(layer: Switch, exchange: AllToAllExchange) -> Iterator[None]:
     experts = layer.experts
-    place = experts.first_expert, experts.num_local_experts
-    experts.first_expert, experts.num_local_experts, layer.exchange = (
-        0,
-        experts.num_experts,
-        SingleProcessExchange(),
-    )
+    place = experts.first, experts.num
+    experts.first, experts.num_local_experts, layer.exchange = 0, experts.total, Here()
     try:
         yield
     finally:
-        experts.first_expert, experts.num_local_experts = place
+        experts.first_expert, experts.num_local_experts = part
         layer.exchange = exchange
 
 
-def _spread(module: nn.Module) -> list[tuple[Switch, Apart]]:
-    """The layers of which this rank holds a part, and how they reach the others."""
+def _sharded_layers(module: nn.Module) -> list[tuple[Switch, AllToAllExchange]]:
     layers = [layer for layer in module.modules() if isinstance(layer, Switch)]
-    return [(layer, layer.exchange) for layer in layers if isinstance(layer.exchange, Apart)]
+    return [
+        (layer, layer.exchange)
+        for layer in layers
+        if isinstance(layer.exchange, AllToAllExchange)
+    ]

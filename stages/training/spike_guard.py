@@ -1,25 +1,26 @@
-"""Updates that stand out: a loss or a gradient norm far above those of the updates before.
+"""Detection of spikes: updates whose loss or gradient norm is far above those before.
 
-An update is left out if one of its figures lies above
+An update is skipped if its loss or its norm is above
 
-    mean + sigma * max(std, LEAST * |mean|)
+    mean + sigma * max(std, MIN_REL_STD * |mean|)
 
-of the last `window` updates that were taken in; the first window / 2 are made whatever they are.
-This is the rule of OLMo-core's SkipStepOptimizer (OLMo 2, Walsh et al. 2024, section 3), but for
-two points: figures that hardly move have a band of `LEAST` of their mean a sigma rather than one of
-rounding errors, and falling is never out of the way.
+of the last `window` observed updates; detection starts after window / 2 of them. This is the rule of
+OLMo-core's SkipStepOptimizer (OLMo 2, Walsh et al. 2024, section 3) with two differences: values
+that hardly vary have a standard deviation of at least `MIN_REL_STD` of their mean, rather than one
+of rounding errors, and low values are never spikes.
 
-What was left out is taken in too, as there, unless its loss stands out. An update that is left out
-changes no weights, so that where norms rise for good, those of the next batches stand out as well:
-were they not taken in, none would ever be made again. Taken in, a new level is the usual one after
-window / (1 + sigma²) of them: values that are a share p of all lie sqrt((1 - p) / p) sigma above
-the mean. So a norm alone costs a few updates, and no number of them in a row is `amiss`. A loss
-that stands out says that weights or data are bad; it does not widen the band, and stays `amiss`
-until training goes back. A norm that is far higher than all others widens its band, as long as it
-is in the window: what bounds the steps then is clipping.
+As there, the values of a skipped update still enter the window, unless its loss was a spike. A
+skipped update changes no weights, so where norms rise for good, the norms of the next batches are
+spikes as well: if they did not enter the window, no update would ever be made again. Because
+rejected norms enter, a persistent new level is accepted after window / (1 + sigma²) updates: values
+that make up a fraction p of the window are sqrt((1 - p) / p) standard deviations above its mean. So
+a norm alone costs a few updates, and any number of them in a row is not an anomaly. A loss spike
+means that weights or data are bad; it does not enter the window, and remains an anomaly until
+training rolls back. One extreme norm widens the window's standard deviation as long as it is in the
+window; in that time only clipping bounds the updates.
 
-All ranks judge the same numbers, so they judge alike. The figures are part of a checkpoint: a
-resumed training leaves out what an undisturbed one does.
+All ranks decide alike because they see the same values. The window is part of a checkpoint: a
+resumed training skips the same updates as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -29,63 +30,59 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-LEAST = 0.01
+MIN_REL_STD = 0.01
 NORM, LOSS = "the gradient norm", "the loss"
 
 
-class Verdict(NamedTuple):
-    """What is to become of an update."""
+class SpikeDecision(NamedTuple):
+    """The decision whether to skip an update."""
 
-    why: str = ""
-    """What stands out; it is made if nothing does."""
-    amiss: bool = False
-    """Whether something is wrong: many of these in a row are a reason to go back."""
+    skip_reason: str = ""
+    """The spikes found; empty if the update is to be made."""
+    is_anomaly: bool = False
+    """True if weights or data may be bad; several in a row are a reason to roll back."""
 
 
 class SpikeGuard:
-    """The bands of one engine's updates; `sigma` 0 lets everything pass."""
+    """Spike detection for the updates of one engine; `sigma` 0 accepts every update."""
 
     def __init__(self, sigma: float, window: int) -> None:
         self.sigma = sigma
         self.window = window
-        self._seen: dict[str, deque[float]] = {}
+        self._windows: dict[str, deque[float]] = {}
 
-    def judge(self, norm: float, loss: float | None = None) -> Verdict:
-        """Say what stands out of an update, and take in its figures.
+    def check(self, norm: float, loss: float | None = None) -> SpikeDecision:
+        """Decide on an update, and let its values enter the window.
 
         Args:
-            norm: of its gradient.
-            loss: of its gradient, where there is one; without it the norm alone is judged.
+            norm: global norm of its gradient.
+            loss: its loss; without one the norm alone decides.
         """
-        figures = {NORM: norm} if loss is None else {NORM: norm, LOSS: loss}
-        told = {name: self._spike(name, value) for name, value in figures.items()}
-        amiss = bool(told.get(LOSS))
-        if not amiss:
-            for name, value in figures.items():
+        values = {NORM: norm} if loss is None else {NORM: norm, LOSS: loss}
+        spikes = {name: self._spike(name, value) for name, value in values.items()}
+        is_anomaly = bool(spikes.get(LOSS))
+        if not is_anomaly:
+            for name, value in values.items():
                 if math.isfinite(value):
-                    self._seen.setdefault(name, deque(maxlen=self.window)).append(value)
-        return Verdict("; ".join(filter(None, told.values())), amiss)
+                    self._windows.setdefault(name, deque(maxlen=self.window)).append(value)
+        return SpikeDecision("; ".join(filter(None, spikes.values())), is_anomaly)
 
     def _spike(self, name: str, value: float) -> str:
-        seen = self._seen.get(name, ())
-        if not self.sigma or len(seen) < max(2, self.window // 2):
+        """Return a description of the spike, or an empty text if the value is not one."""
+        window = self._windows.get(name, ())
+        if not self.sigma or len(window) < max(2, self.window // 2):
             return ""
-        mean, width = _spread(seen)
-        if not value > mean + self.sigma * width:
+        mean = math.fsum(window) / len(window)
+        variance = math.fsum((v - mean) ** 2 for v in window) / (len(window) - 1)
+        std = max(math.sqrt(variance), MIN_REL_STD * abs(mean)) or math.ulp(0.0)
+        if not value > mean + self.sigma * std:
             return ""
-        return f"{name} {value:.4g} is {(value - mean) / width:.3g} sigma above {mean:.4g}"
+        return f"{name} {value:.4g} is {(value - mean) / std:.3g} sigma above {mean:.4g}"
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The figures of the bands, oldest first."""
-        return {name: list(values) for name, values in self._seen.items()}
+        """Return the windows, oldest value first."""
+        return {name: list(values) for name, values in self._windows.items()}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        """Take up what `state_dict` gave."""
-        self._seen = {name: deque(values, self.window) for name, values in state.items()}
-
-
-def _spread(values: deque[float] | tuple[float, ...]) -> tuple[float, float]:
-    """Mean, and the width of a sigma."""
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, max(math.sqrt(variance), LEAST * abs(mean)) or math.ulp(0.0)
+        """Restore what `state_dict` returned."""
+        self._windows = {name: deque(values, self.window) for name, values in state.items()}

@@ -1,16 +1,17 @@
-"""Where ZeRO keeps the float32 weights and the optimizer's moments on this rank, by parameter name.
+"""The place of float32 weights and optimizer states on this rank under ZeRO, by parameter name.
 
-Every stage is seen as a list of fragments: `count` numbers of a flattened parameter from `start`
-on, with views into the tensors that the optimizer updates. Saving writes the fragments a rank
-owns; loading fills all that it holds, so that what was saved under one layout loads under any
-other. The optimizer's state is made at once, zeroed, rather than at the first update.
+Every ZeRO stage is described by a list of fragments: `count` numbers of a flattened parameter from
+`start` on, with views into the tensors that the optimizer updates. Saving writes the fragments that
+the rank is responsible for; loading fills all fragments that it holds, so that what was saved under
+one layout loads under any other. Optimizer states are created at once, as zeros, rather than by the
+first update.
 
-    stage 0   every rank holds everything; it owns the r-th part of all parameters laid end to end
-    stage 1-2 a rank holds and owns a range of each flattened parameter group
-    stage 3   a rank holds and owns the r-th part of each parameter
+    stage 0   every rank holds everything, and saves the r-th part of all parameters laid end to end
+    stage 1-2 a rank holds and saves a range of each flattened parameter group
+    stage 3   a rank holds and saves the r-th part of each parameter
 
-Of experts that are spread over ranks, each stage keeps what lies on this rank and its like; their
-fragments count from the beginning of the tensor of all experts.
+Experts that are sharded over ranks are partitioned by each stage among the ranks with the same
+experts; their fragments count from the start of the tensor of all experts.
 """
 
 from __future__ import annotations
@@ -23,52 +24,55 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from stages.training.expert_parallel import Share, is_apart
-from stages.training.optim.muon import MARK
+from stages.training.expert_parallel import ExpertShard, is_expert_sharded
 
 if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank
 
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass
 class Fragment:
-    """A run of numbers of one flattened parameter, with its moments."""
+    """A run of numbers of one flattened parameter, with its optimizer states."""
 
     name: str
     start: int
     views: dict[str, Tensor]
-    """Kind to a flat view of `count` numbers: `fp32`, and `exp_avg` and `exp_avg_sq` of Adam, or
-    `momentum` of Muon."""
+    """Flat views of `count` numbers: `fp32` is the weight, the others are the states that the
+    optimizer's spec names."""
 
     @property
     def count(self) -> int:
-        """How many numbers."""
+        """Return how many numbers it has."""
         return self.views["fp32"].numel()
 
     def part(self, start: int, stop: int) -> Fragment:
-        """The fragment from `start` to `stop`, counted within it."""
+        """Return the numbers from `start` to `stop`, counted within the fragment."""
         views = {kind: view[start:stop] for kind, view in self.views.items()}
         return Fragment(self.name, self.start + start, views)
 
 
-class Shards:
-    """What one rank holds of one module's training state."""
+class PartitionedState:
+    """The training state of one module that one rank holds."""
 
     def __init__(
         self,
-        held: list[Fragment],
-        owned: list[Fragment],
+        local: list[Fragment],
+        saved: list[Fragment],
         steps: list[Tensor],
-        publish: Callable[[], None],
+        update_module: Callable[[], None],
     ) -> None:
-        self.held = held
-        self.owned = owned
+        self.local = local
+        """Fragments that this rank holds."""
+        self.saved = saved
+        """Fragments that this rank saves: over all ranks each number once."""
         self._steps = steps
-        self._publish = publish
+        self._update_module = update_module
 
     @property
     def updates(self) -> float:
-        """The `step` of Adam's bias correction."""
+        """Return the number of updates made, the `step` of Adam's bias correction."""
         return float(self._steps[0])
 
     @torch.no_grad()
@@ -78,150 +82,179 @@ class Shards:
         kinds: Sequence[str] | None = None,
         updates: float | None = None,
     ) -> None:
-        """Fill what this rank holds, of some kinds or of all, from `read(fragment, kind)`, and the
-        module's copy with it."""
-        for fragment in self.held:
+        """Fill the fragments of this rank, and the module's own copy of the weights.
+
+        Args:
+            read: returns the numbers of one kind (`fp32`, `exp_avg`…) of a fragment.
+            kinds: the kinds to fill. Default: all.
+            updates: number of updates to continue from.
+        """
+        for fragment in self.local:
             for kind in kinds or fragment.views:
                 fragment.views[kind].copy_(read(fragment, kind))
         if updates is not None:
             for step in self._steps:
                 step.fill_(updates)
-        self._publish()
+        self._update_module()
 
 
 @torch.no_grad()
-def whole_weights(
-    shards: Shards, shapes: Mapping[str, Sequence[int]], rank: Rank
+def gather_fp32_weights(
+    state: PartitionedState, shapes: Mapping[str, Sequence[int]], rank: Rank
 ) -> dict[str, Tensor]:
-    """All weights in float32 in rank 0's host memory, by name; nothing on the other ranks.
+    """Return all weights in float32 in rank 0's host memory, by name; nothing on the other ranks.
 
-    They come one fragment after another: no device holds more than one beside its own.
+    They are sent one fragment after another, so that no device holds more than one besides its own.
     """
-    known = rank.gather([(part.name, part.start, part.count) for part in shards.owned])
-    found = {name: torch.empty(tuple(shape)) for name, shape in shapes.items() if rank.first}
-    for owner, parts in enumerate(known):
-        for number, (name, start, count) in enumerate(parts):
+    places = rank.all_gather_object([(part.name, part.start, part.count) for part in state.saved])
+    weights = {name: torch.empty(tuple(shape)) for name, shape in shapes.items() if rank.is_main}
+    for owner, fragments in enumerate(places):
+        for number, (name, start, count) in enumerate(fragments):
             if owner == rank.index:
-                piece = shards.owned[number].views["fp32"].to(rank.device)
+                piece = state.saved[number].views["fp32"].to(rank.device)
             else:
                 piece = torch.empty(count, device=rank.device)
             if rank.world > 1:
                 dist.broadcast(piece, src=owner)
-            if rank.first:
-                found[name].view(-1)[start : start + count].copy_(piece)
-            rank.beat()
-    return found
+            if rank.is_main:
+                weights[name].view(-1)[start : start + count].copy_(piece)
+            rank.heartbeat()
+    return weights
 
 
-def layout(
-    zero: int,
+def build_partitioned_state(
+    zero_stage: int,
     engine: Any,
-    adam: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Tensor],
     rank: Rank,
-    shares: Mapping[str, Share] | None = None,
-) -> Shards:
-    """The fragments of a fresh DeepSpeed engine; Adam's state is created where there is none.
+    expert_shards: Mapping[str, ExpertShard] | None = None,
+) -> PartitionedState:
+    """Build the fragments of a new DeepSpeed engine, and the optimizer states that do not exist.
 
-    `shares` are the parameters of which this rank holds a part.
+    Args:
+        zero_stage: the stage that the engine runs.
+        engine: the DeepSpeed engine; unused at stage 0.
+        optimizer: the optimizer under it.
+        parameters: trained parameters by name.
+        rank: this process.
+        expert_shards: the parameters of which this rank holds a part.
     """
-    shares = shares or {}
-    if zero == 0:
-        return _whole(adam, parameters, rank, shares)
-    found = (_by_parameter if zero == 3 else _by_group)(engine, adam, parameters)
-    for fragment in found.held:
-        if fragment.name in shares:
-            fragment.start += shares[fragment.name].start
-    return found
+    shards = expert_shards or {}
+    if zero_stage == 0:
+        return _replicated_state(optimizer, parameters, rank, shards)
+    build = _state_by_parameter if zero_stage == 3 else _state_by_group
+    state = build(engine.optimizer, optimizer, parameters)
+    for fragment in state.local:
+        if fragment.name in shards:
+            fragment.start += shards[fragment.name].start
+    return state
 
 
-def _whole(
-    adam: torch.optim.AdamW,
+def _replicated_state(
+    optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Tensor],
     rank: Rank,
-    shares: Mapping[str, Share],
-) -> Shards:
-    states = [_state(adam, parameter) for parameter in parameters.values()]
-    held = [
+    shards: Mapping[str, ExpertShard],
+) -> PartitionedState:
+    """Build the fragments of stage 0."""
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    states = {
+        name: _optimizer_state(optimizer, p, group_of[id(p)]) for name, p in parameters.items()
+    }
+    local = [
         Fragment(
             name,
-            shares[name].start if name in shares else 0,
-            {k: v.view(-1) for k, v in _views(p.data, state).items()},
+            shards[name].start if name in shards else 0,
+            {kind: view.view(-1) for kind, view in _views(p.data, states[name]).items()},
         )
-        for (name, p), state in zip(parameters.items(), states, strict=True)
+        for name, p in parameters.items()
     ]
-    owned = list(_slice([f for f in held if f.name not in shares], rank.index, rank.world))
-    if shares:
-        share = next(iter(shares.values()))
-        owned += _slice([f for f in held if f.name in shares], share.index, share.of)
-    return Shards(held, owned, [state["step"] for state in states], lambda: None)
+    shared = [fragment for fragment in local if fragment.name not in shards]
+    saved = list(_slice_of(shared, rank.index, rank.world))
+    if shards:
+        own = [fragment for fragment in local if fragment.name in shards]
+        holders = next(iter(shards.values()))
+        saved += _slice_of(own, holders.index, holders.of)
+    steps = [state["step"] for state in states.values()]
+    return PartitionedState(local, saved, steps, lambda: None)
 
 
-def _slice(held: list[Fragment], index: int, world: int) -> Iterator[Fragment]:
-    """The part of all numbers, laid end to end, that a rank is to save."""
-    total = sum(fragment.count for fragment in held)
-    low, high, at = total * index // world, total * (index + 1) // world, 0
-    for fragment in held:
+def _slice_of(fragments: list[Fragment], index: int, of: int) -> Iterator[Fragment]:
+    """Yield the `index`-th of `of` equal slices of all fragments laid end to end."""
+    total = sum(fragment.count for fragment in fragments)
+    low, high, at = total * index // of, total * (index + 1) // of, 0
+    for fragment in fragments:
         start, stop = max(low - at, 0), min(high - at, fragment.count)
         if start < stop:
             yield fragment.part(start, stop)
         at += fragment.count
 
 
-def _by_group(engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> Shards:
-    zero = engine.optimizer
+def _state_by_group(
+    zero: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> PartitionedState:
+    """Build the fragments of stages 1 and 2, from DeepSpeed's `DeepSpeedZeroOptimizer`."""
     flats = zero.single_partition_of_fp32_groups
-    states = [_state(adam, flat) for flat in flats]
-    held = []
+    groups = optimizer.param_groups
+    states = [_optimizer_state(optimizer, f, g) for f, g in zip(flats, groups, strict=True)]
+    fragments = []
     for name, parameter in parameters.items():
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             continue
-        flat = flats[mapping.param_group_index]
-        views = _views(flat.data, states[mapping.param_group_index])
-        at = mapping.hp_fragment_address
-        views = {kind: view.narrow(0, at.start, at.numel) for kind, view in views.items()}
-        held.append(Fragment(name, mapping.lp_fragment_address.start, views))
-    return Shards(held, held, [state["step"] for state in states], zero.update_lp_params)
+        group, place = mapping.param_group_index, mapping.hp_fragment_address
+        views = _views(flats[group].data, states[group])
+        views = {kind: view.narrow(0, place.start, place.numel) for kind, view in views.items()}
+        fragments.append(Fragment(name, mapping.lp_fragment_address.start, views))
+    steps = [state["step"] for state in states]
+    return PartitionedState(fragments, fragments, steps, zero.update_lp_params)
 
 
-def _by_parameter(engine: Any, adam: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> Shards:
-    zero = engine.optimizer
+def _state_by_parameter(
+    zero: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> PartitionedState:
+    """Build the fragments of stage 3, from DeepSpeed's `DeepSpeedZeroOptimizer_Stage3`."""
     flats = zero.fp32_partitioned_groups_flat
-    states = [_state(adam, flat) for flat in flats]
-    held = []
+    states = [
+        _optimizer_state(optimizer, flat, optimizer.param_groups[zero.sub_group_to_group_id[i]])
+        for i, flat in enumerate(flats)
+    ]
+    fragments = []
     for name, parameter in parameters.items():
         group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-        known: Any = parameter
-        start = known.ds_zero_partition_rank * size
-        count = min(size, known.ds_numel - start)
+        partitioned: Any = parameter
+        start = partitioned.ds_zero_partition_rank * size
+        count = min(size, partitioned.ds_numel - start)
         if count > 0:  # the last ranks of a small parameter hold padding only
             views = _views(flats[group].data, states[group])
             views = {kind: view.narrow(0, offset, count) for kind, view in views.items()}
-            held.append(Fragment(name, start, views))
+            fragments.append(Fragment(name, start, views))
 
-    def publish() -> None:
+    def update_module() -> None:
         zero._partition_all_parameters()
         for group in range(len(flats)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
-        for apart in (False, True):
-            small = [p for p in zero.persistent_parameters if is_apart(p) is apart]
+        for sharded in (False, True):
+            small = [p for p in zero.persistent_parameters if is_expert_sharded(p) is sharded]
             if small:
                 small[0].all_gather(small)
 
-    return Shards(held, held, [state["step"] for state in states], publish)
+    steps = [state["step"] for state in states]
+    return PartitionedState(fragments, fragments, steps, update_module)
 
 
-def _state(adam: torch.optim.AdamW, parameter: Tensor) -> dict[str, Tensor]:
-    """The optimizer's state of one tensor, as its own first step would make it."""
-    state: dict[str, Tensor] = adam.state[parameter]
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the optimizer's state of one tensor, as its first update would create it."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
     if not state:
-        turned = any(p is parameter for g in adam.param_groups if MARK in g for p in g["params"])
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        for kind in ("momentum",) if turned else ("exp_avg", "exp_avg_sq"):
+        for kind in group.get("states", ADAM_STATES):
             state[kind] = torch.zeros_like(parameter.data)
     return state
 
 
 def _views(weight: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"fp32": weight, **{kind: moment for kind, moment in state.items() if kind != "step"}}
+    return {"fp32": weight, **{kind: tensor for kind, tensor in state.items() if kind != "step"}}

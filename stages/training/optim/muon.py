@@ -1,16 +1,16 @@
 """Muon: the update of a matrix is its momentum with all singular values brought near 1.
 
-Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): five Newton-Schulz steps on the
-Nesterov momentum. Scaled by 0.2 * sqrt(max(rows, columns)), as by Liu et al. 2025 ("Muon is
-scalable for LLM training", section 2.2), updates are as large as AdamW's, whose learning rate and
-weight decay then serve both. AdamW keeps everything that is no matrix of a repeated block:
+Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): five Newton-Schulz iterations on the
+Nesterov momentum. Scaled by 0.2 * sqrt(max(rows, columns)), as in Liu et al. 2025 ("Muon is
+scalable for LLM training", section 2.2), updates are as large as AdamW's, so that one learning rate
+and one weight decay serve both. AdamW updates everything that is not a matrix of a repeated block:
 embeddings, heads, routers, gains and biases.
 
-Experts are matrices one by one; a fused projection (query, key and value; gate and up) counts as
-one matrix, as in torch's own.
+Experts are separate matrices; a fused projection (query, key and value; gate and up) counts as one
+matrix, as in torch's Muon.
 
-An update needs whole matrices. At ZeRO 0 every rank computes all. At ZeRO 1 and 2 a rank keeps a
-range of the flattened matrices and of their momentum: the ranges are gathered for the time of the
+An update needs whole matrices. At ZeRO 0 every rank computes all of them. At ZeRO 1 and 2 a rank
+keeps a range of the flattened matrices and of their momentum: the ranges are gathered for the
 update, and each rank computes the matrices that its range touches (Liu et al. 2025, section 3.1).
 """
 
@@ -18,133 +18,125 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 from stages.training.optim.adamw import AdamW
 
+if TYPE_CHECKING:
+    from stages.training.optim.registry import OptimizerSettings
+
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ROUNDS = 5
+ITERATIONS = 5
 EPS = 1e-7
-MARK = "muon"
-"""Of the parameter groups that hold matrices: how their whole is come by, or None where it is
-there."""
 
 
 class Muon(AdamW):
-    """Muon for the groups that are marked, AdamW for the others."""
+    """Muon for the parameter groups of block matrices, AdamW for the others."""
 
     precision: torch.dtype | None = None
-    """Of the Newton-Schulz steps; None: bfloat16 on a GPU, and float32 where that is slow."""
+    """Data type of the Newton-Schulz iterations. Default: bfloat16 on a GPU, else float32."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the groups that are set, if it is admitted."""
-        if not self.admit(list(self._gradients())):
-            return
+    def update(self) -> None:
+        """Update the parameters that have a gradient."""
         groups = self.param_groups
         for group in groups:
-            if MARK in group:
-                self._turn(group)
-        self.param_groups = [group for group in groups if MARK not in group]
+            if group["block_matrices"]:
+                self._muon_update(group)
+        self.param_groups = [group for group in groups if not group["block_matrices"]]
         if self.param_groups:
-            self._plain_step()
+            super().update()
         self.param_groups = groups
 
-    def _turn(self, group: dict[str, Any]) -> None:
+    def attach_partitions(self, zero_optimizer: Any) -> None:
+        """Take note of where the matrices lie in the groups that ZeRO 1 and 2 have flattened."""
+        for i, group in enumerate(self.param_groups):
+            if group["block_matrices"]:
+                shapes = [tuple(p.shape) for p in zero_optimizer.round_robin_bit16_groups[i]]
+                starts = zero_optimizer.round_robin_bit16_offsets[i]
+                places = list(zip(starts, shapes, strict=True))
+                group["partition"] = PartitionedGroup(places, zero_optimizer.real_dp_process_group[i])
+
+    def _muon_update(self, group: dict[str, Any]) -> None:
         """Update the matrices of a group, or this rank's range of them."""
+        partition: PartitionedGroup | None = group.get("partition")
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             state["step"] += 1
             state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-            update = parameter.grad.lerp(state["momentum"], MOMENTUM)
-            ranges: Ranges | None = group[MARK]
-            turn = ranges.turned if ranges else orthogonal
-            turned = turn(update, self.precision or _precision(update.device))
+            momentum = parameter.grad.lerp(state["momentum"], MOMENTUM)
+            dtype = self.precision or (torch.bfloat16 if momentum.is_cuda else torch.float32)
+            if partition is None:
+                update = orthogonalize(momentum, dtype)
+            else:
+                update = partition.orthogonalize(momentum, dtype)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(turned, alpha=-group["lr"])
+            parameter.add_(update, alpha=-group["lr"])
 
 
-def _precision(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def build_muon(groups: list[dict[str, Any]], settings: OptimizerSettings) -> Muon:
+    """Build the optimizer of these parameter groups."""
+    betas = (settings.beta1, settings.beta2)
+    return Muon(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
 
 
-def orthogonal(update: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Newton-Schulz steps towards the nearest orthogonal matrix, scaled as AdamW's updates are.
+def orthogonalize(momentum: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the momentum after Newton-Schulz iterations towards the nearest orthogonal matrix,
+    scaled to the size of AdamW's updates.
 
     Args:
-        update: [rows, columns] or [matrices, rows, columns].
-        dtype: of the products.
+        momentum: [rows, columns] or [matrices, rows, columns].
+        dtype: data type of the products.
 
     Returns:
-        The same shape, in the update's dtype.
+        A tensor of the same shape and data type.
     """
-    rows, columns = update.shape[-2:]
+    rows, columns = momentum.shape[-2:]
     a, b, c = COEFFICIENTS
-    x = update.to(dtype)
+    x = momentum.to(dtype)
     x = x.mT if rows > columns else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = fused(x, fused(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.mT if rows > columns else x
-    scaled: Tensor = x.to(update.dtype) * (0.2 * max(rows, columns) ** 0.5)
+    scaled: Tensor = x.to(momentum.dtype) * (0.2 * max(rows, columns) ** 0.5)
     return scaled
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """A flattened group of matrices of which each of some ranks keeps a range of equal length."""
+class PartitionedGroup:
+    """A flattened group of matrices of which each rank of a process group keeps a range of equal
+    length."""
 
     places: Sequence[tuple[int, tuple[int, ...]]]
-    """Where in the flattened group each parameter begins, and its shape."""
-    group: Any
-    """The process group of those ranks."""
+    """Start in the flattened group, and shape, of each parameter."""
+    process_group: Any
 
-    def turned(self, mine: Tensor, dtype: torch.dtype) -> Tensor:
-        """This rank's range of the scaled updates, from its range of the momentum."""
-        whole = mine.new_empty(mine.numel() * dist.get_world_size(self.group))
-        dist.all_gather_into_tensor(whole, mine, group=self.group)
-        low = dist.get_rank(self.group) * mine.numel()
-        found = torch.zeros_like(mine)
+    def orthogonalize(self, momentum: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return this rank's range of the updates, from its range of the momentum."""
+        count = momentum.numel()
+        whole = momentum.new_empty(count * dist.get_world_size(self.process_group))
+        dist.all_gather_into_tensor(whole, momentum, group=self.process_group)
+        low = dist.get_rank(self.process_group) * count
+        updates = torch.zeros_like(momentum)
         for start, shape in self._matrices():
             stop = start + shape[0] * shape[1]
-            a, b = max(start, low), min(stop, low + mine.numel())
+            a, b = max(start, low), min(stop, low + count)
             if a < b:
-                turned = orthogonal(whole[start:stop].view(shape), dtype).reshape(-1)
-                found[a - low : b - low] = turned[a - start : b - start]
-        return found
+                update = orthogonalize(whole[start:stop].view(shape), dtype).reshape(-1)
+                updates[a - low : b - low] = update[a - start : b - start]
+        return updates
 
     def _matrices(self) -> Iterator[tuple[int, tuple[int, int]]]:
         for start, shape in self.places:
             rows, columns = shape[-2:]
             for i in range(shape[0] if len(shape) == 3 else 1):
                 yield start + i * rows * columns, (rows, columns)
-
-
-def matrices(module: nn.Module) -> set[str]:
-    """The names of the parameters that are Muon's: in a list of blocks, and no router."""
-    lists = [f"{n}." for n, m in module.named_modules() if isinstance(m, nn.ModuleList)]
-    return {
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.ndim in (2, 3)
-        and any(name.startswith(blocks) for blocks in lists)
-        and "router" not in name.split(".")
-    }
-
-
-def know_ranges(optimizer: Muon, zero: Any) -> None:
-    """Tell the groups that DeepSpeed has flattened (ZeRO 1 and 2) where their matrices lie."""
-    for i, group in enumerate(optimizer.param_groups):
-        if MARK in group:
-            shapes = [tuple(p.shape) for p in zero.round_robin_bit16_groups[i]]
-            places = list(zip(zero.round_robin_bit16_offsets[i], shapes, strict=True))
-            group[MARK] = Ranges(places, zero.real_dp_process_group[i])

@@ -1,49 +1,69 @@
-"""The optimizer of a module: which parameters it updates alike."""
+"""Parameter groups: parameters with the same weight decay, update rule and learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.training.expert_parallel import group_name, is_apart
-from stages.training.optim.adamw import AdamW
-from stages.training.optim.muon import MARK, Muon, matrices
+from stages.training.expert_parallel import expert_group_name, is_expert_sharded
+from stages.training.optim.registry import find_optimizer
 
 if TYPE_CHECKING:
-    from stages.training.objective import Trainable
-    from stages.training.training_params import TrainSection
-
-RATE = "rate"
-"""Of a parameter group: what the learning rate is multiplied by."""
+    from stages.training.optim.hooked_optimizer import HookedOptimizer
+    from stages.training.optim.registry import OptimizerSettings
+    from stages.training.trainable import Trainable
 
 
-def optimizer(
-    trainable: Trainable, parameters: Mapping[str, Tensor], settings: TrainSection, lr: float
-) -> AdamW:
-    """AdamW or Muon over groups of parameters that are decayed, spread, turned and paced alike."""
-    turned = matrices(trainable.module) if settings.optimizer == "muon" else set()
-    kinds: dict[tuple[bool, bool, bool, float], list[Tensor]] = {}
+def build_optimizer(
+    trainable: Trainable, parameters: Mapping[str, Tensor], settings: OptimizerSettings, lr: float
+) -> HookedOptimizer:
+    """Build the optimizer of a module's parameters, by name; `lr` is its learning rate.
+
+    A group has, next to torch's keys, `lr_multiplier`, `block_matrices` (whether the spec's
+    `matrix_rule` updates it) and `states`, the names of the states per parameter.
+    """
+    spec = find_optimizer(settings.optimizer)
+    matrices = block_matrices(trainable.module) if spec.matrix_rule else set()
+    members: dict[tuple[bool, bool, bool, float], list[Tensor]] = {}
     for name, p in parameters.items():
-        pace = trainable.lr_multipliers.get(name, 1.0)
-        kind = (trainable.decays(name, p), is_apart(p), name in turned, pace)
-        kinds.setdefault(kind, []).append(p)
+        multiplier = trainable.lr_multipliers.get(name, 1.0)
+        key = (trainable.decays(name, p), is_expert_sharded(p), name in matrices, multiplier)
+        members.setdefault(key, []).append(p)
     groups: list[dict[str, Any]] = []
-    for kind in sorted(kinds, reverse=True):
-        decays, apart, by_muon, pace = kind
-        marks = {"moe": True, "name": group_name(kinds[kind][0])} if apart else {}
-        marks |= {MARK: None} if by_muon else {}
-        decay = settings.weight_decay / pace if decays else 0.0
-        groups.append({"params": kinds[kind], "weight_decay": decay, RATE: pace, **marks})
-    betas = (settings.beta1, settings.beta2)
-    make = Muon if settings.optimizer == "muon" else AdamW
-    adam = make(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
-    set_rate(adam, lr)
-    return adam
+    for key in sorted(members, reverse=True):
+        decays, sharded, is_matrix, multiplier = key
+        groups.append(
+            {
+                "params": members[key],
+                "weight_decay": settings.weight_decay / multiplier if decays else 0.0,
+                "lr_multiplier": multiplier,
+                "block_matrices": is_matrix,
+                "states": spec.rule_of(block_matrix=is_matrix).states,
+                # DeepSpeed reduces and shards groups with these two keys among the ranks that hold
+                # the same experts.
+                **({"moe": True, "name": expert_group_name(members[key][0])} if sharded else {}),
+            }
+        )
+    optimizer = spec.build(groups, settings)
+    set_lr(optimizer, lr)
+    return optimizer
 
 
-def set_rate(adam: AdamW, lr: float) -> None:
-    """Set the learning rate of each group to its own multiple of `lr`."""
-    for group in adam.param_groups:
-        group["lr"] = lr * group[RATE]
+def set_lr(optimizer: HookedOptimizer, lr: float) -> None:
+    """Set the learning rate of each group to its multiple of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_multiplier"]
+
+
+def block_matrices(module: nn.Module) -> set[str]:
+    """Return the names of the matrices of repeated blocks, routers excluded."""
+    lists = [f"{n}." for n, m in module.named_modules() if isinstance(m, nn.ModuleList)]
+    return {
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.ndim in (2, 3)
+        and any(name.startswith(blocks) for blocks in lists)
+        and "router" not in name.split(".")
+    }
