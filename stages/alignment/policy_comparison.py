@@ -45,7 +45,7 @@ class PolicyComparison:
 
 def before_and_after(rank: Rank, **options: Any) -> PolicyComparison:
     """Compare two policies on rank 0 (see `compare_policies`); return nothing on the others."""
-    if not rank.first:
+    if not rank.is_main:
         return PolicyComparison({})
     return compare_policies(**options, device=rank.device, heartbeat=CancellationPoint(rank))
 

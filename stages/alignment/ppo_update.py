@@ -135,7 +135,7 @@ def update_policy(
             updates += [policy.step(), critic.step()]
             number += 1
     names = sorted(step.sums)
-    sums = rank.total(torch.stack([step.sums[name].float() for name in names]))
+    sums = rank.all_reduce_sum(torch.stack([step.sums[name].float() for name in names]))
     return dict(zip(names, (sums / number).tolist(), strict=True)), updates
 
 

@@ -70,7 +70,7 @@ def mean_score(
 
 def evaluate_folder(rank: Rank, folder: Path, preferences: Path) -> RewardEvaluation | None:
     """Evaluate a reward model folder on rank 0; return None on the others."""
-    if not rank.first:
+    if not rank.is_main:
         return None
     scorer, tokenizer = load_reward_model(folder).to(rank.device), Tokenizer(folder)
     held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context_length)

@@ -96,7 +96,7 @@ class ClipEncoder:
         rank = self.rank
         share = -(-len(rows) // rank.world)
         own = self.encode_images(store, rows[rank.index * share : (rank.index + 1) * share])
-        return torch.cat([torch.from_numpy(part) for part in rank.gather(own.numpy())])
+        return torch.cat([torch.from_numpy(part) for part in rank.all_gather_object(own.numpy())])
 
 
 def evaluate_clip(
@@ -132,7 +132,7 @@ def evaluate_clip(
     if config.label_field:
         probe_rows = sample_indices(len(train), config.probe_limit, config.seed)
     probe_NE = encoder.encode_images_on_all_ranks(train, probe_rows)
-    if not rank.first:
+    if not rank.is_main:
         return None
     result = ClipEvalResult()
     captions = [store[row].captions for row in rows]

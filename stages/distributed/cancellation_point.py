@@ -17,7 +17,7 @@ class MonitoredProcess(Protocol):
     def ctx(self) -> Context | None:
         """Context of the stage; only rank 0 has one."""
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Report progress to the watchdog."""
 
 
@@ -50,7 +50,7 @@ class CancellationPoint:
         Raises:
             Interrupted: cancellation was requested, and the grace period is over.
         """
-        self._rank.beat()
+        self._rank.heartbeat()
         if self._file is None or not self._file.exists():
             return
         now = time.monotonic()

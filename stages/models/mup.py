@@ -26,7 +26,7 @@ norm, which nothing but the head reads, and those of the attention into the quer
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -41,21 +41,25 @@ from stages.models.language_model_config import (
 _LAST_NORM = ("ln_f.weight", "ln_f.bias", "final_norm.weight")
 
 
-def lr_multipliers(model: LanguageModel, *, muon: bool = False) -> dict[str, float]:
-    """What the learning rate of each parameter that is not 1's is multiplied by.
+def lr_multipliers(
+    model: LanguageModel, matrix_lr: Callable[[float], float] = lambda multiple: 1 / multiple
+) -> dict[str, float]:
+    """Return the learning-rate multipliers other than 1, by parameter name; none without muP.
 
     Args:
-        model: its config says whether there is muP at all.
-        muon: whether Muon updates the matrices of blocks.
+        model: a language model.
+        matrix_lr: the multiplier of block matrices from the width over the base width; it depends
+            on the optimizer (`OptimizerSpec.mup_matrix_lr`). Routers have 1 / multiple.
     """
     multiple = width_multiple(model.config)
+    if multiple == 1:
+        return {}
     blocks = {id(p) for block in model.blocks for p in block.parameters() if p.ndim >= 2}
-    found = {}
-    for name, parameter in model.named_parameters():
-        if multiple != 1 and id(parameter) in blocks:
-            rooted = muon and "router" not in name.split(".")
-            found[name] = 1 / (math.sqrt(multiple) if rooted else multiple)
-    return found
+    return {
+        name: 1 / multiple if "router" in name.split(".") else matrix_lr(multiple)
+        for name, parameter in model.named_parameters()
+        if id(parameter) in blocks
+    }
 
 
 def fold_mup_scales(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:

@@ -99,7 +99,9 @@ class ContrastiveObjective:
         self.setup_metrics = {"pairs": float(len(store)), "eval_pairs": float(len(self.eval_store))}
         self._model = self._build()  # before anything else draws random numbers
         rank.barrier()
-        self._peak_flops = rank.sum(gemm_peak(rank.device, getattr(torch, settings.dtype)))
+        self._peak_flops = rank.reduce_scalar(
+            gemm_peak(rank.device, getattr(torch, settings.dtype))
+        )
         return {"model": Trainable(self._model)}
 
     def _open_tokenizer(self) -> CaptionTokenizer:
@@ -162,7 +164,7 @@ class ContrastiveObjective:
         else:
             part, scale = backward_cached(engine, batches, loss_of)
         sums = torch.stack([part.loss.detach().double(), part.correct.double()])
-        loss, correct = rank.total(sums).tolist()
+        loss, correct = rank.all_reduce_sum(sums).tolist()
         update = engine.step(loss)
         if not update.applied:
             for buffer, before in buffers:
@@ -246,8 +248,8 @@ class ContrastiveObjective:
             ]
             batch = collate(pairs, text, rank.device)
             parts.append(engine(batch["pixels"], batch["tokens"]))
-            rank.beat()
-            if rank.stopping():
+            rank.heartbeat()
+            if rank.stop_requested():
                 raise Interrupted("cancelled during evaluation", where=rank.stage)
         engine.train()
         image_NE, text_NE = (
@@ -287,7 +289,7 @@ def clamp_logit_scale(engine: Engine) -> None:
     (`stages.models.clip.modeling_clip`), so that all ZeRO stages compute the same.
     """
     model: Any = engine.module
-    for fragment in engine.shards.held:
+    for fragment in engine.state.local:
         if fragment.name == "logit_scale":
             fragment.views["fp32"].clamp_(max=model.log_scale_limit)
 
@@ -298,6 +300,6 @@ def average_batch_norm_statistics(module: nn.Module, rank: Rank) -> None:
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     if rank.world == 1 or not buffers:
         return
-    flat = rank.total(torch.cat([b.flatten().float() for b in buffers])) / rank.world
+    flat = rank.all_reduce_sum(torch.cat([b.flatten().float() for b in buffers])) / rank.world
     for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))

@@ -221,8 +221,8 @@ class PPOObjective:
     def _stop_together(self) -> None:
         """Stop on all ranks, or on none, between two batches, of which all ranks have equally
         many."""
-        self.rank.beat()
-        if self.rank.any(self.rank.ctx is not None and self.rank.ctx.cancelled):
+        self.rank.heartbeat()
+        if self.rank.all_reduce_any(self.rank.ctx is not None and self.rank.ctx.cancelled):
             raise Interrupted("stopped while evaluating")
 
     def _generate_rollouts(
@@ -262,7 +262,7 @@ class PPOObjective:
             own: Tensor = getattr(part, field.name)
             whole = torch.zeros(count, *own.shape[1:], dtype=torch.float64, device=own.device)
             whole[start : start + len(batch)] = own
-            found[field.name] = self.rank.total(whole).to(own.dtype)
+            found[field.name] = self.rank.all_reduce_sum(whole).to(own.dtype)
         return Experience(**found).rows(range(count))
 
     @contextmanager
@@ -270,12 +270,12 @@ class PPOObjective:
         """Yield the policy as a plain module. Sharded weights are copied into another module, because
         hooks that gather them layer by layer would do so at every token."""
         plain: Any = engine.module
-        if engine.zero < 3:
+        if engine.zero_stage < 3:
             yield plain
             return
         if self._rollout_copy is None:
             self._rollout_copy = language_model(plain.config).to(self.rank.device).eval()
-        with engine.whole() as whole:
+        with engine.gathered_weights() as whole:
             self._rollout_copy.load_state_dict(whole.state_dict())
         self._rollout_copy.to(self.reference.lm_head_weight.dtype)
         yield self._rollout_copy
@@ -292,7 +292,9 @@ class PPOObjective:
             whole = torch.zeros(old.numel(), device=self.rank.device)
             for part in held[name]:
                 whole[part.start : part.start + part.count] = part.views["fp32"]
-            old.lerp_(self.rank.total(whole).view(old.shape).to(old), 1 - self.settings.ema_decay)
+            old.lerp_(
+                self.rank.all_reduce_sum(whole).view(old.shape).to(old), 1 - self.settings.ema_decay
+            )
 
     def state_dict(self) -> State:
         """Return the KL coefficient and the average of the weights."""

@@ -37,6 +37,7 @@ class PretrainingObjective(PretrainingTask, LanguageObjective):
         from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
         from stages.models.initialization import initial_model
         from stages.models.mup import lr_multipliers
+        from stages.training.optim.registry import find_optimizer
 
         corpus = self.corpus
         self.train_samples, self.eval_dataset = corpus.train, corpus.held_out
@@ -50,8 +51,8 @@ class PretrainingObjective(PretrainingTask, LanguageObjective):
             from stages.training.torch_compile import compile_blocks
 
             compile_blocks(model, rank.device)
-        muon = self.settings.optimizer == "muon"
-        return {"model": Trainable(model, lr_multipliers=lr_multipliers(model, muon=muon))}
+        matrix_lr = find_optimizer(self.settings.optimizer).mup_matrix_lr
+        return {"model": Trainable(model, lr_multipliers=lr_multipliers(model, matrix_lr))}
 
     def num_target_bytes(self, batch: Batch) -> Tensor:
         """Return the bytes of text that the targets of a batch stand for: the metric `bytes`."""
@@ -133,7 +134,7 @@ def continuations(
 ) -> list[dict[str, str]]:
     """Sample from the exported model after each prompt, at the beginning of a document. Ranks other
     than 0 return nothing, and so does a device that the whole model does not fit."""
-    if not rank.first:
+    if not rank.is_main:
         return []
     import torch
 

@@ -87,7 +87,7 @@ class RewardObjective(SupervisedObjective):
         """
         scorer = scorer_copy(engines["model"].module).to(self.rank.device).eval()
         best = [ranking.best_response for ranking in self.rankings[: self.centering_samples]]
-        scorer.add_bias(-mean_score(scorer, best, self.rank.device, heartbeat=self.rank.beat))
+        scorer.add_bias(-mean_score(scorer, best, self.rank.device, heartbeat=self.rank.heartbeat))
         save_reward_model(scorer, out, self.model, card=_CARD)
 
 

@@ -139,7 +139,7 @@ def example_responses(
 ) -> list[dict[str, str]]:
     """Return responses of the models before and after training to held-out prompts, or to training
     prompts if none are held out. Ranks other than 0 return nothing."""
-    if not rank.first:
+    if not rank.is_main:
         return []
     conversations = _first(objective.read("eval")) or _first(objective.read("train"))
     before = sample_responses(rank, objective.model_path, conversations, seed)

@@ -108,13 +108,13 @@ class Checkpoints:
         The ranks share the hashing. What is damaged or was never committed is removed.
         """
         self.wait()
-        names = self.rank.share(self._tidy() if self.rank.first else None)
+        names = self.rank.broadcast(self._tidy() if self.rank.is_main else None)
         self._serial = 1 + max((int(name.split("-")[0]) for name in names), default=0)
         for name in reversed(names):
             saved = Saved(self.folder / name, read_manifest(self.folder / name))
             if anchor and not saved.anchor:
                 continue
-            found = self.rank.gather(saved.problems(self.rank.index, self.rank.world))
+            found = self.rank.all_gather_object(saved.problems(self.rank.index, self.rank.world))
             bad = [problem for problems in found for problem in problems]
             if not bad:
                 self.saved_step = saved.step
@@ -122,7 +122,7 @@ class Checkpoints:
             for problem in bad:
                 self._say(f"checkpoint {name} is damaged: {problem}")
             self._say(f"falling back from checkpoint {name} to the one before")
-            if self.rank.first:
+            if self.rank.is_main:
                 remove(saved.path)
         return None
 
@@ -149,7 +149,10 @@ class Checkpoints:
             "schema": SCHEMA,
             "step": step,
             "anchor": anchor,
-            "layout": {"world": self.rank.world, "zero": {n: e.zero for n, e in engines.items()}},
+            "layout": {
+                "world": self.rank.world,
+                "zero": {n: e.zero_stage for n, e in engines.items()},
+            },
             "engines": {
                 name: {"updates": engine.updates, "shapes": engine.shapes}
                 for name, engine in engines.items()
@@ -182,7 +185,7 @@ class Checkpoints:
         deadline = time.monotonic() + PATIENCE
         while job.is_alive() and time.monotonic() < deadline:
             job.join(TICK)
-            self.rank.wait()
+            self.rank.heartbeat_waiting()
         job.join()
 
     def load(self, saved: Saved, engines: Mapping[str, Engine]) -> State:
@@ -199,7 +202,7 @@ class Checkpoints:
             def read(fragment: Fragment, kind: str, name: str = name) -> Tensor:
                 return reader.read(f"{name}/{kind}/{fragment.name}", fragment.start, fragment.count)
 
-            engine.shards.load(read, updates=facts["updates"])
+            engine.state.load(read, updates=facts["updates"])
         return reader.extra()
 
     def _copies(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Tensor]]:
@@ -220,7 +223,7 @@ class Checkpoints:
         try:
             with disk_errors(folder):
                 write_share(folder, self.rank.index, *rest)
-                if self.rank.first and self._commit(folder, rest[1]):
+                if self.rank.is_main and self._commit(folder, rest[1]):
                     self._committed(rest[1]["step"])
                     prune(self.folder, self.keep, self.checkpoint_keep_interval)
         except BaseException as error:

@@ -144,16 +144,16 @@ class Engine:
         """
         self._loss, self._outcome = loss, None
         scale = self.loss_scale
-        if self.zero_stage:
-            self._deepspeed.step()
-        elif self._decide(self._grad_norm()).applied:
+        if self.zero_stage or self._decide(self._grad_norm()).applied:
             self._deepspeed.step()
         else:
             self._deepspeed.zero_grad()
         # Without an outcome DeepSpeed itself has skipped a gradient that is not finite.
         outcome = self._outcome or self._step_outcome(math.inf, NOT_FINITE, True)
         if scale > 1 and outcome.skip_reason == NOT_FINITE:
-            outcome = self._step_outcome(math.inf, f"the gradient overflows at loss scale {scale:g}")
+            outcome = self._step_outcome(
+                math.inf, f"the gradient overflows at loss scale {scale:g}"
+            )
         self.rank.heartbeat()
         return outcome
 

@@ -100,9 +100,7 @@ class _AllToAll(torch.autograd.Function):
     """Rows sent to and received from each rank of a group; gradients travel the way back."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
         ctx.backward_splits = (received, sent, group)
         arrived = rows.new_empty(sum(received), *rows.shape[1:])
         dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
@@ -201,8 +199,9 @@ def without_exchange(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _all_local(layer: Switch, exchange: AllToAllExchange) -> Iterator[None]:
     experts = layer.experts
-    place = experts.first, experts.num
-    experts.first, experts.num_local_experts, layer.exchange = 0, experts.total, Here()
+    part = experts.first_expert, experts.num_local_experts
+    experts.first_expert, experts.num_local_experts = 0, experts.num_experts
+    layer.exchange = SingleProcessExchange()
     try:
         yield
     finally:
@@ -213,7 +212,5 @@ def _all_local(layer: Switch, exchange: AllToAllExchange) -> Iterator[None]:
 def _sharded_layers(module: nn.Module) -> list[tuple[Switch, AllToAllExchange]]:
     layers = [layer for layer in module.modules() if isinstance(layer, Switch)]
     return [
-        (layer, layer.exchange)
-        for layer in layers
-        if isinstance(layer.exchange, AllToAllExchange)
+        (layer, layer.exchange) for layer in layers if isinstance(layer.exchange, AllToAllExchange)
     ]

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stages.training.trainable import Trainable as Trainable
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from stages.training.engine import Engine
     from stages.training.ranks.rank import Rank
@@ -32,25 +34,6 @@ State = dict[str, Any]
 """Named extra state: str -> number, str, list, dict of such, or Tensor (any depth of dicts)."""
 Coefficient = float | Callable[[int], float]
 """Coefficient of a named loss: constant, or a function of the step."""
-
-
-def decays_by_default(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is decayed by default: matrices and embeddings, not vectors."""
-    return parameter.ndim >= 2
-
-
-@dataclass
-class Trainable:
-    """A module that an engine of its own trains."""
-
-    module: nn.Module
-    lr_ratio: float = 1.0
-    """Learning rate of the module over that of the schedule. Default: 1."""
-    decays: Callable[[str, Tensor], bool] = decays_by_default
-    """Predicate over (name, parameter) that selects the decayed parameters."""
-    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    """Learning-rate multiplier by parameter name, 1 if absent. The weight decay is divided by it,
-    so that one step takes the same off every decayed weight."""
 
 
 class Samples(Protocol):
@@ -123,7 +106,7 @@ class Objective(Protocol):
         is set, and the generators of torch are seeded from (seed, step, rank), so that a step is a
         function of the weights and `step` alone. Call `engine.step()` for each update and return
         its outcome. `engine.backward()` and `engine.step()` send heartbeats to the watchdog; call
-        `rank.beat()` during other long work.
+        `rank.heartbeat()` during other long work.
         """
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
@@ -131,7 +114,7 @@ class Objective(Protocol):
         `eval_`.
 
         Raises:
-            Interrupted: the run is to stop (see `rank.stopping`): the trainer saves and stops.
+            Interrupted: the run is to stop (see `rank.stop_requested`): the trainer saves and stops.
         """
 
     def state_dict(self) -> State:

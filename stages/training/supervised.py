@@ -118,7 +118,7 @@ class SupervisedObjective(ABC):
         local = [by_name(self.units(batch)) for batch in batches]
         names = list(local[0])
         counts = [sum(units[name] for units in local) for name in names]
-        summed = rank.total([*counts, sum(map(self.num_tokens, batches))])
+        summed = rank.all_reduce_sum([*counts, sum(map(self.num_tokens, batches))])
         units, coefficients = (
             dict(zip(names, summed, strict=False)),
             self._coefficients(names, step),
@@ -153,11 +153,11 @@ class SupervisedObjective(ABC):
                 accumulator.add(by_name(self.loss(engine, to_device(batch, rank.device))), weight)
                 for name, count in by_name(self.units(batch)).items():
                     units[name] = units.get(name, 0.0) + count * weight
-                rank.beat()
-                if rank.stopping():
+                rank.heartbeat()
+                if rank.stop_requested():
                     raise Interrupted("stopped while evaluating", where=rank.stage)
         engine.train()
-        counts = dict(zip(units, rank.total(units.values()).tolist(), strict=True))
+        counts = dict(zip(units, rank.all_reduce_sum(units.values()).tolist(), strict=True))
         means = accumulator.means(counts, self._coefficients(list(units), step))
         return {f"eval_{name}": value for name, value in means.items()}
 
@@ -233,7 +233,9 @@ class MetricAccumulator:
         import torch
 
         flat = torch.cat([value.reshape(-1) for value in self._sums.values()])
-        parts = torch.split(self._rank.total(flat), [v.numel() for v in self._sums.values()])
+        parts = torch.split(
+            self._rank.all_reduce_sum(flat), [v.numel() for v in self._sums.values()]
+        )
         sums = {
             key: part.view(value.shape)
             for (key, value), part in zip(self._sums.items(), parts, strict=True)

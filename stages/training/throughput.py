@@ -38,7 +38,7 @@ class Meter:
         self.peak = 0.0
         if flops_per_token:
             rank.barrier()
-            self.peak = rank.sum(gemm_peak(rank.device, dtype))
+            self.peak = rank.reduce_scalar(gemm_peak(rank.device, dtype))
         self._recent: deque[float] = deque(maxlen=31)
         self._start = 0.0
 

@@ -32,7 +32,7 @@ from pipeline.errors import Failure, Interrupted
 from stages.training.checkpoint import Checkpoints, Saved
 from stages.training.data_order import mix
 from stages.training.engine import Engine
-from stages.training.optim.lr_schedule import factor
+from stages.training.lr_schedule import factor
 from stages.training.throughput import Meter
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def fit(
     torch.manual_seed(mix(seed))
     trainables = objective.setup(rank, settings, seed)
     engines = {key: Engine(key, t, settings, rank) for key, t in trainables.items()}
-    folder = rank.share(rank.ctx.scratch / "checkpoints" / name if rank.ctx else None)
+    folder = rank.broadcast(rank.ctx.scratch / "checkpoints" / name if rank.ctx else None)
     try:
         return Fit(rank, objective, settings, seed, name, engines, folder).run(out)
     finally:
@@ -146,7 +146,7 @@ class Fit:
                 self._roll_back()
             else:
                 self._between()
-        self.rank.pulse.step_seconds = 0.0  # what follows takes as long as it takes
+        self.rank.progress.step_seconds = 0.0  # what follows takes as long as it takes
         self._save(wait=False)
         final = {**self._last, **self._evaluate()}
         self._save(wait=True)
@@ -160,15 +160,15 @@ class Fit:
         position, step = self.position, self.position.step
         torch.manual_seed(mix(self.seed, step + position.offset, self.rank.index))
         rate = factor(self.settings, step)
-        rates = {key: engine.rate(rate) for key, engine in self.engines.items()}
+        rates = {key: engine.set_lr_scale(rate) for key, engine in self.engines.items()}
         self.meter.start()
         result = self.objective.step(self.engines, step + position.offset)
         speed = self.meter.stop(result.tokens)
         position.step += 1
         position.tokens += result.tokens
         self._guard(result)
-        self.rank.beat()
-        self.rank.pulse.step_seconds = self.meter.median
+        self.rank.heartbeat()
+        self.rank.progress.step_seconds = self.meter.median
         lr = {"lr": next(iter(rates.values()))}
         self._report(
             {**result.metrics, **lr, **self._updates(result.updates), **speed, **self._spent()}
@@ -221,7 +221,7 @@ class Fit:
 
     def _between(self) -> None:
         """What may follow a step: a stop first, for somebody waits for it."""
-        if self.rank.stopping() and self.position.step < self.settings.steps:
+        if self.rank.stop_requested() and self.position.step < self.settings.steps:
             self._stop()
         # While steps go wrong, the state is not one to come back to.
         if self._due(self.settings.checkpoint_interval) and not self.position.bad:
@@ -298,7 +298,7 @@ class Fit:
             self._reported = max((at for at, _ in points), default=-1)
             self._evaluated = max((at for at, _ in tested), default=-1)
             known = {at: _tested(point) for at, point in tested if at == step}
-        self._known = self.rank.share(known)
+        self._known = self.rank.broadcast(known)
 
     def _points(self, ctx: Context) -> list[tuple[int, dict[str, float]]]:
         """What the series holds of this training: steps, and figures by their own names."""
@@ -326,7 +326,7 @@ class Fit:
         """
         now = self.position
         saved = None
-        self.rank.pulse.step_seconds = 0.0  # reading may take longer than a step
+        self.rank.progress.step_seconds = 0.0  # reading may take longer than a step
         if now.rollbacks < self.settings.max_rollbacks and self.saves:
             saved = self.saves.newest(anchor=True)
         if saved is None:
@@ -346,8 +346,8 @@ class Fit:
     def _export(self, out: Path) -> None:
         with ExitStack() as gathered:
             for engine in self.engines.values():
-                gathered.enter_context(engine.masters())
-            if self.rank.first:
+                gathered.enter_context(engine.fp32_master_weights())
+            if self.rank.is_main:
                 self.objective.export(self.engines, out)
         self.rank.barrier()
 

@@ -10,25 +10,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Params, Section, Workers
+from stages.training.optim.registry import find_optimizer
+from stages.training.ranks.watchdog import WatchdogSection
 
 LRSchedule = Literal["constant", "linear", "cosine", "wsd"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 GradClipMode = Literal["norm", "norm_soft", "value"]
-
-
-class WatchdogSection(Section):
-    """The time without progress after which a group of ranks counts as stuck."""
-
-    timeout_factor: Annotated[float, Field(gt=1)] = 20
-    """Timeout, in median step times."""
-    min_timeout: Annotated[float, Field(gt=0)] = 120
-    """Smallest timeout after the first step, in seconds."""
-    startup_timeout: Annotated[float, Field(gt=0)] = 900
-    """Timeout until the first step is done (imports, data, compilation), in seconds."""
 
 
 class BatchSizeRampup(Section):
@@ -64,9 +55,10 @@ class TrainSection(Section):
     """Samples per optimizer step, over all ranks and micro-batches."""
     batch_size_rampup: BatchSizeRampup = BatchSizeRampup()
     """Batch-size warm-up. Default: constant batch size."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimizer. `muon` updates the matrices of the blocks by orthogonalized momentum (Jordan et
-    al. 2024) and everything else by AdamW; ZeRO stages 0, 1 and 2."""
+    optimizer: Annotated[str, AfterValidator(lambda name: find_optimizer(name).name)] = "adamw"
+    """Optimizer: `adamw`; `lion` (Chen et al. 2023), which keeps one moment; `muon` (Jordan et al.
+    2024), which updates the matrices of the blocks by orthogonalized momentum and everything else
+    by AdamW, at ZeRO 0, 1 and 2; or one of a plugin."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     lr_schedule: LRSchedule = "cosine"
@@ -80,9 +72,9 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of matrices; gains, biases and vectors have none."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay rate of Adam's first moment."""
+    """Decay rate of Adam's first moment; in Lion, of the momentum in the update."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay rate of Adam's second moment."""
+    """Decay rate of Adam's second moment; in Lion, of the momentum that is kept."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Term added to the square root of Adam's second moment."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
@@ -119,7 +111,7 @@ class TrainSection(Section):
     """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too."""
     offload_optimizer: Annotated[Literal["none", "cpu"], EXECUTION] = "none"
     """Place of optimizer states: `cpu` keeps master weights and moments in host memory and updates
-    them there (Ren et al. 2021); with ZeRO 1, 2 or 3, and AdamW."""
+    them there (Ren et al. 2021); with ZeRO 1, 2 or 3, and not with Muon."""
     expert_parallel_size: Annotated[int, Field(ge=1), EXECUTION] = 1
     """Workers that share the experts of a layer; with 1 each worker holds all experts."""
     checkpoint_interval: Annotated[int, Field(ge=0), EXECUTION] = 100
@@ -228,19 +220,12 @@ class TrainSection(Section):
                 f"workers.num ({workers.num}) is not divisible by {self.expert_parallel_size}",
                 f"{_nearest(workers.num, self.expert_parallel_size)} workers are",
             )
-        if self.optimizer == "muon" and self.zero_stage == 3:
-            yield Problem(
-                f"{key}.zero_stage",
-                "Muon needs whole matrices, which ZeRO 3 cuts up",
-                "set 0, 1 or 2",
-            )
-        if self.optimizer == "muon" and self.offload_optimizer != "none":
-            yield Problem(
-                f"{key}.offload_optimizer",
-                "Muon is not supported with optimizer offload: Newton-Schulz iterations on a CPU "
-                "are too slow",
-                "leave it out",
-            )
+        spec = find_optimizer(self.optimizer)
+        if self.zero_stage not in spec.zero_stages:
+            stages = ", ".join(map(str, spec.zero_stages))
+            yield Problem(f"{key}.zero_stage", spec.zero_reason, f"set one of {stages}")
+        if self.offload_optimizer != "none" and not spec.supports_offload:
+            yield Problem(f"{key}.offload_optimizer", spec.offload_reason, "leave it out")
         if self.dtype != "float32" and not workers.gpus:
             yield Problem(
                 f"{key}.dtype",

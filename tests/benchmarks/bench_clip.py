@@ -36,9 +36,9 @@ from stages.contrastive.caption_tokenizer import CaptionTokenizer
 from stages.data.image_text_dataset import Sample, write_index, write_shards
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
 from stages.objectives.contrastive import ContrastiveObjective
+from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
-from stages.training.ranks.rank_process import quiet
 from stages.training.step_result import StepResult
 from stages.training.throughput import gemm_peak
 from stages.training.trainer import Fit
@@ -144,9 +144,9 @@ def open_clip() -> Step:
 
 
 def main(repeats: int) -> None:
-    quiet()
+    import_deepspeed()
     torch.set_num_threads(2)
-    rank = Rank.alone()
+    rank = Rank.single_process()
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(Path(folder))
         steps = {"Headwater": ours(rank, Path(folder))}

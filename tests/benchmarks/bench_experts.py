@@ -102,7 +102,7 @@ def contest(rank: Rank, batch: int, steps: int) -> dict[str, float]:
             rank.barrier()
             if number > 1:
                 spent[name].append(time.perf_counter() - begun)
-            rank.beat()
+            rank.heartbeat()
     return {name: statistics.median(times) for name, times in spent.items()}
 
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.models.gpt2.modeling_gpt2 import GPTConfig
+from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.ranks.rank import Rank
-from stages.training.ranks.rank_process import quiet
 from stages.training.throughput import gemm_peak
 
 Step = Callable[[int], float]
@@ -134,9 +134,9 @@ def shares(step: Step) -> dict[str, float]:
 def main(repeats: int) -> None:
     from bench_training import LARGE, ours
 
-    quiet()
+    import_deepspeed()
     torch.set_num_threads(2)
-    rank, work = Rank.alone(), LARGE
+    rank, work = Rank.single_process(), LARGE
     plain, peer = PlainGPT(work.config), huggingface(work.config)
     steps: dict[str, Step] = {
         "Headwater": ours(rank, 0, work),

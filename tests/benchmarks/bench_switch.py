@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from stages.models.fused_ops import swiglu
 from stages.models.language_model_config import ExpertsConfig
 from stages.models.moe import Switch
+from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.ranks.rank import Rank
-from stages.training.ranks.rank_process import quiet
 
 WIDTH, INNER, SEQUENCE = 384, 1024, 256
 SHAPES = ((1024, 4), (4096, 4), (4096, 16))
@@ -83,9 +83,9 @@ def main() -> None:
     asked = argparse.ArgumentParser()
     asked.add_argument("--repeats", type=int, default=9)
     repeats = asked.parse_args().repeats
-    quiet()
+    import_deepspeed()
     torch.set_num_threads(2)
-    rank = Rank.alone()
+    rank = Rank.single_process()
     import deepspeed
 
     deepspeed.init_distributed(verbose=False)

@@ -104,7 +104,7 @@ def plain(rank: Rank, work: Work) -> Callable[[int], float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return rank.sum(loss.item()) / rank.world
+        return rank.reduce_scalar(loss.item()) / rank.world
 
     return step
 
@@ -157,7 +157,7 @@ def contest(rank: Rank, work: Work, steps: int) -> dict[str, tuple[float, float,
             wall, cpu = time.perf_counter(), time.process_time()
             losses[name] = run(number)
             spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            rank.beat()
+            rank.heartbeat()
     return {
         name: (
             work.batch

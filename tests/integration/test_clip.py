@@ -33,7 +33,7 @@ from stages.models.clip.modeling_clip import CLIP
 from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.data_order import mix
-from stages.training.optim.lr_schedule import factor
+from stages.training.lr_schedule import factor
 from stages.training.ranks.rank import Rank
 from stages.training.trainer import fit
 

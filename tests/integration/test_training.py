@@ -32,9 +32,10 @@ from pipeline.errors import Failure, Interrupted, WorkerDied
 from pipeline.stage import Workers
 from stages.training.checkpoint import Checkpoints, Reader
 from stages.training.ranks.rank import Rank
+from stages.training.ranks.watchdog import WatchdogSection
 from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.trainer import fit
-from stages.training.training_params import TrainSection, WatchdogSection
+from stages.training.training_params import TrainSection
 
 pytestmark = pytest.mark.integration
 

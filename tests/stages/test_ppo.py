@@ -231,7 +231,7 @@ def test_a_long_iteration_is_stopped_in_its_middle(world, scorer, tmp_path, grac
         return
     with pytest.raises(Interrupted):
         objective.step(learners, 0)
-    assert learners["policy"].updates == 0 and objective.rank.pulse.count == 1
+    assert learners["policy"].updates == 0 and objective.rank.progress.count == 1
 
 
 def test_an_update_is_stopped_between_micro_batches(world, scorer, tmp_path):
@@ -255,11 +255,11 @@ def test_an_evaluation_is_stopped_between_batches(world, scorer, tmp_path):
     objective, ctx = made(world, scorer, rollout_batch_size=4), Context.local(tmp_path)
     objective.rank, learners = Rank(ctx=ctx), engines(objective)
     assert objective.evaluate(learners, 0)["eval_kl"] == pytest.approx(0, abs=1e-4)
-    assert objective.rank.pulse.count == 10, "40 prompts are held out, of 64 that are wanted"
+    assert objective.rank.progress.count == 10, "40 prompts are held out, of 64 that are wanted"
     ctx.cancel_file.touch()
     with pytest.raises(Interrupted):
         objective.evaluate(learners, 0)
-    assert objective.rank.pulse.count == 11
+    assert objective.rank.progress.count == 11
 
 
 def test_held_out_prompts_are_counted_as_samples_of_an_evaluation(world, scorer):
@@ -267,7 +267,7 @@ def test_held_out_prompts_are_counted_as_samples_of_an_evaluation(world, scorer)
         world, scorer, train={"global_batch_size": 16, "eval_samples": 6}, rollout_batch_size=1
     )
     objective.evaluate(engines(objective), 0)
-    assert objective.rank.pulse.count == 6
+    assert objective.rank.progress.count == 6
 
 
 def test_a_policy_compared_with_itself_has_not_moved(world, scorer):

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from stages.training.ranks.launchers import LocalProcesses
-from stages.training.ranks.rank_process import Post, serve
+from stages.training.ranks.launchers import LocalRankLauncher
+from stages.training.ranks.rank_process import RankSpec, run_rank
 
 
-class Forked(LocalProcesses):
+class Forked(LocalRankLauncher):
     """Ranks of this machine: forked rather than started."""
 
-    def start(self, posts: Sequence[Post]) -> None:
+    def start(self, specs: Sequence[RankSpec]) -> None:
         forks = multiprocessing.get_context("forkserver")
         forks.set_forkserver_preload(["preloaded_imports"])
-        for post in posts:
-            process = forks.Process(target=serve, args=(post,), daemon=True)
+        for spec in specs:
+            process = forks.Process(target=run_rank, args=(spec,), daemon=True)
             process.start()
             child: Any = Child(process)
             self._children.append(child)

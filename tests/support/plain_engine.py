@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from stages.training.ranks.rank import Rank
-from stages.training.zero_state import Fragment, Shards, layout
+from stages.training.zero_state import Fragment, PartitionedState, build_partitioned_state
 
 
 class PlainEngine:
     """What a checkpoint needs of an engine, on one rank of `world`."""
 
-    zero = 0
+    zero_stage = 0
 
     def __init__(self, seed: int = 0, rank: Rank | None = None, width: int = 5) -> None:
         torch.manual_seed(seed)
@@ -20,14 +20,16 @@ class PlainEngine:
         parameters = dict(self.module.named_parameters())
         self.adam = torch.optim.AdamW(parameters.values(), lr=0.01, fused=True)
         self.shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        self.shards: Shards = layout(0, None, self.adam, dict(parameters), rank or Rank())
+        self.state: PartitionedState = build_partitioned_state(
+            0, None, self.adam, dict(parameters), rank or Rank()
+        )
 
     @property
     def updates(self) -> float:
-        return self.shards.updates
+        return self.state.updates
 
     def fragments(self) -> list[Fragment]:
-        return self.shards.owned
+        return self.state.saved
 
     def train(self, steps: int, seed: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -37,11 +39,13 @@ class PlainEngine:
             (self.module(x) - x.sum(1, keepdim=True)).square().mean().backward()
             self.adam.step()
 
-    def state(self) -> list[torch.Tensor]:
+    def copied_state(self) -> list[torch.Tensor]:
         """Weights, moments and counts, copied."""
-        held = [view.clone() for f in self.shards.held for view in f.views.values()]
+        held = [view.clone() for f in self.state.local for view in f.views.values()]
         return [*held, torch.tensor(self.updates)]
 
 
 def same(one: PlainEngine, other: PlainEngine) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state(), other.state(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(one.copied_state(), other.copied_state(), strict=True)
+    )

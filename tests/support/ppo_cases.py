@@ -64,7 +64,7 @@ def gathered(engine: Engine, kind: str) -> dict[str, Tensor]:
         for part in engine.fragments():
             if part.name == name:
                 whole[part.start : part.start + part.count] = part.views[kind]
-        found[name] = engine.rank.total(whole).float().view(shape)
+        found[name] = engine.rank.all_reduce_sum(whole).float().view(shape)
     return found
 
 
@@ -75,7 +75,7 @@ def gradient_of_engines(rank: Rank, world: Path) -> dict[str, Array]:
     objective = made(params, world)
     modules = objective.setup(rank, params.train, 5)
     engines = {name: Engine(name, made, params.train, rank) for name, made in modules.items()}
-    batch = objective._generate_rollouts(engines, objective.prompts, range(16), 9, rank.beat)
+    batch = objective._generate_rollouts(engines, objective.prompts, range(16), 9, rank.heartbeat)
     update_policy(
         engines["policy"], engines["value"], batch, compute_targets(batch, beta=0.1),
         objective.settings.update, np.random.default_rng(0),

@@ -6,8 +6,8 @@ os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"
 
 import torch
 
-from stages.training.ranks.rank_process import quiet
+from stages.training.deepspeed_compat import import_deepspeed
 
-quiet()
+import_deepspeed()
 # Some is imported where it is first used: by an optimizer.
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])

@@ -12,8 +12,8 @@ from forked_ranks import Forked
 
 from pipeline.context import Context, read_series
 from pipeline.stage import Workers
+from stages.training.ranks.watchdog import WatchdogSection
 from stages.training.ranks.worker_group import WorkerGroup
-from stages.training.training_params import WatchdogSection
 
 
 @dataclass
@@ -39,7 +39,7 @@ def room(folder: Path, world: int, limits: WatchdogSection | None = None) -> Ite
     """A group of forked ranks."""
     ctx = Context.local(folder)
     group = WorkerGroup(Workers(num=world), ctx, limits, backend="local")
-    group._processes = Forked()
+    group._launcher = Forked()
     with group:
         yield Room(group, ctx)
 

@@ -144,9 +144,9 @@ class Hot(ContrastiveObjective):
 
     def step(self, engines: Any, step: int) -> Any:
         found = super().step(engines, step)
-        held = [f for f in engines["model"].shards.held if f.name == "logit_scale"]
+        held = [f for f in engines["model"].state.local if f.name == "logit_scale"]
         values = [float(fragment.views["fp32"].max()) for fragment in held]
-        total, holders = self.rank.total([sum(values), len(values)]).tolist()
+        total, holders = self.rank.all_reduce_sum([sum(values), len(values)]).tolist()
         return replace(found, metrics={**found.metrics, "master": total / holders})
 
 

@@ -123,7 +123,7 @@ class Gathering(Toy):
     def step(self, engines: Any, step: int) -> Any:
         engine = engines["model"]
         apart = [p for p in engine.module.parameters() if not p.numel()]
-        with engine.whole() as whole:
+        with engine.gathered_weights() as whole:
             shapes = {name: tuple(p.shape) for name, p in whole.named_parameters()}
             assert shapes == engine.shapes
             assert all(float(p.detach().abs().sum()) > 0 for p in whole.parameters() if p.ndim > 1)
@@ -267,7 +267,7 @@ def late(rank: Any, whom: int, seconds: float) -> int:
         until = time.monotonic() + seconds
         while rank.index == whom and time.monotonic() < until:
             time.sleep(0.1)
-            rank.beat()
+            rank.heartbeat()
         if wait:
             wait()
     return os.getpid()
@@ -326,10 +326,10 @@ def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, A
     torch.manual_seed(0)
     engine = Engine("odd", Trainable(Odd()), settings, rank)
     try:
-        engine.rate(1.0)
+        engine.set_lr_scale(1.0)
         engine.backward(engine(torch.ones(1, 120)) / rank.world)
         engine.step()
-        with engine.masters() as module:
+        with engine.fp32_master_weights() as module:
             return {name: value.clone() for name, value in module.state_dict().items()}
     finally:
         engine.close()
@@ -344,7 +344,7 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     import torch
 
     from stages.training.data_order import mix
-    from stages.training.optim.lr_schedule import factor
+    from stages.training.lr_schedule import factor
     from stages.training.ranks.rank import Rank
 
     torch.manual_seed(mix(seed))
@@ -450,7 +450,9 @@ class Routed(CausalLMObjective):
         self.bytes_per_token = torch.ones(VOCABULARY)
         model = Llama(self.config)
         model.activation_checkpointing = self.activation_checkpointing
-        paced = lr_multipliers(model, muon=self.settings.optimizer == "muon")
+        from stages.training.optim.registry import find_optimizer
+
+        paced = lr_multipliers(model, find_optimizer(self.settings.optimizer).mup_matrix_lr)
         return {"model": Trainable(model, lr_multipliers=paced)}
 
     def export(self, engines: Any, out: Path) -> None:

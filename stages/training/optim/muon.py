@@ -59,7 +59,9 @@ class Muon(AdamW):
                 shapes = [tuple(p.shape) for p in zero_optimizer.round_robin_bit16_groups[i]]
                 starts = zero_optimizer.round_robin_bit16_offsets[i]
                 places = list(zip(starts, shapes, strict=True))
-                group["partition"] = PartitionedGroup(places, zero_optimizer.real_dp_process_group[i])
+                group["partition"] = PartitionedGroup(
+                    places, zero_optimizer.real_dp_process_group[i]
+                )
 
     def _muon_update(self, group: dict[str, Any]) -> None:
         """Update the matrices of a group, or this rank's range of them."""

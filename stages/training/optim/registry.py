@@ -33,17 +33,28 @@ class OptimizerSettings(Protocol):
     """The hyperparameters that optimizers read; `TrainSection` has them."""
 
     @property
-    def optimizer(self) -> str: ...
+    def optimizer(self) -> str:
+        """Return the name of the optimizer."""
+
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> float:
+        """Return the peak learning rate."""
+
     @property
-    def beta1(self) -> float: ...
+    def beta1(self) -> float:
+        """Return the decay rate of the first moment."""
+
     @property
-    def beta2(self) -> float: ...
+    def beta2(self) -> float:
+        """Return the decay rate of the second moment."""
+
     @property
-    def eps(self) -> float: ...
+    def eps(self) -> float:
+        """Return the term added to the root of the second moment."""
+
     @property
-    def weight_decay(self) -> float: ...
+    def weight_decay(self) -> float:
+        """Return the decoupled weight decay."""
 
 
 Builder = Callable[[list[dict[str, Any]], OptimizerSettings], "HookedOptimizer"]
@@ -91,11 +102,11 @@ class OptimizerSpec:
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     """ZeRO stages at which it runs."""
     zero_reason: str = ""
-    """Reason why it does not run at the other stages."""
+    """Message: why it does not run at the other stages."""
     supports_offload: bool = True
     """Whether its states may be kept, and updated, in host memory."""
     offload_reason: str = ""
-    """Reason why they may not."""
+    """Message: why they may not."""
     mup_matrix_lr: Callable[[float], float] = lambda width_multiple: 1 / width_multiple
     """Learning-rate multiplier of block matrices under muP, from the width over the base width."""
 
@@ -168,7 +179,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             zero_stages=(0, 1, 2),
             zero_reason="Muon needs whole matrices, which ZeRO 3 cuts up",
             supports_offload=False,
-            offload_reason="Newton-Schulz iterations on a CPU are too slow",
+            offload_reason="Muon is not supported with optimizer offload: Newton-Schulz iterations on "
+            "a CPU are too slow",
             mup_matrix_lr=lambda width_multiple: 1 / math.sqrt(width_multiple),
         ),
     )

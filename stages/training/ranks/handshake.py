@@ -1,8 +1,8 @@
-"""Taking the connections of the ranks: of those who know the key, and of nobody else.
+"""Accepts the connections of the ranks, and of no other process.
 
-A port is open to whoever can reach it: scanners, probes of a load balancer, a rank of a group
-that is long gone. So everybody is received in a thread of its own, and has a moment to prove the
-key and say which rank it is; who stays silent keeps nobody waiting.
+The port is open to every process that can reach it: scanners, probes of a load balancer, a rank of
+a group that ended long ago. So each connection is received in a thread of its own, and has limited
+time to prove the key and to send its rank index; a silent one delays no other.
 """
 
 from __future__ import annotations
@@ -20,60 +20,60 @@ from multiprocessing.connection import Connection
 
 from pipeline.errors import WorkerDied
 
-TICK = 0.05
-SILENCE = 30.0
+POLL_INTERVAL = 0.05
+RECEIVE_TIMEOUT = 30.0
 """Seconds without a byte, while one is owed, after which a connection counts as lost: in the
-greeting, and later in the middle of a message."""
+handshake, and later in the middle of a message."""
 
 
 @dataclass(frozen=True)
-class Admitted:
-    """A rank that has connected."""
+class ConnectedRank:
+    """A rank that has proved the key."""
 
-    link: Connection
+    connection: Connection
     pid: int
     host: str
 
 
-def admit(
-    server: socket.socket, key: bytes, world: int, patience: float, check: Callable[[], None]
-) -> dict[int, Admitted]:
-    """The `world` ranks that connect to a listening socket, by index.
+def accept_ranks(
+    server: socket.socket, key: bytes, world: int, timeout: float, check: Callable[[], None]
+) -> dict[int, ConnectedRank]:
+    """Accept `world` ranks on a listening socket, and return them by index.
 
     `check` is called while they are waited for, and may raise.
 
     Raises:
-        WorkerDied: they were not all there within `patience` seconds.
+        WorkerDied: they have not all connected within `timeout` seconds.
     """
-    found: dict[int, Admitted] = {}
-    deadline = time.monotonic() + patience
-    server.settimeout(TICK)
+    ranks: dict[int, ConnectedRank] = {}
+    deadline = time.monotonic() + timeout
+    server.settimeout(POLL_INTERVAL)
     try:
-        while len(found) < world:
+        while len(ranks) < world:
             check()
             if time.monotonic() > deadline:
                 raise WorkerDied("the ranks did not start in time")
             with suppress(TimeoutError):
-                guest = server.accept()[0]
-                threading.Thread(target=_receive, args=(guest, key, found), daemon=True).start()
+                peer = server.accept()[0]
+                threading.Thread(target=_authenticate, args=(peer, key, ranks), daemon=True).start()
     except BaseException:
-        for admitted in found.values():
-            admitted.link.close()
+        for rank in ranks.values():
+            rank.connection.close()
         raise
-    return found
+    return ranks
 
 
-def _receive(guest: socket.socket, key: bytes, found: dict[int, Admitted]) -> None:
-    """Enter a guest among those found if it proves the key; else send it away."""
-    seconds, fraction = divmod(SILENCE, 1.0)
+def _authenticate(peer: socket.socket, key: bytes, ranks: dict[int, ConnectedRank]) -> None:
+    """Add a peer to the ranks if it proves the key, or else close its connection."""
+    seconds, fraction = divmod(RECEIVE_TIMEOUT, 1.0)
     timeval = struct.pack("ll", int(seconds), int(fraction * 1e6))
-    guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-    link = Connection(guest.detach())
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    connection = Connection(peer.detach())
     try:
-        mp.deliver_challenge(link, key)
-        mp.answer_challenge(link, key)
-        index, pid, host = link.recv()
+        mp.deliver_challenge(connection, key)
+        mp.answer_challenge(connection, key)
+        index, pid, host = connection.recv()
     except (AuthenticationError, EOFError, OSError):
-        link.close()
+        connection.close()
     else:
-        found[index] = Admitted(link, pid, host)
+        ranks[index] = ConnectedRank(connection, pid, host)

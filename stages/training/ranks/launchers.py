@@ -1,6 +1,6 @@
-"""Where the ranks of a group run: processes of this machine, or Ray actors.
+"""Start and end the ranks of a group: as processes of this machine, or as Ray actors.
 
-They only start and end them; everything else goes over the group's connections.
+Everything else goes over the group's own connections.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ResourcesUnavailable
-from stages.training.ranks.rank_process import Post
+from stages.training.ranks.rank_process import RankSpec
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from pipeline.stage import Workers
 
 
-class Processes(Protocol):
-    """Where ranks run."""
+class RankLauncher(Protocol):
+    """Starts and ends the processes of a group."""
 
     host: str
     """The owner's address as the ranks see it."""
 
-    def start(self, posts: Sequence[Post]) -> None:
-        """Start one process a post."""
+    def start(self, specs: Sequence[RankSpec]) -> None:
+        """Start one process per spec."""
 
-    def dead(self, index: int) -> str:
-        """Why a rank's process is no more; empty while it lives."""
+    def death_reason(self, index: int) -> str:
+        """Return why a rank's process has ended; empty while it runs."""
 
     def kill(self) -> None:
-        """End all of them, at once."""
+        """End all processes at once."""
 
 
-class LocalProcesses:
-    """Ranks as child processes: for tests, and wherever there is no Ray."""
+class LocalRankLauncher:
+    """Ranks as child processes: for tests, and wherever Ray does not run."""
 
     host = "127.0.0.1"
 
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def start(self, posts: Sequence[Post]) -> None:
-        """Start the interpreter once a rank; the key goes in by a pipe, where nobody sees it."""
-        for post in posts:
-            paths = os.pathsep.join(path or str(os.curdir) for path in sys.path)
+    def start(self, specs: Sequence[RankSpec]) -> None:
+        """Start one interpreter per rank; the key is sent through a pipe, invisible to others."""
+        paths = os.pathsep.join(path or str(os.curdir) for path in sys.path)
+        for spec in specs:
             child = subprocess.Popen(
                 [sys.executable, "-m", "stages.training.ranks.rank_process"],
                 stdin=subprocess.PIPE,
-                env={**os.environ, **post.environment, "PYTHONPATH": paths},
+                env={**os.environ, **spec.environment, "PYTHONPATH": paths},
             )
             self._children.append(child)
             assert child.stdin is not None
             with suppress(BrokenPipeError), child.stdin:
-                child.stdin.write(json.dumps(asdict(post)).encode() + b"\n")
+                child.stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
 
-    def dead(self, index: int) -> str:
-        """How the process ended."""
+    def death_reason(self, index: int) -> str:
+        """Return the signal or exit code of a process that has ended."""
         code = self._children[index].poll()
         if code is None:
             return ""
@@ -72,109 +72,105 @@ class LocalProcesses:
         return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
 
     def kill(self) -> None:
-        """End the processes and take note of their end."""
+        """End the processes, and reap them."""
         for child in self._children:
             child.kill()
         for child in self._children:
             child.wait()
 
 
-class RayProcesses:
+class RayRankLauncher:
     """Ranks as Ray actors of one placement group."""
 
-    def __init__(self, workers: Workers, name: str, patience: float) -> None:
+    def __init__(self, workers: Workers, name: str, timeout: float) -> None:
         import ray
 
         self.host = str(ray.util.get_node_ip_address())
         self._workers = workers
         self._name = name
-        self._patience = patience
-        self._group: Any = None
+        self._timeout = timeout
+        self._placement_group: Any = None
         self._actors: list[Any] = []
-        self._ends: list[Any] = []
+        self._runs: list[Any] = []
 
-    def start(self, posts: Sequence[Post]) -> None:
+    def start(self, specs: Sequence[RankSpec]) -> None:
         """Place and start the actors.
 
         Raises:
-            NoRoom: others used the cluster for long.
+            ResourcesUnavailable: the cluster had no free resources within the timeout.
         """
         import ray
         from ray.util import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self._remove_leftover()
-        need = {"CPU": self._workers.cpus, "GPU": self._workers.gpus}
-        bundle = {kind: amount for kind, amount in need.items() if amount}
-        self._group = placement_group([bundle] * len(posts), strategy="PACK", name=self._name)
-        if not self._group.wait(self._patience):
+        # An attempt that was killed leaves its placement group, which would starve this one.
+        with suppress(ValueError):
+            ray.util.remove_placement_group(ray.util.get_placement_group(self._name))
+        resources = {"CPU": self._workers.cpus, "GPU": self._workers.gpus}
+        bundle = {kind: amount for kind, amount in resources.items() if amount}
+        group = placement_group([bundle] * len(specs), strategy="PACK", name=self._name)
+        self._placement_group = group
+        if not group.wait(self._timeout):
             raise ResourcesUnavailable(
-                f"no room for {len(posts)} workers of {bundle} within {self._patience:.0f} s",
-                remedy="wait for other runs to end, or ask for fewer workers",
+                f"no room for {len(specs)} workers of {bundle} within {self._timeout:.0f} s",
+                remedy="wait for other runs to end, or reduce workers.num",
             )
-        place = PlacementGroupSchedulingStrategy(self._group)
         actor = ray.remote(RankActor).options(
             num_cpus=self._workers.cpus,
             num_gpus=self._workers.gpus,
             max_restarts=0,
-            scheduling_strategy=place,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )
-        self._actors = [actor.remote() for _ in posts]
-        self._ends = [
-            a.serve.remote(asdict(post)) for a, post in zip(self._actors, posts, strict=True)
-        ]
+        self._actors = [actor.remote() for _ in specs]
+        pairs = zip(self._actors, specs, strict=True)
+        self._runs = [actor.run.remote(asdict(spec)) for actor, spec in pairs]
 
-    def dead(self, index: int) -> str:
-        """What Ray says of the actor's end."""
+    def death_reason(self, index: int) -> str:
+        """Return Ray's reason for the end of an actor."""
         import ray
 
-        if not ray.wait([self._ends[index]], timeout=0)[0]:
+        if not ray.wait([self._runs[index]], timeout=0)[0]:
             return ""
         try:
-            ray.get(self._ends[index])
+            ray.get(self._runs[index])
         except Exception as error:
-            return f"died: {_reason(error)}"
+            return f"died: {_short_reason(error)}"
         return "left"
 
     def kill(self) -> None:
-        """End the actors and give back their room."""
+        """End the actors, and release their resources."""
         import ray
 
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
-
-    def _remove_leftover(self) -> None:
-        """An attempt that was killed leaves its placement group, and would starve this one."""
-        import ray
-
-        with suppress(ValueError):
-            ray.util.remove_placement_group(ray.util.get_placement_group(self._name))
+        if self._placement_group is not None:
+            ray.util.remove_placement_group(self._placement_group)
 
 
 class RankActor:
-    """The body of a Ray actor: it is a rank until its owner is gone."""
+    """A Ray actor that is a rank until its owner disconnects."""
 
-    def serve(self, post: dict[str, Any]) -> None:
+    def run(self, spec: dict[str, Any]) -> None:
         """Be the rank."""
-        from stages.training.ranks.rank_process import serve
+        from stages.training.ranks.rank_process import run_rank
 
-        serve(Post(**post))
+        run_rank(RankSpec(**spec))
 
 
-def _reason(error: BaseException) -> str:
-    """What is telling in Ray's many lines."""
+def _short_reason(error: BaseException) -> str:
+    """Return the informative part of Ray's message."""
     text = " ".join(str(error).split())
     detail = re.search(r"Worker exit type: \w+ Worker exit detail: (.*?)(?: Some common|$)", text)
     return detail[1] if detail else text[:200] or type(error).__name__
 
 
-def processes(backend: str | None, workers: Workers, ctx: Context, patience: float) -> Processes:
-    """Ray's actors where Ray runs, else processes of this machine."""
+def make_rank_launcher(
+    backend: str | None, workers: Workers, ctx: Context, timeout: float
+) -> RankLauncher:
+    """Return a launcher of Ray actors where Ray runs, else of processes of this machine."""
     if backend is None:
         ray = sys.modules.get("ray")
         backend = "ray" if ray is not None and ray.is_initialized() else "local"
     if backend == "local":
-        return LocalProcesses()
-    return RayProcesses(workers, f"{ctx.run_id}/{ctx.stage}", patience)
+        return LocalRankLauncher()
+    return RayRankLauncher(workers, f"{ctx.run_id}/{ctx.stage}", timeout)

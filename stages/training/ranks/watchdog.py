@@ -1,10 +1,10 @@
-"""Who is stuck: a pure judgement of what ranks show of themselves.
+"""Detects stalled ranks from their progress counters (pure, no I/O).
 
-Every rank shows its counters and its median step time (`rank.Pulse`), some times a second. A
-group makes progress while every rank that still owes an answer does something, or waits where it
-says so. When one stands still for longer than is usual, the rank to blame is one that shows
-nothing at all any more (stopped, swapped out), else the one that has done least: its peers only
-wait for it.
+Every rank reports its counters and its median step time (`rank.RankProgress`) twice per second. A
+group makes progress while every rank that still owes a reply does something, or reports that it
+waits. When one stands still for longer than the timeout, the stalled rank is one that reports
+nothing at all (stopped, swapped out), or else the one that has done least: its peers only wait for
+it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
-from stages.training.training_params import WatchdogSection
+from pydantic import Field
 
-SILENT = 5.0
-"""Seconds without a sign of a process, which shows one twice a second, that make it suspect."""
+from pipeline.stage import Section
+
+SILENCE_LIMIT = 5.0
+"""Seconds without a report, due twice per second, after which a rank counts as silent."""
+
+
+class WatchdogSection(Section):
+    """The time without progress after which a group of ranks counts as stuck."""
+
+    timeout_factor: Annotated[float, Field(gt=1)] = 20
+    """Timeout, in median step times."""
+    min_timeout: Annotated[float, Field(gt=0)] = 120
+    """Smallest timeout after the first step, in seconds."""
+    startup_timeout: Annotated[float, Field(gt=0)] = 900
+    """Timeout until the first step is done (imports, data, compilation), in seconds."""
 
 
 @dataclass
-class _Seen:
+class _Progress:
     count: int = 0
     waits: int = 0
     step_seconds: float = 0.0
-    grew: float = 0.0
-    shown: float = 0.0
+    progressed_at: float = 0.0
+    reported_at: float = 0.0
 
 
 class Watchdog:
-    """Watches the counters of the ranks that are waited for."""
+    """Watches the counters of the ranks that owe a reply."""
 
     def __init__(
         self,
@@ -39,46 +53,47 @@ class Watchdog:
     ) -> None:
         self._limits = limits
         self._clock = clock
-        self._seen = {rank: _Seen(grew=clock(), shown=clock()) for rank in ranks}
+        now = clock()
+        self._ranks = {rank: _Progress(progressed_at=now, reported_at=now) for rank in ranks}
 
-    def show(self, rank: int, count: int, waits: int, step_seconds: float) -> None:
-        """A rank shows how often it did something, how often it said that it waits, and the
-        median of its step times (0 before the first step)."""
-        if rank not in self._seen:
+    def report(self, rank: int, count: int, waits: int, step_seconds: float) -> None:
+        """Take in the counters of a rank: units of work, waits, and the median step time in seconds
+        (0 before the first step)."""
+        if rank not in self._ranks:
             return
-        seen = self._seen[rank]
-        seen.shown = self._clock()
-        if (count, waits) != (seen.count, seen.waits):
-            seen.count, seen.waits, seen.grew = count, waits, seen.shown
-        seen.step_seconds = step_seconds
+        progress = self._ranks[rank]
+        progress.reported_at = self._clock()
+        if (count, waits) != (progress.count, progress.waits):
+            progress.count, progress.waits = count, waits
+            progress.progressed_at = progress.reported_at
+        progress.step_seconds = step_seconds
 
     def release(self, rank: int) -> None:
-        """A rank has answered: it may rest from now on."""
-        self._seen.pop(rank, None)
+        """Stop watching a rank, because it has replied."""
+        self._ranks.pop(rank, None)
 
     @property
-    def allowed(self) -> float:
-        """Seconds without progress that are still usual."""
-        usual = [seen.step_seconds for seen in self._seen.values()]
-        # One that has made a step is enough: its peers may be stuck before they could show theirs.
-        slowest = max(usual, default=0.0)
+    def timeout(self) -> float:
+        """Return the seconds without progress that are allowed now."""
+        # One rank that has made a step is enough: its peers may be stuck before they report theirs.
+        slowest = max((progress.step_seconds for progress in self._ranks.values()), default=0.0)
         if not slowest:
             return self._limits.startup_timeout
         return max(self._limits.min_timeout, self._limits.timeout_factor * slowest)
 
-    def verdict(self) -> str:
-        """Who is stuck and since when; empty while all is well."""
-        now = self._clock()
-        still = max((now - seen.grew for seen in self._seen.values()), default=0.0)
-        if still <= self.allowed:
+    def stall(self) -> str:
+        """Return which ranks are stalled, and for how long; empty while the group progresses."""
+        now, ranks = self._clock(), self._ranks
+        idle = max((now - progress.progressed_at for progress in ranks.values()), default=0.0)
+        if idle <= self.timeout:
             return ""
-        silent = [rank for rank, seen in self._seen.items() if now - seen.shown > SILENT]
+        silent = [r for r, progress in ranks.items() if now - progress.reported_at > SILENCE_LIMIT]
         if silent:
-            return f"{_ranks(silent)} made no progress for {still:.0f} s and does not answer"
-        least = min(seen.count for seen in self._seen.values())
-        behind = [rank for rank, seen in self._seen.items() if seen.count == least]
-        return f"{_ranks(behind)} made no progress for {still:.0f} s"
+            return f"{_names(silent)} made no progress for {idle:.0f} s and does not answer"
+        least = min(progress.count for progress in ranks.values())
+        behind = [rank for rank, progress in ranks.items() if progress.count == least]
+        return f"{_names(behind)} made no progress for {idle:.0f} s"
 
 
-def _ranks(ranks: list[int]) -> str:
+def _names(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -3,10 +3,17 @@
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         results = group.run(fit, objective, params.train, seed=params.seed, out=out)
 
-Where Ray runs, the ranks are actors of one placement group; else they are processes of this
-machine. Ray only places them: everything else (orders, results, pulses) goes over one
-authenticated connection a rank, so that both kinds behave alike. Whatever befalls one rank ends
-all: its class of error is raised here, and the runner starts the attempt again.
+Where Ray runs, the ranks are actors of one placement group; otherwise they are processes of this
+machine. Ray only places them: commands, replies and progress reports go over one authenticated
+connection per rank. Whatever happens to one rank ends all of them: its class of error is raised
+here, and the runner starts the attempt again.
+
+Why not method calls of Ray actors? First, without Ray (tests, laptops) the same code must start,
+watch, time out and end the ranks; with a channel of its own there is one implementation, and local
+mode behaves as the cluster does. Second, a rank that hangs in a collective, or in a C call that
+holds the interpreter's lock, answers no actor call. Here a missing report is itself the signal: the
+watchdog sees which rank reports nothing, or has done least, dumps the stacks of all ranks within
+seconds and ends them, whereas Ray reports only that an actor has died.
 """
 
 from __future__ import annotations
@@ -26,20 +33,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import HeadwaterError, Interrupted, StageStalled, UserError, WorkerDied
-from stages.training.ranks.handshake import admit
-from stages.training.ranks.launchers import processes
-from stages.training.ranks.rank_process import Post, environment
-from stages.training.ranks.watchdog import Watchdog
-from stages.training.training_params import WatchdogSection
+from stages.training.ranks.handshake import accept_ranks
+from stages.training.ranks.launchers import make_rank_launcher
+from stages.training.ranks.rank_process import RankSpec, rank_environment
+from stages.training.ranks.watchdog import Watchdog, WatchdogSection
 
 if TYPE_CHECKING:
     from pipeline.context import Context
     from pipeline.stage import Workers
 
-GRACE, GRACE_KNOWN = 3.0, 0.5
-"""Seconds that the other ranks get to say what they know of a failure: before its cause is known,
-and after."""
-TICK = 0.2
+FAILURE_GRACE, KNOWN_FAILURE_GRACE = 3.0, 0.5
+"""Seconds in which the other ranks may report a failure after the first one: before its root cause
+is known, and after."""
+POLL_INTERVAL = 0.2
 
 
 class WorkerGroup:
@@ -56,14 +62,14 @@ class WorkerGroup:
         self.workers = workers
         self.world = workers.num
         self.limits = limits or WatchdogSection()
-        """When a silent rank counts as stuck; may be set anew before a call that is special."""
+        """Timeouts of the watchdog; may be replaced before a call that needs others."""
         self._ctx = ctx
-        self._processes = processes(backend, workers, ctx, self.limits.startup_timeout)
-        self._links: dict[int, Connection] = {}
+        self._launcher = make_rank_launcher(backend, workers, ctx, self.limits.startup_timeout)
+        self._connections: dict[int, Connection] = {}
         self._pids: dict[int, tuple[int, str]] = {}
         self._replies: dict[int, Any] = {}
         self._failures: dict[int, HeadwaterError] = {}
-        self._orders = 0
+        self._command_number = 0
         self._watchdog = Watchdog((), self.limits)
 
     def __enter__(self) -> WorkerGroup:
@@ -83,168 +89,162 @@ class WorkerGroup:
         self.close()
 
     def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> list[Any]:
-        """Call `function(rank, *arguments, **named)` on every rank; the results by rank.
+        """Call `function(rank, *arguments, **named)` on every rank, and return the results by rank.
 
         Raises:
-            UserError, Interrupted, Failure: what a rank raised.
+            UserError, Interrupted, Failure: raised by a rank.
             WorkerDied: a rank's process ended.
-            Stuck: a rank made no progress; the stacks of all are in the attempt's folder.
+            StageStalled: a rank made no progress; the stacks of all are in the attempt's folder.
         """
-        self._order("call", function, arguments, named)
-        return self._collect()
+        self._send_command("call", function, arguments, named)
+        return self._gather_replies()
 
     def close(self) -> None:
-        """End the ranks. Nothing of them is left afterwards."""
-        for link in self._links.values():
+        """End the ranks, with all their processes."""
+        for connection in self._connections.values():
             with suppress(OSError):
-                link.send("leave")
-        self._processes.kill()
+                connection.send("leave")
+        self._launcher.kill()
         for pid, host in self._pids.values():
             if host == socket.gethostname():
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
         self._pids.clear()
 
     def _start(self) -> None:
         key = secrets.token_hex(32)
         gpu = self.workers.gpus > 0
-        with socket.create_server((self._processes.host, 0), backlog=self.world) as server:
-            facts = environment(self.workers.cpus, gpu, self._ctx.cache)
-            self._processes.start(
+        with socket.create_server((self._launcher.host, 0), backlog=self.world) as server:
+            environment = rank_environment(self.workers.cpus, gpu, self._ctx.cache)
+            self._launcher.start(
                 [
-                    Post(
-                        self._processes.host,
+                    RankSpec(
+                        self._launcher.host,
                         server.getsockname()[1],
                         key,
                         index,
                         self.world,
                         gpu,
                         str(self._ctx.attempt_dir),
-                        facts,
+                        environment,
                         tuple(str(Path(path).absolute()) for path in sys.path),
                     )
                     for index in range(self.world)
                 ]
             )
-            patience = self.limits.startup_timeout
-            found = admit(server, bytes.fromhex(key), self.world, patience, self._check_alive)
-        self._links = {index: admitted.link for index, admitted in found.items()}
-        self._pids = {index: (admitted.pid, admitted.host) for index, admitted in found.items()}
-        self._meet()
+            timeout = self.limits.startup_timeout
+            ranks = accept_ranks(server, bytes.fromhex(key), self.world, timeout, self._check_alive)
+        self._connections = {index: rank.connection for index, rank in ranks.items()}
+        self._pids = {index: (rank.pid, rank.host) for index, rank in ranks.items()}
+        self._init_process_group()
 
-    def _meet(self) -> None:
-        """Imports side by side, then the process group."""
-        self._order("prepare")
-        self._collect()
-        here = {host for _, host in self._pids.values()} == {socket.gethostname()}
-        address = "127.0.0.1" if here else self._links_host()
-        self._order("host", address, ranks=[0])
-        port = self._collect([0])[0]
-        self._order("join", address, port, self._ctx)
-        self._collect()
+    def _init_process_group(self) -> None:
+        """Have all ranks import their libraries at the same time, then join the process group."""
+        self._send_command("prepare")
+        self._gather_replies()
+        address = "127.0.0.1"
+        if {host for _, host in self._pids.values()} != {socket.gethostname()}:
+            # Rank 0's address, as its connection shows it.
+            with socket.socket(fileno=os.dup(self._connections[0].fileno())) as end:
+                address = str(end.getpeername()[0])
+        self._send_command("host", address, ranks=[0])
+        port = self._gather_replies([0])[0]
+        self._send_command("join", address, port, self._ctx)
+        self._gather_replies()
 
-    def _links_host(self) -> str:
-        """Rank 0's address, as its connection to us shows it."""
-        with socket.socket(fileno=os.dup(self._links[0].fileno())) as end:
-            return str(end.getpeername()[0])
-
-    def _order(self, *order: Any, ranks: Sequence[int] | None = None) -> None:
-        """Send an order; its number marks the answers to it."""
-        self._orders += 1
+    def _send_command(self, *command: Any, ranks: Sequence[int] | None = None) -> None:
+        """Send a command; its number marks the replies to it."""
+        self._command_number += 1
         for index in range(self.world) if ranks is None else ranks:
             try:
-                if index not in self._links:
+                if index not in self._connections:
                     raise OSError
-                self._links[index].send(self._orders)
-                self._links[index].send(order)
+                self._connections[index].send(self._command_number)
+                self._connections[index].send(command)
             except OSError as error:
                 raise WorkerDied(self._death(index)) from error
 
-    def _collect(self, ranks: Sequence[int] | None = None) -> list[Any]:
-        """Wait for an answer of each rank, watching over those that still owe it."""
-        waited = list(range(self.world) if ranks is None else ranks)
+    def _gather_replies(self, ranks: Sequence[int] | None = None) -> list[Any]:
+        """Return the reply of each rank, and watch the ranks that still owe one."""
+        owing = list(range(self.world) if ranks is None else ranks)
         self._replies, self._failures = {}, {}
-        self._watchdog = Watchdog(waited, self.limits)
-        failed = float("inf")
-        while len(self._replies) + len(self._failures) < len(waited):
-            self._listen(TICK)
+        self._watchdog = Watchdog(owing, self.limits)
+        failed_at = float("inf")
+        while len(self._replies) + len(self._failures) < len(owing):
+            self._receive(POLL_INTERVAL)
             if self._failures:
-                failed = min(failed, time.monotonic())
-                if time.monotonic() - failed > (GRACE_KNOWN if self._told() else GRACE):
+                failed_at = min(failed_at, time.monotonic())
+                grace = KNOWN_FAILURE_GRACE if self._root_cause_known() else FAILURE_GRACE
+                if time.monotonic() - failed_at > grace:
                     break
-            elif verdict := self._watchdog.verdict():
-                self._dump()
+            elif stall := self._watchdog.stall():
+                self._dump_stacks()
                 raise StageStalled(
-                    verdict,
+                    stall,
                     where=self._ctx.stage,
                     remedy=f"see the stacks in {self._ctx.attempt_dir}",
                 )
         if self._failures:
-            raise self._worst()
-        return [self._replies[index] for index in waited]
+            raise min(self._failures.values(), key=_causal_order)
+        return [self._replies[index] for index in owing]
 
-    def _listen(self, seconds: float) -> None:
-        """Take in what the ranks say, and notice those that are gone."""
-        ready = mp.wait(self._links.values(), seconds)
-        for index, link in [pair for pair in self._links.items() if pair[1] in ready]:
+    def _receive(self, seconds: float) -> None:
+        """Receive reports and replies, and note the ranks that are gone."""
+        ready = mp.wait(self._connections.values(), seconds)
+        for index, connection in [p for p in self._connections.items() if p[1] in ready]:
             rest: list[Any]
             try:
-                verb, *rest = link.recv()
+                kind, *rest = connection.recv()
             except (EOFError, OSError):
-                self._lose(index)
+                self._failures[index] = WorkerDied(self._death(index), where=self._ctx.stage)
+                self._connections.pop(index).close()
                 continue
-            if verb == "beat":
-                self._watchdog.show(index, *rest)
-            elif rest[0] == self._orders:  # else an answer that came too late
-                (self._replies if verb == "done" else self._failures)[index] = rest[1]
+            if kind == "progress":
+                self._watchdog.report(index, *rest)
+            elif rest[0] == self._command_number:  # else a reply to an earlier command
+                (self._replies if kind == "done" else self._failures)[index] = rest[1]
                 self._watchdog.release(index)
 
-    def _lose(self, index: int) -> None:
-        self._failures[index] = WorkerDied(self._death(index), where=self._ctx.stage)
-        self._links.pop(index).close()
-
     def _death(self, index: int) -> str:
-        """Why a rank's process is gone; its end may be known a moment after its connection's."""
+        """Return why a rank's process is gone; the reason may be known a moment after its
+        connection has closed."""
         for _ in range(10):
-            if why := self._processes.dead(index):
-                return f"rank {index} {why}"
-            time.sleep(TICK / 2)
+            if reason := self._launcher.death_reason(index):
+                return f"rank {index} {reason}"
+            time.sleep(POLL_INTERVAL / 2)
         return f"rank {index} closed its connection"
 
     def _check_alive(self) -> None:
         for index in range(self.world):
-            if why := self._processes.dead(index):
+            if reason := self._launcher.death_reason(index):
                 raise WorkerDied(
-                    f"rank {index} {why} while starting",
+                    f"rank {index} {reason} while starting",
                     where=self._ctx.stage,
                     remedy=f"see {self._ctx.attempt_dir / f'rank-{index}.log'}",
                 )
 
-    def _told(self) -> bool:
-        """Whether the cause is known: a death or an error of ours, not a peer's lost connection."""
-        return any(_weight(error) < 3 for error in self._failures.values())
+    def _root_cause_known(self) -> bool:
+        """Return whether a failure is a cause, not the lost connection of a peer."""
+        return any(_causal_order(error) < 3 for error in self._failures.values())
 
-    def _worst(self) -> HeadwaterError:
-        """Of what the ranks raised, the cause."""
-        return min(self._failures.values(), key=_weight)
-
-    def _dump(self) -> None:
-        """Have every rank write its stacks: by a signal where it is one of this machine, for it
-        works when the interpreter does not; else by an order."""
+    def _dump_stacks(self) -> None:
+        """Have every rank write its stacks: by a signal on this machine, because a signal works
+        when the interpreter is blocked, and by a message elsewhere."""
         for index, (pid, host) in self._pids.items():
             with suppress(OSError):
                 if host == socket.gethostname():
                     os.kill(pid, signal.SIGUSR1)
                 else:
-                    self._links[index].send("dump")
+                    self._connections[index].send("dump")
         time.sleep(1.0)
 
 
-def _weight(error: HeadwaterError) -> int:
-    """Causes before consequences: when a rank dies, its peers' collectives fail too."""
+def _causal_order(error: HeadwaterError) -> int:
+    """Return a sort key with causes before consequences: when a rank dies, the collectives of its
+    peers fail too."""
     if isinstance(error, UserError):
         return 0
     if isinstance(error, WorkerDied):

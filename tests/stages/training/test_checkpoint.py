@@ -155,7 +155,7 @@ def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.M
 
     def slow(*arguments: object) -> object:
         deadline = time.monotonic() + 60
-        while rank.pulse.waits < 2 and time.monotonic() < deadline:
+        while rank.progress.waits < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         return write(*arguments)  # type: ignore[arg-type]
 
@@ -164,8 +164,8 @@ def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.M
     saves.newest()
     saves.save(1, {"model": PlainEngine()}, {})  # type: ignore[dict-item]
     saves.wait()
-    assert rank.pulse.waits >= 2
-    assert rank.pulse.count == 0
+    assert rank.progress.waits >= 2
+    assert rank.progress.count == 0
 
 
 def files_of_newest() -> list[str]:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from stages.training.optim.lr_schedule import factor
+from stages.training.lr_schedule import factor
 from stages.training.training_params import TrainSection
 
 

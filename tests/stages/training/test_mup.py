@@ -27,10 +27,12 @@ from stages.models.model_params import ModelSection
 from stages.models.mup import lr_multipliers
 from stages.models.registry import language_model
 from stages.training.objective import Trainable
-from stages.training.optim.adamw import AdamW
-from stages.training.optim.muon import MARK
-from stages.training.optim.param_groups import optimizer
+from stages.training.optim.hooked_optimizer import HookedOptimizer
+from stages.training.optim.param_groups import build_optimizer
+from stages.training.optim.registry import find_optimizer
+from stages.training.ranks.rank import Rank
 from stages.training.training_params import TrainSection
+from stages.training.zero_state import build_partitioned_state
 
 VOCABULARY, CONTEXT, SAMPLES, STEPS = 16, 16, 8, 3
 NARROW = 64
@@ -48,15 +50,14 @@ def config(family: str, width: int, mup: MuP | None) -> LanguageConfig:
     )  # fmt: skip
 
 
-def pace(model: LanguageModel, settings: TrainSection) -> AdamW:
-    """The optimizer that training makes, with Muon's state as an engine lays it out."""
-    muon = settings.optimizer == "muon"
-    trainable = Trainable(model, lr_multipliers=lr_multipliers(model, muon=muon))
-    adam = optimizer(trainable, dict(model.named_parameters()), settings, settings.lr)
-    for group in adam.param_groups:
-        for p in group["params"] if MARK in group else ():
-            adam.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
-    return adam
+def build(model: LanguageModel, settings: TrainSection) -> HookedOptimizer:
+    """Build the optimizer as an engine does, with its states."""
+    matrix_lr = find_optimizer(settings.optimizer).mup_matrix_lr
+    trainable = Trainable(model, lr_multipliers=lr_multipliers(model, matrix_lr))
+    parameters = dict(model.named_parameters())
+    optimizer = build_optimizer(trainable, parameters, settings, settings.lr)
+    build_partitioned_state(0, None, optimizer, parameters, Rank())
+    return optimizer
 
 
 class Watch:
@@ -98,13 +99,14 @@ def coordinates(
         0, VOCABULARY, (SAMPLES, CONTEXT + 1), generator=torch.Generator().manual_seed(5)
     )
     tokens, targets = window[:, :-1], window[:, 1:]
-    adam = pace(model, TrainSection(lr=1e-2 if name == "muon" else 2e-3, optimizer=name))
+    lr = {"adamw": 2e-3, "lion": 1e-3, "muon": 1e-2}[name]
+    optimizer = build(model, TrainSection(lr=lr, optimizer=name))
     watch = Watch(model, patch)
     before = watch.look(tokens)
     for _ in range(STEPS):
-        adam.zero_grad()
+        optimizer.zero_grad()
         (model(tokens, targets_BT=targets) / targets.numel()).backward()
-        adam.step()
+        optimizer.step()
     after = watch.look(tokens)
     noise = ("logits", "products")  # what the first weights alone make of these shrinks with width
     sizes = {k: float(v.abs().mean()) for k, v in after.items() if not k.startswith(noise)}
@@ -129,7 +131,13 @@ def slopes(
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [("gpt2", "adamw"), ("llama", "adamw"), ("switch", "adamw"), ("gpt2", "muon")],
+    [
+        ("gpt2", "adamw"),
+        ("llama", "adamw"),
+        ("switch", "adamw"),
+        ("gpt2", "lion"),
+        ("gpt2", "muon"),
+    ],
 )
 def test_a_step_changes_as_much_at_every_width(family: str, name: str) -> None:
     widths = (64, 128, 256, 512) if name == "adamw" else (64, 128, 256)
@@ -165,14 +173,14 @@ def test_the_rates_of_each_kind_of_parameter() -> None:
     found = lr_multipliers(model)
     assert names(found, 1 / 4) == matrices | router
     assert set(found.values()) == {1 / 4}, "embedding, head and gains keep theirs"
-    turned = lr_multipliers(model, muon=True)
-    assert (names(turned, 1 / 2), names(turned, 1 / 4)) == (matrices, router)
+    with_muon = lr_multipliers(model, find_optimizer("muon").mup_matrix_lr)
+    assert (names(with_muon, 1 / 2), names(with_muon, 1 / 4)) == (matrices, router)
     assert not lr_multipliers(language_model(replace(wide, mup=None)))
 
 
 def test_a_step_takes_as_much_off_every_decayed_weight() -> None:
     model = language_model(config("gpt2", 256, MuP(base_width=64)))
-    groups = pace(model, TrainSection(lr=0.01, weight_decay=0.2)).param_groups
+    groups = build(model, TrainSection(lr=0.01, weight_decay=0.2)).param_groups
     decays = {(g["lr"], round(g["lr"] * g["weight_decay"], 12)) for g in groups}
     assert decays == {(0.01, 0.002), (0.0025, 0.002), (0.01, 0.0)}
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from stages.training.spike_guard import SpikeGuard, Verdict
+from stages.training.spike_guard import SpikeDecision, SpikeGuard
 
 
 def brute(values: np.ndarray, sigma: float, window: int) -> list[bool]:
@@ -28,17 +28,17 @@ def above(recent: list[float], value: float, sigma: float, window: int) -> bool:
     return bool(value > mean + sigma * max(std, 0.01 * abs(mean)))
 
 
-def losses(guard: SpikeGuard, values: np.ndarray) -> list[Verdict]:
-    return [guard.judge(1.0, value) for value in values]
+def losses(guard: SpikeGuard, values: np.ndarray) -> list[SpikeDecision]:
+    return [guard.check(1.0, value) for value in values]
 
 
-def norms(guard: SpikeGuard, values: np.ndarray) -> list[Verdict]:
-    return [guard.judge(value, 1.0) for value in values]
+def norms(guard: SpikeGuard, values: np.ndarray) -> list[SpikeDecision]:
+    return [guard.check(value, 1.0) for value in values]
 
 
-def out(verdicts: list[Verdict]) -> list[bool]:
+def out(verdicts: list[SpikeDecision]) -> list[bool]:
     """Which are left out."""
-    return [bool(verdict.why) for verdict in verdicts]
+    return [bool(verdict.skip_reason) for verdict in verdicts]
 
 
 @pytest.mark.parametrize(("sigma", "window"), [(6, 128), (3, 20), (2, 7), (2.5, 4)])
@@ -51,7 +51,7 @@ def test_losses_that_stand_out_are_left_out_and_not_taken_in(
     values[chance.integers(0, 400, 12)] += 10
     wanted = brute(values, sigma, window)
     found = losses(SpikeGuard(sigma, window), values)
-    assert out(found) == [verdict.amiss for verdict in found] == wanted
+    assert out(found) == [verdict.is_anomaly for verdict in found] == wanted
     assert 0 < sum(wanted) < 100
 
 
@@ -66,10 +66,10 @@ def test_norms_that_stand_out_are_left_out_and_taken_in(
     before = [list(values[max(0, at - window) : at]) for at in range(400)]
     wanted = [above(b, v, sigma, window) for b, v in zip(before, values, strict=True)]
     guard = SpikeGuard(sigma, window)
-    found = [guard.judge(value, loss) for value in values]
+    found = [guard.check(value, loss) for value in values]
     assert out(found) == wanted
     assert any(wanted)
-    assert not any(verdict.amiss for verdict in found)
+    assert not any(verdict.is_anomaly for verdict in found)
 
 
 def test_a_lone_norm_that_stands_out_is_left_out() -> None:
@@ -95,22 +95,22 @@ def test_losses_that_rise_for_good_stay_amiss() -> None:
     values = chance.normal(1, 0.1, 400)
     values[200:] *= 10
     found = losses(SpikeGuard(6, 128), values)
-    assert [verdict.amiss for verdict in found] == [False] * 200 + [True] * 200
+    assert [verdict.is_anomaly for verdict in found] == [False] * 200 + [True] * 200
 
 
 def test_a_norm_that_rises_with_the_loss_is_not_taken_in() -> None:
     guard = SpikeGuard(6, 128)
     chance = np.random.default_rng(2)
     for norm, loss in chance.normal(1, 0.1, (128, 2)):
-        guard.judge(norm, loss)
+        guard.check(norm, loss)
     for _ in range(200):
-        both = guard.judge(10.0, 10.0)
-        assert both.amiss
-        assert both.why.startswith("the gradient norm 10 is ")
-        assert "; the loss 10 is " in both.why
-    alone = guard.judge(10.0, 1.0)
-    assert alone.why.startswith("the gradient norm 10 is ")
-    assert not alone.amiss
+        both = guard.check(10.0, 10.0)
+        assert both.is_anomaly
+        assert both.skip_reason.startswith("the gradient norm 10 is ")
+        assert "; the loss 10 is " in both.skip_reason
+    alone = guard.check(10.0, 1.0)
+    assert alone.skip_reason.startswith("the gradient norm 10 is ")
+    assert not alone.is_anomaly
 
 
 def test_without_a_sigma_nothing_stands_out() -> None:
@@ -125,7 +125,7 @@ def test_figures_that_hardly_move_have_a_band() -> None:
 def test_what_is_not_finite_leaves_the_band_as_it_is() -> None:
     guard = SpikeGuard(6, 4)
     losses(guard, np.array([1.0, 1.1, float("inf"), 0.9, float("nan"), 1.0]))
-    assert guard.judge(1.0, 5.0).amiss
+    assert guard.check(1.0, 5.0).is_anomaly
 
 
 def test_the_bands_survive_being_saved() -> None:
@@ -133,10 +133,10 @@ def test_the_bands_survive_being_saved() -> None:
     pairs = np.random.default_rng(5).normal(3, 1, (60, 2))
     pairs[28:, 0] += 30
     whole, half = SpikeGuard(1.5, 16), SpikeGuard(1.5, 16)
-    first = [whole.judge(*pair) for pair in pairs[:30]]
+    first = [whole.check(*pair) for pair in pairs[:30]]
     half.load_state_dict(json.loads(json.dumps(whole.state_dict())))
-    rest = [whole.judge(*pair) for pair in pairs[30:]]
-    assert [half.judge(*pair) for pair in pairs[30:]] == rest
+    rest = [whole.check(*pair) for pair in pairs[30:]]
+    assert [half.check(*pair) for pair in pairs[30:]] == rest
     assert out(first)[28:] == [True, True]
     assert any(out(rest))
     assert not all(out(rest))

@@ -37,7 +37,7 @@ def test_half_precision_is_for_gpus(dtype: str) -> None:
 
 def test_muon_wants_whole_matrices() -> None:
     assert problems(optimizer="muon", zero_stage=3) == [
-        "train.zero_stage: Muon needs whole matrices, which ZeRO 3 cuts up (set 0, 1 or 2)"
+        "train.zero_stage: Muon needs whole matrices, which ZeRO 3 cuts up (set one of 0, 1, 2)"
     ]
     assert not problems(optimizer="muon", zero_stage=2)
 

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 import pytest
 
 from pipeline.errors import WorkerDied
-from stages.training.ranks.handshake import Admitted, admit
-from stages.training.ranks.rank_process import Post, dial
+from stages.training.ranks.handshake import ConnectedRank, accept_ranks
+from stages.training.ranks.rank_process import RankSpec, connect
 
 
 class Door:
@@ -24,7 +24,7 @@ class Door:
         self.server = socket.create_server(("127.0.0.1", 0))
         self.key = secrets.token_hex(32)
         self.lines: list[socket.socket | Connection] = []
-        self.found: dict[int, Admitted] = {}
+        self.found: dict[int, ConnectedRank] = {}
 
     def stranger(self, says: bytes = b"") -> socket.socket:
         """Somebody who connects, says that much, and keeps the line."""
@@ -35,16 +35,16 @@ class Door:
 
     def dial(self, index: int, key: str = "") -> None:
         port = self.server.getsockname()[1]
-        post = Post("127.0.0.1", port, key or self.key, index, 2, False, "", {})
-        threading.Thread(target=self._dial, args=(post,), daemon=True).start()
+        spec = RankSpec("127.0.0.1", port, key or self.key, index, 2, False, "", {})
+        threading.Thread(target=self._dial, args=(spec,), daemon=True).start()
 
-    def _dial(self, post: Post) -> None:
+    def _dial(self, spec: RankSpec) -> None:
         with suppress(OSError, EOFError, AuthenticationError):
-            self.lines.append(dial(post))
+            self.lines.append(connect(spec))
 
-    def admit(self, world: int = 2, patience: float = 20.0) -> dict[int, Admitted]:
+    def admit(self, world: int = 2, patience: float = 20.0) -> dict[int, ConnectedRank]:
         key = bytes.fromhex(self.key)
-        self.found = admit(self.server, key, world, patience, lambda: None)
+        self.found = accept_ranks(self.server, key, world, patience, lambda: None)
         return self.found
 
 
@@ -55,8 +55,8 @@ def door() -> Iterator[Door]:
     made.server.close()
     for line in made.lines:
         line.close()
-    for admitted in made.found.values():
-        admitted.link.close()
+    for rank in made.found.values():
+        rank.connection.close()
 
 
 def test_strangers_who_say_nothing_or_nonsense_keep_no_rank_waiting(door: Door) -> None:
@@ -84,4 +84,4 @@ def test_ranks_are_looked_after_while_they_are_waited_for(door: Door) -> None:
         raise WorkerDied("rank 0 ended with exit code 1 while starting")
 
     with pytest.raises(WorkerDied, match="exit code 1"):
-        admit(door.server, bytes.fromhex(door.key), 1, 20, check)
+        accept_ranks(door.server, bytes.fromhex(door.key), 1, 20, check)
