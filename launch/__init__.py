@@ -1,1 +1,1 @@
-"""How people and machines reach the pipeline: the command line, clusters, jobs and checks."""
+"""Command line, clusters, jobs, reports and tracking."""

@@ -1,1 +1,1 @@
-"""Clusters, jobs and preflight checks."""
+"""Clusters, Ray jobs and preflight checks."""

@@ -1,1 +1,1 @@
-"""A run as one HTML page: its graph, its timings, what every stage showed."""
+"""HTML reports: the page of a run, and the comparison of trainings."""

@@ -224,7 +224,7 @@ def _stage(
         folder = found.path if found else store.work(stage.uses, stage.fingerprint)
         observed = folder / OBSERVED
     payload = (found.manifest.get("payload") if found else None) or planned.get("payload") or {}
-    verdicts = [
+    decisions = [
         planned
         for event in events
         if event["event"] == "plan"
@@ -233,8 +233,8 @@ def _stage(
     ]
     return {
         "status": stage,
-        "verdict": verdicts[-1].get("verdict", "") if verdicts else "",
-        "why": verdicts[-1].get("reason", "") if verdicts else "",
+        "verdict": decisions[-1].get("verdict", "") if decisions else "",
+        "why": decisions[-1].get("reason", "") if decisions else "",
         "parameters": parameters(run, stage.name, payload.get("params", {})),
         "panels": list(_panels(observed)),
         "artifact": _artifact(found, store) if found else None,

@@ -1,1 +1,1 @@
-"""What MLflow is told of runs and models; the truth stays in the store."""
+"""MLflow: the mirror of runs and the model registry; the store is authoritative."""

@@ -28,8 +28,8 @@ def unsynced_reason(run: Run) -> str:
 
 
 def mirrored_uri(run: Run) -> str | None:
-    """Return the address that a run is mirrored to; None if there is none or its password is
-    not known."""
+    """Return the address that a run is mirrored to; None if the run is not mirrored or the
+    password is not known."""
     cursor = read_cursor(run)
     uri = str(cursor.get("uri", ""))
     return uri if cursor.get("parent") and "***" not in uri else None

@@ -1,1 +1,1 @@
-"""What the terminal shows."""
+"""Terminal input and output."""

@@ -1,8 +1,8 @@
-"""A run as it goes: one row a stage with its own bar, loss, rate and time left.
+"""Live display of a run: one row per stage with progress bar, loss, rate and remaining time.
 
-Reads what every other reader reads, the journal and the stages' progress files, so the same
-table serves `run`, `submit` and `status --watch`. On a terminal it redraws itself; in a pipe or a
-log it becomes one line an event and one line a running stage every few seconds.
+It reads the journal and the stages' progress files, so the same display serves `run`, `submit` and
+`status --watch`. On a terminal it redraws a table; in a pipe or a log it prints one line per event
+and one line per running stage every few seconds.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ if TYPE_CHECKING:
     from pipeline.execution.run import Run
     from pipeline.status import RunStatus, StageStatus
 
-REDRAW = 0.5  # seconds
-LINES_EVERY = 5.0  # seconds between two plain lines of one running stage
+REDRAW_INTERVAL = 0.5  # seconds
+LINE_INTERVAL = 5.0  # seconds between two lines of a running stage
+RATE_WINDOW = 60.0  # seconds
 _UNITS = {"tokens": "tok", "samples": "smp", "documents": "doc", "sequences": "seq"}
 
 
 @dataclass
 class RateEstimator:
-    """How fast each stage goes, from what was seen of it; a resumed stage starts afresh."""
+    """Rates of the stages over the last minute, from observed progress; a resumed stage starts
+    anew."""
 
     _points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def rate(self, stage: str, progress: Mapping[str, Any]) -> float | None:
-        """Units a second over the last minute; None until two different points were seen."""
+        """Return units per second over the last minute; None before two different observations."""
         now, done = progress.get("time"), progress.get("done")
         if now is None or done is None:
             return None
@@ -50,13 +52,13 @@ class RateEstimator:
             points.clear()
         if not points or now > points[-1][0]:
             points.append((now, done))
-        while len(points) > 2 and now - points[1][0] > 60:
+        while len(points) > 2 and now - points[1][0] > RATE_WINDOW:
             points.pop(0)
         (start, first), (end, last) = points[0], points[-1]
         return (last - first) / (end - start) if end > start and last > first else None
 
-    def left(self, stage: str, progress: Mapping[str, Any]) -> float | None:
-        """Seconds until the stage is done, if it goes on like this."""
+    def remaining(self, stage: str, progress: Mapping[str, Any]) -> float | None:
+        """Return the seconds until the stage is done at the current rate; None if unknown."""
         rate = self.rate(stage, progress)
         total = progress.get("total")
         if not rate or total is None:
@@ -65,20 +67,20 @@ class RateEstimator:
 
 
 def format_progress(progress: Mapping[str, Any]) -> str:
-    """`312/600 steps`."""
+    """Return progress as `312/600 steps`."""
     if progress.get("done") is None:
         return ""
-    total = f"/{_exact(progress['total'])}" if progress.get("total") else ""
-    return f"{_exact(progress['done'])}{total} {progress.get('unit', '')}".rstrip()
+    total = f"/{_format_count(progress['total'])}" if progress.get("total") else ""
+    return f"{_format_count(progress['done'])}{total} {progress.get('unit', '')}".rstrip()
 
 
-def _exact(number: float) -> str:
-    """Steps are counted, tokens are measured."""
+def _format_count(number: float) -> str:
+    """Return a count in full up to 100,000 and with a unit prefix above."""
     return f"{number:.0f}" if number < 100_000 else formatting.number(number)
 
 
 def format_loss(progress: Mapping[str, Any]) -> str:
-    """The figure that people watch: the loss, or the reward where there is one."""
+    """Return the reward, else the loss, of a progress record."""
     for name in ("reward", "loss"):
         if isinstance(value := progress.get(name), int | float):
             return f"{name} {value:.3f}"
@@ -86,7 +88,7 @@ def format_loss(progress: Mapping[str, Any]) -> str:
 
 
 def format_rate(progress: Mapping[str, Any], rate: float | None) -> str:
-    """What the stage says of its speed (`tokens_per_second`), else what was seen of it."""
+    """Return the rate that the stage reports (`tokens_per_second`), else the observed one."""
     for name, value in progress.items():
         if name.endswith("_per_second") and isinstance(value, int | float):
             unit = name.removesuffix("_per_second")
@@ -98,13 +100,13 @@ def format_rate(progress: Mapping[str, Any], rate: float | None) -> str:
 
 
 class StatusTable:
-    """Draws a run's status; remembers only how fast things went."""
+    """Table of a run's status."""
 
     def __init__(self, rates: RateEstimator | None = None) -> None:
         self.rates = rates or RateEstimator()
 
     def draw(self, status: RunStatus, width: int, footer: str = "") -> Group:
-        """The whole picture, no wider than `width` columns."""
+        """Return the table, at most `width` columns wide."""
         table = Table.grid(padding=(0, 2, 0, 0))
         for justify in ("left", "left", "left", "left", "right", "right"):
             table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
@@ -128,27 +130,25 @@ class StatusTable:
         style = console.STYLES.get(stage.state, "")
         name = Text.assemble((console.MARKS.get(stage.state, "·"), style), " ", stage.name)
         if stage.state != "running":
-            return [name, Text(stage.state, style), *self._settled(stage, narrow)]
+            return [name, Text(stage.state, style), *self._idle(stage, narrow)]
         return [name, *self._running(stage, narrow)]
 
-    def _settled(self, stage: StageStatus, narrow: bool) -> list[Any]:
-        """A stage that stands still: what it reached, and what it took."""
+    def _idle(self, stage: StageStatus, narrow: bool) -> list[Any]:
+        """Return the cells of a stage that is not running: its first metric and its time, or the
+        reason why it waits."""
         if stage.state in ("cached", "finished"):
-            seen, took = (
-                console.format_metrics(stage.metrics, 1),
-                formatting.duration(stage.seconds),
-            )
-            return [Text(seen, "dim"), "", "", Text(took, "dim")]
-        told = stage.state in ("waiting", "interrupted")
-        reason = console.escape_lines(stage.reason) if told else ""
-        if len(reason) > (most := 20 if narrow else 48):
-            reason = reason[: most - 1] + "…"
+            metric = console.format_metrics(stage.metrics, 1)
+            return [Text(metric, "dim"), "", "", Text(formatting.duration(stage.seconds), "dim")]
+        has_reason = stage.state in ("waiting", "interrupted")
+        reason = console.escape_lines(stage.reason) if has_reason else ""
+        if len(reason) > (limit := 20 if narrow else 48):
+            reason = reason[: limit - 1] + "…"
         return [Text(reason, "dim"), "", "", ""]
 
     def _running(self, stage: StageStatus, narrow: bool) -> list[Any]:
         progress = stage.progress
         rate = self.rates.rate(stage.name, progress)
-        left = self.rates.left(stage.name, progress)
+        left = self.rates.remaining(stage.name, progress)
         gauge: Any = Text("starting" if not progress else "running", "yellow")
         if progress.get("total"):
             gauge = ProgressBar(
@@ -167,7 +167,7 @@ class StatusTable:
 
 
 class StatusLines:
-    """The same for a file: what changed since the last look, as lines."""
+    """Changes of a run's status since the last call, as lines of text."""
 
     def __init__(self) -> None:
         self.rates = RateEstimator()
@@ -175,29 +175,31 @@ class StatusLines:
         self._printed_at: dict[str, float] = {}
 
     def lines(self, status: RunStatus, now: float) -> Iterator[str]:
-        """New states at once; progress of what runs every few seconds."""
+        """Yield new states at once, and the progress of running stages every few seconds."""
         wide = max((len(stage.name) for stage in status.stages), default=0)
         for stage in status.stages:
-            moved = self._states.get(stage.name) != stage.state
+            changed = self._states.get(stage.name) != stage.state
             self._states[stage.name] = stage.state
-            if moved and stage.state not in ("pending", "skipped"):
+            if changed and stage.state not in ("pending", "skipped"):
                 self._printed_at[stage.name] = now
-                yield f"{stage.name:<{wide}}  {self._settled(stage)}".rstrip()
+                yield f"{stage.name:<{wide}}  {self._idle(stage)}".rstrip()
             elif stage.state == "running" and stage.progress:
                 text = self._running(stage)
-                if now - self._printed_at.get(stage.name, 0.0) >= LINES_EVERY:
+                if now - self._printed_at.get(stage.name, 0.0) >= LINE_INTERVAL:
                     self._printed_at[stage.name] = now
                     yield f"{stage.name:<{wide}}  {text}"
 
-    def _settled(self, stage: StageStatus) -> str:
-        took = formatting.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
-        figures = console.format_metrics(stage.metrics) if stage.state == "finished" else ""
+    def _idle(self, stage: StageStatus) -> str:
+        seconds = (
+            formatting.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
+        )
+        metrics = console.format_metrics(stage.metrics) if stage.state == "finished" else ""
         reason = stage.reason if stage.state in ("waiting", "failed", "interrupted") else ""
-        return "  ".join(part for part in (f"{stage.state:<11}", took, figures, reason) if part)
+        return "  ".join(part for part in (f"{stage.state:<11}", seconds, metrics, reason) if part)
 
     def _running(self, stage: StageStatus) -> str:
         progress = stage.progress
-        left = self.rates.left(stage.name, progress)
+        left = self.rates.remaining(stage.name, progress)
         parts = (
             f"{format_progress(progress):<18}",
             format_loss(progress),
@@ -208,21 +210,21 @@ class StatusLines:
 
 
 def run_note(run: Run, status: RunStatus) -> str:
-    """What is going on beside the stages: the run is being stopped, or wound up."""
+    """Return a note that the run is being stopped or finalized; empty otherwise."""
     if status.state in ("finished", "failed", "refused"):
-        return "writing the report, sending the rest to MLflow"
+        return "writing the report and sending the rest to MLflow"
     try:
-        word = run.cancel_file.read_text()
+        request = run.cancel_file.read_text()
     except OSError:
         return ""
-    if "now" in word:
+    if "now" in request:
         return "stopping now"
-    return "stopping at the next safe point (30 s at most); Ctrl-C again stops now"
+    return "stopping at the next checkpoint (within 30 s); Ctrl-C again stops now"
 
 
 @contextmanager
 def show_live(run: Run) -> Iterator[None]:
-    """Show the run while the block carries it out; showing can neither fail nor slow it."""
+    """Display the run while the block executes it; an error of the display does not affect the run."""
     done = threading.Event()
     watcher = threading.Thread(
         target=_watch_safely, args=(run, done.wait), name="live table", daemon=True
@@ -236,10 +238,11 @@ def show_live(run: Run) -> Iterator[None]:
 
 
 def watch(run: Run, ended: Callable[[float], bool], note: Callable[[], str] = lambda: "") -> None:
-    """Show the run until `ended(seconds)`, which waits that long, says that it is over.
+    """Display the run until it ends.
 
     Args:
-        note: what else is worth a line under the table.
+        ended: waits that many seconds and returns whether the run is over.
+        note: returns a line to print under the table.
     """
     if console.get_console().is_terminal:
         _redraw(run, ended, note)
@@ -253,27 +256,27 @@ def _watch_safely(run: Run, ended: Callable[[float], bool]) -> None:
 
 
 def _redraw(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -> None:
-    screen, board = console.get_console(), StatusTable()
+    screen, table = console.get_console(), StatusTable()
 
-    def picture() -> Group:
+    def draw() -> Group:
         status = run.status()
-        return board.draw(status, screen.width, note() or run_note(run, status))
+        return table.draw(status, screen.width, note() or run_note(run, status))
 
-    with Live(picture(), console=screen, auto_refresh=False, transient=False) as live:
-        while not ended(REDRAW):
-            live.update(picture(), refresh=True)
-        live.update(board.draw(run.status(), screen.width), refresh=True)
+    with Live(draw(), console=screen, auto_refresh=False, transient=False) as live:
+        while not ended(REDRAW_INTERVAL):
+            live.update(draw(), refresh=True)
+        live.update(table.draw(run.status(), screen.width), refresh=True)
 
 
 def _print_lines(run: Run, ended: Callable[[float], bool], note: Callable[[], str]) -> None:
-    plain, told = StatusLines(), ""
+    status_lines, previous = StatusLines(), ""
     over = False
     while not over:
-        over = ended(REDRAW)
+        over = ended(REDRAW_INTERVAL)
         status = run.status()
-        for line in plain.lines(status, time.monotonic()):
+        for line in status_lines.lines(status, time.monotonic()):
             console.echo(f"{time.strftime('%H:%M:%S')}  {line}")
         footer = "" if over else note() or run_note(run, status)
-        if footer and footer != told:
+        if footer and footer != previous:
             console.echo(f"{time.strftime('%H:%M:%S')}  {footer}")
-        told = footer
+        previous = footer

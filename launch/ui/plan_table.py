@@ -57,7 +57,7 @@ def print_plan(plan: Plan) -> None:
 
 def print_training(name: str, estimate: Mapping[str, float]) -> None:
     """Print the estimated costs of a training and their breakdown."""
-    table = console.make_table(name, "", "of which", right=[""], flexible=["of which"])
+    table = console.make_table(name, "", "breakdown", right=[""], flexible=["breakdown"])
     console.print_table(console.add_rows(table, training_rows(estimate)))
 
 

@@ -87,7 +87,7 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
     run = shell.json("status")["run"]
-    assert "stopping at the next safe point" in out
+    assert "stopping at the next checkpoint" in out
     assert f"toy {run}: interrupted" in out
     assert f"next: headwater resume {run}" in err
     assert re.search(r"◐ resume +step 3/6", shell.call("plan", "toy.yaml")[0])
@@ -113,7 +113,7 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     out, _ = shell.call("resume", run, "slow.value=20")
     made = shell.json("status")
     assert made["run"] != run
-    assert f"changed, so this is a new run: {made['run']}, from {run}" in out
+    assert f"the configuration changed: new run {made['run']}, continuing {run}" in out
     assert [stage["state"] for stage in made["stages"]] == [
         "cached",
         "finished",
@@ -142,5 +142,5 @@ def test_a_model_that_does_not_load_is_not_promoted(shell: Shell) -> None:
     sample_run.make(shell.folder / "other", steps=30)
     words = ("latest:sft", "--model", "m", "--store", "other")
     _, err = shell.call("promote", *words, "--require", "evaluate.perplexity<1", code=3)
-    assert "the model cannot be used" in err
+    assert "the model failed its smoke test" in err
     assert not (shell.folder / "other" / "registry").exists()

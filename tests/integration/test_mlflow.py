@@ -382,7 +382,7 @@ def test_promote_and_roll_back(mirrored: Run, models: Registry) -> None:
     assert (back["action"], back["from"], back["to"], back["user"]) == ("rollback", 2, 1, "bob")
     assert str(client.get_model_version_by_alias("talker", "champion").version) == "1"
     assert models.resolve("talker").digest == gpt.digest
-    with pytest.raises(NotFound, match="nothing came before"):
+    with pytest.raises(NotFound, match="is the first of"):
         models.rollback("talker")
     assert models.rollback("talker", to="v2")["to"] == 2
     assert [r["to"] for r in models.history("talker")] == [1, 2, 1, 2]

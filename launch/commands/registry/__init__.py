@@ -1,1 +1,1 @@
-"""Commands about models: promote, rollback, models, generate."""
+"""Commands of the model registry: promote, rollback, models, generate."""

@@ -59,9 +59,9 @@ def test_a_narrow_board_keeps_the_names() -> None:
 
 def test_pace_is_of_what_was_seen_here() -> None:
     rates = RateEstimator()
-    assert rates.left("gpt", progress(300, 0.0)) is None
-    assert rates.left("gpt", progress(300, 1.0)) is None
-    assert rates.left("gpt", progress(400, 11.0)) == pytest.approx(200 / (100 / 11))
+    assert rates.remaining("gpt", progress(300, 0.0)) is None
+    assert rates.remaining("gpt", progress(300, 1.0)) is None
+    assert rates.remaining("gpt", progress(400, 11.0)) == pytest.approx(200 / (100 / 11))
     assert rates.rate("sft", progress(1, 11.0)) is None
 
 
