@@ -1,58 +1,55 @@
-"""evaluate: what the models of a pipeline are worth, on what their training held out.
+"""evaluate: quality of the models of a pipeline on data that their training held out.
 
     evaluate:
       uses: evaluate
       tokens: ${tokens}                 # perplexity and bits per byte of base, sft and policy
       base: ${gpt}
       sft: ${sft}
-      augmented: ${sft-augmented}       # the A/B: answers with and without synthetic questions
-      policy: ${ppo}                    # reward and KL before (sft) and after
+      augmented: ${sft-augmented}       # A/B test: answers with and without synthetic questions
+      policy: ${ppo}                    # reward and KL before (sft) and after PPO
       reward: ${reward}
       preferences: ${preferences}       # accuracy of the reward model
       conversations: ${questions}
 
-Every input may be left out; what can be measured with those that are there is measured. What is
-held out of one stage may still stand in another's corpus: `python:docs` leaves out the objects that
-`questions` and `preferences` hold out (3 % of their sentences remain, said by other text); other
-corpora are for their owners to keep apart. Figures
-(gates name them as `evaluate.<figure>`):
-  perplexity, bits_per_byte             of `base` on held-out documents; sft_…, policy_… too
-  answer_loss, answer_loss_augmented    nats a token of held-out answers: sft, augmented
-  augmentation_gain (…_error)           the difference, positive if the synthetic questions helped
-  reward_accuracy, reward_margin        on held-out preferences
-  reward_demonstration_score            mean score of their best responses, made 0 on trained ones
-  reward_before, reward_after, kl       on held-out prompts: sft, policy
+All inputs are optional: every measurement whose inputs are given is made. Data that one stage holds
+out may still occur in the corpus of another: the source `python:docs` excludes the objects that
+`python_questions` and `python_preferences` hold out (3 % of their sentences remain, as part of other
+texts); other corpora are the user's to separate. Metrics (named `evaluate.<metric>` in gates):
+  perplexity, bits_per_byte              of `base` on held-out documents; also sft_*, policy_*
+  answer_loss, answer_loss_augmented     nats per token of held-out answers: sft, augmented
+  augmentation_gain, *_stderr            their difference, positive if synthetic questions helped
+  reward_accuracy, reward_margin         on held-out preferences
+  reward_demonstration_score             mean score of their best responses (0 on training data)
+  reward_before, reward_after, kl        on held-out prompts: sft, policy
 
-evaluate.tasks: a model on tasks of multiple choice and of cloze (`stages/evaluation/tasks.py` says
-how their files are written), by log-likelihood.
+evaluate.tasks: log-likelihood scores of a model on multiple-choice and cloze tasks
+(`stages/evaluation/tasks.py` describes their files).
 
     tasks:
       uses: evaluate.tasks
       model: ${gpt}
       tasks: [tasks/capitals.yaml, tasks/lambada.jsonl]
-      shots: 5
+      num_fewshot: 5
 
-Figures, with the task's name in front: `capitals_acc`, `…_acc_norm`, `…_acc_pmi` (with `pmi`),
-`…_perplexity` (cloze), each with its standard error `…_error`; `…_chance`, `…_centered`, `…_items`,
-`…_cut` (items whose context was too long). Over all tasks: `acc`, `centered`.
+Metrics, prefixed with the task's name: `capitals_acc`, `*_acc_norm`, `*_acc_pmi` (with `pmi`),
+`*_perplexity` (cloze), each with its standard error `*_stderr`; `*_chance`, `*_centered`, `*_items`,
+`*_truncated` (items whose context was too long). Means over all tasks: `acc`, `centered`.
 
-What it makes is what lm-eval makes of the same items: `pip install 'headwater[eval]'`, then
+The metrics equal those of lm-eval on the same items. `pip install 'headwater[eval]'` and
 
     lm_eval --model hf --tasks hellaswag,arc_easy --model_args \\
       pretrained=<folder of the model>,prefix_token_id=3,dtype=float32
 
-runs any of the public tasks on a model's folder (`headwater show RUN:STAGE` says which it is).
-There `acc_norm` counts characters and not bytes, and `prefix_token_id=3` has an empty context
-begin as documents do.
+runs public tasks on a model folder (`headwater show RUN:STAGE` prints its path). lm-eval's
+`acc_norm` normalizes by characters instead of bytes; `prefix_token_id=3` starts an empty context
+the way documents start.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -62,38 +59,49 @@ from pipeline.errors import InputError
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 
 if TYPE_CHECKING:
-    import torch
-
-    from stages.evaluation.task_metrics import ItemResult
+    from stages.evaluation.model_measurements import MeasurementSettings
     from stages.evaluation.tasks import Task
-    from stages.training.ranks.rank import Rank
 
 
 class EvaluateParams(Params):
-    """What a pipeline file may say of the stage."""
+    """Parameters of `evaluate`."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "windows": "max_windows",
+        "conversations_limit": "max_conversations",
+        "preferences_limit": "max_preferences",
+        "prompts": "num_prompts",
+    }
 
     seed: int = 0
-    """Of the responses that are drawn; the pipeline's, if left out."""
-    windows: Annotated[int, Field(ge=0)] = 256
-    """Held-out windows for the perplexity; 0 takes all."""
-    conversations_limit: Annotated[int, Field(ge=0)] = 512
-    """Held-out answers; 0 takes all."""
-    preferences_limit: Annotated[int, Field(ge=0)] = 0
-    """Held-out rankings; 0 takes all."""
-    prompts: Annotated[int, Field(ge=1)] = 64
-    """Held-out prompts that the policies answer."""
+    """Random seed of response sampling. Default: the seed of the pipeline."""
+    max_windows: Annotated[int, Field(ge=0)] = 256
+    """Number of held-out windows for the perplexity; 0 means all. Default: 256."""
+    max_conversations: Annotated[int, Field(ge=0)] = 512
+    """Number of held-out conversations for the answer loss; 0 means all. Default: 512."""
+    max_preferences: Annotated[int, Field(ge=0)] = 0
+    """Number of held-out rankings for the reward accuracy; 0 means all. Default: 0."""
+    num_prompts: Annotated[int, Field(ge=1)] = 64
+    """Number of held-out prompts on which policies are compared. Default: 64."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Longest response; what the policy was trained with, or its reward and KL are of others."""
+    """Maximum response length, tokens; use the value of the PPO stage to get its reward and KL.
+    Default: 48."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the responses."""
+    """Sampling temperature of responses. Default: 1."""
 
+    def settings(self) -> MeasurementSettings:
+        """Return the fields that measurements need."""
+        from stages.evaluation.model_measurements import MeasurementSettings
 
-@dataclass
-class Findings:
-    """What a task found."""
-
-    figures: dict[str, float] = field(default_factory=dict)
-    panels: list[panels.Panel] = field(default_factory=list)
+        return MeasurementSettings(
+            seed=self.seed,
+            max_windows=self.max_windows,
+            max_conversations=self.max_conversations,
+            max_preferences=self.max_preferences,
+            num_prompts=self.num_prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )
 
 
 @stage(
@@ -109,236 +117,90 @@ class Findings:
         "preferences": "Preferences?",
     },
     output="Metrics",
-    version=3,
+    version=4,
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Measure perplexity, reward accuracy, reward and KL, and the gain by augmentation."""
-    from pipeline.atomic_io import write_atomic
+    """Measure perplexity, reward accuracy, policy reward and KL, and the augmentation gain."""
+    from stages.evaluation.model_measurements import applicable_measurements, run_measurements
     from stages.training.ranks.worker_group import WorkerGroup
 
     paths = {name: inputs.path(name) for name in inputs}
-    planned = list(tasks(paths))
-    if not planned:
+    names = [measurement.name for measurement in applicable_measurements(paths)]
+    if not names:
         raise InputError(
-            "nothing can be measured with the inputs that are given",
+            "no measurement is possible with these inputs",
             where=ctx.stage,
-            remedy="give `base` with `tokens`, or `reward` with `preferences`: see "
+            remedy="connect `base` and `tokens`, or `reward` and `preferences`: see "
             "`headwater stages evaluate`",
         )
     with WorkerGroup(params.workers, ctx) as group:
-        parts = group.run(carry_out, planned, paths, params, ctx.cancel_file)
-    found = {task: findings for part in parts for task, findings in part.items()}
-    figures = {k: v for task in planned for k, v in found[task].figures.items()}
-    for task in planned:
-        for panel in found[task].panels:
+        per_rank = group.run(run_measurements, names, paths, params.settings(), ctx.cancel_file)
+    results = {name: result for part in per_rank for name, result in part.items()}
+    metrics = {key: value for name in names for key, value in results[name].metrics.items()}
+    for name in names:
+        for panel in results[name].panels:
             ctx.panel(panel)
-    rows = [[name, round(value, 4)] for name, value in figures.items()]
-    ctx.panel(panels.table("Evaluation", ["figure", "value"], rows))
-    ctx.result(**figures)
-    write_atomic(out / "metrics.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    rows = [[key, round(value, 4)] for key, value in metrics.items()]
+    ctx.panel(panels.table("Evaluation", ["metric", "value"], rows))
+    _publish_metrics(metrics, out, ctx)
 
 
-def tasks(paths: Mapping[str, Path]) -> Iterator[str]:
-    """What can be measured with these inputs."""
-    if "tokens" in paths:
-        yield from (f"documents:{name}" for name in ("base", "sft", "policy") if name in paths)
-    if "conversations" in paths and {"sft", "augmented"} & set(paths):
-        yield "answers"
-    if {"reward", "preferences"} <= set(paths):
-        yield "preferences"
-    if {"sft", "policy", "reward", "conversations"} <= set(paths):
-        yield "policy"
+def _publish_metrics(metrics: dict[str, float], out: Path, ctx: Context) -> None:
+    from pipeline.atomic_io import write_atomic
+
+    ctx.result(**metrics)
+    write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What a task works with."""
+class EvaluateTasksParams(Params):
+    """Parameters of `evaluate.tasks`."""
 
-    paths: Mapping[str, Path]
-    params: EvaluateParams
-    device: torch.device
-    heartbeat: Callable[[], None]
-    """Called between batches."""
-
-
-def carry_out(
-    rank: Rank,
-    planned: list[str],
-    paths: Mapping[str, Path],
-    params: EvaluateParams,
-    cancel_file: Path | None = None,
-) -> dict[str, Findings]:
-    """This rank's share of the tasks.
-
-    Raises:
-        Interrupted: somebody asked the run to stop.
-    """
-    from stages.distributed.cancellation_point import CancellationPoint
-
-    found = {}
-    bench = Bench(paths, params, rank.device, CancellationPoint(rank, cancel_file))
-    for done, task in enumerate(planned):
-        if done % rank.world == rank.index:
-            kind, _, model = task.partition(":")
-            found[task] = TASKS[kind](bench, *([model] if model else []))
-        bench.heartbeat()
-        if rank.ctx:
-            rank.ctx.progress(done + 1, len(planned), "measure")
-    return found
-
-
-def documents(bench: Bench, model: str) -> Findings:
-    """Perplexity and bits per byte of one model on held-out documents."""
-    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-    from stages.evaluation.perplexity import document_loss
-    from stages.models.hf_export import load_language_model
-
-    folder = bench.paths[model]
-    loaded, tokenizer = load_language_model(folder).to(bench.device), open_tokenizer(folder)
-    found = document_loss(
-        loaded, bench.paths["tokens"], tokenizer, windows=bench.params.windows,
-        device=bench.device, heartbeat=bench.heartbeat,
-    )  # fmt: skip
-    prefix = "" if model == "base" else f"{model}_"
-    return Findings({f"{prefix}{name}": value for name, value in found.items()})
-
-
-def answers(bench: Bench) -> Findings:
-    """Held-out answers under the model of the real questions, and of those with synthetic ones."""
-    import math
-
-    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.evaluation.perplexity import answer_likelihoods, mean_loss, paired_gain
-    from stages.models.hf_export import load_language_model
-
-    figures: dict[str, float] = {}
-    likely = {}
-    if {"sft", "augmented"} <= set(bench.paths):
-        Tokenizer(bench.paths["sft"]).require_equal(Tokenizer(bench.paths["augmented"]))
-    for name, suffix in (("sft", ""), ("augmented", "_augmented")):
-        if folder := bench.paths.get(name):
-            model, tokenizer = load_language_model(folder).to(bench.device), Tokenizer(folder)
-            likely[name] = answer_likelihoods(
-                model, bench.paths["conversations"], tokenizer,
-                limit=bench.params.conversations_limit, device=bench.device, heartbeat=bench.heartbeat,
-            )  # fmt: skip
-            loss = mean_loss(likely[name])
-            figures[f"answer_loss{suffix}"] = loss
-            figures[f"answer_perplexity{suffix}"] = math.exp(min(loss, 700.0))
-    if len(likely) < 2:
-        return Findings(figures)
-    gain, error = paired_gain(likely["sft"], likely["augmented"])
-    figures |= {"augmentation_gain": gain, "augmentation_gain_error": error}
-    losses = {"real": figures["answer_loss"], "real + synthetic": figures["answer_loss_augmented"]}
-    title = f"Held-out answers, equal steps: {gain:+.4f} ± {error:.4f}"
-    return Findings(figures, [panels.bars(title, losses, unit="nats a token")])
-
-
-def preferences(bench: Bench) -> Findings:
-    """Accuracy and margin of the reward model on held-out rankings."""
-    from stages.alignment.rankings import read_rankings
-    from stages.alignment.reward_evaluation import evaluate_rankings
-    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.models.hf_export import load_reward_model
-
-    folder = bench.paths["reward"]
-    scorer, tokenizer = load_reward_model(folder).to(bench.device), Tokenizer(folder)
-    context = scorer.body.config.context_length
-    rankings = read_rankings(bench.paths["preferences"], "eval", tokenizer, context)
-    limit = bench.params.preferences_limit or len(rankings)
-    found = evaluate_rankings(scorer, rankings[:limit], bench.device, heartbeat=bench.heartbeat)
-    rows = {f"{a} over {b}": right for (a, b), (right, _) in found.by_pair.items()}
-    return Findings(
-        {
-            "reward_accuracy": found.accuracy,
-            "reward_margin": found.margin,
-            "reward_demonstration_score": found.demonstration_score,
-        },
-        [panels.bars("Reward model: accuracy by ranks", rows)],
-    )
-
-
-def policy(bench: Bench) -> Findings:
-    """Reward before and after PPO, and how far it went, on held-out prompts."""
-    from stages.alignment.policy_comparison import compare_policies
-
-    params = bench.params
-    seen = compare_policies(
-        *(bench.paths[name] for name in ("sft", "policy", "reward", "conversations")),
-        max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed,
-        count=params.prompts, device=bench.device, heartbeat=bench.heartbeat,
-    )  # fmt: skip
-    return Findings(seen.metrics, [panels.samples("The policy before and after", seen.samples)])
-
-
-TASKS: dict[str, Any] = {
-    "documents": documents,
-    "answers": answers,
-    "preferences": preferences,
-    "policy": policy,
-}
-
-
-class TasksParams(Params):
-    """What a pipeline file may say of the stage."""
+    renamed: ClassVar[dict[str, str]] = {
+        "shots": "num_fewshot",
+        "document_start": "add_bos_token",
+        "batch": "batch_size",
+    }
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
-    """Files of tasks. Content and names decide the artifact, not where they lie."""
-    shots: Annotated[int | None, Field(ge=0)] = None
-    """Solved items before each; as each task says, if left out."""
+    """Paths of task files. Their contents and names identify the artifact, not their paths."""
+    num_fewshot: Annotated[int | None, Field(ge=0)] = None
+    """Number of solved examples before each item. Default: the value in each task file."""
     limit: Annotated[int, Field(ge=0)] = 0
-    """Only the first so many items of each task; 0 takes all."""
+    """Number of items per task, from its beginning; 0 means all. Default: 0."""
     pmi: bool = False
-    """Also score choices against themselves without their context, for as much work again."""
-    document_start: bool = False
-    """Begin every context with the token that documents begin after; else only an empty one."""
+    """Also score choices without their context, for `acc_pmi`; doubles the work. Default: false."""
+    add_bos_token: bool = False
+    """Start every context with the token that documents start after. Default: only empty contexts."""
     seed: int = 0
-    """Of the shots; the pipeline's, if left out."""
-    batch: Annotated[int, Field(ge=1), EXECUTION] = 16
-    """Contexts that a rank reads at once."""
+    """Random seed of few-shot examples. Default: the seed of the pipeline."""
+    batch_size: Annotated[int, Field(ge=1), EXECUTION] = 16
+    """Number of contexts per forward pass and rank. Default: 16."""
 
-    def load(self) -> list[Task]:
-        """The tasks.
+    def load_tasks(self) -> list[Task]:
+        """Read the task files.
 
         Raises:
-            InputError: a file is missing or broken, has too few items for its shots, or two tasks
-                have one name.
+            InputError: a file is missing or invalid, has too few examples, or two tasks have the
+                same name.
         """
-        from stages.evaluation.tasks import load_task
+        from stages.evaluation.tasks import load_tasks
 
-        found = [load_task(path) for path in self.tasks]
-        names = [task.name for task in found]
-        if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise InputError(
-                f"two tasks have the name {twice!r}",
-                where=found[names.index(twice)].path,
-                remedy="give one of them another `name`",
-            )
-        for task in found:
-            for item in self.chosen(task):
-                task.shots_of(item, self.shots_of(task), self.seed)
-        return found
-
-    def shots_of(self, task: Task) -> int:
-        """Solved items before each of a task's."""
-        return task.section.shots if self.shots is None else self.shots
-
-    def chosen(self, task: Task) -> list[Any]:
-        """The items that are scored."""
-        return task.scored[: self.limit or None]
+        return load_tasks(
+            self.tasks, num_fewshot=self.num_fewshot, limit=self.limit, seed=self.seed
+        )
 
     def externals(self) -> dict[str, str]:
-        """The content of each task.
+        """Return the content digest of each task, for the fingerprint.
 
         Raises:
-            InputError: as `load`.
+            InputError: as `load_tasks`.
         """
-        return {f"tasks.{task.name}": task.digest for task in self.load()}
+        return {f"tasks.{task.name}": task.digest for task in self.load_tasks()}
 
 
-@stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=2)
-def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Score a model on tasks of multiple choice and of cloze, few-shot or zero-shot."""
+@stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=3)
+def evaluate_tasks(params: EvaluateTasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Score a model on multiple-choice and cloze tasks, few-shot or zero-shot."""
     from pipeline.atomic_io import write_atomic
     from stages.evaluation.task_metrics import (
         aggregate_metrics,
@@ -347,60 +209,26 @@ def evaluate_tasks(params: TasksParams, inputs: Inputs, out: Path, ctx: Context)
         result_panels,
         result_record,
     )
+    from stages.evaluation.task_runner import run_tasks
     from stages.training.ranks.worker_group import WorkerGroup
 
-    files = params.load()
+    tasks = params.load_tasks()
+    options = {
+        "seed": params.seed,
+        "pmi": params.pmi,
+        "add_bos_token": params.add_bos_token,
+        "batch_size": params.batch_size,
+    }
     with WorkerGroup(params.workers, ctx) as group:
-        parts = group.run(answer_tasks, files, inputs.path("model"), params, ctx.cancel_file)
-    grades = [
-        compute_task_metrics(
-            task, merge_rank_results([part[task.name] for part in parts]), params.shots_of(task)
-        )
-        for task in files
+        per_rank = group.run(run_tasks, tasks, inputs.path("model"), options, ctx.cancel_file)
+    scored = [
+        compute_task_metrics(task, merge_rank_results([part[task.name] for part in per_rank]))
+        for task in tasks
     ]
     (out / "items").mkdir(exist_ok=True)
-    for one in grades:
-        lines = [json.dumps(result_record(answer)) + "\n" for answer in one.answers]
+    for one in scored:
+        lines = [json.dumps(result_record(result)) + "\n" for result in one.results]
         write_atomic(out / "items" / f"{one.task.name}.jsonl", "".join(lines))
-    for panel in result_panels(grades):
+    for panel in result_panels(scored):
         ctx.panel(panel)
-    figures = aggregate_metrics(grades)
-    ctx.result(**figures)
-    write_atomic(out / "metrics.json", json.dumps(figures, indent=1, sort_keys=True) + "\n")
-
-
-def answer_tasks(
-    rank: Rank,
-    files: list[Task],
-    folder: Path,
-    params: TasksParams,
-    cancel_file: Path | None = None,
-) -> dict[str, list[ItemResult]]:
-    """This rank's share of the items of every task: each world-th.
-
-    Raises:
-        InputError: a choice is longer than the model's context.
-        Interrupted: somebody asked the run to stop.
-    """
-    from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-    from stages.distributed.cancellation_point import CancellationPoint
-    from stages.evaluation.task_metrics import TaskRunner
-    from stages.models.hf_export import load_language_model
-
-    model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)
-    examiner = TaskRunner(
-        model, tokenizer, model.config.context_length, tokenizer.document_start_id, tokenizer.padding_id,
-        params.seed, params.pmi, params.document_start, params.batch, rank.device,
-        CancellationPoint(rank, cancel_file),
-    )  # fmt: skip
-    total, done = sum(len(params.chosen(task)) for task in files), 0
-    found: dict[str, list[ItemResult]] = {}
-    for task in files:
-        mine, shots = params.chosen(task)[rank.index :: rank.world], params.shots_of(task)
-        found[task.name] = []
-        for answer in examiner.answers(task, mine, shots):
-            found[task.name].append(answer)
-            done += 1
-            if rank.ctx:
-                rank.ctx.progress(min(total, done * rank.world), total, "item")
-    return found
+    _publish_metrics(aggregate_metrics(scored), out, ctx)

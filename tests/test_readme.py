@@ -84,7 +84,7 @@ def test_the_quickstart_keeps_its_promises(store: Path) -> None:
     assert stages["augment"]["metrics"]["synthetic"] > 0
     gain = evaluation["answer_loss"] - evaluation["answer_loss_augmented"]
     assert evaluation["augmentation_gain"] == pytest.approx(gain)
-    assert 0 < evaluation["augmentation_gain_error"] < 0.1
+    assert 0 < evaluation["augmentation_gain_stderr"] < 0.1
     series = Path(stages["gpt"]["path"]) / "observed" / "metrics.jsonl"
     losses = [point["loss"] for point in map(json.loads, series.open()) if "loss" in point]
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])

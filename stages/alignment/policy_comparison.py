@@ -116,7 +116,7 @@ def comparison_metrics(old: Experience, new: Experience) -> dict[str, float]:
         "reward_before": before["reward"],
         "reward_after": after["reward"],
         "reward_gain": gain.mean().item(),
-        "reward_gain_error": (gain.std(correction=0) / len(gain) ** 0.5).item(),
+        "reward_gain_stderr": (gain.std(correction=0) / len(gain) ** 0.5).item(),
         "kl": after["kl"],
         "kl_k3": after["kl_k3"],
         "length_before": before["length"],

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: documents as packed, and answers to questions."""
+"""Loss and perplexity on held-out text: packed documents, and answers given their questions."""
 
 from __future__ import annotations
 
@@ -25,43 +25,44 @@ def document_loss(
     tokens: Path,
     tokenizer: AnyTokenizer,
     *,
-    windows: int = 0,
-    batch: int = 16,
+    max_windows: int = 0,
+    batch_size: int = 16,
     device: torch.device | str = "cpu",
     heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Loss (nats a token), perplexity and bits per byte on the held-out documents.
+    """Measure loss (nats per token), perplexity and bits per byte on held-out documents.
 
-    Windows of the context's length, each from an empty memory; all of them if `windows` is 0.
+    The documents are read in windows of the model's context length, each without memory of the one
+    before; `max_windows` of 0 means all.
 
     Raises:
-        InputError: the tokens were packed with another tokenizer than the model's, or that has
-            more ids than the model.
+        InputError: the tokens were packed with a tokenizer other than the model's, or the tokenizer
+            has more ids than the model.
     """
     store = TokenStore(tokens, "eval")
     store.require_tokenizer(tokenizer)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
-            f"the model knows {model.config.vocab_size} ids, its tokenizer {len(tokenizer)}",
+            f"the tokenizer has {len(tokenizer)} ids, the model only {model.config.vocab_size}",
             where=str(tokenizer.path),
-            remedy="give a model folder with the tokenizer that it was trained with",
+            remedy="use a model folder with the tokenizer that the model was trained with",
         )
     samples = store.samples(model.config.context_length)
-    count = min(windows or len(samples), len(samples))
-    sizes = torch.tensor(tokenizer.byte_counts)
-    nats, seen, size = 0.0, 0, 0
-    for start in range(0, count, batch):
-        rows = np.stack([samples[i] for i in range(start, min(start + batch, count))])
+    count = min(max_windows or len(samples), len(samples))
+    bytes_per_id = torch.tensor(tokenizer.byte_counts)
+    nats, num_tokens, num_bytes = 0.0, 0, 0
+    for start in range(0, count, batch_size):
+        rows = np.stack([samples[i] for i in range(start, min(start + batch_size, count))])
         ids_BT = torch.from_numpy(rows).to(device)
         nats += model(ids_BT[:, :-1], targets_BT=ids_BT[:, 1:]).item()
-        seen += ids_BT[:, 1:].numel()
-        size += int(sizes[ids_BT[:, 1:].cpu()].sum())
+        num_tokens += ids_BT[:, 1:].numel()
+        num_bytes += int(bytes_per_id[ids_BT[:, 1:].cpu()].sum())
         heartbeat()
-    loss = nats / seen
+    loss = nats / num_tokens
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": nats / math.log(2) / max(size, 1),
+        "bits_per_byte": nats / math.log(2) / max(num_bytes, 1),
     }
 
 
@@ -74,27 +75,26 @@ def answer_likelihoods(
     device: torch.device | str = "cpu",
     heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
-    """Log-likelihood of each held-out answer given its question; those that do not fit the
-    context are left out, the same for every model of that context.
+    """Return the log-likelihood of each held-out answer given its question.
+
+    Conversations longer than the context length are skipped, the same ones for all models of one
+    context length. `limit` of 0 means all.
 
     Raises:
-        InputError: none is left.
+        InputError: no conversation fits.
     """
     prompts, answers = [], []
     for conversation in Conversations(conversations, "eval"):
         whole = encode_conversation(tokenizer, conversation)
-        if (
-            len(whole) <= model.config.context_length + 1
-            and conversation.prompt
-            and conversation.response
-        ):
+        fits = len(whole) <= model.config.context_length + 1
+        if fits and conversation.prompt and conversation.response:
             prompts.append(encode_prompt(tokenizer, conversation.prompt))
             answers.append([*tokenizer.encode(conversation.response), EOS])
     if not prompts:
         raise InputError(
             f"no held-out answer fits a context of {model.config.context_length} tokens",
             where=str(conversations),
-            remedy="hold conversations out (split `eval`), or evaluate without `conversations`",
+            remedy="hold conversations out (split `eval`), or disconnect `conversations`",
         )
     end = limit or len(prompts)
     return likelihoods(
@@ -103,23 +103,23 @@ def answer_likelihoods(
 
 
 def mean_loss(found: Sequence[Likelihood]) -> float:
-    """Nats a token over all answers, of which there is at least one."""
-    return -sum(one.log_prob for one in found) / sum(one.tokens for one in found)
+    """Return the loss per token, nats, over at least one answer."""
+    return -sum(one.log_prob for one in found) / sum(one.num_tokens for one in found)
 
 
 def paired_gain(first: Sequence[Likelihood], second: Sequence[Likelihood]) -> tuple[float, float]:
-    """How much less loss a token the second model has, and the standard error of that over
-    conversations (ratio estimator).
+    """Return how much lower the second model's loss per token is, and the standard error of that
+    over conversations (ratio estimator).
 
     Raises:
-        InputError: the models did not read the same answers.
+        InputError: the models scored different answers.
     """
-    if [one.tokens for one in first] != [one.tokens for one in second]:
+    if [one.num_tokens for one in first] != [one.num_tokens for one in second]:
         raise InputError(
-            "the two models do not read the same answers: their contexts or tokenizers differ",
-            remedy="compare models that were trained from the same one",
+            "the two models scored different answers: their contexts or tokenizers differ",
+            remedy="compare models that were trained from the same base model",
         )
-    tokens = np.array([one.tokens for one in first], float)
+    tokens = np.array([one.num_tokens for one in first], float)
     gains = np.array([b.log_prob - a.log_prob for a, b in zip(first, second, strict=True)])
     mean = gains.sum() / tokens.sum()
     residual = gains - mean * tokens

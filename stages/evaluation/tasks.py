@@ -1,29 +1,31 @@
-"""Tasks that a model is scored on by log-likelihood: their files, and items as text.
+"""Tasks for log-likelihood evaluation: file formats, items and few-shot prompts.
 
-A task is a jsonl file, one item a line, or a YAML file that says how such a file is read:
+A task is a JSONL file with one item per line, or a YAML file that configures one:
 
-    name: capitals                   # of its figures; the file's name, if left out
-    items: capitals.jsonl            # beside this file
-    kind: choice                     # or cloze; found out from the first item, if left out
-    template: "Q: {question}\\nA:"    # {key} is that key of the item
-    target_delimiter: " "            # between a context and what is scored after it
-    delimiter: "\\n\\n"                # between shots
-    description: ""                  # before everything
-    shots: 5                         # solved items in front, where the stage does not say
+    name: capitals                   # prefix of the metrics. Default: the name of the file
+    items: capitals.jsonl            # path relative to this file
+    task_type: multiple_choice       # or cloze. Default: the type of the first item
+    template: "Q: {question}\\nA:"    # {key} is replaced by that key of the item
+    target_delimiter: " "            # between a context and its continuation
+    fewshot_delimiter: "\\n\\n"        # between few-shot examples
+    description: ""                  # text before everything else
+    num_fewshot: 5                   # few-shot examples, unless the stage sets another number
 
-Items of multiple choice, `answer` counted from 0:
+A multiple-choice item; `answer` is an index, from 0:
 
     {"question": "Where is the Louvre?", "choices": ["Rome", "Paris"], "answer": 1}
 
-Items of cloze, as in LAMBADA; `target` is the end of the text, its last word if left out:
+A cloze item, as in LAMBADA; `target` is the end of the text. Default: its last word:
 
     {"text": "The Louvre is in Paris"}
 
-Any other key may stand in a template. Without one, a choice's context is its `context` and its
-`question`, those that are there, on a line each; a cloze's is its text up to the target (as
-`{context}`). Items with `"split": "train"` are not scored: shots are drawn from them, or from
-the other items where there are none; for each item anew, by the seed and its line, and never one
-that says the same.
+A template may name any other key. Without a template the context of a multiple-choice item is its
+`context` and `question`, those that exist, one per line; the context of a cloze item is its text up
+to the target (`{context}` in a template). Items with `"split": "train"` are not scored: few-shot
+examples are sampled from them, or from the other items if the split is empty; for each item anew, by
+seed and line number, and never an item with the same question.
+
+Key names follow lm-eval.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 from pydantic import Field, ValidationError
 
@@ -46,21 +48,28 @@ from pipeline.errors import InputError, SpecError, did_you_mean
 from pipeline.spec.yaml_reader import format_key_path, read_yaml
 from pipeline.stage import Section
 
-KEY = re.compile(r"\{(\w+)\}")
-SCALAR = (str, int, float)
+_TEMPLATE_KEY = re.compile(r"\{(\w+)\}")
+
+TaskType = Literal["multiple_choice", "cloze"]
 
 
-class TaskSection(Section):
-    """What a task's YAML file may say."""
+class TaskConfig(Section):
+    """Keys of a task's YAML file."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "kind": "task_type",
+        "delimiter": "fewshot_delimiter",
+        "shots": "num_fewshot",
+    }
 
     items: Annotated[str, Field(min_length=1)]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-    kind: Literal["choice", "cloze"] | None = None
+    task_type: TaskType | None = None
     template: str | None = None
     target_delimiter: str = " "
-    delimiter: str = "\n\n"
+    fewshot_delimiter: str = "\n\n"
     description: str = ""
-    shots: Annotated[int, Field(ge=0)] = 0
+    num_fewshot: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -68,232 +77,278 @@ class Item:
     """A question as text."""
 
     line: int
-    """Of the file, from 1."""
+    """Line number in the file, from 1."""
     context: str
     choices: tuple[str, ...]
-    """What is scored; the target of a cloze is the only one."""
+    """Scored continuations; a cloze has one, its target."""
     answer: int
-    joint: str
-    """Between the context and a choice."""
-    train: bool = False
+    """Index of the correct choice."""
+    target_delimiter: str
+    """Text between the context and a choice."""
+    in_train_split: bool = False
 
     @property
-    def solved(self) -> str:
-        """The item as a shot shows it."""
-        return self.context + self.joint + self.choices[self.answer]
+    def text_with_answer(self) -> str:
+        """The item as a few-shot example."""
+        return self.context + self.target_delimiter + self.choices[self.answer]
 
     @property
     def question(self) -> tuple[str, tuple[str, ...]]:
-        """What makes it the same as another, in whatever order the choices stand."""
+        """Context and sorted choices: equal for items with the same question."""
         return self.context, tuple(sorted(self.choices))
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that was read: plain data."""
+    """Items of a task and how they are prompted."""
 
     name: str
-    kind: str
+    task_type: TaskType
     items: tuple[Item, ...]
-    section: TaskSection
+    config: TaskConfig
     path: str
     digest: str
-    """The sha256 of everything that decides the items."""
+    """SHA-256 of the task's files."""
+    num_fewshot: int = 0
+    """Few-shot examples before each item."""
+    limit: int = 0
+    """Number of items that are scored; 0 means all."""
 
     @property
-    def scored(self) -> list[Item]:
-        """The items that are not there for shots only."""
-        return [item for item in self.items if not item.train]
+    def scored_items(self) -> list[Item]:
+        """The items of the test split, up to the limit."""
+        return self._test_items[: self.limit or None]
 
-    def shots_of(self, item: Item, count: int, seed: int) -> list[Item]:
-        """The solved items before an item: the same for the same seed, task and line.
+    def fewshot_examples(self, item: Item, count: int, seed: int) -> list[Item]:
+        """Sample the examples before an item; a function of the seed, the task's name and the line.
 
         Raises:
-            InputError: the file does not hold that many others.
+            InputError: the file has fewer than `count` items with other questions.
         """
-        pool, alike = self._pool, self._questions[item.question]
-        if len(pool) - alike < count:
+        pool, same = self._fewshot_pool, self._question_counts[item.question]
+        if len(pool) - same < count:
             raise InputError(
-                f"{count} shots are asked for, {len(pool) - alike} items are there to draw from",
+                f"num_fewshot is {count}, but only {len(pool) - same} other items exist",
                 where=f"{self.path}:{item.line}",
-                remedy='lower `shots`, or add items with "split": "train"',
+                remedy='lower `num_fewshot`, or add items with "split": "train"',
             )
-        chance = random.Random(f"{seed} {self.name} {item.line}")
-        drawn = chance.sample(pool, count + alike)
-        return [one for one in drawn if one.question != item.question][:count]
+        generator = random.Random(f"{seed} {self.name} {item.line}")
+        sampled = generator.sample(pool, count + same)
+        return [one for one in sampled if one.question != item.question][:count]
+
+    def prompt(self, item: Item, examples: Sequence[Item]) -> str:
+        """Return the text before the choices of an item."""
+        shots = [one.text_with_answer + self.config.fewshot_delimiter for one in examples]
+        return "".join([self.config.description, *shots, item.context])
 
     @cached_property
-    def _pool(self) -> list[Item]:
-        return [one for one in self.items if one.train] or self.scored
+    def _test_items(self) -> list[Item]:
+        return [item for item in self.items if not item.in_train_split]
 
     @cached_property
-    def _questions(self) -> Counter[tuple[str, tuple[str, ...]]]:
-        return Counter(one.question for one in self._pool)
+    def _fewshot_pool(self) -> list[Item]:
+        return [one for one in self.items if one.in_train_split] or self._test_items
 
-    def prompt(self, item: Item, shots: Sequence[Item]) -> str:
-        """Everything before an item's choices."""
-        solved = [shot.solved + self.section.delimiter for shot in shots]
-        return "".join([self.section.description, *solved, item.context])
+    @cached_property
+    def _question_counts(self) -> Counter[tuple[str, tuple[str, ...]]]:
+        return Counter(one.question for one in self._fewshot_pool)
+
+
+def load_tasks(
+    paths: Sequence[str], *, num_fewshot: int | None = None, limit: int = 0, seed: int = 0
+) -> list[Task]:
+    """Read tasks and check that each has enough few-shot examples.
+
+    Args:
+        paths: YAML or JSONL files.
+        num_fewshot: few-shot examples before each item. Default: the value of each task file.
+        limit: number of items per task that are scored; 0 means all.
+        seed: random seed of few-shot examples.
+
+    Raises:
+        InputError: a file is missing or invalid, has too few examples, or two tasks have the same
+            name.
+    """
+    loaded = [load_task(path) for path in paths]
+    names = [task.name for task in loaded]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise InputError(
+            f"two tasks are named {twice!r}",
+            where=loaded[names.index(twice)].path,
+            remedy="give one of them another `name`",
+        )
+    tasks = []
+    for task in loaded:
+        count = task.config.num_fewshot if num_fewshot is None else num_fewshot
+        tasks.append(replace(task, num_fewshot=count, limit=limit))
+        for item in tasks[-1].scored_items:
+            task.fewshot_examples(item, count, seed)
+    return tasks
 
 
 def load_task(path: str) -> Task:
     """Read a task.
 
     Raises:
-        InputError: a file is missing or broken; the message says the line and the key.
+        InputError: a file is missing or invalid; the message names line and key.
     """
-    section, items = _header(Path(path))
-    files = dict.fromkeys((Path(path), items))
-    digest = sha256(b"".join(sha256(_bytes(file)).digest() for file in files)).hexdigest()
-    rows = list(_rows(items))
+    config, items_path = _read_config(Path(path))
+    files = dict.fromkeys((Path(path), items_path))
+    digest = sha256(b"".join(sha256(_read_bytes(file)).digest() for file in files)).hexdigest()
+    rows = list(_read_rows(items_path))
     if not rows:
-        raise InputError("the task has no items", where=str(items))
-    kind = section.kind or ("choice" if "choices" in rows[0][1] else "cloze")
-    reading = _choice if kind == "choice" else _cloze
-    found = tuple(reading(_Row(items, line, row, section)) for line, row in rows)
-    task = Task(section.name, kind, found, section, str(items), digest)
-    if not task.scored:
-        raise InputError("every item is of the split `train`: none is left", where=str(items))
+        raise InputError("the task has no items", where=str(items_path))
+    first_type: TaskType = "multiple_choice" if "choices" in rows[0][1] else "cloze"
+    task_type = config.task_type or first_type
+    parse = _parse_choice if task_type == "multiple_choice" else _parse_cloze
+    items = tuple(parse(_Row(items_path, line, row, config)) for line, row in rows)
+    task = Task(config.name, task_type, items, config, str(items_path), digest)
+    if not task.scored_items:
+        raise InputError("no item to score: all have the split `train`", where=str(items_path))
     return task
 
 
-def _header(path: Path) -> tuple[TaskSection, Path]:
-    """How the items are read, and where they are."""
-    _bytes(path)
+def _read_config(path: Path) -> tuple[TaskConfig, Path]:
+    """Return the configuration of a task and the path of its items."""
+    _read_bytes(path)
     if path.suffix not in (".yaml", ".yml"):
-        return _section({"name": path.stem, "items": path.name}, lambda _: str(path)), path
+        data = {"name": path.stem, "items": path.name}
+        return _validate_config(data, lambda _: str(path)), path
     try:
         tree = read_yaml(path)
     except SpecError as error:
-        _refuse(error.problems[0].message, error.problems[0].where)
+        _raise_invalid(error.problems[0].message, error.problems[0].where)
     for problem in tree.problems:
-        _refuse(str(problem), "", problem.remedy)
+        _raise_invalid(str(problem), "", problem.remedy)
     if not isinstance(tree.data, dict):
-        _refuse("a task file is a mapping of keys", str(path), "see `headwater stages`")
-    section = _section(
+        _raise_invalid("a task file must be a mapping", str(path), "see `headwater stages`")
+    config = _validate_config(
         {"name": path.stem, **tree.data}, lambda key: tree.location(key) or str(path)
     )
-    return section, path.parent / section.items
+    return config, path.parent / config.items
 
 
-def _section(data: Mapping[str, Any], place: Any) -> TaskSection:
+def _validate_config(data: Mapping[str, Any], location: Callable[[Any], str]) -> TaskConfig:
     try:
-        return TaskSection(**data)
+        return TaskConfig(**data)
     except ValidationError as error:
         first = error.errors()[0]
         key = first["loc"]
         if first["type"] == "extra_forbidden":
-            near = did_you_mean(str(key[0]), TaskSection.model_fields)
-            _refuse(f"{format_key_path(key)}: there is no such key", place(key), near)
-        _refuse(f"{format_key_path(key)}: {first['msg']}", place(key))
+            name = str(key[0])
+            if name in TaskConfig.renamed:
+                _raise_invalid(f"{name}: renamed to {TaskConfig.renamed[name]!r}", location(key))
+            remedy = did_you_mean(name, TaskConfig.model_fields)
+            _raise_invalid(f"{format_key_path(key)}: unknown key", location(key), remedy)
+        _raise_invalid(f"{format_key_path(key)}: {first['msg']}", location(key))
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
-        _refuse("there is no such task file", str(path), "name a .yaml or a .jsonl file")
+        _raise_invalid("no such task file", str(path), "name a .yaml or .jsonl file")
     with disk_errors(path, to="read"):
         return path.read_bytes()
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a jsonl file with their lines; blank lines are nothing."""
-    for line, raw in enumerate(_bytes(path).split(b"\n"), 1):
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSONL file with their line numbers; blank lines are skipped."""
+    for line, raw in enumerate(_read_bytes(path).split(b"\n"), 1):
         if not raw.strip():
             continue
         try:
             row = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            _refuse(f"this is not JSON: {error}", f"{path}:{line}", "one object a line")
+            _raise_invalid(f"invalid JSON: {error}", f"{path}:{line}", "write one object per line")
         if not isinstance(row, dict):
-            _refuse("an item is an object", f"{path}:{line}", '{"question": …, "choices": […], …}')
+            remedy = 'write {"question": ..., "choices": [...], ...}'
+            _raise_invalid("an item must be an object", f"{path}:{line}", remedy)
         yield line, row
 
 
 @dataclass(frozen=True)
 class _Row:
-    """An item as its file has it."""
+    """One line of the items file."""
 
     path: Path
     line: int
     values: dict[str, Any]
-    section: TaskSection
+    config: TaskConfig
 
     def text(self, key: str) -> str:
-        """A key that must be text.
+        """Return a key that must be text.
 
         Raises:
             InputError: it is missing, empty or not text.
         """
         value = self.values.get(key)
         if not isinstance(value, str) or not value.strip():
-            self.refuse(key, "is missing" if value is None else "is no text, or empty")
+            self.raise_invalid(key, "is missing" if value is None else "is not text, or empty")
         return value
 
-    def filled(self, template: str, more: Mapping[str, Any]) -> str:
-        """A template with the item's values.
+    def fill(self, template: str, more: Mapping[str, Any]) -> str:
+        """Insert the item's values into a template.
 
         Raises:
-            InputError: it names a key that is not there, or that is not one value.
+            InputError: the template names a key that is missing or not a scalar.
         """
         values = {**self.values, **more}
 
         def value(match: re.Match[str]) -> str:
             found = values.get(match[1])
-            if isinstance(found, bool) or not isinstance(found, SCALAR):
-                self.refuse(match[1], "is named by the template, and is no text or number here")
+            if isinstance(found, bool) or not isinstance(found, str | int | float):
+                self.raise_invalid(match[1], "is used by the template, but is not text or a number")
             return str(found)
 
-        return KEY.sub(value, template)
+        return _TEMPLATE_KEY.sub(value, template)
 
     @property
-    def train(self) -> bool:
-        """Whether it is there for shots.
+    def in_train_split(self) -> bool:
+        """True for few-shot examples.
 
         Raises:
-            InputError: its split is no split.
+            InputError: the split is neither `train` nor `test`.
         """
         split = self.values.get("split", "test")
         if split not in ("train", "test"):
-            self.refuse("split", f"is {split!r}", "`train` (for shots) or `test`")
+            self.raise_invalid("split", f"is {split!r}", "write `train` (few-shot) or `test`")
         return bool(split == "train")
 
-    def refuse(self, key: str, why: str, remedy: str = "") -> NoReturn:
-        """Say what is wrong with a key."""
-        _refuse(f"`{key}` {why}", f"{self.path}:{self.line}", remedy)
+    def raise_invalid(self, key: str, reason: str, remedy: str = "") -> NoReturn:
+        """Raise an InputError for a key of this line."""
+        _raise_invalid(f"`{key}` {reason}", f"{self.path}:{self.line}", remedy)
 
 
-def _choice(row: _Row) -> Item:
+def _parse_choice(row: _Row) -> Item:
     choices, answer = row.values.get("choices"), row.values.get("answer")
     if not isinstance(choices, list) or len(choices) < 2:
-        row.refuse("choices", "is no list of two or more", "list what is to choose from")
+        row.raise_invalid("choices", "must be a list of two or more", "list all choices")
     if not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        row.refuse("choices", "holds what is no text, or empty")
+        row.raise_invalid("choices", "has an element that is not text, or empty")
     if not isinstance(answer, int) or isinstance(answer, bool):
-        row.refuse("answer", "is no whole number", "count the choices from 0")
+        row.raise_invalid("answer", "must be an integer", "give an index, from 0")
     if not 0 <= answer < len(choices):
-        row.refuse("answer", f"is {answer}, of {len(choices)} choices", "count them from 0")
+        row.raise_invalid("answer", f"is {answer}, with {len(choices)} choices", "count from 0")
     keys = [key for key in ("context", "question") if key in row.values]
-    if row.section.template is None and not keys:
-        row.refuse("question", "is missing", "or give a `template` that names other keys")
-    template = row.section.template or "\n".join(f"{{{key}}}" for key in keys)
-    context = row.filled(template, {})
-    joint = row.section.target_delimiter
-    return Item(row.line, context, tuple(choices), answer, joint, row.train)
+    if row.config.template is None and not keys:
+        row.raise_invalid("question", "is missing", "add it, or set a `template` of other keys")
+    template = row.config.template or "\n".join(f"{{{key}}}" for key in keys)
+    context, delimiter = row.fill(template, {}), row.config.target_delimiter
+    return Item(row.line, context, tuple(choices), answer, delimiter, row.in_train_split)
 
 
-def _cloze(row: _Row) -> Item:
-    """The space before the target is part of the text, whatever `target_delimiter` says."""
+def _parse_cloze(row: _Row) -> Item:
+    """Parse a cloze; the space before the target is part of the text, not `target_delimiter`."""
     text = row.text("text").rstrip()
     target = row.text("target") if "target" in row.values else text.split()[-1]
     if not text.endswith(target):
-        row.refuse("target", f"is {target!r}, and the text does not end with it")
+        row.raise_invalid("target", f"is {target!r}, but the text does not end with it")
     before = text[: -len(target)]
-    told = before.rstrip()
-    if not told:
-        row.refuse("text", "has nothing before the target")
-    context = row.filled(row.section.template or "{context}", {"context": told})
-    return Item(row.line, context, (target,), 0, before[len(told) :], row.train)
+    stripped = before.rstrip()
+    if not stripped:
+        row.raise_invalid("text", "has nothing before the target")
+    context = row.fill(row.config.template or "{context}", {"context": stripped})
+    return Item(row.line, context, (target,), 0, before[len(stripped) :], row.in_train_split)
 
 
-def _refuse(why: str, where: str, remedy: str = "") -> NoReturn:
-    raise InputError(why, where=where, remedy=remedy)
+def _raise_invalid(reason: str, where: str, remedy: str = "") -> NoReturn:
+    raise InputError(reason, where=where, remedy=remedy)

@@ -1,1 +1,1 @@
-"""Workshop of generation: batched sampling from a model with a static cache."""
+"""Text generation: batched sampling with a KV cache, and likelihoods of given continuations."""

@@ -1,7 +1,7 @@
-"""Random numbers as a function of (seed, sample, step): no generator, no state, no order.
+"""Counter-based random numbers: a function of (seed, sample, step), without state.
 
-A response is then the same whatever else is in its batch, whichever rank makes it, and after any
-resume. The hash is splitmix64, folded over its three keys.
+A response is the same whatever else is in its batch, on any rank and after any resume. The hash is
+splitmix64, folded over its three keys.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def uniforms(seed: int, samples: Sequence[int], steps: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) of shape (samples, steps), by sample index and step."""
-    key = _next(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
+    """Return uniform numbers in [0, 1) of shape (samples, steps), by sample index and step."""
+    key = _splitmix64(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
     sample_B = np.asarray(samples, np.int64).astype(np.uint64)
-    key_B = _next(key ^ sample_B)
-    words_BT = _next(key_B[:, None] ^ np.arange(steps, dtype=np.uint64)[None])
+    key_B = _splitmix64(key ^ sample_B)
+    words_BT = _splitmix64(key_B[:, None] ^ np.arange(steps, dtype=np.uint64)[None])
     return (words_BT >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _next(words: Words64) -> Words64:
+def _splitmix64(words: Words64) -> Words64:
     return mix64(words + np.uint64(GOLDEN_GAMMA))

@@ -1,4 +1,4 @@
-"""What `headwater generate` calls: a folder and a prompt in, text out."""
+"""Text generation from a model folder and a prompt, for `headwater generate`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def generate_text(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> str:
-    """One response to a prompt, by the model in `folder`.
+    """Sample one response to a prompt from the model in `folder`.
 
-    A model whose card says that it converses in our chat format is given the prompt as a user's
-    message; any other goes on where the prompt ends, at the beginning of a document.
+    A model whose model card declares the chat format of Headwater gets the prompt as a user message;
+    any other model continues the prompt as the beginning of a document.
 
     Raises:
-        InputError: the folder holds no model, the prompt fills the context, or a setting is out
-            of its range.
+        InputError: the folder has no model, the prompt fills the context, or an option is out of
+            range.
     """
     folder = Path(folder)
     model, tokenizer = load_language_model(folder), open_tokenizer(folder)
@@ -41,13 +41,13 @@ def generate_text(
     room = model.config.context_length - len(ids)
     if room < 1:
         raise InputError(
-            f"the prompt's {len(ids)} tokens fill the context of {model.config.context_length}",
+            f"the prompt of {len(ids)} tokens fills the context of {model.config.context_length}",
             remedy="shorten the prompt",
         )
     try:
-        decoding = SamplingParams(min(max_new_tokens, room), temperature, top_k, top_p)
+        params = SamplingParams(min(max_new_tokens, room), temperature, top_k, top_p)
     except ValueError as error:
         raise InputError(str(error)) from error
-    end, filler = tokenizer.eos_id, tokenizer.padding_id
-    drawn = sample(model, [ids], decoding, eos_id=end, pad_id=filler, seed=seed)
-    return tokenizer.decode(drawn.ids(0))
+    eos_id, pad_id = tokenizer.eos_id, tokenizer.padding_id
+    responses = sample(model, [ids], params, eos_id=eos_id, pad_id=pad_id, seed=seed)
+    return tokenizer.decode(responses.ids(0))

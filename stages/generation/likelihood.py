@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations: the measuring side of generation."""
+"""Log-likelihoods of given continuations."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from stages.generation.sampling import length_sorted_batches
 
 
 class PositionModel(Protocol):
-    """A model that is read at marked positions: logits_NV of a policy, values_N of a critic."""
+    """A model with outputs at selected positions: logits_NV of a policy, values_N of a critic."""
 
     def __call__(self, tokens_BT: Tensor, *, at_BT: Tensor) -> Tensor:
-        """One row a marked position, in row-major order."""
+        """Return one row per selected position, in row-major order."""
 
 
 class Likelihood(NamedTuple):
-    """The log-probability of a continuation (nats) and how many tokens it has."""
+    """The log-probability of a continuation, nats, and its number of tokens."""
 
     log_prob: float
-    tokens: int
+    num_tokens: int
 
     @property
     def per_token(self) -> float:
-        """Mean log-probability of a token."""
-        return self.log_prob / max(self.tokens, 1)
+        """Mean log-probability per token, nats."""
+        return self.log_prob / max(self.num_tokens, 1)
 
 
 def pad_right(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Rows of ids flush to the left: tokens_BT."""
+    """Return rows of ids, padded on the right: tokens_BT."""
     longest = max(len(row) for row in rows)
     padded = [[*row, *[pad_id] * (longest - len(row))] for row in rows]
     return torch.tensor(padded).to(device)
@@ -46,39 +46,39 @@ def likelihoods(
     continuations: Sequence[Sequence[int]],
     *,
     pad_id: int,
-    batch: int = 32,
+    batch_size: int = 32,
     device: torch.device | str = "cpu",
     heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Likelihood]:
-    """log p(continuation | prefix) of each pair, in the order given.
+    """Return log p(continuation | prefix) of each pair, in the given order.
 
-    The logits are made only where a continuation's token is predicted, and the last token is
-    predicted but not read: a pair may be one token longer than the model's context. `heartbeat` is
-    called after each batch.
+    Logits are computed only where a continuation's token is predicted. The last token is not an
+    input, so a pair may be one token longer than the context length. `heartbeat` is called after
+    each batch.
     """
     rows = [[*prefix, *rest] for prefix, rest in zip(prefixes, continuations, strict=True)]
     found: dict[int, Likelihood] = {}
-    for places in length_sorted_batches(rows, batch):
-        tokens_BT = pad_right([rows[place] for place in places], pad_id, device)
+    for indices in length_sorted_batches(rows, batch_size):
+        tokens_BT = pad_right([rows[index] for index in indices], pad_id, device)
         at_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-        for row, place in enumerate(places):
-            at_BT[row, len(prefixes[place]) - 1 : len(rows[place]) - 1] = True
-        counts = [len(continuations[place]) for place in places]
+        for row, index in enumerate(indices):
+            at_BT[row, len(prefixes[index]) - 1 : len(rows[index]) - 1] = True
+        counts = [len(continuations[index]) for index in indices]
         log_probs = torch.split(next_log_probs(model, tokens_BT, at_BT).double(), counts)
         sums = [part.sum().item() for part in log_probs]
         found |= {
-            place: Likelihood(total, count)
-            for place, total, count in zip(places, sums, counts, strict=True)
+            index: Likelihood(total, count)
+            for index, total, count in zip(indices, sums, counts, strict=True)
         }
         heartbeat()
-    return [found[place] for place in range(len(rows))]
+    return [found[index] for index in range(len(rows))]
 
 
 def next_log_probs(
     model: PositionModel, tokens_BT: Tensor, at_BT: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability_N of the token after each marked position under softmax(logits / T), in
-    row-major order: what sampling without a cut draws from. The last column is never marked."""
+    """Return the log-probability_N of the token after each selected position under
+    softmax(logits / temperature), in row-major order. The last column is never selected."""
     inputs_BT, at_BT, targets_BT = tokens_BT[:, :-1], at_BT[:, :-1], tokens_BT[:, 1:]
     log_probs_NV = (model(inputs_BT, at_BT=at_BT).float() / temperature).log_softmax(-1)
     return log_probs_NV.gather(1, targets_BT[at_BT][:, None]).squeeze(1)

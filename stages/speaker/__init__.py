@@ -1,1 +1,1 @@
-"""Synthetic descriptions by a speaker model."""
+"""Synthetic questions: a speaker model generates them, filters select them."""

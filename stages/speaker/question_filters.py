@@ -1,7 +1,7 @@
-"""Which generated questions are good enough to learn from: a chain of rules, each counted.
+"""Quality filters of generated questions.
 
-Rules see the candidates of all targets at once and in one fixed order, and say of each whether
-they would drop it; the first rule that does is the verdict.
+A filter sees the candidates of all answers at once, in a fixed order, and returns for each whether to
+drop it. Filters run in sequence; the first one that drops a candidate is its outcome.
 """
 
 from __future__ import annotations
@@ -11,113 +11,120 @@ from collections.abc import Callable, Iterable, Sequence
 
 from stages.speaker.question_generation import CandidateQuestion
 
+KEPT = "kept"
+"""The outcome of candidates that no filter drops."""
+
 QuestionFilter = Callable[[Sequence[CandidateQuestion]], list[bool]]
-"""Candidates that are still in -> whether to drop each."""
+"""Remaining candidates -> whether to drop each."""
 
 
 def apply_filters(
-    rules: Sequence[tuple[str, QuestionFilter]], candidates: Sequence[CandidateQuestion]
+    filters: Sequence[tuple[str, QuestionFilter]], candidates: Sequence[CandidateQuestion]
 ) -> list[tuple[str, int]]:
-    """Give every candidate its verdict.
+    """Set the outcome of every candidate.
 
     Returns:
-        How many each rule dropped, in order.
+        The name of each filter and the number of candidates that it dropped, in order.
     """
-    left, counts = list(candidates), []
-    for name, rule in rules:
-        dropped = rule(left)
-        for candidate, drop in zip(left, dropped, strict=True):
+    remaining, counts = list(candidates), []
+    for name, drops in filters:
+        dropped = drops(remaining)
+        for candidate, drop in zip(remaining, dropped, strict=True):
             if drop:
-                candidate.verdict = name
-        left = [c for c, drop in zip(left, dropped, strict=True) if not drop]
+                candidate.outcome = name
+        remaining = [c for c, drop in zip(remaining, dropped, strict=True) if not drop]
         counts.append((name, sum(dropped)))
-    for candidate in left:
-        candidate.verdict = "kept"
+    for candidate in remaining:
+        candidate.outcome = KEPT
     return counts
 
 
 def normalize_question(text: str) -> str:
-    """Lower case, words and numbers only: what makes two questions the same."""
+    """Return the lower-case words and numbers of a question; equal questions have equal results."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def truncated(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-    """Cut off at the limit."""
+    """Drop questions that reached the length limit."""
     return [not candidate.finished for candidate in candidates]
 
 
-def length_out_of_range(shortest: int, longest: int) -> QuestionFilter:
-    """Words outside of a range."""
+def length_out_of_range(min_words: int, max_words: int) -> QuestionFilter:
+    """Drop questions with fewer or more words."""
 
-    def rule(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-        return [not shortest <= len(c.text.split()) <= longest for c in candidates]
+    def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
+        return [not min_words <= len(c.text.split()) <= max_words for c in candidates]
 
-    return rule
+    return drops
 
 
-def repetitive(share: float, size: int = 2) -> QuestionFilter:
-    """More than a share of the word pairs are repeats of earlier ones."""
+def repetitive(max_repetition: float, n: int = 2) -> QuestionFilter:
+    """Drop questions in which a larger share of word n-grams repeats earlier ones."""
 
-    def repeats(text: str) -> float:
+    def repetition(text: str) -> float:
         words = text.lower().split()
-        grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
-        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+        ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
-    return lambda candidates: [repeats(c.text) > share for c in candidates]
+    return lambda candidates: [repetition(c.text) > max_repetition for c in candidates]
 
 
 def matches_known(texts: Iterable[str]) -> QuestionFilter:
-    """The same question is among some texts (those of real or of held-out conversations)."""
-    seen = {normalize_question(text) for text in texts}
-    return lambda candidates: [normalize_question(c.text) in seen for c in candidates]
+    """Drop questions that equal one of these texts, after normalization."""
+    known = {normalize_question(text) for text in texts}
+    return lambda candidates: [normalize_question(c.text) in known for c in candidates]
 
 
 def ambiguous(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-    """The same question was asked for several targets: it tells none of them."""
-    owners: dict[str, set[str]] = {}
+    """Drop questions that were generated for several answers: they identify none."""
+    targets: dict[str, set[str]] = {}
     for candidate in candidates:
-        owners.setdefault(normalize_question(candidate.text), set()).add(candidate.target)
-    return [len(owners[normalize_question(c.text)]) > 1 for c in candidates]
+        targets.setdefault(normalize_question(candidate.text), set()).add(candidate.target)
+    return [len(targets[normalize_question(c.text)]) > 1 for c in candidates]
 
 
 def low_log_prob(quantile: float) -> QuestionFilter:
-    """In the lowest part by the speaker's own log-probability a token."""
+    """Drop questions below a quantile of the speaker's log-probability per token."""
 
-    def rule(candidates: Sequence[CandidateQuestion]) -> list[bool]:
+    def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         ordered = sorted(c.log_prob for c in candidates)
         if not ordered:
             return []
         threshold = ordered[int(quantile * len(ordered))] if quantile < 1 else float("inf")
         return [c.log_prob < threshold for c in candidates]
 
-    return rule
+    return drops
 
 
-def fails_round_trip(margin: float) -> QuestionFilter:
-    """The forward model is not helped by the question: the round trip fails."""
-    return lambda candidates: [c.gain is not None and c.gain <= margin for c in candidates]
+def fails_round_trip(min_gain: float) -> QuestionFilter:
+    """Drop questions whose round-trip gain is at most `min_gain`: the forward model does not predict
+    the answer better from them."""
+    return lambda candidates: [
+        c.round_trip_gain is not None and c.round_trip_gain <= min_gain for c in candidates
+    ]
 
 
 def not_best_candidate(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-    """A better one is there for the same target: by round trip, else by log-probability."""
+    """Drop all but the best question of each answer: by round-trip gain, then log-probability."""
     best: dict[str, CandidateQuestion] = {}
     for candidate in candidates:
-        rival = best.get(candidate.target)
-        if rival is None or _merit(candidate) > _merit(rival):
+        other = best.get(candidate.target)
+        if other is None or _score(candidate) > _score(other):
             best[candidate.target] = candidate
     return [best[c.target] is not c for c in candidates]
 
 
-def exceeds_quota(most: int) -> QuestionFilter:
-    """Over the number that the mixture takes; the most merited stay."""
+def exceeds_quota(quota: int) -> QuestionFilter:
+    """Drop all but the `quota` best questions."""
 
-    def rule(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-        order = sorted(range(len(candidates)), key=lambda i: _merit(candidates[i]), reverse=True)
-        kept = set(order[:most])
+    def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
+        order = sorted(range(len(candidates)), key=lambda i: _score(candidates[i]), reverse=True)
+        kept = set(order[:quota])
         return [i not in kept for i in range(len(candidates))]
 
-    return rule
+    return drops
 
 
-def _merit(candidate: CandidateQuestion) -> tuple[float, float]:
-    return (candidate.gain if candidate.gain is not None else 0.0, candidate.log_prob)
+def _score(candidate: CandidateQuestion) -> tuple[float, float]:
+    gain = candidate.round_trip_gain
+    return (gain if gain is not None else 0.0, candidate.log_prob)

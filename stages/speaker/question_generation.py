@@ -1,4 +1,4 @@
-"""A speaker asks: questions for answers that have none, in shards that survive a kill."""
+"""Generates questions for unlabelled answers with a speaker model, shard by shard, resumable."""
 
 from __future__ import annotations
 
@@ -24,56 +24,59 @@ if TYPE_CHECKING:
 
     from stages.training.ranks.rank import Rank
 
-ANSWERS_PER_SHARD = 32  # targets: a few seconds of work, and one file
-CHAT_OVERHEAD = 4  # tokens: <s> <|user|> … <|assistant|> around one of text
+ANSWERS_PER_SHARD = 32  # a few seconds of work
+CHAT_OVERHEAD = 4  # tokens: <s> <|user|> ... <|assistant|> around a text of one token
 
 
 @dataclass(frozen=True)
 class UnlabelledAnswer:
-    """An answer that wants a question."""
+    """An answer without a question."""
 
     id: str
     text: str
 
     @property
     def digest(self) -> str:
-        """The first 16 hex digits of the text's sha256."""
+        """The first 16 hex digits of the text's SHA-256."""
         return sha256(self.text.encode()).hexdigest()[:16]
 
 
 @dataclass
 class CandidateQuestion:
-    """A question that the speaker proposed for a target."""
+    """A generated question for an answer."""
 
     target: str
-    place: int
-    """0 is the greedy one."""
+    """Id of the answer."""
+    index: int
+    """Number of the question among those of its answer; 0 is the greedy one."""
     text: str
-    tokens: int
+    num_tokens: int
     finished: bool
+    """False if the length limit was reached."""
     log_prob: float
-    """Per token, under the speaker at temperature 1, whatever it was drawn with."""
-    gain: float | None = None
-    """Nats per token of the answer that the forward model gains by this question over another
-    target's; None where there is no forward model, or no other target."""
-    verdict: str = ""
-    """The rule that dropped it, or "kept"."""
+    """Log-probability per token under the speaker, nats, at temperature 1."""
+    round_trip_gain: float | None = None
+    """Gain of the forward model's log-probability per token of the answer over that with another
+    answer's question, nats; None without a forward model or another answer."""
+    outcome: str = ""
+    """Name of the filter that dropped it, or "kept"."""
 
 
 @dataclass(frozen=True)
 class QuestionGenerationConfig:
-    """How questions are made."""
+    """Models and sampling options."""
 
     speaker: Path
     forward: Path | None
-    candidates: int
+    num_candidates: int
     max_new_tokens: int
     temperature: float
     top_p: float
     seed: int
 
-    def decoding(self, greedy: bool) -> SamplingParams:
-        """The greedy question of a target, or the others. <unk> is never said."""
+    def sampling_params(self, greedy: bool) -> SamplingParams:
+        """Return the options of the greedy question of an answer, or of the others. `<unk>` is never
+        sampled."""
         if greedy:
             return SamplingParams(self.max_new_tokens, 0.0, suppress_tokens=(UNK,))
         return SamplingParams(
@@ -83,56 +86,56 @@ class QuestionGenerationConfig:
 
 def generate_questions(
     rank: Rank,
-    targets: Sequence[UnlabelledAnswer],
-    how: QuestionGenerationConfig,
+    answers: Sequence[UnlabelledAnswer],
+    config: QuestionGenerationConfig,
     folder: Path,
     cancel_file: Path | None = None,
 ) -> int:
-    """Ask for every target; one file of candidates a shard, those that are there are kept.
+    """Generate the candidates of this rank's shards, one file per shard; existing files are kept.
 
     Returns:
-        How many shards there are.
+        The number of shards.
 
     Raises:
-        Interrupted: somebody asked the run to stop; the shards that are done stay.
+        Interrupted: cancellation was requested; finished shards remain.
     """
     from pipeline.atomic_io import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
-    shards = shard_answers(targets)
-    pause = CancellationPoint(rank, cancel_file)
-    asker: QuestionGenerator | None = None
-    mine = range(rank.index, len(shards), rank.world)
-    for done, number in enumerate(mine):
+    shards = shard_answers(answers)
+    check_cancelled = CancellationPoint(rank, cancel_file)
+    generator: QuestionGenerator | None = None
+    own = range(rank.index, len(shards), rank.world)
+    for done, number in enumerate(own):
         path = shard_file(folder, number)
         if not path.exists():
-            asker = asker or QuestionGenerator(how, rank.device, pause)
-            found = asker.ask(shards[number], first=number * ANSWERS_PER_SHARD)
+            generator = generator or QuestionGenerator(config, rank.device, check_cancelled)
+            found = generator.generate(shards[number], first=number * ANSWERS_PER_SHARD)
             write_atomic(path, json.dumps([asdict(candidate) for candidate in found]))
-        pause()
+        check_cancelled()
         if rank.ctx:
-            labelled = min(len(targets), (done + 1) * ANSWERS_PER_SHARD * rank.world)
-            rank.ctx.progress(labelled, len(targets), "target")
-            rank.ctx.resume_point(done + 1, len(mine))
+            finished = min(len(answers), (done + 1) * ANSWERS_PER_SHARD * rank.world)
+            rank.ctx.progress(finished, len(answers), "answers")
+            rank.ctx.resume_point(done + 1, len(own))
     return len(shards)
 
 
-def shard_answers(targets: Sequence[UnlabelledAnswer]) -> list[Sequence[UnlabelledAnswer]]:
-    """Targets in shards, none of which is one target among others: its question could be weighed
-    against no other's."""
-    starts = list(range(0, len(targets), ANSWERS_PER_SHARD))
-    if len(targets) % ANSWERS_PER_SHARD == 1 and len(starts) > 1:
+def shard_answers(answers: Sequence[UnlabelledAnswer]) -> list[Sequence[UnlabelledAnswer]]:
+    """Split answers into shards of at least two, because a round trip compares with the question of
+    another answer; a single answer is one shard."""
+    starts = list(range(0, len(answers), ANSWERS_PER_SHARD))
+    if len(answers) % ANSWERS_PER_SHARD == 1 and len(starts) > 1:
         starts.pop()
-    return [targets[a:b] for a, b in zip(starts, [*starts[1:], len(targets)], strict=True)]
+    return [answers[a:b] for a, b in zip(starts, [*starts[1:], len(answers)], strict=True)]
 
 
 def shard_file(folder: Path, number: int) -> Path:
-    """Where a shard's candidates are."""
+    """Return the path of a shard's candidates."""
     return folder / f"candidates-{number:05d}.json"
 
 
 def read_candidates(folder: Path, shards: int) -> list[CandidateQuestion]:
-    """The candidates of all shards, in the order of the targets."""
+    """Read the candidates of all shards, in the order of the answers."""
     return [
         CandidateQuestion(**row)
         for number in range(shards)
@@ -141,84 +144,84 @@ def read_candidates(folder: Path, shards: int) -> list[CandidateQuestion]:
 
 
 class QuestionGenerator:
-    """The speaker, and the forward model that tries to answer."""
+    """The speaker, which generates questions, and the forward model, which predicts answers."""
 
     def __init__(
         self,
-        how: QuestionGenerationConfig,
+        config: QuestionGenerationConfig,
         device: torch.device,
         heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
-        self.how, self.device, self.heartbeat = how, device, heartbeat
-        self.speaker, self.tokenizer = (
-            load_language_model(how.speaker).to(device),
-            Tokenizer(how.speaker),
-        )
-        self.forward = load_language_model(how.forward).to(device) if how.forward else None
-        self.room = self.speaker.config.context_length - how.max_new_tokens
-        if self.room < CHAT_OVERHEAD:
+        self.config, self.device, self.heartbeat = config, device, heartbeat
+        self.speaker = load_language_model(config.speaker).to(device)
+        self.tokenizer = Tokenizer(config.speaker)
+        self.forward = load_language_model(config.forward).to(device) if config.forward else None
+        self.max_prompt = self.speaker.config.context_length - config.max_new_tokens
+        if self.max_prompt < CHAT_OVERHEAD:
             raise InputError(
-                f"questions of {how.max_new_tokens} tokens leave no room for an answer in a "
+                f"questions of {config.max_new_tokens} tokens leave no room for an answer in a "
                 f"context of {self.speaker.config.context_length}",
-                where=str(how.speaker),
+                where=str(config.speaker),
                 remedy="lower max_new_tokens",
             )
 
-    def ask(self, targets: Sequence[UnlabelledAnswer], first: int) -> list[CandidateQuestion]:
-        """Candidates for some targets, the first of which is number `first` of all."""
-        prompts = [self._prompt(target.text, self.room) for target in targets]
-        found = []
-        for place in range(self.how.candidates):
-            drawn = sample(
+    def generate(self, answers: Sequence[UnlabelledAnswer], first: int) -> list[CandidateQuestion]:
+        """Return the candidates of some answers, the first of them number `first` of all."""
+        prompts = [self._prompt(answer.text, self.max_prompt) for answer in answers]
+        by_index = []
+        for index in range(self.config.num_candidates):
+            responses = sample(
                 self.speaker,
                 prompts,
-                self.how.decoding(greedy=place == 0),
+                self.config.sampling_params(greedy=index == 0),
                 eos_id=EOS,
                 pad_id=PAD,
-                seed=self.how.seed,
-                indices=[(first + i) * self.how.candidates + place for i in range(len(targets))],
+                seed=self.config.seed,
+                indices=[
+                    (first + i) * self.config.num_candidates + index for i in range(len(answers))
+                ],
                 device=self.device,
             )
-            said = [drawn.ids(row, eos=True) for row in range(len(targets))]
+            questions = [responses.ids(row, eos=True) for row in range(len(answers))]
             self.heartbeat()
-            measured = self._likelihoods(self.speaker, prompts, said)
-            found.append([
+            scores = self._likelihoods(self.speaker, prompts, questions)
+            by_index.append([
                 CandidateQuestion(
-                    target.id, place, self.tokenizer.decode(ids).strip(), len(ids),
-                    bool(drawn.finished[row]), measured[row].per_token,
+                    answer.id, index, self.tokenizer.decode(ids).strip(), len(ids),
+                    bool(responses.finished[row]), scores[row].per_token,
                 )
-                for row, (target, ids) in enumerate(zip(targets, said, strict=True))
+                for row, (answer, ids) in enumerate(zip(answers, questions, strict=True))
             ])  # fmt: skip
         if self.forward is not None:
-            for of_place in found:
-                self._round_trip(self.forward, targets, of_place)
-        return [of_place[row] for row in range(len(targets)) for of_place in found]
+            for candidates in by_index:
+                self._measure_round_trip(self.forward, answers, candidates)
+        return [candidates[row] for row in range(len(answers)) for candidates in by_index]
 
-    def _round_trip(
+    def _measure_round_trip(
         self,
         forward: LanguageModel,
-        targets: Sequence[UnlabelledAnswer],
+        answers: Sequence[UnlabelledAnswer],
         candidates: Sequence[CandidateQuestion],
     ) -> None:
-        """How much each question helps to find its answer, against that of another target; nothing
-        is known of a lone one."""
+        """Set the round-trip gain of one candidate per answer, with the question of another answer as
+        baseline; one answer alone has no baseline."""
         if len(candidates) < 2:
             return
-        half, room = len(candidates) // 2, forward.config.context_length // 2
-        answers = [[*self.tokenizer.encode(target.text), EOS] for target in targets]
-        own = [self._prompt(candidate.text, room) for candidate in candidates]
+        half, max_prompt = len(candidates) // 2, forward.config.context_length // 2
+        encoded = [[*self.tokenizer.encode(answer.text), EOS] for answer in answers]
+        own = [self._prompt(candidate.text, max_prompt) for candidate in candidates]
         others = [*own[half:], *own[:half]]
-        likely, baseline = (self._fitted(forward, asked, answers) for asked in (own, others))
-        for candidate, a, b in zip(candidates, likely, baseline, strict=True):
-            candidate.gain = a.per_token - b.per_token
+        gained, baseline = (self._truncated(forward, p, encoded) for p in (own, others))
+        for candidate, a, b in zip(candidates, gained, baseline, strict=True):
+            candidate.round_trip_gain = a.per_token - b.per_token
 
-    def _fitted(
+    def _truncated(
         self, model: LanguageModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     ) -> list[Likelihood]:
-        """Likelihoods of answers, cut to what fits the context after the prompt."""
+        """Return the likelihoods of answers, truncated to what fits the context after the prompt."""
         room = model.config.context_length + 1
-        fitted = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
-        return self._likelihoods(model, prompts, fitted)
+        fitting = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
+        return self._likelihoods(model, prompts, fitting)
 
     def _likelihoods(
         self, model: LanguageModel, prompts: Any, continuations: Any
@@ -227,7 +230,7 @@ class QuestionGenerator:
             model, prompts, continuations, pad_id=PAD, device=self.device, heartbeat=self.heartbeat
         )
 
-    def _prompt(self, text: str, room: int) -> list[int]:
-        """The prompt of a text. If it is longer than `room`, the text is cut, not its frame."""
+    def _prompt(self, text: str, max_tokens: int) -> list[int]:
+        """Return the prompt of a text; a longer text is truncated, the chat tokens are kept."""
         ids = encode_prompt(self.tokenizer, [Message("user", text)])
-        return ids if len(ids) <= room else [*ids[: room - 1], ids[-1]]
+        return ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]]

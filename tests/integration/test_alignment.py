@@ -17,7 +17,7 @@ from pipeline.errors import Interrupted
 from stages.augment import AugmentParams, augment
 from stages.data.conversation_dataset import Conversations
 from stages.data.preference_dataset import Preferences
-from stages.evaluate import TasksParams, evaluate_tasks
+from stages.evaluate import EvaluateTasksParams, evaluate_tasks
 from stages.models.hf_export import load_language_model, save_reward_model
 from stages.models.reward_head import RewardModel
 from stages.ppo import PPOParams, ppo
@@ -99,7 +99,9 @@ def test_a_model_is_scored_on_tasks_by_two_ranks(world, tmp_path):
     ]  # fmt: skip
     (tmp_path / "farm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ctx = Context.local(tmp_path / "work")
-    params = TasksParams(tasks=[str(tmp_path / "farm.jsonl")], shots=1, workers={"num": 2})
+    params = EvaluateTasksParams(
+        tasks=[str(tmp_path / "farm.jsonl")], num_fewshot=1, workers={"num": 2}
+    )
     evaluate_tasks(params, toy_alignment.inputs(model=world / "policy"), ctx.out, ctx)
     figures = json.loads((ctx.out / "metrics.json").read_text())
     assert figures == results(ctx)
@@ -108,7 +110,7 @@ def test_a_model_is_scored_on_tasks_by_two_ranks(world, tmp_path):
     lines = (ctx.out / "items" / "farm.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in lines] == list(range(1, len(rows) + 1))
     titles = [panel["title"] for panel in json.loads((ctx.observed / "panels.json").read_text())]
-    assert titles == ["Tasks", "farm: items right and wrong"]
+    assert titles == ["Tasks", "farm: correct and wrong items"]
 
 
 def play(world, rewarded, ctx):

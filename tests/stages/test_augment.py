@@ -7,7 +7,14 @@ import pytest
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
-from stages.augment import AugmentParams, choose_targets, converse, objects, rules, show
+from stages.augment import (
+    AugmentParams,
+    object_ids,
+    question_filter_chain,
+    report,
+    select_answers,
+    to_conversation,
+)
 from stages.data.conversation_dataset import (
     Conversation,
     Conversations,
@@ -31,7 +38,7 @@ from stages.training.ranks.rank import Rank
 
 
 def candidate(text="what does it do?", target="t", **options):
-    values = {"place": 0, "tokens": 5, "finished": True, "log_prob": -1.0} | options
+    values = {"index": 0, "num_tokens": 5, "finished": True, "log_prob": -1.0} | options
     return CandidateQuestion(target, text=text, **values)
 
 
@@ -41,53 +48,53 @@ def talk(key, answer, split, question=None, **meta):
 
 
 @pytest.fixture
-def how(world):
+def config(world):
     return QuestionGenerationConfig(world / "speaker", world / "policy", 3, 12, 0.8, 0.95, seed=1)
 
 
 @pytest.fixture
 def targets(world):
-    found = choose_targets(world / "conversations", [], [], AugmentParams())
+    found = select_answers(world / "conversations", [], [], AugmentParams())
     assert len(found) > ANSWERS_PER_SHARD
     return found
 
 
-def test_questions_are_a_function_of_seed_and_target(how, targets, tmp_path):
-    generate_questions(Rank(), targets, how, tmp_path / "one")
+def test_questions_are_a_function_of_seed_and_target(config, targets, tmp_path):
+    generate_questions(Rank(), targets, config, tmp_path / "one")
     for index in range(2):
-        shards = generate_questions(Rank(index=index, world=2), targets, how, tmp_path / "two")
+        shards = generate_questions(Rank(index=index, world=2), targets, config, tmp_path / "two")
     assert shards == 2
     one, two = (read_candidates(tmp_path / name, shards) for name in ("one", "two"))
     assert one == two
     assert len(one) == 3 * len(targets)
-    assert [c.place for c in one[:4]] == [0, 1, 2, 0]
+    assert [c.index for c in one[:4]] == [0, 1, 2, 0]
     assert [c.target for c in one[::3]] == [target.id for target in targets]
-    assert all(c.gain is not None and c.log_prob < 0 for c in one)
+    assert all(c.round_trip_gain is not None and c.log_prob < 0 for c in one)
 
 
-def test_a_shard_that_is_done_is_not_made_again(how, targets, tmp_path):
-    generate_questions(Rank(), targets, how, tmp_path)
+def test_a_shard_that_is_done_is_not_made_again(config, targets, tmp_path):
+    generate_questions(Rank(), targets, config, tmp_path)
     last = shard_file(tmp_path, 1).read_text()
     shard_file(tmp_path, 1).unlink()
     shard_file(tmp_path, 0).write_text("[]")
-    generate_questions(Rank(), targets, how, tmp_path)
+    generate_questions(Rank(), targets, config, tmp_path)
     assert shard_file(tmp_path, 0).read_text() == "[]"
     assert shard_file(tmp_path, 1).read_text() == last
 
 
 @pytest.mark.parametrize("reports", [True, False])
-def test_labelling_stops_within_a_shard_on_every_rank(how, targets, tmp_path, reports):
+def test_labelling_stops_within_a_shard_on_every_rank(config, targets, tmp_path, reports):
     """A rank without a context is given the file: rank 0 may have done its share already."""
     ctx = Context.local(tmp_path)
-    generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], how, ctx.scratch)
+    generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], config, ctx.scratch)
     ctx.cancel_file.touch()
     rank, asked = (Rank(ctx=ctx), None) if reports else (Rank(), ctx.cancel_file)
     with pytest.raises(Interrupted):
-        generate_questions(rank, targets, how, ctx.scratch, asked)
+        generate_questions(rank, targets, config, ctx.scratch, asked)
     assert shard_file(ctx.scratch, 0).exists() and not shard_file(ctx.scratch, 1).exists()
 
 
-def test_no_target_is_left_alone_in_a_shard(how, targets, tmp_path):
+def test_no_target_is_left_alone_in_a_shard(config, targets, tmp_path):
     """A question is weighed against another target's; a lone one would gain nothing."""
     sizes = {
         count: [len(part) for part in shard_answers(range(count))]
@@ -96,25 +103,25 @@ def test_no_target_is_left_alone_in_a_shard(how, targets, tmp_path):
     assert sizes == {1: [1], 32: [32], 33: [33], 34: [32, 2], 64: [32, 32], 65: [32, 33]}
     for count, gains in ((ANSWERS_PER_SHARD + 1, True), (1, False)):
         folder = tmp_path / str(count)
-        shards = generate_questions(Rank(), targets[:count], how, folder)
+        shards = generate_questions(Rank(), targets[:count], config, folder)
         last = read_candidates(folder, shards)[-1]
-        assert last.target == targets[count - 1].id and (last.gain is not None) == gains
-        assert last.gain != 0
+        assert last.target == targets[count - 1].id and (last.round_trip_gain is not None) == gains
+        assert last.round_trip_gain != 0
 
 
-def test_of_a_long_answer_the_text_is_cut_and_not_its_frame(how, world):
-    asker = QuestionGenerator(how, Rank().device)
+def test_of_a_long_answer_the_text_is_cut_and_not_its_frame(config, world):
+    generator = QuestionGenerator(config, Rank().device)
     tokenizer = Tokenizer(world / "speaker")
     ids = tokenizer.encode("the owl sleeps inside " * 30)
-    assert asker.room == 40 - 12
+    assert generator.max_prompt == 40 - 12
     short = tokenizer.encode("the owl sleeps")
-    assert asker._prompt("the owl sleeps", 20) == [BOS, USER, *short, ASSISTANT]
-    assert asker._prompt("the owl sleeps inside " * 30, 20) == [BOS, USER, *ids[:17], ASSISTANT]
-    found = asker.ask(
+    assert generator._prompt("the owl sleeps", 20) == [BOS, USER, *short, ASSISTANT]
+    assert generator._prompt("the owl sleeps inside " * 30, 20) == [BOS, USER, *ids[:17], ASSISTANT]
+    found = generator.generate(
         [UnlabelledAnswer("long", "the owl sleeps " * 30), UnlabelledAnswer("t", "it reads")],
         first=0,
     )
-    assert len(found) == 6 and all(c.gain is not None for c in found)
+    assert len(found) == 6 and all(c.round_trip_gain is not None for c in found)
 
 
 def test_questions_that_fill_the_context_are_refused(world):
@@ -123,10 +130,10 @@ def test_questions_that_fill_the_context_are_refused(world):
         QuestionGenerator(wide, Rank().device)
 
 
-def test_the_right_question_helps_more_than_anothers(world, how, targets, tmp_path):
+def test_the_right_question_helps_more_than_anothers(world, config, targets, tmp_path):
     """The round trip: what it measures is the forward model's, not the speaker's."""
-    generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], how, tmp_path)
-    gains = [c.gain for c in read_candidates(tmp_path, 1)]
+    generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], config, tmp_path)
+    gains = [c.round_trip_gain for c in read_candidates(tmp_path, 1)]
     assert min(gains) < 0 < max(gains)
 
 
@@ -134,7 +141,7 @@ def test_without_a_forward_model_there_is_no_round_trip(world, targets, tmp_path
     alone = QuestionGenerationConfig(world / "speaker", None, 1, 12, 0.8, 0.95, seed=1)
     generate_questions(Rank(), targets[:4], alone, tmp_path)
     found = read_candidates(tmp_path, 1)
-    assert all(c.gain is None for c in found)
+    assert all(c.round_trip_gain is None for c in found)
     assert question_filters.fails_round_trip(0.0)(found) == [False] * 4
 
 
@@ -149,7 +156,9 @@ def test_rules_take_what_they_say():
         True,
         False,
     ]
-    assert question_filters.fails_round_trip(0.1)([candidate(gain=0.1), candidate(gain=0.2)]) == [
+    assert question_filters.fails_round_trip(0.1)(
+        [candidate(round_trip_gain=0.1), candidate(round_trip_gain=0.2)]
+    ) == [
         True,
         False,
     ]
@@ -176,8 +185,8 @@ def test_one_question_a_target_the_best():
     found = [
         candidate(target="a", log_prob=-1),
         candidate(target="a", log_prob=-0.5),
-        candidate(target="b", gain=0.1, log_prob=-0.1),
-        candidate(target="b", gain=0.9, log_prob=-5),
+        candidate(target="b", round_trip_gain=0.1, log_prob=-0.1),
+        candidate(target="b", round_trip_gain=0.9, log_prob=-5),
     ]
     assert question_filters.not_best_candidate(found) == [True, False, True, False]
     assert question_filters.exceeds_quota(2)(found) == [True, True, False, False]
@@ -197,15 +206,15 @@ def test_every_candidate_gets_one_verdict():
         found,
     )
     assert counts == [("unfinished", 1), ("length", 1)]
-    assert [c.verdict for c in found] == ["length", "unfinished", "kept"]
+    assert [c.outcome for c in found] == ["length", "unfinished", "kept"]
 
 
 def test_questions_of_the_evaluation_are_never_kept():
     held_out = [talk("e", "an answer", "eval", "what is the cat for?")]
     real = [talk(f"r{i}", "text", "train", "and the dog, what of it?") for i in range(4)]
     found = [candidate("What is the cat for"), candidate("and the dog what of it")]
-    question_filters.apply_filters(rules(AugmentParams(), real, held_out), found)
-    assert [c.verdict for c in found] == ["held out", "already asked"]
+    question_filters.apply_filters(question_filter_chain(AugmentParams(), real, held_out), found)
+    assert [c.outcome for c in found] == ["held out", "already asked"]
 
 
 def test_targets_of_held_out_objects_are_refused(tmp_path):
@@ -214,7 +223,7 @@ def test_targets_of_held_out_objects_are_refused(tmp_path):
         tmp_path, [*held_out, talk("t1", "It writes.", "unlabelled", object="pathlib.Path")]
     )
     with pytest.raises(InputError, match="1 targets are objects of the evaluation split: t1"):
-        choose_targets(tmp_path, held_out, held_out, AugmentParams())
+        select_answers(tmp_path, held_out, held_out, AugmentParams())
 
 
 def test_answers_that_are_known_are_no_targets(tmp_path):
@@ -224,28 +233,28 @@ def test_answers_that_are_known_are_no_targets(tmp_path):
         talk("t3", "It  writes", "unlabelled"), talk("t4", "It ends.", "unlabelled"),
     ]  # fmt: skip
     write_conversations(tmp_path, [*held_out, *rows])
-    every = choose_targets(tmp_path, held_out, held_out, AugmentParams())
+    every = select_answers(tmp_path, held_out, held_out, AugmentParams())
     assert [target.id for target in every] == ["t2", "t4"]
-    assert len(choose_targets(tmp_path, held_out, held_out, AugmentParams(max_targets=1))) == 1
+    assert len(select_answers(tmp_path, held_out, held_out, AugmentParams(max_targets=1))) == 1
     with pytest.raises(InputError, match="no answer of the split `unlabelled` is new"):
-        choose_targets(tmp_path, [*held_out, *rows], held_out, AugmentParams())
+        select_answers(tmp_path, [*held_out, *rows], held_out, AugmentParams())
 
 
-def test_a_conversation_says_where_it_comes_from(how):
+def test_a_conversation_says_where_it_comes_from(config):
     inputs = {"speaker": SimpleNamespace(fingerprint="0123456789abcdef")}
-    chosen = candidate(place=2, gain=0.25, verdict="kept")
-    found = converse(chosen, UnlabelledAnswer("t", "It reads."), how, inputs)
+    chosen = candidate(index=2, round_trip_gain=0.25, outcome="kept")
+    found = to_conversation(chosen, UnlabelledAnswer("t", "It reads."), config, inputs)
     assert found.split == "train" and found.response == "It reads."
     assert found.prompt[0].content == "what does it do?"
     assert found.meta == {
         "synthetic": True, "target": "t", "target_sha256": UnlabelledAnswer("t", "It reads.").digest,
         "speaker": "0123456789abcdef", "forward": None, "seed": 1, "candidate": 2,
         "decoding": {"temperature": 0.8, "top_p": 0.95}, "log_prob": -1.0, "round_trip": 0.25,
-        "verdict": "kept",
+        "outcome": "kept",
     }  # fmt: skip
-    greedy = converse(candidate(), UnlabelledAnswer("t", "It reads."), how, inputs)
+    greedy = to_conversation(candidate(), UnlabelledAnswer("t", "It reads."), config, inputs)
     assert greedy.meta["decoding"] == {"temperature": 0.0}
-    assert objects(found) == {"t/question-2"}
+    assert object_ids(found) == {"t/question-2"}
 
 
 def test_bounds_that_cross_are_a_problem():
@@ -256,19 +265,21 @@ def test_bounds_that_cross_are_a_problem():
 
 def test_the_report_adds_up(tmp_path):
     ctx = Context.local(tmp_path)
-    found = [candidate("no"), candidate("what is it for", gain=0.5)]
+    found = [candidate("no"), candidate("what is it for", round_trip_gain=0.5)]
     counts = question_filters.apply_filters(
         [("length", question_filters.length_out_of_range(3, 9))], found
     )
-    show(ctx, found, counts, {"t": UnlabelledAnswer("t", "It reads.")})
+    report(ctx, found, counts, {"t": UnlabelledAnswer("t", "It reads.")})
     drawn = json.loads((ctx.observed / "panels.json").read_text())
-    assert drawn[0]["steps"] == [["asked", 2], ["length", -1], ["kept", 1]]
+    assert drawn[0]["steps"] == [["generated", 2], ["length", -1], ["kept", 1]]
     assert drawn[1]["items"][0]["scores"] == "log p -1.00, round trip +0.50"
-    assert drawn[2]["items"][0]["verdict"] == "length"
+    assert drawn[2]["items"][0]["outcome"] == "length"
 
 
 def test_the_world_is_split_by_object(world):
-    reserved = {key for c in Conversations(world / "conversations", "eval") for key in objects(c)}
+    reserved = {
+        key for c in Conversations(world / "conversations", "eval") for key in object_ids(c)
+    }
     assert not any(
-        reserved & objects(c) for c in Conversations(world / "conversations", "unlabelled")
+        reserved & object_ids(c) for c in Conversations(world / "conversations", "unlabelled")
     )

@@ -278,7 +278,7 @@ def test_a_policy_compared_with_itself_has_not_moved(world, scorer):
     seen = before_and_after(Rank(), **paths, max_new_tokens=10, count=12, shown=2)
     assert seen.metrics["reward_before"] == seen.metrics["reward_after"]
     assert seen.metrics["kl"] == pytest.approx(0, abs=1e-4)
-    assert seen.metrics["reward_gain_error"] == 0
+    assert seen.metrics["reward_gain_stderr"] == 0
     assert len(seen.samples) == 2 and set(seen.samples[0]) == {"prompt", "before", "after"}
     assert seen.histograms[0] == seen.histograms[1]
     assert sum(seen.histograms[0][1]) == 12

@@ -1,4 +1,4 @@
-"""Tasks: what their files say, how they are tokenized, and scores against brute force."""
+"""Task files, prompts, tokenization, and scores against a brute-force reference."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from stages.evaluation.loglikelihood import (
 )
 from stages.evaluation.task_metrics import (
     ItemResult,
-    TaskRunner,
     aggregate_metrics,
     compute_task_metrics,
     result_panels,
 )
-from stages.evaluation.tasks import Item, Task, TaskSection, load_task
+from stages.evaluation.task_runner import TaskRunner
+from stages.evaluation.tasks import Item, Task, TaskConfig, TaskType, load_task, load_tasks
 from stages.models.hf_export import load_language_model, save_language_model
 from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
 from stages.models.registry import language_model
@@ -85,12 +85,12 @@ def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def examiner(folder: Path, **more: object) -> TaskRunner:
-    found = {"context": CONTEXT, "start": EOS, "pad_id": PAD, **more}
+def task_runner(folder: Path, **more: object) -> TaskRunner:
+    found = {"context_length": CONTEXT, "document_start_id": EOS, "pad_id": PAD, **more}
     return TaskRunner(load_language_model(folder), Tokenizer(folder), **found)  # type: ignore[arg-type]
 
 
-def written(path: Path, rows: list[dict[str, object]]) -> str:
+def write_items(path: Path, rows: list[dict[str, object]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -100,15 +100,15 @@ def written(path: Path, rows: list[dict[str, object]]) -> str:
 
 def test_a_yaml_file_says_how_items_are_read(tmp_path: Path) -> None:
     rows = [{**CAPITALS[0], "place": 7, "split": "train"}, CAPITALS[1] | {"place": "8"}]
-    written(tmp_path / "items.jsonl", rows)
+    write_items(tmp_path / "items.jsonl", rows)
     (tmp_path / "farm.yaml").write_text(
-        'items: items.jsonl\ntemplate: "{place}. Q: {question}\\nA:"\nshots: 1\n'
-        'target_delimiter: "\\t"\ndelimiter: "\\n"\ndescription: "Animals. "\n'
+        'items: items.jsonl\ntemplate: "{place}. Q: {question}\\nA:"\nnum_fewshot: 1\n'
+        'target_delimiter: "\\t"\nfewshot_delimiter: "\\n"\ndescription: "Animals. "\n'
     )
     task = load_task(str(tmp_path / "farm.yaml"))
-    (item,) = task.scored
-    assert (task.name, task.kind, item.line, item.answer) == ("farm", "choice", 2, 2)
-    shots = task.shots_of(item, task.section.shots, seed=0)
+    (item,) = task.scored_items
+    assert (task.name, task.task_type, item.line, item.answer) == ("farm", "multiple_choice", 2, 2)
+    shots = task.fewshot_examples(item, task.config.num_fewshot, seed=0)
     assert task.prompt(item, shots) == (
         "Animals. 7. Q: what does the cat do?\nA:\tsleeps here\n8. Q: what does the dog do?\nA:"
     )
@@ -117,19 +117,19 @@ def test_a_yaml_file_says_how_items_are_read(tmp_path: Path) -> None:
 def test_a_jsonl_file_is_a_task_by_itself(tmp_path: Path) -> None:
     rows = [{"context": "A cat.", **CAPITALS[0]}, {"question": "so?", "choices": ["a", "b"],
              "answer": 0}]  # fmt: skip
-    task = load_task(written(tmp_path / "farm.jsonl", rows))
+    task = load_task(write_items(tmp_path / "farm.jsonl", rows))
     assert [item.context for item in task.items] == ["A cat.\nwhat does the cat do?", "so?"]
-    assert task.items[0].solved == "A cat.\nwhat does the cat do? sleeps here"
+    assert task.items[0].text_with_answer == "A cat.\nwhat does the cat do? sleeps here"
 
 
 def test_the_target_of_a_cloze_is_the_end_of_its_text(tmp_path: Path) -> None:
     rows = [{"text": "the cat  sleeps here "}, {"text": "我爱北京", "target": "北京"}]
-    task = load_task(written(tmp_path / "words.jsonl", rows))
-    assert task.kind == "cloze"
-    assert [(i.context, i.joint, i.choices) for i in task.items] == [
+    task = load_task(write_items(tmp_path / "words.jsonl", rows))
+    assert task.task_type == "cloze"
+    assert [(i.context, i.target_delimiter, i.choices) for i in task.items] == [
         ("the cat  sleeps", " ", ("here",)), ("我爱", "", ("北京",)),
     ]  # fmt: skip
-    assert [item.solved for item in task.items] == ["the cat  sleeps here", "我爱北京"]
+    assert [item.text_with_answer for item in task.items] == ["the cat  sleeps here", "我爱北京"]
 
 
 GOOD = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
@@ -139,18 +139,26 @@ GOOD = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
     ("text", "line", "said"),
     [
         ("", "", "no items"),
-        (GOOD + '{"question": "q"', ":2", "not JSON"),
-        (GOOD + "\n[1]\n", ":3", "an item is an object"),
-        ('{"question": "q", "choices": ["a"], "answer": 0}', ":1", "`choices` is no list of two"),
-        ('{"question": "q", "choices": ["a", " "], "answer": 0}', ":1", "`choices` holds"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', ":1", "`answer` is 2, of 2"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": true}', ":1", "`answer` is no whole"),
+        (GOOD + '{"question": "q"', ":2", "invalid JSON"),
+        (GOOD + "\n[1]\n", ":3", "an item must be an object"),
+        (
+            '{"question": "q", "choices": ["a"], "answer": 0}',
+            ":1",
+            "`choices` must be a list of two",
+        ),
+        ('{"question": "q", "choices": ["a", " "], "answer": 0}', ":1", "`choices` has an element"),
+        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', ":1", "`answer` is 2, with 2"),
+        (
+            '{"question": "q", "choices": ["a", "b"], "answer": true}',
+            ":1",
+            "`answer` must be an integer",
+        ),
         ('{"choices": ["a", "b"], "answer": 1}', ":1", "`question` is missing"),
-        ('{"question": [1], "choices": ["a", "b"], "answer": 1}', ":1", "`question` is named by"),
+        ('{"question": [1], "choices": ["a", "b"], "answer": 1}', ":1", "`question` is used by"),
         ('{"question": "q", "choices": ["a", "b"], "answer": 1, "split": "x"}', ":1", "`split`"),
-        (GOOD.replace("}", ', "split": "train"}'), "", "every item is of the split"),
+        (GOOD.replace("}", ', "split": "train"}'), "", "all have the split"),
         ('{"text": "word"}', ":1", "`text` has nothing before"),
-        ('{"text": " "}', ":1", "`text` is no text, or empty"),
+        ('{"text": " "}', ":1", "`text` is not text, or empty"),
         ('{"text": "a word", "target": "verb"}', ":1", "does not end with it"),
     ],
 )
@@ -165,14 +173,15 @@ def test_what_is_broken_is_named(tmp_path: Path, text: str, line: str, said: str
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("items: x.jsonl\nshoots: 3\n", 2, "shoots: there is no such key"),
-        ("items: x.jsonl\nshots: -1\n", 2, "shots: "),
-        ("items: x.jsonl\nkind: guess\n", 2, "kind: "),
+        ("items: x.jsonl\nshoots: 3\n", 2, "shoots: unknown key"),
+        ("items: x.jsonl\nnum_fewshot: -1\n", 2, "num_fewshot: "),
+        ("items: x.jsonl\nshots: 1\n", 2, "renamed to 'num_fewshot'"),
+        ("items: x.jsonl\ntask_type: guess\n", 2, "task_type: "),
         ("name: x\n", 1, "items: "),
         ("items: x.jsonl\n  name: y: z\n", 2, "not YAML"),
-        ("items: gone.jsonl\n", None, "there is no such task file"),
-        ("- items\n", None, "a task file is a mapping"),
-        ('items: x.jsonl\ntemplate: "{gone}"\n', None, "`gone` is named by the template"),
+        ("items: gone.jsonl\n", None, "no such task file"),
+        ("- items\n", None, "a task file must be a mapping"),
+        ('items: x.jsonl\ntemplate: "{gone}"\n', None, "`gone` is used by the template"),
         ("items: x.jsonl\nitems: x.jsonl\n", None, "items"),
     ],
 )
@@ -190,17 +199,17 @@ def test_what_is_broken_in_the_header_is_named(
 
 
 def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
-    written(tmp_path / "x.jsonl", CAPITALS)
+    write_items(tmp_path / "x.jsonl", CAPITALS)
     digests = set()
-    for header in ("items: x.jsonl\n", "items: x.jsonl\nshots: 1\n"):
+    for header in ("items: x.jsonl\n", "items: x.jsonl\nnum_fewshot: 1\n"):
         (tmp_path / "x.yaml").write_text(header)
         digests.add(load_task(str(tmp_path / "x.yaml")).digest)
-    written(tmp_path / "x.jsonl", CAPITALS[:2])
+    write_items(tmp_path / "x.jsonl", CAPITALS[:2])
     digests |= {load_task(str(tmp_path / name)).digest for name in ("x.yaml", "x.jsonl")}
     assert len(digests) == 4
 
 
-# --- shots ---------------------------------------------------------------------------------------
+# --- few-shot examples ---------------------------------------------------------------------------
 
 
 def many(tmp_path: Path, train: int = 0) -> Task:
@@ -209,23 +218,23 @@ def many(tmp_path: Path, train: int = 0) -> Task:
          "split": "train" if n < train else "test"}
         for n in range(40)
     ]  # fmt: skip
-    return load_task(written(tmp_path / "many.jsonl", rows))
+    return load_task(write_items(tmp_path / "many.jsonl", rows))
 
 
 def test_shots_are_the_same_each_time_and_others_for_other_seeds_and_items(tmp_path: Path) -> None:
     task = many(tmp_path)
     again = many(tmp_path)
-    drawn = [task.shots_of(item, 5, seed=0) for item in task.scored]
-    assert drawn == [again.shots_of(item, 5, seed=0) for item in again.scored]
-    assert drawn != [task.shots_of(item, 5, seed=1) for item in task.scored]
+    drawn = [task.fewshot_examples(item, 5, seed=0) for item in task.scored_items]
+    assert drawn == [again.fewshot_examples(item, 5, seed=0) for item in again.scored_items]
+    assert drawn != [task.fewshot_examples(item, 5, seed=1) for item in task.scored_items]
     assert drawn[0] != drawn[1]
 
 
 def test_an_item_is_never_its_own_shot_nor_is_one_that_says_the_same(tmp_path: Path) -> None:
     """q3 is there twice: the other one would give its answer away."""
     task = many(tmp_path)
-    for item in task.scored:
-        shots = task.shots_of(item, 38, seed=3)
+    for item in task.scored_items:
+        shots = task.fewshot_examples(item, 38, seed=3)
         assert len(shots) == 38
         assert item.context not in {shot.context for shot in shots}
 
@@ -238,26 +247,26 @@ def test_a_question_with_its_choices_in_another_order_is_no_shot(tmp_path: Path)
          "answer": (1 - n) % 2 * 2}
         for n in range(6)
     ]  # fmt: skip
-    task = load_task(written(tmp_path / "turned.jsonl", rows))
-    for item in task.scored:
+    task = load_task(write_items(tmp_path / "turned.jsonl", rows))
+    for item in task.scored_items:
         assert item.choices[item.answer] == ("blue" if item.line % 2 else "green")
-        shots = task.shots_of(item, 4, seed=0)
+        shots = task.fewshot_examples(item, 4, seed=0)
         assert item.context not in {shot.context for shot in shots}
         for shot in shots:
             right = "blue" if shot.line % 2 else "green"
-            assert shot.solved == f"{shot.context} {right}"
+            assert shot.text_with_answer == f"{shot.context} {right}"
             assert f"{shot.context} {right}" in task.prompt(item, shots)
-    with pytest.raises(InputError, match="5 shots are asked for, 4 items"):
-        task.shots_of(task.scored[0], 5, seed=0)
+    with pytest.raises(InputError, match="num_fewshot is 5, but only 4 other items"):
+        task.fewshot_examples(task.scored_items[0], 5, seed=0)
 
 
 def test_shots_come_from_the_train_part_where_there_is_one(tmp_path: Path) -> None:
     task = many(tmp_path, train=6)
-    assert len(task.scored) == 34
-    for item in task.scored:
-        assert all(shot.train for shot in task.shots_of(item, 5, seed=0))
-    with pytest.raises(InputError, match=r"7 shots are asked for, [56] items"):
-        task.shots_of(task.scored[0], 7, seed=0)
+    assert len(task.scored_items) == 34
+    for item in task.scored_items:
+        assert all(shot.in_train_split for shot in task.fewshot_examples(item, 5, seed=0))
+    with pytest.raises(InputError, match=r"num_fewshot is 7, but only [56] other items"):
+        task.fewshot_examples(task.scored_items[0], 7, seed=0)
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -265,7 +274,7 @@ def test_shots_come_from_the_train_part_where_there_is_one(tmp_path: Path) -> No
 
 def test_a_pair_is_encoded_as_one_text(tokenizer: Tokenizer) -> None:
     """SentencePiece's space before a text is no part of a continuation."""
-    (asked,) = encode_requests(tokenizer, [("the cat", " sleeps here")], start=EOS)
+    (asked,) = encode_requests(tokenizer, [("the cat", " sleeps here")], start_id=EOS)
     assert [*asked.context, *asked.continuation] == tokenizer.encode("the cat sleeps here")
     assert list(asked.context) == tokenizer.encode("the cat")
     assert list(asked.continuation) == tokenizer.encode("sleeps here")
@@ -273,7 +282,7 @@ def test_a_pair_is_encoded_as_one_text(tokenizer: Tokenizer) -> None:
 
 def test_space_at_the_end_of_a_context_begins_the_continuation(tokenizer: Tokenizer) -> None:
     apart, early = encode_requests(
-        tokenizer, [("the cat", " runs"), ("the cat ", "runs")], start=EOS
+        tokenizer, [("the cat", " runs"), ("the cat ", "runs")], start_id=EOS
     )
     assert apart == early
 
@@ -282,16 +291,16 @@ def test_a_token_over_the_border_is_scored_whole(tokenizer: Tokenizer) -> None:
     """Parted by number as elsewhere, `sleeps` would have no token left to score."""
     whole, context = tokenizer.encode("the cat sleeps"), tokenizer.encode("the cat sle")
     assert context[: len(whole)] != whole and len(context) >= len(whole)
-    (asked,) = encode_requests(tokenizer, [("the cat sle", "eps")], start=EOS)
+    (asked,) = encode_requests(tokenizer, [("the cat sle", "eps")], start_id=EOS)
     assert [*asked.context, *asked.continuation] == whole
     assert asked.continuation == tuple(tokenizer.encode("sleeps"))
 
 
 def test_what_has_no_context_comes_after_the_start_of_a_document(tokenizer: Tokenizer) -> None:
     pairs = [("", "the cat"), ("the", " cat")]
-    empty, _ = encode_requests(tokenizer, pairs, start=EOS)
+    empty, _ = encode_requests(tokenizer, pairs, start_id=EOS)
     assert empty == ((EOS,), tuple(tokenizer.encode("the cat")))
-    begun = encode_requests(tokenizer, pairs, start=EOS, document=True)
+    begun = encode_requests(tokenizer, pairs, start_id=EOS, add_bos=True)
     assert [one.context for one in begun] == [(EOS,), (EOS, *tokenizer.encode("the"))]
 
 
@@ -300,7 +309,7 @@ def test_a_long_context_is_cut_from_the_left_to_the_last_token_that_fits() -> No
     assert truncate_left(asked, 12).context == tuple(range(10))
     assert truncate_left(asked, 11).context == tuple(range(1, 10))
     assert truncate_left(asked, 3).context == (9,)
-    with pytest.raises(InputError, match="3 tokens are to be scored at once"):
+    with pytest.raises(InputError, match="continuation of 3 tokens does not fit"):
         truncate_left(asked, 2)
 
 
@@ -346,47 +355,50 @@ def test_scores_are_those_of_a_pass_over_each_pair_by_itself(
     asked += [LoglikelihoodRequest(tuple(c), tuple(greedy(model, c, 3))) for c in shared[:2]]
     rng.shuffle(asked)
     expected = [brute_force(folder, *map(list, one)) for one in asked]
-    assert sum(one.greedy for one in expected) >= 2
+    assert sum(one.is_greedy for one in expected) >= 2
     for batch in (1, 3, 16):
-        found = score_requests(model, asked, pad_id=PAD, batch=batch)
-        assert [one.greedy for one in found] == [one.greedy for one in expected]
+        found = score_requests(model, asked, pad_id=PAD, batch_size=batch)
+        assert [one.is_greedy for one in found] == [one.is_greedy for one in expected]
         assert [one.log_prob for one in found] == pytest.approx(
             [one.log_prob for one in expected], abs=1e-4
         )
 
 
 def test_a_task_is_scored_as_by_brute_force(folder: Path, tmp_path: Path) -> None:
-    task = load_task(written(tmp_path / "farm.jsonl", CAPITALS))
+    write_items(tmp_path / "farm.jsonl", CAPITALS)
     tokenizer = Tokenizer(folder)
-    answers = list(examiner(folder, pmi=True).answers(task, task.scored, shots=1))
-    assert not any(answer.cut for answer in answers)
+    (task,) = load_tasks([str(tmp_path / "farm.jsonl")], num_fewshot=1)
+    answers = list(task_runner(folder, pmi=True).run(task, task.scored_items))
+    assert not any(answer.truncated for answer in answers)
     for answer in answers:
         item = answer.item
-        context = tokenizer.encode(task.prompt(item, task.shots_of(item, 1, 0)))
+        context = tokenizer.encode(task.prompt(item, task.fewshot_examples(item, 1, 0)))
         expected = []
-        for choice, made, free in zip(item.choices, answer.scores, answer.free, strict=True):
+        for choice, made, free in zip(
+            item.choices, answer.scores, answer.unconditional, strict=True
+        ):
             whole = tokenizer.encode(tokenizer.decode(context) + " " + choice)
             alone = brute_force(folder, context, rest := whole[len(context) :])
             assert made.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
             assert free == pytest.approx(brute_force(folder, [EOS], rest).log_prob, abs=1e-4)
             expected.append(alone.log_prob)
-        assert answer.pick() == expected.index(max(expected))
+        assert answer.predict() == expected.index(max(expected))
 
 
 def test_contexts_that_are_cut_are_counted(folder: Path, tmp_path: Path) -> None:
     long = {**CAPITALS[0], "question": "what does the cat do? " * 12}
-    task = load_task(written(tmp_path / "farm.jsonl", [*CAPITALS, long]))
-    answers = list(examiner(folder).answers(task, task.scored, shots=0))
-    assert [answer.cut for answer in answers] == [False, False, False, True]
-    assert compute_task_metrics(task, answers, 0).figures["cut"] == 1
+    task = load_task(write_items(tmp_path / "farm.jsonl", [*CAPITALS, long]))
+    answers = list(task_runner(folder).run(task, task.scored_items))
+    assert [answer.truncated for answer in answers] == [False, False, False, True]
+    assert compute_task_metrics(task, answers).metrics["truncated"] == 1
     endless = {**CAPITALS[0], "choices": ["no", "sleeps here " * 40]}
-    task = load_task(written(tmp_path / "farm.jsonl", [CAPITALS[1], endless]))
-    with pytest.raises(InputError, match="to be scored at once") as found:
-        list(examiner(folder).answers(task, task.scored, shots=0))
+    task = load_task(write_items(tmp_path / "farm.jsonl", [CAPITALS[1], endless]))
+    with pytest.raises(InputError, match="does not fit the context") as found:
+        list(task_runner(folder).run(task, task.scored_items))
     assert found.value.where.endswith("farm.jsonl:2")
 
 
-# --- figures -------------------------------------------------------------------------------------
+# --- metrics -------------------------------------------------------------------------------------
 
 
 def answer(
@@ -402,24 +414,25 @@ def test_each_way_of_choosing() -> None:
     """By the sum: the short one. By bytes: "北京" has six, "abcd" four. Without what the choices
     are worth by themselves: the last."""
     found = answer(("北京", "abcd", "abcdefgh"), 0, [-5.0, -4.0, -6.9], [-4.0, -3.5, -9.0])
-    assert [found.pick(how) for how in ("acc", "acc_norm", "acc_pmi")] == [1, 0, 2]
-    assert [found.right(how) for how in ("acc", "acc_norm", "acc_pmi")] == [False, True, False]
+    assert [found.predict(how) for how in ("acc", "acc_norm", "acc_pmi")] == [1, 0, 2]
+    assert [found.is_correct(how) for how in ("acc", "acc_norm", "acc_pmi")] == [False, True, False]
 
 
-def task_of(kind: str, name: str = "t") -> Task:
-    return Task(name, kind, (), TaskSection(items="x", name=name), "x", "")
+def task_of(task_type: TaskType, name: str = "t", num_fewshot: int = 0) -> Task:
+    config = TaskConfig(items="x", name=name)
+    return Task(name, task_type, (), config, "x", "", num_fewshot)
 
 
 def test_the_figures_of_choices() -> None:
     right = answer(("a", "b"), 0, [-1.0, -2.0], [])
     wrong = answer(("a", "b", "c", "d"), 0, [-2.0, -1.0, -3.0, -3.0], [])
-    figures = compute_task_metrics(task_of("choice"), [right, right, right, wrong], 0).figures
-    assert figures["acc"] == 0.75
-    assert figures["acc_error"] == pytest.approx(torch.tensor([1.0, 1, 1, 0]).std().item() / 2)
-    assert figures["chance"] == pytest.approx((3 / 2 + 1 / 4) / 4)
-    assert figures["centered"] == pytest.approx((0.75 - 0.4375) / (1 - 0.4375))
-    assert "acc_pmi" not in figures
-    assert "acc_error" not in compute_task_metrics(task_of("choice"), [right], 0).figures
+    metrics = compute_task_metrics(task_of("multiple_choice"), [right, right, right, wrong]).metrics
+    assert metrics["acc"] == 0.75
+    assert metrics["acc_stderr"] == pytest.approx(torch.tensor([1.0, 1, 1, 0]).std().item() / 2)
+    assert metrics["chance"] == pytest.approx((3 / 2 + 1 / 4) / 4)
+    assert metrics["centered"] == pytest.approx((0.75 - 0.4375) / (1 - 0.4375))
+    assert "acc_pmi" not in metrics
+    assert "acc_stderr" not in compute_task_metrics(task_of("multiple_choice"), [right]).metrics
 
 
 def test_the_figures_of_cloze() -> None:
@@ -427,24 +440,24 @@ def test_the_figures_of_cloze() -> None:
     said = [
         ItemResult(item, (LoglikelihoodResult(value, value > -1),)) for value in (-0.5, -2.0, -3.5)
     ]
-    figures = compute_task_metrics(task_of("cloze"), said, 0).figures
-    assert figures["acc"] == figures["centered"] == pytest.approx(1 / 3)
-    assert figures["perplexity"] == pytest.approx(math.exp(2.0))
-    assert figures["perplexity_error"] == pytest.approx(math.exp(2.0) * 1.5 / math.sqrt(3))
+    metrics = compute_task_metrics(task_of("cloze"), said).metrics
+    assert metrics["acc"] == metrics["centered"] == pytest.approx(1 / 3)
+    assert metrics["perplexity"] == pytest.approx(math.exp(2.0))
+    assert metrics["perplexity_stderr"] == pytest.approx(math.exp(2.0) * 1.5 / math.sqrt(3))
 
 
 def test_the_mean_over_tasks_counts_tasks_not_items() -> None:
     right = answer(("a", "b"), 0, [-1.0, -2.0], [])
     wrong = answer(("a", "b"), 1, [-1.0, -2.0], [])
-    grades = [
-        compute_task_metrics(task_of("choice", "easy"), [right] * 9, 0),
-        compute_task_metrics(task_of("choice", "hard"), [wrong], 2),
+    scored = [
+        compute_task_metrics(task_of("multiple_choice", "easy"), [right] * 9),
+        compute_task_metrics(task_of("multiple_choice", "hard", 2), [wrong]),
     ]
-    figures = aggregate_metrics(grades)
-    assert (figures["easy_centered"], figures["hard_centered"]) == (1, -1)
-    assert (figures["centered"], figures["acc"]) == (0, 0.5)
-    table, easy, hard = result_panels(grades)
-    assert table["columns"][:5] == ["task", "shots", "items", "acc", "±"]
+    metrics = aggregate_metrics(scored)
+    assert (metrics["easy_centered"], metrics["hard_centered"]) == (1, -1)
+    assert (metrics["centered"], metrics["acc"]) == (0, 0.5)
+    table, easy, hard = result_panels(scored)
+    assert table["columns"][:5] == ["task", "few-shot", "items", "acc", "±"]
     assert [row[:4] for row in table["rows"]] == [["easy", 0, 9, 1.0], ["hard", 2, 1, 0.0]]
-    assert {shown[""] for shown in easy["items"]} == {"right"}
-    assert hard["items"][0]["chosen"] == "a" and hard["items"][0]["answer"] == "b"
+    assert {shown[""] for shown in easy["items"]} == {"correct"}
+    assert hard["items"][0]["prediction"] == "a" and hard["items"][0]["answer"] == "b"

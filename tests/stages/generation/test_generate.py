@@ -44,8 +44,8 @@ def test_a_response_ends_with_the_context(world):
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("the owl " * 40, {}, "fill the context of 40"),
-        ("the owl", {"temperature": -1}, "not a way of decoding"),
+        ("the owl " * 40, {}, "fills the context of 40"),
+        ("the owl", {"temperature": -1}, "parameters out of range"),
         ("the owl", {"top_p": 0}, "top_p must be in"),
     ],
 )

@@ -169,7 +169,7 @@ def test_batches_hold_alike_lengths_and_everything_once():
 def test_likelihoods_are_sums_of_log_probs(model):
     prefixes = [[2, 5], [2], [2, 9, 9, 9]]
     continuations = [[7, 8, 3], [4, 4, 4, 4, 3], [3]]
-    found = likelihoods(model, prefixes, continuations, pad_id=PAD, batch=2)
+    found = likelihoods(model, prefixes, continuations, pad_id=PAD, batch_size=2)
     for prefix, rest, likelihood in zip(prefixes, continuations, found, strict=True):
         log_probs = model(torch.tensor([[*prefix, *rest]]))[0].log_softmax(-1)
         places = torch.arange(len(prefix) - 1, len(prefix) + len(rest) - 1)
