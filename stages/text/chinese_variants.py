@@ -11,8 +11,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def to_simplified(text: str) -> str:
-    """Convert traditional to simplified characters, by OpenCC's dictionary of characters and phrases;
-    a text with lone surrogates is returned unchanged."""
+    """Convert traditional to simplified characters, by OpenCC's dictionary of characters and
+    phrases; a text with lone surrogates is returned unchanged."""
     if text.isascii() or _LONE_SURROGATE.search(text):
         return text
     converted: str = _converter("t2s").convert(text)

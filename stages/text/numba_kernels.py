@@ -29,7 +29,7 @@ def kernel(signature: str) -> Callable[[_Function], _Function]:
     return compile_
 
 
-def inlined(function: _Function) -> _Function:
+def inline_kernel(function: _Function) -> _Function:
     """Compile a function as a part of the kernels that call it."""
     compiled: _Function = numba.njit(nogil=True)(function)
     return compiled

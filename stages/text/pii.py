@@ -107,7 +107,7 @@ _DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![
 _NO_LOCAL_AFTER = frozenset("/%+._-")
 
 
-def _emails(text: str, _: Sequence[str]) -> Iterator[Span]:
+def _email_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
     at = text.find("@")
     while at >= 0:
         local, domain = _LOCAL.search(text, max(0, at - 65), at), _DOMAIN.match(text, at + 1)
@@ -124,7 +124,7 @@ _SMALL = 25
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 
 
-def _addresses(text: str, _: Sequence[str]) -> Iterator[Span]:
+def _ip_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
     for match in _IPV4.finditer(text):
         octets = [int(octet) for octet in match[0].split(".")]
         # Four small numbers are a version or a section, unless equal: a public resolver.
@@ -154,7 +154,7 @@ _ISSUERS = re.compile(
 """Visa, Mastercard (two ranges), American Express, Diners Club, Discover, JCB, UnionPay."""
 
 
-def _cards(text: str, _: Sequence[str]) -> Iterator[Span]:
+def _card_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
     for match in _CARD.finditer(text):
         number = re.sub(r"\D", "", match[0])
         if _ISSUERS.fullmatch(number) and has_luhn_checksum(number) and len(set(number)) > 2:
@@ -171,7 +171,7 @@ _CN_ID = re.compile(r"(?<![A-Za-z0-9_.\-])[1-9]\d{16}[\dXx](?![A-Za-z0-9_\-])")
 _WEIGHTS = tuple(pow(2, power, 11) for power in range(17, -1, -1))
 
 
-def _resident_ids(text: str, _: Sequence[str]) -> Iterator[Span]:
+def _resident_id_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
     for match in _CN_ID.finditer(text):
         if is_resident_id(match[0]):
             yield match.span()
@@ -195,7 +195,7 @@ _SSN = re.compile(r"(?<![\w.\-/])(\d{3})([ \-])(\d{2})\2(\d{4})(?![\w\-/]|\.\d)"
 _ADVERTISED = frozenset({"078-05-1120", "219-09-9999"})
 
 
-def _social_security(text: str, _: Sequence[str]) -> Iterator[Span]:
+def _ssn_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
     """Yield numbers that can have been issued: not with area 000, 666 or 900-999, group 00 or
     serial 0000."""
     for match in _SSN.finditer(text):
@@ -215,14 +215,18 @@ _DATED = re.compile(r"(?:19|20)\d\d[ .\-/]|\d{1,2}[.\-/]\d{1,2}[.\-/](?:19|20)\d
 _GROUPED = {(3, 3, 4), (3, 4, 4), (3, 8), (4, 7), (4, 8)}
 
 
-def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
+def _phone_spans(text: str, regions: Sequence[str]) -> Iterator[Span]:
     for match in _PHONE.finditer(text):
         written = match[0]
-        if _looks_dialled(written) and not _DATED.match(written) and _in_a_plan(written, regions):
+        if (
+            _has_phone_form(written)
+            and not _DATED.match(written)
+            and _is_in_numbering_plan(written, regions)
+        ):
             yield match.span()
 
 
-def _looks_dialled(written: str) -> bool:
+def _has_phone_form(written: str) -> bool:
     """Return whether a number has a prefix, is a Chinese mobile number, or is written in the usual
     groups: ten digits in a row, or two groups of five, may be any number."""
     if written.startswith(("+", "00")) or "(" in written or _CN_MOBILE.fullmatch(written):
@@ -234,7 +238,7 @@ def _looks_dialled(written: str) -> bool:
     return alike and not decimal and (groups in _GROUPED or trunk)
 
 
-def _in_a_plan(written: str, regions: Sequence[str]) -> bool:
+def _is_in_numbering_plan(written: str, regions: Sequence[str]) -> bool:
     import phonenumbers
 
     if written.startswith("00"):
@@ -279,7 +283,7 @@ _PASSWORD_IN_URL = re.compile(
 """A password in a URL; the placeholders of manuals do not match."""
 
 
-def _secrets(text: str, _: Sequence[str]) -> Iterator[Span]:
+def _secret_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
     if any(sign in text for sign in _SIGNS):
         for match in _SECRET.finditer(text):
             yield match.span()
@@ -289,11 +293,11 @@ def _secrets(text: str, _: Sequence[str]) -> Iterator[Span]:
 
 
 _RECOGNIZERS: dict[PiiEntity, Recognizer] = {
-    "secret": _secrets,
-    "email": _emails,
-    "cn_id": _resident_ids,
-    "card": _cards,
-    "us_ssn": _social_security,
-    "ip": _addresses,
-    "phone": _phones,
+    "secret": _secret_spans,
+    "email": _email_spans,
+    "cn_id": _resident_id_spans,
+    "card": _card_spans,
+    "us_ssn": _ssn_spans,
+    "ip": _ip_spans,
+    "phone": _phone_spans,
 }

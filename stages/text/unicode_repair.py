@@ -36,7 +36,7 @@ _CONFIG = ftfy.TextFixerConfig(
 
 
 def repair(text: str) -> str:
-    """Repair Unicode (ftfy), write line breaks as `\\n`, remove invisible characters and blank runs.
+    """Repair Unicode (ftfy), unify line breaks, remove invisible characters and blank runs.
 
     Lines keep their indentation; runs of 64 and more equal blanks become one, and so do several
     blank lines.
@@ -49,11 +49,6 @@ def repair(text: str) -> str:
     text = _BREAKS.sub("\n", text)
     text = _INVISIBLE.sub("", text)
     text = _SPACE_RUN.sub(r"\1", text)
-    text = _trim_lines(text)
-    return _BLANK_LINES.sub("\n\n", text).strip("\n")
-
-
-def _trim_lines(text: str) -> str:
     if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
-        return "\n".join(line.rstrip(" \t") for line in text.split("\n"))
-    return text
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")

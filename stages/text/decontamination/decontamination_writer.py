@@ -1,4 +1,4 @@
-"""The documents of a corpus in order, decontaminated -> documents/, dropped/, matches/, stats.json."""
+"""Decontaminated documents in order -> documents/, dropped/, matches/, stats.json."""
 
 from __future__ import annotations
 

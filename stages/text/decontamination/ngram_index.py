@@ -76,7 +76,7 @@ class EvaluationIndex:
         return owners
 
     def sizes(self, ignored: npt.NDArray[np.bool_]) -> Numbers:
-        """Return the number of distinct n-grams of each item, without ignored ones, shape (items,)."""
+        """Count the distinct n-grams of each item that are not ignored, shape (items,)."""
         return np.bincount(
             self.owners_of_ngrams(np.flatnonzero(~ignored)), minlength=len(self.items)
         ).astype(np.int64)
@@ -95,7 +95,7 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
     found: list[Hashes] = []
     for name in sets:
         before = len(items)
-        for item, text in _items(list_files([name]), fields):
+        for item, text in _file_items(list_files([name]), fields):
             folded = _searchable_words(shared_word_table().words(repair(text)))[0]
             if len(folded) < MIN_WORDS:
                 short.append(item)
@@ -117,7 +117,7 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
     return EvaluationIndex(items, short, tuple(sorted(lengths)), distinct, starts, owners[order])
 
 
-def _items(
+def _file_items(
     files: Sequence[SourceFile], fields: Sequence[str]
 ) -> Iterator[tuple[EvaluationItem, str]]:
     for file in files:
@@ -125,7 +125,7 @@ def _items(
         present, absent = 0, None
         for field in fields if fielded else ("",):
             try:
-                for item, text in _field(file, field):
+                for item, text in _field_items(file, field):
                     present += 1
                     yield item, text
             except BrokenFile:
@@ -140,7 +140,7 @@ def _items(
             )
 
 
-def _field(file: SourceFile, field: str) -> Iterator[tuple[EvaluationItem, str]]:
+def _field_items(file: SourceFile, field: str) -> Iterator[tuple[EvaluationItem, str]]:
     """Yield the items in one field of a file's records, without records that lack the field."""
     for number, raw in enumerate(read(file, field), file.first_record + 1):
         if raw.broken and raw.broken != "broken.text_column":

@@ -113,7 +113,7 @@ class HashRange:
 
 
 def repeats_previous(records: Records) -> npt.NDArray[np.bool_]:
-    """Return whether each of the sorted records has the hash of the one before, shape (records,)."""
+    """Return which sorted records have the hash of the one before, shape (records,)."""
     same = np.zeros(len(records), np.bool_)
     for name in ("key", "check"):
         column = records[name]

@@ -43,7 +43,7 @@ class MinHash:
 
     @cached_property
     def _permutations(self) -> tuple[Hashes, Hashes]:
-        """Odd factors and offsets of multiply-shift hashing (Dietzfelbinger 1997), from a counter."""
+        """Odd factors and offsets of multiply-shift hashing (Dietzfelbinger 1997)."""
         counter = np.arange(1, 2 * self.bands * self.rows + 1, dtype=np.uint64)
         constants = mix64(counter * np.uint64(GOLDEN_GAMMA))
         half = self.bands * self.rows

@@ -43,7 +43,7 @@ class RollingHash:
         return mixed
 
     def end_characters(self, places: Places, width: int) -> npt.NDArray[np.uint32]:
-        """Return a number made of the first and last characters: a check in addition to the hash."""
+        """Return the first and last characters as a number, a check besides the hash."""
         first, last = self._characters[places], self._characters[places + width - 1]
         return (first + (last << np.uint64(11)) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 

@@ -43,7 +43,7 @@ class DocumentedObject:
 
 
 def documented_objects(source: bytes, module: str) -> list[DocumentedObject]:
-    """Return the documented objects of a module in the order of the file, the module itself first."""
+    """Return the documented objects of a module, itself first, in the order of the file."""
     if len(source) > MAX_SOURCE or (b'"""' not in source and b"'''" not in source):
         return []
     tree = parse_module(source)

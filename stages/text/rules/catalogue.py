@@ -249,10 +249,10 @@ def as_markdown() -> str:
     return "\n".join(parts) + "\n"
 
 
-_HEAD = """The rules that `clean` applies: `rules` names the sets, `limits` changes their ranges. A set is
-named by its origin, and by a variant where implementations differ; a rule is `set.measure`, the value
-of `rule` for a dropped document and the name of a field of `scores`. Every rule of the named sets is
-measured for every document. (`make docs` generates this page.)"""
+_HEAD = """The rules that `clean` applies: `rules` names the sets, `limits` changes their ranges. A
+set is named by its origin, and by a variant where implementations differ; a rule is `set.measure`,
+the value of `rule` for a dropped document and the name of a field of `scores`. Every rule of the
+named sets is measured for every document. (`make docs` generates this page.)"""
 
 
 if __name__ == "__main__":

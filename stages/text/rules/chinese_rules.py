@@ -1,5 +1,5 @@
-"""Rules and edits for Chinese text, after the practice of MNBVC and C4-zh; they do not apply to text
-in another language."""
+"""Rules and edits for Chinese text, after the practice of MNBVC and C4-zh; they do not apply to
+text in another language."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NOT_APPLICABLE = float("nan")
 
 
 def chinese(view: DocumentView) -> Scores:
-    """Score how Chinese the text is. A Chinese character counts as much as a word of another script,
-    so that a manual full of commands is Chinese if its sentences are."""
+    """Score how Chinese the text is. A Chinese character counts as much as a word of another
+    script, so that a manual full of commands is Chinese if its sentences are."""
     return _chinese(view, _WORD)
 
 

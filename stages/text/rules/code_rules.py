@@ -24,7 +24,7 @@ def codex(view: DocumentView) -> Scores:
     head = view.lines[:GENERATED_LINES]
     return {
         "characters": float(len(view.text)),
-        **_lines(view),
+        **_line_scores(view),
         "generated": float(sum(bool(_GENERATED.search(line)) for line in head)),
     }
 
@@ -32,9 +32,9 @@ def codex(view: DocumentView) -> Scores:
 def starcoder(view: DocumentView) -> Scores:
     """Score StarCoder's rules over a file; the rules for HTML apply to HTML alone."""
     size = max(1, len(view.text))
-    visible = _visible(view.text)
+    visible = _visible_characters(view.text)
     return {
-        **_lines(view),
+        **_line_scores(view),
         "comments": sum(map(len, _COMMENT.findall(view.text))) / size,
         "xml": float("<?xml version=" in view.text[:100]),
         "visible_html": NOT_APPLICABLE if visible is None else visible / size,
@@ -42,7 +42,7 @@ def starcoder(view: DocumentView) -> Scores:
     }
 
 
-def _lines(view: DocumentView) -> Scores:
+def _line_scores(view: DocumentView) -> Scores:
     lengths = list(map(len, view.lines))
     written = sum(map(len, _LETTER_OR_DIGIT.findall(view.text)))
     return {
@@ -52,7 +52,7 @@ def _lines(view: DocumentView) -> Scores:
     }
 
 
-def _visible(text: str) -> int | None:
+def _visible_characters(text: str) -> int | None:
     """Return the number of visible characters of an HTML page, or None for other files."""
     if not _HTML.search(text[:1_000]):
         return None

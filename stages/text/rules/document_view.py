@@ -51,7 +51,7 @@ class DocumentView:
     """Function that splits a text into words and punctuation marks. Default: the word table's."""
 
     @property
-    def spaced(self) -> bool:
+    def is_spaced(self) -> bool:
         """Whether the language puts spaces between words."""
         return self.lang not in UNSPACED_LANGUAGES
 

@@ -30,8 +30,10 @@ def quality(view: DocumentView) -> Scores:
     a language without spaces, stop words to none but English."""
     words = view.words
     scores = _quality(view, words, words.lengths[~words.symbol])
-    scores["stop_words"] = NOT_APPLICABLE if view.lang != "en" else _stop_words(words, folded=True)
-    if not view.spaced:
+    scores["stop_words"] = (
+        NOT_APPLICABLE if view.lang != "en" else _count_stop_words(words, folded=True)
+    )
+    if not view.is_spaced:
         scores["word_length"] = NOT_APPLICABLE
     return scores
 
@@ -40,7 +42,7 @@ def quality_datatrove(view: DocumentView) -> Scores:
     """Score datatrove's rules, over tokens; stop words are matched in lower case alone."""
     tokens = view.tokens
     scores = _quality(view, tokens, tokens.lengths[~tokens.symbol])
-    scores["stop_words"] = _stop_words(tokens, folded=False)
+    scores["stop_words"] = _count_stop_words(tokens, folded=False)
     return scores
 
 
@@ -84,19 +86,21 @@ def repetition(view: DocumentView) -> Scores:
     size = max(1, len(view.text))
     lines = [stripped for line in view.lines if (stripped := line.strip())]
     paragraphs = [s for piece in view.text.split("\n\n") if (s := piece.strip())]
-    scores = _duplicates(lines, paragraphs, size)
-    return scores | _repeated(view.words, size, unique_count=0, skip_overlaps=False)
+    scores = _duplicate_scores(lines, paragraphs, size)
+    return scores | _repetition_scores(view.words, size, unique_count=0, skip_overlaps=False)
 
 
 def repetition_datatrove(view: DocumentView) -> Scores:
     """Score datatrove's rules, over tokens: the most frequent n-gram counts even if it occurs once,
     and the search continues after each copy."""
     size = max(1, len(view.text))
-    scores = _duplicates(_without_empty(view.lines), _paragraphs(view.text.strip()), size)
-    return scores | _repeated(view.tokens, size, unique_count=1, skip_overlaps=True)
+    scores = _duplicate_scores(
+        _without_empty(view.lines), _split_paragraphs(view.text.strip()), size
+    )
+    return scores | _repetition_scores(view.tokens, size, unique_count=1, skip_overlaps=True)
 
 
-def _stop_words(words: WordArrays, *, folded: bool) -> float:
+def _count_stop_words(words: WordArrays, *, folded: bool) -> float:
     """Return how many of the stop words occur, as written or in any case."""
     found = words.folded if folded else words.hashes
     return float(sum(bool((found == word).any()) for word in _STOP_HASHES))
@@ -107,13 +111,13 @@ def _without_empty(lines: list[str]) -> list[str]:
     return [line for at, line in enumerate(lines) if line or at in (0, len(lines) - 1)]
 
 
-def _paragraphs(text: str) -> list[str]:
+def _split_paragraphs(text: str) -> list[str]:
     """Split at runs of two and more line breaks a text without any at its ends."""
     pieces = [piece.lstrip("\n") for piece in text.split("\n\n")]
     return [piece for piece in pieces if piece] or [""]
 
 
-def _duplicates(lines: list[str], paragraphs: list[str], size: int) -> Scores:
+def _duplicate_scores(lines: list[str], paragraphs: list[str], size: int) -> Scores:
     """Return second and later copies, as a share of the pieces and of the text's characters."""
     scores: Scores = {}
     for unit, pieces in (("line", lines), ("paragraph", paragraphs)):
@@ -126,7 +130,9 @@ def _duplicates(lines: list[str], paragraphs: list[str], size: int) -> Scores:
     return scores
 
 
-def _repeated(words: WordArrays, size: int, *, unique_count: int, skip_overlaps: bool) -> Scores:
+def _repetition_scores(
+    words: WordArrays, size: int, *, unique_count: int, skip_overlaps: bool
+) -> Scores:
     """Return the characters in repeated n-grams, as a share of the text's."""
     characters = repeated_characters(
         words.hashes, words.lengths, MAX_TOP, MAX_N, unique_count, skip_overlaps

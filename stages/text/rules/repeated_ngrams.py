@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.hashing import GOLDEN_GAMMA
-from stages.text.numba_kernels import inlined, kernel
+from stages.text.numba_kernels import inline_kernel, kernel
 
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -14,7 +14,7 @@ Flags = npt.NDArray[np.bool_]
 _GOLDEN = np.uint64(GOLDEN_GAMMA)
 
 
-@inlined
+@inline_kernel
 def _table_size(count: int) -> int:
     """Return a power of two that is at least twice `count`."""
     size = 2
@@ -23,7 +23,7 @@ def _table_size(count: int) -> int:
     return size
 
 
-@inlined
+@inline_kernel
 def _group(grams: Hashes, groups: Places, copies: Places, table: Places) -> int:
     """Assign equal n-grams one number, in order of first occurrence; count the `copies` of each.
 
@@ -47,7 +47,7 @@ def _group(grams: Hashes, groups: Places, copies: Places, table: Places) -> int:
     return distinct
 
 
-@inlined
+@inline_kernel
 def _narrow(places: Places, grams: Hashes, groups: Places, copies: Places, count: int) -> int:
     """Move the n-grams that have copies to the front; return their number."""
     kept = 0
@@ -58,7 +58,7 @@ def _narrow(places: Places, grams: Hashes, groups: Places, copies: Places, count
     return kept
 
 
-@inlined
+@inline_kernel
 def _most_frequent(
     places: Places, groups: Places, copies: Places, unique_count: int
 ) -> tuple[int, int]:
@@ -75,8 +75,8 @@ def _most_frequent(
     return places[first], copies[best]
 
 
-@inlined
-def _copied(
+@inline_kernel
+def _count_copied(
     places: Places, groups: Places, seen: Flags, ends: Places, n: int, skip_overlaps: bool
 ) -> int:
     """Return the characters in n-grams that were `seen` before, each word counted once. Skipped
@@ -136,5 +136,5 @@ def repeated_characters(
         count = _narrow(places, grams, groups, copies, count)
         if n > max_top:
             seen = np.zeros(distinct, np.bool_)
-            characters[n - 2] = _copied(places[:count], groups, seen, ends, n, skip_overlaps)
+            characters[n - 2] = _count_copied(places[:count], groups, seen, ends, n, skip_overlaps)
     return characters

@@ -38,7 +38,7 @@ _CREDENTIALS = "check the credentials of this storage in the environment"
 
 
 def is_url(source: str) -> bool:
-    """Return whether a source is a URL of fsspec: `s3://…`, `https://…`, `zip://*.jsonl::gs://…`."""
+    """Return whether a source is a URL: `s3://…`, `https://…`, `zip://*.jsonl::gs://…`."""
     return bool(_URL.match(source))
 
 
@@ -49,10 +49,10 @@ def contains_secret(source: str) -> bool:
 
 def redact_urls(text: str) -> str:
     """Return the text without user, password, query and fragment in its URLs."""
-    return re.sub(r"\S+://\S+", _plain, text)
+    return re.sub(r"\S+://\S+", _strip_secrets, text)
 
 
-def _plain(url: re.Match[str]) -> str:
+def _strip_secrets(url: re.Match[str]) -> str:
     return re.sub(r"[?#][^\s'\"]*", "", re.sub(r"://[^/\s]*@", "://", url[0]))
 
 
@@ -67,10 +67,10 @@ def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[st
         InputError: the URL cannot be listed, or holds nothing readable.
     """
     with _url_errors(source):
-        system, path = _system(source)
+        system, path = _filesystem(source)
         path = path.rstrip("/")
-        root, found = _found(system, path)
-    query = _query(path)
+        root, found = _matching_files(system, path)
+    query = _url_query(path)
     files = []
     for name, info in sorted(found.items()):
         plain = name.removesuffix(query) if query else name
@@ -86,9 +86,9 @@ def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[st
     return root.rstrip("/").rpartition("/")[2] or "/", files
 
 
-def _found(system: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+def _matching_files(system: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """Return the folder that names are relative to, and the files in it with their metadata."""
-    plain = path.removesuffix(_query(path))
+    plain = path.removesuffix(_url_query(path))
     if magic := re.search(r"[*\[]", plain):
         return plain[: magic.start()].rpartition("/")[0], system.glob(path, detail=True)
     if system.isfile(path):
@@ -99,7 +99,7 @@ def _found(system: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
     return plain, found
 
 
-def _query(path: str) -> str:
+def _url_query(path: str) -> str:
     """Return the query of an HTTP address; elsewhere a name may contain a question mark."""
     return "".join(path.partition("?")[1:]) if path.startswith(("http://", "https://")) else ""
 
@@ -111,7 +111,7 @@ def url_digest(url: str) -> str:
         InputError: the URL cannot be read.
     """
     with _url_errors(url):
-        system, path = _system(url)
+        system, path = _filesystem(url)
         checksum = _checksum(system.info(path), system.protocol)
         if checksum:
             return checksum
@@ -134,7 +134,7 @@ def _checksum(info: dict[str, Any], protocol: str | tuple[str, ...]) -> str:
 
 def open_url(url: str) -> IO[bytes]:
     """Open a URL for reading its bytes as stored, with read-ahead."""
-    system, path = _system(url)
+    system, path = _filesystem(url)
     stream = system.open(path, "rb")
     if getattr(stream, "size", 0) is None and path.endswith(".parquet"):
         with stream:  # the server sends no ranges, and a footer is read first
@@ -142,7 +142,7 @@ def open_url(url: str) -> IO[bytes]:
     return io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
 
 
-def _system(url: str) -> tuple[Any, str]:
+def _filesystem(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     system, path = url_to_fs(resolve_secrets(url))

@@ -52,7 +52,7 @@ class HFDataset:
         return self.folder.name if self.folder else self.name
 
     @property
-    def saved(self) -> Path | None:
+    def saved_folder(self) -> Path | None:
         """The folder of the split that `save_to_disk` wrote; None if it wrote no folder.
 
         Raises:
@@ -103,7 +103,7 @@ def dataset_files(source: str, size: int) -> Iterator[SourceFile]:
     """
     dataset = _resolve_revision(parse_dataset(source))
     with _dataset_errors(dataset):
-        if dataset.saved and dataset.folder:
+        if dataset.saved_folder and dataset.folder:
             yield from _saved_parts(dataset, size)
             return
         stream = _stream(dataset)
@@ -125,7 +125,7 @@ def dataset_digest(source: str) -> str:
     if dataset.folder is None:
         state.update(f"{dataset.revision}".encode())
         return state.hexdigest()
-    root = dataset.saved or dataset.folder
+    root = dataset.saved_folder or dataset.folder
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         if not _NO_DATA.match(path.name):
             place = path.relative_to(root).as_posix()
@@ -145,8 +145,8 @@ def dataset_rows(file: SourceFile, columns: tuple[str, ...]) -> Iterator[dict[st
     dataset, part = parse_dataset(file.path), file.part
     assert part is not None
     with _dataset_errors(dataset):
-        if dataset.saved:
-            table = datasets.load_from_disk(str(dataset.saved))
+        if dataset.saved_folder:
+            table = datasets.load_from_disk(str(dataset.saved_folder))
             rows = table.select(range(part.start, part.end))
         else:
             rows = _stream(dataset).shard(num_shards=part.end, index=part.start)
@@ -165,7 +165,7 @@ def dataset_rows(file: SourceFile, columns: tuple[str, ...]) -> Iterator[dict[st
 def _saved_parts(dataset: HFDataset, size: int) -> Iterator[SourceFile]:
     import datasets
 
-    table = datasets.load_from_disk(str(dataset.saved))
+    table = datasets.load_from_disk(str(dataset.saved_folder))
     stored = sum(Path(file["filename"]).stat().st_size for file in table.cache_files)
     step = max(1, size * len(table) // max(1, stored))
     whole = SourceFile(dataset.title, dataset.split, str(dataset), min(size, stored))

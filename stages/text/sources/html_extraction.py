@@ -24,12 +24,12 @@ def page_text(data: bytes, encoding: str = "") -> str:
     """
     from resiliparse.extract.html2text import extract_plain_text
 
-    page = _decoded(data, encoding, html=True)
+    page = _decode_page(data, encoding, html=True)
     text: str = extract_plain_text(page, main_content=True, alt_texts=False)
     return text
 
 
-def pages(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_archive(stream: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the texts of an archive: extracted from HTML responses, or unchanged from conversion
     (WET) and plain-text records. Records of other types are skipped.
 
@@ -70,10 +70,10 @@ def _record_text(record: Any, converted: bool) -> str | None:
     kind = (record.http_content_type or "").lower()
     if kind in HTML:
         return page_text(record.reader.read(), record.http_charset or "")
-    return _decoded(record.reader.read(), record.http_charset) if kind == "text/plain" else None
+    return _decode_page(record.reader.read(), record.http_charset) if kind == "text/plain" else None
 
 
-def _decoded(data: bytes, encoding: str | None, *, html: bool = False) -> str:
+def _decode_page(data: bytes, encoding: str | None, *, html: bool = False) -> str:
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
     known = encoding or str(detect_encoding(data, from_html_meta=html))

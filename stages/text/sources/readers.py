@@ -74,17 +74,17 @@ def read(
     name = file.place.lower()
     with read_errors(file):
         if file.is_dataset:
-            yield from _dataset(file, columns)
+            yield from _read_dataset(file, columns)
         else:
             reader = next(_READERS[suffix] for suffix in _READERS if name.endswith(suffix))
             yield from reader(file, columns)
 
 
-def _whole(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
-    yield RawDocument(_decode(_bytes(file)))
+def _read_text(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+    yield RawDocument(_decode(_read_bytes(file)))
 
 
-def _python(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_python(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     """Yield a module's docstrings as documents of a few pages, without the held-out objects."""
     from stages.text.python_docs.docstrings import documented_objects, module_documents
     from stages.text.python_docs.holdout import is_held_out
@@ -97,14 +97,14 @@ def _python(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
         yield RawDocument(text)
 
 
-def _metadata(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_metadata(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     """Yield the description of a distribution, which follows the headers of its METADATA."""
     _, _, body = _decode(Path(file.path).read_bytes()).partition("\n\n")
     if body.strip():
         yield RawDocument(body)
 
 
-def _jsonl(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_jsonl(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import orjson
 
     part = file.part or FilePart(0, sys.maxsize, 0, 0)
@@ -134,18 +134,20 @@ def _lines_within(stream: IO[bytes], size: int) -> Iterator[bytes]:
             return
 
 
-def _parquet(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_parquet(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with open_file(file) as stream, pq.ParquetFile(stream) as table:
-            yield from _rows(file, table, columns)
+            yield from _parquet_rows(file, table, columns)
     except pa.ArrowInvalid as error:
         raise BrokenFile(f"not a parquet file: {error}", where=file.display_path) from error
 
 
-def _rows(file: SourceFile, table: pq.ParquetFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _parquet_rows(
+    file: SourceFile, table: pq.ParquetFile, columns: RecordColumns
+) -> Iterator[RawDocument]:
     import pyarrow as pa
 
     names = table.schema_arrow.names
@@ -166,7 +168,7 @@ def _rows(file: SourceFile, table: pq.ParquetFile, columns: RecordColumns) -> It
             row += 1
 
 
-def _dataset(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_dataset(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     from stages.text.sources.hf_datasets import dataset_rows
 
     assert file.part is not None
@@ -182,7 +184,7 @@ def _dataset(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
 _BINARY = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 
 
-def _csv(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_csv(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     import csv
 
     csv.field_size_limit(MAX_FIELD)
@@ -214,49 +216,49 @@ def _csv_rows(
         yield found if whole else replace(found, broken="broken.columns")
 
 
-def _html(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+def _read_html(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
     from stages.text.sources.html_extraction import page_text
 
-    yield RawDocument(page_text(_bytes(file)))
+    yield RawDocument(page_text(_read_bytes(file)))
 
 
-def _warc(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
-    from stages.text.sources.html_extraction import pages
+def _read_warc(file: SourceFile, columns: RecordColumns) -> Iterator[RawDocument]:
+    from stages.text.sources.html_extraction import read_archive
 
     with open_file(file) as stream:
-        for text, meta in pages(stream):
+        for text, meta in read_archive(stream):
             yield RawDocument(text, meta)
 
 
 _READERS: dict[str, Reader] = {
-    ".txt": _whole,
-    ".md": _whole,
-    ".rst": _whole,
-    ".py": _python,
-    ".dist-info/metadata": _metadata,
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
-    ".jsonl.zst": _jsonl,
-    ".parquet": _parquet,
-    ".csv": _csv,
-    ".csv.gz": _csv,
-    ".csv.zst": _csv,
-    ".html": _html,
-    ".htm": _html,
-    ".warc": _warc,
-    ".warc.gz": _warc,
-    ".warc.wet": _warc,
-    ".warc.wet.gz": _warc,
+    ".txt": _read_text,
+    ".md": _read_text,
+    ".rst": _read_text,
+    ".py": _read_python,
+    ".dist-info/metadata": _read_metadata,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".jsonl.zst": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".csv.zst": _read_csv,
+    ".html": _read_html,
+    ".htm": _read_html,
+    ".warc": _read_warc,
+    ".warc.gz": _read_warc,
+    ".warc.wet": _read_warc,
+    ".warc.wet.gz": _read_warc,
 }
 
 
-def _bytes(file: SourceFile) -> bytes:
+def _read_bytes(file: SourceFile) -> bytes:
     with open_file(file) as stream:
         return stream.read()
 
 
 def _decode(data: bytes) -> str:
-    """Decode UTF-8, or else the most likely encoding (guessed by ftfy from byte-order mark and bytes)."""
+    """Decode UTF-8, or else the most likely encoding by byte-order mark and bytes (ftfy)."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

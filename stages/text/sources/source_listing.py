@@ -42,7 +42,7 @@ def list_files(sources: Sequence[str]) -> list[SourceFile]:
     return [
         replace(file, origin=origin)
         for origin, source in enumerate(sources)
-        for file in _files(source)
+        for file in _source_files(source)
     ]
 
 
@@ -61,7 +61,7 @@ def content_digest(source: str) -> str:
 
         return dataset_digest(source)
     state = xxhash.xxh3_128()
-    for file in _files(source):
+    for file in _source_files(source):
         state.update(f"{file.source}\0{file.place}\0{file_digest(file)}\n".encode())
     return state.hexdigest()
 
@@ -77,7 +77,7 @@ def make_shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
     return group_by_size(parts, SHARD_BYTES)
 
 
-def _files(source: str) -> Iterator[SourceFile]:
+def _source_files(source: str) -> Iterator[SourceFile]:
     if source == PYTHON_DOCS:
         from stages.text.python_docs.installed_files import installed_files
 
@@ -101,7 +101,7 @@ def _files(source: str) -> Iterator[SourceFile]:
             f"unknown source {source!r}",
             remedy=f"use {PYTHON_DOCS!r}, a file, a folder, a glob pattern, a URL or hf:NAME",
         )
-    root, paths = _local(source)
+    root, paths = _local_files(source)
     if not paths:
         raise InputError(
             f"source {source!r} has no readable file",
@@ -113,26 +113,26 @@ def _files(source: str) -> Iterator[SourceFile]:
         yield SourceFile(root.name or "/", name, str(path), path.stat().st_size)
 
 
-def _local(source: str) -> tuple[Path, list[Path]]:
+def _local_files(source: str) -> tuple[Path, list[Path]]:
     """Return the folder that names are relative to, and the files in order."""
     path = Path(source).expanduser().absolute()
     if path.is_file():
-        if not _readable(path):
+        if not _is_readable(path):
             raise InputError(
                 f"source {source!r} is of an unknown type",
                 remedy=f"known suffixes are {' '.join(SUFFIXES)}",
             )
         return path.parent, [path]
     if path.is_dir():
-        return path, sorted(p for p in path.rglob("*") if p.is_file() and _readable(p))
+        return path, sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p))
     if glob.has_magic(source):
         fixed = next(p for p in path.parents if not glob.has_magic(str(p)))
         found = fixed.glob(str(path.relative_to(fixed)))
-        return fixed, sorted(p for p in found if p.is_file() and _readable(p))
+        return fixed, sorted(p for p in found if p.is_file() and _is_readable(p))
     raise InputError(
         f"source {source!r} does not exist", where=str(path), remedy="check the path in `sources`"
     )
 
 
-def _readable(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)

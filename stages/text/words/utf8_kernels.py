@@ -1,12 +1,12 @@
-"""Words and lines in a text's UTF-8, compiled: their bounds, how marks are split off plain words, and
-all features of ASCII words."""
+"""Words and lines in a text's UTF-8, compiled: their bounds, how marks are split off plain words,
+and all features of ASCII words."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.text.numba_kernels import inlined, kernel
+from stages.text.numba_kernels import inline_kernel, kernel
 
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -69,7 +69,7 @@ def as_array(data: bytes) -> Bytes:
     return np.frombuffer(data, np.uint8)
 
 
-@inlined
+@inline_kernel
 def _code_point(data: Bytes, at: int) -> tuple[np.int64, int]:
     """Return the character that begins at a byte, and its size in bytes."""
     lead = np.int64(data[at])
@@ -82,7 +82,7 @@ def _code_point(data: Bytes, at: int) -> tuple[np.int64, int]:
     return point, size
 
 
-@inlined
+@inline_kernel
 def _is_space(point: np.int64) -> bool:
     """Return the same as `str.isspace`."""
     if point < 0x80:
@@ -90,7 +90,7 @@ def _is_space(point: np.int64) -> bool:
     return bool(0x2000 <= point <= 0x200A or point in _SPACES)
 
 
-@inlined
+@inline_kernel
 def _is_unspaced(point: np.int64) -> bool:
     if point >= 0x0E00:
         for first, last in UNSPACED_RANGES:
@@ -127,7 +127,7 @@ def word_bounds(data: Bytes) -> tuple[Places, Places]:
     return starts[:count].copy(), stops[:count].copy()
 
 
-@inlined
+@inline_kernel
 def _has_end_mark(data: Bytes, start: int, stop: int, end_marks: Bytes) -> bool:
     """Return whether a line ends with one of the marks, but not with an ellipsis."""
     dots = 0
@@ -188,7 +188,7 @@ def c4_lines(
     return starts[:count].copy(), stops[:count].copy()
 
 
-@inlined
+@inline_kernel
 def _kinds(data: Bytes, start: int, stop: int) -> int:
     """Return the classes that occur among the bytes."""
     kinds = 0
@@ -197,10 +197,10 @@ def _kinds(data: Bytes, start: int, stop: int) -> int:
     return kinds
 
 
-@inlined
+@inline_kernel
 def _marks(data: Bytes, start: int, stop: int) -> tuple[int, int]:
-    """Count the marks that `split_word` splits off the front and the back of a plain word, which has
-    ASCII letters alone or digits alone between them. Return -1 for any other word."""
+    """Count the marks that `split_word` splits off the front and the back of a plain word, which
+    has ASCII letters alone or digits alone between them. Return -1 for any other word."""
     if stop - start == 1:
         return 0, 0
     front = (_KINDS[data[start]] & _OPENING) // _OPENING
@@ -233,8 +233,8 @@ def words_to_split(data: Bytes, starts: Places, stops: Places) -> Places:
 def token_bounds(
     data: Bytes, starts: Places, stops: Places, sizes: Places
 ) -> tuple[Places, Places]:
-    """Return the starts and stops of tokens, shape (T,) each; `sizes` are the bytes of the tokens of
-    words that are not plain, in order."""
+    """Return the starts and stops of tokens, shape (T,) each; `sizes` are the bytes of the tokens
+    of words that are not plain, in order."""
     firsts = np.empty(3 * len(starts) + len(sizes), np.int64)
     lasts = np.empty_like(firsts)
     count = cut = 0
@@ -254,7 +254,7 @@ def token_bounds(
     return firsts[:count].copy(), lasts[:count].copy()
 
 
-@inlined
+@inline_kernel
 def _read(data: Bytes, at: int, size: int) -> np.uint64:
     """Return an integer of `size` bytes, little-endian."""
     value = np.uint64(0)
@@ -263,7 +263,7 @@ def _read(data: Bytes, at: int, size: int) -> np.uint64:
     return value
 
 
-@inlined
+@inline_kernel
 def _swap_bytes(value: np.uint64) -> np.uint64:
     """Return the value with its bytes reversed."""
     swapped = np.uint64(0)
@@ -273,7 +273,7 @@ def _swap_bytes(value: np.uint64) -> np.uint64:
     return swapped
 
 
-@inlined
+@inline_kernel
 def _fold_product(a: np.uint64, b: np.uint64) -> np.uint64:
     """Return the low half of the 128-bit product xor its high half."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -283,9 +283,9 @@ def _fold_product(a: np.uint64, b: np.uint64) -> np.uint64:
     return a * b ^ ((a >> half) * (b >> half) + (first >> half) + (second >> half))
 
 
-@inlined
+@inline_kernel
 def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
-    """Return xxh3-64 of 1 to 128 bytes, by four algorithms for four sizes (xxHash's specification)."""
+    """Return xxh3-64 of 1 to 128 bytes, by four algorithms for four ranges of sizes."""
     if size <= 3:
         ends = _read(data, start, 1) << np.uint64(16) | _read(data, start + size - 1, 1)
         middle = _read(data, start + size // 2, 1) << np.uint64(24)
@@ -319,7 +319,7 @@ def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
     return value ^ value >> np.uint64(32)
 
 
-@inlined
+@inline_kernel
 def _fold_ascii(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
     """Write an ASCII word folded as by `word_table.fold_word`; return its size in bytes."""
     while not _KINDS[data[start]] & _ALNUM:
@@ -343,8 +343,8 @@ def _fold_ascii(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
 def ascii_features(
     data: Bytes, starts: Places, stops: Places
 ) -> tuple[Hashes, Flags, Flags, Hashes, Places]:
-    """Return the columns `hashes`, `symbol`, `letter` and `folded` of `WordArrays`, shape (N,) each,
-    and the rows without values: words that are long, empty or not ASCII."""
+    """Return the columns `hashes`, `symbol`, `letter` and `folded` of `WordArrays`, shape (N,)
+    each, and the rows without values: words that are long, empty or not ASCII."""
     hashes, folded = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.uint64)
     symbol, letter = np.zeros(len(starts), np.bool_), np.zeros(len(starts), np.bool_)
     others = np.empty(len(starts), np.int64)

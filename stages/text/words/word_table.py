@@ -217,8 +217,8 @@ def _word_features(word: str) -> tuple[int, int, bool, bool, int, bool]:
 
 
 def fold_word(word: str) -> str:
-    """Fold a word for near-duplicate search: lower case, no accents, equal digits, Chinese characters
-    simplified."""
+    """Fold a word for near-duplicate search: lower case, no accents, equal digits, Chinese
+    characters simplified."""
     word = word.lower()
     if word.isascii():
         word = word.strip(_ASCII_MARKS)

@@ -57,7 +57,9 @@ def split_word(word: str) -> list[str]:
         if before == (start, end):
             break
     rest = word[start:end]
-    middle = [rest] if rest.isalnum() or rest in _WHOLE or _is_address(rest) else _inside(rest)
+    middle = (
+        [rest] if rest.isalnum() or rest in _WHOLE or _is_address(rest) else _split_inside(rest)
+    )
     return [token for token in (*front, *middle, *reversed(back)) if token]
 
 
@@ -69,7 +71,7 @@ def _is_address(word: str) -> bool:
     return "." in word and _ADDRESS.match(word) is not None
 
 
-def _inside(word: str) -> list[str]:
+def _split_inside(word: str) -> list[str]:
     if not _JOINT.search(word):
         return [word]
     pieces, start = [], 0
