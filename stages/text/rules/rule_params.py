@@ -95,7 +95,7 @@ def limit_problems(
                     f"{name} has no rule {measure!r}",
                     did_you_mean(measure, known),
                 )
-            elif isinstance(change, tuple) and None not in change and change[0] > change[1]:  # type: ignore[operator]
+            elif isinstance(change, tuple) and _is_empty(*change):
                 yield Problem(f"limits.{name}.{measure}", "the range is empty", "swap its ends")
             elif isinstance(change, float) and known[measure].limit.is_two_sided:
                 yield Problem(
@@ -103,3 +103,7 @@ def limit_problems(
                     "this rule has two ends",
                     f"write [{change:g}, null] or [null, {change:g}]",
                 )
+
+
+def _is_empty(low: OpenEnd, high: OpenEnd) -> bool:
+    return low is not None and high is not None and low > high
