@@ -121,7 +121,7 @@ def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_pa
     assert [d.text for d in Documents(loose.out)].count(prose(5)) == 3
 
 
-def test_the_survivor_is_the_one_that_is_wished_for(tmp_path):
+def test_the_survivor_is_the_preferred_copy(tmp_path):
     longer, shorter = prose(1) + " Indeed.", prose(1)
     write_jsonl(tmp_path / "a" / "a.jsonl", [prose(9), shorter])
     write_jsonl(tmp_path / "b" / "b.jsonl", [longer, prose(9)])
@@ -139,7 +139,7 @@ def test_the_survivor_is_the_one_that_is_wished_for(tmp_path):
         assert found == places
 
 
-def test_the_surest_language_can_be_wished_for(tmp_path):
+def test_the_most_confident_language_can_be_preferred(tmp_path):
     mixed = prose(1, 400) + " Und das ist das Ende."
     write_jsonl(tmp_path / "a.jsonl", [mixed, prose(1, 400)])
     kept = {}
@@ -149,7 +149,7 @@ def test_the_surest_language_can_be_wished_for(tmp_path):
     assert kept == {"length": mixed, "language": prose(1, 400)}
 
 
-def test_a_score_or_a_field_can_be_wished_for(tmp_path):
+def test_a_score_or_a_field_can_be_preferred(tmp_path):
     texts = [prose(1), prose(1) + " Indeed.", prose(1) + " And and that."]
     quality = ["0.2", 0.9, None]
     (tmp_path / "a.jsonl").write_text(
@@ -183,7 +183,7 @@ def test_a_score_or_a_field_can_be_wished_for(tmp_path):
         ("gopher_quality.wordz", "gopher_quality has no rule 'wordz'"),
     ],
 )
-def test_a_wish_for_what_is_not_there_is_refused(preference, message):
+def test_an_unknown_preference_is_refused(preference, message):
     (problem,) = CleanParams(sources=("x",), dedup={"prefer": [preference]}).check({})
     assert problem.key == "dedup.prefer" and problem.message == message
 

@@ -154,7 +154,7 @@ def test_bands_rows_and_threshold_must_agree():
         bands,
         rows,
     )
-    with pytest.raises(ValueError, match=r"threshold 0.8 chooses .* not 14 and 8: leave out"):
+    with pytest.raises(ValueError, match=r"threshold 0.8 chooses .* not 14 and 8: omit"):
         DedupParams(threshold=0.8, num_bands=14, rows_per_band=8)
     heavy = DedupParams(threshold=0.8, false_negative_weight=0.95).band_shape
     assert match_probability(0.8, *heavy) > match_probability(0.8, bands, rows)

@@ -112,9 +112,9 @@ def test_only_similar_signatures_are_linked(tmp_path):
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
-def test_ranks_follow_the_wishes_in_order(keys):
+def test_ranks_follow_the_preferences_in_order(keys):
     first, second = np.array(keys).T
-    rank = survivor_ranking.ranks([first, -second], len(keys))
+    rank = survivor_ranking.rank_rows([first, -second], len(keys))
     expected = sorted(range(len(keys)), key=lambda row: (keys[row][0], -keys[row][1], row))
     assert np.argsort(rank).tolist() == expected
 
