@@ -60,6 +60,9 @@ HEADLINE_METRICS = (
     "conversations",
     "loss",
 )
+"""Metrics that are shown first, most important first; others follow in alphabetical order. The order
+is of the display alone: the engine stores the metrics of a stage without an order, and reading a
+run must not import its stages."""
 MARKS = {
     "finished": "✓",
     "cached": "✓",
@@ -75,7 +78,7 @@ MARKS = {
     "resume": "◐",
     "skip": "–",
 }
-_RULED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+_TABLE_BOX = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
 
 def get_console(stderr: bool = False) -> Console:
@@ -127,7 +130,7 @@ def make_table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str]
         right: right-aligned columns (numbers).
         flexible: columns that may wrap on a narrow terminal; the others never do.
     """
-    table = Table(box=_RULED, show_edge=False, pad_edge=False, header_style="dim")
+    table = Table(box=_TABLE_BOX, show_edge=False, pad_edge=False, header_style="dim")
     table.padding = (0, 1, 0, 0)
     for column in columns:
         table.add_column(

@@ -76,16 +76,16 @@ def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
     yield "FLOPs", number(found["flops"]), computed
     if pairs:
         yield "", "", _parts(found, TOWERS | {"similarity": "similarity"}, "flops", number)
-    limit = f"at once, of {size(found['device_bytes'])}" if "device_bytes" in found else "at once"
+    limit = f"peak, of {size(found['device_bytes'])}" if "device_bytes" in found else "peak"
     yield "memory per device", size(found["memory_bytes"]), limit
     yield "", "", _parts(found, {kind: kind for kind in KINDS}, "bytes", size)
     if pairs:
-        yield "", "", f"in activations: {_parts(found, PARTS, 'bytes', size)}"
+        yield "", "", f"activations: {_parts(found, PARTS, 'bytes', size)}"
     if "host_bytes" in found:
         yield (
-            "memory per node",
+            "host memory per node",
             size(found["host_bytes"]),
-            "at once, in addition to its devices' memory",
+            "peak, in addition to device memory",
         )
     ways = WAYS | ({"exchanged": "features"} if pairs else {})
     sent = {word: found[f"{way}_bytes"] for way, word in ways.items()}

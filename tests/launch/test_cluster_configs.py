@@ -99,7 +99,7 @@ def test_plan_shows_the_costs_of_a_training(tmp_path: Path) -> None:
         "12.9 G active",
         "143 k steps of 2.1 M",
         "2.46e22  3.27e22 with recomputation",
-        "at once, of 74.4 GiB",
+        "peak, of 74.4 GiB",
         "weights 95.8 MiB, gradients 191.5 MiB, optimizer 574.6 MiB, activations ",
         "sent per device and step",
         "device hours on 256",
