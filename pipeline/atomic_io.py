@@ -1,8 +1,8 @@
-"""Bytes on a disk that may be full, slow, shared or cut off at any instant.
+"""Crash-safe file I/O: atomic writes, durable appends, locks.
 
-Nothing else in the project may call rename or replace: text files go through `write_atomic`,
-logs through `append_line`, folders through `move` (and artifacts through `artifact.publish`).
-What a disk refuses is a `Failure`; it says nothing of what lies there.
+No other module may call rename or replace: text files go through `write_atomic`, logs through
+`append_line`, folders through `move_folder` (and artifacts through `artifact.publish`). An I/O error
+is a `Failure`; it does not mean that the file is absent.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from typing import TypeVar
 from pipeline.errors import Failure
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_FOUND = (FileNotFoundError, NotADirectoryError)  # only these say that something is not there
+NOT_FOUND = (FileNotFoundError, NotADirectoryError)  # only these mean that something is absent
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 T = TypeVar("T")
 
 
 def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
-    """Replace a file so that readers see the old bytes or the new, never half of them.
+    """Replace a file so that readers see the old bytes or the new ones, never a part of them.
 
     Args:
         path: the file; its folder exists.
         data: text is written as UTF-8.
-        durable: wait for the disk; leave it out for what is re-made anyway.
+        durable: wait for the disk. False for what can be made again.
 
     Raises:
-        Failure: the disk is full or refuses; the old file is untouched.
+        Failure: the disk is full or the write fails; the old file is untouched.
     """
     content = data.encode() if isinstance(data, str) else data
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     with disk_errors(path, len(content)):
         try:
-            _write(beside, content, durable)
+            with beside.open("wb", buffering=0) as file:
+                _write_all(file.fileno(), content, durable)
             os.replace(beside, path)  # noqa: PTH105
         except BaseException:
             with suppress(OSError):
@@ -53,14 +54,14 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
 def append_line(path: Path, line: str | Callable[[], str]) -> int:
     """Append a line durably; a torn last line (a kill, a full disk) is cut off first.
 
-    Of several processes one appends at a time. A `line` that depends on those before it is a
-    function, which is called when it is its turn.
+    Several processes append one after another. A `line` that depends on those before it is a
+    function, which is called under the lock.
 
     Returns:
         The file's size in bytes afterwards.
 
     Raises:
-        Failure: the disk is full or refuses; the lines that were there are untouched.
+        Failure: the disk is full or the write fails; the lines before are untouched.
     """
     with disk_errors(path), _exclusively_locked(path) as descriptor:
         content = (line if isinstance(line, str) else line()).encode() + b"\n"
@@ -80,20 +81,20 @@ def append_line(path: Path, line: str | Callable[[], str]) -> int:
 
 @contextmanager
 def _exclusively_locked(path: Path) -> Iterator[int]:
-    """A file, open to append, that all others who would append wait for inside the block."""
+    """Open a file to append under a lock that excludes other appenders inside the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         _flock(descriptor, fcntl.LOCK_EX)
         try:
             yield descriptor
         finally:
-            _flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a fork holds it too
+            _flock(descriptor, fcntl.LOCK_UN)  # closing does not suffice if a fork holds it too
     finally:
         os.close(descriptor)
 
 
 def _flock(descriptor: int, operation: int) -> None:
-    """Lock a file, on file systems that have locks."""
+    """Lock or unlock a file, on file systems that have locks."""
     try:
         fcntl.flock(descriptor, operation)
     except OSError as error:
@@ -102,7 +103,7 @@ def _flock(descriptor: int, operation: int) -> None:
 
 
 def complete_lines_size(path: Path) -> int:
-    """How many bytes of a file belong to lines that are ended; 0 if there is no file."""
+    """Return the size in bytes of the complete lines of a file; 0 if there is no file."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -119,10 +120,10 @@ def complete_lines_size(path: Path) -> int:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The lines of a log that are ended; none if there is no file.
+    """Return the complete lines of a log; none if there is no file.
 
     Raises:
-        Failure: the disk does not let it be read.
+        Failure: the file cannot be read.
     """
     with disk_errors(path, to="read"):
         try:
@@ -132,12 +133,12 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def read_json(path: Path, default: T) -> T:
-    """What a JSON file holds; the default if there is none, or if what it holds was spoilt.
+    """Return the content of a JSON file; the default if there is none, or if it is damaged.
 
-    A power cut may spoil what was not written durably; it is then of another type or no JSON.
+    A power cut may damage what was not written durably: it is then of another type or not JSON.
 
     Raises:
-        Failure: the disk does not let it be read, which says nothing of what it holds.
+        Failure: the file cannot be read.
     """
     with disk_errors(path, to="read"):
         try:
@@ -148,10 +149,10 @@ def read_json(path: Path, default: T) -> T:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; nothing if there is no folder.
+    """Return the content of a folder, sorted; empty if there is no folder.
 
     Raises:
-        Failure: the disk does not let it be read.
+        Failure: the folder cannot be read.
     """
     with disk_errors(folder, to="read"):
         try:
@@ -161,7 +162,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def list_subfolders(folder: Path) -> Iterator[Path]:
-    """What is in the folders of a folder."""
+    """Yield the content of each folder in a folder."""
     return (path for child in list_folder(folder) for path in list_folder(child))
 
 
@@ -169,7 +170,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its parents durably.
 
     Raises:
-        Failure: the disk is full or refuses.
+        Failure: the disk is full or the folder cannot be made.
     """
     with disk_errors(folder):
         if folder.is_dir():
@@ -184,9 +185,9 @@ def move_folder(source: Path, target: Path) -> None:
     """Rename a folder durably; the target's parent is made.
 
     Raises:
-        FileExistsError: there is something at the target.
-        FileNotFoundError: somebody else moved the source.
-        Failure: the disk refuses.
+        FileExistsError: the target exists.
+        FileNotFoundError: another process moved the source.
+        Failure: the rename fails.
     """
     make_folder(target.parent)
     with disk_errors(target):
@@ -213,14 +214,14 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path, needed: int = 0, to: str = "write") -> Iterator[None]:
-    """Turn what a disk refuses into a `Failure` that names the disk and the remedy.
+    """Turn an I/O error into a `Failure` that names the path and the remedy.
 
-    What is there already (`FileExistsError`) or is not (`FileNotFoundError`) passes.
+    `FileExistsError` and `FileNotFoundError` pass.
 
     Args:
-        path: what is named where the error names nothing.
-        needed: bytes that are to be written.
-        to: what was tried: read or write.
+        path: the path in the message if the error has none.
+        needed: bytes to be written.
+        to: the operation, read or write.
     """
     try:
         yield
@@ -237,36 +238,27 @@ def disk_errors(path: Path, needed: int = 0, to: str = "write") -> Iterator[None
 
 
 def disk_full_error(path: Path, needed: int = 0) -> Failure:
-    """The error of a full disk: which one, what is needed, what is free."""
+    """Build the error of a full disk: which one, the bytes needed and free."""
     disk = Path(os.path.abspath(path))  # noqa: PTH100
     while not (disk.is_dir() and os.path.ismount(disk)) and disk != disk.parent:
         disk = disk.parent
-    room = os.statvfs(disk)
-    free = room.f_bavail * room.f_frsize
+    stats = os.statvfs(disk)
+    free = stats.f_bavail * stats.f_frsize
     want = f"{format_bytes(needed)} needed, " if needed else ""
     return Failure(
         f"the disk at {disk} is full: {want}{format_bytes(free)} free",
         where=str(path),
-        remedy="free some space (`headwater gc` says what can go), then `headwater resume`",
+        remedy="free some space (`headwater gc` lists what can go), then `headwater resume`",
     )
 
 
 def format_bytes(size: float) -> str:
-    """Bytes as people say them: 512 B, 1.5 GiB."""
+    """Format a number of bytes: 512 B, 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def _write(path: Path, content: bytes, durable: bool) -> None:
-    """Write a new file through one descriptor, which children do not inherit."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_TRUNC, 0o644)
-    try:
-        _write_all(descriptor, content, durable)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(descriptor: int, content: bytes, durable: bool) -> None:

@@ -28,8 +28,10 @@ def gc(keep: int, delete: bool, store_path: str, as_json: bool) -> None:
 
     Artifacts of the last five promotions of each alias are always kept.
     """
+    from pipeline.storage.garbage_collection import collect_garbage
+
     store = open_store(store_path)
-    found = store.gc(keep, dry=not delete)
+    found = collect_garbage(store, keep, dry=not delete)
     entries: list[dict[str, Any]] = [
         {"path": str(item.path), "bytes": item.size, "why": item.why} for item in found.garbage
     ]

@@ -240,7 +240,7 @@ class Run:
             seconds = artifact.manifest["seconds"] if stage.seconds is None else stage.seconds
             return replace(stage, path=str(artifact.path), metrics=metrics, seconds=seconds)
         work = self.store.work(stage.uses, stage.fingerprint)
-        progress = read_json(work / "observed" / "progress.json", {})
+        progress: dict[str, Any] = read_json(work / "observed" / "progress.json", {})
         return with_elapsed_time(replace(stage, progress=progress))
 
 

@@ -26,6 +26,7 @@ from pipeline.execution.attempt import AttemptStatus, Job, Outcome, classify_err
 from pipeline.execution.plan import read_resume_point
 from pipeline.stage import Retries, Workers
 from pipeline.storage.artifact import Artifact
+from pipeline.storage.store import PublishRequest
 
 if TYPE_CHECKING:
     from pipeline.execution.plan import PlannedStage
@@ -238,7 +239,7 @@ class StageExecutor:
 
     def _publish(self, attempt: int, seconds: float, lease: Lease) -> None:
         planned = self.planned
-        artifact = self.run.store.publish(
+        request = PublishRequest(
             planned.uses,
             planned.fingerprint,
             kind=planned.kind,
@@ -247,9 +248,9 @@ class StageExecutor:
             inputs=self.inputs,
             run={"id": self.run.id, "stage": planned.name, "attempt": attempt},
             seconds=seconds,
-            lease=lease,
             source_hash=planned.source_hash,
         )
+        artifact = self.run.store.publish(request, lease)
         self._note(
             "finished",
             attempt=attempt,

@@ -62,10 +62,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
                 raise SpecError([Problem("", message, remedy, place)])
             stages = tree.data.get("stages") if isinstance(tree.data, dict) else None
             path = _key_path(key.strip(), stages if isinstance(stages, dict) else {}, place)
-            override = parse_yaml(value, lambda line, place=place: place, path)
-            for part in reversed(path):
-                override.data = {part: override.data}
-            tree = override.merged_over(tree)
+            tree = _parse_value(value, path, place).merged_over(tree)
         except SpecError as error:
             tree.problems += error.problems
     return tree
@@ -92,3 +89,10 @@ def _key_path(key: str, stages: Mapping[str, Any], place: str) -> KeyPath:
     if not all(rest.split(".")):
         raise SpecError([Problem(key, "a part of the key is empty", "as in gpt.train.lr", place)])
     return (*root, *rest.split("."))
+
+
+def _parse_value(value: str, path: KeyPath, place: str) -> Tree:
+    tree = parse_yaml(value, lambda line: place, path)
+    for part in reversed(path):
+        tree.data = {part: tree.data}
+    return tree

@@ -216,7 +216,7 @@ class _SpecChecker:
             if isinstance(value, list) and not expected.many:
                 self.problem(path, "accepts one artifact, not a list", f"it accepts {kinds}")
                 continue
-            items = [(path, value)]
+            items: list[tuple[KeyPath, Any]] = [(path, value)]
             if isinstance(value, list):
                 items = [((*path, i), item) for i, item in enumerate(value)]
             refs = [self.edge(at, item, expected) for at, item in items]

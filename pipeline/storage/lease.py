@@ -1,16 +1,16 @@
-"""Leases: of all runs that want to make an artifact, one does.
+"""Leases: of all runs that need an artifact, one makes it.
 
-A lease is a folder with one small file an epoch. Whoever creates the file of the next epoch
-(exclusively: the file system lets one win) holds the lease; its epoch is the fencing token, and
-it only grows. The holder adds one to a counter every few seconds. A waiter takes over when the
-holder released, when its process is dead on this very machine, or when the waiter itself has
-watched the counter stand still for `expiry` seconds of its own monotonic clock: no two clocks
-are ever compared. A holder that was only slow finds a newer epoch and must not commit. A disk
-that cannot be read for a while says nothing: it neither takes a lease away nor gives one.
+A lease is a folder with one small file per epoch. The process that creates the file of the next
+epoch (exclusively: the file system lets one succeed) holds the lease; its epoch is the fencing
+token, and it only grows. The holder increments a counter every few seconds. A waiter takes over
+when the holder released the lease, when its process is dead on this very machine, or when the
+waiter itself has seen the counter unchanged for `expiry` seconds of its own monotonic clock: no two
+clocks are ever compared. A holder that was only slow finds a newer epoch and must not commit. While
+the disk cannot be read, a lease is neither lost nor won.
 
-    <store>/leases/<uses>/<fp>/00000007.json       who holds epoch 7
+    <store>/leases/<uses>/<fp>/00000007.json       the holder of epoch 7
     <store>/leases/<uses>/<fp>/00000007.beat       the counter
-    <store>/leases/<uses>/<fp>/00000007.released   it is done
+    <store>/leases/<uses>/<fp>/00000007.released   the holder released it
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.atomic_io import disk_errors
+from pipeline.atomic_io import disk_errors, list_folder
 from pipeline.errors import Failure, LeaseLost
 
 HEARTBEAT = 2.0  # seconds between two steps of the counter
 EXPIRY = 30.0  # seconds without a step after which a waiter takes over
-POLL = 0.1  # seconds between two looks of a waiter
+POLL_INTERVAL = 0.1  # seconds between two tries of a waiter
 
 Holder = dict[str, Any]
 
 
 class Lease:
-    """A claim on one name; not held until `acquire` says so."""
+    """A claim on one name; held once `acquire` returns True."""
 
     def __init__(
         self, folder: Path, owner: str, *, heartbeat: float = HEARTBEAT, expiry: float = EXPIRY
@@ -47,30 +47,30 @@ class Lease:
         self.heartbeat = heartbeat
         self.expiry = expiry
         self.epoch = 0
-        """The fencing token: 0 while nothing was acquired."""
+        """The fencing token; 0 while the lease is not held."""
         self.lost = threading.Event()
-        """Set when another run took over; costs nothing to look at."""
+        """Set when another run took over; reading it costs no I/O."""
         self._nonce = secrets.token_hex(8)
         self._stop = threading.Event()
         self._seen: tuple[object, float] = (None, time.monotonic())
 
     def acquire(self, timeout: float | None = 0.0) -> bool:
-        """Try to hold it, for `timeout` seconds (None: for ever). Returns whether it is held.
+        """Try to acquire it for `timeout` seconds (None: forever); return whether it is held.
 
-        What was watched of another holder is remembered between calls.
+        Observations of another holder's counter are kept between calls.
         """
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        while not self._try():
+        while not self._try_once():
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(min(POLL, self.heartbeat))
+            time.sleep(min(POLL_INTERVAL, self.heartbeat))
         return True
 
     def is_held(self) -> bool:
-        """Whether it is still ours; looks at the disk.
+        """Return whether it is still held by this process, read from the disk.
 
         Raises:
-            Failure: the disk cannot be read, so nobody knows.
+            Failure: the disk cannot be read.
         """
         if not self.epoch or self.lost.is_set():
             return False
@@ -79,22 +79,21 @@ class Lease:
         return not self.lost.is_set()
 
     def check(self) -> None:
-        """Pass only while the lease is ours.
+        """Raise unless this process holds the lease.
 
         Raises:
             LeaseLost: it was never acquired, was released, or another run took over.
-            Failure: the disk cannot be read, so nobody knows.
+            Failure: the disk cannot be read.
         """
         if not self.is_held():
-            holder = self.holder() or {}
+            owner = (self.holder() or {}).get("owner", "no process")
+            remedy = "`headwater list` shows the run that makes it; resume this one afterwards"
             raise LeaseLost(
-                f"the lease belongs to {holder.get('owner', 'nobody')} now",
-                where=str(self.folder),
-                remedy="`headwater list` shows the run that makes it; resume this one afterwards",
+                f"the lease belongs to {owner} now", where=str(self.folder), remedy=remedy
             )
 
     def release(self) -> None:
-        """Let others have it; does nothing if it is not held."""
+        """Let other runs acquire it; does nothing if it is not held."""
         self._stop.set()
         with suppress(OSError, Failure):
             if self.is_held():
@@ -102,18 +101,18 @@ class Lease:
         self.epoch = 0
 
     def holder(self) -> Holder | None:
-        """Who holds it: {owner, host, pid, …}; None if nobody does."""
+        """Return the holder, {owner, host, pid, …}; None if there is none."""
         with disk_errors(self.folder, to="read"):
-            top = self._top()
+            top = self._newest_epoch()
             return None if not top or self._file(top, "released").exists() else self._read(top)
 
     def alive(self) -> bool:
-        """Whether the holder seems to be at work, judged at one look: for display only.
+        """Return whether the holder seems to be alive, from one observation: for display only.
 
         The age of its last heartbeat is measured by the file system's own clock.
         """
         with disk_errors(self.folder, to="read"):
-            top = self._top()
+            top = self._newest_epoch()
             holder = self.holder()
             if holder is None or _is_dead(holder):
                 return False
@@ -127,35 +126,35 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _try(self) -> bool:
-        """One attempt: take the next epoch if the newest one is free."""
+    def _try_once(self) -> bool:
+        """Take the next epoch if the newest one is free."""
         try:
             with disk_errors(self.folder):
-                top = self._top()
+                top = self._newest_epoch()
                 if top and not self._is_free(top):
                     return False
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._create(self._file(top + 1, "json"), json.dumps(self._identity()).encode())
-        except (FileExistsError, FileNotFoundError):  # another was quicker, or removed the folder
+        except (FileExistsError, FileNotFoundError):  # another process was faster or collects it
             return False
-        if not self._is_ours(top + 1):  # a listing can miss a file that appears while it is made
+        if not self._is_ours(top + 1):  # a listing can miss a file that is created meanwhile
             return False
         self.epoch = top + 1
         self.lost.clear()
-        self._forget_before(self.epoch)
+        self._remove_before(self.epoch)
         self._stop = threading.Event()
-        beat = threading.Thread(target=self._beats, args=(self._stop, self.epoch), daemon=True)
-        beat.start()
+        args = (self._stop, self.epoch)
+        threading.Thread(target=self._heartbeat_loop, args=args, daemon=True).start()
         return True
 
     def _is_free(self, epoch: int) -> bool:
-        """Whether the holder of that epoch is gone, as far as this process can know."""
+        """Return whether the holder of that epoch is known to be gone."""
         try:
-            holder, counter = self._read(epoch), self._counter(epoch)
+            holder, counter = self._read(epoch), self._text(epoch, "beat")
             if self._file(epoch, "released").exists() or _is_dead(holder):
                 return True
         except OSError:
-            self._seen = (None, time.monotonic())  # what was not seen did not stand still
+            self._seen = (None, time.monotonic())  # not read is not the same as unchanged
             return False
         seen = (epoch, holder.get("nonce"), counter)
         if seen != self._seen[0]:
@@ -164,15 +163,20 @@ class Lease:
 
     def _is_ours(self, epoch: int) -> bool:
         with disk_errors(self.folder, to="read"):
-            return self._top() == epoch and self._read(epoch).get("nonce") == self._nonce
+            return self._newest_epoch() == epoch and self._read(epoch).get("nonce") == self._nonce
 
-    def _beats(self, stop: threading.Event, epoch: int) -> None:
-        """Step the counter until released or lost; a disk that refuses is a missed beat."""
+    def _heartbeat_loop(self, stop: threading.Event, epoch: int) -> None:
+        """Increment the counter until released or lost; an I/O error is a missed beat."""
         count = 0
         while not stop.is_set() and not self.lost.is_set():
             with suppress(OSError, Failure):
-                if self.is_held():
-                    self._beat(epoch, count)
+                if self.is_held():  # the same length over the old number fits on a full disk
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+                    descriptor = os.open(self._file(epoch, "beat"), flags, 0o644)
+                    try:
+                        os.write(descriptor, f"{count:020d}".encode())
+                    finally:
+                        os.close(descriptor)
             count += 1
             stop.wait(self.heartbeat)
 
@@ -191,56 +195,38 @@ class Lease:
 
     def _create(self, path: Path, content: bytes) -> None:
         """Create a file exclusively: of several processes one succeeds."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o644)
-        try:
-            os.write(descriptor, content)
-            os.fsync(descriptor)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
+        with path.open("xb", buffering=0) as file:
+            try:
+                os.write(file.fileno(), content)
+                os.fsync(file.fileno())
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
 
-    def _beat(self, epoch: int, count: int) -> None:
-        """Write the same length over the old number: a full disk cannot stop it."""
-        descriptor = os.open(
-            self._file(epoch, "beat"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+    def _text(self, epoch: int, suffix: str) -> str:
         try:
-            os.write(descriptor, f"{count:020d}".encode())
-        finally:
-            os.close(descriptor)
-
-    def _counter(self, epoch: int) -> str:
-        try:
-            return self._file(epoch, "beat").read_text()
+            return self._file(epoch, suffix).read_text()
         except FileNotFoundError:
             return ""
 
-    def _top(self) -> int:
-        try:
-            return max(
-                (int(p.stem) for p in self.folder.iterdir() if p.suffix == ".json"), default=0
-            )
-        except FileNotFoundError:
-            return 0
+    def _newest_epoch(self) -> int:
+        files = list_folder(self.folder)
+        return max((int(file.stem) for file in files if file.suffix == ".json"), default=0)
 
     def _read(self, epoch: int) -> Holder:
-        """An epoch's holder; empty while its file is being written or was removed."""
-        try:
-            return dict(json.loads(self._file(epoch, "json").read_text()))
-        except (FileNotFoundError, ValueError):
-            return {}
+        """Return an epoch's holder; empty while its file is being written or was removed."""
+        with suppress(ValueError):
+            return dict(json.loads(self._text(epoch, "json")))
+        return {}
 
-    def _forget_before(self, epoch: int) -> None:
+    def _remove_before(self, epoch: int) -> None:
         with suppress(OSError):
             for path in self.folder.iterdir():
                 if path.stem.isdigit() and int(path.stem) < epoch:
                     path.unlink(missing_ok=True)
 
     def _age(self, path: Path) -> float:
-        """Seconds since a file was written, both times given by the same file system."""
+        """Return the seconds since a file was written, both times by the file system's clock."""
         probe = self.folder / f"probe-{secrets.token_hex(4)}"
         try:
             probe.touch()
@@ -256,9 +242,9 @@ class Lease:
 
 @cache
 def machine_id() -> str:
-    """This machine since its last start, and this process table: where a pid means something.
+    """Return an id of this machine, its boot and its PID namespace: the scope of a pid.
 
-    Empty where the system does not say, so that no process is ever judged by its pid there.
+    Empty if the system does not provide it; then no process is considered dead by its pid.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -269,19 +255,19 @@ def machine_id() -> str:
 
 
 def _is_dead(holder: Holder) -> bool:
-    """Whether the holder's process is known to be gone: only ever true on its own machine."""
+    """Return whether the holder's process is known to be gone; only true on its own machine."""
     if not holder.get("node") or holder["node"] != machine_id():
         return False
     return bool(process_start_time(holder["pid"]) != holder["born"])
 
 
 def process_start_time(pid: int) -> str:
-    """When a process began, in ticks since the machine's start; empty if it is gone.
+    """Return when a process started, in ticks since boot; empty if it is gone.
 
-    A pid alone is not enough: it is given to another process one day.
+    Together with the pid it identifies a process, because the system reuses pids.
 
     Raises:
-        OSError: the system does not say (too many open files).
+        OSError: it cannot be read (too many open files).
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,11 +1,10 @@
-"""Where an artifact came from: the commit of the code, and the packages that decide its bytes."""
+"""Provenance of an artifact: the commit of the code and the versions of the packages."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,9 @@ _PACKAGES = ("numpy", "torch", "deepspeed", "ray", "transformers", "tokenizers",
 
 @cache
 def code_version() -> dict[str, Any]:
-    """{commit, dirty} of the checkout that runs; `HEADWATER_COMMIT` where the code was shipped.
+    """Return {commit, dirty} of the running checkout, or of `HEADWATER_COMMIT` in shipped code.
 
-    `HEADWATER_COMMIT` is a commit, with `+dirty` after it if files had changed.
+    `HEADWATER_COMMIT` is a commit, followed by `+dirty` if files had changed.
     """
     if shipped := os.environ.get("HEADWATER_COMMIT"):
         return {"commit": shipped.removesuffix("+dirty"), "dirty": shipped.endswith("+dirty")}
@@ -29,7 +28,7 @@ def code_version() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the code's folder; None without git or a checkout."""
+    """Return the output of git in the folder of the code; None without git or a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -40,11 +39,9 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def environment() -> dict[str, Any]:
-    """{python, packages: {name: version}} of what decides the bytes; imports nothing."""
-    return {"python": platform.python_version(), "packages": dict(_versions())}
-
-
-def _versions() -> Iterator[tuple[str, str]]:
+    """Return {python, packages: {name: version}} of the installed packages, importing none."""
+    versions = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
-            yield name, version(name)
+            versions[name] = version(name)
+    return {"python": platform.python_version(), "packages": versions}

@@ -24,7 +24,8 @@ from pipeline.context import Context
 from pipeline.errors import CorruptArtifact, Failure
 from pipeline.execution.run import Run
 from pipeline.storage.artifact import MANIFEST, Artifact, list_files, publish
-from pipeline.storage.store import Store
+from pipeline.storage.garbage_collection import collect_garbage
+from pipeline.storage.store import PublishRequest, Store
 
 pytestmark = pytest.mark.faults
 
@@ -84,7 +85,9 @@ def work(store: Store) -> None:
 
 def commit(store: Store) -> Artifact:
     return store.publish(
-        "toy", FP, kind="Toy", version=1, payload={}, inputs={}, run={"id": "r"}, seconds=1
+        PublishRequest(
+            "toy", FP, kind="Toy", version=1, payload={}, inputs={}, run={"id": "r"}, seconds=1
+        )
     )
 
 
@@ -109,7 +112,7 @@ def is_sound(store: Store, digest: str) -> None:
     assert recover(store).digest == digest
     assert len(list(store.artifacts())) == 1
     assert not (store.root / "quarantine").exists()
-    store.gc(dry=False)
+    collect_garbage(store, dry=False)
     assert not list(store.root.glob("work/*/*"))
 
 
@@ -244,14 +247,16 @@ def made(store: Store, uses: str, *inputs: Artifact) -> Artifact:
     out.mkdir(parents=True)
     (out / "data").write_text(uses)
     return store.publish(
-        uses,
-        out.parent.name,
-        kind="Toy",
-        version=1,
-        payload={},
-        inputs={"from": inputs},
-        run={"id": "r"},
-        seconds=1,
+        PublishRequest(
+            uses,
+            out.parent.name,
+            kind="Toy",
+            version=1,
+            payload={},
+            inputs={"from": inputs},
+            run={"id": "r"},
+            seconds=1,
+        )
     )
 
 
@@ -263,7 +268,9 @@ def use(store: Store) -> None:
 
 
 @pytest.mark.parametrize("fail", [broken, stale, refused])
-@pytest.mark.parametrize("look", [use, lambda store: store.gc(dry=False)], ids=["use", "gc"])
+@pytest.mark.parametrize(
+    "look", [use, lambda store: collect_garbage(store, dry=False)], ids=["use", "gc"]
+)
 def test_a_disk_that_cannot_be_read_loses_nothing(
     tmp_path: Path, fail: Callable[[], None], look: Callable[[Store], object]
 ) -> None:

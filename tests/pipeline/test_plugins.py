@@ -31,3 +31,10 @@ def test_a_plugin_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     install(tmp_path, monkeypatch, "plugin_two", "1 / 0\n")
     with pytest.raises(UserError, match="plugin plugin_two cannot be imported: ZeroDivisionError"):
         load_plugins()
+
+
+def test_a_plugin_whose_module_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "plugin_three", "")
+    (tmp_path / "plugin_three.py").unlink()
+    with pytest.raises(UserError, match="the plugin plugin_three does not exist"):
+        load_plugins()

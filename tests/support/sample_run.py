@@ -16,7 +16,7 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.execution.run import Run
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.store import Store
+from pipeline.storage.store import PublishRequest, Store
 
 STAGES: dict[str, dict[str, Any]] = {
     "clean": {
@@ -169,15 +169,17 @@ def commit(run: Run, name: str) -> Artifact:
         if (found := run.store.find(STAGES[parent]["uses"], print_of(parent)))
     }
     artifact = run.store.publish(
-        STAGES[name]["uses"],
-        print_of(name),
-        kind=STAGES[name]["kind"],
-        version=1,
-        payload=planned["payload"],
-        inputs=inputs,
-        run={"id": run.id, "stage": name, "attempt": 1},
-        seconds=3.5 + 7.0 * len(name),
-        source_hash="5a" * 32,
+        PublishRequest(
+            STAGES[name]["uses"],
+            print_of(name),
+            kind=STAGES[name]["kind"],
+            version=1,
+            payload=planned["payload"],
+            inputs=inputs,
+            run={"id": run.id, "stage": name, "attempt": 1},
+            seconds=3.5 + 7.0 * len(name),
+            source_hash="5a" * 32,
+        )
     )
     run.append(
         "stage.finished",

@@ -19,7 +19,7 @@ from launch.cluster.ray_jobs_client import Capacity, RayJobsClient, Unreachable
 from pipeline.errors import Failure, SpecError, UserError
 from pipeline.execution.plan import make_plan
 from pipeline.spec import spec_checker
-from pipeline.storage.store import Store
+from pipeline.storage.store import PublishRequest, Store
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -200,16 +200,18 @@ def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
     with store.lease(stage.uses, stage.fingerprint, "test") as lease:
         assert lease.acquire()
         store.publish(
-            stage.uses,
-            stage.fingerprint,
-            kind=stage.kind,
-            version=1,
-            payload=stage.payload,
-            inputs={},
-            run={},
-            seconds=0.0,
+            PublishRequest(
+                stage.uses,
+                stage.fingerprint,
+                kind=stage.kind,
+                version=1,
+                payload=stage.payload,
+                inputs={},
+                run={},
+                seconds=0.0,
+                source_hash=stage.source_hash,
+            ),
             lease=lease,
-            source_hash=stage.source_hash,
         )
     assert refused_resources(tmp_path, stages, (2.0, 0.0)) == []
 

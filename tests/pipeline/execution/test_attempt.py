@@ -25,7 +25,7 @@ from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
 from pipeline.stage_registry import find_stage
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.lease import machine_id, process_start_time
-from pipeline.storage.store import Store
+from pipeline.storage.store import PublishRequest, Store
 
 pytestmark = pytest.mark.usefixtures("toys")
 FP = "0123456789abcdef"
@@ -44,14 +44,16 @@ def log(attempt: Job) -> str:
 def number(root: Path, fp: str, value: int) -> Artifact:
     assert run_attempt(job(root, fp=fp, value=value)).status == "done"
     return Store(root).publish(
-        "toy.count",
-        fp,
-        kind="Number",
-        version=1,
-        payload={},
-        inputs={},
-        run={"id": "run-1", "stage": "number", "attempt": 1},
-        seconds=0.1,
+        PublishRequest(
+            "toy.count",
+            fp,
+            kind="Number",
+            version=1,
+            payload={},
+            inputs={},
+            run={"id": "run-1", "stage": "number", "attempt": 1},
+            seconds=0.1,
+        )
     )
 
 

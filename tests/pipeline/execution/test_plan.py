@@ -21,7 +21,8 @@ from pipeline.spec.pipeline_spec import ModelRef, Spec
 from pipeline.spec.spec_checker import spec_from_resolved
 from pipeline.stage import Stage
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.store import Store
+from pipeline.storage.garbage_collection import collect_garbage
+from pipeline.storage.store import PublishRequest, Store
 
 STAGES: dict[str, dict[str, Any]] = {
     "trees": {"uses": "orchard.plant", "rows": 20, "organic": True},
@@ -50,15 +51,17 @@ def publish(store: Store, stage: PlannedStage, name: str = "", code: str = "") -
         for edge, sources in stage.inputs.items()
     }
     return store.publish(
-        stage.uses,
-        stage.fingerprint,
-        kind=stage.kind,
-        version=1,
-        payload=stage.payload,
-        inputs=inputs,
-        run={"id": "20260101-0000-able-bear", "stage": name or stage.name, "attempt": 1},
-        seconds=1.0,
-        source_hash=code or stage.source_hash,
+        PublishRequest(
+            stage.uses,
+            stage.fingerprint,
+            kind=stage.kind,
+            version=1,
+            payload=stage.payload,
+            inputs=inputs,
+            run={"id": "20260101-0000-able-bear", "stage": name or stage.name, "attempt": 1},
+            seconds=1.0,
+            source_hash=code or stage.source_hash,
+        )
     )
 
 
@@ -176,7 +179,7 @@ def test_what_was_damaged_before_the_garbage_was_collected_is_forgotten(store: S
     (made["juice"].path / "data.txt").unlink()
     store.find_or_quarantine("orchard.press", made["juice"].fingerprint)
     assert "corrupt" in stage_of(make_plan(spec(), store), "juice").reason
-    store.gc(dry=False)
+    collect_garbage(store, dry=False)
     assert stage_of(make_plan(spec(), store), "juice").reason == "never made"
 
 

@@ -27,7 +27,7 @@ from pipeline.spec.pipeline_spec import Spec
 from pipeline.spec.spec_checker import spec_from_resolved
 from pipeline.status import RunStatus, derive_status
 from pipeline.storage.lease import Lease
-from pipeline.storage.store import Store
+from pipeline.storage.store import PublishRequest, Store
 
 fork = multiprocessing.get_context("fork")
 A, B = "a" * 16, "b" * 16
@@ -65,7 +65,9 @@ def publish(store: Store, fp: str) -> None:
     (context.out / "x").write_text("1")
     context.result(total=6)
     store.publish(
-        "toy.count", fp, kind="Number", version=1, payload={}, inputs={}, run={}, seconds=2.5
+        PublishRequest(
+            "toy.count", fp, kind="Number", version=1, payload={}, inputs={}, run={}, seconds=2.5
+        )
     )
 
 

@@ -84,12 +84,6 @@ def test_a_check_that_raises_stops_the_commit(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-def test_known_hashes_are_not_computed_again(tmp_path: Path) -> None:
-    staged = stage(tmp_path / "staged", {"a": b"1"})
-    known = {"a": hash_file(staged / "a")}
-    assert publish(staged, tmp_path / "t", FACTS, hashes=known).verify() == []
-
-
 def test_half_written_files_of_killed_writers_are_left_behind(tmp_path: Path) -> None:
     staged = stage(tmp_path / "staged", {"a": b"1", ".a.12-34.new": b"half", ".keep": b""})
     made = publish(staged, tmp_path / "target", FACTS)

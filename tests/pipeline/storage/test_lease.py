@@ -64,14 +64,14 @@ def test_one_holds_and_the_next_gets_a_higher_token(tmp_path: Path) -> None:
     second.check()
     second.release()
     second.release()
-    with pytest.raises(LeaseLost, match="belongs to nobody"):
+    with pytest.raises(LeaseLost, match="belongs to no process"):
         second.check()
 
 
 def test_the_counter_moves_while_it_is_held(tmp_path: Path) -> None:
     held = claim(tmp_path)
     assert held.acquire()
-    wait_for(lambda: held._counter(1) > f"{3:020d}")
+    wait_for(lambda: held._text(1, "beat") > f"{3:020d}")
     held.release()
 
 
@@ -215,7 +215,7 @@ def test_a_listing_that_missed_the_newest_epoch_does_no_harm(
     elsewhere(tmp_path, epoch=7)
     mine = claim(tmp_path)
     looks = iter([0])
-    monkeypatch.setattr(mine, "_top", lambda: next(looks, 7))
+    monkeypatch.setattr(mine, "_newest_epoch", lambda: next(looks, 7))
     assert not mine.acquire()
     assert not mine.is_held()
 
@@ -225,7 +225,7 @@ def test_the_same_epoch_cannot_be_made_twice(
 ) -> None:
     elsewhere(tmp_path)
     mine = claim(tmp_path)
-    monkeypatch.setattr(mine, "_top", lambda: 0)
+    monkeypatch.setattr(mine, "_newest_epoch", lambda: 0)
     assert not mine.acquire()
     assert claim(tmp_path).holder()["owner"] == "far"  # type: ignore[index]
 
@@ -267,16 +267,16 @@ def test_where_the_system_tells_no_boot_no_pid_is_believed(
 def test_a_disk_that_cannot_be_read_for_a_while_is_a_missed_beat(tmp_path: Path) -> None:
     held = claim(tmp_path)
     assert held.acquire()
-    wait_for(lambda: held._counter(1) != "")
+    wait_for(lambda: held._text(1, "beat") != "")
     with out_of_descriptors():
         for question in (held.is_held, held.check, held.holder, held.alive):
             with pytest.raises(Failure, match="cannot read: Too many open files"):
                 question()
         time.sleep(0.1)  # several beats
-    beaten = held._counter(1)
+    beaten = held._text(1, "beat")
     assert not held.lost.is_set()
     assert held.is_held()
-    wait_for(lambda: held._counter(1) > beaten)
+    wait_for(lambda: held._text(1, "beat") > beaten)
     held.release()
 
 
@@ -286,11 +286,11 @@ def test_a_holder_that_cannot_be_seen_is_not_taken_for_one_that_stands_still(
     elsewhere(tmp_path)
     waiter = claim(tmp_path, expiry=0.1)
 
-    def broken(epoch: int) -> str:
+    def broken(epoch: int, suffix: str) -> str:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(waiter, "_counter", broken)
+        patch.setattr(waiter, "_text", broken)
         assert not waiter.acquire(0.3)
     assert not waiter.acquire()  # the watch begins anew
     assert waiter.acquire(20)

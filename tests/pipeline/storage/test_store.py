@@ -16,8 +16,8 @@ from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserE
 from pipeline.storage import garbage_collection
 from pipeline.storage import store as module
 from pipeline.storage.artifact import MANIFEST, Artifact
-from pipeline.storage.garbage_collection import KEPT_PROMOTIONS
-from pipeline.storage.store import Store
+from pipeline.storage.garbage_collection import KEPT_PROMOTIONS, Garbage, collect_garbage
+from pipeline.storage.store import PublishRequest, Store
 
 A, B, C, D = ("a" * 16, "b" * 16, "c" * 16, "d" * 16)
 RUNS = ("20260101-0000-able-bear", "20260102-0000-able-bear", "20260103-0000-able-bear")
@@ -41,14 +41,16 @@ def publish(store: Store, uses: str, fp: str, *inputs: Artifact, **options: Any)
     if not (store.work(uses, fp) / "out").exists():
         work(store, uses, fp)
     return store.publish(
-        uses,
-        fp,
-        kind="Text",
-        version=1,
-        payload={"stage": uses},
-        inputs={"texts": inputs},
-        run={"id": "r", "stage": uses, "attempt": 1},
-        seconds=1.5,
+        PublishRequest(
+            uses,
+            fp,
+            kind="Text",
+            version=1,
+            payload={"stage": uses},
+            inputs={"texts": inputs},
+            run={"id": "r", "stage": uses, "attempt": 1},
+            seconds=1.5,
+        ),
         **options,
     )
 
@@ -89,7 +91,9 @@ def test_inputs_are_named_by_content_and_place(store: Store) -> None:
     }
     work(store, "one", C)
     alone = store.publish(
-        "one", C, kind="", version=1, payload={}, inputs={"x": first}, run={}, seconds=0
+        PublishRequest(
+            "one", C, kind="", version=1, payload={}, inputs={"x": first}, run={}, seconds=0
+        )
     )
     assert alone.manifest["inputs"]["x"][0]["digest"] == first.digest
 
@@ -120,7 +124,9 @@ def test_a_kill_between_gathering_and_commit_changes_nothing(store: Store) -> No
 
 def test_nothing_written_is_nothing_published(store: Store) -> None:
     with pytest.raises(Failure, match="wrote nothing"):
-        store.publish("x", A, kind="", version=1, payload={}, inputs={}, run={}, seconds=0)
+        store.publish(
+            PublishRequest("x", A, kind="", version=1, payload={}, inputs={}, run={}, seconds=0)
+        )
     store.work("x", A).joinpath("out").mkdir(parents=True)
     with pytest.raises(Failure, match="wrote nothing"):
         publish(store, "x", A)
@@ -144,8 +150,8 @@ def test_a_lost_lease_stops_the_commit(store: Store) -> None:
 
 
 def test_who_comes_second_has_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = publish(store, "clean", A)
-    monkeypatch.setattr(Store, "_next_generation", lambda *_: made.path)
+    publish(store, "clean", A)
+    monkeypatch.setattr(Store, "generations", lambda *_: [])
     with pytest.raises(LeaseLost, match="published it first"):
         publish(store, "clean", A)
 
@@ -186,7 +192,7 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(store: Store) -> None:
         lambda: store.find_or_quarantine("clean", A),
         lambda: store.latest_readable("clean", A),
         lambda: store.ensure_verified(made),
-        lambda: store.gc(dry=False),
+        lambda: collect_garbage(store, dry=False),
         lambda: store.by_fingerprint(A),
     )
     for look in looks:
@@ -334,7 +340,11 @@ def test_an_exact_older_generation_can_be_named(store: Store) -> None:
 
 def test_opening_creates_nothing_and_refuses_what_is_no_folder(tmp_path: Path) -> None:
     store = Store(tmp_path / "new")
-    assert (list(store.artifacts()), store.find("x", A), store.gc().garbage) == ([], None, [])
+    assert (list(store.artifacts()), store.find("x", A), collect_garbage(store).garbage) == (
+        [],
+        None,
+        [],
+    )
     assert not store.root.exists()
     assert repr(store) == f"Store({str(tmp_path / 'new')!r})"
     (tmp_path / "file").write_text("")
@@ -383,15 +393,15 @@ def test_gc_keeps_what_runs_aliases_and_lineage_reach(store: Store) -> None:
     promote(store, D)
     (store.root / "runs" / "20260104-0000-able-bear").mkdir()  # is being created, has no plan yet
     size = sum(path.stat().st_size for path in lonely.path.rglob("*") if path.is_file())
-    report = store.gc(keep=2)
+    report = collect_garbage(store, keep=2)
     assert [item.path for item in report.garbage] == [lonely.path]
     assert (report.dry, report.kept, report.size) == (True, 3, size)
     assert lonely.path.exists()
-    store.gc(keep=2, dry=False)
+    collect_garbage(store, keep=2, dry=False)
     assert not lonely.path.exists()
     assert not list((store.root / "tmp").iterdir())
     assert {artifact.uses for artifact in store.artifacts()} == {"clean", "pack", "train"}
-    assert store.gc(keep=3).garbage == []
+    assert collect_garbage(store, keep=3).garbage == []
 
 
 def test_gc_keeps_only_the_last_promotions_of_each_alias(store: Store) -> None:
@@ -399,15 +409,15 @@ def test_gc_keeps_only_the_last_promotions_of_each_alias(store: Store) -> None:
     for fp in prints:
         publish(store, "train", fp)
     log = promote(store, *prints)
-    assert [item.path.name for item in store.gc().garbage] == prints[:1]
+    assert [item.path.name for item in collect_garbage(store).garbage] == prints[:1]
     promote(store, prints[0], alias="canary")
-    assert store.gc().garbage == []
+    assert collect_garbage(store).garbage == []
     with log.open("a") as file:
         file.write('{"alias": "champ')  # a kill: the last line is torn, and is not counted
-    assert store.gc().garbage == []
+    assert collect_garbage(store).garbage == []
     log.write_text("{spoilt\n")
     with pytest.raises(Failure, match="unreadable"):
-        store.gc(dry=False)
+        collect_garbage(store, dry=False)
     assert len(list(store.artifacts())) == len(prints)
 
 
@@ -420,7 +430,7 @@ def test_gc_removes_stale_work_but_not_what_is_leased_or_resumable(store: Store)
     lease = store.lease("leased", B, "run")
     with lease:
         assert lease.acquire()
-        report = store.gc(dry=False)
+        report = collect_garbage(store, dry=False)
     assert [item.path.parent.name for item in report.garbage] == ["published", "stale"]
     assert not store.work("stale", A).exists()
     assert store.work("leased", B).exists()
@@ -434,8 +444,8 @@ def test_gc_keeps_what_a_run_at_work_needs(store: Store) -> None:
     lease = store.lease("run", RUNS[0], "driver")
     with lease:
         assert lease.acquire()
-        assert store.gc(keep=1).garbage == []
-    assert [item.path for item in store.gc(keep=1).garbage] == [made.path]
+        assert collect_garbage(store, keep=1).garbage == []
+    assert [item.path for item in collect_garbage(store, keep=1).garbage] == [made.path]
 
 
 def test_gc_clears_quarantine_and_what_it_left_itself(store: Store) -> None:
@@ -443,24 +453,24 @@ def test_gc_clears_quarantine_and_what_it_left_itself(store: Store) -> None:
     store.quarantine(made, "bits")
     trash = store.root / "tmp" / "half"
     trash.mkdir(parents=True)
-    report = store.gc(dry=False)
+    report = collect_garbage(store, dry=False)
     assert [item.why for item in report.garbage] == [
         "damaged",
-        "being deleted when something stopped",
+        "its deletion was interrupted",
     ]
     assert not trash.exists()
     assert not list((store.root / "quarantine").rglob("*.json"))
     assert store.corruption_reason("clean", A) == ""
-    assert store.gc().garbage == []
+    assert collect_garbage(store).garbage == []
 
 
 def test_gc_removes_what_stages_can_make_again(store: Store) -> None:
     for name in ("judged", "verified"):
         (store.root / "cache" / name / "a").mkdir(parents=True)
         (store.root / "cache" / name / "a" / "b").write_text("four")
-    (item,) = garbage_collection.collect_garbage(store, keep=5, dry=True).garbage
+    (item,) = collect_garbage(store, keep=5, dry=True).garbage
     assert (item.path.name, item.size, item.why) == ("judged", 4, "stages can make it again")
-    garbage_collection.collect_garbage(store, keep=5, dry=False)
+    collect_garbage(store, keep=5, dry=False)
     assert not list((store.root / "cache").iterdir())
 
 
@@ -476,9 +486,9 @@ def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
         assert all(lease.acquire() for lease in leases)
         for lease in leases[:2]:
             lease.release()
-        store.gc()
+        collect_garbage(store)
         assert all(lease.folder.exists() for lease in leases)
-        store.gc(dry=False)
+        collect_garbage(store, dry=False)
         assert [lease.folder.exists() for lease in leases] == [True, False, True]
         left = [path.name for path in (store.root / "quarantine" / "kept").iterdir()]
         assert left == ["stray"]
@@ -488,17 +498,18 @@ def test_gc_forgets_what_speaks_of_nothing(store: Store) -> None:
 
 
 def test_gc_counts_what_another_deletes_as_nothing(store: Store, tmp_path: Path) -> None:
-    assert garbage_collection._size(tmp_path / "gone") == 0
+    (tmp_path / "left").mkdir()
+    assert Garbage.at(tmp_path / "gone", "") == Garbage(tmp_path / "gone", 0, "")
 
 
 def test_gc_lives_with_damage_and_rivals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = publish(store, "clean", A)
     (made.path / MANIFEST).unlink()
     plan(store, RUNS[0], ("clean", A))
-    assert store.gc().garbage == []  # a damaged artifact of a kept run is evidence
+    assert collect_garbage(store).garbage == []  # a damaged artifact of a kept run is evidence
     other = publish(store, "pack", B)
     monkeypatch.setattr(
         garbage_collection, "move_folder", lambda *_: (_ for _ in ()).throw(FileNotFoundError())
     )
-    store.gc(dry=False)
+    collect_garbage(store, dry=False)
     assert not other.path.exists()
