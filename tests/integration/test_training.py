@@ -18,6 +18,7 @@ from training_cases import (
     Gathering,
     Half,
     Infinite,
+    Named,
     Toy,
     Two,
     late,
@@ -212,6 +213,23 @@ def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
     stopped_at(pair, made, "ramp-hit", 5)
     assert pair.group.run(fit, Toy(), made, seed=3, name="ramp-hit") == calm
     assert pair.series("ramp-hit", "loss") == pair.series("ramp-calm", "loss")
+
+
+def test_named_losses_are_the_same_on_every_layout(rooms: dict[str, Room]) -> None:
+    for layout in ("single", "zero-1", "zero-3"):
+        made = settings(layout, steps=6, micro_batch_size=2)
+        rooms[layout].group.run(fit, Named(), made, seed=3, name=f"named-{layout}")
+    single = rooms["single"]
+    parts = [single.series("named-single", f"loss_{name}") for name in ("low", "high")]
+    loss = single.series("named-single", "loss")
+    for step in loss:
+        expected = parts[0][step] + 0.1 * (step - 1) * parts[1][step]
+        assert loss[step] == pytest.approx(expected, rel=1e-6)
+    for layout in ("zero-1", "zero-3"):
+        for name in ("loss", "loss_low", "loss_high", "grad_norm"):
+            wanted = single.series("named-single", name)
+            found = rooms[layout].series(f"named-{layout}", name)
+            assert found == pytest.approx(wanted, rel=1e-4), (layout, name)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

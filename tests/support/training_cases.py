@@ -153,6 +153,33 @@ class Infinite(Toy):
 
 
 @dataclass
+class Named(Toy):
+    """Two losses: of targets below half of the vocabulary, and, ever more, of the others."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        self.coefficients = {"high": lambda step: 0.1 * step}
+        return super().open(rank)
+
+    def units(self, batch: Batch) -> Any:
+        low = (batch["targets"] >= 0) & (batch["targets"] < VOCABULARY // 2)
+        return {"low": float(low.sum()), "high": float((batch["targets"] >= VOCABULARY // 2).sum())}
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        from torch.nn import functional as F
+
+        logits, targets = model(batch["tokens"]).float().flatten(0, 1), batch["targets"].flatten()
+
+        def total(targets: Any) -> Loss:
+            return Loss(F.cross_entropy(logits, targets, reduction="sum"))
+
+        high = targets >= VOCABULARY // 2
+        return {
+            "low": total(targets.masked_fill(high, -100)),
+            "high": total(targets.where(high, -100)),
+        }
+
+
+@dataclass
 class Two(Toy):
     """Trains a second module, which comes first in the alphabet, at five times the rate."""
 
