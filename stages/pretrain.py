@@ -1,46 +1,51 @@
-"""Train a language model on packed tokens, from nothing or from weights that are there.
+"""Train a language model on packed tokens, from random weights or those of another model.
 
     gpt:
       uses: pretrain
       tokens: ${tokens}
-      tokenizer: ${tokenizer}           # that packed the tokens; or that of `init_from`, if left out
-      preset: tiny                      # a preset; or num_layers, hidden_size ... under `model`
+      tokenizer: ${tokenizer}           # which packed the tokens. Default: that of `init_from`
+      preset: tiny                      # or num_layers, hidden_size and num_heads under `model`
       model: {context_length: 256}
       train: {steps: 300, global_batch_size: 32, lr: 1.0e-3, zero_stage: 1}
       workers: {num: 2, cpus: 1}
 
-`family` chooses the block: `gpt2`; `llama` (RMSNorm, rotary positions, SwiGLU); `qwen3`, which
-normalises queries and keys; `switch`, that with experts (Fedus et al. 2021), which
-`expert_parallel_size` spreads over workers:
+`model.family` selects the block: `gpt2`; `llama` (RMSNorm, rotary positions, SwiGLU); `qwen3`, with
+normalised queries and keys; `switch`, a Qwen3 block with experts (Fedus et al. 2021), which
+`expert_parallel_size` distributes over workers:
 
       model: {family: switch, experts: {num_experts: 8, moe_every: 2, capacity_factor: 1.25}}
       train: {expert_parallel_size: 2, zero_stage: 2}
 
-A training is spread by ZeRO 0 to 3 (`zero_stage`), by `expert_parallel_size`, with `offload_optimizer: cpu` and
-`model.activation_checkpointing` to save memory, in any combination; a sample and a layer's matrices stay whole on
-one worker: there is no sequence (Ulysses), tensor (AutoTP) or pipeline parallelism.
+Training is distributed by ZeRO 0 to 3 (`zero_stage`) and by `expert_parallel_size`;
+`offload_optimizer: cpu` and `model.activation_checkpointing` save memory. All of them combine. A
+sample and the matrices of a layer stay whole on one worker: there is no sequence (Ulysses), tensor
+(AutoTP) or pipeline parallelism.
 
-`model.mup` carries a learning rate from a narrow model to a wide one: tune it with `mup:
-{base_width: 256}` at width 256, and then change the width alone (Yang et al. 2022).
-`model.compile` has torch.compile make kernels of the blocks.
+`model.mup` transfers a learning rate from a narrow model to a wide one: tune it with `mup:
+{base_width: 256}` at hidden_size 256, then change hidden_size only (Yang et al. 2022).
+`model.compile` compiles the blocks by torch.compile.
 
-`init_from: ${model}` begins with the weights of a model of the same shape and tokenizer; those of a
-dense one may become one with experts.
+`init_from: ${model}` starts from the weights of a model of the same shape and tokenizer. Those of a
+dense model can initialise one with experts.
 
-Several stores of tokens, of one tokenizer, make a mixture. Its weights belong to this stage, so a
-change of them packs nothing again:
+Several token stores of one tokenizer form a mixture. Its weights are a parameter of this stage, so
+that a change of them packs nothing again:
 
       tokens: ["${web}", "${books}", "${code}"]
-      mixture: {weights: [60, 22, 18]}  # of what is trained on; or {temperature: 3}
+      mixture: {weights: [60, 22, 18]}  # proportions of the samples; or {temperature: 3}
 
-`packing: best_fit` trains on samples of whole documents instead of windows of the stream: none is
-cut that fits the context. The tokens stay as they are. Experts take no padding, and their capacity
-is that of a sample's real tokens.
+`packing: best_fit` builds samples from whole documents instead of windows of the stream: no
+document that fits the context is split. The token store is not rewritten. Padding is not routed to
+experts, and their capacity is that of the real tokens of a sample.
 
-Out comes a folder that `transformers` loads. Figures: `loss` (last step, nats a token),
-`eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`;
-with experts the series also hold `balance_loss` (1: even), `dropped_tokens`, `router_entropy`
-(nats), and the load of each layer's busiest expert over an even share.
+`objective` selects what is trained, by `type`; the default is causal_lm:
+
+      objective: {type: causal_lm, z_loss_coef: 1.0e-4}
+
+The output is a folder that `transformers` loads. Metrics: `loss` (last step, nats per token),
+`eval_loss`, `perplexity` and `bits_per_byte` on the held-out documents, `tokens`, `parameters`.
+With experts the series also hold `balance_loss` (1 if balanced), `dropped_tokens`,
+`router_entropy` (nats), and per layer the load of the busiest expert over an even share.
 """
 
 from __future__ import annotations
@@ -84,31 +89,31 @@ class PretrainParams(Params):
     }
 
     preset: str = "tiny"
-    """A preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m… Those of GPT-1 and GPT-3
-    bring what `recipe` there knows of the paper's training, where `train` says nothing of it."""
+    """Preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m... Those of GPT-1 and GPT-3 also
+    set the training parameters of the paper that `train` leaves out. Default: tiny."""
     model: ModelSection = ModelSection()
     packing: Literal["windows", "best_fit"] = "windows"
-    """What a sample is: a window of all documents in a row, or whole documents side by side, with
-    padding where none fits; those longer than the context are cut to full samples first."""
+    """Form of samples: `windows` of the concatenated documents, or whole documents packed by
+    `best_fit` with padding, after those longer than the context are split. Default: windows."""
     mixture: MixtureSection = MixtureSection()
     train: TrainSection = TrainSection()
     objective: AnyObjective = CausalLMParams()
-    """What is trained, by `type`, with the parameters of that objective."""
+    """Objective, by `type`, with its parameters. Default: causal_lm."""
     hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
-    """What it is to run on: for the plan alone."""
+    """Hardware that `plan` assumes; without effect on the training."""
     seed: int = 0
-    """Of the weights and the order of the samples; the pipeline's, if left out."""
+    """Seed of initial weights and order of samples. Default: the seed of the pipeline."""
 
     @model_validator(mode="after")
-    def _follow_the_paper(self) -> PretrainParams:
-        """Fill in of `train` what the preset's paper says and the file does not."""
-        said = self.train.model_dump(exclude_unset=True)
-        filled = TrainSection.model_validate({**recipe(self.preset), **said})
+    def _apply_recipe(self) -> PretrainParams:
+        """Fill in the training parameters of the preset's paper that the file leaves out."""
+        given = self.train.model_dump(exclude_unset=True)
+        filled = TrainSection.model_validate({**recipe(self.preset), **given})
         self.__dict__["train"] = filled if recipe(self.preset) else self.train
         return self
 
     def config(self, vocab_size: int) -> LanguageConfig:
-        """The model's shape.
+        """Return the shape of the model.
 
         Raises:
             ValueError: sizes do not fit each other.
@@ -116,27 +121,25 @@ class PretrainParams(Params):
         return self.model.config(self.preset, vocab_size)
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield what cannot work in the shape and the batch."""
-        vocabulary = _vocabulary(upstream)
+        """Yield conflicts within the shape, the batch, the objective and the inputs."""
+        vocabulary = _vocab_size(upstream)
         wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel_size))
-        yield from wrong or self._outlook(upstream).infeasibilities()
+        yield from wrong or self._training_estimate(upstream).infeasibilities()
         yield from self.train.check(self.workers)
         if self.model.compile and self.train.zero_stage == 3:
-            told = "ZeRO 3 gathers weights by hooks within a block, where a compiled one has none"
-            yield Problem(
-                "model.compile", told, "set train.zero_stage to 0, 1 or 2, or leave it out"
-            )
+            reason = "ZeRO 3 gathers weights by hooks within a block, and a compiled one has none"
+            yield Problem("model.compile", reason, "set train.zero_stage to 0, 1 or 2")
         yield from self.mixture.check(upstream)
-        yield from _other_vocabularies(upstream)
+        yield from _vocabulary_conflicts(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """See `stages.training.planning.estimate`."""
-        return self._outlook(upstream).estimate()
+        """Return the estimates of `stages.training.planning.estimate`."""
+        return self._training_estimate(upstream).estimate()
 
-    def _outlook(self, upstream: Mapping[str, Params]) -> TrainingEstimate:
-        """What is planned, with the shape of the model for the tokens' vocabulary."""
+    def _training_estimate(self, upstream: Mapping[str, Params]) -> TrainingEstimate:
+        """Return the estimate of a training with the vocabulary of the tokens."""
         return TrainingEstimate(
-            self.config(_vocabulary(upstream)),
+            self.config(_vocab_size(upstream)),
             self.train,
             self.workers,
             self.hardware,
@@ -233,8 +236,8 @@ CURVES = (
 )
 
 
-def _vocabulary(upstream: Mapping[str, Params]) -> int:
-    """The ids that the model is to know, where the plan can tell."""
+def _vocab_size(upstream: Mapping[str, Params]) -> int:
+    """Return the vocabulary size, as far as it is known before the run; else a usual one."""
     for edge in ("init_from", "tokenizer", "tokens[0].tokenizer"):
         for name in ("known_ids", "vocab_size"):
             size = getattr(upstream.get(edge), name, None)
@@ -243,8 +246,8 @@ def _vocabulary(upstream: Mapping[str, Params]) -> int:
     return 4096
 
 
-def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
-    """What the plan can tell of tokens that another tokenizer packed."""
+def _vocabulary_conflicts(upstream: Mapping[str, Params]) -> Iterator[Problem]:
+    """Yield tokens that another tokenizer packed, as far as it is known before the run."""
     own = getattr(upstream.get("tokenizer"), "vocab_size", None)
     known = getattr(upstream.get("init_from"), "known_ids", None)
     for edge in upstream:
@@ -252,11 +255,11 @@ def _other_vocabularies(upstream: Mapping[str, Params]) -> Iterator[Problem]:
         if not edge.startswith("tokens[") or not size:
             continue
         if own and size != own:
-            told = f"has {own} ids, and the one that packed {edge} has {size}"
-            yield Problem("tokenizer", told, "name the one that the tokens were packed with")
+            reason = f"has {own} ids, and the one that packed {edge} has {size}"
+            yield Problem("tokenizer", reason, "give the tokenizer that packed the tokens")
         if known and size > known:
-            told = f"knows {known} ids, and {edge} was packed with {size}"
-            yield Problem("init_from", told, "pack the documents with its own tokenizer")
+            reason = f"has {known} ids, and {edge} was packed with {size}"
+            yield Problem("init_from", reason, "pack the documents with its own tokenizer")
 
 
 def _card(params: PretrainParams, config: LanguageConfig) -> str:

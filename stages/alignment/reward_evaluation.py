@@ -41,7 +41,7 @@ class RewardEvaluation:
 
 
 def score_responses(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
-    """Return scores_PK of a batch by one forward pass per response, 0 where there is none."""
+    """Return scores_PK of a batch by one forward pass per response, 0 where a response is missing."""
     scores_N = model(batch["tokens"], at_BT=batch["at"]).float()
     real_PK = batch["ranks"] != NO_RESPONSE
     return torch.zeros_like(real_PK, dtype=scores_N.dtype).masked_scatter(real_PK, scores_N)

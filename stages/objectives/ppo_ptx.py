@@ -219,10 +219,9 @@ class PPOObjective:
         return {f"eval_{name}": value for name, value in rollout_metrics(batch).items()}
 
     def _stop_together(self) -> None:
-        """Stop on all ranks, or on none, between two batches, of which all ranks have equally
-        many."""
+        """Stop on all ranks or on none. Called between batches, because all ranks have equally many."""
         self.rank.heartbeat()
-        if self.rank.all_reduce_any(self.rank.ctx is not None and self.rank.ctx.cancelled):
+        if self.rank.stop_requested():
             raise Interrupted("stopped while evaluating")
 
     def _generate_rollouts(

@@ -1,4 +1,4 @@
-"""What pretraining objectives share: packed tokens, a fresh or loaded model, bits per byte, export."""
+"""Base of pretraining objectives: packed tokens, an initial model, bits per byte, export."""
 
 from __future__ import annotations
 

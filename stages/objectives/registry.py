@@ -39,7 +39,7 @@ BUILT_IN = ("stages.objectives.causal_lm",)
 
 @dataclass
 class PretrainingTask:
-    """What stage `pretrain` hands to an objective: model, data, and how the model is run."""
+    """The input of an objective from stage `pretrain`: model, data, and execution options."""
 
     config: LanguageConfig
     corpus: TokenDataset

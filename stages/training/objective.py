@@ -1,4 +1,4 @@
-"""Interface between the trainer and an objective, which is the answer to "what is trained".
+"""Interface between the trainer and an objective, which defines what is trained.
 
 The trainer (`stages.training.trainer.fit`) owns engines, schedule, checkpoints, guards and metrics;
 the objective owns models, data and loss. Most objectives are a data set and a loss: they subclass
@@ -84,7 +84,7 @@ Losses = Loss | Mapping[str, Loss]
 
 
 class Objective(Protocol):
-    """What the trainer calls to train something."""
+    """A training task: models, data, and the step that updates the models."""
 
     flops_per_token: float
     """FLOPs per token of a forward and backward pass, for the MFU; 0 if unknown. Read after

@@ -259,7 +259,7 @@ def test_the_plan_tells_vocabularies_apart() -> None:
     assert not list(params.check({**edges, "tokenizer": Vocabulary()}))
     assert [str(p) for p in params.check({**edges, "tokenizer": Larger()})] == [
         "tokenizer: has 600 ids, and the one that packed tokens[0] has 512 "
-        "(name the one that the tokens were packed with)"
+        "(give the tokenizer that packed the tokens)"
     ]
 
 

@@ -356,7 +356,7 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     assert params.estimate(upstream)["parameters"] == params.config(KNOWN).parameters
     others = {**upstream, "tokens[0]": PackParams(), "tokens[0].tokenizer": TrainParams()}
     assert [str(problem) for problem in params.check(others)] == [
-        "init_from: knows 320 ids, and tokens[0] was packed with 4096 "
+        "init_from: has 320 ids, and tokens[0] was packed with 4096 "
         "(pack the documents with its own tokenizer)"
     ]
     made = objective_of(params, (tokens,), init_from=base)

@@ -77,7 +77,7 @@ class MeanOfRanks(TwoLosses):
 class Alone(Rank):
     """A rank whose sums over ranks are `world` times its own."""
 
-    def total(self, values: Any) -> Tensor:
+    def all_reduce_sum(self, values: Any) -> Tensor:
         return torch.as_tensor(list(values), dtype=torch.float64) * self.world
 
 
@@ -110,7 +110,7 @@ class Paired(Rank):
     def join_others(self, barrier: threading.Barrier, box: dict[int, Tensor]) -> None:
         self._barrier, self._box = barrier, box
 
-    def total(self, values: Any) -> Tensor:
+    def all_reduce_sum(self, values: Any) -> Tensor:
         own = values if isinstance(values, Tensor) else torch.tensor(list(values))
         self._box[self.index] = own.double()
         self._barrier.wait()
