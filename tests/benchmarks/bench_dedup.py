@@ -3,11 +3,12 @@
     python tests/benchmarks/bench_dedup.py [--source SOURCE] [--sizes MB…] [--repeats N]
                                            [--documents N] [--peer-mb MB]
 
-Texts are those of SOURCE (any source of `clean`; the documentation of this Python installation if
-left out), grown by mutation: every fifth document is a near copy of one before it, all others have
-half of their words exchanged. Both sides have the same eight files, 5-gram shingles, 14 bands of 8
-and two workers, and write what stays. The whole stage `clean`, which also repairs Unicode, tells
-languages and applies rules, is shown beside. The peer is left out where it is not installed.
+Texts are those of SOURCE (any source of `clean`; default: the documentation of this Python
+installation), grown by mutation: every fifth document is a near copy of an earlier one, all others
+have half of their words exchanged. Both sides have the same eight files, 5-gram shingles, 14 bands
+of 8 and two workers, and write the kept documents. The whole stage `clean`, which also repairs
+Unicode, detects languages and applies rules, is shown next to them. The peer is skipped where it is
+not installed.
 """
 
 from __future__ import annotations
@@ -189,9 +190,9 @@ def theirs(corpus: Path, folder: Path) -> int:
 def seconds(run: Callable[[Path, Path], int], corpus: Path) -> tuple[float, int]:
     """Wall seconds of a run in a folder of its own, and what it kept."""
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         kept = run(corpus, Path(folder) / "work")
-        return time.perf_counter() - begun, kept
+        return time.perf_counter() - started, kept
 
 
 def race(texts: Sequence[str], megabytes: float, repeats: int, place: Path) -> None:

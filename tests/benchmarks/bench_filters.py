@@ -1,17 +1,18 @@
-"""Quality, repetition and C4 filters against datatrove's: speed, and whether they decide alike.
+"""Quality, repetition and C4 filters against datatrove's: speed and agreement.
 
     python tests/benchmarks/bench_filters.py [--source SOURCE] [--documents N] [--repeats N]
                                              [--agree N]
 
-Texts are those of SOURCE (any source of `clean`; the documentation of this Python installation if
-left out), as they are: without Unicode repair, in their order, in eight jsonl files. Both sides
+Texts are those of SOURCE (any source of `clean`; default: the documentation of this Python
+installation), unchanged: without Unicode repair, in their order, in eight jsonl files. Both sides
 have two processes, read the files, and count what each filter leaves; ours takes every score of
-every document, the peer stops at the first filter that drops one. Our processes are there before,
-and know no word yet; what the peer's start costs is shown (a document a file). The whole stage
-`clean` with the same rules, which also repairs, tells languages, hashes and writes, is beside.
+every document, the peer stops at the first filter that drops one. Our processes are started before,
+with an empty cache of words; the cost of the peer's start is shown (one document per file). The
+whole stage `clean` with the same rules, which also repairs, detects languages, hashes and writes,
+is shown next to them.
 
-Decisions are compared filter by filter on the same texts, ours once with the peer's own words and
-sentences (spaCy's) and once with our own splitter. The peer is left out where it is not installed.
+Decisions are compared filter by filter on the same texts, ours once with the peer's words and
+sentences (spaCy's) and once with our own splitter. The peer is skipped where it is not installed.
 """
 
 from __future__ import annotations
@@ -84,18 +85,18 @@ def ours(rules: Sequence[str]) -> Run:
     def run(corpus: Path) -> tuple[Counter[str], float]:
         with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
             list(pool.map(time.sleep, [1.0] * WORKERS))  # both are there
-            begun = time.perf_counter()
+            started = time.perf_counter()
             works = [(file, rules) for file in list_files([str(corpus)])]
             counts = sum(pool.map(filter_file, works), Counter[str]())
-            return counts, time.perf_counter() - begun
+            return counts, time.perf_counter() - started
 
     return run
 
 
 def timed(call: Callable[[Path], Counter[str]]) -> Run:
     def run(corpus: Path) -> tuple[Counter[str], float]:
-        begun = time.perf_counter()
-        return call(corpus), time.perf_counter() - begun
+        started = time.perf_counter()
+        return call(corpus), time.perf_counter() - started
 
     return run
 
@@ -161,7 +162,7 @@ def race(texts: Sequence[str], repeats: int, peer: bool, place: Path) -> None:
         print(f"{name:26s} {rate} {ratio}, {dict(left[name])}")
     if peer:
         write(texts[:FILES], place.with_name("few"))
-        print(f"datatrove, a document a file: {timed(theirs)(place.with_name('few'))[1]:.1f} s")
+        print(f"datatrove, one document per file: {timed(theirs)(place.with_name('few'))[1]:.1f} s")
 
 
 def decisions(texts: Iterable[str]) -> Counter[str]:
@@ -169,7 +170,7 @@ def decisions(texts: Iterable[str]) -> Counter[str]:
     from datatrove.data import Document
     from datatrove.utils.text import split_into_sentences, split_into_words
 
-    judges, scorer = filters(), RuleScorer(VARIANTS)
+    peers, scorer = filters(), RuleScorer(VARIANTS)
     counts: Counter[str] = Counter()
     for text in texts:
         views = {
@@ -183,8 +184,8 @@ def decisions(texts: Iterable[str]) -> Counter[str]:
             "own words": DocumentView(text, "en", shared_word_table()),
         }
         broken = {name: failures(scorer, view) for name, view in views.items()}
-        for name, judge in zip(VARIANTS, judges, strict=True):
-            verdict = judge.filter(Document(text=text, id="0"))
+        for name, peer_filter in zip(VARIANTS, peers, strict=True):
+            verdict = peer_filter.filter(Document(text=text, id="0"))
             keeps = verdict is True or (isinstance(verdict, tuple) and verdict[0])
             counts[f"{name}: texts"] += 1
             for splitter, rules in broken.items():

@@ -426,7 +426,7 @@ def test_hostile_text_stops_nothing(tmp_path):
     assert "\\u202e" not in shown and "\\u0000" not in shown
 
 
-def test_what_is_broken_stops_nothing_but_is_told(tmp_path):
+def test_broken_records_are_reported_and_stop_nothing(tmp_path):
     lines = b"".join(json.dumps({"text": prose(i)}).encode() + b"\n" for i in range(300))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-2000])
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": prose(900)}) + '\n{"te\n{"body": "x"}\n')
@@ -436,9 +436,9 @@ def test_what_is_broken_stops_nothing_but_is_told(tmp_path):
     assert stats["kept"]["documents"] > 100
     broken = {name: n["documents"] for name, n in stats["by_rule"].items() if "broken" in name}
     assert broken == {"broken.file": 2, "broken.json": 1, "broken.text_column": 1}
-    told = (ctx.attempt_dir / "log.txt").read_text()
-    assert "a.jsonl.gz: cannot read the source: Compressed file ended" in told
-    assert "b.jsonl line 2: json" in told and "c.parquet: not a parquet file" in told
+    log = (ctx.attempt_dir / "log.txt").read_text()
+    assert "a.jsonl.gz: cannot read the source: Compressed file ended" in log
+    assert "b.jsonl line 2: json" in log and "c.parquet: not a parquet file" in log
     assert json.loads((ctx.observed / "results.json").read_text())["broken"] == 4
     with pytest.raises(InputError, match=r"4 records or files are broken, more than .* \(3\)"):
         run(tmp_path / "x", tmp_path / "*.*", max_broken=3)
@@ -451,10 +451,10 @@ def test_a_column_that_no_file_has_is_the_users_mistake(tmp_path):
         run(tmp_path / "w", tmp_path / "a.csv")
 
 
-def test_nothing_left_says_why_and_what_to_do(tmp_path):
+def test_an_empty_result_is_explained(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["Das ist ein deutscher Satz über nichts."] * 3)
     with pytest.raises(
-        InputError, match="nothing is left of 3 documents: dropped 3 by language"
+        InputError, match="no document is left of 3: dropped 3 by language"
     ) as error:
         run(tmp_path / "w", tmp_path / "a.jsonl", languages=("en",))
     assert "languages" in error.value.remedy and error.value.exit_code == 2
@@ -465,7 +465,7 @@ def test_nothing_left_says_why_and_what_to_do(tmp_path):
 
 def test_sources_without_documents_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(InputError, match="no documents within the caps"):
+    with pytest.raises(InputError, match="no documents within the limits"):
         run(tmp_path / "w", tmp_path / "a.jsonl")
 
 
@@ -476,8 +476,8 @@ def test_an_unreadable_source_is_named_before_anything_runs(tmp_path):
 
 
 def test_people_are_masked_in_what_is_kept_and_in_what_is_dropped(tmp_path):
-    told = f"{prose(1)} Write to ada@example.org or bob@example.org at 8.8.8.8."
-    texts = [told, told.replace("ada", "eve"), "call bob@example.org"]
+    original = f"{prose(1)} Write to ada@example.org or bob@example.org at 8.8.8.8."
+    texts = [original, original.replace("ada", "eve"), "call bob@example.org"]
     write_jsonl(tmp_path / "a.jsonl", texts)
     ctx = run(tmp_path / "w", tmp_path / "a.jsonl", pii={"entities": ["email", "ip"]})
     rows = [d.text for d in Documents(ctx.out)] + [row["text"] for row in dropped_rows(ctx)]

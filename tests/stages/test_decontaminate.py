@@ -210,7 +210,7 @@ def test_the_share_is_of_the_ngrams_that_count(tmp_path):
     licence, question = sentence(70, 20), sentence(50, 25)
     texts = [f"{sentence(i)} {licence}" for i in range(12)] + [f"{sentence(20)} {question}"]
     corpus = write_documents(tmp_path / "c", texts)
-    item = f"{licence} {question}"  # 33 n-grams, of which the corpus holds 8 twelve times
+    item = f"{licence} {question}"  # 33 n-grams; the corpus has 8 of them twelve times
     ctx = run(tmp_path / "w", corpus, write_set(tmp_path / "a.jsonl", [item]))
     assert dropped(ctx) == {"d12": pytest.approx(13 / (33 - 8))}
 
@@ -313,5 +313,5 @@ def test_content_decides_not_where_the_sets_lie(tmp_path):
     assert params.externals() != DecontaminateParams(eval_sets=(moved,)).externals()
     doubled = DecontaminateParams(eval_sets=(one, one), text_columns=("a", "a"))
     assert [problem.key for problem in doubled.check({})] == ["sets", "text_columns"]
-    told = DecontaminateParams(eval_sets=("https://me:pass@host/a.jsonl",)).check({})
-    assert [problem.key for problem in told] == ["sets"]
+    problems = DecontaminateParams(eval_sets=("https://me:pass@host/a.jsonl",)).check({})
+    assert [problem.key for problem in problems] == ["eval_sets"]

@@ -1,4 +1,4 @@
-"""Ten thousand documents that nobody would wish for, from the sources to packed tokens."""
+"""Ten thousand hostile documents, from the sources to packed tokens."""
 
 import json
 import random

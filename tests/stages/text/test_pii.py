@@ -93,7 +93,7 @@ def test_luhn_sees_every_single_wrong_digit(number: str, at: int, by: int) -> No
 
 
 @given(st.integers(0, 16), st.integers(1, 9))
-def test_a_resident_identity_number_with_a_wrong_digit_is_none(at: int, by: int) -> None:
+def test_a_resident_identity_number_with_a_wrong_digit_is_rejected(at: int, by: int) -> None:
     number = "11010519491231002X"  # the example of GB 11643-1999
     assert is_resident_id(number)
     assert not is_resident_id(number[:at] + str((int(number[at]) + by) % 10) + number[at + 1 :])

@@ -88,7 +88,7 @@ def test_every_record_is_in_one_range(tmp_path, monkeypatch):
     assert np.concatenate([part.records()["key"] for part in cut]).tolist() == edges.tolist()
 
 
-def test_a_hash_that_everybody_has_makes_few_candidates():
+def test_a_frequent_hash_gives_few_candidates():
     left, right = candidate_pairs(sort_records(records([1] * 100 + [2] * 8)))
     pairs = set(zip(left.tolist(), right.tolist(), strict=True))
     near = {(a, b) for a, b in combinations(range(100), 2) if b - a <= 8 or a == 0}
@@ -119,7 +119,7 @@ def test_ranks_follow_the_preferences_in_order(keys):
     assert np.argsort(rank).tolist() == expected
 
 
-def test_hashes_are_told_apart_by_all_that_decides_them():
+def test_hash_descriptions_differ_by_every_deciding_field():
     described = {
         DedupParams(**options).hash_description
         for options in (

@@ -157,7 +157,7 @@ def test_contrasts_rank_the_true_over_the_near_over_the_far_over_the_shuffled():
         assert sorted(wrong.split()) == sorted(entry.sentence.split()) and wrong != entry.sentence
         if len(ranked) == 4:
             assert near.parent == entry.parent and near.split == entry.split and near != entry
-    assert len({p.ranks for p in found if len(p.ranks) == 4}) == 24  # the place says nothing
+    assert len({p.ranks for p in found if len(p.ranks) == 4}) == 24  # the place reveals nothing
 
 
 def test_words_are_never_left_in_order():

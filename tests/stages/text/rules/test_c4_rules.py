@@ -115,7 +115,7 @@ def test_the_sentences_of_the_lines_that_stay_are_counted():
     assert c4_rules.c4(view(text, sentences=lambda line: 7))["sentences"] == 14
 
 
-def test_mc4_asks_for_three_long_lines():
+def test_mc4_needs_three_long_lines():
     lines = ["a" * 250, "b" * 10, "c" * 200, "d" * 199]
     assert c4_rules.mc4(view("\n".join(lines))) == {"third_longest_line": 199}
     assert c4_rules.mc4(view("a" * 900)) == {"third_longest_line": 0}

@@ -60,7 +60,7 @@ def test_repeated_ngrams_are_those_that_a_dictionary_counts(words, single, skip_
 def test_many_equal_and_many_different_words_take_time_in_proportion():
     words = [f"{at % 1_000 if at < 500_000 else at}" for at in range(1_000_000)]
     once = LEXICON.look_up(words)
-    figures = repeated_characters(once.hashes, once.lengths, TOP, LONGEST, 0, False)
-    assert figures[-1] == sum(map(len, words[1_000:500_000]))
+    characters = repeated_characters(once.hashes, once.lengths, TOP, LONGEST, 0, False)
+    assert characters[-1] == sum(map(len, words[1_000:500_000]))
     same = np.zeros(1_000_000, np.uint64), np.ones(1_000_000, np.int64)
     assert repeated_characters(*same, TOP, LONGEST, 1, True)[-1] == 1_000_000 - LONGEST

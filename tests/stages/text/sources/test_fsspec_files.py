@@ -1,4 +1,4 @@
-"""Sources behind URLs: listed, identified and read like local ones, and nothing secret is told."""
+"""Sources behind URLs: listed, identified and read like local ones, without revealing secrets."""
 
 import functools
 import gzip
@@ -178,7 +178,7 @@ def test_secrets_are_named_and_not_written():
     assert contains_secret("https://host/a.jsonl?X-Amz-Signature=abc")
     assert not contains_secret("https://me:${env:PASSWORD}@host/a.jsonl?sig=${env:SIG}")
     assert not contains_secret("https://host/a.jsonl?download=true")
-    told = redact_urls("403, url='https://me:p@ss@host/a.jsonl?sig=abc' and s3://b/c#d")
-    assert told == "403, url='https://host/a.jsonl' and s3://b/c"
+    redacted = redact_urls("403, url='https://me:p@ss@host/a.jsonl?sig=abc' and s3://b/c#d")
+    assert redacted == "403, url='https://host/a.jsonl' and s3://b/c"
     problems = CleanParams(sources=("https://a:b@host/x.txt",)).check({})
     assert [problem.key for problem in problems] == ["sources"]

@@ -112,7 +112,7 @@ def test_other_forms_are_refused(source):
 
 @pytest.mark.parametrize("offline", ["0", "1"])
 @pytest.mark.parametrize("name", ["hf:org/name", "hf:org/name@v1", f"hf:org/name@{'a' * 40}"])
-def test_a_hub_that_is_not_there_is_told(tmp_path, name, offline):
+def test_an_unreachable_hub_is_reported(tmp_path, name, offline):
     code = (
         "import sys; from stages.text.sources.source_listing import list_files\n"
         "from pipeline.errors import InputError\n"
@@ -186,7 +186,7 @@ def test_lists_see_the_urls_of_datasets(tmp_path):
 
 
 def test_evaluation_sets_are_datasets_too(tmp_path, monkeypatch):
-    text = "Which of the eight words is the one that nobody has asked for {}?"
+    text = "Which of the eight words is the one that was never asked for {}?"
     rows = {"question": [text.format(number) for number in range(6)]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "quiz")
     monkeypatch.setattr(source_listing, "SHARD_BYTES", 100)

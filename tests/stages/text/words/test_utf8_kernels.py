@@ -68,7 +68,7 @@ def test_words_of_every_length_have_their_hash():
     check(WARM.look_up(words), words)
 
 
-def test_white_space_and_scripts_are_told_for_every_character():
+def test_white_space_and_scripts_of_every_character():
     text = "a".join(map(chr, range(0x110000)))
     starts, stops = word_bounds(as_array(utf8(text)))
     sizes = [len(utf8(word)) for word in WORD.findall(text)]
