@@ -251,18 +251,18 @@ def test_earlier_documents_must_be_comparable(tmp_path):
     source = tmp_path / "a.jsonl"
     plain = run(tmp_path / "plain", source, dedup={"save_index": False})
     assert not (plain.out / "index").exists()
-    with pytest.raises(InputError, match="hold no index"):
+    with pytest.raises(InputError, match="have no index"):
         run(tmp_path / "w", source, dedup_against=[plain])
     other = run(tmp_path / "other", source, dedup={"ngram_size": 4})
     with pytest.raises(InputError, match=r"hashed as 4-grams of words .* these as 5-grams"):
         run(tmp_path / "x", source, dedup_against=[other])
     ours = CleanParams(sources=("a",))
-    for dedup, said in (
+    for dedup, message in (
         ({"ngram_size": 4}, "has hashes of 4-grams"),
         ({"save_index": False}, "no index"),
     ):
         (problem,) = ours.check({"dedup_against[0]": CleanParams(sources=("b",), dedup=dedup)})
-        assert problem.key == "dedup_against[0]" and said in problem.message
+        assert problem.key == "dedup_against[0]" and message in problem.message
     assert not list(ours.check({"dedup_against[0]": CleanParams(sources=("b",))}))
 
 
@@ -495,7 +495,7 @@ def test_people_are_masked_in_what_is_kept_and_in_what_is_dropped(tmp_path):
     assert read_stats(plain.out)["masked"] == {}
 
 
-def test_what_people_see(corpus, tmp_path):
+def test_the_report_shows_counts_scores_and_documents(corpus, tmp_path):
     ctx = run(tmp_path / "w", corpus)
     panels = {p["title"]: p for p in json.loads((ctx.observed / "panels.json").read_text())}
     for unit in ("documents", "characters", "words"):
@@ -504,7 +504,7 @@ def test_what_people_see(corpus, tmp_path):
         assert sum(count for _, count in steps[:-1]) == steps[-1][1]
     assert panels["Sources"]["rows"][0][0] == "corpus"
     clusters = panels["Largest groups of copies"]["items"]
-    assert clusters[0]["copies"] == "3" and clusters[0]["stays"].startswith("a.jsonl: ")
+    assert clusters[0]["copies"] == "3" and clusters[0]["kept"].startswith("a.jsonl: ")
     kept = read_stats(ctx.out)["kept"]["documents"]
     assert sum(panels["Characters per kept document"]["counts"]) == kept
     results = json.loads((ctx.observed / "results.json").read_text())
@@ -517,9 +517,9 @@ def test_what_people_see(corpus, tmp_path):
         if item["rule"] == "length.characters, from 200 to 1,000,000"
     ]
     assert side["the best dropped document"] == "5: short"
-    assert float(side["the worst that was kept"].split(":")[0]) >= 200
+    assert float(side["the worst kept document"].split(":")[0]) >= 200
     browsed = panels["Documents, kept and dropped: a sample"]["items"]
-    assert len(browsed) == 52 and {"kept", "exact_duplicate"} < {i["verdict"] for i in browsed}
+    assert len(browsed) == 52 and {"kept", "exact_duplicate"} < {i["outcome"] for i in browsed}
 
 
 def test_of_the_copies_that_are_shown_the_survivor_stays(tmp_path):
@@ -624,10 +624,10 @@ def test_what_edits_take_out_is_counted(tmp_path):
     ("options", "message"),
     [
         ({"limits": {"c4": {"sentences": 2}}}, "the rule set 'c4' is not in `rules`"),
-        ({"rules": ("length", "length")}, "rules: a name is there twice"),
+        ({"rules": ("length", "length")}, "rules: a name is repeated"),
         ({"rules": ("lists",)}, "lists: the rule set and its files go together"),
         ({"lists": {"words": "x.txt"}}, "lists: the rule set and its files go together"),
-        ({"edits": ("languages",)}, "edits: `languages` needs to know which to keep"),
+        ({"edits": ("languages",)}, "edits: `languages` needs the languages to keep"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(options, message):

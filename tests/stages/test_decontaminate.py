@@ -264,7 +264,7 @@ def test_tokens_are_counted_where_there_is_a_tokenizer(tmp_path):
     assert count["removed"] > 0
 
 
-def test_what_people_see(tmp_path):
+def test_the_report_shows_matches_and_counts(tmp_path):
     item = sentence(1, 14)
     texts = [f"{sentence(2)} {item} {sentence(3)}", sentence(4)]
     corpus = write_documents(tmp_path / "c", texts)
@@ -274,7 +274,7 @@ def test_what_people_see(tmp_path):
     ctx = run(tmp_path / "w", corpus, folder, other, text_columns=("question", "answer"))
     shown = panels(ctx)
     assert shown["Evaluation sets"]["rows"] == [["evals", 3, 2, 1, 1], ["other", 1, 1, 0, 0]]
-    (card,) = shown["What matched what"]["items"]
+    (card,) = shown["Matches"]["items"]
     assert card["evaluation item"] == "evals: quiz.jsonl 1 question" and card["document"] == "s: d0"
     first = " ".join(item.split()[:13])
     assert f"»{first}«" in card["matched"] and card["overlap"] == "100%"
@@ -297,7 +297,7 @@ def test_a_set_that_cannot_be_searched_is_an_error(tmp_path):
         run(tmp_path / "w", corpus, name)
     assert "text_columns" in error.value.remedy
     short = write_set(tmp_path / "b.jsonl", ["one two three"])
-    with pytest.raises(InputError, match="holds no item of at least 8 words"):
+    with pytest.raises(InputError, match="has no item of at least 8 words"):
         run(tmp_path / "w", corpus, short)
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": sentence(2)}) + '\n{"te')
     with pytest.raises(InputError, match=r"record 2 .* cannot be read"):
@@ -312,6 +312,6 @@ def test_content_decides_not_where_the_sets_lie(tmp_path):
     write_set(tmp_path / "a" / "q.jsonl", [sentence(2)])
     assert params.externals() != DecontaminateParams(eval_sets=(moved,)).externals()
     doubled = DecontaminateParams(eval_sets=(one, one), text_columns=("a", "a"))
-    assert [problem.key for problem in doubled.check({})] == ["sets", "text_columns"]
+    assert [problem.key for problem in doubled.check({})] == ["eval_sets", "text_columns"]
     problems = DecontaminateParams(eval_sets=("https://me:pass@host/a.jsonl",)).check({})
     assert [problem.key for problem in problems] == ["eval_sets"]
