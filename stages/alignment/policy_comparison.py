@@ -24,7 +24,7 @@ from stages.generation.sampling import SamplingParams
 from stages.models.hf_export import load_language_model, load_reward_model
 from stages.models.language_model import LanguageModel
 from stages.models.reward_head import RewardModel
-from stages.training.data_order import mix
+from stages.training.data_order import derive_seed
 
 if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank
@@ -83,7 +83,11 @@ def compare_policies(
         return PolicyComparison({})
     scorer = load_reward_model(reward).to(device)
     settings = RolloutSettings(
-        SamplingParams(max_new_tokens, temperature), EOS, PAD, mix(seed, 6), device=str(device)
+        SamplingParams(max_new_tokens, temperature),
+        EOS,
+        PAD,
+        derive_seed(seed, 6),
+        device=str(device),
     )
     old, new = (
         _generate(policy, policies[0], scorer, held_out, settings, heartbeat) for policy in policies

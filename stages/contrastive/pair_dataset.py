@@ -23,7 +23,7 @@ from stages.data.hashing import permute
 from stages.data.image_text_dataset import BadImage, ImageTextStore, Sample, decode_rgb
 from stages.images.transforms import resize_and_center_crop
 from stages.models.clip.configuration_clip import CLIP_MEAN, CLIP_STD, TextConfig
-from stages.training.data_order import Shuffled, mix
+from stages.training.data_order import Shuffled, derive_seed
 
 
 class Pair(NamedTuple):
@@ -65,8 +65,8 @@ class PairDataset:
         Raises:
             InputError: its image cannot be decoded.
         """
-        sample = Shuffled(self.store, mix(self.seed, 1))[self._position(number)]  # type: ignore[arg-type]
-        rng = np.random.default_rng(mix(self.seed, 2, number))
+        sample = Shuffled(self.store, derive_seed(self.seed, 1))[self._position(number)]  # type: ignore[arg-type]
+        rng = np.random.default_rng(derive_seed(self.seed, 2, number))
         image = self.augmentation(_decode(sample), self.image_size, rng)
         chosen = int(rng.integers(len(sample.captions))) if self.random_caption else 0
         ids = self.tokenizer.encode(sample.captions[chosen])
@@ -90,7 +90,7 @@ class PairDataset:
 def sample_indices(size: int, limit: int, seed: int) -> list[int]:
     """Return `limit` of `size` indices (0: all) in random order, because stored order may be by
     class or source."""
-    return [permute(i, size, key=mix(seed)) for i in range(min(limit or size, size))]
+    return [permute(i, size, key=derive_seed(seed)) for i in range(min(limit or size, size))]
 
 
 def evaluation_pair(

@@ -38,11 +38,11 @@ from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer
 from stages.models.clip.configuration_clip import CLIPConfig, ViTConfig
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
-from stages.training.data_order import mix
+from stages.training.data_order import derive_seed
 from stages.training.objective import Metrics, State, Trainable
 from stages.training.ranks.rank import Rank
 from stages.training.step_result import StepResult
-from stages.training.throughput import gemm_peak
+from stages.training.throughput import measure_peak_flops
 
 if TYPE_CHECKING:
     from stages.training.engine import Engine
@@ -83,7 +83,9 @@ class ContrastiveObjective:
         self.rank, self.settings = rank, settings
         store = ImageTextStore(self.pairs)
         self.eval_store = ImageTextStore(self.pairs, "eval")
-        self._eval_rows = sample_indices(len(self.eval_store), settings.eval_samples, mix(seed, 3))
+        self._eval_rows = sample_indices(
+            len(self.eval_store), settings.eval_samples, derive_seed(seed, 3)
+        )
         self.tokenizer = self._open_tokenizer()
         if len(store) < settings.global_batch_size:
             raise InputError(
@@ -100,7 +102,7 @@ class ContrastiveObjective:
         self._model = self._build()  # before anything else draws random numbers
         rank.barrier()
         self._peak_flops = rank.reduce_scalar(
-            gemm_peak(rank.device, getattr(torch, settings.dtype))
+            measure_peak_flops(rank.device, getattr(torch, settings.dtype))
         )
         return {"model": Trainable(self._model)}
 

@@ -40,7 +40,7 @@ from stages.generation.sampling import SamplingParams
 from stages.models.hf_export import load_language_model, load_reward_model, save_language_model
 from stages.models.language_model import LanguageModel
 from stages.models.registry import language_model
-from stages.training.data_order import Shuffled, mix
+from stages.training.data_order import Shuffled, derive_seed
 from stages.training.objective import Metrics, Samples, State, Trainable
 from stages.training.step_result import StepResult
 
@@ -157,7 +157,7 @@ class PPOObjective:
         corpus = TokenDataset(
             self.tokens_paths,
             min(settings.ptx_length or context, context),
-            mix(self.seed, 3),
+            derive_seed(self.seed, 3),
             weights=settings.mixture_weights,
             temperature=settings.mixture_temperature,
         )
@@ -176,7 +176,9 @@ class PPOObjective:
             self.train_settings.global_batch_size,
         )
         episodes = range(step * count, (step + 1) * count)
-        batch = self._generate_rollouts(engines, self.prompts, episodes, mix(self.seed, 4), pause)
+        batch = self._generate_rollouts(
+            engines, self.prompts, episodes, derive_seed(self.seed, 4), pause
+        )
         kl_coef = self.kl_controller.kl_coef
         targets = compute_targets(
             batch,
@@ -191,7 +193,7 @@ class PPOObjective:
             batch,
             targets,
             self.settings.update,
-            np.random.default_rng(mix(self.seed, 5, step)),
+            np.random.default_rng(derive_seed(self.seed, 5, step)),
             rank=self.rank,
             pretraining=self._pretraining_batches(step),
             heartbeat=pause,
@@ -214,7 +216,7 @@ class PPOObjective:
         if not count:
             return {}
         batch = self._generate_rollouts(
-            engines, self.eval_prompts, range(count), mix(self.seed, 6), self._stop_together
+            engines, self.eval_prompts, range(count), derive_seed(self.seed, 6), self._stop_together
         )
         return {f"eval_{name}": value for name, value in rollout_metrics(batch).items()}
 

@@ -15,7 +15,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.hf_export import load_language_model, save_reward_model
 from stages.models.reward_head import RewardModel
-from stages.training.data_order import Shuffled, mix
+from stages.training.data_order import Shuffled, derive_seed
 from stages.training.objective import Batch, Loss, Trainable
 from stages.training.supervised import SupervisedObjective
 
@@ -46,7 +46,7 @@ class RewardObjective(SupervisedObjective):
             )
         tokenizer, context = Tokenizer(self.model), body.config.context_length
         rankings = read_rankings(self.preferences, "train", tokenizer, context)
-        self.train_samples = Shuffled(rankings, mix(self.seed, 1))
+        self.train_samples = Shuffled(rankings, derive_seed(self.seed, 1))
         # In the order of the first epoch, so that the first of them are a sample of all.
         self.rankings = [self.train_samples[i] for i in range(len(rankings))]
         self.eval_dataset = read_rankings(self.preferences, "eval", tokenizer, context)

@@ -1,18 +1,19 @@
-"""Checkpoints that know no topology: weights and moments by parameter name, in safetensors.
+"""Checkpoints independent of the layout: weights and optimizer states by parameter name, in
+safetensors.
 
     <folder>/000007-step-00000200/       save number and step
-        rank-0.safetensors               what rank 0 owned: "<engine>/<kind>/<parameter>@<start>"
-        rank-0.json                      its size, sha256, and whether all numbers were finite
+        rank-0.safetensors               tensors saved by rank 0: "<engine>/<kind>/<parameter>@<start>"
+        rank-0.json                      size and sha256 of the file, and whether all is finite
         extra.safetensors                tensors of the objective's named extra state
-        manifest.json                    last; the commit: without it the folder does not exist
+        manifest.json                    written last: without it the checkpoint does not exist
 
-Each rank writes its own share in the background, from a copy in host memory, so that training
-goes on. There is no collective in it: rank 0 waits for the other ranks' notes to appear, then
-writes the manifest. A save with a number that is not finite is never committed. The newest folder
-whose hashes hold is the one to resume from; a damaged one is passed over, and said so. An anchor
-is one that training may go back to: it does not depend on when somebody stopped the run.
+Each rank writes its own part in the background, from a copy in host memory, while training
+continues. No collective is used: rank 0 polls for the other ranks' completion files (rank-N.json),
+then writes the manifest. A save with a number that is not finite is never committed. Training
+resumes from the newest folder whose hashes are right; a damaged one is logged and removed. Some
+checkpoints are marked as rollback targets; which ones does not depend on interruptions.
 
-Torch's generators need no place here: the loop seeds them from (seed, step, rank).
+Torch's generators are not saved, because the trainer seeds them from (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pipeline.atomic_io import NOT_FOUND, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from pipeline.storage.artifact import hash_file
 from stages.training import safetensors_io
+from stages.training.safetensors_io import SafetensorsFile
 from stages.training.zero_state import Fragment
 
 if TYPE_CHECKING:
@@ -44,15 +46,15 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "manifest.json"
 EXTRA = "extra.safetensors"
-PATIENCE = 900.0
-"""Seconds that rank 0 waits for the other ranks' shares, and every rank for its disk; after that
-the watchdog may find it stuck."""
-TICK = 0.1
-"""Seconds between two signs of life while waiting for a save."""
+WRITE_TIMEOUT = 900.0
+"""Seconds that rank 0 waits for the other ranks' files, and every rank for its disk; after that the
+watchdog may find it stalled."""
+HEARTBEAT_INTERVAL = 0.1
+"""Seconds between two heartbeats while waiting for a save."""
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A committed checkpoint."""
 
     path: Path
@@ -60,186 +62,200 @@ class Saved:
 
     @property
     def step(self) -> int:
-        """Steps that were done."""
+        """Return the number of steps done."""
         return int(self.manifest["step"])
 
     @property
-    def anchor(self) -> bool:
-        """Whether training may go back to it."""
+    def for_rollback(self) -> bool:
+        """Return whether training may roll back to it."""
         return bool(self.manifest.get("anchor", False))
 
-    def problems(self, share: int = 0, of: int = 1) -> list[str]:
-        """What differs from what was written, looking at every `of`-th file from `share` on."""
+    def damages(self, index: int = 0, of: int = 1) -> list[str]:
+        """Return how its files differ from what was written; checks every `of`-th file from `index`
+        on."""
         return [
-            problem
-            for file in self.manifest["files"][share::of]
-            if (problem := _damage(self.path / file["name"], file))
+            damage
+            for file in self.manifest["files"][index::of]
+            if (damage := _damage(self.path / file["name"], file))
         ]
 
 
-class Checkpoints:
-    """Saves and finds the checkpoints of one training run, on every rank alike."""
+class CheckpointManager:
+    """Saves and finds the checkpoints of one training; every rank has one, and calls it alike."""
 
     def __init__(
         self,
         folder: Path,
         rank: Rank,
-        keep: int,
-        say: Callable[[str], None] = lambda _: None,
-        committed: Callable[[int], None] = lambda _: None,
-        checkpoint_keep_interval: int = 0,
+        keep_latest: int,
+        keep_interval: int = 0,
+        *,
+        log: Callable[[str], None] = lambda _: None,
+        on_commit: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Set up the manager.
+
+        Args:
+            folder: folder of the checkpoints.
+            rank: this process.
+            keep_latest: newest checkpoints to keep.
+            keep_interval: steps between checkpoints that are never removed; 0 keeps none.
+            log: called with a message on rank 0 and others.
+            on_commit: called on rank 0 with the step of each committed checkpoint.
+        """
         self.folder = folder
         self.rank = rank
-        self.keep = keep
-        self.checkpoint_keep_interval = checkpoint_keep_interval
+        self.keep_latest = keep_latest
+        self.keep_interval = keep_interval
         self.saved_step = -1
-        """The step of the newest save, or of what `newest` found."""
-        self._say = say
-        self._committed = committed
-        self._serial = 0
-        self._job: threading.Thread | None = None
+        """Step of the newest save, or of the checkpoint that `latest` returned."""
+        self._log = log
+        self._on_commit = on_commit
+        self._save_number = 0
+        self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._host: dict[str, Tensor] = {}
+        self._host_buffers: dict[str, Tensor] = {}
 
-    def newest(self, *, anchor: bool = False) -> Saved | None:
-        """The newest checkpoint (or anchor) whose bytes are those that were written.
+    def latest(self, *, for_rollback: bool = False) -> Checkpoint | None:
+        """Return the newest checkpoint (or rollback target) whose bytes are those written.
 
-        The ranks share the hashing. What is damaged or was never committed is removed.
+        The ranks divide the hashing among them. Damaged and uncommitted ones are removed.
         """
         self.wait()
-        names = self.rank.broadcast(self._tidy() if self.rank.is_main else None)
-        self._serial = 1 + max((int(name.split("-")[0]) for name in names), default=0)
+        names = self.rank.broadcast(self._remove_uncommitted() if self.rank.is_main else None)
+        self._save_number = 1 + max((int(name.split("-")[0]) for name in names), default=0)
         for name in reversed(names):
-            saved = Saved(self.folder / name, read_manifest(self.folder / name))
-            if anchor and not saved.anchor:
+            checkpoint = Checkpoint(self.folder / name, read_manifest(self.folder / name))
+            if for_rollback and not checkpoint.for_rollback:
                 continue
-            found = self.rank.all_gather_object(saved.problems(self.rank.index, self.rank.world))
-            bad = [problem for problems in found for problem in problems]
-            if not bad:
-                self.saved_step = saved.step
-                return saved
-            for problem in bad:
-                self._say(f"checkpoint {name} is damaged: {problem}")
-            self._say(f"falling back from checkpoint {name} to the one before")
+            own = checkpoint.damages(self.rank.index, self.rank.world)
+            damages = [d for found in self.rank.all_gather_object(own) for d in found]
+            if not damages:
+                self.saved_step = checkpoint.step
+                return checkpoint
+            for damage in damages:
+                self._log(f"checkpoint {name} is damaged: {damage}")
+            self._log(f"falling back from checkpoint {name} to the one before")
             if self.rank.is_main:
-                remove(saved.path)
+                remove(checkpoint.path)
         return None
 
     def save(
-        self, step: int, engines: Mapping[str, Engine], extra: State, *, anchor: bool = False
+        self, step: int, engines: Mapping[str, Engine], extra: State, *, for_rollback: bool = False
     ) -> None:
-        """Copy to host memory, and write in the background.
+        """Copy the state to host memory, and write it in the background.
 
         Args:
-            step: steps that are done.
-            engines: what is trained.
-            extra: more state, alike on all ranks (rank 0's is written).
-            anchor: training may go back to it.
+            step: number of steps done.
+            engines: the trained modules.
+            extra: further state, identical on all ranks (rank 0 writes it).
+            for_rollback: whether training may roll back to it.
 
         Raises:
             Failure: an earlier save could not be written.
         """
         self.wait()
-        folder = self.folder / f"{self._serial:06d}-step-{step:08d}"
-        self._serial += 1
+        folder = self.folder / f"{self._save_number:06d}-step-{step:08d}"
+        self._save_number += 1
         self.saved_step = step
-        share = dict(self._copies(engines))
+        values, tensors = safetensors_io.split(extra)
         facts = {
             "schema": SCHEMA,
             "step": step,
-            "anchor": anchor,
+            "anchor": for_rollback,
             "layout": {
                 "world": self.rank.world,
-                "zero": {n: e.zero_stage for n, e in engines.items()},
+                "zero": {name: engine.zero_stage for name, engine in engines.items()},
             },
             "engines": {
                 name: {"updates": engine.updates, "shapes": engine.shapes}
                 for name, engine in engines.items()
             },
+            "extra": values,
         }
-        values, loose = safetensors_io.split(extra)
-        loose = {name: value.detach().cpu().clone() for name, value in loose.items()}
-        self._job = threading.Thread(
-            target=self._guard, args=(folder, share, {**facts, "extra": values}, loose), daemon=True
+        own = dict(self._copy_to_host(engines))
+        tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        self._writer = threading.Thread(
+            target=self._write, args=(folder, own, facts, tensors), daemon=True
         )
-        self._job.start()
+        self._writer.start()
 
     def wait(self) -> None:
-        """Until the save in progress is committed. All ranks call it, and leave it together.
+        """Wait until the save in progress is committed. All ranks call it, and return together.
 
         Raises:
             Failure: it could not be written.
         """
-        if self._job is None:
+        if self._writer is None:
             return
-        self._watch(self._job)
-        self._job = None
+        deadline = time.monotonic() + WRITE_TIMEOUT
+        while self._writer.is_alive() and time.monotonic() < deadline:
+            self._writer.join(HEARTBEAT_INTERVAL)
+            self.rank.heartbeat_waiting()
+        self._writer.join()
+        self._writer = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         self.rank.barrier()
 
-    def _watch(self, job: threading.Thread) -> None:
-        """Wait for a thread, and tell the watchdog so, within reason."""
-        deadline = time.monotonic() + PATIENCE
-        while job.is_alive() and time.monotonic() < deadline:
-            job.join(TICK)
-            self.rank.heartbeat_waiting()
-        job.join()
-
-    def load(self, saved: Saved, engines: Mapping[str, Engine]) -> State:
-        """Fill the engines and return the extra state.
+    def load(self, checkpoint: Checkpoint, engines: Mapping[str, Engine]) -> State:
+        """Fill the engines, and return the extra state.
 
         Raises:
             Failure: it was saved from other modules, or lacks numbers.
         """
-        reader = Reader(saved)
+        reader = CheckpointReader(checkpoint)
         for name, engine in engines.items():
             reader.check(name, engine.shapes)
-            facts = saved.manifest["engines"][name]
 
             def read(fragment: Fragment, kind: str, name: str = name) -> Tensor:
                 return reader.read(f"{name}/{kind}/{fragment.name}", fragment.start, fragment.count)
 
-            engine.state.load(read, updates=facts["updates"])
+            engine.state.load(read, updates=checkpoint.manifest["engines"][name]["updates"])
         return reader.extra()
 
-    def _copies(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Tensor]]:
-        """This rank's share in host memory; the buffers are kept for the next save."""
+    def _copy_to_host(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Tensor]]:
+        """Yield this rank's tensors in host memory; the buffers are reused by the next save."""
         for name, engine in engines.items():
             for fragment in engine.fragments():
                 for kind, view in fragment.views.items():
                     key = f"{name}/{kind}/{fragment.name}@{fragment.start}"
-                    if key not in self._host:
+                    if key not in self._host_buffers:
                         pin = view.device.type == "cuda"
-                        self._host[key] = torch.empty_like(view, device="cpu", pin_memory=pin)
-                    self._host[key].copy_(view, non_blocking=True)
-                    yield key, self._host[key]
+                        buffer = torch.empty_like(view, device="cpu", pin_memory=pin)
+                        self._host_buffers[key] = buffer
+                    self._host_buffers[key].copy_(view, non_blocking=True)
+                    yield key, self._host_buffers[key]
         if self.rank.device.type == "cuda":
             torch.cuda.synchronize(self.rank.device)
 
-    def _guard(self, folder: Path, *rest: Any) -> None:
+    def _write(
+        self,
+        folder: Path,
+        own: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        extra: Mapping[str, Tensor],
+    ) -> None:
+        """Write this rank's files; rank 0 commits. Runs in a thread; `wait` raises its error."""
         try:
             with disk_errors(folder):
-                write_share(folder, self.rank.index, *rest)
-                if self.rank.is_main and self._commit(folder, rest[1]):
-                    self._committed(rest[1]["step"])
-                    prune(self.folder, self.keep, self.checkpoint_keep_interval)
+                write_rank_files(folder, self.rank.index, own, facts, extra)
+                if not self.rank.is_main:
+                    return
+                ranks = wait_for_completion_files(folder, self.rank.world)
+                if all(rank["finite"] for rank in ranks):
+                    commit(folder, facts, ranks)
+                    self._on_commit(facts["step"])
+                    prune(self.folder, self.keep_latest, self.keep_interval)
+                else:
+                    self._log(f"checkpoint {folder.name} is dropped: a number is not finite")
+                    remove(folder)
         except BaseException as error:
             self._error = error
 
-    def _commit(self, folder: Path, facts: Mapping[str, Any]) -> bool:
-        notes = gather_notes(folder, self.rank.world)
-        if all(note["finite"] for note in notes):
-            commit(folder, facts, notes)
-            return True
-        self._say(f"checkpoint {folder.name} is not kept: it holds numbers that are not finite")
-        remove(folder)
-        return False
-
-    def _tidy(self) -> list[str]:
-        """The names of the committed checkpoints; what was never committed is removed."""
+    def _remove_uncommitted(self) -> list[str]:
+        """Return the names of the committed checkpoints, and remove the others."""
         make_folder(self.folder)
         committed = []
         for path in sorted(self.folder.iterdir()):
@@ -250,65 +266,68 @@ class Checkpoints:
         return committed
 
 
-def write_share(
+def write_rank_files(
     folder: Path,
     rank: int,
-    share: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     facts: Mapping[str, Any],
     extra: Mapping[str, Tensor],
 ) -> None:
-    """Write one rank's tensors, durably, and the note that says they are there.
+    """Write one rank's tensors durably, and then its completion file.
 
     Raises:
         Failure: the disk is full or refuses.
     """
     make_folder(folder)
-    files = [safetensors_io.write(folder / f"rank-{rank}.safetensors", share)]
+    files = [safetensors_io.write(folder / f"rank-{rank}.safetensors", tensors)]
     if rank == 0 and extra:
         files.append(safetensors_io.write(folder / EXTRA, extra))
-    finite = all(map(safetensors_io.finite, share.values()))
-    note = {"files": files, "finite": finite, "step": facts["step"]}
-    write_atomic(folder / f"rank-{rank}.json", json.dumps(note))
+    finite = all(map(safetensors_io.is_finite, tensors.values()))
+    completion = {"files": files, "finite": finite, "step": facts["step"]}
+    write_atomic(folder / f"rank-{rank}.json", json.dumps(completion))
 
 
-def gather_notes(folder: Path, world: int, patience: float = PATIENCE) -> list[dict[str, Any]]:
-    """Every rank's note, as soon as all are there.
+def wait_for_completion_files(
+    folder: Path, world: int, timeout: float = WRITE_TIMEOUT
+) -> list[dict[str, Any]]:
+    """Return the completion files of all ranks, as soon as all are there.
 
     Raises:
-        Failure: a rank's note did not come in time.
+        Failure: one did not appear within `timeout` seconds.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     paths = [folder / f"rank-{rank}.json" for rank in range(world)]
     while missing := [path.stem for path in paths if not path.exists()]:
         if time.monotonic() > deadline:
-            raise Failure(f"{', '.join(missing)} did not write a share", where=str(folder))
+            raise Failure(f"{', '.join(missing)} did not write its files", where=str(folder))
         time.sleep(0.01)
     return [json.loads(path.read_text()) for path in paths]
 
 
-def commit(folder: Path, facts: Mapping[str, Any], notes: Sequence[Mapping[str, Any]]) -> None:
+def commit(folder: Path, facts: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]) -> None:
     """Write the manifest: from now on the checkpoint exists."""
-    manifest = {**facts, "files": [file for note in notes for file in note["files"]]}
+    manifest = {**facts, "files": [file for rank in ranks for file in rank["files"]]}
     write_atomic(folder / MANIFEST, json.dumps({**manifest, "seal": _seal(manifest)}))
 
 
-def prune(folder: Path, keep: int, every: int = 0) -> None:
-    """Remove all but the newest `keep` committed checkpoints, the newest anchor, and those of each
-    `every`-th step."""
+def prune(folder: Path, keep_latest: int, keep_interval: int = 0) -> None:
+    """Remove all committed checkpoints except for the newest ones, the newest rollback target, and
+    those of each multiple of `keep_interval` steps."""
     paths = sorted(path for path in folder.iterdir() if (path / MANIFEST).exists())
-    committed = [Saved(path, read_manifest(path)) for path in paths]
-    anchors = [saved for saved in committed if saved.anchor]
-    for saved in committed[:-keep]:
-        stays = bool(every) and saved.step > 0 and saved.step % every == 0
-        if not stays and saved not in anchors[-1:]:
-            remove(saved.path)
+    committed = [Checkpoint(path, read_manifest(path)) for path in paths]
+    rollback_targets = [checkpoint for checkpoint in committed if checkpoint.for_rollback]
+    for checkpoint in committed[:-keep_latest]:
+        step = checkpoint.step
+        stays = bool(keep_interval) and step > 0 and step % keep_interval == 0
+        if not stays and checkpoint not in rollback_targets[-1:]:
+            remove(checkpoint.path)
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, its commit first: a kill in between leaves no half of one.
+    """Remove a checkpoint, its manifest first, so that a kill in between leaves none that counts.
 
     Raises:
-        Failure: the disk refuses to let the commit go.
+        Failure: the disk refuses to remove the manifest.
     """
     with disk_errors(path):
         (path / MANIFEST).unlink(missing_ok=True)
@@ -316,10 +335,10 @@ def remove(path: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds; a manifest that is spoilt or gone lists itself as damaged.
+    """Return a checkpoint's manifest; one that is damaged or missing lists itself as damaged.
 
     Raises:
-        Failure: the disk does not let it be read, which says nothing of what it holds.
+        Failure: the disk refuses to read it, which says nothing about its content.
     """
     with disk_errors(folder / MANIFEST, to="read"):
         try:
@@ -332,71 +351,70 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """A hash of the manifest's own content: it holds the others' hashes, and nobody its."""
+    """Return a hash of the manifest's own content; it holds the hashes of the other files."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-class Reader:
-    """Numbers of a checkpoint by parameter and place, wherever the ranks of then put them."""
+class CheckpointReader:
+    """Reads numbers of a checkpoint by parameter and place, whatever ranks wrote them."""
 
-    def __init__(self, saved: Saved) -> None:
-        self._saved = saved
-        self._files = [
-            safetensors_io.Source(saved.path / file["name"])
-            for file in saved.manifest["files"]
-            if file["name"] != EXTRA
-        ]
-        self._places: dict[str, list[tuple[int, int, safetensors_io.Source, str]]] = {}
-        for file in self._files:
-            for key, count in file.sizes.items():
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._pieces: dict[str, list[tuple[int, int, SafetensorsFile, str]]] = {}
+        for entry in checkpoint.manifest["files"]:
+            if entry["name"] == EXTRA:
+                continue
+            file = SafetensorsFile(checkpoint.path / entry["name"])
+            for key, count in file.counts.items():
                 name, _, start = key.rpartition("@")
-                self._places.setdefault(name, []).append((int(start), count, file, key))
+                self._pieces.setdefault(name, []).append((int(start), count, file, key))
 
     def check(self, engine: str, shapes: Mapping[str, Sequence[int]]) -> None:
-        """See that the checkpoint is one of this module.
+        """Check that the checkpoint was saved from this module.
 
         Raises:
-            Failure: names or shapes differ.
+            Failure: names or shapes of parameters differ.
         """
-        there = self._saved.manifest["engines"].get(engine, {"shapes": {}})["shapes"]
-        here = {name: list(shape) for name, shape in shapes.items()}
-        if there != here:
-            odd = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+        saved = self._checkpoint.manifest["engines"].get(engine, {"shapes": {}})["shapes"]
+        own = {name: list(shape) for name, shape in shapes.items()}
+        if saved != own:
+            names = sorted(n for n in saved.keys() | own.keys() if saved.get(n) != own.get(n))
             raise Failure(
-                f"the checkpoint is of another model: {engine} differs in {', '.join(odd[:3])}",
-                where=str(self._saved.path),
+                f"the checkpoint is of another model: {engine} differs in {', '.join(names[:3])}",
+                where=str(self._checkpoint.path),
                 remedy="`headwater run --rerun` the stage to train from the start",
             )
 
     def read(self, name: str, start: int, count: int) -> Tensor:
-        """`count` numbers of "<engine>/<kind>/<parameter>" from `start` on, flat.
+        """Return `count` numbers of "<engine>/<kind>/<parameter>" from `start` on, flat.
 
         Raises:
-            Failure: some of them are nowhere.
+            Failure: the checkpoint lacks some of them.
         """
-        found, filled = torch.empty(count), 0
-        for low, size, file, key in self._places.get(name, ()):
+        numbers, filled = torch.empty(count), 0
+        for low, size, file, key in self._pieces.get(name, ()):
             a, b = max(start, low), min(start + count, low + size)
             if a < b:
-                found[a - start : b - start] = file.read(key, a - low, b - low)
+                numbers[a - start : b - start] = file.read(key, a - low, b - low)
                 filled += b - a
         if filled != count:
             raise Failure(
-                f"{name}: {count - filled} numbers are missing", where=str(self._saved.path)
+                f"{name}: {count - filled} numbers are missing", where=str(self._checkpoint.path)
             )
-        return found
+        return numbers
 
     def extra(self) -> State:
-        """The named extra state."""
-        path = self._saved.path / EXTRA
-        loose = safetensors_io.Source(path).everything() if path.exists() else {}
-        joined: State = safetensors_io.join(self._saved.manifest["extra"], loose)
-        return joined
+        """Return the named extra state."""
+        path = self._checkpoint.path / EXTRA
+        tensors = SafetensorsFile(path).read_all() if path.exists() else {}
+        state: State = safetensors_io.join(self._checkpoint.manifest["extra"], tensors)
+        return state
 
 
-def _damage(path: Path, file: Mapping[str, Any]) -> str:
+def _damage(path: Path, entry: Mapping[str, Any]) -> str:
+    """Return how a file differs from its entry in the manifest, or an empty text."""
     if not path.exists():
         return f"{path.name} is missing"
-    if path.stat().st_size != file["size"]:
-        return f"{path.name} has {path.stat().st_size} bytes instead of {file['size']}"
-    return "" if hash_file(path) == file["sha256"] else f"the bytes of {path.name} changed"
+    if path.stat().st_size != entry["size"]:
+        return f"{path.name} has {path.stat().st_size} bytes instead of {entry['size']}"
+    return "" if hash_file(path) == entry["sha256"] else f"the bytes of {path.name} changed"

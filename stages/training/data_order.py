@@ -1,8 +1,8 @@
-"""Which samples a step trains on: a function of (seed, step), at any world size.
+"""Order of the data: the samples of a step are a function of (seed, step), at any world size.
 
-Sample i of a run is fixed by the seed alone. Step s of global batch G takes samples
-s*G .. s*G + G - 1, and where the batch grows, as many as are its from where the step before ended;
-how they fall on ranks and micro-batches changes nothing but the speed.
+Sample i of a run depends on the seed only. Step s with global batch size G takes samples
+s*G .. s*G + G - 1; with a growing batch size, it continues where the step before ended. How samples
+are divided into ranks and micro-batches changes nothing but the speed.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from stages.training.training_params import TrainSection
 
 
-def mix(*values: int) -> int:
-    """63 bits that have nothing in common for neighbouring values: a seed for each use."""
+def derive_seed(*values: int) -> int:
+    """Return a seed of 63 bits; those of neighboring values are independent."""
     return int.from_bytes(blake2b(repr(values).encode(), digest_size=8).digest(), "little") >> 1
 
 
 class Shuffled:
-    """A sequence as endless samples: each epoch visits all of it in an order of its own, O(1)."""
+    """Endless samples of a sequence: each epoch visits every item once, in an order of its own. Takes
+    no memory, and constant time per sample."""
 
     def __init__(self, items: Sequence[Any], seed: int) -> None:
         if not len(items):
-            raise ValueError("nothing to shuffle")
+            raise ValueError("the sequence to shuffle is empty")
         self.items = items
         self.seed = seed
 
     def __getitem__(self, index: int) -> Any:
-        return self.items[self.place(index)]
+        return self.items[self.item_index(index)]
 
-    def place(self, index: int) -> int:
-        """Which item sample `index` of the run is."""
+    def item_index(self, index: int) -> int:
+        """Return the index of the item that is sample `index` of the run."""
         epoch, i = divmod(index, len(self.items))
-        return permute(i, len(self.items), key=mix(self.seed, epoch))
+        return permute(i, len(self.items), key=derive_seed(self.seed, epoch))
 
 
 def micro_batches(

@@ -1,8 +1,8 @@
-"""Tensors in a file, and trees of state that hold tensors.
+"""Safetensors files, and trees of state that contain tensors.
 
-The writer makes safetensors files in one pass over the memory that the tensors already are in,
-hashing what it writes: the library's own would copy everything once more, and be hashed from
-disk. Files are read with the library.
+Files are read with the safetensors library, but written here: in one pass over the memory of the
+tensors, which is hashed on the way. The library would copy all tensors once more, and its file
+would have to be read again to be hashed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MARK = "$tensor"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a safetensors file and wait for the disk.
+    """Write a safetensors file durably.
 
     Returns:
         Its `name`, `size` in bytes and `sha256`.
@@ -52,68 +52,74 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             for piece in (memoryview(header), *map(_bytes, flat.values())):
-                _pour(descriptor, piece, digest)
+                while piece:
+                    written = os.write(descriptor, piece[:_CHUNK])
+                    digest.update(piece[:written])
+                    piece = piece[written:]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     return {"name": path.name, "size": size, "sha256": digest.hexdigest()}
 
 
-def finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in it: one pass, no copy."""
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has neither NaN nor infinity, in one pass and without a copy."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-class Source:
-    """A safetensors file, read piecewise."""
+class SafetensorsFile:
+    """A safetensors file that is read in pieces."""
 
     def __init__(self, path: Path) -> None:
         opener: Any = safe_open
         self._file = opener(path, framework="pt")
         self._keys: list[str] = list(self._file.keys())
-        self.sizes = {key: math.prod(self._file.get_slice(key).get_shape()) for key in self._keys}
-        """Numbers in each tensor."""
+        self.counts = {key: math.prod(self._file.get_slice(key).get_shape()) for key in self._keys}
+        """Number of elements by tensor name."""
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
-        """A run of a flat tensor's numbers."""
+        """Return the elements of a flat tensor from `start` to `stop`."""
         piece: Tensor = self._file.get_slice(key)[start:stop]
         return piece
 
-    def everything(self) -> dict[str, Tensor]:
-        """All tensors."""
+    def read_all(self) -> dict[str, Tensor]:
+        """Return all tensors by name."""
         return {key: self._file.get_tensor(key) for key in self._keys}
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A tree of state as JSON values with marks, and the tensors by their path in the tree.
+    """Split a tree of state into JSON values and tensors.
+
+    Returns:
+        The tree with a mark in place of each tensor, and the tensors by their path in the tree.
 
     Raises:
         ValueError: a name in the tree is that of the mark.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            while path in found:  # "a/0" may be a key, and an item of "a"
+            while path in tensors:  # "a/0" may be a key, and an item of "a"
                 path += "'"
-            found[path] = value
+            tensors[path] = value
             return {_MARK: path}
         if isinstance(value, Mapping):
             if _MARK in value:
-                raise ValueError(f"state cannot have the name {_MARK!r}")
+                raise ValueError(f"the name {_MARK!r} in a state is reserved")
             return {str(k): walk(v, f"{path}/{k}" if path else str(k)) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [walk(v, f"{path}/{i}") for i, v in enumerate(value)]
         return value
 
-    return walk(state, ""), found
+    return walk(state, ""), tensors
 
 
 def join(values: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that `split` took apart (tuples come back as lists)."""
+    """Return the tree that `split` took apart; tuples come back as lists."""
     if isinstance(values, dict):
         if set(values) == {_MARK}:
             return tensors[values[_MARK]]
@@ -140,10 +146,3 @@ def _header(flat: Mapping[str, Tensor]) -> bytes:
 def _bytes(tensor: Tensor) -> memoryview:
     plain: Any = tensor.view(-1).view(torch.uint8).numpy()
     return memoryview(plain)
-
-
-def _pour(descriptor: int, piece: memoryview, digest: Any) -> None:
-    while piece:
-        written = os.write(descriptor, piece[:_CHUNK])
-        digest.update(piece[:written])
-        piece = piece[written:]

@@ -1,9 +1,9 @@
-"""Blocks compiled by torch.compile (Ansel et al. 2024), each by itself: one graph serves all blocks
-of a shape, which takes seconds to make where a whole model takes minutes.
+"""Compiles the blocks of a model, one by one, by torch.compile (Ansel et al. 2024): one graph serves
+all blocks of the same shape, which takes seconds to compile where a whole model takes minutes.
 
-A block is compiled in place: parameters keep their names and what hangs on them, so that engines
-and checkpoints see no difference. Blocks with experts run as they are: how many tokens an expert
-gets is known only when they come.
+A block is compiled in place: its parameters keep their names and hooks, so that engines and
+checkpoints see no difference. Blocks with experts are not compiled, because the number of tokens of
+an expert differs from batch to batch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stages.models.moe import Switch
 
 
 def compile_blocks(model: LanguageModel, device: torch.device) -> None:
-    """Have the blocks compiled when they are first called.
+    """Mark the blocks to be compiled at their first call.
 
     Raises:
-        InputError: what the compiler needs on this machine is missing.
+        InputError: this machine lacks what the compiler needs.
     """
     if missing := _missing(device):
         raise InputError(
-            f"torch.compile needs {missing}, which is not there",
+            f"torch.compile needs {missing}, which is not installed",
             where="model.compile",
             remedy="install it where the workers run, or leave model.compile out",
         )
@@ -38,7 +38,7 @@ def compile_blocks(model: LanguageModel, device: torch.device) -> None:
 
 
 def _missing(device: torch.device) -> str:
-    """What torch's backend builds kernels with, if it cannot be found."""
+    """Return what torch's backend needs to build kernels and cannot find, or an empty text."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(shlex.split(compiler)[0]) is None:
         return f"a C++ compiler ({compiler}; the variable CXX may name another)"

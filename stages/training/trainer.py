@@ -1,18 +1,38 @@
-"""The one training loop.
+"""The training loop.
 
-    setup ─ resume ─┬─ step: rate, seed, objective.step, guard ─┬─ final evaluation ─ export
-                    └────── stop if asked, save, evaluate ──────┘
+    setup - resume -+- step: learning rate, seed, objective.step, anomaly check -+- evaluation - export
+                    +------- stop if requested, checkpoint, evaluate ------------+
+
+The path of a training batch, forward and back (a language model; other objectives differ in 2 and
+5 to 9):
+
+     1 trainer._step                      one step: learning rate, seed, then
+     2 supervised.step                    this rank's micro-batches: forward, backward, one update
+     3 data_order.micro_batches             which samples, on which rank
+     4 data/token_dataset                   a sample
+     5 objectives/causal_lm                 collate; loss
+     6 engine.__call__, backward, step      DeepSpeed around the module and the optimizer
+     7 models/language_model                forward pass of any decoder
+     8 models/gpt2/modeling_gpt2            its blocks
+     9 models/fused_ops                     head and cross-entropy
+    10 optim/hooked_optimizer               the update
+
+Each file calls the ones below it and returns to the one above: `objective.step` returns a
+`StepResult` with the metrics and the outcome of every update. The one call upwards is
+`pre_update_hook`: the optimizer asks the engine, which clips the gradient or cancels the update,
+because only then is the norm known (`optim.hooked_optimizer`).
 
 A step is a function of the weights and its number: the generators are seeded from (seed, step,
-rank) and the data is a function of the step. So a run that was killed and resumed makes the same
-numbers as one that was not; on the same layout, bit for bit.
+rank), and the data is a function of the step. So a run that was killed and resumed computes the
+same numbers as one that was not; on the same layout, bit for bit.
 
-Guard: an update whose gradient is not finite is skipped, on all ranks alike, and so is one whose
-loss or norm stands out (`stages.training.spike_guard`). After `skip_limit` bad steps in a row the loop
-goes back to the newest anchor and past the data that broke it (Chowdhery et al. 2022, section 5.1),
-at most `rollbacks` times; then it gives up. A step skipped for its norm alone is none of them.
-Anchors are the checkpoints that fell due by the step while all was well: those that an interrupt
-left are none, so that a run which was stopped goes back as far as one which was not.
+Anomalies: an update is skipped, on all ranks, if its gradient is not finite or if loss or norm is a
+spike (`stages.training.spike_guard`). After `skip_limit` bad steps in a row the trainer rolls back
+to the newest scheduled checkpoint and continues beyond the data that broke it (Chowdhery et al.
+2022, section 5.1), at most `max_rollbacks` times; then it gives up. A step skipped only because of
+its norm is not bad. Scheduled checkpoints are those of `checkpoint_interval` saved while no step
+was bad. Checkpoints of interruptions are not among them, so that a run that was interrupted rolls
+back as far as one that was not.
 """
 
 from __future__ import annotations
@@ -21,7 +41,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,14 +49,13 @@ import torch
 
 from pipeline.context import read_series
 from pipeline.errors import Failure, Interrupted
-from stages.training.checkpoint import Checkpoints, Saved
-from stages.training.data_order import mix
+from stages.training.checkpoint import Checkpoint, CheckpointManager
+from stages.training.data_order import derive_seed
 from stages.training.engine import Engine
-from stages.training.lr_schedule import factor
-from stages.training.throughput import Meter
+from stages.training.lr_schedule import lr_scale
+from stages.training.throughput import ThroughputMeter
 
 if TYPE_CHECKING:
-    from pipeline.context import Context
     from stages.training.objective import Metrics, Objective
     from stages.training.ranks.rank import Rank
     from stages.training.step_result import EngineStep, StepResult
@@ -44,21 +63,40 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Position:
-    """How far training is: saved with every checkpoint."""
+class TrainerState:
+    """The progress of a training; part of every checkpoint."""
 
     step: int = 0
-    """Steps that are done; a skipped step counts."""
-    offset: int = 0
-    """Steps' worth of data that rollbacks leapt over."""
+    """Steps done, skipped ones included."""
+    data_offset: int = 0
+    """Steps of data that rollbacks passed over."""
     tokens: float = 0.0
-    skipped: int = 0
+    skipped_steps: int = 0
     """Steps of which an update was skipped."""
-    bad: int = 0
-    """Steps in a row, up to this one, that went wrong."""
-    why: str = ""
-    """What was wrong with the last that did."""
+    bad_steps: int = 0
+    """Bad steps in a row, up to this one."""
+    last_problem: str = ""
     rollbacks: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields by their names in a checkpoint."""
+        return {saved: getattr(self, name) for name, saved in _SAVED_AS.items()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> TrainerState:
+        """Return the state that `state_dict` returned."""
+        return cls(**{name: state[saved] for name, saved in _SAVED_AS.items()})
+
+
+_SAVED_AS = {
+    "step": "step",
+    "data_offset": "offset",
+    "tokens": "tokens",
+    "skipped_steps": "skipped",
+    "bad_steps": "bad",
+    "last_problem": "why",
+    "rollbacks": "rollbacks",
+}
 
 
 def fit(
@@ -73,35 +111,35 @@ def fit(
     """Train, from the newest checkpoint if there is one, and export.
 
     Args:
-        rank: this process; rank 0 holds the context that everything is reported to.
-        objective: what to train, and on what.
-        settings: how.
-        seed: of initial weights, data order and dropout.
-        out: where the model folder goes; nothing is exported without it.
+        rank: this process; rank 0 has the context that everything is reported to.
+        objective: what to train, and on what data.
+        settings: hyperparameters.
+        seed: seed of initial weights, data order and dropout.
+        out: folder of the model; without it nothing is exported.
         name: distinguishes several trainings of one stage: their checkpoints, and their series
-            (`<name>_loss`…) where it is not "train".
+            (`<name>_loss`...) unless it is "train".
 
     Returns:
-        The final figures, on every rank: the objective's `setup_metrics`, the last loss, the evaluation,
-        tokens, skipped steps.
+        The final metrics, on every rank: the objective's `setup_metrics`, the last loss, the
+        evaluation, tokens, skipped steps.
 
     Raises:
-        Interrupted: the context was cancelled; a checkpoint of the last step is there.
-        Failure: steps kept going wrong, or a checkpoint could not be written.
+        Interrupted: the context was cancelled; a checkpoint of the last step is saved.
+        Failure: too many bad steps, or a checkpoint could not be written.
     """
-    torch.manual_seed(mix(seed))
+    torch.manual_seed(derive_seed(seed))
     trainables = objective.setup(rank, settings, seed)
     engines = {key: Engine(key, t, settings, rank) for key, t in trainables.items()}
     folder = rank.broadcast(rank.ctx.scratch / "checkpoints" / name if rank.ctx else None)
     try:
-        return Fit(rank, objective, settings, seed, name, engines, folder).run(out)
+        return Trainer(rank, objective, settings, seed, name, engines, folder).run(out)
     finally:
         for engine in engines.values():
             engine.close()
 
 
-class Fit:
-    """One training run on one rank."""
+class Trainer:
+    """One training on one rank."""
 
     def __init__(
         self,
@@ -119,258 +157,265 @@ class Fit:
         self.seed = seed
         self.prefix = "" if name == "train" else f"{name}_"
         self.engines = engines
-        keeping = (
-            settings.checkpoint_keep_latest,
-            self._say,
-            self._committed,
-            settings.checkpoint_keep_interval,
+        self.checkpoints: CheckpointManager | None = None
+        if folder:
+            self.checkpoints = CheckpointManager(
+                folder,
+                rank,
+                settings.checkpoint_keep_latest,
+                settings.checkpoint_keep_interval,
+                log=self._log,
+                on_commit=self._report_commit,
+            )
+        self.state = TrainerState()
+        self.meter = ThroughputMeter(
+            rank, getattr(torch, settings.dtype), objective.flops_per_token
         )
-        self.saves = Checkpoints(folder, rank, *keeping) if folder else None
-        self.position = Position()
-        self.meter = Meter(rank, getattr(torch, settings.dtype), objective.flops_per_token)
-        self._last: dict[str, float] = {}
-        self._begun = time.monotonic()
-        self._first = 0
-        self._reported = self._evaluated = -1
-        self._known: dict[int, dict[str, float]] = {}
+        self._last_metrics: dict[str, float] = {}
+        self._started_at = time.monotonic()
+        self._first_step = 0
+        self._reported_step = self._evaluated_step = -1
+        self._known_evaluations: dict[int, dict[str, float]] = {}
 
     def run(self, out: Path | None) -> dict[str, float]:
-        """Resume, train, evaluate, export."""
-        self._resume()
-        self._first = self.position.step
-        while self.position.step < self.settings.steps:
-            if self._due(self.settings.eval_interval):
+        """Resume, train, evaluate, export, and return the final metrics."""
+        checkpoint = self.checkpoints.latest() if self.checkpoints else None
+        if checkpoint:
+            self._restore(checkpoint)
+            self._log(f"continuing from step {self.state.step} of {self.settings.steps}")
+        self._truncate_series()
+        self._first_step = self.state.step
+        while self.state.step < self.settings.steps:
+            if self._is_due(self.settings.eval_interval):
                 self._evaluate()
             self._step()
-            if self.position.bad > self.settings.skip_limit:
+            if self.state.bad_steps > self.settings.skip_limit:
                 self._roll_back()
             else:
-                self._between()
-        self.rank.progress.step_seconds = 0.0  # what follows takes as long as it takes
+                self._after_step()
+        self.rank.progress.step_seconds = 0.0  # evaluation and export may take longer than steps
         self._save(wait=False)
-        final = {**self._last, **self._evaluate()}
+        final = {**self._last_metrics, **self._evaluate()}
         self._save(wait=True)
         if out is not None:
             self._export(out)
-        counts = {"tokens": self.position.tokens, "skipped_steps": float(self.position.skipped)}
+        counts = {"tokens": self.state.tokens, "skipped_steps": float(self.state.skipped_steps)}
         return {**self.objective.setup_metrics, **final, **counts}
 
     def _step(self) -> None:
-        """One step of the objective, reported."""
-        position, step = self.position, self.position.step
-        torch.manual_seed(mix(self.seed, step + position.offset, self.rank.index))
-        rate = factor(self.settings, step)
-        rates = {key: engine.set_lr_scale(rate) for key, engine in self.engines.items()}
+        """Run one step of the objective, and report its metrics."""
+        state, data_step = self.state, self.state.step + self.state.data_offset
+        torch.manual_seed(derive_seed(self.seed, data_step, self.rank.index))
+        scale = lr_scale(self.settings, state.step)
+        lrs = [engine.set_lr_scale(scale) for engine in self.engines.values()]
         self.meter.start()
-        result = self.objective.step(self.engines, step + position.offset)
-        speed = self.meter.stop(result.tokens)
-        position.step += 1
-        position.tokens += result.tokens
-        self._guard(result)
+        result = self.objective.step(self.engines, data_step)
+        throughput = self.meter.stop(result.tokens)
+        state.step += 1
+        state.tokens += result.tokens
+        self._count_bad_steps(result)
         self.rank.heartbeat()
         self.rank.progress.step_seconds = self.meter.median
-        lr = {"lr": next(iter(rates.values()))}
+        totals = {
+            "tokens": state.tokens,
+            "flops": state.tokens * self.objective.flops_per_token,
+        }
         self._report(
-            {**result.metrics, **lr, **self._updates(result.updates), **speed, **self._spent()}
+            {
+                **result.metrics,
+                "lr": lrs[0],
+                **self._update_metrics(result.updates),
+                **throughput,
+                **{name: total for name, total in totals.items() if total},
+            }
         )
 
-    def _guard(self, result: StepResult) -> None:
-        """Count what went wrong. Norms and losses are alike on all ranks, so is this."""
-        position = self.position
-        made = [update for key in self.engines for update in result.updates if update.engine == key]
-        skipped = [update.skip_reason for update in made if not update.applied]
+    def _count_bad_steps(self, result: StepResult) -> None:
+        """Count skipped updates and bad steps. Norms and losses are identical on all ranks, so the
+        counts are too."""
+        state = self.state
+        updates = [u for key in self.engines for u in result.updates if u.engine == key]
+        skipped = [update.skip_reason for update in updates if not update.applied]
         finite = math.isfinite(result.metrics.get("loss", 0.0))
-        if not finite or any(update.is_anomaly for update in made):
-            position.bad += 1
+        if not finite or any(update.is_anomaly for update in updates):
+            state.bad_steps += 1
         elif not skipped:
-            position.bad = 0
-        position.skipped += bool(skipped)
+            state.bad_steps = 0
+        state.skipped_steps += bool(skipped)
         if skipped:
-            what = "step" if len(skipped) == len(made) else f"{len(skipped)} of {len(made)} updates"
-            position.why = skipped[0]
-            self._say(f"step {position.step}: {position.why}; {what} skipped")
+            count = f"{len(skipped)} of {len(updates)} updates"
+            what = "step" if len(skipped) == len(updates) else count
+            state.last_problem = skipped[0]
+            self._log(f"step {state.step}: {state.last_problem}; {what} skipped")
         elif not finite:
-            position.why = "the loss is not finite, though the gradient is"
-            self._say(f"step {position.step}: {position.why}")
+            state.last_problem = "the loss is not finite, though the gradient is"
+            self._log(f"step {state.step}: {state.last_problem}")
 
-    def _spent(self) -> dict[str, float]:
-        """What the steps so far were made of: runs are compared by it."""
-        tokens, flops = self.position.tokens, self.objective.flops_per_token
-        spent = {"tokens": tokens, "flops": tokens * flops}
-        return {name: value for name, value in spent.items() if value}
-
-    def _updates(self, updates: Sequence[EngineStep]) -> dict[str, float]:
-        """The gradient's norm of each engine, the largest if it made several updates; how many
-        updates stood out, where any did; and float16's loss scale."""
-        rest = {}
-        if spikes := sum(update.is_spike for update in updates):
-            rest["spike"] = float(spikes)
-        if self.settings.dtype == "float16":
-            rest["loss_scale"] = next(iter(self.engines.values())).loss_scale
+    def _update_metrics(self, updates: Sequence[EngineStep]) -> dict[str, float]:
+        """Return the gradient norm per engine, the largest if it made several updates; the number
+        of spikes if there were any; and float16's loss scale."""
         norms = {
             key: max((update.grad_norm for update in updates if update.engine == key), default=0.0)
             for key in self.engines
         }
+        metrics = {f"grad_norm_{key}": norm for key, norm in norms.items()}
         if len(norms) == 1:
-            return {"grad_norm": norms.popitem()[1], **rest}
-        return {**{f"grad_norm_{key}": norm for key, norm in norms.items()}, **rest}
+            metrics = {"grad_norm": norms.popitem()[1]}
+        if spikes := sum(update.is_spike for update in updates):
+            metrics["spike"] = float(spikes)
+        if self.settings.dtype == "float16":
+            metrics["loss_scale"] = next(iter(self.engines.values())).loss_scale
+        return metrics
 
-    def _due(self, every: int) -> bool:
-        """Whether this step is one of every `every`-th; never at 0."""
-        return bool(every and self.position.step and self.position.step % every == 0)
+    def _is_due(self, interval: int) -> bool:
+        """Return whether the number of steps is a multiple of the interval; never for 0."""
+        return bool(interval and self.state.step and self.state.step % interval == 0)
 
-    def _between(self) -> None:
-        """What may follow a step: a stop first, for somebody waits for it."""
-        if self.rank.stop_requested() and self.position.step < self.settings.steps:
+    def _after_step(self) -> None:
+        """Stop if it is requested, else save if a checkpoint is due."""
+        if self.rank.stop_requested() and self.state.step < self.settings.steps:
             self._stop()
-        # While steps go wrong, the state is not one to come back to.
-        if self._due(self.settings.checkpoint_interval) and not self.position.bad:
+        # After bad steps the state is not one to roll back to.
+        if self._is_due(self.settings.checkpoint_interval) and not self.state.bad_steps:
             self._save(wait=False)
 
     def _stop(self) -> NoReturn:
-        """Save and go.
+        """Save, and stop.
 
         Raises:
             Interrupted: always.
         """
         self._save(wait=True)
         raise Interrupted(
-            f"stopped at step {self.position.step} of {self.settings.steps}",
+            f"stopped at step {self.state.step} of {self.settings.steps}",
             where=self.rank.stage,
-            remedy="`headwater resume` goes on from here",
+            remedy="`headwater resume` continues from here",
         )
 
     def _evaluate(self) -> dict[str, float]:
-        """Figures on held-out data; those of a step that the series has already are not made
+        """Return metrics on held-out data; those that the series already has are not computed
         again."""
-        step = self.position.step
-        if step in self._known:
-            return self._known[step]
+        step = self.state.step
+        if step in self._known_evaluations:
+            return self._known_evaluations[step]
         try:
-            figures = dict(self.objective.evaluate(self.engines, step))
+            metrics = dict(self.objective.evaluate(self.engines, step))
         except Interrupted:
             self._stop()
-        if figures and self.rank.ctx and step > self._evaluated:
-            self.rank.ctx.metrics(step, self._named(figures))
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            self._say(f"step {step}: {shown}")
-        return figures
+        if metrics and self.rank.ctx and step > self._evaluated_step:
+            self.rank.ctx.metrics(step, self._prefixed(metrics))
+            values = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+            self._log(f"step {step}: {values}")
+        return metrics
 
     def _save(self, *, wait: bool) -> None:
-        if self.saves is None:
+        if self.checkpoints is None:
             return
-        position = self.position
-        if self.saves.saved_step != position.step:
-            self.saves.save(
-                position.step,
+        state = self.state
+        if self.checkpoints.saved_step != state.step:
+            self.checkpoints.save(
+                state.step,
                 self.engines,
                 {
-                    "loop": asdict(position),
+                    "loop": state.state_dict(),
                     "engines": {key: engine.state_dict() for key, engine in self.engines.items()},
                     "objective": self.objective.state_dict(),
-                    "last": self._last,
+                    "last": self._last_metrics,
                 },
-                anchor=self._due(self.settings.checkpoint_interval) and not position.bad,
+                for_rollback=self._is_due(self.settings.checkpoint_interval)
+                and not state.bad_steps,
             )
         if wait:
-            self.saves.wait()
+            self.checkpoints.wait()
 
-    def _committed(self, step: int) -> None:
+    def _report_commit(self, step: int) -> None:
         if self.rank.ctx:
             self.rank.ctx.resume_point(step, self.settings.steps)
 
-    def _resume(self) -> None:
-        saved = self.saves.newest() if self.saves else None
-        if saved:
-            self._take_up(saved)
-            self._say(f"going on from step {self.position.step} of {self.settings.steps}")
-        self._rewind()
+    def _truncate_series(self) -> None:
+        """Have every step once in the series, and read which evaluations it holds.
 
-    def _rewind(self) -> None:
-        """Have every step once in the series, and learn what it holds. Where several trainings
-        share it, what is there stays: the steps that are made again make the same numbers."""
-        ctx, step, known = self.rank.ctx, self.position.step, {}
+        Series that several trainings share are not truncated: repeated steps compute the same
+        numbers again.
+        """
+        ctx, step, known = self.rank.ctx, self.state.step, {}
         if ctx:
             if not self.prefix:
                 ctx.truncate_series(step)
-            points = self._points(ctx)
-            tested = [(at, point) for at, point in points if _tested(point)]
-            self._reported = max((at for at, _ in points), default=-1)
-            self._evaluated = max((at for at, _ in tested), default=-1)
-            known = {at: _tested(point) for at, point in tested if at == step}
-        self._known = self.rank.broadcast(known)
+            length = len(self.prefix)
+            points = [
+                (point["step"], own)
+                for point in read_series(ctx.observed / "metrics.jsonl")
+                if (own := {k[length:]: v for k, v in point.items() if k.startswith(self.prefix)})
+            ]
+            evaluations = [(at, _eval_metrics(point)) for at, point in points]
+            self._reported_step = max((at for at, _ in points), default=-1)
+            self._evaluated_step = max((at for at, found in evaluations if found), default=-1)
+            known = {at: found for at, found in evaluations if found and at == step}
+        self._known_evaluations = self.rank.broadcast(known)
 
-    def _points(self, ctx: Context) -> list[tuple[int, dict[str, float]]]:
-        """What the series holds of this training: steps, and figures by their own names."""
-        cut = len(self.prefix)
-        return [
-            (point["step"], mine)
-            for point in read_series(ctx.observed / "metrics.jsonl")
-            if (mine := {key[cut:]: v for key, v in point.items() if key.startswith(self.prefix)})
-        ]
-
-    def _take_up(self, saved: Saved) -> None:
-        assert self.saves is not None
-        extra: dict[str, Any] = self.saves.load(saved, self.engines)
-        self.position = Position(**extra["loop"])
-        self._last = extra["last"]
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        assert self.checkpoints
+        extra: dict[str, Any] = self.checkpoints.load(checkpoint, self.engines)
+        self.state = TrainerState.from_state_dict(extra["loop"])
+        self._last_metrics = extra["last"]
         for key, state in extra.get("engines", {}).items():
             self.engines[key].load_state_dict(state)
         self.objective.load_state_dict(extra["objective"])
 
     def _roll_back(self) -> None:
-        """Go back to the newest anchor and on to data beyond the bad.
+        """Restore the newest scheduled checkpoint, and continue beyond the data that broke it.
 
         Raises:
-            Failure: there is none, or it was done often enough.
+            Failure: there is none, or no rollback is left.
         """
-        now = self.position
-        saved = None
+        now = self.state
+        checkpoint = None
         self.rank.progress.step_seconds = 0.0  # reading may take longer than a step
-        if now.rollbacks < self.settings.max_rollbacks and self.saves:
-            saved = self.saves.newest(anchor=True)
-        if saved is None:
+        if now.rollbacks < self.settings.max_rollbacks and self.checkpoints:
+            checkpoint = self.checkpoints.latest(for_rollback=True)
+        if checkpoint is None:
             raise Failure(
-                f"{now.bad} steps in a row went wrong, up to step {now.step}: {now.why}",
+                f"{now.bad_steps} bad steps in a row, up to step {now.step}: {now.last_problem}",
                 where=self.rank.stage,
-                remedy="lower train.lr, lengthen train.warmup_steps, or look at the data; "
-                "train.spike_sigma says what stands out",
+                remedy="lower train.lr, increase train.warmup_steps, or check the data; "
+                "train.spike_sigma sets what counts as a spike",
             )
-        self._take_up(saved)
-        self.position.offset = now.step + now.offset - self.position.step
-        self.position.rollbacks = now.rollbacks + 1
-        self.position.skipped = now.skipped
-        self._say(f"back to step {self.position.step}, leaping over the data up to {now.step}")
-        self._rewind()
+        self._restore(checkpoint)
+        self.state.data_offset = now.step + now.data_offset - self.state.step
+        self.state.rollbacks = now.rollbacks + 1
+        self.state.skipped_steps = now.skipped_steps
+        self._log(f"back to step {self.state.step}, skipping the data up to step {now.step}")
+        self._truncate_series()
 
     def _export(self, out: Path) -> None:
-        with ExitStack() as gathered:
+        with ExitStack() as stack:
             for engine in self.engines.values():
-                gathered.enter_context(engine.fp32_master_weights())
+                stack.enter_context(engine.fp32_master_weights())
             if self.rank.is_main:
                 self.objective.export(self.engines, out)
         self.rank.barrier()
 
-    def _report(self, figures: Metrics) -> None:
-        self._last = {key: figures[key] for key in ("loss",) if key in figures}
+    def _report(self, metrics: Metrics) -> None:
+        self._last_metrics = {"loss": metrics["loss"]} if "loss" in metrics else {}
         ctx = self.rank.ctx
         if ctx is None:
             return
-        step, steps = self.position.step, self.settings.steps
-        if step > self._reported:
-            ctx.metrics(step, self._named(figures))
-        each = (time.monotonic() - self._begun) / (step - self._first or 1)
-        live = {key: figures[key] for key in ("loss", "tokens_per_second") if key in figures}
-        ctx.progress(step, steps, "step", eta=each * (steps - step), **live)
+        step, steps = self.state.step, self.settings.steps
+        if step > self._reported_step:
+            ctx.metrics(step, self._prefixed(metrics))
+        per_step = (time.monotonic() - self._started_at) / (step - self._first_step or 1)
+        live = {key: metrics[key] for key in ("loss", "tokens_per_second") if key in metrics}
+        ctx.progress(step, steps, "step", eta=per_step * (steps - step), **live)
 
-    def _named(self, figures: Mapping[str, float]) -> dict[str, float]:
-        return {f"{self.prefix}{key}": float(value) for key, value in figures.items()}
+    def _prefixed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {f"{self.prefix}{key}": float(value) for key, value in metrics.items()}
 
-    def _say(self, message: str) -> None:
+    def _log(self, message: str) -> None:
         if self.rank.ctx:
-            self.rank.ctx.log(f"{self.prefix}{message}" if self.prefix else message)
+            self.rank.ctx.log(f"{self.prefix}{message}")
 
 
-def _tested(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an evaluation among those of a point of the series."""
-    return {key: float(value) for key, value in figures.items() if key.startswith("eval_")}
+def _eval_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of an evaluation among all metrics of a step."""
+    return {key: float(value) for key, value in metrics.items() if key.startswith("eval_")}

@@ -22,7 +22,7 @@ from pipeline.stage import Workers
 from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
-from stages.training.trainer import Fit
+from stages.training.trainer import Trainer
 from stages.training.training_params import TrainSection
 
 EVERY = 6
@@ -43,14 +43,14 @@ def saving(rank: Rank, saves: int, folder: Path) -> dict[str, list[float]]:
     objective = Language(LARGE.config)
     trainables = objective.setup(rank, settings, 0)
     engines = {name: Engine(name, t, settings, rank) for name, t in trainables.items()}
-    fit = Fit(rank, objective, settings, 0, "saving", engines, folder)
+    fit = Trainer(rank, objective, settings, 0, "saving", engines, folder)
     found: dict[str, list[float]] = {"plain": [], "copy": [], "after": []}
     for number in range(1, EVERY * (saves + 2)):
         rank.barrier()
         start = time.perf_counter()
         fit._step()
         step = time.perf_counter()
-        fit._between()
+        fit._after_step()
         rank.barrier()
         if number < 2 * EVERY:  # buffers, pages, caches
             continue

@@ -40,8 +40,8 @@ from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
 from stages.training.step_result import StepResult
-from stages.training.throughput import gemm_peak
-from stages.training.trainer import Fit
+from stages.training.throughput import measure_peak_flops
+from stages.training.trainer import Trainer
 from stages.training.training_params import TrainSection
 
 Step = Callable[[int], dict[str, float]]
@@ -103,11 +103,11 @@ def ours(rank: Rank, pairs: Path) -> Step:
     objective = Numbered(pairs, pairs, SHAPE)
     trainables = objective.setup(rank, settings, 0)
     engines = {name: Engine(name, t, settings, rank) for name, t in trainables.items()}
-    fit = Fit(rank, objective, settings, 0, "clip", engines, None)
+    fit = Trainer(rank, objective, settings, 0, "clip", engines, None)
 
     def step(number: int) -> dict[str, float]:
         fit._step()
-        fit._between()
+        fit._after_step()
         return objective.told
 
     return step
@@ -164,7 +164,7 @@ def main(repeats: int) -> None:
                 if number > 1:
                     spent[name].append(time.perf_counter() - begun)
                     waits += [found["data_share"]] if name == "Headwater" else []
-        show(spent, waits, gemm_peak(rank.device, torch.float32))
+        show(spent, waits, measure_peak_flops(rank.device, torch.float32))
     rank.leave()
 
 

@@ -29,7 +29,7 @@ from stages.training.engine import Engine
 from stages.training.objective import Trainable
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
-from stages.training.trainer import Fit
+from stages.training.trainer import Trainer
 from stages.training.training_params import TrainSection
 
 BATCHES = (4, 16)
@@ -81,11 +81,11 @@ def trainer(rank: Rank, config: LlamaConfig, batch: int) -> Callable[[], None]:
     objective = Windowed(config)
     trainables = objective.setup(rank, settings, 0)
     engines = {name: Engine(name, t, settings, rank) for name, t in trainables.items()}
-    fit = Fit(rank, objective, settings, 0, f"experts{spread}", engines, None)
+    fit = Trainer(rank, objective, settings, 0, f"experts{spread}", engines, None)
 
     def step() -> None:
         fit._step()
-        fit._between()
+        fit._after_step()
 
     return step
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from stages.models.gpt2.modeling_gpt2 import GPTConfig
 from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.ranks.rank import Rank
-from stages.training.throughput import gemm_peak
+from stages.training.throughput import measure_peak_flops
 
 Step = Callable[[int], float]
 KINDS = {
@@ -150,7 +150,7 @@ def main(repeats: int) -> None:
             step(number)
             if number > 1:
                 spent[name].append(time.perf_counter() - begun)
-    peak = gemm_peak(rank.device, torch.float32)
+    peak = measure_peak_flops(rank.device, torch.float32)
     tokens = work.batch * work.config.context_length
     rates = {name: tokens / statistics.median(times) for name, times in spent.items()}
     print(f"measured GEMM peak {peak / 1e9:.0f} GFLOP/s, {work.config.parameters / 1e6:.1f} M")

@@ -52,7 +52,7 @@ from stages.training.planning.memory_model import memory
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.supervised import SupervisedObjective
-from stages.training.trainer import Fit
+from stages.training.trainer import Trainer
 from stages.training.training_params import TrainSection
 
 DENSE = GPTConfig(vocab_size=8192, context_length=256, num_layers=6, hidden_size=384, num_heads=6)
@@ -236,7 +236,7 @@ def _measured(rank: Rank, case: Case | ClipCase) -> Seen:
     objective, settings = case.objective, case.settings
     trainable = objective.setup(rank, settings, 0)["model"]
     engines = {"model": Engine("model", trainable, settings, rank)}
-    fit = Fit(rank, objective, settings, 0, "", engines, None)
+    fit = Trainer(rank, objective, settings, 0, "", engines, None)
     fit._step()  # ZeRO 3 learns in what order weights are needed, and sends more
     written = _written()
     fit._step()

@@ -33,7 +33,7 @@ from stages.training.objective import Batch, Loss, Trainable
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.supervised import SupervisedObjective
-from stages.training.trainer import Fit
+from stages.training.trainer import Trainer
 from stages.training.training_params import TrainSection
 
 
@@ -125,11 +125,11 @@ def ours(rank: Rank, zero: int, work: Work) -> Callable[[int], float]:
     objective = Language(work.config)
     trainables = objective.setup(rank, settings, 0)
     engines = {name: Engine(name, t, settings, rank) for name, t in trainables.items()}
-    fit = Fit(rank, objective, settings, 0, f"zero{zero}", engines, None)
+    fit = Trainer(rank, objective, settings, 0, f"zero{zero}", engines, None)
 
     def step(number: int) -> float:
         fit._step()
-        fit._between()
+        fit._after_step()
         return fit._last["loss"]
 
     return step

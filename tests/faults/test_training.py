@@ -27,7 +27,7 @@ from pipeline.context import Context, read_series
 from pipeline.errors import Failure, HeadwaterError, InputError, StageStalled, WorkerDied
 from pipeline.stage import Workers
 from stages.objectives.contrastive import ContrastiveObjective
-from stages.training.checkpoint import Checkpoints
+from stages.training.checkpoint import CheckpointManager
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.watchdog import WatchdogSection
 from stages.training.ranks.worker_group import WorkerGroup
@@ -74,8 +74,8 @@ def states(steps: int) -> list[PlainEngine]:
 
 def save_two(folder: Path, at: int, forever: bool, error: int) -> int:
     """Two good saves, then two while the n-th file operation fails; how many operations."""
-    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep=2)
-    saves.newest()
+    engine, saves = PlainEngine(), CheckpointManager(folder, Rank(), keep_latest=2)
+    saves.latest()
     with pytest.MonkeyPatch.context() as patch:
         refusing = Refusing(patch, 0, forever, error)
         for step in (1, 2, 3, 4):
@@ -106,8 +106,8 @@ def test_the_newest_checkpoint_loads_whatever_operation_fails(
     for at in range(1, total + 1):
         folder = tmp_path / str(at)
         save_two(folder, at, forever, error)
-        saves = Checkpoints(folder, Rank(), 2)
-        found = saves.newest()
+        saves = CheckpointManager(folder, Rank(), 2)
+        found = saves.latest()
         assert found is not None, f"nothing is left after a failure at operation {at}"
         assert found.step >= 2
         engine = PlainEngine(seed=9)
@@ -117,8 +117,8 @@ def test_the_newest_checkpoint_loads_whatever_operation_fails(
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
-    saves.newest()
+    engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), 2)
+    saves.latest()
     Refusing(monkeypatch, 1, True, errno.ENOSPC)
     saves.save(1, {"model": engine}, {})  # type: ignore[dict-item]
     with pytest.raises(Failure, match="is full"):
@@ -230,7 +230,7 @@ def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
     assert losses(tmp_path, "hit_loss") == losses(tmp_path, "calm_loss")
     assert len(losses(tmp_path, "hit_loss")) == 12
     hit_last, calm_last = (
-        Checkpoints(both.checkpoints(name), Rank(), 2).newest() for name in ("hit", "calm")
+        CheckpointManager(both.checkpoints(name), Rank(), 2).latest() for name in ("hit", "calm")
     )
     assert hit_last is not None
     assert calm_last is not None

@@ -31,9 +31,9 @@ from stages.models.clip.configuration_clip import ResNetConfig
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
 from stages.objectives.contrastive import ContrastiveObjective
-from stages.training.checkpoint import Checkpoints, Reader
-from stages.training.data_order import mix
-from stages.training.lr_schedule import factor
+from stages.training.checkpoint import CheckpointManager, CheckpointReader
+from stages.training.data_order import derive_seed
+from stages.training.lr_schedule import lr_scale
 from stages.training.ranks.rank import Rank
 from stages.training.trainer import fit
 
@@ -81,7 +81,7 @@ def hot(world: Path) -> Hot:
 def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[float]]:
     """Losses, scales and their weight after each step of a loop in plain PyTorch, set back as the
     published code does: no engine, no shards, one process, one batch, no limit in the model."""
-    torch.manual_seed(mix(SEED))
+    torch.manual_seed(derive_seed(SEED))
     model = hot.heated(CLIP(hot.config).train())
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.2},
@@ -106,7 +106,7 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[flo
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), made.clip)
         for group in adam.param_groups:
-            group["lr"] = made.lr * factor(made, step)
+            group["lr"] = made.lr * lr_scale(made, step)
         adam.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=model.log_scale_limit)
@@ -242,9 +242,9 @@ def test_half_precision_trains_as_float32_does(
     assert found == pytest.approx(losses, abs=0.02)
     assert found != pytest.approx(losses, abs=1e-5), "rounded"
     assert found[8] < found[1] - 0.3
-    saved = Checkpoints(pair.checkpoints(name), Rank(), 2).newest()
+    saved = CheckpointManager(pair.checkpoints(name), Rank(), 2).latest()
     assert saved is not None
-    masters, weights = Reader(saved), load_clip(tmp_path).state_dict()
+    masters, weights = CheckpointReader(saved), load_clip(tmp_path).state_dict()
     for key, value in weights.items():
         kept = masters.read(f"model/fp32/{key}", 0, value.numel())
         assert torch.equal(value.flatten(), kept), key

@@ -17,8 +17,8 @@ from rank_groups import Room, copy_due, room
 from training_cases import Bucketed, HalfRouted, Routed, fit_in_parts, routed_config
 
 from pipeline.errors import InputError
-from stages.training.checkpoint import Checkpoints, Reader
-from stages.training.data_order import mix
+from stages.training.checkpoint import CheckpointManager, CheckpointReader
+from stages.training.data_order import derive_seed
 from stages.training.ranks.rank import Rank
 from stages.training.trainer import fit
 from stages.training.training_params import TrainSection
@@ -122,9 +122,9 @@ def test_spread_experts_train_in_half_precision_as_in_float32(
     found = rooms[layout].series(name, "loss")
     assert found == pytest.approx(wanted(rooms, "loss", SHORT), abs=0.02)
     assert found != pytest.approx(wanted(rooms, "loss", SHORT), abs=1e-5), "rounded"
-    saved = Checkpoints(rooms[layout].checkpoints(name), Rank(), 2).newest()
+    saved = CheckpointManager(rooms[layout].checkpoints(name), Rank(), 2).latest()
     assert saved is not None
-    masters = Reader(saved)
+    masters = CheckpointReader(saved)
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
     for key, value in weights.items():
         kept = masters.read(f"model/fp32/{key}", 0, value.numel())
@@ -161,7 +161,7 @@ def test_weights_move_at_the_rates_of_their_kinds(
     rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"rates-{layout}", out=tmp_path)
     rate = rooms[layout].series(f"rates-{layout}", "lr")[1]
     after = torch.load(tmp_path / "weights.pt", weights_only=True)
-    torch.manual_seed(mix(3))
+    torch.manual_seed(derive_seed(3))
     model = Routed().setup(Rank(), made, 3)["model"].module
     for name, weight in model.named_parameters():
         moved = float((after[name] - weight.detach()).abs().median())

@@ -16,7 +16,7 @@ from pipeline.errors import Interrupted
 from stages.alignment.reward_evaluation import mean_score
 from stages.models.hf_export import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
-from stages.training.checkpoint import Checkpoints, Reader
+from stages.training.checkpoint import CheckpointManager, CheckpointReader
 from stages.training.ranks.rank import Rank
 from stages.training.trainer import fit
 from stages.training.training_params import TrainSection
@@ -45,7 +45,7 @@ def stopped(where: Room, objective: Toy, made: TrainSection, name: str) -> str:
 
 def last(where: Room, name: str) -> dict[str, Any]:
     """The final checkpoint's manifest: hashes of all weights and moments, and the loop's state."""
-    found = Checkpoints(where.checkpoints(name), Rank(), 9).newest()
+    found = CheckpointManager(where.checkpoints(name), Rank(), 9).latest()
     assert found is not None
     return dict(found.manifest)
 
@@ -131,11 +131,13 @@ def test_bfloat16_keeps_and_resumes_float32_weights(pair: Room, zero: int) -> No
     stopped(pair, Toy(stop_at=2), made, name)
     pair.group.run(fit, Toy(), made, seed=5, name=name)
     assert last(pair, name) == last(pair, f"{name}-calm")
-    found = Checkpoints(pair.checkpoints(name), Rank(), 9).newest()
+    found = CheckpointManager(pair.checkpoints(name), Rank(), 9).latest()
     assert found is not None
     shapes = found.manifest["engines"]["model"]["shapes"]
     for kind in ("fp32", "exp_avg", "exp_avg_sq"):
-        weight = Reader(found).read(f"model/{kind}/wte.weight", 0, math.prod(shapes["wte.weight"]))
+        weight = CheckpointReader(found).read(
+            f"model/{kind}/wte.weight", 0, math.prod(shapes["wte.weight"])
+        )
         assert weight.dtype == torch.float32
         rounded = weight == weight.bfloat16().float()
         assert rounded.float().mean() < 0.1, f"{kind} lost its lower bits"
@@ -160,9 +162,9 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
     scorer = load_reward_model(tmp_path / "out")
     best = [ranking.best_response for ranking in objective.rankings[:20]]
     assert mean_score(scorer, best, torch.device("cpu")) == pytest.approx(0, abs=1e-5)
-    found = Checkpoints(pair.checkpoints(name), Rank(), 9).newest()
+    found = CheckpointManager(pair.checkpoints(name), Rank(), 9).latest()
     assert found is not None
     for weight in ("body.wte.weight", "score.weight", "body.h.0.mlp.c_fc.weight"):
         exported = scorer.get_parameter(weight).detach()
-        trained = Reader(found).read(f"model/fp32/{weight}", 0, exported.numel())
+        trained = CheckpointReader(found).read(f"model/fp32/{weight}", 0, exported.numel())
         assert torch.equal(exported.flatten(), trained)

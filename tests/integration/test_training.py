@@ -31,7 +31,7 @@ from training_cases import (
 from pipeline.context import Context
 from pipeline.errors import Failure, Interrupted, WorkerDied
 from pipeline.stage import Workers
-from stages.training.checkpoint import Checkpoints, Reader
+from stages.training.checkpoint import CheckpointManager, CheckpointReader
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.watchdog import WatchdogSection
 from stages.training.ranks.worker_group import WorkerGroup
@@ -142,42 +142,52 @@ def test_clipping_is_that_of_plain_pytorch_in_each_form(
         assert found == pytest.approx(wanted, abs=2e-5), name
 
 
-WITH_MUON = ["single", "zero-0", "zero-1", "zero-2"]
+WITH_OPTIMIZER = {"muon": LAYOUTS[:-1], "lion": LAYOUTS}
 
 
-@pytest.fixture(scope="module")
-def turned(rooms: dict[str, Room]) -> dict[str, dict[int, float]]:
-    """The losses of a training with Muon on each layout."""
-    runs = {}
-    for layout in WITH_MUON:
-        made = settings(layout, optimizer="muon", steps=12, checkpoint_interval=8)
-        rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"muon-{layout}")
-        runs[layout] = rooms[layout].series(f"muon-{layout}", "loss")
-    return runs
+def settings_of(optimizer: str, layout: str, **fields: object) -> TrainSection:
+    rate = {"muon": 3e-3, "lion": 3e-4}[optimizer]
+    return settings(layout, optimizer=optimizer, lr=rate, steps=12, **fields)
 
 
-def test_muon_is_the_same_on_every_layout(
-    turned: dict[str, dict[int, float]], straight: dict[int, float]
+@pytest.fixture(scope="module", params=WITH_OPTIMIZER)
+def trained_with(
+    request: pytest.FixtureRequest, rooms: dict[str, Room]
+) -> tuple[str, dict[str, dict[int, float]]]:
+    """An optimizer, and the losses of a training with it on each layout that it supports."""
+    optimizer, runs = request.param, {}
+    for layout in WITH_OPTIMIZER[optimizer]:
+        made = settings_of(optimizer, layout, checkpoint_interval=8)
+        rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"{optimizer}-{layout}")
+        runs[layout] = rooms[layout].series(f"{optimizer}-{layout}", "loss")
+    return optimizer, runs
+
+
+def test_other_optimizers_are_the_same_on_every_layout(
+    trained_with: tuple[str, dict[str, dict[int, float]]], straight: dict[int, float]
 ) -> None:
-    """Matrices that two ranks keep halves of are turned whole; torch's own, which rounds to
-    bfloat16, comes near."""
-    wanted = turned["single"]
-    for layout, losses in turned.items():
+    """With Muon, matrices of which two ranks hold halves are orthogonalized whole; torch's Muon,
+    which rounds to bfloat16, comes near. Lion is written out."""
+    optimizer, runs = trained_with
+    wanted = runs["single"]
+    for layout, losses in runs.items():
         assert losses == pytest.approx(wanted, abs=1e-4), layout
-    plainly = plain_losses(settings(optimizer="muon", steps=12), 3)
-    assert list(wanted.values()) == pytest.approx(plainly, abs=5e-3)
+    plainly = plain_losses(settings_of(optimizer, "single"), 3)
+    assert list(wanted.values()) == pytest.approx(
+        plainly, abs=5e-3 if optimizer == "muon" else 1e-4
+    )
     assert wanted[12] != pytest.approx(straight[12], abs=2e-2)
 
 
-def test_a_checkpoint_of_muon_continues_on_any_layout(
-    rooms: dict[str, Room], turned: dict[str, dict[int, float]]
+def test_checkpoints_of_other_optimizers_continue_on_any_layout(
+    rooms: dict[str, Room], trained_with: tuple[str, dict[str, dict[int, float]]]
 ) -> None:
-    rest = {step: loss for step, loss in turned["single"].items() if step > 8}
-    for then, now in pairwise([layout for layout in TOUR if layout in WITH_MUON]):
-        name = f"muon-{then}-to-{now}"
-        copy_due(rooms[then].checkpoints(f"muon-{then}"), 8, rooms[now].checkpoints(name))
-        made = settings(now, optimizer="muon", steps=12)
-        rooms[now].group.run(fit, Toy(), made, seed=3, name=name)
+    optimizer, runs = trained_with
+    rest = {step: loss for step, loss in runs["single"].items() if step > 8}
+    for then, now in pairwise([layout for layout in TOUR if layout in WITH_OPTIMIZER[optimizer]]):
+        name = f"{optimizer}-{then}-to-{now}"
+        copy_due(rooms[then].checkpoints(f"{optimizer}-{then}"), 8, rooms[now].checkpoints(name))
+        rooms[now].group.run(fit, Toy(), settings_of(optimizer, now), seed=3, name=name)
         assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
 
 
@@ -242,9 +252,9 @@ def test_half_precision_trains_as_float32_does(pair: Room, dtype: str, tmp_path:
         found = pair.series(name, "loss")
         assert found == pytest.approx(wanted, abs=0.02), zero
         assert found != pytest.approx(wanted, abs=1e-5), "rounded"
-        saved = Checkpoints(pair.checkpoints(name), Rank(), 2).newest()
+        saved = CheckpointManager(pair.checkpoints(name), Rank(), 2).latest()
         assert saved is not None
-        masters, rounded = Reader(saved), getattr(torch, dtype)
+        masters, rounded = CheckpointReader(saved), getattr(torch, dtype)
         weights = torch.load(tmp_path / name / "weights.pt", weights_only=True)
         for key, value in weights.items():
             kept = masters.read(f"model/fp32/{key}", 0, value.numel())
@@ -328,7 +338,7 @@ def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
 
 def test_checkpoints_hold_a_like_share_of_each_rank(pair: Room, trained: dict[str, Path]) -> None:
     for layout in trained:
-        found = Checkpoints(pair.checkpoints(layout), Rank(), 2).newest()
+        found = CheckpointManager(pair.checkpoints(layout), Rank(), 2).latest()
         assert found is not None
         sizes = [f["size"] for f in found.manifest["files"] if f["name"].startswith("rank-")]
         assert len(sizes) == 2
@@ -461,7 +471,7 @@ def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     ) as caught:
         pair.group.run(fit, bad, made, seed=3, name="hopeless")
     assert "lower train.lr" in caught.value.remedy
-    found = Checkpoints(pair.checkpoints("hopeless"), Rank(), 2).newest()
+    found = CheckpointManager(pair.checkpoints("hopeless"), Rank(), 2).latest()
     assert found is not None
     assert found.step == 2, "nothing was saved while the gradient was bad"
 

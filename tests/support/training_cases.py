@@ -370,11 +370,11 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     """The losses of a loop in plain PyTorch: no engine, no shards, one process, one batch."""
     import torch
 
-    from stages.training.data_order import mix
-    from stages.training.lr_schedule import factor
+    from stages.training.data_order import derive_seed
+    from stages.training.lr_schedule import lr_scale
     from stages.training.ranks.rank import Rank
 
-    torch.manual_seed(mix(seed))
+    torch.manual_seed(derive_seed(seed))
     objective = Toy()
     model = objective.setup(Rank(), settings, seed)["model"].module
     turned = [p for p in model.h.parameters() if p.ndim == 2 and settings.optimizer == "muon"]
@@ -386,6 +386,8 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     ]
     betas = (settings.beta1, settings.beta2)
     optimizers: list[Any] = [torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.eps)]
+    if settings.optimizer == "lion":
+        optimizers = [PlainLion(groups, betas)]
     if turned:
         optimizers += [torch.optim.Muon(turned, 1.0, adjust_lr_fn="match_rms_adamw")]
     losses = []
@@ -398,10 +400,28 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
         clip_plainly(model, settings)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * factor(settings, step)
+                group["lr"] = settings.lr * lr_scale(settings, step)
             optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+class PlainLion:
+    """Algorithm 2 of Chen et al. 2023, written out."""
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
+        self.param_groups, self.betas = groups, betas
+        self.momentum: dict[int, Any] = {}
+
+    def step(self) -> None:
+        import torch
+
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.momentum.get(id(p), torch.zeros_like(p))
+                c = self.betas[0] * m + (1 - self.betas[0]) * p.grad
+                p.data = p.data - group["lr"] * (c.sign() + group["weight_decay"] * p.data)
+                self.momentum[id(p)] = self.betas[1] * m + (1 - self.betas[1]) * p.grad
 
 
 def clip_plainly(model: Any, settings: Any) -> None:

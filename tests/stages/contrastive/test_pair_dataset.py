@@ -43,9 +43,9 @@ def test_a_view_is_a_function_of_its_number(views):
 
 def test_no_step_holds_a_pair_twice_and_what_is_left_over_changes(views):
     assert views.steps_per_epoch == 2
-    from stages.training.data_order import Shuffled, mix
+    from stages.training.data_order import Shuffled, derive_seed
 
-    order = Shuffled(range(21), mix(5, 1))
+    order = Shuffled(range(21), derive_seed(5, 1))
     missed = []
     for epoch in range(4):
         seen = []

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, at any number of ranks, or not at all."""
+"""CheckpointManager: what was saved comes back, at any number of ranks, or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from plain_engine import PlainEngine, same
 
 from pipeline.errors import Failure
 from stages.training import checkpoint as ck
-from stages.training.checkpoint import Checkpoints
+from stages.training.checkpoint import CheckpointManager
 from stages.training.ranks.rank import Rank
 
 
 def saved(
     folder: Path, steps: int = 3, keep: int = 2, every: int = 0
-) -> tuple[Checkpoints, PlainEngine]:
-    """Checkpoints at steps 1..steps of one engine."""
-    engine, saves = PlainEngine(), Checkpoints(folder, Rank(), keep, checkpoint_keep_interval=every)
-    assert saves.newest() is None
+) -> tuple[CheckpointManager, PlainEngine]:
+    """CheckpointManager at steps 1..steps of one engine."""
+    engine, saves = PlainEngine(), CheckpointManager(folder, Rank(), keep, keep_interval=every)
+    assert saves.latest() is None
     for step in range(1, steps + 1):
         engine.train(1)
         saves.save(step, {"model": engine}, {"loop": {"step": step}})  # type: ignore[dict-item]
@@ -32,16 +32,16 @@ def saved(
 
 
 def test_weights_moments_counts_and_extra_state_come_back(tmp_path: Path) -> None:
-    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), keep=2)
-    saves.newest()
+    engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), keep_latest=2)
+    saves.latest()
     engine.train(4)
     extra = {"controller": {"beta": 0.25, "mean": torch.arange(3.0)}, "names": ["a", None]}
     saves.save(4, {"model": engine}, extra)  # type: ignore[dict-item]
-    found = saves.newest()
+    found = saves.latest()
     assert found is not None
     assert found.step == 4
     other = PlainEngine(seed=9)
-    back = Checkpoints(tmp_path, Rank(), 2).load(found, {"model": other})  # type: ignore[dict-item]
+    back = CheckpointManager(tmp_path, Rank(), 2).load(found, {"model": other})  # type: ignore[dict-item]
     assert same(engine, other)
     assert repr(back) == repr(extra)
     engine.train(3, seed=5)
@@ -59,14 +59,14 @@ def test_saving_copies_so_that_training_goes_on_meanwhile(
         return write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ck.safetensors_io, "write", slow)
-    engine, twin, saves = PlainEngine(), PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
-    saves.newest()
+    engine, twin, saves = PlainEngine(), PlainEngine(), CheckpointManager(tmp_path, Rank(), 2)
+    saves.latest()
     engine.train(2)
     twin.train(2)
     saves.save(2, {"model": engine}, {})  # type: ignore[dict-item]
     engine.train(2)
     go.set()
-    found = saves.newest()
+    found = saves.latest()
     assert found is not None
     other = PlainEngine(seed=9)
     saves.load(found, {"model": other})  # type: ignore[dict-item]
@@ -89,15 +89,15 @@ def test_any_number_of_ranks_loads_what_any_number_saved(
             for f in engine.fragments()
             for kind, view in f.views.items()
         }
-        ck.write_share(folder, rank, share, facts, {})
-    ck.commit(folder, facts, ck.gather_notes(folder, then))
+        ck.write_rank_files(folder, rank, share, facts, {})
+    ck.commit(folder, facts, ck.wait_for_completion_files(folder, then))
     numbers = sum(f.count for engine in engines for f in engine.fragments())
     assert numbers == sum(p.numel() for p in engines[0].module.parameters())
     for rank in range(now):
-        found = Checkpoints(tmp_path, Rank(), 2).newest()
+        found = CheckpointManager(tmp_path, Rank(), 2).latest()
         assert found is not None
         other = PlainEngine(seed=9, rank=Rank(rank, now))
-        Checkpoints(tmp_path, Rank(rank), 2).load(found, {"m": other})  # type: ignore[dict-item]
+        CheckpointManager(tmp_path, Rank(rank), 2).load(found, {"m": other})  # type: ignore[dict-item]
         assert same(engines[0], other)
 
 
@@ -116,12 +116,12 @@ def test_those_of_every_nth_step_are_kept_too(tmp_path: Path) -> None:
 
 
 def test_the_newest_anchor_is_kept_and_found_behind_what_an_interrupt_left(tmp_path: Path) -> None:
-    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), keep=1)
-    saves.newest()
+    engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), keep_latest=1)
+    saves.latest()
     for step, anchor in ((5, True), (10, True), (13, False), (17, False)):
         engine.train(1)
-        saves.save(step, {"model": engine}, {}, anchor=anchor)  # type: ignore[dict-item]
-    newest, anchored = saves.newest(), saves.newest(anchor=True)
+        saves.save(step, {"model": engine}, {}, for_rollback=anchor)  # type: ignore[dict-item]
+    newest, anchored = saves.latest(), saves.latest(for_rollback=True)
     assert newest is not None
     assert anchored is not None
     assert (newest.step, anchored.step) == (17, 10)
@@ -130,8 +130,8 @@ def test_the_newest_anchor_is_kept_and_found_behind_what_an_interrupt_left(tmp_p
 
 def test_without_an_anchor_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
     saves, _ = saved(tmp_path)
-    assert saves.newest(anchor=True) is None
-    assert saves.newest() is not None
+    assert saves.latest(for_rollback=True) is None
+    assert saves.latest() is not None
 
 
 def test_a_checkpoint_that_knows_nothing_of_anchors_is_still_taken_up(tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_a_checkpoint_that_knows_nothing_of_anchors_is_still_taken_up(tmp_path: 
     manifest = json.loads(path.read_text())
     del manifest["anchor"], manifest["seal"]
     path.write_text(json.dumps({**manifest, "seal": ck._seal(manifest)}))
-    saves = Checkpoints(tmp_path, Rank(), 2)
-    found = saves.newest()
+    saves = CheckpointManager(tmp_path, Rank(), 2)
+    found = saves.latest()
     assert found is not None
     assert found.step == 3
-    assert saves.newest(anchor=True) is None
-    ck.prune(tmp_path, keep=1)
+    assert saves.latest(for_rollback=True) is None
+    ck.prune(tmp_path, keep_latest=1)
     assert [path.name for path in tmp_path.iterdir()] == ["000003-step-00000003"]
 
 
@@ -160,8 +160,8 @@ def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.M
         return write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ck.safetensors_io, "write", slow)
-    saves = Checkpoints(tmp_path, rank, 2)
-    saves.newest()
+    saves = CheckpointManager(tmp_path, rank, 2)
+    saves.latest()
     saves.save(1, {"model": PlainEngine()}, {})  # type: ignore[dict-item]
     saves.wait()
     assert rank.progress.waits >= 2
@@ -183,7 +183,7 @@ def test_a_flipped_bit_falls_back_to_the_one_before_and_says_so(
     data[int(place * len(data))] ^= 4
     path.write_bytes(data)
     said: list[str] = []
-    found = Checkpoints(tmp_path, Rank(), 2, said.append).newest()
+    found = CheckpointManager(tmp_path, Rank(), 2, log=said.append).latest()
     assert found is not None
     assert found.step == 2
     assert any(name in line for line in said)
@@ -200,7 +200,7 @@ def test_a_cut_or_missing_file_falls_back(tmp_path: Path, name: str, how: str) -
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    found = Checkpoints(tmp_path, Rank(), 2).newest()
+    found = CheckpointManager(tmp_path, Rank(), 2).latest()
     assert found is not None
     assert found.step == 2
 
@@ -208,10 +208,10 @@ def test_a_cut_or_missing_file_falls_back(tmp_path: Path, name: str, how: str) -
 def test_numbers_go_on_after_what_is_there(tmp_path: Path) -> None:
     """A save after a resume is newer than all saves before it, whatever its step."""
     saved(tmp_path, steps=3)
-    engine, saves = PlainEngine(), Checkpoints(tmp_path, Rank(), 2)
-    saves.newest()
+    engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), 2)
+    saves.latest()
     saves.save(1, {"model": engine}, {})  # type: ignore[dict-item]
-    found = saves.newest()
+    found = saves.latest()
     assert found is not None
     assert found.path.name == "000004-step-00000001"
 
@@ -219,22 +219,20 @@ def test_numbers_go_on_after_what_is_there(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_never_committed(tmp_path: Path) -> None:
     saves, engine = saved(tmp_path)
     said: list[str] = []
-    saves = Checkpoints(tmp_path, Rank(), 2, said.append)
-    saves.newest()
+    saves = CheckpointManager(tmp_path, Rank(), 2, log=said.append)
+    saves.latest()
     with torch.no_grad():
         next(engine.module.parameters())[0, 0] = torch.nan
     saves.save(4, {"model": engine}, {})  # type: ignore[dict-item]
-    found = saves.newest()
+    found = saves.latest()
     assert found is not None
     assert found.step == 3
-    assert said == [
-        "checkpoint 000004-step-00000004 is not kept: it holds numbers that are not finite"
-    ]
+    assert said == ["checkpoint 000004-step-00000004 is dropped: a number is not finite"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     saves, _ = saved(tmp_path)
-    found = saves.newest()
+    found = saves.latest()
     assert found is not None
     with pytest.raises(Failure, match=r"another model: model differs in 0\.bias, 0\.weight"):
         saves.load(found, {"model": PlainEngine(width=6)})  # type: ignore[dict-item]
@@ -244,16 +242,16 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_that_are_missing_are_missed(tmp_path: Path) -> None:
     saves, _ = saved(tmp_path)
-    found = saves.newest()
+    found = saves.latest()
     assert found is not None
     with pytest.raises(Failure, match="20 numbers are missing"):
-        ck.Reader(found).read("model/fp32/0.weight", 10, 30)
+        ck.CheckpointReader(found).read("model/fp32/0.weight", 10, 30)
 
 
 def test_a_rank_that_never_writes_is_named(tmp_path: Path) -> None:
-    ck.write_share(tmp_path, 0, {"a": torch.ones(2)}, {"step": 1}, {})
-    with pytest.raises(Failure, match="rank-1 did not write a share"):
-        ck.gather_notes(tmp_path, 2, patience=0.05)
+    ck.write_rank_files(tmp_path, 0, {"a": torch.ones(2)}, {"step": 1}, {})
+    with pytest.raises(Failure, match="rank-1 did not write its files"):
+        ck.wait_for_completion_files(tmp_path, 2, timeout=0.05)
 
 
 def test_a_save_that_failed_is_told_at_the_next(tmp_path: Path) -> None:
@@ -286,6 +284,6 @@ def test_a_manifest_that_the_disk_does_not_give_is_no_damage(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", refuse)
         with pytest.raises(Failure, match="cannot read: Input/output error"):
-            saves.newest()
+            saves.latest()
     assert sorted(path for path in tmp_path.rglob("*")) == before
-    assert saves.newest() is not None
+    assert saves.latest() is not None

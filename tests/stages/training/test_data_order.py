@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.training.data_order import Shuffled, micro_batches, mix
+from stages.training.data_order import Shuffled, derive_seed, micro_batches
 from stages.training.ranks.rank import Rank
 from stages.training.training_params import BatchSizeRampup, TrainSection
 
@@ -46,7 +46,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 def test_the_order_is_frozen() -> None:
     """A change here would silently change the data of every run that is resumed."""
     assert [Shuffled(range(10), 42)[i] for i in range(12)] == GOLDEN
-    assert mix(0, 1, 2) == GOLDEN_MIX
+    assert derive_seed(0, 1, 2) == GOLDEN_MIX
 
 
 GOLDEN = [3, 1, 6, 5, 8, 4, 7, 9, 0, 2, 8, 7]

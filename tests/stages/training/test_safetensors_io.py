@@ -39,22 +39,22 @@ def test_files_are_safetensors_and_hashed_as_written(tmp_path: Path) -> None:
 
 def test_files_are_read_piecewise(tmp_path: Path) -> None:
     safetensors_io.write(tmp_path / "x.safetensors", {"a": torch.arange(100).float()})
-    source = safetensors_io.Source(tmp_path / "x.safetensors")
-    assert source.sizes == {"a": 100}
+    source = safetensors_io.SafetensorsFile(tmp_path / "x.safetensors")
+    assert source.counts == {"a": 100}
     assert torch.equal(source.read("a", 40, 43), torch.tensor([40.0, 41.0, 42.0]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_one_bad_number_is_found(bad: float) -> None:
     values = torch.randn(1000)
-    assert safetensors_io.finite(values)
+    assert safetensors_io.is_finite(values)
     values[777] = bad
-    assert not safetensors_io.finite(values)
+    assert not safetensors_io.is_finite(values)
 
 
 def test_what_cannot_be_bad_is_fine() -> None:
-    assert safetensors_io.finite(torch.empty(0))
-    assert safetensors_io.finite(torch.arange(3))
+    assert safetensors_io.is_finite(torch.empty(0))
+    assert safetensors_io.is_finite(torch.arange(3))
 
 
 names = st.text("ab/'$é", max_size=4)
