@@ -1,4 +1,8 @@
-"""Connected components of row numbers, and the survivor of each."""
+"""Connected components of row numbers, and the survivor of each.
+
+The components are those of scipy, which names them by numbers of its own: here each has the name of
+its least row, so that forests of different shards can be merged.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ and 0.05 at 0.5. In a script without spaces a shingle is a run of characters, wi
 
 Bands and rows can be chosen from a threshold of similarity: the area under that curve below the
 threshold are false positives, the area above the curve beyond it false negatives, and the shape
-with the least weighted sum of both is chosen (as datasketch and text-dedup do).
+with the least weighted sum of both is chosen (as datasketch and text-dedup do). These libraries
+hash shingles one by one in Python; here a signature is array arithmetic on hashes of words.
 """
 
 from __future__ import annotations
