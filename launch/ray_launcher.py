@@ -171,7 +171,7 @@ class EmbeddedRay:
         try:
             with preserve_signal_handlers():
                 ray.init(
-                    address="local",  # without an address, Ray joins the cluster that a stale file names
+                    address="local",  # else Ray joins the cluster that a stale file names
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",

@@ -20,14 +20,7 @@ from pipeline.errors import UserError
 
 SIZE_LIMIT = 90 * 1024**2  # bytes; the head refuses 100 MiB with an unhelpful message
 LISTED_FILES = 10
-_ZIP_DATE = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # the earliest of zip; fixed, so that equal content has equal bytes
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal content has equal bytes
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ def _too_large(root: Path, files: Mapping[Path, Path]) -> UserError:
         f"  {format_bytes(size):>10}  {path}" for size, path in sizes[:LISTED_FILES]
     )
     return UserError(
-        f"the package of tracked files exceeds {format_bytes(SIZE_LIMIT)}; the largest files:\n{largest}",
+        f"the tracked files exceed {format_bytes(SIZE_LIMIT)} when packed; the largest:\n{largest}",
         where=str(root),
         remedy="git rm --cached files that are not code; put data on a path that the cluster sees",
     )

@@ -1,8 +1,8 @@
 """Cluster files: the address of a Ray head, its token, and what it shares with this machine.
 
     address: http://127.0.0.1:8265          # the head's dashboard and Jobs API
-    token_path: ${store}/clusters/local/token   # a file that only its owner can read; or `token_env`
-    store: /mnt/headwater                   # as the cluster sees it. Default: the store of this shell
+    token_path: ${store}/clusters/local/token   # a file with mode 600; or `token_env`
+    store: /mnt/headwater                   # Default: the store of this shell
     mlflow: http://127.0.0.1:5000           # Default: MLFLOW_TRACKING_URI
     code: shipped                           # or `installed`: the cluster's image has the code
     resources: {cpus: 2, gpus: 0}           # of a local head; other heads report theirs
@@ -97,7 +97,7 @@ class Cluster:
 
     @property
     def mlflow(self) -> str | None:
-        """MLflow URI of runs on this cluster; None if neither the file nor the environment names one."""
+        """MLflow URI of runs on this cluster; None if neither file nor environment names one."""
         return self.resolve(self.file.mlflow) or os.environ.get("MLFLOW_TRACKING_URI") or None
 
     def resolve(self, text: str) -> str:

@@ -74,11 +74,10 @@ def compare(
 
         write(page, groups, against or AGAINST[:3])
     if as_json:
-        console.print_json({
-            "metric": metric,
-            "page": str(page) if page else None,
-            "groups": [describe_group(group, named=all(own for _, own in targets)) for group in groups],
-        })  # fmt: skip
+        named = all(own for _, own in targets)
+        described = [describe_group(group, named=named) for group in groups]
+        path = str(page) if page else None
+        console.print_json({"metric": metric, "page": path, "groups": described})
         return
     for group in groups:
         _print_group(group)

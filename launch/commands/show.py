@@ -1,4 +1,4 @@
-"""`show`: artifacts of a run; or content, lineage_tree and readers of an artifact."""
+"""`show`: artifacts of a run; or content, lineage and readers of an artifact."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The stage draw_graph and the draw_timeline of a run, as SVG.
+"""The stage graph and the timeline of a run, as SVG.
 
-The draw_graph layout is the layered one of Sugiyama, Tagawa and Toda (1981): layers by longest path,
-long edges split by invisible nodes, crossings reduced by sorting each layer by the mean position of
-its neighbours, then positions that pull neighbours below each other. It is written by hand because
-Graphviz is a system program and the JavaScript libraries do not run under the page's content
-security policy.
+The graph layout is the layered one of Sugiyama, Tagawa and Toda (1981): layers by longest path,
+long edges split by invisible nodes, crossings reduced by sorting each layer by the mean position
+of its neighbours, then positions that pull neighbours below each other. It is written by hand
+because Graphviz is a system program and the JavaScript libraries do not run under the page's
+content security policy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from launch.report.svg import escape_html, shorten, text
+from launch.report.svg import escape_html, rect, segment, shorten, svg, text
 from launch.ui.formatting import duration
 
 NODE_WIDTH, NODE_HEIGHT = 188.0, 48.0
@@ -176,8 +176,8 @@ def _mean_position(name: str, tied: Sequence[str], positions: Mapping[str, float
 def _pack_layer(
     layer: Sequence[str], wanted: Mapping[str, float], positions: dict[str, float]
 ) -> None:
-    """Place the nodes of a layer near the wanted positions without overlap: the mean of packing from
-    the left and from the right."""
+    """Place the nodes of a layer near the wanted positions without overlap: the mean of packing
+    from the left and from the right."""
     lefts, rights = [], []
     edge = -math.inf
     for name in layer:
@@ -214,8 +214,10 @@ def _edge(chain: Sequence[str], positions: Mapping[str, float], depth: Mapping[s
 def _node(box: StageBox, x: float, y: float) -> str:
     left = x - NODE_WIDTH / 2
     return (
-        f'<a href="#{escape_html(box.name)}" class="node {box.state}"><title>{escape_html(box.title)}</title>'
-        f'<rect x="{left:.1f}" y="{y:.1f}" width="{NODE_WIDTH:g}" height="{NODE_HEIGHT:g}" rx="9"/>'
+        f'<a href="#{escape_html(box.name)}" class="node {box.state}">'
+        f"<title>{escape_html(box.title)}</title>"
+        f'<rect x="{left:.1f}" y="{y:.1f}" width="{NODE_WIDTH:g}" '
+        f'height="{NODE_HEIGHT:g}" rx="9"/>'
         f'<circle cx="{left + 15:.1f}" cy="{y + 17:.1f}" r="4.5"/>'
         + text(left + 27, y + 21, shorten(box.name, 20), "strong")
         + text(left + 27, y + 37, shorten(box.detail, 26))
@@ -230,27 +232,24 @@ def draw_timeline(rows: Mapping[str, Sequence[Span]]) -> str:
         return ""
     start, end = min(span[0] for span in spans), max(span[1] for span in spans)
     scale = (TIMELINE_WIDTH - NAME_WIDTH - 60) / max(end - start, 1e-3)
-    tall = len(rows) * ROW_HEIGHT + 24
-    body = []
+    height = len(rows) * ROW_HEIGHT + 24
+    elements = []
     for mark in _time_ticks(end - start):
         x = NAME_WIDTH + mark * scale
-        body.append(
-            f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{tall - 20:g}" class="rule"/>'
-            + text(x, tall - 5, duration(mark), "mid")
-        )
+        elements.append(segment(x, 0, x, height - 20, "rule"))
+        elements.append(text(x, height - 5, duration(mark), "mid"))
     for i, (name, row) in enumerate(rows.items()):
         y = i * ROW_HEIGHT + 4
-        body.append(text(NAME_WIDTH - 10, y + 13, shorten(name, 20), "end strong"))
+        elements.append(text(NAME_WIDTH - 10, y + 13, shorten(name, 20), "end strong"))
         for first, last, state in row:
             x, width = NAME_WIDTH + (first - start) * scale, max((last - first) * scale, 2.5)
             label = "cached" if state == "cached" else duration(last - first)
-            body.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW_HEIGHT - 8:g}" rx="3" '
-                f'class="span {state}"><title>{escape_html(f"{name}: {label}, {state}")}</title></rect>'
+            elements.append(
+                rect(x, y, width, ROW_HEIGHT - 8, f"span {state}", f"{name}: {label}, {state}")
             )
         if row:
-            body.append(text(NAME_WIDTH + (row[-1][1] - start) * scale + 7, y + 13, label))
-    return f'<svg class="chart" viewBox="0 0 {TIMELINE_WIDTH:g} {tall:g}" role="img">{"".join(body)}</svg>'
+            elements.append(text(NAME_WIDTH + (row[-1][1] - start) * scale + 7, y + 13, label))
+    return svg(elements, height, TIMELINE_WIDTH)
 
 
 def _time_ticks(seconds: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""Registry of promoted models: verified, smoke_test-tested, gated, logged, then given an alias.
+"""Registry of promoted models: verified, smoke-tested, gated, logged, then given an alias.
 
     <store>/registry/<model>/promotions.jsonl    append-only: user, time, versions, gates
 

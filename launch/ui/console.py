@@ -60,9 +60,10 @@ HEADLINE_METRICS = (
     "conversations",
     "loss",
 )
-"""Metrics that are shown first, most important first; others follow in alphabetical order. The order
-is of the display alone: the engine stores the metrics of a stage without an order, and reading a
-run must not import its stages."""
+"""Metrics that are shown first, most important first; others follow in alphabetical order.
+
+The order concerns the display alone: the engine stores the metrics of a stage without an order, and
+reading a run must not import its stages."""
 MARKS = {
     "finished": "✓",
     "cached": "✓",

@@ -34,7 +34,7 @@ def usage_command(error: click.ClickException) -> str:
 
 
 def exit_with_crash_log(error: Exception) -> NoReturn:
-    """Report an unexpected exception in one line, write its traceback to a file, and exit with 1."""
+    """Report an unexpected exception in one line, save its traceback, and exit with 1."""
     from launch.ui.console import echo, suggest_command
 
     path = _write_traceback(error)

@@ -224,7 +224,7 @@ def run_note(run: Run, status: RunStatus) -> str:
 
 @contextmanager
 def show_live(run: Run) -> Iterator[None]:
-    """Display the run while the block executes it; an error of the display does not affect the run."""
+    """Display the run while the block executes it; display errors do not affect the run."""
     done = threading.Event()
     watcher = threading.Thread(
         target=_watch_safely, args=(run, done.wait), name="live table", daemon=True

@@ -16,7 +16,7 @@ import pytest
 import sample_run
 
 ROOT = Path(__file__).parents[2]
-TOYS = ROOT / "tests" / "pipeline" / "toys"
+TOYS = ROOT / "tests" / "support" / "toys"
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

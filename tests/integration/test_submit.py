@@ -30,7 +30,7 @@ from pipeline.storage.store import Store
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-TOYS = ROOT / "tests" / "pipeline" / "toys"
+TOYS = ROOT / "tests" / "support" / "toys"
 HEADWATER = [sys.executable, "-m", "launch.cli"]
 
 

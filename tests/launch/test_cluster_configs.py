@@ -75,7 +75,7 @@ def test_clip_vit_l_14(tmp_path: Path) -> None:
         "391 k steps of 32,768",
         "image tower 6.22e21, text tower 5.11e20, similarity 1.93e18",
         "weights 812.4 MiB, features 573.8 MiB",
-        "in activations: image tower 1.6 GiB",
+        "activations: image tower 1.6 GiB",
     ):
         assert words in shown
     said = plan("clip-vit-l-14.yaml", tmp_path, "clip.workers.num=8", code=2)

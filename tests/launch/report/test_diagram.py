@@ -75,7 +75,7 @@ def test_a_timeline_shows_each_attempt() -> None:
     }
     drawing = diagram.draw_timeline(rows)
     ElementTree.fromstring(svg.standalone(drawing))
-    spans = re.findall(r'width="([\d.]+)" height="[\d.]+" rx="3" class="span (\w+)"', drawing)
+    spans = re.findall(r'width="([\d.]+)" height="[\d.]+" rx="2" class="span (\w+)"', drawing)
     assert [state for _, state in spans] == ["failed", "finished", "cached"]
     assert float(spans[1][0]) == pytest.approx(2 * float(spans[0][0]), abs=0.2)
     assert "a: 1m 00s, finished" in drawing and "b: cached, cached" in drawing
