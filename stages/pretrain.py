@@ -214,7 +214,7 @@ def pretraining_task(
     corpus = TokenDataset(
         tuple(tokens), config.context_length, params.seed, params.packing, weights, temperature
     )
-    require_tokenizers(corpus, folder, init_from)
+    require_tokenizers(corpus, folder, init_from, params.objective.special_tokens)
     model = params.model
     return PretrainingTask(
         config,

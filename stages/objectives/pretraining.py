@@ -100,16 +100,28 @@ def num_embeddings(tokens: Path, init_from: Path | None) -> int:
     return int(known)
 
 
-def require_tokenizers(corpus: TokenDataset, tokenizer: Path, init_from: Path | None) -> None:
+def require_tokenizers(
+    corpus: TokenDataset,
+    tokenizer: Path,
+    init_from: Path | None,
+    special_tokens: Sequence[str] = (),
+) -> None:
     """Check that all tokens were packed with the tokenizer, which is that of the model to start
-    from.
+    from, and that it has the special tokens.
 
     Raises:
-        InputError: some were packed with another.
+        InputError: some were packed with another, or a special token is missing.
     """
     from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer, open_tokenizer
 
-    corpus.require_tokenizer(open_tokenizer(tokenizer))
+    opened = open_tokenizer(tokenizer)
+    corpus.require_tokenizer(opened)
+    if missing := [token for token in special_tokens if opened.special_token_id(token) is None]:
+        raise InputError(
+            f"the tokenizer has no special token {', '.join(missing)}, which the objective needs",
+            where=str(tokenizer),
+            remedy="train a tokenizer with it, or select another objective",
+        )
     if init_from and has_tokenizer(init_from):
         corpus.require_tokenizer(open_tokenizer(init_from))
 

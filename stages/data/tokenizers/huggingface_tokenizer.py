@@ -110,6 +110,11 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
         begun = self._fast.encode("", add_special_tokens=True).ids
         return self.bos_id if self.bos_id is not None and self.bos_id in begun else self.eos_id
 
+    def special_token_id(self, token: str) -> int | None:
+        """Return the id of a special token, which text never yields; None if there is none."""
+        found: int | None = self._fast.token_to_id(token)
+        return found if found in self._special else None
+
     def document(self, text: str) -> list[int]:
         """The ids of a text from its begin mark, if this tokenizer has one, to its end."""
         begin = [] if self.document_start_id == self.eos_id else [self.document_start_id]

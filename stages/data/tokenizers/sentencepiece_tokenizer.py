@@ -115,6 +115,11 @@ class Tokenizer:
         piece: str = self._pieces.id_to_piece(int(token))
         return piece
 
+    def special_token_id(self, token: str) -> int | None:
+        """Return the id of a control token, which text never yields; None if there is none."""
+        controls = self.pieces[:FIRST_BYTE]
+        return controls.index(token) if token in controls else None
+
     def document(self, text: str) -> list[int]:
         """The ids of a text and its end."""
         return [*self.encode(text), EOS]
