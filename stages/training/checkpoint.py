@@ -338,7 +338,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a checkpoint's manifest; one that is damaged or missing lists itself as damaged.
 
     Raises:
-        Failure: the disk refuses to read it, which says nothing about its content.
+        Failure: the disk refuses to read it, whatever its content is.
     """
     with disk_errors(folder / MANIFEST, to="read"):
         try:

@@ -64,7 +64,7 @@ class Engine:
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
         self.shapes = shapes | {n: shard.shape for n, shard in expert_shards.items()}
-        """Shapes of the whole parameters, of which this rank may hold a part."""
+        """Shapes of the whole parameters; this rank may hold only a part of them."""
         half = settings.dtype != "float32"
         # DeepSpeed's own master weights would be float32 copies of rounded weights.
         unrounded = {n: p.detach().float() for n, p in self.parameters.items()} if half else {}
@@ -124,8 +124,8 @@ class Engine:
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add the gradient of a loss.
 
-        The gradient of a step is the SUM over all losses given here, on all ranks. The last call
-        before `step` says so, on every rank alike.
+        The gradient of a step is the SUM over all losses given here, on all ranks. `last` marks the
+        last call before `step`, on every rank alike.
         """
         self._deepspeed.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks; the product makes it the sum.

@@ -121,7 +121,7 @@ def shard_experts(module: nn.Module, size: int, rank: Rank) -> dict[str, ExpertS
     """Keep this rank's part of the experts, and connect the layers with the other ranks.
 
     Returns:
-        The parameters of which a rank holds a part, by name.
+        The parameters that are sharded, by name.
 
     Raises:
         InputError: the number of experts is not a multiple of the size.

@@ -19,8 +19,8 @@ The path of a training batch, forward and back (a language model; other objectiv
 
 Each file calls the ones below it and returns to the one above: `objective.step` returns a
 `StepResult` with the metrics and the outcome of every update. The one call upwards is
-`pre_update_hook`: the optimizer asks the engine, which clips the gradient or cancels the update,
-because only then is the norm known (`optim.hooked_optimizer`).
+`pre_update_hook`: the optimizer calls the engine, which clips the gradient or cancels the
+update, because only then is the norm known (`optim.hooked_optimizer`).
 
 A step is a function of the weights and its number: the generators are seeded from (seed, step,
 rank), and the data is a function of the step. So a run that was killed and resumed computes the
@@ -72,7 +72,7 @@ class TrainerState:
     """Steps of data that rollbacks passed over."""
     tokens: float = 0.0
     skipped_steps: int = 0
-    """Steps of which an update was skipped."""
+    """Steps with a skipped update."""
     bad_steps: int = 0
     """Bad steps in a row, up to this one."""
     last_problem: str = ""
@@ -333,7 +333,7 @@ class Trainer:
             self.rank.ctx.resume_point(step, self.settings.steps)
 
     def _truncate_series(self) -> None:
-        """Have every step once in the series, and read which evaluations it holds.
+        """Remove repeated steps from the series, and read the evaluations that it has.
 
         Series that several trainings share are not truncated: repeated steps compute the same
         numbers again.
@@ -367,7 +367,7 @@ class Trainer:
         """Restore the newest scheduled checkpoint, and continue beyond the data that broke it.
 
         Raises:
-            Failure: there is none, or no rollback is left.
+            Failure: no such checkpoint exists, or no rollback is left.
         """
         now = self.state
         checkpoint = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,6 +25,8 @@ GradClipMode = Literal["norm", "norm_soft", "value"]
 class BatchSizeRampup(Section):
     """Batch-size warm-up: the global batch grows from `initial_batch_size` to `global_batch_size`
     by `initial_batch_size` samples at a time (Brown et al. 2020, appendix B)."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"start": "initial_batch_size"}
 
     initial_batch_size: Annotated[int, Field(ge=0)] = 0
     """Samples of the first step, a divisor of `global_batch_size`. Default: 0, constant batch
@@ -48,6 +50,25 @@ class TrainSection(Section):
     A sample and the matrices of a layer are always computed on one worker: there is no sequence,
     tensor or pipeline parallelism.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "global_batch": "global_batch_size",
+        "micro_batch": "micro_batch_size",
+        "batch_ramp": "batch_size_rampup",
+        "schedule": "lr_schedule",
+        "warmup": "warmup_steps",
+        "decay": "decay_ratio",
+        "clip": "grad_clip",
+        "clip_by": "grad_clip_mode",
+        "eval_every": "eval_interval",
+        "rollbacks": "max_rollbacks",
+        "zero": "zero_stage",
+        "offload": "offload_optimizer",
+        "expert_parallel": "expert_parallel_size",
+        "checkpoint_every": "checkpoint_interval",
+        "keep": "checkpoint_keep_latest",
+        "keep_every": "checkpoint_keep_interval",
+    }
 
     steps: Annotated[int, Field(ge=1)] = 300
     """Optimizer steps (PPO: iterations)."""

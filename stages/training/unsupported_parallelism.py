@@ -1,7 +1,7 @@
-"""Ways of spreading a training over devices that are known from elsewhere and not to be had here.
+"""Kinds of parallelism, and keys of other frameworks, that are not supported.
 
-A pipeline file that asks for one is refused before anything starts, with the reason and with what
-there is instead.
+A pipeline file with such a key is refused before anything starts, with the reason and the
+alternative.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ from collections.abc import Iterator
 from pipeline.stage import UnsupportedKeys
 
 _INSTEAD = (
-    "there is train.zero_stage 0 to 3, train.offload_optimizer, train.expert_parallel_size and model.activation_checkpointing, in any "
-    "combination that `headwater plan` does not refuse"
+    "train.zero_stage 0 to 3, train.offload_optimizer, train.expert_parallel_size and "
+    "model.activation_checkpointing can be combined as far as `headwater plan` accepts it"
 )
 _SEQUENCE = (
-    "there is no sequence parallelism (Ulysses): a sample is computed whole on one worker, where "
-    "document masks, experts' groups and the loss need it",
-    f"for long samples set model.activation_checkpointing and a smaller train.micro_batch_size; {_INSTEAD}",
+    "sequence parallelism (Ulysses) is not supported: document masks, groups of experts and the "
+    "loss need a whole sample on one worker",
+    "for long samples set model.activation_checkpointing and a smaller train.micro_batch_size; "
+    + _INSTEAD,
 )
 _TENSOR = (
-    "there is no tensor parallelism (DeepSpeed's AutoTP): it cuts matrices by layer names, and "
-    "what it saves loads at no other size",
+    "tensor parallelism (DeepSpeed's AutoTP) is not supported: it shards matrices by layer name, "
+    "and its checkpoints load at no other size",
     f"for weights that do not fit set train.zero_stage: 3; {_INSTEAD}",
 )
 _PIPELINE = (
-    "there is no pipeline parallelism: DeepSpeed's takes a list of layers instead of a model, and "
-    "ZeRO no further than stage 1",
+    "pipeline parallelism is not supported: DeepSpeed's needs a list of layers instead of a model, "
+    "and ZeRO at most at stage 1",
     f"for weights that do not fit set train.zero_stage: 3; {_INSTEAD}",
 )
 _CONFIG = (
-    "no DeepSpeed config is read: it is made of what the stage says, without sequence (Ulysses), "
-    "tensor (AutoTP) or pipeline parallelism",
+    "a DeepSpeed config is not read: the stage builds it, without sequence (Ulysses), tensor "
+    "(AutoTP) or pipeline parallelism",
     _INSTEAD,
 )
 _LAYOUT = (
-    "a layout has no section of its own, and there is no sequence (Ulysses), tensor (AutoTP) or "
-    "pipeline parallelism",
+    "a layout has no section of its own, and sequence (Ulysses), tensor (AutoTP) and pipeline "
+    "parallelism are not supported",
     _INSTEAD,
 )
 
@@ -65,4 +66,4 @@ LAYOUTS: UnsupportedKeys = {
     ),
     **dict.fromkeys(["layout", "parallel", "parallelism"], _LAYOUT),
 }
-"""By the key that asks for one: what is wrong, and what there is instead."""
+"""Reason and alternative by unsupported key."""

@@ -138,7 +138,7 @@ def build_partitioned_state(
         optimizer: the optimizer under it.
         parameters: trained parameters by name.
         rank: this process.
-        expert_shards: the parameters of which this rank holds a part.
+        expert_shards: the parameters that expert parallelism shards.
     """
     shards = expert_shards or {}
     if zero_stage == 0:

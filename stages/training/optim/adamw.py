@@ -16,7 +16,7 @@ _torch_step = without_compiler_import(torch.optim.AdamW.step)
 
 
 class AdamW(HookedOptimizer, torch.optim.AdamW):
-    """Torch's AdamW, whose `step` asks a hook first."""
+    """Torch's AdamW, with a hook before each update."""
 
     def update(self) -> None:
         """Update as torch does."""

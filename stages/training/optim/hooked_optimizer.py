@@ -20,7 +20,7 @@ PreUpdateHook = Callable[[list[Tensor]], bool]
 
 
 class HookedOptimizer(torch.optim.Optimizer):
-    """An optimizer whose `step` asks `pre_update_hook` first.
+    """An optimizer whose `step` calls `pre_update_hook` first.
 
     If the hook returns False, weights and states stay as they are. A subclass defines `update`. It
     finds the states that its `OptimizerSpec` names in `self.state[parameter]`, with a float32

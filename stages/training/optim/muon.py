@@ -115,8 +115,7 @@ def orthogonalize(momentum: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
 @dataclass(frozen=True)
 class PartitionedGroup:
-    """A flattened group of matrices of which each rank of a process group keeps a range of equal
-    length."""
+    """A flattened group of matrices; each rank of a process group keeps a range of equal length."""
 
     places: Sequence[tuple[int, tuple[int, ...]]]
     """Start in the flattened group, and shape, of each parameter."""

@@ -73,7 +73,7 @@ class UpdateRule:
     flops_per_weight: float
     """Element-wise operations of one update."""
     matrix_flops: Callable[[int, int], float] | None = None
-    """FLOPs of the matrix products of one update, from rows and columns; None if there are none.
+    """FLOPs of the matrix products of one update, from rows and columns; None without any.
     Such a rule needs the whole matrix: at ZeRO 1 and 2 its momentum is gathered for the update."""
 
     @property
@@ -201,7 +201,7 @@ def find_optimizer(name: str) -> OptimizerSpec:
     """Return the optimizer of that name, of this package or of a plugin.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the name is unknown.
     """
     if name not in OPTIMIZERS:
         load_plugins()

@@ -151,7 +151,7 @@ class RankActor:
     """A Ray actor that is a rank until its owner disconnects."""
 
     def run(self, spec: dict[str, Any]) -> None:
-        """Be the rank."""
+        """Run the rank until its owner disconnects."""
         from stages.training.ranks.rank_process import run_rank
 
         run_rank(RankSpec(**spec))

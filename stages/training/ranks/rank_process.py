@@ -164,7 +164,7 @@ def portable_error(error: BaseException, spec: RankSpec) -> HeadwaterError:
 
 
 def die_with_parent() -> None:
-    """Have this process killed when the thread that started it ends (Linux)."""
+    """Let the kernel kill this process when the thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -10,9 +10,9 @@ it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -24,6 +24,12 @@ SILENCE_LIMIT = 5.0
 
 class WatchdogSection(Section):
     """The time without progress after which a group of ranks counts as stuck."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "factor": "timeout_factor",
+        "floor": "min_timeout",
+        "start": "startup_timeout",
+    }
 
     timeout_factor: Annotated[float, Field(gt=1)] = 20
     """Timeout, in median step times."""

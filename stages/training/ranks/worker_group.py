@@ -142,7 +142,7 @@ class WorkerGroup:
         self._init_process_group()
 
     def _init_process_group(self) -> None:
-        """Have all ranks import their libraries at the same time, then join the process group."""
+        """Import the libraries on all ranks at the same time, then join them in a process group."""
         self._send_command("prepare")
         self._gather_replies()
         address = "127.0.0.1"
@@ -231,7 +231,7 @@ class WorkerGroup:
         return any(_causal_order(error) < 3 for error in self._failures.values())
 
     def _dump_stacks(self) -> None:
-        """Have every rank write its stacks: by a signal on this machine, because a signal works
+        """Make every rank write its stacks: by a signal on this machine, because a signal works
         when the interpreter is blocked, and by a message elsewhere."""
         for index, (pid, host) in self._pids.items():
             with suppress(OSError):

@@ -95,10 +95,14 @@ def test_a_warm_up_longer_than_the_training_is_refused() -> None:
 @pytest.mark.parametrize(
     ("said", "key", "why"),
     [
-        ("train: {sequence_parallel: 2}", "train.sequence_parallel", "(Ulysses): a sample is"),
+        (
+            "train: {sequence_parallel: 2}",
+            "train.sequence_parallel",
+            "sequence parallelism (Ulysses) is not supported",
+        ),
         ("layout: {sequence_parallel: 2}", "layout", "train.zero_stage 0 to 3"),
         ("workers: {tensor_parallel_size: 2}", "workers.tensor_parallel_size", "AutoTP"),
-        ("model: {pp: 2}", "model.pp", "no pipeline parallelism"),
+        ("model: {pp: 2}", "model.pp", "pipeline parallelism is not supported"),
         ("deepspeed: {tensor_parallel: {autotp_size: 2}}", "deepspeed", "AutoTP"),
     ],
 )
@@ -115,3 +119,28 @@ def test_layouts_known_from_elsewhere_are_refused_with_what_there_is_instead(
     assert problem.key == f"gpt.{key}"
     assert why in str(problem)
     assert "train.expert_parallel_size" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "new"),
+    [
+        ("{micro_batch: 2}", "train.micro_batch", "micro_batch_size"),
+        ("{batch_ramp: {start: 2, steps: 1}}", "train.batch_ramp", "batch_size_rampup"),
+        (
+            "{batch_size_rampup: {start: 2}}",
+            "train.batch_size_rampup.start",
+            "initial_batch_size",
+        ),
+        ("{watchdog: {floor: 9}}", "train.watchdog.floor", "min_timeout"),
+    ],
+)
+def test_former_keys_give_their_new_names(tmp_path: Path, section: str, key: str, new: str) -> None:
+    file = tmp_path / "f.yaml"
+    tokens = "artifact:0123456789abcdef"
+    stage = f"{{uses: pretrain, tokens: {tokens}, train: {section}}}"
+    file.write_text(f"name: x\nstages:\n  gpt: {stage}\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(file)
+    (problem,) = caught.value.problems
+    assert problem.key == f"gpt.{key}"
+    assert f"'{new}'" in str(problem)
