@@ -105,7 +105,6 @@ def execute_run(run: Run, address: str | None = None) -> int:
         with show_live(run):
             status = execute(
                 run,
-                run.store,
                 RayLauncher(None if address == LOCAL_ADDRESS else address),
                 observers=observers,
                 on_finished=promote_after_run,

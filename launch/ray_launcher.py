@@ -23,7 +23,7 @@ from pipeline.atomic_io import make_folder
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
 from pipeline.execution.output_capture import DRIVER_VARIABLE, capture_output
-from pipeline.execution.stage_executor import POLL, Resources
+from pipeline.execution.stage_executor import POLL_INTERVAL, Resources
 from pipeline.storage.lease import process_start_time
 
 START_ATTEMPTS = 4  # a slow machine can exceed Ray's own limit of 30 s, which cannot be changed
@@ -97,7 +97,7 @@ class RayLauncher:
 
         task = self._task.options(name=f"{job.stage}-{job.attempt}").remote(job, Path.cwd())
         next_check = time.monotonic() + NODE_CHECK_INTERVAL
-        while not ray.wait([task], timeout=POLL)[0]:
+        while not ray.wait([task], timeout=POLL_INTERVAL)[0]:
             if stop():
                 ray.cancel(task, force=True, recursive=True)
                 ray.wait([task], timeout=KILL_TIMEOUT)

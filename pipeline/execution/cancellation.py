@@ -1,7 +1,7 @@
-"""The wish to stop a run: Ctrl-C, SIGTERM, or the cancel file that any shell can write.
+"""Cancellation of a run by signal (Ctrl-C, SIGTERM) or by its cancel file, which any shell can write.
 
-Asked once, stages stop at their next safe point and are killed after a grace; asked twice, or
-with the word `now` in the cancel file, they are killed at once. Either way a resume goes on.
+After the first request stages stop at their next safe point and are killed after a grace period;
+after the second, or with `now` in the cancel file, they are killed at once. Both can be resumed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from pipeline.atomic_io import write_atomic
 from pipeline.errors import HeadwaterError
 
-CANCELLED, INTERRUPTED = "cancelled", "interrupted"
-POLL_INTERVAL = 0.1  # seconds between two looks at the cancel file while a long call goes on
+CancelReason = Literal["cancelled", "interrupted"]
+
+POLL_INTERVAL = 0.1  # seconds between two reads of the cancel file during a long call
 
 
 class CancellationToken:
-    """Whether and how a run was asked to stop: by signals, or by its cancel file."""
+    """The requests to stop a run so far, from signals and its cancel file."""
 
     def __init__(self, file: Path, grace: float) -> None:
-        self.reason = ""
+        self.reason: CancelReason | None = None
         """`interrupted` (a signal) or `cancelled` (the word `cancel` in the file)."""
         self._file = file
         self._grace = grace
@@ -37,32 +39,32 @@ class CancellationToken:
     def requested(self) -> bool:
         """Whether to stop at the next safe point."""
         if self._signals and not self.reason:
-            self._ask(INTERRUPTED, self._grace)
-            with suppress(HeadwaterError, OSError):  # disk full: killed after the grace
+            self._cancel("interrupted", self._grace)
+            with suppress(HeadwaterError, OSError):  # disk full: stages are killed after the grace
                 write_atomic(self._file, "interrupt\n")
-        if word := self._word():
-            reason = CANCELLED if "cancel" in word else INTERRUPTED
-            self._ask(reason, 0.0 if "now" in word else self._grace)
-        return bool(self.reason)
+        if text := self._file_text():
+            reason: CancelReason = "cancelled" if "cancel" in text else "interrupted"
+            self._cancel(reason, 0.0 if "now" in text else self._grace)
+        return self.reason is not None
 
     @property
     def immediate(self) -> bool:
         """Whether to stop without waiting for a safe point."""
         return self.expired(0.0)
 
-    def expired(self, leave: float) -> bool:
-        """Whether stages still run `leave` seconds after they were to be killed."""
+    def expired(self, extra: float) -> bool:
+        """Return whether the grace period ended more than `extra` seconds ago."""
         if self._signals > 1:
             self.cancel_now()
-        return time.monotonic() > self._deadline + leave
+        return time.monotonic() > self._deadline + extra
 
     def cancel_now(self) -> None:
-        """Stop without waiting for anything."""
-        self._ask(INTERRUPTED, 0.0)
+        """Request to stop without waiting for a safe point."""
+        self._cancel("interrupted", 0.0)
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM ask, inside the block; without effect in other threads."""
+        """Count SIGINT and SIGTERM as requests inside the block; no effect in other threads."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,12 +77,13 @@ class CancellationToken:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A long call, with no stage at work, that the wish to stop breaks off (in any thread but
-        the main one it goes on)."""
-        over = threading.Event()
-        watcher = threading.Thread(
-            target=self._break_off, args=(threading.get_ident(), over), daemon=True
-        )
+        """Let a request interrupt a long call inside the block, in the main thread only.
+
+        No stage may be running meanwhile.
+        """
+        done = threading.Event()
+        args = (threading.get_ident(), done)
+        watcher = threading.Thread(target=self._interrupt_on_file, args=args, daemon=True)
         self._interruptible = True
         if threading.current_thread() is threading.main_thread():
             watcher.start()
@@ -90,31 +93,30 @@ class CancellationToken:
             self._signals = max(self._signals, 1)
         finally:
             self._interruptible = False
-            over.set()
+            done.set()
             if watcher.is_alive():
                 watcher.join()
 
-    def _break_off(self, thread: int, over: threading.Event) -> None:
-        """Turn a cancel file that appears into a signal, which reaches also a call that waits."""
-        while not over.wait(POLL_INTERVAL):
-            if self._word() and self.requested:
+    def _interrupt_on_file(self, thread: int, done: threading.Event) -> None:
+        """Turn a cancel file that appears into a signal, which also interrupts a blocking call."""
+        while not done.wait(POLL_INTERVAL):
+            if self._file_text() and self.requested:
                 signal.pthread_kill(thread, signal.SIGINT)
                 return
 
     def _count(self, number: int, frame: FrameType | None) -> None:
-        """Handlers may run at any instruction: this one takes no lock and touches no file."""
+        """Count a signal. Handlers run at any instruction: this one takes no lock, does no I/O."""
         self._signals += 1
         if self._interruptible:
             raise KeyboardInterrupt
 
-    def _word(self) -> str:
-        """What the cancel file says; empty if there is none."""
+    def _file_text(self) -> str:
         try:
-            return self._file.read_text() or INTERRUPTED
-        except OSError:  # there is none, or the disk refuses: asked again in a moment
+            return self._file.read_text() or "interrupted"
+        except OSError:  # it does not exist, or cannot be read now: it is read again soon
             return ""
 
-    def _ask(self, reason: str, grace: float) -> None:
-        """The first reason stays; the earliest deadline counts."""
+    def _cancel(self, reason: CancelReason, grace: float) -> None:
+        """Record a request: the first reason is kept, the earliest deadline counts."""
         self._deadline = min(self._deadline, time.monotonic() + grace)
         self.reason = self.reason or reason

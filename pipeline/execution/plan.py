@@ -1,22 +1,24 @@
-"""What a run would do, stage by stage, and why, before anything is started.
+"""The plan of a run: what it will do for each stage, and why, before anything starts.
 
     clean      cached
     tokens     RUN because upstream clean changed
     gpt        RESUME at step 1200/5000
     sft        RUN because train.lr 3e-4 -> 2e-4
 
-A fingerprint decides: what has an artifact is cached. The reason of a miss is the difference
-from the artifact of the same stage that is nearest to it. Code does not decide (a comment must
-not retrain a model), it warns; `strict_code` makes it decide. Making a stage again (`rerun`,
-`from_`) leaves its fingerprint as it is: what depends on it stays cached unless it is named too.
+The fingerprint decides: a stage with an artifact is cached. The reason of a miss is the difference
+from the nearest artifact of the same stage. Changed code only gives a warning, because a comment
+must not retrain a model; `strict_code` makes it decide. Making a stage again (`rerun`, `from_`) does
+not change its fingerprint: its dependents stay cached unless they are named too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,15 +33,15 @@ from pipeline.storage.store import Store
 
 StageAction = Literal["cached", "resume", "run", "skip"]
 InputSource = dict[str, str]
-"""Where an input comes from: {stage | artifact, uses, fingerprint}."""
+"""The origin of an input: {stage | artifact, uses, fingerprint}."""
 ModelResolver = Callable[[ModelRef], Artifact]
 
-REASONS = 3  # differences that are spelled out
+MAX_REASONS = 3  # differences that are listed
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What will be done about one stage."""
+    """The plan for one stage."""
 
     name: str
     uses: str
@@ -49,20 +51,20 @@ class PlannedStage:
     fingerprint: str
     payload: dict[str, Any] = field(repr=False)
     inputs: dict[str, list[InputSource]]
-    """By edge; an artifact or a model is given as `artifact:<fp>`, `model:<name>@<alias>`."""
+    """By edge; artifacts and models are written `artifact:<fp>`, `model:<name>@<alias>`."""
     needs: tuple[str, ...]
-    """The stages that must be there first."""
+    """The direct upstream stages."""
     estimate: dict[str, float]
     """See `Params.estimate`."""
     warnings: tuple[str, ...]
     source_hash: str
-    """Of the module that the stage stands in."""
+    """Hash of the module that defines the stage."""
     forced: bool = False
-    """Made again although its artifact may be there: the new one is the next generation, and
-    unfinished work of the old one is no part of it."""
+    """Whether the stage is made again although its artifact may exist: the new one is the next
+    generation, and unfinished work of the old one is discarded."""
 
     def __str__(self) -> str:
-        """The verdict as a sentence: `RUN because train.lr 3e-4 -> 2e-4`."""
+        """Return the action as a sentence: `RUN because train.lr 3e-4 -> 2e-4`."""
         if self.verdict == "run":
             return f"RUN because {self.reason}"
         return f"RESUME at {self.reason}" if self.verdict == "resume" else self.verdict
@@ -70,23 +72,22 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, in an order in which it can be done."""
+    """What a run will do, in an order in which it can be done."""
 
     pipeline: str
     stages: list[PlannedStage]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
+        """Return plain data that `from_json` reads."""
         return {"pipeline": self.pipeline, "stages": [asdict(stage) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Read `to_json` again."""
-        tuples = ("needs", "warnings")
-        stages = [
-            PlannedStage(**{**stage, **{key: tuple(stage[key]) for key in tuples}})
-            for stage in data["stages"]
-        ]
+        """Read the data of `to_json`."""
+        stages = []
+        for stage in data["stages"]:
+            tuples = {key: tuple(stage[key]) for key in ("needs", "warnings")}
+            stages.append(PlannedStage(**{**stage, **tuples}))
         return cls(data["pipeline"], stages)
 
 
@@ -100,36 +101,44 @@ def make_plan(
     strict_code: bool = False,
     resolve_model: ModelResolver | None = None,
 ) -> Plan:
-    """Plan a pipeline against a store; touches nothing in it.
+    """Plan a pipeline against a store, which is only read.
 
     Args:
         spec: the pipeline.
-        store: where artifacts are looked for.
-        only: this stage alone; what it needs must be there.
-        from_: make this stage and all that depends on it again.
+        store: where artifacts are searched.
+        only: the one stage to run; its inputs must exist.
+        from_: make this stage and all that depend on it again.
         rerun: make these stages again.
         strict_code: make what was made by other code again.
-        resolve_model: what `model:<name>@<alias>` stands for now.
+        resolve_model: returns the artifact that `model:<name>@<alias>` refers to now.
 
     Raises:
-        NotFound: a stage that is named is not in the pipeline.
-        SpecError: with every input that cannot be had.
-        Failure: the disk does not let the store be read.
+        NotFound: a named stage is not in the pipeline.
+        SpecError: with every input that cannot be found.
+        Failure: the store cannot be read.
     """
-    forced = _forced(spec, from_, rerun)
-    _known(spec, [only] if only else [])
+    for name in filter(None, (only, from_, *rerun)):
+        if name not in spec.nodes:
+            remedy = did_you_mean(name, spec.nodes)
+            raise NotFound(f"the pipeline {spec.name} has no stage {name!r}", remedy=remedy)
+    forced: dict[str, str] = {}
+    if from_:
+        needs = {node.name: node.needs for node in spec.nodes.values()}
+        after = {from_, *graph.downstream(needs, from_)}
+        forced = dict.fromkeys(after, f"forced by --from {from_}")
+    forced.update(dict.fromkeys(rerun, "forced by --rerun"))
     planner = _Planner(spec, store, forced, strict_code, resolve_model)
     for node in spec.nodes.values():
         planner.plan(node)
     if only:
-        planner.narrow(only)
+        planner.restrict_to(spec.nodes[only])
     if planner.problems:
         raise SpecError(planner.problems)
     return Plan(spec.name, list(planner.planned.values()))
 
 
 def source_hash(stage: Stage) -> str:
-    """sha256 of the file that the stage's function stands in; empty if there is no file."""
+    """Return the sha256 of the file that defines the stage; empty if there is no file."""
     try:
         path = inspect.getsourcefile(stage.run)
         return hashlib.sha256(Path(path or "").read_bytes()).hexdigest()
@@ -137,62 +146,42 @@ def source_hash(stage: Stage) -> str:
         return ""
 
 
-def _forced(spec: Spec, from_: str | None, rerun: Sequence[str]) -> dict[str, str]:
-    """Stages that are made again whatever there is, with the reason."""
-    _known(spec, [*([from_] if from_ else []), *rerun])
-    needs = {node.name: node.needs for node in spec.nodes.values()}
-    after = {from_, *graph.downstream(needs, from_)} if from_ else set()
-    reasons = {str(name): f"forced by --from {from_}" for name in after}
-    return {**reasons, **dict.fromkeys(rerun, "forced by --rerun")}
-
-
-def _known(spec: Spec, names: Iterable[str]) -> None:
-    for name in names:
-        if name not in spec.nodes:
-            remedy = did_you_mean(name, spec.nodes)
-            raise NotFound(f"the pipeline {spec.name} has no stage {name!r}", remedy=remedy)
-
-
+@dataclass
 class _Planner:
-    """Goes through the stages in order; each finds those before it in `planned`."""
+    """Plans the stages in topological order; `planned` holds those that are done."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        store: Store,
-        forced: Mapping[str, str],
-        strict_code: bool,
-        resolve_model: ModelResolver | None,
-    ) -> None:
-        self.spec = spec
-        self.store = store
-        self.forced = forced
-        self.strict_code = strict_code
-        self.resolve_model = resolve_model
-        self.planned: dict[str, PlannedStage] = {}
-        self.found: dict[str, Artifact] = {}
-        self.problems: list[Problem] = []
-        self._made: dict[str, list[Artifact]] | None = None
+    spec: Spec
+    store: Store
+    forced: Mapping[str, str]
+    strict_code: bool
+    resolve_model: ModelResolver | None
+    planned: dict[str, PlannedStage] = field(default_factory=dict)
+    found: dict[str, Artifact] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
     def plan(self, node: Node) -> None:
-        """Plan one stage; if its identity cannot be known, say why and leave it out."""
-        inputs = self._inputs(node)
+        """Plan one stage; if its identity cannot be determined, record the problem."""
+        inputs = {
+            edge: [self._source(node, edge, ref) for ref in refs]
+            for edge, refs in node.edges.items()
+        }
         try:
             externals = node.params.externals()
         except UserError as error:
             self.problems.append(Problem(node.name, str(error), error.remedy, node.where))
             return
-        if inputs is None:
+        known = {edge: [s for s in sources if s] for edge, sources in inputs.items()}
+        if known != inputs:  # an input has a problem itself
             return
-        prints = {edge: [s["fingerprint"] for s in sources] for edge, sources in inputs.items()}
+        prints = {edge: [s["fingerprint"] for s in sources] for edge, sources in known.items()}
         wanted = identity_payload(node.stage, node.params, prints, externals)
-        fp = fingerprint(wanted)
-        code = source_hash(node.stage)
+        fp, code = fingerprint(wanted), source_hash(node.stage)
+        warnings: tuple[str, ...] = ()
         found = self.store.find(node.uses, fp)
-        warnings = self._warnings(found, code, inputs) if found else ()
         if found:
             self.found[node.name] = found
-        verdict, reason, forced = self._verdict(node, fp, wanted, found, warnings)
+            warnings = self._warnings(found, code, known)
+        verdict, reason, forced = self._action(node, fp, wanted, found, warnings)
         self.planned[node.name] = PlannedStage(
             name=node.name,
             uses=node.uses,
@@ -201,7 +190,7 @@ class _Planner:
             reason=reason,
             fingerprint=fp,
             payload=wanted,
-            inputs=inputs,
+            inputs=known,
             needs=node.needs,
             estimate=dict(node.params.estimate(self.spec.upstream(node.name))),
             warnings=warnings,
@@ -209,24 +198,43 @@ class _Planner:
             forced=forced,
         )
 
-    def narrow(self, only: str) -> None:
-        """Leave out all but one stage and what feeds it, which must be there."""
-        for name in self.spec.nodes[only].needs:
+    def restrict_to(self, only: Node) -> None:
+        """Skip all but one stage; its inputs must exist."""
+        for name in only.needs:
             if name in self.planned and name not in self.found:
                 message = f"needs {name}, which was never made"
                 remedy = f"leave out --only, or run --only {name} first"
-                self.problems.append(Problem(only, message, remedy, self.spec.nodes[only].where))
+                self.problems.append(Problem(only.name, message, remedy, only.where))
         for name, stage in self.planned.items():
-            if name in self.spec.nodes[only].needs:
-                self.planned[name] = replace(
-                    stage, verdict="cached", reason=f"needed by {only}", forced=False
-                )
-            elif name != only:
-                self.planned[name] = replace(
-                    stage, verdict="skip", reason="left out by --only", forced=False
-                )
+            if name != only.name:
+                verdict: StageAction = "cached" if name in only.needs else "skip"
+                reason = "left out by --only" if verdict == "skip" else f"needed by {only.name}"
+                self.planned[name] = replace(stage, verdict=verdict, reason=reason, forced=False)
 
-    def _verdict(
+    def _source(self, node: Node, edge: str, ref: Ref) -> InputSource | None:
+        """Return the origin of an input; None, with a problem recorded, if it has none."""
+        if isinstance(ref, StageRef):
+            if made := self.planned.get(ref.name):
+                return {"stage": ref.name, "uses": made.uses, "fingerprint": made.fingerprint}
+            return None
+        kinds = node.stage.inputs[edge].kinds
+        try:
+            if isinstance(ref, ArtifactRef):
+                artifact = self.store.by_fingerprint(ref.fingerprint)
+            elif self.resolve_model:
+                artifact = self.resolve_model(ref)
+            else:
+                raise UserError(f"{ref} cannot be resolved here", remedy="use artifact:… instead")
+            if artifact.kind not in kinds:
+                raise UserError(f"accepts {' or '.join(kinds)}, but {ref} is {artifact.kind}")
+        except UserError as error:
+            key = f"{node.name}.{edge}"
+            self.problems.append(Problem(key, error.message, error.remedy, node.where))
+            return None
+        uses, fp = artifact.uses, artifact.fingerprint
+        return {"artifact": str(ref), "uses": uses, "fingerprint": fp}
+
+    def _action(
         self,
         node: Node,
         fp: str,
@@ -234,7 +242,7 @@ class _Planner:
         found: Artifact | None,
         warnings: Sequence[str],
     ) -> tuple[StageAction, str, bool]:
-        """The verdict, its reason, and whether it overrules an artifact that may be there."""
+        """Return the action, its reason, and whether it overrules an existing artifact."""
         if node.name in self.forced:
             return "run", self.forced[node.name], True
         drift = [warning for warning in warnings if warning.startswith("code changed")]
@@ -249,38 +257,40 @@ class _Planner:
         return "run", self._difference(node, wanted), False
 
     def _difference(self, node: Node, wanted: dict[str, Any]) -> str:
-        """How the wanted payload differs from the nearest that was made.
+        """Describe how the wanted payload differs from the nearest existing one.
 
-        Near: under the same name in a pipeline, then in the fewest fields, then the newest.
+        The nearest has the same stage name if any has, then the fewest changed fields, then the
+        newest date.
         """
         producers = {
             edge: [ref.name if isinstance(ref, StageRef) else str(ref) for ref in refs]
             for edge, refs in node.edges.items()
         }
-        candidates = [
-            (artifact.manifest, describe_changes(artifact.manifest["payload"], wanted, producers))
-            for artifact in self._artifacts(node.uses)
-        ]
-        candidates.sort(key=lambda pair: str(pair[0].get("created", "")), reverse=True)
-        candidates.sort(key=lambda pair: (pair[0]["run"].get("stage") != node.name, len(pair[1])))
-        if not candidates:
+        made = [artifact.manifest for artifact in self._artifacts[node.uses]]
+        made.sort(key=lambda manifest: str(manifest.get("created", "")), reverse=True)
+        changes = [describe_changes(m["payload"], wanted, producers) for m in made]
+        if not made:
             return "never made"
-        different = candidates[0][1]
-        more = len(different) - REASONS
-        shown = ", ".join(different[:REASONS])
+        ranks = [
+            (m["run"].get("stage") != node.name, len(c)) for m, c in zip(made, changes, strict=True)
+        ]
+        nearest = changes[ranks.index(min(ranks))]
+        more = len(nearest) - MAX_REASONS
+        shown = ", ".join(nearest[:MAX_REASONS])
         return f"{shown} and {more} more" if more > 0 else shown
 
-    def _artifacts(self, uses: str) -> list[Artifact]:
-        if self._made is None:
-            self._made = {}
-            for artifact in self.store.artifacts():
-                self._made.setdefault(artifact.uses, []).append(artifact)
-        return self._made.get(uses, [])
+    @cached_property
+    def _artifacts(self) -> Mapping[str, list[Artifact]]:
+        """Every artifact of the store, by stage."""
+        by_stage: dict[str, list[Artifact]] = defaultdict(list)
+        for artifact in self.store.artifacts():
+            by_stage[artifact.uses].append(artifact)
+        return by_stage
 
     def _warnings(
         self, found: Artifact, code: str, inputs: Mapping[str, list[InputSource]]
     ) -> tuple[str, ...]:
-        """What a person should know of an artifact that will be used as it is."""
+        """Return warnings about an artifact that will be used as it is."""
         warnings = []
         made = found.manifest["code"]
         if code and made.get("source_hash") not in ("", None, code):
@@ -294,47 +304,9 @@ class _Planner:
                     warnings.append(f"{source['stage']} was made again since, with other bytes")
         return tuple(warnings)
 
-    def _inputs(self, node: Node) -> dict[str, list[InputSource]] | None:
-        """Where each input comes from; None if one of them is not known."""
-        inputs = {
-            edge: [self._source(node, edge, ref) for ref in refs]
-            for edge, refs in node.edges.items()
-        }
-        if any(source is None for sources in inputs.values() for source in sources):
-            return None
-        return {edge: [s for s in sources if s] for edge, sources in inputs.items()}
-
-    def _source(self, node: Node, edge: str, ref: Ref) -> InputSource | None:
-        if isinstance(ref, StageRef):
-            if ref.name not in self.planned:
-                return None
-            made = self.planned[ref.name]
-            return {"stage": ref.name, "uses": made.uses, "fingerprint": made.fingerprint}
-        takes = node.stage.inputs[edge]
-        try:
-            artifact = self._existing(ref)
-            if artifact.kind not in takes.kinds:
-                raise UserError(f"accepts {' or '.join(takes.kinds)}, but {ref} is {artifact.kind}")
-        except UserError as error:
-            key = f"{node.name}.{edge}"
-            self.problems.append(Problem(key, error.message, error.remedy, node.where))
-            return None
-        return {
-            "artifact": str(ref),
-            "uses": artifact.uses,
-            "fingerprint": artifact.fingerprint,
-        }
-
-    def _existing(self, ref: ArtifactRef | ModelRef) -> Artifact:
-        if isinstance(ref, ArtifactRef):
-            return self.store.by_fingerprint(ref.fingerprint)
-        if self.resolve_model is None:
-            raise UserError(f"{ref} cannot be looked up here", remedy="give its artifact:… instead")
-        return self.resolve_model(ref)
-
 
 def read_resume_point(work: Path) -> str:
-    """`step 1200/5000` (or the unit that the stage counts in), if unfinished work says so."""
+    """Return where unfinished work resumes, `step 1200/5000` in the stage's own unit, or ""."""
     point: dict[str, Any] = read_json(work / "observed" / "resume.json", {})
     if "step" not in point:
         return ""

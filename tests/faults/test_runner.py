@@ -43,7 +43,7 @@ from pipeline.execution.stage_executor import Resources
 from pipeline.execution.runner import execute, exit_code
 from pipeline.storage.store import Store
 run = Run.find(Store(sys.argv[1]), sys.argv[2])
-execute(run, run.store, RayLauncher(resources=Resources(2)), backoff=0.01)
+execute(run, RayLauncher(resources=Resources(2)), backoff=0.01)
 print(sorted({"torch", "mlflow", "transformers"} & set(sys.modules)))
 sys.exit(exit_code(run))
 """
@@ -71,7 +71,7 @@ def undisturbed(tmp_path: Path, ray_session: Any) -> dict[str, str]:
 
 
 def go(run: Run) -> RunStatus:
-    return execute(run, run.store, RayLauncher(), backoff=0.01)
+    return execute(run, RayLauncher(), backoff=0.01)
 
 
 class Driver:

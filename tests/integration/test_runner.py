@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def go(run: Run) -> RunStatus:
-    return execute(run, run.store, RayLauncher(), backoff=0.01)
+    return execute(run, RayLauncher(), backoff=0.01)
 
 
 def test_a_pipeline_is_made_and_its_processes_print_to_its_logs(store: Store) -> None:

@@ -87,8 +87,8 @@ def test_a_second_attempt_goes_on(tmp_path: Path) -> None:
         (
             "nothing",
             "error",
-            "returned without writing anything",
-            "its function writes its files under `out`",
+            "returned without output",
+            "write its files under `out`",
         ),
     ],
 )

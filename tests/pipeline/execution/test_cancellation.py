@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faulty_disk import out_of_descriptors
 
-from pipeline.execution.cancellation import CANCELLED, POLL_INTERVAL, CancellationToken
+from pipeline.execution.cancellation import POLL_INTERVAL, CancellationToken
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_start_is_broken_off_by_another_shell(file: Path) -> None:
             threading.Event().wait(30)
             pytest.fail("the start went on")
         assert stop.requested
-    assert stop.reason == CANCELLED
+    assert stop.reason == "cancelled"
     other.join()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.output_capture import LONGEST, capture_output, pump
+from pipeline.execution.output_capture import LINE_LIMIT, capture_output, copy_lines
 
 
 def lines(log: Path) -> list[str]:
@@ -66,7 +66,7 @@ def test_last_words_of_a_killed_process_are_kept(tmp_path: Path) -> None:
         "with capture_output(Path(sys.argv[1])):\n"
         "    os.write(2, b'last words\\n'); os.kill(os.getpid(), 9)\n"
     )
-    # The pump holds stderr too: when this returns, it has ended.
+    # The copy_lines holds stderr too: when this returns, it has ended.
     ended = subprocess.run([sys.executable, "-c", program, str(log)], stderr=subprocess.PIPE)
     assert ended.returncode == -9
     assert lines(log) == ["last words"]
@@ -74,12 +74,12 @@ def test_last_words_of_a_killed_process_are_kept(tmp_path: Path) -> None:
 
 def test_lines_are_folded_cut_and_decoded(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    raw = b"1%\r50%\r100%\n" + b"x" * (LONGEST + 3) + b"\n" + b"\xff\xfe\n" + b"no end"
-    pump(io.BytesIO(raw), log)
-    assert lines(log) == ["100%", "x" * LONGEST, "xxx", "��", "no end"]
+    raw = b"1%\r50%\r100%\n" + b"x" * (LINE_LIMIT + 3) + b"\n" + b"\xff\xfe\n" + b"no end"
+    copy_lines(io.BytesIO(raw), log)
+    assert lines(log) == ["100%", "x" * LINE_LIMIT, "xxx", "��", "no end"]
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_writer(tmp_path: Path) -> None:
     source = io.BytesIO(b"one\ntwo\n")
-    pump(source, tmp_path / "no folder" / "log.txt")
+    copy_lines(source, tmp_path / "no folder" / "log.txt")
     assert source.read() == b""

@@ -327,7 +327,7 @@ def test_every_input_that_cannot_be_had_is_named(store: Store, tmp_path: Path) -
         f"run.yaml: trees: cannot read {tmp_path}/none (give a file)",
         "run.yaml: a.trees: no artifact begins with 'ffffff' "
         "(`headwater show RUN` lists the artifacts of a run)",
-        "run.yaml: b.trees: model:m@v cannot be looked up here (give its artifact:… instead)",
+        "run.yaml: b.trees: model:m@v cannot be resolved here (use artifact:… instead)",
         f"run.yaml: c.juices: accepts Juice, but artifact:{trees.fingerprint} is Trees",
     ]
     with pytest.raises(SpecError, match="cannot read"):

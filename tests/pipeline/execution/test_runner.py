@@ -102,7 +102,7 @@ def hold(tmp_path: Path) -> Iterator[Path]:
 
 def go(run: Run, launcher: Threads | None = None, **options: Any) -> RunStatus:
     options.setdefault("backoff", 0.001)
-    return execute(run, run.store, launcher or Threads(), **options)
+    return execute(run, launcher or Threads(), **options)
 
 
 class Meanwhile:
@@ -192,7 +192,7 @@ def test_a_cached_run_imports_neither_ray_nor_anything_heavy(store: Store, toys:
         "from launch.ray_launcher import RayLauncher\n"
         "from pipeline.execution.runner import execute\n"
         "store = Store(sys.argv[1])\n"
-        "print(execute(Run.find(store), store, RayLauncher()).state)\n"
+        "print(execute(Run.find(store), RayLauncher()).state)\n"
         "print({'ray', 'torch', 'mlflow', 'numpy'} & set(sys.modules))\n"
     )
     said = subprocess.run(
@@ -701,7 +701,7 @@ def test_what_is_damaged_each_time_fails(store: Store) -> None:
     run, launcher = make(store, TWO_AND_SUM), Threads()
     launcher.before = lambda job: flip(made(store, run, "a")) if job.stage == "sum" else None
     assert go(run, launcher).state == "failed"
-    assert "is gone or damaged" in events(run, "stage.failed", "sum")[0]["error"]
+    assert "is missing or damaged" in events(run, "stage.failed", "sum")[0]["error"]
     assert exit_code(run) == 1
 
 
