@@ -30,6 +30,8 @@ class Kind:
     reader: str = ""
     """`module:attribute` of what opens such an artifact's folder, as text, so that naming it
     imports nothing."""
+    headline_metrics: tuple[str, ...] = ()
+    """Metrics of such artifacts that displays show first, most important first."""
 
     def load_reader(self) -> Any:
         """Import and return the reader.
@@ -79,3 +81,11 @@ def is_promotable(name: str) -> bool:
         return find_kind(name).promotable
     except NotFound:
         return False
+
+
+def headline_metrics(name: str) -> tuple[str, ...]:
+    """Return the headline metrics of that kind; an unknown kind has none."""
+    try:
+        return find_kind(name, import_stages=False).headline_metrics
+    except NotFound:
+        return ()

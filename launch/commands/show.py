@@ -106,7 +106,7 @@ def _print_run(run: Run, data: dict[str, Any]) -> None:
             entry["fingerprint"],
             formatting.size(entry.get("bytes")),
             formatting.duration(entry["seconds"]),
-            *([Text(console.format_metrics(entry["metrics"], 2))] if wide else []),
+            *([Text(console.format_metrics(entry["metrics"], entry["kind"], 2))] if wide else []),
         )
     console.print_table(table)
     if status.origin:

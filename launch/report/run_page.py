@@ -198,7 +198,9 @@ def _headlines(status: RunStatus, needs: Mapping[str, Iterable[str]]) -> list[tu
     needed = {need for found in needs.values() for need in found}
     last = [stage for stage in status.stages if stage.name not in needed]
     found = [
-        (f"{s.name} · {key}", s.metrics[key]) for s in last for key in order_metrics(s.metrics)
+        (f"{s.name} · {key}", s.metrics[key])
+        for s in last
+        for key in order_metrics(s.metrics, s.kind)
     ]
     return found[:MAX_HEADLINES]
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from launch.ui.formatting import number
 from pipeline.errors import HeadwaterError, SpecError
+from pipeline.kind import headline_metrics
 from pipeline.redaction import escape_control_characters
 
 NARROW = 100  # terminal columns; narrower tables drop their least important columns
@@ -39,31 +40,6 @@ STYLES = {
     "resume": "magenta",
     "skip": "dim",
 }
-HEADLINE_METRICS = (
-    "reward_accuracy",
-    "accuracy",
-    "reward_gain",
-    "kl",
-    "perplexity",
-    "bits_per_byte",
-    "augmentation_gain",
-    "kept_share",
-    "zero_shot",
-    "image_to_text_r1",
-    "image_to_text_r5",
-    "text_to_image_r5",
-    "zero_shot_single",
-    "linear_probe",
-    "documents",
-    "train_tokens",
-    "pairs",
-    "conversations",
-    "loss",
-)
-"""Metrics that are shown first, most important first; others follow in alphabetical order.
-
-The order concerns the display alone: the engine stores the metrics of a stage without an order, and
-reading a run must not import its stages."""
 MARKS = {
     "finished": "✓",
     "cached": "✓",
@@ -168,14 +144,14 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def order_metrics(metrics: Mapping[str, float]) -> list[str]:
-    """Return the metric names with the headline metrics first."""
-    names = [name for name in HEADLINE_METRICS if name in metrics]
+def order_metrics(metrics: Mapping[str, float], kind: str) -> list[str]:
+    """Return the metric names of an artifact, with the headline metrics of its kind first."""
+    names = [name for name in headline_metrics(kind) if name in metrics]
     return names + [name for name in metrics if name not in names]
 
 
-def format_metrics(metrics: Mapping[str, float], limit: int = 3) -> str:
-    """Return the first `limit` metrics of a stage on one line."""
-    shown = [f"{name} {number(metrics[name])}" for name in order_metrics(metrics)[:limit]]
+def format_metrics(metrics: Mapping[str, float], kind: str, limit: int = 3) -> str:
+    """Return the first `limit` metrics of an artifact on one line."""
+    shown = [f"{name} {number(metrics[name])}" for name in order_metrics(metrics, kind)[:limit]]
     more = len(metrics) - limit
     return "  ".join(shown) + (f"  +{more}" if more > 0 else "")

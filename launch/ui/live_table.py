@@ -137,7 +137,7 @@ class StatusTable:
         """Return the cells of a stage that is not running: its first metric and its time, or the
         reason why it waits."""
         if stage.state in ("cached", "finished"):
-            metric = console.format_metrics(stage.metrics, 1)
+            metric = console.format_metrics(stage.metrics, stage.kind, 1)
             return [Text(metric, "dim"), "", "", Text(formatting.duration(stage.seconds), "dim")]
         has_reason = stage.state in ("waiting", "interrupted")
         reason = console.escape_lines(stage.reason) if has_reason else ""
@@ -193,7 +193,9 @@ class StatusLines:
         seconds = (
             formatting.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
         )
-        metrics = console.format_metrics(stage.metrics) if stage.state == "finished" else ""
+        metrics = (
+            console.format_metrics(stage.metrics, stage.kind) if stage.state == "finished" else ""
+        )
         reason = stage.reason if stage.state in ("waiting", "failed", "interrupted") else ""
         return "  ".join(part for part in (f"{stage.state:<11}", seconds, metrics, reason) if part)
 

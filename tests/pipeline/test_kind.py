@@ -9,8 +9,16 @@ import pytest
 from outside_package import install
 
 from pipeline.errors import NotFound
-from pipeline.kind import KINDS, Kind, find_kind, is_promotable, register_kind
+from pipeline.kind import (
+    KINDS,
+    Kind,
+    find_kind,
+    headline_metrics,
+    is_promotable,
+    register_kind,
+)
 from pipeline.plugins import load_plugins
+from stages.data import kinds as _kinds  # noqa: F401 - registers them before the fixture saves them
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +72,8 @@ def test_the_readers_of_our_kinds_exist() -> None:
     for kind in list(KINDS.values()):
         if kind.reader.startswith("stages."):
             assert callable(kind.load_reader())
+
+
+def test_headline_metrics() -> None:
+    assert headline_metrics("RewardModel") == ("accuracy", "loss")
+    assert headline_metrics("Tokenz") == ()

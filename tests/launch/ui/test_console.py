@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 
 def test_figures_are_cut_with_a_count_of_the_rest() -> None:
     values = {"loss": 2.34567, "steps": 600.0, "a": 1.0, "b": 2.0}
-    assert console.format_metrics(values, 2) == "loss 2.346  steps 600  +2"
+    assert console.format_metrics(values, "Unknown", 2) == "loss 2.346  steps 600  +2"
 
 
 def test_what_is_piped_has_no_colours_and_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
