@@ -37,7 +37,7 @@ class PretrainingObjective(PretrainingTask, LanguageObjective):
         from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
         from stages.models.initialization import initial_model
         from stages.models.mup import lr_multipliers
-        from stages.training.optim.registry import find_optimizer
+        from stages.training.optim.optimizer_registry import find_optimizer
 
         corpus = self.corpus
         self.train_samples, self.eval_dataset = corpus.train, corpus.held_out

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Params, Section, Workers
-from stages.training.optim.registry import find_optimizer
+from stages.training.optim.optimizer_registry import find_optimizer
 from stages.training.ranks.watchdog import WatchdogSection
 
 LRSchedule = Literal["constant", "linear", "cosine", "wsd"]

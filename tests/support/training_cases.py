@@ -497,7 +497,7 @@ class Routed(CausalLMObjective):
         self.bytes_per_token = torch.ones(VOCABULARY)
         model = Llama(self.config)
         model.activation_checkpointing = self.activation_checkpointing
-        from stages.training.optim.registry import find_optimizer
+        from stages.training.optim.optimizer_registry import find_optimizer
 
         paced = lr_multipliers(model, find_optimizer(self.settings.optimizer).mup_matrix_lr)
         return {"model": Trainable(model, lr_multipliers=paced)}

@@ -10,7 +10,7 @@ from stages.training.optim.hooked_optimizer import HookedOptimizer
 from stages.training.torch_compat import without_compiler_import
 
 if TYPE_CHECKING:
-    from stages.training.optim.registry import OptimizerSettings
+    from stages.training.optim.optimizer_registry import OptimizerSettings
 
 _torch_step = without_compiler_import(torch.optim.AdamW.step)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stages.training.optim.hooked_optimizer import HookedOptimizer
 
 if TYPE_CHECKING:
-    from stages.training.optim.registry import OptimizerSettings
+    from stages.training.optim.optimizer_registry import OptimizerSettings
 
 
 class Lion(HookedOptimizer):

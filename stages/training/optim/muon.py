@@ -27,7 +27,7 @@ from torch import distributed as dist
 from stages.training.optim.adamw import AdamW
 
 if TYPE_CHECKING:
-    from stages.training.optim.registry import OptimizerSettings
+    from stages.training.optim.optimizer_registry import OptimizerSettings
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from stages.training.expert_parallel import expert_group_name, is_expert_sharded
-from stages.training.optim.registry import find_optimizer
+from stages.training.optim.optimizer_registry import find_optimizer
 
 if TYPE_CHECKING:
     from stages.training.optim.hooked_optimizer import HookedOptimizer
-    from stages.training.optim.registry import OptimizerSettings
+    from stages.training.optim.optimizer_registry import OptimizerSettings
     from stages.training.trainable import Trainable
 
 

@@ -28,8 +28,8 @@ from stages.models.mup import lr_multipliers
 from stages.models.registry import language_model
 from stages.training.objective import Trainable
 from stages.training.optim.hooked_optimizer import HookedOptimizer
+from stages.training.optim.optimizer_registry import find_optimizer
 from stages.training.optim.param_groups import build_optimizer
-from stages.training.optim.registry import find_optimizer
 from stages.training.ranks.rank import Rank
 from stages.training.training_params import TrainSection
 from stages.training.zero_state import build_partitioned_state

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.plugins import load_plugins
-from stages.training.optim import registry
+from stages.training.optim import optimizer_registry as registry
 from stages.training.optim.hooked_optimizer import HookedOptimizer
+from stages.training.optim.optimizer_registry import OptimizerSpec, UpdateRule, find_optimizer
 from stages.training.optim.param_groups import build_optimizer
-from stages.training.optim.registry import OptimizerSpec, UpdateRule, find_optimizer
 from stages.training.ranks.rank import Rank
 from stages.training.trainable import Trainable
 from stages.training.training_params import TrainSection
@@ -95,7 +95,7 @@ def test_a_plan_reads_it_without_torch() -> None:
 
 
 PLUGIN = """
-from stages.training.optim.registry import OptimizerSpec, UpdateRule, register
+from stages.training.optim.optimizer_registry import OptimizerSpec, UpdateRule, register
 
 def build(groups, settings):
     from stages.training.optim.hooked_optimizer import HookedOptimizer
