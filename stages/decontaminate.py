@@ -118,9 +118,9 @@ def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: C
         removal = SpanRemoval(params.cut.margin, params.cut.min_piece, params.cut.max_cuts)
     folder = inputs.path("documents")
     stats = write_decontaminated(folder, searched, detector, removal, out, counter)
-    if not stats.kept["documents"]:
+    if not stats.records_kept:
         raise InputError(
-            f"all {stats.read['documents']} documents are contaminated",
+            f"all {stats.records_read} documents are contaminated",
             where="eval_sets",
             remedy="raise max_overlap, or check whether the sets are copies of the documents",
         )
@@ -168,9 +168,7 @@ def _report(
     ctx: Context,
 ) -> None:
     for unit in stats.units:
-        losses = {"contaminated": stats.dropped[unit], "cut out": stats.removed[unit]}
-        steps = [(name, -lost) for name, lost in losses.items() if lost]
-        steps = [("read", stats.read[unit]), *steps, ("kept", stats.kept[unit])]
+        steps = stats.waterfall_steps(unit, "cut out")
         ctx.panel(panels.waterfall(f"Decontamination: {unit}", unit, steps))
     columns = ("items", "searched", "found", "documents")
     by_set = stats.by_set(detector.index)
@@ -189,8 +187,8 @@ def _report(
         ctx.panel(panels.samples("Matches", stats.examples))
     unit, index = stats.counter.unit, detector.index
     ctx.result(
-        documents_read=stats.read["documents"],
-        documents=stats.kept["documents"],
+        documents_read=stats.records_read,
+        documents=stats.records_kept,
         characters_read=stats.read["characters"],
         characters=stats.kept["characters"],
         **{f"{unit}_read": stats.read[unit], unit: stats.kept[unit]},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from stages.curation.curation_stats import CurationStats
 from stages.data.documents import Document
 from stages.text.decontamination.contamination_detector import Contamination
 from stages.text.decontamination.ngram_index import EvaluationIndex
@@ -18,18 +19,15 @@ MATCH_CHARACTERS = 400
 
 
 @dataclass
-class DecontaminationStats:
-    """Counts of documents, characters, and tokens or words."""
+class DecontaminationStats(CurationStats):
+    """Counts of documents, characters, and tokens or words, and of evaluation items."""
 
+    record_noun: ClassVar[str] = "documents"
     counter: TokenCounter = WORDS
-    read: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    removed: Counter[str] = field(default_factory=Counter)
-    """Counts of the text removed from kept documents."""
     cut: int = 0
     """Number of kept documents from which text was removed."""
     sets: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Counts by evaluation set."""
     found: set[int] = field(default_factory=set)
     """Items that contaminate any document."""
     overlaps: list[float] = field(default_factory=list)
@@ -41,20 +39,18 @@ class DecontaminationStats:
         """The units that are counted; each of them adds up."""
         return "documents", "characters", self.counter.unit
 
-    def record(self, text: str, units: int, kept: str | None) -> None:
+    def record(self, document: Document, units: int, kept: str | None) -> None:
         """Count one document of so many words or tokens, and its remaining text; None if it is
         dropped."""
-        size = Counter({"documents": 1, "characters": len(text), self.counter.unit: units})
-        self.read.update(size)
+        size = {"documents": 1, "characters": len(document.text), self.counter.unit: units}
         if kept is None:
-            self.dropped.update(size)
+            self.count(document.source, CONTAMINATED, size)
             return
-        whole = len(kept) == len(text)
+        whole = len(kept) == len(document.text)
         remaining = units if whole else self.counter.count_text(kept)
-        rest = Counter({"documents": 1, "characters": len(kept), self.counter.unit: remaining})
-        self.kept.update(rest)
-        size.subtract(rest)
-        self.removed.update(size)
+        rest = {"documents": 1, "characters": len(kept), self.counter.unit: remaining}
+        self.count(document.source, "", rest)
+        self.count_removed({unit: size[unit] - rest[unit] for unit in self.units})
         self.cut += not whole
 
     def record_contamination(
@@ -79,13 +75,12 @@ class DecontaminationStats:
 
     def as_dict(self, index: EvaluationIndex) -> dict[str, Any]:
         """Return the counts as `stats.json` stores them."""
-        dropped = self._all_units(self.dropped)
         return {
             "read": self._all_units(self.read),
             "kept": self._all_units(self.kept),
-            "dropped": dropped,
+            "dropped": self.dropped(),
             "removed": self._all_units(self.removed),
-            "by_rule": {CONTAMINATED: dropped} if self.dropped else {},
+            "by_rule": {rule: self._all_units(counts) for rule, counts in self.by_rule.items()},
             "by_set": self.by_set(index),
         }
 

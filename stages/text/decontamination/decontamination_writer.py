@@ -49,7 +49,7 @@ def write_decontaminated(
     """
     for table in ("documents", "dropped", "matches"):
         shutil.rmtree(out / table, ignore_errors=True)
-    stats, index = DecontaminationStats(counter), detector.index
+    stats, index = DecontaminationStats(counter=counter), detector.index
     with (
         documents.documents_writer(out) as kept,
         documents.dropped_writer(out) as dropped,
@@ -59,7 +59,7 @@ def write_decontaminated(
             contamination = detector.detect(hits) if hits else None
             row = {name: getattr(document, name) for name in documents.COLUMNS}
             if contamination is None:
-                stats.record(document.text, units, document.text)
+                stats.record(document, units, document.text)
                 kept.write(row)
                 continue
             stats.record_contamination(document, contamination, index)
@@ -77,7 +77,7 @@ def write_decontaminated(
                     }
                 )
             text = removal.apply(document.text, contamination.spans) if removal else None
-            stats.record(document.text, units, text)
+            stats.record(document, units, text)
             if text is None:
                 dropped.write({**row, "rule": CONTAMINATED, "score": contamination.overlap})
             else:
