@@ -126,7 +126,7 @@ def test_interrupted_resumed_and_changed(shell: Shell) -> None:
     assert "artifacts are intact" in shell.call("verify", "--all")[0]
 
 
-def test_a_stage_that_fails(shell: Shell) -> None:
+def test_failed_stage(shell: Shell) -> None:
     config = shell.file({"bad": {"uses": "toy.count", "value": 7, "trouble": "raise"}})
     out, err = shell.call("run", config, code=1)
     run = shell.json("status")["run"]
@@ -137,7 +137,7 @@ def test_a_stage_that_fails(shell: Shell) -> None:
     assert "not a number" in shell.call("logs", run, "bad")[0]
 
 
-def test_a_model_that_does_not_load_is_not_promoted(shell: Shell) -> None:
+def test_model_that_does_not_load_is_not_promoted(shell: Shell) -> None:
     """The artifact is whole and says that it is a model; only trying it tells that it is none."""
     sample_run.make(shell.folder / "other", steps=30)
     words = ("latest:sft", "--model", "m", "--store", "other")

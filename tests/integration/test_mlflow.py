@@ -110,7 +110,7 @@ def artifacts(client: Any, run_id: str, folder: str | None = None) -> list[str]:
     return [found.path for found in client.list_artifacts(run_id, folder)]
 
 
-def test_the_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_database_is_created_atomically(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / ".mlflow.db.new").write_bytes(b"what a kill left")
     mlflow_client.ensure_database(store, "sqlite:///elsewhere.db")
@@ -122,7 +122,7 @@ def test_the_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_a_pipeline_is_one_run_with_a_nested_run_a_stage(mirrored: Run) -> None:
+def test_pipeline_run_has_one_nested_run_per_stage(mirrored: Run) -> None:
     client = connect(mlflow_client.tracking_uri(mirrored.store))
     runs = runs_of(client, mirrored)
     assert set(runs) == {"", *NAMES}
@@ -139,7 +139,7 @@ def test_a_pipeline_is_one_run_with_a_nested_run_a_stage(mirrored: Run) -> None:
         assert artifact and run.data.tags["headwater.digest"] == artifact.digest
 
 
-def test_a_resumed_stage_goes_on_in_the_same_run_and_no_point_is_doubled(mirrored: Run) -> None:
+def test_resumed_stage_uses_the_same_run_without_duplicate_points(mirrored: Run) -> None:
     assert_exact(connect(mlflow_client.tracking_uri(mirrored.store)), mirrored)
 
 
@@ -171,7 +171,7 @@ def test_parameters_inputs_plots_tables_and_the_model(mirrored: Run, tmp_path: P
     assert gpt.outputs.model_outputs[0].model_id == models[0].model_id
 
 
-def test_sending_again_or_anew_doubles_nothing(
+def test_sending_again_makes_no_duplicates(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = mlflow_client.tracking_uri(mirrored.store)
@@ -185,7 +185,7 @@ def test_sending_again_or_anew_doubles_nothing(
     assert unsynced_reason(mirrored) == ""
 
 
-def test_the_child_follows_until_its_input_ends(
+def test_child_follows_until_its_input_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrored: Run
 ) -> None:
     reader, writer = os.pipe()
@@ -195,7 +195,7 @@ def test_the_child_follows_until_its_input_ends(
         assert mirror.main("follow", str(mirrored.store.root), mirrored.id) == 0
 
 
-def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
+def test_failed_stage_and_cached_stages(mirrored: Run) -> None:
     store, uri = mirrored.store, mlflow_client.tracking_uri(mirrored.store)
     run = Run(store, "20261121-0300-warm-otter")
     run.folder.mkdir()
@@ -237,7 +237,7 @@ def test_a_failed_stage_and_another_run_of_cached_ones(mirrored: Run) -> None:
     assert tags["headwater.promoted.talker"] == "v1 champion"
 
 
-def test_a_pass_that_finds_another_writer_waits_for_the_next(
+def test_pass_fails_while_another_process_writes(
     mirrored: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synchronizer = RunSynchronizer(mirrored, mlflow_client.tracking_uri(mirrored.store))
@@ -250,7 +250,7 @@ def test_a_pass_that_finds_another_writer_waits_for_the_next(
     assert read_cursor(mirrored)["problem"] == ""
 
 
-def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path) -> None:
+def test_kill_between_sending_and_saving_the_cursor(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path / "store", names=(), finish=False)
     (run.folder / "plan.json").write_text(json.dumps({"stages": [sample_run._planned("gpt")]}))
     run.append("plan", stages=[sample_run._planned("gpt")])
@@ -274,7 +274,7 @@ def test_a_kill_between_sending_and_remembering_and_then_a_rewind(tmp_path: Path
     assert_exact(connect(uri), run, steps=30)
 
 
-def test_points_that_came_out_otherwise_after_a_rewind_are_the_newest(tmp_path: Path) -> None:
+def test_points_after_a_rewind_are_the_newest(tmp_path: Path) -> None:
     """As after a NaN: the report shows the new course, so MLflow must have it too."""
     run = sample_run.make(tmp_path / "store", names=(), finish=False)
     (run.folder / "plan.json").write_text(json.dumps({"stages": [sample_run._planned("gpt")]}))
@@ -329,7 +329,7 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert b"hunter2" not in path.read_bytes(), path
 
 
-def test_an_emptied_database_is_filled_again(mirrored: Run, tmp_path: Path) -> None:
+def test_replaced_database_is_filled_again(mirrored: Run, tmp_path: Path) -> None:
     uri = mlflow_client.tracking_uri(mirrored.store)
     synchronizer = RunSynchronizer(mirrored, uri)
     synchronizer._note(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
@@ -388,9 +388,7 @@ def test_promote_and_roll_back(mirrored: Run, models: Registry) -> None:
     assert [r["to"] for r in models.history("talker")] == [1, 2, 1, 2]
 
 
-def test_what_a_kill_or_a_hand_left_undone_is_done_by_the_next_call(
-    mirrored: Run, models: Registry
-) -> None:
+def test_next_call_completes_an_interrupted_promotion(mirrored: Run, models: Registry) -> None:
     client = connect(models.uri)
     gpt, sft = artifact(mirrored, "gpt"), artifact(mirrored, "sft")
     models.promote(gpt, "walker")
@@ -412,7 +410,7 @@ def test_what_a_kill_or_a_hand_left_undone_is_done_by_the_next_call(
     assert client.get_model_version("walker", "3").source == gpt.path.as_uri()
 
 
-def test_an_alias_that_did_not_move_is_noticed(mirrored: Run, models: Registry) -> None:
+def test_unmoved_alias_is_an_error(mirrored: Run, models: Registry) -> None:
     from mlflow import MlflowClient
 
     class Forgetful(MlflowClient):  # type: ignore[misc]
@@ -431,7 +429,7 @@ def test_an_alias_that_did_not_move_is_noticed(mirrored: Run, models: Registry) 
         sft.path.with_name("aside").rename(sft.path)
 
 
-def test_a_rollback_to_what_is_damaged_changes_nothing(mirrored: Run, models: Registry) -> None:
+def test_rollback_to_a_corrupt_version_changes_nothing(mirrored: Run, models: Registry) -> None:
     gpt, reward = artifact(mirrored, "gpt"), artifact(mirrored, "reward")
     models.promote(reward, "critic")
     models.promote(gpt, "critic")
@@ -447,7 +445,7 @@ def test_a_rollback_to_what_is_damaged_changes_nothing(mirrored: Run, models: Re
     (reward.path / "data.bin").write_bytes(data)
 
 
-def test_an_mlflow_that_is_down_stops_a_promotion_before_the_log(mirrored: Run) -> None:
+def test_promotion_fails_before_the_log_while_mlflow_is_down(mirrored: Run) -> None:
     dead = Registry(mirrored.store, f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
     with pytest.raises(Failure, match="MLflow"):
@@ -489,7 +487,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(30)
 
 
-def test_a_server_gets_the_run_and_the_weights(tmp_path: Path, server: str) -> None:
+def test_server_receives_the_run_and_the_weights(tmp_path: Path, server: str) -> None:
     run = sample_run.make(tmp_path / "store", names=("gpt",), steps=30)
     synchronizer = RunSynchronizer(run, server)
     for _ in range(10):  # a server on a busy machine misses a time-out now and then

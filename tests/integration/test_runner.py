@@ -47,7 +47,7 @@ def go(run: Run) -> RunStatus:
     return execute(run, RayLauncher(), backoff=0.01)
 
 
-def test_a_pipeline_is_made_and_its_processes_print_to_its_logs(store: Store) -> None:
+def test_pipeline_runs_and_its_output_is_captured(store: Store) -> None:
     run = make(store, TWO_AND_SUM.replace("value: 1", "value: 1, trouble: print"))
     assert go(run).state == "finished"
     assert numbers(run) == {"a": "10", "b": "14", "sum": "24"}
@@ -58,7 +58,7 @@ def test_a_pipeline_is_made_and_its_processes_print_to_its_logs(store: Store) ->
     until(lambda: not psutil.pid_exists(process_of(run, "a")))
 
 
-def test_an_embedded_ray_is_patient_with_a_machine_that_stood_still() -> None:
+def test_embedded_ray_has_long_node_timeouts() -> None:
     """Ray ignores settings that it does not know: its servers must have them, and know them."""
     servers = [p for p in psutil.Process().children() if p.name() in ("raylet", "gcs_server")]
     assert len(servers) == 2
@@ -68,7 +68,7 @@ def test_an_embedded_ray_is_patient_with_a_machine_that_stood_still() -> None:
         assert all(name.encode() in program for name in NODE_TIMEOUT_ENV)
 
 
-def test_a_stage_leaves_the_cpus_to_the_processes_that_it_starts(store: Store) -> None:
+def test_task_of_a_stage_requests_no_cpu(store: Store) -> None:
     run = make(store, "a: {uses: toy.fan, workers: {num: 2}}")
     assert go(run).state == "finished"
     assert numbers(run) == {"a": "3"}
@@ -78,7 +78,7 @@ def test_a_stage_leaves_the_cpus_to_the_processes_that_it_starts(store: Store) -
     ("trouble", "kind", "error", "attempts"),
     [("user", "user", "part: a part is odd", 1), ("die", "worker", "a process died", 2)],
 )
-def test_errors_out_of_nested_tasks_keep_their_class(
+def test_errors_of_nested_tasks_keep_their_class(
     store: Store, trouble: str, kind: str, error: str, attempts: int
 ) -> None:
     run = make(store, f"a: {{uses: toy.fan, trouble: {trouble}, retries: {{worker: 1}}}}")
@@ -88,7 +88,7 @@ def test_errors_out_of_nested_tasks_keep_their_class(
     assert len(events(run, "stage.started")) == attempts
 
 
-def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any) -> None:
+def test_killed_attempt_leaves_no_process(store: Store, tmp_path: Path, ray_session: Any) -> None:
     launcher = RayLauncher()
     assert launcher.start() == Resources(2)
     hold = tmp_path / "hold"
@@ -102,7 +102,7 @@ def test_a_killed_attempt_is_gone(store: Store, tmp_path: Path, ray_session: Any
     assert ray_session.is_initialized()
 
 
-def test_two_runs_at_once_make_everything_once(
+def test_concurrent_runs_make_each_artifact_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launch.ray_launcher.NODE_CHECK_INTERVAL", 0.0)
@@ -123,13 +123,13 @@ def test_two_runs_at_once_make_everything_once(
     assert digests(runs[0]) == digests(runs[1])
 
 
-def test_a_cluster_that_does_not_answer_is_a_plain_message() -> None:
+def test_unreachable_cluster_is_one_line() -> None:
     with pytest.raises(Failure, match="the Ray cluster does not answer") as caught:
         join("not an address")
     assert "headwater cluster status" in caught.value.remedy
 
 
-def test_a_ray_that_does_not_start_is_a_plain_message_and_leaves_nothing() -> None:
+def test_failed_start_is_one_line_and_leaves_nothing() -> None:
     program = (
         "import tempfile, sys\nfrom launch import ray_launcher\n"
         "from pipeline.errors import Failure\nfrom pipeline.execution.stage_executor import Resources\n"

@@ -152,7 +152,7 @@ def await_hold(site: Site) -> None:
 # --- the head ------------------------------------------------------------------------------------
 
 
-def test_nobody_is_there_yet(site: Site) -> None:
+def test_cluster_that_is_not_up(site: Site) -> None:
     refused = site.call(
         "submit", pipeline(site, "small", {"one": COUNT}), "--cluster", "here", code=2
     )
@@ -175,7 +175,7 @@ def test_up(site: Site) -> None:
     assert data["pid"] == site.head["pid"]
 
 
-def test_the_head_listens_on_loopback_alone(site: Site) -> None:
+def test_head_listens_on_loopback_only(site: Site) -> None:
     beyond, seen = [], 0
     for process in psutil.process_iter():
         try:
@@ -191,7 +191,7 @@ def test_the_head_listens_on_loopback_alone(site: Site) -> None:
     assert not beyond
 
 
-def test_the_three_refusals_of_a_head_are_told_apart(site: Site) -> None:
+def test_three_refusals_of_a_head_differ(site: Site) -> None:
     with pytest.raises(WrongToken, match="wants a token, and none was sent"):
         RayJobsClient(site.address).version()
     with pytest.raises(WrongToken, match="another token than the one sent"):
@@ -209,7 +209,7 @@ def refused(site: Site, cluster: str, config: str, code: int) -> str:
     return done.stderr
 
 
-def test_a_dead_address(site: Site) -> None:
+def test_unreachable_address(site: Site) -> None:
     site.cluster("dead", f"address: http://127.0.0.1:{free_port()}\n")
     said = refused(site, "dead", pipeline(site, "small", {"one": COUNT}), 1)
     assert "no Ray head answers: connection refused" in said
@@ -226,7 +226,7 @@ def test_a_wrong_token(site: Site) -> None:
     assert f"check the token ({token})" in said
 
 
-def test_a_store_that_cannot_be_written(site: Site) -> None:
+def test_store_that_is_not_writable(site: Site) -> None:
     token = site.store.root / "clusters" / "here" / "token"
     (site.root.parent / "file").write_text("")
     store = site.root.parent / "file" / "store"
@@ -234,7 +234,7 @@ def test_a_store_that_cannot_be_written(site: Site) -> None:
     assert "the store is not writable: not a directory" in refused(site, "full", "small.yaml", 2)
 
 
-def test_an_mlflow_that_the_promotion_will_need(site: Site) -> None:
+def test_promotion_requires_mlflow(site: Site) -> None:
     token = site.store.root / "clusters" / "here" / "token"
     dead = f"http://127.0.0.1:{free_port()}"
     site.cluster("mute", f"address: {site.address}\ntoken_path: {token}\nmlflow: {dead}\n")
@@ -247,7 +247,7 @@ def test_an_mlflow_that_the_promotion_will_need(site: Site) -> None:
     assert "connection refused" in said
 
 
-def test_what_the_cluster_does_not_have(site: Site) -> None:
+def test_resources_that_the_cluster_lacks(site: Site) -> None:
     config = pipeline(site, "wide", {"one": {**COUNT, "workers": {"num": 64}}})
     said = refused(site, "here", config, 2)
     assert "wide.yaml:1: one.workers: asks for 64 CPUs, the cluster has 2" in said
@@ -256,7 +256,7 @@ def test_what_the_cluster_does_not_have(site: Site) -> None:
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def test_submit_ships_tracked_code_and_stays_until_the_end(site: Site) -> None:
+def test_submit_uploads_tracked_code_and_follows_the_run(site: Site) -> None:
     (site.root / "number.txt").write_text("7")  # data that git does not track
     read = {"uses": "toy.read", "source": "number.txt"}
     add = {"uses": "toy.add", "numbers": ["${one}", "${read}"]}
@@ -286,7 +286,7 @@ def test_submit_ships_tracked_code_and_stays_until_the_end(site: Site) -> None:
     assert "untracked.txt" not in names
 
 
-def test_detach_come_back_cancel_and_resume(site: Site) -> None:
+def test_detach_attach_cancel_and_resume(site: Site) -> None:
     config, hold = held(site, "slow", 100)
     begun = site.call("submit", config, "--cluster", "here", "--detach")
     assert "--watch" in begun.stderr
@@ -330,7 +330,7 @@ def test_control_c_detaches(site: Site) -> None:
     until(lambda: site.status()["state"] == "finished", "the end")
 
 
-def test_a_head_that_is_killed_and_started_again(site: Site) -> None:
+def test_head_killed_and_restarted(site: Site) -> None:
     config, hold = held(site, "lost", 300)
     site.call("submit", config, "--cluster", "here", "--detach")
     await_hold(site)
@@ -347,7 +347,7 @@ def test_a_head_that_is_killed_and_started_again(site: Site) -> None:
     assert "artifacts are intact" in site.call("verify", "--all").stdout
 
 
-def test_down_ends_everything_that_up_began(site: Site) -> None:
+def test_down_stops_all_processes_of_up(site: Site) -> None:
     record = site.head
     assert "here is down" in site.call("cluster", "down", "here").stdout
     left = []

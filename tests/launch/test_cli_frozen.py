@@ -63,7 +63,7 @@ def test_options_are_frozen(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", OPTIONS)
-def test_everything_says_what_it_does(words: str) -> None:
+def test_commands_and_options_have_help(words: str) -> None:
     found = command(words)
     assert found.help
     for parameter in found.params:
@@ -72,7 +72,7 @@ def test_everything_says_what_it_does(words: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_overview_says_what_the_command_says(name: str) -> None:
-    """The lazy group repeats each command's purpose; both begin with the same kind of word."""
+def test_summaries_are_short_sentences(name: str) -> None:
+    """Check the form of the summaries, which the lazy group holds."""
     assert COMMANDS[name].summary.endswith(".")
     assert len(COMMANDS[name].summary) < 62

@@ -107,7 +107,7 @@ def test_plan_shows_the_costs_of_a_training(tmp_path: Path) -> None:
         assert words in shown
 
 
-def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_plan_refuses_what_does_not_fit(tmp_path: Path) -> None:
     said = plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", code=2)
     assert "gpt.train.micro_batch_size: takes 56" in said
     assert "a100-40gb has room for 37.0 GiB (train.micro_batch_size: 2)" in said

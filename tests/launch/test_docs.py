@@ -1,4 +1,4 @@
-"""What the documentation shows is what the program takes and prints."""
+"""Examples and generated pages of the documentation are current."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("text", PIPELINES)
-def test_every_pipeline_that_is_shown_is_accepted(text: str, tmp_path: Path) -> None:
+def test_documented_pipelines_are_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "shown.yaml"
     file.write_text(text)
     assert load_spec(file).nodes
 
 
-def test_the_reference_of_the_stages_is_fresh() -> None:
-    """`make docs` writes it.
+def test_stage_reference_is_current() -> None:
+    """Compare with the output of `make docs`.
 
-    In a process of its own: other tests register stages of theirs in this one.
+    A separate process, because other tests register stages in this one.
     """
     ours = [sys.executable, "-m", "launch.cli", "stages", "--markdown"]
     done = subprocess.run(ours, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == (ROOT / "docs" / "stages.md").read_text()
 
 
-def test_the_page_of_the_rules_is_fresh() -> None:
-    """`make docs` writes it."""
+def test_rules_page_is_current() -> None:
+    """Compare with the output of `make docs`."""
     assert as_markdown() == (ROOT / "docs" / "rules.md").read_text()

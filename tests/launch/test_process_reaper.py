@@ -1,4 +1,4 @@
-"""Nobody who was started under a mark outlives its driver; everybody else does."""
+"""Processes with the mark end with their driver; other processes do not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def children() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def start(children: list[subprocess.Popen[bytes]], mark: str) -> subprocess.Popen[bytes]:
-    """A process under a mark, once it runs."""
+    """Start a process with a mark and wait until it runs."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(SLEEPER, env={**os.environ, DRIVER_VARIABLE: mark}, **pipes)
     children.append(process)
@@ -38,7 +38,7 @@ def start(children: list[subprocess.Popen[bytes]], mark: str) -> subprocess.Pope
     return process
 
 
-def test_the_marked_end_and_others_stay(
+def test_only_marked_processes_are_killed(
     tmp_path: Path, children: list[subprocess.Popen[bytes]]
 ) -> None:
     ours, theirs = start(children, "ours"), start(children, "theirs")
@@ -59,7 +59,7 @@ def test_it_gives_up_after_its_timeout(
     assert ours.poll() is None
 
 
-def test_a_process_that_goes_by_itself_is_no_error(
+def test_process_that_exits_meanwhile_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([[2**22 + 1], []])
@@ -68,7 +68,7 @@ def test_a_process_that_goes_by_itself_is_no_error(
     assert next(found, None) is None
 
 
-def test_a_driver_ends_its_processes_when_it_closes(
+def test_close_kills_the_processes(
     tmp_path: Path,
     children: list[subprocess.Popen[bytes]],
     capfd: pytest.CaptureFixture[str],
@@ -80,9 +80,7 @@ def test_a_driver_ends_its_processes_when_it_closes(
     assert capfd.readouterr().err == ""
 
 
-def test_a_killed_driver_is_noticed(
-    tmp_path: Path, children: list[subprocess.Popen[bytes]]
-) -> None:
+def test_killed_driver(tmp_path: Path, children: list[subprocess.Popen[bytes]]) -> None:
     ours = start(children, "ours")
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom launch.process_reaper import Reaper\n"

@@ -1,4 +1,4 @@
-"""The one real try of a model before it is promoted."""
+"""The smoke test before a promotion."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from launch.promotion import smoke_test
 
 
-def test_ctrl_c_in_a_terminal_does_not_reach_the_process_that_tries_the_model(
+def test_ctrl_c_does_not_reach_the_smoke_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed by it, the model would be refused for a fault that it does not have."""
+    """Keep the smoke test alive: a model must not be refused because of Ctrl-C."""
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\ncut -d " " -f 5 "/proc/$$/stat" >&2\nexit 1\n')
     script.chmod(0o755)

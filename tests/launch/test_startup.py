@@ -1,4 +1,4 @@
-"""Answers at once: what looks and plans loads none of the heavy libraries and costs little CPU."""
+"""Read-only commands and `plan` import no heavy library and start fast."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=" ".join,
 )
-def test_looking_is_cheap(arguments: list[str], store: Path, tmp_path: Path) -> None:
+def test_read_only_commands_start_fast(arguments: list[str], store: Path, tmp_path: Path) -> None:
     named = [] if "--help" in arguments else ["--store", str(store)]
     found = probe([*arguments, *named], tmp_path)
     assert found == {"code": 0, "cpu": found["cpu"], "heavy": []}
@@ -85,7 +85,7 @@ def test_looking_is_cheap(arguments: list[str], store: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("config", ["quickstart.yaml", "gpt3-13b.yaml", "clip.yaml"])
-def test_planning_is_cheap(config: str, tmp_path: Path) -> None:
+def test_plan_starts_fast(config: str, tmp_path: Path) -> None:
     file = ROOT / "configs" / config
     found = probe(["plan", str(file), "--store", str(tmp_path / "new")], tmp_path)
     assert found == {"code": 0, "cpu": found["cpu"], "heavy": []}

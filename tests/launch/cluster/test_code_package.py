@@ -38,13 +38,13 @@ def names(made: code_package.CodePackage) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_only_tracked_files_travel_and_as_they_stand(root: Path) -> None:
+def test_only_tracked_files_are_packed_as_on_disk(root: Path) -> None:
     found = names(code_package.pack(root))
     assert set(found) == {".gitignore", "größe.txt", "mystages/a.py", "run.sh"}
     assert found["mystages/a.py"] == b"changed since\n"
 
 
-def test_a_link_travels_as_the_tracked_files_that_it_leads_to(root: Path) -> None:
+def test_link_is_packed_as_a_copy(root: Path) -> None:
     (root / "again.sh").symlink_to("run.sh")
     (root / "same").symlink_to("mystages")
     (root / "dangling").symlink_to("nowhere")
@@ -56,7 +56,7 @@ def test_a_link_travels_as_the_tracked_files_that_it_leads_to(root: Path) -> Non
 
 
 @pytest.mark.parametrize("to", ["untracked file", "outside", "outside folder", "replaced folder"])
-def test_a_link_to_what_is_not_tracked_is_refused(
+def test_link_to_an_untracked_file_is_refused(
     root: Path, to: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Else a link that somebody committed carries secrets of this machine away."""
@@ -74,7 +74,7 @@ def test_a_link_to_what_is_not_tracked_is_refused(
         code_package.pack(root)
 
 
-def test_the_commit_is_named(root: Path) -> None:
+def test_commit_and_dirty_flag(root: Path) -> None:
     assert code_package.pack(root).commit == ""
     author = ("-c", "user.name=a", "-c", "user.email=a@b")
     git(root, *author, "commit", "-qm", "first")
@@ -85,7 +85,7 @@ def test_the_commit_is_named(root: Path) -> None:
     assert code_package.pack(root).commit == commit
 
 
-def test_the_name_is_the_content(root: Path) -> None:
+def test_name_is_the_hash_of_the_content(root: Path) -> None:
     first = code_package.pack(root)
     os.utime(root / "run.sh", (1, 1))
     assert code_package.pack(root) == first
@@ -93,12 +93,12 @@ def test_the_name_is_the_content(root: Path) -> None:
     assert code_package.pack(root).name != first.name
 
 
-def test_programs_stay_executable(root: Path) -> None:
+def test_executable_bits_are_kept(root: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(code_package.pack(root).content)) as archive:
         assert archive.getinfo("run.sh").external_attr >> 16 == 0o755
 
 
-def test_a_package_that_is_too_large_names_the_ten_largest(
+def test_oversized_package_lists_the_largest_files(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for k in range(12):
@@ -112,7 +112,7 @@ def test_a_package_that_is_too_large_names_the_ten_largest(
     assert "19.5 KiB" in refused.value.message
 
 
-def test_the_limit_is_under_the_one_of_ray() -> None:
+def test_limit_is_below_that_of_ray() -> None:
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
     assert code_package.SIZE_LIMIT == 90 * 1024**2 < DASHBOARD_CLIENT_MAX_SIZE

@@ -47,35 +47,35 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (ADDRESS + ADDRESS, "c.yaml:2: address: the key 'address' is a duplicate"),
     ],
 )
-def test_mistakes(folder: Path, text: str, message: str) -> None:
+def test_invalid_files(folder: Path, text: str, message: str) -> None:
     (folder / "c.yaml").write_text(text)
     with pytest.raises(SpecError) as refused:
         load_cluster("c", "store")
     assert message in refused.value.message
 
 
-def test_all_mistakes_at_once(folder: Path) -> None:
+def test_all_problems_are_reported_at_once(folder: Path) -> None:
     (folder / "c.yaml").write_text("adress: x\ncode: sent\n")
     with pytest.raises(SpecError) as refused:
         load_cluster("c", "store")
     assert len(refused.value.problems) == 3
 
 
-def test_an_unknown_name_is_told_the_nearest(folder: Path) -> None:
+def test_unknown_name_suggests_the_nearest(folder: Path) -> None:
     (folder / "prod.yaml").write_text(ADDRESS)
     with pytest.raises(NotFound) as refused:
         load_cluster("prd", "store")
     assert refused.value.remedy == "did you mean 'prod'?"
 
 
-def test_the_clusters_of_the_project_are_found_from_anywhere(folder: Path) -> None:
+def test_cluster_files_of_the_installation_are_found(folder: Path) -> None:
     found = load_cluster("local", "somewhere")
     assert found.store.root == Path.cwd() / "somewhere"
     assert found.token_path == found.store.root / "clusters" / "local" / "token"
     assert load_cluster("compose", "somewhere").store.root == Path("/store")
 
 
-def test_a_token_that_others_can_read_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_token_readable_by_others_is_refused(folder: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     (folder / "c.yaml").write_text(f"{ADDRESS}token_path: {token}\n")
     found = load_cluster("c", "store")
@@ -90,7 +90,7 @@ def test_a_token_that_others_can_read_is_refused(folder: Path, tmp_path: Path) -
     assert found.token() == "secret"
 
 
-def test_variables_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "c.yaml").write_text(f"{ADDRESS}token_env: HEAD_TOKEN\nmlflow: ${{env:TRACKING}}\n")
     found = load_cluster("c", "store")
     assert found.token() == ""

@@ -51,7 +51,7 @@ def closed() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_nobody_there(closed: str) -> None:
+def test_no_server_at_the_address(closed: str) -> None:
     with pytest.raises(Unreachable, match="no Ray head answers: connection refused"):
         RayJobsClient(closed).version()
 
@@ -69,7 +69,7 @@ def test_a_silent_server_at_the_address() -> None:
         assert time.monotonic() - begun < 4.0
 
 
-def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
+def test_mlflow_health_check(server: str, closed: str) -> None:
     preflight.check_mlflow(None)
     preflight.check_mlflow("sqlite:///x.db")
     preflight.check_mlflow("postgresql://me@postgres/mlflow")
@@ -94,13 +94,13 @@ def test_mlflow_is_asked_for_its_health(server: str, closed: str) -> None:
         "postgresql://postgres/mlflow?user=me&password=hunter2",
     ],
 )
-def test_a_password_in_the_address_is_not_sent_and_not_shown(address: str) -> None:
+def test_uri_with_password_is_refused_and_hidden(address: str) -> None:
     with pytest.raises(UserError, match="holds a password") as refused:
         preflight.check_mlflow(address)
     assert "hunter2" not in str(refused.value) + refused.value.remedy
 
 
-def test_the_store_is_tried(tmp_path: Path) -> None:
+def test_store_check_writes_a_file(tmp_path: Path) -> None:
     preflight.check_store(tmp_path / "new" / "store")
     assert list((tmp_path / "new" / "store").iterdir()) == []
     (tmp_path / "file").write_text("")
@@ -130,10 +130,10 @@ def dribbling() -> Iterator[str]:
     http.server_close()
 
 
-def test_nothing_is_waited_for_longer_than_the_deadline(
+def test_checks_end_at_the_deadline(
     dribbling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head and an MLflow that drip, and a store whose file system hangs: here, on a pipe."""
+    """Abandon a head and an MLflow that never finish, and a store whose file system hangs."""
     monkeypatch.setattr(preflight, "DEADLINE", 0.2)
     (tmp_path / "far.yaml").write_text(f"address: {dribbling}\nmlflow: {dribbling}\n")
     store = tmp_path / "store"
@@ -162,7 +162,7 @@ def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) 
 
 
 @pytest.mark.usefixtures("toys")
-def test_what_can_never_be_placed_is_refused(tmp_path: Path) -> None:
+def test_excess_requests_are_refused(tmp_path: Path) -> None:
     stages = """\
   fits: {uses: toy.count, workers: {num: 8, cpus: 1}}
   much: {uses: toy.count, workers: {num: 9}}
@@ -187,8 +187,8 @@ def test_what_can_never_be_placed_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toys")
-def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
-    """The runner asks for nothing for it either."""
+def test_cached_stages_need_no_resources(tmp_path: Path) -> None:
+    """Request nothing, as the runner does."""
     stages = "  wide: {uses: toy.count, workers: {num: 64}}\n"
     assert refused_resources(tmp_path, stages, (2.0, 0.0))
     store = Store(tmp_path / "store")
@@ -216,7 +216,7 @@ def test_what_is_made_already_needs_no_place(tmp_path: Path) -> None:
     assert refused_resources(tmp_path, stages, (2.0, 0.0)) == []
 
 
-def test_each_thing_in_the_way_keeps_its_remedy() -> None:
+def test_preflight_error_keeps_all_remedies() -> None:
     found = [UserError("a", remedy="do this"), Failure("b", remedy="do that"), Failure("c")]
     together = preflight.PreflightError([*found, Failure("d", remedy="do this")])
     assert together.remedy == "do this; do that"

@@ -1,4 +1,4 @@
-"""Cancelling what has no driver yet, and what a cluster says of the runs on it."""
+"""Cancellation of runs without a driver; the active runs of a cluster."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_cancel_before_the_run_started(store: Store, monkeypatch: pytest.MonkeyP
 
 @dataclass
 class Head:
-    """A head that knows what it was told, and nothing else."""
+    """Head with fixed answers."""
 
     address: str
     answers: dict[str, Any]
@@ -78,7 +78,7 @@ def head() -> Iterator[Head]:
 
 
 def submitted(store: Store, address: str) -> tuple[Run, Cluster]:
-    """A run that was interrupted on a cluster."""
+    """Make a run that was interrupted on a cluster."""
     run = sample_run.make(store.root, names=("clean",), finish=False)
     file = store.root / "far.yaml"
     file.write_text(f"address: {address}\n")
@@ -97,15 +97,15 @@ def test_cancel_while_the_head_does_not_answer(store: Store) -> None:
     assert run.cancel_file.exists()  # its job stops at once
 
 
-def test_a_cluster_names_the_runsactive_runs_not_their_jobs(
+def test_active_runs_are_named_by_run_not_by_job(
     store: Store, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, far = submitted(store, head.address)
     second = {"submission_id": f"{run.id}-2", "metadata": {"run": run.id}}
-    other = {"submission_id": "somebody-elses", "metadata": None}
+    other = {"submission_id": "other-job", "metadata": None}
     active = {"type": "SUBMISSION", "status": "RUNNING"}
     head.answers["/api/jobs/"] = [{**active, **second}, {**active, **other}]
-    assert cluster.active_runs(far) == [run.id, "somebody-elses"]
+    assert cluster.active_runs(far) == [run.id, "other-job"]
     head.answers["/api/jobs/"] = [{**active, **second}]
     monkeypatch.setattr(cluster, "FINALIZE_SECONDS", 0)  # it is over, and its job only winds up
     assert cluster.active_runs(far) == [run.id]

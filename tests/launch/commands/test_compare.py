@@ -105,13 +105,13 @@ def test_the_metric_over_each_axis(store: Store) -> None:
     assert (slow.name, fast.name) == ("calm-heron", "wise-owl")
 
 
-def test_evaluations_stand_where_their_step_stood(store: Store) -> None:
+def test_evaluation_points_have_the_cost_of_their_step(store: Store) -> None:
     slow, _ = pair(store, "eval_loss")
     ((at, _),) = slow.points_over("tokens")
     assert at == 40 * TOKENS
 
 
-def test_runs_from_before_tokens_were_counted(store: Store) -> None:
+def test_series_without_token_counts(store: Store) -> None:
     old = [{k: v for k, v in made.items() if k not in ("tokens", "flops")}
            for made in series(40, 0.02)]  # fmt: skip
     leave(Run(store, SLOW), "gpt", old)
@@ -128,7 +128,7 @@ def test_runs_from_before_tokens_were_counted(store: Store) -> None:
     assert slow.summary()["tokens_per_second"] is None
 
 
-def test_one_of_several_models_of_a_stage_has_its_own_axes(store: Store) -> None:
+def test_metric_prefix_selects_the_axes(store: Store) -> None:
     other = [{"step": n, "critic_loss": 1.0, "critic_step_seconds": 2.0, "critic_tokens": 7.0 * n}
              for n in range(1, 4)]  # fmt: skip
     leave(Run(store, SLOW), "gpt", [*series(3, 0.1), *other])
@@ -137,7 +137,7 @@ def test_one_of_several_models_of_a_stage_has_its_own_axes(store: Store) -> None
     assert one.cumulative("seconds")[3] == 6
 
 
-def test_where_all_have_come_is_where_they_are_compared(store: Store) -> None:
+def test_values_at_equal_cost(store: Store) -> None:
     at, values = at_equal_cost(pair(store), "tokens") or (0, [])
     assert at == 40 * TOKENS
     expected = [[2 + 4 * math.exp(-rate * n) for n in (38, 39, 40)] for rate in (0.02, 0.05)]
@@ -145,7 +145,7 @@ def test_where_all_have_come_is_where_they_are_compared(store: Store) -> None:
     assert at_equal_cost(pair(store)[:1], "tokens") is None
 
 
-def test_only_what_differs_is_told(store: Store) -> None:
+def test_differences_only(store: Store) -> None:
     assert differences(pair(store)) == {"train.lr": ["0.001", "0.0003"]}
     mixed = [*pair(store), *load_training_curves([(Run(store, SLOW), "sft")], "loss")[0]]
     found = differences(mixed)
@@ -153,7 +153,7 @@ def test_only_what_differs_is_told(store: Store) -> None:
     assert "train.steps" not in found  # of another kind of stage, which is no difference
 
 
-def test_stages_of_one_kind_are_shown_together(store: Store) -> None:
+def test_groups_by_kind_of_stage(store: Store) -> None:
     groups = load_training_curves([(Run(store, SLOW), ""), (Run(store, FAST), "")], "loss")
     assert [[one.name for one in group] for group in groups] == [
         ["calm-heron", "wise-owl"], ["calm-heron"]
@@ -162,7 +162,7 @@ def test_stages_of_one_kind_are_shown_together(store: Store) -> None:
     assert [one.name for one in named] == ["calm-heron:gpt", "calm-heron:sft"]
 
 
-def test_an_artifact_that_two_runs_use_is_one_line(store: Store) -> None:
+def test_shared_artifact_is_one_curve(store: Store) -> None:
     twin = store.root / "runs" / "20261122-0203-calm-heron"
     shutil.copytree(store.root / "runs" / SLOW, twin)
     ((one,),) = load_training_curves(
@@ -176,7 +176,7 @@ def test_an_artifact_that_two_runs_use_is_one_line(store: Store) -> None:
     assert group[0].name == f"{SLOW}:gpt"  # their words are the same
 
 
-def test_what_cannot_be_shown_is_an_error(store: Store) -> None:
+def test_unknown_stages_and_metrics(store: Store) -> None:
     slow = Run(store, SLOW)
     with pytest.raises(UserError, match="has no stage 'gtp'") as found:
         load_training_curves([(slow, "gtp")], "loss")
@@ -190,7 +190,7 @@ def test_what_cannot_be_shown_is_an_error(store: Store) -> None:
         load_training_curves([(slow, "")], "reward")
 
 
-def test_a_stage_that_is_not_done_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
+def test_unfinished_stage_is_compared_so_far(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=("clean", "gpt"), failed="gpt")
     ((one,),) = load_training_curves([(run, "")], "loss")
     assert one.stage.state == "failed"
@@ -200,7 +200,7 @@ def test_a_stage_that_is_not_done_is_shown_as_far_as_it_came(tmp_path: Path) -> 
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_json_is_a_contract(call: Callable[..., Result], tmp_path: Path) -> None:
+def test_json_fields(call: Callable[..., Result], tmp_path: Path) -> None:
     data = json.loads(call(SLOW, "wise-owl", "--stage", "gpt", "--json").stdout)
     assert set(data) == {"metric", "page", "groups"}
     assert data["page"] is None and not list(tmp_path.rglob("*.html"))
@@ -218,7 +218,7 @@ def test_json_is_a_contract(call: Callable[..., Result], tmp_path: Path) -> None
     assert [group["uses"] for group in grouped] == ["pretrain", "sft"]
 
 
-def test_the_table_says_what_came_of_each(call: Callable[..., Result], store: Store) -> None:
+def test_summary_table(call: Callable[..., Result], store: Store) -> None:
     lines = call(f"{SLOW}:gpt", "wise-owl:gpt").stdout.splitlines()
     assert lines[0].split() == [
         "training", "state", "loss", "eval", "loss", "bits", "per", "byte", "tokens", "FLOPs",
@@ -241,7 +241,7 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_page_needs_nothing_else(call: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_is_self_contained(call: Callable[..., Result], tmp_path: Path) -> None:
     call(SLOW, FAST, "--stage", "gpt", "-o", "both.html")
     text = (tmp_path / "both.html").read_text()
     page = Tags(text)
@@ -256,7 +256,7 @@ def test_the_page_needs_nothing_else(call: Callable[..., Result], tmp_path: Path
     assert (tmp_path / "one.html").read_text().count("<h4>") == 1
 
 
-def test_runs_that_count_nothing_are_drawn_by_step(
+def test_series_without_costs_are_drawn_by_step(
     store: Store, call: Callable[..., Result], tmp_path: Path
 ) -> None:
     leave(Run(store, SLOW), "gpt", [{"step": n, "loss": 9.0 - n} for n in range(5)])
@@ -281,7 +281,7 @@ def test_hostile_text_stays_text(store: Store, call: Callable[..., Result]) -> N
     assert "family" in text
 
 
-def test_what_is_wrong_ends_in_two(call: Callable[..., Result]) -> None:
+def test_invalid_arguments_exit_with_2(call: Callable[..., Result]) -> None:
     call("nobody", code=2)
     call(f"{SLOW}:nothing", code=2)
     call(SLOW, "--against", "money", code=2)

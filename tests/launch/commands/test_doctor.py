@@ -29,7 +29,7 @@ def examined(tmp_path: Path) -> dict[str, doctor.Finding]:
     return {finding.check: finding for finding in doctor.run_checks(str(tmp_path / "store"))}
 
 
-def test_this_machine_can_run(tmp_path: Path) -> None:
+def test_this_machine_passes(tmp_path: Path) -> None:
     findings = examined(tmp_path)
     assert findings["torch"].found.startswith("2.13.0")
     findings.pop("open servers")  # other programs of this machine are not the test's
@@ -49,7 +49,7 @@ def test_json_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "1 checks failed" in done.stdout
 
 
-def test_a_lock_that_a_killed_compile_left(tmp_path: Path) -> None:
+def test_stale_compile_lock(tmp_path: Path) -> None:
     lock = tmp_path / "extensions" / "py311" / "op" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
@@ -60,7 +60,7 @@ def test_a_lock_that_a_killed_compile_left(tmp_path: Path) -> None:
     assert (finding.level, finding.remedy) == ("fail", f"rm {lock}")
 
 
-def test_tokens_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: [])
     assert examined(tmp_path)["Ray tokens"].level == "warn"
@@ -70,10 +70,8 @@ def test_tokens_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "192.0.2.1:8265" in finding.found
 
 
-def test_a_listener_beyond_loopback_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of our own process: its command line takes the place of the one of a dashboard."""
+def test_listeners_beyond_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take this process for a dashboard."""
     monkeypatch.setattr(doctor, "RAY_PROCESSES", ("pytest",))
     with socket.create_server(("127.0.0.1", 0)) as private, socket.create_server(("", 0)) as open_:
         found = doctor._ray_listeners()
@@ -84,8 +82,8 @@ def test_a_listener_beyond_loopback_is_seen(
 @pytest.mark.parametrize(
     ("bound", "seen"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "0.0.0.0"), ("127.0.0.1", "::")]
 )
-def test_a_server_is_asked_where_it_listens(bound: str, seen: str) -> None:
-    """A head on one interface alone answers on no other, loopback included."""
+def test_open_server_is_queried_at_its_own_address(bound: str, seen: str) -> None:
+    """Query each server at its own address: it may answer on no other."""
 
     class Head(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

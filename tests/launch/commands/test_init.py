@@ -18,7 +18,7 @@ def init(*words: str) -> Result:
     return CliRunner().invoke(cli, ["init", *words])
 
 
-def test_a_pipeline_can_be_planned(tmp_path: Path) -> None:
+def test_pipeline_template_can_be_planned(tmp_path: Path) -> None:
     assert init("pipeline", str(tmp_path)).exit_code == 0
     from pipeline.spec.spec_checker import load_spec
 
@@ -30,7 +30,7 @@ def test_a_pipeline_can_be_planned(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_existing_files_are_kept(tmp_path: Path) -> None:
     (tmp_path / "pipeline.yaml").write_text("mine")
     done = init("pipeline", str(tmp_path))
     assert done.exit_code == 2
@@ -38,7 +38,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "pipeline.yaml").read_text() == "mine"
 
 
-def test_a_stage_of_ones_own_works_and_its_test_passes(tmp_path: Path) -> None:
+def test_stage_template_runs_and_its_test_passes(tmp_path: Path) -> None:
     assert init("stage", str(tmp_path)).exit_code == 0
     info = tmp_path / "mystages-0.1.0.dist-info"
     info.mkdir()
@@ -60,14 +60,14 @@ def test_a_stage_of_ones_own_works_and_its_test_passes(tmp_path: Path) -> None:
     assert "1 to run" in done.stdout
 
 
-def test_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert init("cluster").exit_code == 0
     found = load_cluster("mine", "store")
     assert found.token_path == tmp_path / "store" / "clusters" / "mine" / "token"
 
 
-def test_an_unknown_template(tmp_path: Path) -> None:
+def test_unknown_template(tmp_path: Path) -> None:
     done = init("stagge", str(tmp_path))
     assert done.exit_code == 2
     assert "did you mean 'stage'?" in done.stderr

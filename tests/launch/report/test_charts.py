@@ -33,7 +33,7 @@ def widths(drawing: str) -> list[float]:
 SERIES = [{"step": i, "time": i, "loss": 5 / (i + 1), "lr": 1e-3, "name": "nan"} for i in range(30)]
 
 
-def test_a_waterfall_steps_down_from_what_was_read_to_what_is_left() -> None:
+def test_waterfall_bars() -> None:
     steps = [("read", 100), ("short", -30), ("made up", 10), ("kept", 80)]
     drawing = charts.draw(panels.waterfall("x", "documents", steps))
     read, short, more, kept = widths(drawing)
@@ -43,7 +43,7 @@ def test_a_waterfall_steps_down_from_what_was_read_to_what_is_left() -> None:
     assert "short: -30 documents (30.0%)" in titles(drawing)
 
 
-def test_a_long_name_of_a_rule_keeps_its_end() -> None:
+def test_long_labels_keep_their_end() -> None:
     rule = "gopher_repetition:datatrove.duplicate_10_gram_characters"
     drawing = charts.draw(
         panels.waterfall("x", "documents", [("read", 9), (rule, -4), ("kept", 5)])
@@ -52,18 +52,18 @@ def test_a_long_name_of_a_rule_keeps_its_end() -> None:
     assert any(title.startswith(rule) for title in titles(drawing)), "the whole name is told"
 
 
-def test_a_curve_shows_each_key_and_says_its_values() -> None:
+def test_curve_panel_has_lines_and_tooltips() -> None:
     drawing = charts.draw(panels.curve("x", ["loss", "lr", "missing"], unit="nats"), SERIES)
     assert drawing.count("<polyline") == 2
     assert "missing" not in drawing
     assert any("step 4" in title and "loss 1" in title for title in titles(drawing))
 
 
-def test_a_curve_of_one_point_is_a_dot() -> None:
+def test_single_point_is_a_dot() -> None:
     assert "<circle" in charts.draw(panels.curve("x", ["loss"]), SERIES[:1])
 
 
-def test_a_long_noisy_line_gets_a_smooth_one_and_a_smooth_one_does_not() -> None:
+def test_only_noisy_lines_are_smoothed() -> None:
     noisy = [{"step": i, "loss": 1 + (-1) ** i * 0.1} for i in range(200)]
     straight = [{"step": i, "loss": i} for i in range(200)]
     assert charts.draw(panels.curve("x", ["loss"]), noisy).count("<polyline") == 2
@@ -71,7 +71,7 @@ def test_a_long_noisy_line_gets_a_smooth_one_and_a_smooth_one_does_not() -> None
 
 
 @pytest.mark.parametrize("values", [(0.5, 600.0), (1.0, 1.0), (3e-5, 4e-5), (1.0, 1e6)])
-def test_a_logarithmic_axis_encloses_its_line(values: tuple[float, float]) -> None:
+def test_logarithmic_axis_encloses_its_line(values: tuple[float, float]) -> None:
     series = [{"step": i, "y": y} for i, y in enumerate(values)]
     drawing = charts.draw(panels.curve("x", ["y"], log_y=True), series)
     for line in parsed(drawing).iter("{http://www.w3.org/2000/svg}polyline"):
@@ -79,19 +79,19 @@ def test_a_logarithmic_axis_encloses_its_line(values: tuple[float, float]) -> No
         assert all(svg.TOP - 1 <= y <= svg.HEIGHT - svg.BOTTOM + 1 for y in heights)
 
 
-def test_zero_on_a_logarithmic_axis_makes_it_a_linear_one() -> None:
+def test_logarithmic_axis_with_zero_is_linear() -> None:
     series = [{"step": 0, "y": 0.0}, {"step": 1, "y": 5.0}]
     assert "<polyline" in charts.draw(panels.curve("x", ["y"], log_y=True), series)
 
 
-def test_a_number_at_the_right_end_is_not_cut_off() -> None:
+def test_last_tick_label_is_not_cut_off() -> None:
     drawing = charts.draw(panels.curve("x", ["y"]), [{"step": 0, "y": 1}, {"step": 300000, "y": 2}])
     labels = [e for e in parsed(drawing).iter() if e.tag.endswith("text")]
     (last,) = [e for e in labels if e.text == "300 k"]
     assert last.get("class") == "end" and float(last.get("x", 0)) <= svg.WIDTH
 
 
-def test_thinning_keeps_every_spike() -> None:
+def test_decimation_keeps_every_spike() -> None:
     line = [(float(i), 0.0) for i in range(10_000)]
     line[5003] = (5003.0, 9.0)
     line[7001] = (7001.0, -9.0)
@@ -101,7 +101,7 @@ def test_thinning_keeps_every_spike() -> None:
     assert kept == sorted(kept)
 
 
-def test_a_step_that_was_made_again_counts_once() -> None:
+def test_repeated_step_counts_once() -> None:
     rows = [{"step": 1, "y": 5}, {"step": 0, "y": 4}, {"step": 1, "y": 6}, {"step": 2, "y": "nan"}]
     assert curve_charts.points_of(rows, "y") == [(0, 4.0), (1, 6.0)]
 
@@ -114,14 +114,14 @@ def test_bars_grow_from_zero_both_ways() -> None:
     assert "−2 nats" in drawing
 
 
-def test_bins_that_grow_geometrically_are_equally_wide() -> None:
+def test_geometric_bins_have_equal_width() -> None:
     drawn = charts.draw(panels.histogram("x", [1.0, 10.0, 100.0, 1000.0], [3, 6, 2]))
     widths = re.findall(r'<rect x="[\d.]+" y="[\d.]+" width="([\d.]+)"', drawn)
     assert len(widths) == 3
     assert len(set(widths)) == 1
 
 
-def test_a_histogram_has_a_bar_a_bin_and_its_threshold() -> None:
+def test_histogram_has_one_bar_per_bin_and_thresholds() -> None:
     panel = panels.histogram("x", [0.0, 0.1, 0.5], [3, 6], thresholds=[0.2])
     drawing = charts.draw(panel)
     assert "0.1 to 0.5: 6" in titles(drawing)
@@ -143,7 +143,7 @@ def test_a_histogram_has_a_bar_a_bin_and_its_threshold() -> None:
         {"type": "hologram", "title": "x"},
     ],
 )
-def test_what_holds_nothing_draws_nothing(panel: panels.Panel) -> None:
+def test_empty_panels_are_not_drawn(panel: panels.Panel) -> None:
     assert charts.draw(panel) == ""
 
 
@@ -162,7 +162,7 @@ def test_hostile_text_stays_text(panel: panels.Panel) -> None:
     assert "<script" not in drawing and "\x1b" not in drawing and "\u202e" not in drawing
 
 
-def test_tables_and_samples_are_grids_and_drawings_are_not() -> None:
+def test_table_of_tables_and_samples() -> None:
     assert charts.table_of(panels.table("x", ["a"], [[1]])) == {"columns": ["a"], "data": [[1]]}
     items = [{"before": "a"}, {"after": "b"}]
     expected = {"columns": ["before", "after"], "data": [["a", ""], ["", "b"]]}
@@ -170,22 +170,10 @@ def test_tables_and_samples_are_grids_and_drawings_are_not() -> None:
     assert charts.table_of(panels.bars("x", {})) is None
 
 
-def test_ticks_are_round_and_enclose() -> None:
-    assert svg.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    assert svg.ticks(2.61, 8.2)[0] <= 2.61 and svg.ticks(2.61, 8.2)[-1] >= 8.2
-    assert svg.ticks(3, 3)[0] < 3 < svg.ticks(3, 3)[-1]
-    assert svg.ticks(0, 0)[0] < 0 < svg.ticks(0, 0)[-1]
-
-
-def test_damaged_panels_are_none(tmp_path: Path) -> None:
+def test_corrupt_panels_are_skipped(tmp_path: Path) -> None:
     assert charts.read_panels(tmp_path) == []
     (tmp_path / "panels.json").write_text("[{")
     assert charts.read_panels(tmp_path) == []
     good = panels.bars("x", {"a": 1})
     (tmp_path / "panels.json").write_text(json.dumps([good, 7, {}]))
     assert charts.read_panels(tmp_path) == [good]
-
-
-def test_long_words_are_cut() -> None:
-    assert svg.shorten("abcdef", 6) == "abcdef"
-    assert svg.shorten("abcdefg", 6) == "abcde…"

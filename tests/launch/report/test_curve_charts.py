@@ -35,7 +35,7 @@ def titles(drawing: str) -> list[str]:
             if e.tag == f"{SVG}title"]  # fmt: skip
 
 
-def test_the_fall_at_the_start_is_cut_off_so_that_the_rest_is_seen() -> None:
+def test_linear_axes_cut_off_the_initial_decrease() -> None:
     (line,) = polylines(draw_curves({"a": FALL}, "tokens"))
     heights = [y for _, y in line]
     assert len(line) < len(FALL)
@@ -43,7 +43,7 @@ def test_the_fall_at_the_start_is_cut_off_so_that_the_rest_is_seen() -> None:
     assert all(svg.TOP - 1 <= y <= svg.HEIGHT - svg.BOTTOM + 1 for y in heights)
 
 
-def test_logarithmic_axes_show_all_of_it_and_equal_factors_as_equal_lengths() -> None:
+def test_logarithmic_axes() -> None:
     points = [(10.0**k, 5.0 / 2**k) for k in range(4)]
     (line,) = polylines(draw_curves({"a": points}, "FLOPs", log=True))
     steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(line)]
@@ -51,11 +51,11 @@ def test_logarithmic_axes_show_all_of_it_and_equal_factors_as_equal_lengths() ->
     assert all(step == pytest.approx(steps[0], abs=0.2) for step in steps)
 
 
-def test_zero_on_a_logarithmic_axis_makes_it_a_linear_one() -> None:
+def test_logarithmic_axis_with_zero_is_linear() -> None:
     assert len(polylines(draw_curves({"a": [(0.0, 2.0), (5.0, 1.0)]}, "FLOPs", log=True))[0]) == 2
 
 
-def test_each_owner_has_a_line_and_no_two_look_alike() -> None:
+def test_curves_have_distinct_styles() -> None:
     styles = {curve_class("s", index) for index in range(3 * svg.NUM_COLOURS)}
     assert len(styles) == 3 * svg.NUM_COLOURS
     many = {str(n): [(0.0, n), (1.0, n + 1.0)] for n in range(8)}
@@ -64,20 +64,20 @@ def test_each_owner_has_a_line_and_no_two_look_alike() -> None:
     assert 'class="ln s1 d1"' in drawing
 
 
-def test_one_without_points_keeps_its_colour() -> None:
+def test_empty_curve_keeps_its_colour() -> None:
     drawing = draw_curves({"a": [], "b": [(0.0, 1.0), (1.0, 2.0)]}, "tokens")
     assert 'class="ln s1 d0"' in drawing
     assert draw_curves({"a": []}, "tokens") == ""
 
 
-def test_noise_is_shown_of_a_few_lines_only() -> None:
+def test_noise_is_drawn_for_few_curves_only() -> None:
     noise = random.Random(0)
     noisy = [(float(x), noise.random()) for x in range(200)]
     assert len(polylines(draw_curves(dict.fromkeys("abc", noisy), "tokens"))) == 6
     assert len(polylines(draw_curves(dict.fromkeys("abcd", noisy), "tokens"))) == 4
 
 
-def test_a_place_says_the_value_of_every_line_that_comes_so_far() -> None:
+def test_tooltips_have_the_values_of_all_curves() -> None:
     said = titles(
         draw_curves({"a": [(0.0, 1.0), (10.0, 3.0)], "b": [(0.0, 5.0), (4.0, 5.0)]}, "tokens")
     )
@@ -86,19 +86,19 @@ def test_a_place_says_the_value_of_every_line_that_comes_so_far() -> None:
     assert said[0].endswith("b 5") and said[0].splitlines()[0].endswith(" tokens")
 
 
-def test_values_between_points() -> None:
+def test_interpolate() -> None:
     line = [(1.0, 4.0), (3.0, 8.0)]
     assert [interpolate(line, x) for x in (0.5, 1, 2, 3, 3.1)] == [None, 4, 6, 8, None]
 
 
-def test_no_single_step_decides_where_a_line_stands() -> None:
+def test_smoothed_value_at() -> None:
     line = [(float(x), 2.0) for x in range(1, 100)] + [(100.0, 8.0)]
     assert smoothed_value_at(line, 100.0) == pytest.approx((5 * 2 + 8) / 6)
     assert smoothed_value_at(line, 101.0) is None
     assert smoothed_value_at([(1.0, 4.0), (3.0, 8.0)], 2.0) == 6
 
 
-def test_what_is_smoothed_keeps_to_its_line_where_it_is_steep_and_at_its_end() -> None:
+def test_smooth_follows_steep_parts_and_the_end() -> None:
     noise = random.Random(1)
     line = [(x, y + noise.gauss(0, 0.05)) for x, y in FALL]
     assert curve_charts.is_noisy(line)

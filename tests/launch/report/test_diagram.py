@@ -67,7 +67,7 @@ def test_no_stages_no_graph() -> None:
     assert diagram.draw_timeline({}) == diagram.draw_timeline({"a": []}) == ""
 
 
-def test_a_timeline_shows_each_attempt() -> None:
+def test_timeline_has_one_bar_per_attempt() -> None:
     rows = {
         "a": [(100.0, 130.0, "failed"), (140.0, 200.0, "finished")],
         "b": [(200.0, 200.0, "cached")],
@@ -82,6 +82,6 @@ def test_a_timeline_shows_each_attempt() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 9, 75, 4000, 90_000, 5e6])
-def test_a_timeline_has_few_marks(seconds: float) -> None:
+def test_timeline_has_few_ticks(seconds: float) -> None:
     drawing = diagram.draw_timeline({"a": [(0.0, seconds, "finished")]})
     assert 1 <= drawing.count('class="rule"') <= 9

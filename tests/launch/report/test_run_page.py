@@ -41,7 +41,7 @@ def page_of(run: Any) -> str:
     return run_page.write(run, run.store).read_text()
 
 
-def test_the_page_tells_the_whole_run_and_needs_nothing_else(tmp_path: Path) -> None:
+def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path)
     text = page_of(run)
     page = Page(text)
@@ -77,7 +77,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
 
 
-def test_a_failed_run_shows_what_went_wrong_and_the_curve_up_to_it(tmp_path: Path) -> None:
+def test_failed_run_shows_error_and_curve(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL, failed="gpt")
     text = page_of(run)
     assert "Errors" in text
@@ -86,14 +86,14 @@ def test_a_failed_run_shows_what_went_wrong_and_the_curve_up_to_it(tmp_path: Pat
     assert 'class="node failed"' in text
 
 
-def test_a_run_that_goes_on_says_how_far_it_is(tmp_path: Path) -> None:
+def test_running_run_shows_progress(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL[:2], finish=False)
     run.append("stage.retry", stage="tokenizer", attempt=1, error="rank 1 died", delay=1)
     text = page_of(run)
     assert "(retried)" in text and "rank 1 died" in text
 
 
-def test_promotions_and_refusals_have_their_table(tmp_path: Path) -> None:
+def test_gate_tables(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL, finish=False)
     gate = {"gate": "gpt.loss<4", "metric": "gpt.loss", "value": 3.2, "threshold": 4.0,
             "champion": None, "passed": True, "note": ""}  # fmt: skip
@@ -109,7 +109,7 @@ def test_promotions_and_refusals_have_their_table(tmp_path: Path) -> None:
     assert "gpt.loss&lt;3" in text and "why not" in text
 
 
-def test_a_run_that_did_not_begin_has_a_page_too(tmp_path: Path) -> None:
+def test_pending_run_has_a_page(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=("clean",), finish=False)
     run.journal.path.unlink()
     (run.folder / "plan.json").unlink()
@@ -117,7 +117,7 @@ def test_a_run_that_did_not_begin_has_a_page_too(tmp_path: Path) -> None:
     assert "pending" in text and Page(text).open == []
 
 
-def test_a_cached_stage_and_a_run_with_an_origin(tmp_path: Path) -> None:
+def test_cached_stage_and_run_with_origin(tmp_path: Path) -> None:
     first = sample_run.make(tmp_path, names=SMALL)
     second = sample_run.make(tmp_path, run_id="20261121-0204-deft-crane", names=(), finish=False)
     second.append("run.created", pipeline="quickstart", store=str(tmp_path), origin=first.id)
@@ -132,7 +132,7 @@ def test_a_cached_stage_and_a_run_with_an_origin(tmp_path: Path) -> None:
     assert "0 executed, 1 cached, 2 in total" in text
 
 
-def test_secrets_are_shown_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sample_run.make(tmp_path, names=SMALL[:2], failed="tokenizer")
     resolved = (run.folder / "run.yaml").read_text() + "    token: ${env:RIVER_TOKEN}\n"
     (run.folder / "run.yaml").write_text(resolved)

@@ -32,16 +32,14 @@ def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(program))
 
 
-def test_the_address_is_as_told_or_from_the_environment_or_in_the_store(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tracking_uri(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mlflow_client.tracking_uri(store) == f"sqlite:///{store.root}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
     assert mlflow_client.tracking_uri(store) == "http://tracker:5000"
     assert mlflow_client.tracking_uri(store, "sqlite:///x") == "sqlite:///x"
 
 
-def test_the_command_that_opens_it(store: Store) -> None:
+def test_ui_command(store: Store) -> None:
     command = mlflow_client.ui_command(store)
     assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert f"sqlite:///{store.root}/mlflow.db" in command
@@ -53,14 +51,14 @@ def test_the_command_that_opens_it(store: Store) -> None:
 
 
 @pytest.mark.parametrize("secret", ["me:p/w@host", "me:p@w@host", "host/db?password=pw&user=me"])
-def test_the_line_that_opens_it_shows_no_password(store: Store, secret: str) -> None:
+def test_ui_command_line_hides_credentials(store: Store, secret: str) -> None:
     line = mlflow_client.ui_command_line(store, f"postgresql://{secret}")
     assert '--backend-store-uri "$MLFLOW_TRACKING_URI" --default' in line
     assert "pw" not in line
     assert "p/w" not in line
 
 
-def test_passwords_in_addresses_are_not_shown() -> None:
+def test_credentials_are_hidden() -> None:
     assert (
         hide_credentials("cannot reach http://me:pw@host:1/a") == "cannot reach http://***@host:1/a"
     )
@@ -72,7 +70,7 @@ def test_passwords_in_addresses_are_not_shown() -> None:
     )
 
 
-def test_passes_go_on_until_the_end_and_once_more() -> None:
+def test_follow_makes_a_last_pass() -> None:
     passes: list[str] = []
 
     def ended(_: float) -> bool:
@@ -82,7 +80,7 @@ def test_passes_go_on_until_the_end_and_once_more() -> None:
     assert len(passes) == 4
 
 
-def test_waits_grow_while_nothing_answers_and_shrink_when_it_does() -> None:
+def test_back_off() -> None:
     waits: list[float] = []
 
     def ended(seconds: float) -> bool:
@@ -94,7 +92,7 @@ def test_waits_grow_while_nothing_answers_and_shrink_when_it_does() -> None:
     assert waits == [0, 2, 4, 8, 16, 32, MAX_BACKOFF, MAX_BACKOFF, 2, 4]
 
 
-def test_what_mlflow_raises_becomes_one_line_without_passwords() -> None:
+def test_mlflow_errors_are_one_line_without_credentials() -> None:
     with pytest.raises(Failure) as caught, mlflow_client.mlflow_errors("http://a:b@c"):
         raise RuntimeError("refused by http://a:b@c\nlong\ntrace")
     assert str(caught.value) == "http://***@c: MLflow: refused by http://***@c"
@@ -114,9 +112,7 @@ def test_one_writer_at_a_time(store: Store) -> None:
         assert not os.get_inheritable(lock.fileno())
 
 
-def test_a_mirror_that_cannot_start_is_a_warning(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_start_is_a_warning(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     run = sample_run.make(store.root, names=())
     (run.folder / "mlflow.log").mkdir()
     mirror = Mirror(store, run)
@@ -125,7 +121,7 @@ def test_a_mirror_that_cannot_start_is_a_warning(
     assert not mirror.stop()
 
 
-def test_stop_says_whether_all_was_sent(
+def test_stop_returns_whether_everything_was_sent(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = sample_run.make(store.root, names=())
@@ -140,9 +136,7 @@ def test_stop_says_whether_all_was_sent(
     assert not mirror.stop(20)
 
 
-def test_stop_waits_no_longer_than_told(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_has_a_timeout(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sample_run.make(store.root, names=())
     child(tmp_path, "exec sleep 60", monkeypatch)
     mirror = Mirror(store, run)
@@ -152,7 +146,7 @@ def test_stop_waits_no_longer_than_told(
     assert time.monotonic() - started < 10
 
 
-def test_a_sync_that_fails_says_why(
+def test_failed_sync_has_a_reason(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
@@ -169,7 +163,7 @@ def test_a_sync_that_fails_says_why(
     assert mirror.problem == "MLflow: refused"
 
 
-def test_a_damaged_cursor_is_an_empty_one(store: Store) -> None:
+def test_corrupt_cursor_is_empty(store: Store) -> None:
     run = sample_run.make(store.root, names=())
     assert read_cursor(run) == {}
     (run.folder / "mlflow.json").write_text("{")

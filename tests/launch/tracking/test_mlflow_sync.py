@@ -9,7 +9,7 @@ import sample_run
 from launch.tracking import mlflow_sync
 
 
-def test_points_are_the_numbers_of_a_line() -> None:
+def test_parse_points() -> None:
     line = b'{"step": 3, "time": 1.5, "loss": 2, "lr": "nan", "name": "x", "top 5%": Infinity}'
     points = list(mlflow_sync.parse_points(line))
     assert [(key, when, step) for key, _, when, step in points] == [
@@ -24,11 +24,11 @@ def test_points_are_the_numbers_of_a_line() -> None:
 @pytest.mark.parametrize(
     "line", [b"{", b"[1]", b'{"step": 1}', b'{"step": null, "time": 1}', b'{"time": 1, "a": 2}']
 )
-def test_a_damaged_line_has_no_points(line: bytes) -> None:
+def test_corrupt_line_has_no_points(line: bytes) -> None:
     assert list(mlflow_sync.parse_points(line)) == []
 
 
-def test_a_value_that_is_no_number_is_left_out() -> None:
+def test_non_numeric_values_are_skipped() -> None:
     assert list(mlflow_sync.parse_points(b'{"step": 1, "time": 1, "a": null, "b": [1]}')) == []
 
 
@@ -43,15 +43,15 @@ def test_a_value_that_is_no_number_is_left_out() -> None:
         (math.inf, 1.7976931348623157e308, True),
     ],
 )
-def test_values_that_mlflow_has(value: float, sent: float | None, is_same: bool) -> None:
+def test_is_logged(value: float, sent: float | None, is_same: bool) -> None:
     assert mlflow_sync.is_logged(value, sent) is is_same
 
 
-def test_names_are_made_fit() -> None:
+def test_metric_key() -> None:
     assert mlflow_sync.metric_key("/eval loss: µ%/x.y-z") == "eval loss_ __/x.y-z"
 
 
-def test_the_clock_of_a_run_and_of_its_stages() -> None:
+def test_stage_spans() -> None:
     def event(second: int, what: str, **more: str) -> dict[str, str]:
         return {"time": f"1970-01-01T00:00:{second:02d}.500Z", "event": what, **more}
 
@@ -64,7 +64,7 @@ def test_the_clock_of_a_run_and_of_its_stages() -> None:
     assert mlflow_sync.stage_spans(events) == {"": (1500, 9500), "a": (2500, 5500)}
 
 
-def test_what_identifies_a_stage_is_what_its_plan_says(tmp_path: Path) -> None:
+def test_identity_params(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=("clean",))
     assert mlflow_sync.identity_params(run, "clean") == {
         "sources": ["python:docs"],
@@ -73,7 +73,7 @@ def test_what_identifies_a_stage_is_what_its_plan_says(tmp_path: Path) -> None:
     assert mlflow_sync.identity_params(run, "other") == {}
 
 
-def test_sources_outside_the_store_are_inputs_too() -> None:
+def test_external_sources() -> None:
     assert list(mlflow_sync.external_sources({"b": "2", "a": "1"})) == [
         ("source", "a", "1"),
         ("source", "b", "2"),

@@ -65,7 +65,7 @@ def logged(store: Store, artifact: Artifact, to: int, **facts: Any) -> dict[str,
     return record
 
 
-def test_a_dry_run_checks_everything_and_changes_nothing(store: Store, model: Artifact) -> None:
+def test_dry_run_changes_nothing(store: Store, model: Artifact) -> None:
     tried: list[Path] = []
     record = Registry(store).promote(
         model,
@@ -88,9 +88,7 @@ def test_a_dry_run_checks_everything_and_changes_nothing(store: Store, model: Ar
 @pytest.mark.parametrize(
     "alias", ["latest", "Latest", "v1", "V12", "", "a b", "a/b", "-a", "1", "é"]
 )
-def test_aliases_that_mlflow_reserves_or_cannot_hold(
-    store: Store, model: Artifact, alias: str
-) -> None:
+def test_invalid_aliases(store: Store, model: Artifact, alias: str) -> None:
     with pytest.raises(UserError, match="alias"):
         Registry(store).promote(model, "talker", alias, dry_run=True)
     with pytest.raises(UserError, match="alias"):
@@ -112,12 +110,12 @@ def test_only_models_are_promoted(store: Store) -> None:
         Registry(store).promote(documents, "talker")
 
 
-def test_an_unknown_metric_is_the_users_mistake(store: Store, model: Artifact) -> None:
+def test_unknown_metric(store: Store, model: Artifact) -> None:
     with pytest.raises(UserError, match="which no stage gave"):
         Registry(store).promote(model, "talker", require=["a.b<3"], stage_metrics=FIGURES)
 
 
-def test_a_flipped_bit_is_found_before_anything_else(store: Store, model: Artifact) -> None:
+def test_corrupt_artifact_is_found_first(store: Store, model: Artifact) -> None:
     data = bytearray((model.path / "data.bin").read_bytes())
     data[77] ^= 1
     (model.path / "data.bin").write_bytes(data)
@@ -125,7 +123,7 @@ def test_a_flipped_bit_is_found_before_anything_else(store: Store, model: Artifa
         Registry(store).promote(model, "talker", smoke_test=lambda _: pytest.fail("not reached"))
 
 
-def test_a_model_that_cannot_be_used_is_refused(store: Store, model: Artifact) -> None:
+def test_failed_smoke_test_refuses_the_model(store: Store, model: Artifact) -> None:
     def breaks(path: Path) -> None:
         raise OSError("no config.json")
 
@@ -138,7 +136,7 @@ def test_a_model_that_cannot_be_used_is_refused(store: Store, model: Artifact) -
         Registry(store).promote(model, "talker", smoke_test=objects)
 
 
-def test_a_gate_against_the_champion(store: Store, model: Artifact) -> None:
+def test_gate_against_the_champion(store: Store, model: Artifact) -> None:
     other = store.find("sft", sample_run.print_of("sft"))
     assert other
     logged(store, other, 1)
@@ -154,7 +152,9 @@ def test_a_gate_against_the_champion(store: Store, model: Artifact) -> None:
     assert caught.value.where == "talker@champion"
 
 
-def test_promoted_again_it_is_judged_against_the_one_before(store: Store, model: Artifact) -> None:
+def test_repeated_promotion_is_compared_with_the_previous_champion(
+    store: Store, model: Artifact
+) -> None:
     other = store.find("sft", sample_run.print_of("sft"))
     assert other
     gate = ["reward.accuracy>champion"]
@@ -166,7 +166,7 @@ def test_promoted_again_it_is_judged_against_the_one_before(store: Store, model:
     assert again == record
 
 
-def test_reading_needs_the_log_alone(store: Store, model: Artifact) -> None:
+def test_reading_needs_only_the_log(store: Store, model: Artifact) -> None:
     other = store.find("sft", sample_run.print_of("sft"))
     assert other
     first, second = logged(store, other, 1), logged(store, model, 2)
@@ -192,7 +192,7 @@ def test_reading_needs_the_log_alone(store: Store, model: Artifact) -> None:
     assert Registry(store).models() == models
 
 
-def test_what_is_not_there(store: Store, model: Artifact) -> None:
+def test_missing_models_aliases_and_versions(store: Store, model: Artifact) -> None:
     models = Registry(store)
     with pytest.raises(NotFound, match="no model 'talker'"):
         models.history("talker")
@@ -213,15 +213,13 @@ def test_what_is_not_there(store: Store, model: Artifact) -> None:
         models.rollback("talker", to="v7")
 
 
-def test_an_alias_names_the_very_bytes_that_were_promoted(store: Store, model: Artifact) -> None:
+def test_resolve_checks_the_digest(store: Store, model: Artifact) -> None:
     logged(store, model, 1, digest="0" * 64)
     with pytest.raises(CorruptArtifact, match="differs from what was promoted"):
         Registry(store).resolve("talker")
 
 
-def test_a_torn_last_line_is_left_out_and_a_damaged_log_is_an_error(
-    store: Store, model: Artifact
-) -> None:
+def test_torn_and_corrupt_logs(store: Store, model: Artifact) -> None:
     logged(store, model, 1)
     log = store.root / "registry" / "talker" / "promotions.jsonl"
     whole = log.read_bytes()
@@ -232,7 +230,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_log_is_an_error(
         Registry(store).history("talker")
 
 
-def test_rollbacks_go_back_step_by_step() -> None:
+def test_rollbacks_step_by_step() -> None:
     def record(action: str, name: str, alias: str = "champion") -> dict[str, Any]:
         return {"action": action, "digest": name, "alias": alias}
 
@@ -250,7 +248,7 @@ def test_rollbacks_go_back_step_by_step() -> None:
     assert before(a, b, record("rollback", "x")) == "b"
 
 
-def test_who_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> str:
         raise KeyError("uid")
 

@@ -6,12 +6,12 @@ from launch.ui import console
 from pipeline.errors import UserError
 
 
-def test_figures_are_cut_with_a_count_of_the_rest() -> None:
+def test_format_metrics_counts_the_rest() -> None:
     values = {"loss": 2.34567, "steps": 600.0, "a": 1.0, "b": 2.0}
     assert console.format_metrics(values, "Unknown", 2) == "loss 2.346  steps 600  +2"
 
 
-def test_what_is_piped_has_no_colours_and_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_piped_tables_are_plain_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 150
     console.print_table(console.add_rows(console.make_table("a", "b"), [(long, "[red]y[/red]")]))
     shown = capsys.readouterr().out
@@ -20,7 +20,7 @@ def test_what_is_piped_has_no_colours_and_is_not_cut(capsys: pytest.CaptureFixtu
     assert "\x1b" not in shown
 
 
-def test_a_complaint_says_what_where_and_what_next(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_error(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_error(
         UserError("it is \x1b[31mred", where="a.yaml:3", remedy="headwater plan a.yaml")
     )

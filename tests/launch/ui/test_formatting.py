@@ -60,11 +60,11 @@ def test_numbers(value: float | None, said: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "said"), [(1234567.0, "1234567"), (0.000512, "0.000512")])
-def test_figures_that_are_compared(value: float, said: str) -> None:
+def test_metric(value: float, said: str) -> None:
     assert formatting.metric(value) == said
 
 
-def test_instants() -> None:
+def test_to_minute() -> None:
     assert formatting.timestamp("1970-01-01T00:01:00.500Z") == 60.5
     assert formatting.to_minute("2026-11-21T02:03:04.005Z") == "2026-11-21 02:03"
 
@@ -72,5 +72,5 @@ def test_instants() -> None:
 @pytest.mark.parametrize(
     ("value", "said"), [(None, ""), (0, "0e0"), (3.14159e23, "3.14e23"), (1e17, "1e17")]
 )
-def test_large_counts_by_their_power(value: float | None, said: str) -> None:
+def test_large_numbers(value: float | None, said: str) -> None:
     assert formatting.scientific(value) == said

@@ -39,7 +39,7 @@ def drawn(width: int, shown: RunStatus = WHOLE) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_board_fits_and_its_columns_are_aligned(width: int) -> None:
+def test_table_fits_and_is_aligned(width: int) -> None:
     lines = drawn(width)
     assert len(lines) == 1 + len(WHOLE.stages)
     assert max(map(len, lines)) <= width
@@ -52,12 +52,12 @@ def test_the_board_fits_and_its_columns_are_aligned(width: int) -> None:
     assert lines[2].endswith("4,100 tok/s")
 
 
-def test_a_narrow_board_keeps_the_names() -> None:
+def test_narrow_table_keeps_the_names() -> None:
     assert any(line.lstrip().startswith("‖ gpt") or "● gpt" in line for line in drawn(40))
     assert max(map(len, drawn(40))) <= 40
 
 
-def test_pace_is_of_what_was_seen_here() -> None:
+def test_rate_needs_two_observations() -> None:
     rates = RateEstimator()
     assert rates.remaining("gpt", progress(300, 0.0)) is None
     assert rates.remaining("gpt", progress(300, 1.0)) is None
@@ -65,7 +65,7 @@ def test_pace_is_of_what_was_seen_here() -> None:
     assert rates.rate("sft", progress(1, 11.0)) is None
 
 
-def test_pace_forgets_what_a_resumed_stage_did_before() -> None:
+def test_rate_of_a_resumed_stage_starts_anew() -> None:
     rates = RateEstimator()
     rates.rate("gpt", progress(0, 0.0))
     rates.rate("gpt", progress(500, 5.0))
@@ -73,7 +73,7 @@ def test_pace_forgets_what_a_resumed_stage_did_before() -> None:
     assert rates.rate("gpt", progress(210, 7.0)) == pytest.approx(10.0)
 
 
-def test_pace_looks_at_the_last_minute() -> None:
+def test_rate_is_of_the_last_minute() -> None:
     rates = RateEstimator()
     for second in range(200):
         rates.rate("gpt", progress(second if second < 100 else 100 + 5 * (second - 100), second))
@@ -89,11 +89,11 @@ def test_pace_looks_at_the_last_minute() -> None:
         ({"done": 7, "total": None, "unit": ""}, "7"),
     ],
 )
-def test_amounts(values: dict[str, Any], text: str) -> None:
+def test_format_progress(values: dict[str, Any], text: str) -> None:
     assert format_progress(values) == text
 
 
-def test_plain_lines_say_each_change_once_and_progress_now_and_then() -> None:
+def test_lines_show_each_change_once() -> None:
     plain = StatusLines()
     first = list(plain.lines(WHOLE, now=0.0))
     assert [line.split()[:2] for line in first] == [

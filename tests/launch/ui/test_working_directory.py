@@ -35,7 +35,7 @@ def where(run: Run) -> Path:
         return Path.cwd()
 
 
-def test_a_run_goes_on_where_it_was_begun(
+def test_run_continues_in_its_directory(
     run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -43,7 +43,7 @@ def test_a_run_goes_on_where_it_was_begun(
     assert Path.cwd() == tmp_path
 
 
-def test_what_is_said_is_for_the_shell_in_which_it_was_typed(
+def test_store_flag_refers_to_the_invocation_directory(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HEADWATER_STORE", raising=False)
@@ -54,7 +54,7 @@ def test_what_is_said_is_for_the_shell_in_which_it_was_typed(
         assert store_flag(Store("headwater-store")) != ""
 
 
-def test_without_its_folder_it_goes_on_here(
+def test_missing_directory_falls_back_to_the_current_one(
     run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def test_without_its_folder_it_goes_on_here(
 
 
 @pytest.mark.parametrize("shipped", ["all", "nothing"])
-def test_a_job_leaves_what_was_shipped_only_for_what_was_not(
+def test_job_leaves_the_package_only_for_missing_paths(
     run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: str
 ) -> None:
     package = tmp_path / "_ray_pkg_0123456789abcdef"
