@@ -64,7 +64,7 @@ from stages.models.language_model_config import LanguageConfig
 from stages.models.model_params import ModelSection
 from stages.models.presets import recipe
 from stages.objectives.causal_lm import CausalLMParams
-from stages.objectives.registry import ObjectiveParams, PretrainingTask, objective_union
+from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, objective_union
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
 from stages.training.training_params import MixtureSection, TrainSection

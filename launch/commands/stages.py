@@ -12,7 +12,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -107,6 +107,9 @@ def _parameter(
     if len(inner) == 1 and get_origin(info.annotation) not in (tuple, list, dict):
         yield from parameters(inner[0], f"{prefix}{name}.", execution)
         return
+    if inner and set(get_args(info.annotation)) == set(inner):
+        yield from _alternatives(inner, f"{prefix}{name}.", execution)
+        return
     required = info.is_required()
     yield Parameter(
         f"{prefix}{name}",
@@ -115,6 +118,26 @@ def _parameter(
         field_docs(model).get(name, info.description or ""),
         "execution" if execution else "identity",
     )
+
+
+def _alternatives(
+    sections: list[type[BaseModel]], prefix: str, execution: bool
+) -> Iterator[Parameter]:
+    """Yield the parameters of sections of which a key selects one: shared ones once."""
+    found: dict[str, list[tuple[str, Parameter]]] = {}
+    for section in sections:
+        tag = next(
+            (str(get_args(f.annotation)[0]) for f in section.model_fields.values()
+             if get_origin(f.annotation) is Literal),
+            section.__name__,
+        )  # fmt: skip
+        for parameter in parameters(section, prefix, execution):
+            found.setdefault(parameter.name, []).append((tag, parameter))
+    for alternatives in found.values():
+        first, types = alternatives[0][1], dict.fromkeys(p.type for _, p in alternatives)
+        tags = [tag for tag, _ in alternatives]
+        only = f" Only for {', '.join(tags)}." if len(tags) < len(sections) else ""
+        yield replace(first, type=" or ".join(types), meaning=first.meaning + only)
 
 
 def _default(value: Any) -> str:

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from pipeline import panels
 from stages.models.language_model_config import LanguageConfig, LlamaConfig
+from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, register
 from stages.objectives.pretraining import PretrainingObjective
-from stages.objectives.registry import ObjectiveParams, PretrainingTask, register
 from stages.training.objective import Batch, Loss, MetricSum
 from stages.training.supervised import num_targets
 

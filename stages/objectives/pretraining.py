@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic_io import read_json
 from pipeline.errors import InputError
-from stages.objectives.registry import PretrainingTask
+from stages.objectives.objective_registry import PretrainingTask
 from stages.training.objective import Batch, Metrics, Trainable
 from stages.training.supervised import LanguageObjective
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from pipeline import panels
 from stages.objectives.causal_lm import CausalLMObjective
-from stages.objectives.registry import ObjectiveParams, register
+from stages.objectives.objective_registry import ObjectiveParams, register
 from stages.training.objective import Loss
 
 

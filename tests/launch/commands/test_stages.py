@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 from click.testing import CliRunner
+from pydantic import Field
 
 from launch.cli import cli
 from launch.commands.stages import markdown_page, parameters
@@ -49,6 +50,39 @@ def test_parameters_are_read_from_the_source() -> None:
     assert (found["lr"].role, found["block"].role) == ("identity", "execution")
     assert found["workers.num"].role == "execution"
     assert found["workers.num"].meaning == "Processes (ranks) of the stage."
+
+
+class Square(Section):
+    """One shape."""
+
+    shape: Literal["square"] = "square"
+    """Shape."""
+    size: int = 1
+    """Length of a side."""
+
+
+class Circle(Section):
+    """Another."""
+
+    shape: Literal["circle"] = "circle"
+    """Shape."""
+    radius: float = 2.0
+    """Radius."""
+
+
+class Drawing(Params):
+    """A choice of sections."""
+
+    figure: Annotated[Square | Circle, Field(discriminator="shape")] = Square()
+    """What is drawn."""
+
+
+def test_sections_to_choose_from_are_listed_together() -> None:
+    found = {p.name: p for p in parameters(Drawing)}
+    assert list(found)[:3] == ["figure.shape", "figure.size", "figure.radius"]
+    assert found["figure.shape"].type == "square or circle"
+    assert found["figure.shape"].default == '"square"'
+    assert found["figure.radius"].meaning == "Radius. Only for circle."
 
 
 def test_every_parameter_of_every_stage_has_a_meaning() -> None:

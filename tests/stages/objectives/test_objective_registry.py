@@ -9,16 +9,16 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import InputError
-from stages.objectives import registry
+from stages.objectives import objective_registry
 from stages.objectives.causal_lm import CausalLMParams
-from stages.objectives.registry import ObjectiveParams, objective_union, register
+from stages.objectives.objective_registry import ObjectiveParams, objective_union, register
 from stages.pretrain import PretrainParams, pretraining_task
 
 
 @pytest.fixture
 def sections(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.objective_sections()
-    monkeypatch.setattr(registry, "_SECTIONS", dict(registry._SECTIONS))
+    objective_registry.objective_sections()
+    monkeypatch.setattr(objective_registry, "_SECTIONS", dict(objective_registry._SECTIONS))
 
 
 class MaskedParams(ObjectiveParams):
