@@ -348,7 +348,10 @@ class Trainer:
                 for point in read_series(ctx.observed / "metrics.jsonl")
                 if (own := {k[length:]: v for k, v in point.items() if k.startswith(self.prefix)})
             ]
-            evaluations = [(at, _eval_metrics(point)) for at, point in points]
+            evaluations = [
+                (at, {key: float(v) for key, v in point.items() if key.startswith("eval_")})
+                for at, point in points
+            ]
             self._reported_step = max((at for at, _ in points), default=-1)
             self._evaluated_step = max((at for at, found in evaluations if found), default=-1)
             known = {at: found for at, found in evaluations if found and at == step}
@@ -414,8 +417,3 @@ class Trainer:
     def _log(self, message: str) -> None:
         if self.rank.ctx:
             self.rank.ctx.log(f"{self.prefix}{message}")
-
-
-def _eval_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of an evaluation among all metrics of a step."""
-    return {key: float(value) for key, value in metrics.items() if key.startswith("eval_")}
