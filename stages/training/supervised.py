@@ -121,7 +121,7 @@ class SupervisedObjective(ABC):
         counts = [sum(units[name] for units in local) for name in names]
         summed = rank.all_reduce_sum([*counts, sum(map(self.num_tokens, batches))])
         units, coefficients = (
-            dict(zip(names, summed, strict=False)),
+            dict(zip(names, summed[:-1], strict=True)),
             self._coefficients(names, step),
         )
         accumulator = MetricAccumulator(rank)
@@ -174,6 +174,8 @@ class SupervisedObjective(ABC):
             yield self.collate([data[i] for i in mine] or [data[0]]), int(bool(mine))
 
     def _coefficients(self, names: Sequence[str], step: int) -> dict[str, float]:
+        if unknown := sorted(self.coefficients.keys() - names):
+            raise ValueError(f"coefficients of losses that do not exist: {', '.join(unknown)}")
         found = {name: self.coefficients.get(name, 1.0) for name in names}
         return {name: float(c(step)) if callable(c) else float(c) for name, c in found.items()}
 

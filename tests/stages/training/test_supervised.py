@@ -234,6 +234,20 @@ def test_names_of_losses_and_units_must_agree() -> None:
         stepped(Misnamed, 1, 0)
 
 
+class Mistyped(TwoLosses):
+    """A coefficient of no loss."""
+
+    def open(self, rank: Rank) -> dict[str, Trainable]:
+        found = super().open(rank)
+        self.coefficients = {"distanse": 2.0}
+        return found
+
+
+def test_a_coefficient_of_no_loss_is_an_error() -> None:
+    with pytest.raises(ValueError, match="coefficients of losses that do not exist: distanse"):
+        stepped(Mistyped, 1, 0)
+
+
 class Tested(TwoLosses):
     """With held-out samples."""
 
