@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from rank_groups import room
+from rank_groups import running_ranks
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted, WorkerDied
@@ -47,7 +47,7 @@ def hashes(folder):
 
 @contextmanager
 def group(folder):
-    with room(folder, 2) as pair:
+    with running_ranks(folder, 2) as pair:
         yield pair.group
 
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 from plain_engine import PlainEngine, same
-from rank_groups import room
+from rank_groups import running_ranks
 from tiny_clip import clip_world, shape_of
 from training_cases import Doomed, Faulty, Routed, Toy, happen_to, pid, routed_config
 
@@ -222,9 +222,9 @@ def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
             delay=dice.uniform(0, 0.04),
             mark=str(tmp_path / f"killed-at-{at}"),
         )
-        with room(tmp_path, world) as hit, pytest.raises(WorkerDied):
+        with running_ranks(tmp_path, world) as hit, pytest.raises(WorkerDied):
             hit.group.run(fit, doomed, made, seed=1, name="hit")
-    with room(tmp_path, world) as both:
+    with running_ranks(tmp_path, world) as both:
         for name in ("hit", "calm"):
             both.group.run(fit, objective, made, seed=1, name=name)
     assert losses(tmp_path, "hit_loss") == losses(tmp_path, "calm_loss")
@@ -239,7 +239,9 @@ def test_a_run_killed_at_random_steps_is_bit_for_bit_the_run_that_was_not(
 
 def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -> None:
     faulty = Faulty(at=5, whom=1, what="stop", mark=str(tmp_path / "mark"))
-    with room(tmp_path / "run", 2, WatchdogSection(timeout_factor=3, min_timeout=6)) as pair:
+    with running_ranks(
+        tmp_path / "run", 2, WatchdogSection(timeout_factor=3, min_timeout=6)
+    ) as pair:
         with pytest.raises(StageStalled, match=r"rank 1 made no progress for \d+ s"):
             pair.group.run(fit, faulty, settings(), seed=1)
         assert time.time() - (tmp_path / "mark").stat().st_mtime < 30
@@ -252,7 +254,7 @@ def test_a_stopped_rank_is_found_and_its_peers_stacks_are_kept(tmp_path: Path) -
 
 def test_an_error_of_one_rank_is_the_error_of_the_group(tmp_path: Path) -> None:
     faulty = Faulty(at=2, whom=1, what="user", mark=str(tmp_path / "mark"))
-    with room(tmp_path / "run", 2) as pair:
+    with running_ranks(tmp_path / "run", 2) as pair:
         group = pair.group
         with pytest.raises(Failure) as bug:
             group.run(happen_to, 1, "bug")

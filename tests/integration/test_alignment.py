@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hf_parity import assert_transformers_agree
-from rank_groups import Room
+from rank_groups import RankGroup
 
 from pipeline.context import Context
 from pipeline.errors import Interrupted
@@ -169,7 +169,7 @@ def scored(world):
     return world
 
 
-def test_two_engines_add_up_the_gradients_of_ppo_and_of_pretraining(pair: Room, scored: Path):
+def test_two_engines_add_up_the_gradients_of_ppo_and_of_pretraining(pair: RankGroup, scored: Path):
     """Two ranks, ZeRO-1, micro-batches, against one expression in one process."""
     import ppo_cases
 
@@ -182,7 +182,9 @@ def test_two_engines_add_up_the_gradients_of_ppo_and_of_pretraining(pair: Room, 
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_the_average_of_a_policy_is_of_its_float32_weights(pair: Room, scored: Path, zero: int):
+def test_the_average_of_a_policy_is_of_its_float32_weights(
+    pair: RankGroup, scored: Path, zero: int
+):
     """In bfloat16 the module's own weights do not show a small step."""
     import ppo_cases
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_groups import Room, copy_due
+from rank_groups import RankGroup, copy_due
 from safetensors.torch import load_file
 from tiny_clip import Half, Hot, clip_world, shape_of
 from transformers import CLIPModel
@@ -117,19 +117,19 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[flo
 
 
 @pytest.fixture(scope="module")
-def rooms(pair: Room, single: Room) -> dict[str, Room]:
+def layout_groups(pair: RankGroup, single: RankGroup) -> dict[str, RankGroup]:
     return {layout: single if layout.startswith("single") else pair for layout in LAYOUTS}
 
 
 @pytest.fixture(scope="module")
 def trained(
-    rooms: dict[str, Room], hot: Hot, tmp_path_factory: pytest.TempPathFactory
+    layout_groups: dict[str, RankGroup], hot: Hot, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The same training on every layout: the folder of each model."""
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS}
     for layout, folder in folders.items():
         made = laid_out(layout, eval_interval=10, checkpoint_interval=SAVED)
-        results = rooms[layout].group.run(
+        results = layout_groups[layout].group.run(
             fit, loss_of(hot, layout), made, seed=SEED, name=f"clip-{layout}", out=folder
         )
         assert results[0] == results[-1]
@@ -142,13 +142,13 @@ def loss_of(hot: Hot, layout: str) -> Hot:
     return replace(hot, local_loss=local)
 
 
-def wanted(single: Room, figure: str) -> dict[int, float]:
+def wanted(single: RankGroup, figure: str) -> dict[int, float]:
     """Of the undisturbed training on one process in one batch."""
     return single.series("clip-single-whole", figure)
 
 
 def test_the_loop_trains_as_plain_pytorch_does(
-    single: Room, hot: Hot, trained: dict[str, Path]
+    single: RankGroup, hot: Hot, trained: dict[str, Path]
 ) -> None:
     losses, scales, weights = plain(hot, settings())
     assert list(wanted(single, "loss").values()) == pytest.approx(losses, abs=1e-4)
@@ -161,7 +161,7 @@ def test_the_loop_trains_as_plain_pytorch_does(
 
 
 def test_every_layout_trains_alike(
-    rooms: dict[str, Room], single: Room, trained: dict[str, Path]
+    layout_groups: dict[str, RankGroup], single: RankGroup, trained: dict[str, Path]
 ) -> None:
     """One process, and ZeRO 0-3 on two ranks, each whole or in parts, with some of each image's
     patches hidden."""
@@ -173,7 +173,7 @@ def test_every_layout_trains_alike(
             "master": {"rel": 1e-4},
             "eval_loss": {"abs": 1e-4},
         }.items():
-            found = rooms[layout].series(f"clip-{layout}", figure)
+            found = layout_groups[layout].series(f"clip-{layout}", figure)
             assert found == pytest.approx(wanted(single, figure), **error), (layout, figure)
         found = load_file(folder / "model.safetensors")
         assert found.keys() == whole.keys()
@@ -184,32 +184,36 @@ def test_every_layout_trains_alike(
 
 
 def test_a_checkpoint_of_each_layout_continues_on_another(
-    rooms: dict[str, Room], hot: Hot, trained: dict[str, Path]
+    layout_groups: dict[str, RankGroup], hot: Hot, trained: dict[str, Path]
 ) -> None:
     assert sorted(TOUR[1:]) == list(range(len(LAYOUTS)))
     for then, now in pairwise(LAYOUTS[number] for number in TOUR):
-        assert_continues(rooms, hot, then, now, f"clip-{then}-to-{now}")
+        assert_continues(layout_groups, hot, then, now, f"clip-{then}-to-{now}")
 
 
 @pytest.mark.long
 def test_a_checkpoint_of_any_layout_continues_on_any_other(
-    rooms: dict[str, Room], hot: Hot, trained: dict[str, Path]
+    layout_groups: dict[str, RankGroup], hot: Hot, trained: dict[str, Path]
 ) -> None:
     for then, now in product(LAYOUTS, LAYOUTS):
-        assert_continues(rooms, hot, then, now, f"clip-all-{then}-to-{now}")
+        assert_continues(layout_groups, hot, then, now, f"clip-all-{then}-to-{now}")
 
 
-def assert_continues(rooms: dict[str, Room], hot: Hot, then: str, now: str, name: str) -> None:
+def assert_continues(
+    layout_groups: dict[str, RankGroup], hot: Hot, then: str, now: str, name: str
+) -> None:
     """From the checkpoint that fell due, not the last."""
-    copy_due(rooms[then].checkpoints(f"clip-{then}"), SAVED, rooms[now].checkpoints(name))
-    rooms[now].group.run(fit, loss_of(hot, now), laid_out(now), seed=SEED, name=name)
-    losses = wanted(rooms["single-whole"], "loss")
+    copy_due(
+        layout_groups[then].checkpoints(f"clip-{then}"), SAVED, layout_groups[now].checkpoints(name)
+    )
+    layout_groups[now].group.run(fit, loss_of(hot, now), laid_out(now), seed=SEED, name=name)
+    losses = wanted(layout_groups["single-whole"], "loss")
     rest = {step: loss for step, loss in losses.items() if step > SAVED}
-    assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
+    assert layout_groups[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
 
 
 def test_training_goes_on_where_it_stopped(
-    pair: Room, hot: Hot, trained: dict[str, Path], tmp_path: Path
+    pair: RankGroup, hot: Hot, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     """In the middle of an epoch, bit for bit."""
     layout, name = "zero-3-parts", "clip-stopped"
@@ -229,7 +233,7 @@ def test_training_goes_on_where_it_stopped(
     ("dtype", "layout"), [("bfloat16", "zero-1-whole"), ("float16", "zero-2-parts")]
 )
 def test_half_precision_trains_as_float32_does(
-    pair: Room, hot: Hot, dtype: str, layout: str, tmp_path: Path
+    pair: RankGroup, hot: Hot, dtype: str, layout: str, tmp_path: Path
 ) -> None:
     """And leaves the weights that the optimizer has, not those that the forward pass rounds. No
     gradient overflows at the first loss scale, which would cost a step."""
@@ -291,7 +295,7 @@ def halves(rank: Rank, sigmoid: bool, local: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("sigmoid", "local"), [(False, False), (False, True), (True, False)])
 def test_two_ranks_halves_are_the_whole(
-    pair: Room, single: Room, sigmoid: bool, local: bool
+    pair: RankGroup, single: RankGroup, sigmoid: bool, local: bool
 ) -> None:
     (whole,) = single.group.run(halves, sigmoid, local)
     parts = pair.group.run(halves, sigmoid, local)
@@ -302,7 +306,7 @@ def test_two_ranks_halves_are_the_whole(
 
 
 def test_statistics_of_batch_norms_are_alike_and_survive(
-    pair: Room, world: Path, tmp_path: Path
+    pair: RankGroup, world: Path, tmp_path: Path
 ) -> None:
     tower = ResNetConfig(32, (1, 1, 1, 1), 4, 2)
     resnet = Stopping(
@@ -324,7 +328,7 @@ def test_statistics_of_batch_norms_are_alike_and_survive(
 
 
 def test_statistics_of_batch_norms_are_not_rounded_in_half_precision(
-    pair: Room, world: Path, tmp_path: Path
+    pair: RankGroup, world: Path, tmp_path: Path
 ) -> None:
     config = shape_of(world, vision=ResNetConfig(32, (1, 1, 1, 1), 4, 2))
     half = Half(world / "pairs", world / "tokenizer", config)
@@ -353,7 +357,7 @@ class Spoilt(ContrastiveObjective):
 
 
 def test_a_skipped_step_leaves_the_statistics_as_they_were(
-    single: Room, world: Path, tmp_path: Path
+    single: RankGroup, world: Path, tmp_path: Path
 ) -> None:
     config = shape_of(world, vision=ResNetConfig(32, (1, 1, 1, 1), 4, 2))
     spoilt = Spoilt(world / "pairs", world / "tokenizer", config)
@@ -368,7 +372,7 @@ def test_a_skipped_step_leaves_the_statistics_as_they_were(
 
 
 def test_two_ranks_measure_what_one_does(
-    pair: Room, single: Room, world: Path, tmp_path: Path
+    pair: RankGroup, single: RankGroup, world: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     save_clip(CLIP(shape_of(world)), tmp_path, world / "tokenizer")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_groups import Room
+from rank_groups import RankGroup
 from training_cases import Compiled
 
 from stages.training.trainer import fit
@@ -32,18 +32,18 @@ def settings(zero: int) -> TrainSection:
 
 
 def test_compiled_blocks_train_as_plain_ones_do_on_every_layout(
-    single: Room, pair: Room, tmp_path: Path
+    single: RankGroup, pair: RankGroup, tmp_path: Path
 ) -> None:
     single.group.run(fit, Compiled(compile=False), settings(0), seed=3, name="eager")
     wanted = single.series("eager", "loss")
     layouts = {"single": (single, 0), "zero-0": (pair, 0), "zero-1": (pair, 1), "zero-2": (pair, 2)}
-    for layout, (room, zero) in layouts.items():
+    for layout, (group, zero) in layouts.items():
         name, out = f"compiled-{layout}", tmp_path / layout
         made = Compiled(activation_checkpointing=layout == "zero-1")
-        room.group.run(fit, made, settings(zero), seed=3, name=name, out=out)
-        assert room.series(name, "loss") == pytest.approx(wanted, abs=1e-4), layout
-        assert room.group.run(compiled)[0] > 0, "the compiler was at work"
-        (saved,) = room.checkpoints(name).glob("*/manifest.json")
+        group.group.run(fit, made, settings(zero), seed=3, name=name, out=out)
+        assert group.series(name, "loss") == pytest.approx(wanted, abs=1e-4), layout
+        assert group.group.run(compiled)[0] > 0, "the compiler was at work"
+        (saved,) = group.checkpoints(name).glob("*/manifest.json")
         names = json.loads(saved.read_text())["engines"]["model"]["shapes"]
         assert "h.0.attn.c_attn.weight" in names
         assert set(torch.load(out / "weights.pt", weights_only=True)) == set(names)

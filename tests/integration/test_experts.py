@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_groups import Room, copy_due, room
+from rank_groups import RankGroup, copy_due, running_ranks
 from training_cases import Bucketed, HalfRouted, Routed, fit_in_parts, routed_config
 
 from pipeline.errors import InputError
@@ -48,36 +48,42 @@ def settings(layout: str, **fields: object) -> TrainSection:
 
 
 @pytest.fixture(scope="module")
-def rooms(pair: Room, single: Room) -> dict[str, Room]:
+def layout_groups(pair: RankGroup, single: RankGroup) -> dict[str, RankGroup]:
     return {layout: single if layout == "single" else pair for layout in LAYOUTS}
 
 
 @pytest.fixture(scope="module")
-def trained(rooms: dict[str, Room], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trained(
+    layout_groups: dict[str, RankGroup], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS}
     for layout, folder in folders.items():
         made = settings(layout, checkpoint_interval=SAVED)
-        rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"routed-{layout}", out=folder)
+        layout_groups[layout].group.run(
+            fit, Routed(), made, seed=3, name=f"routed-{layout}", out=folder
+        )
     return folders
 
 
-def wanted(rooms: dict[str, Room], figure: str, steps: int = STEPS) -> dict[int, float]:
-    series = rooms["single"].series("routed-single", figure)
+def wanted(
+    layout_groups: dict[str, RankGroup], figure: str, steps: int = STEPS
+) -> dict[int, float]:
+    series = layout_groups["single"].series("routed-single", figure)
     return {step: value for step, value in series.items() if step <= steps}
 
 
 def test_every_layout_trains_as_one_process_does(
-    rooms: dict[str, Room], trained: dict[str, Path]
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path]
 ) -> None:
-    losses = wanted(rooms, "loss")
+    losses = wanted(layout_groups, "loss")
     assert losses[STEPS] < losses[1] - 0.25
-    assert max(wanted(rooms, "dropped_tokens").values()) > 0.01, "capacity binds"
+    assert max(wanted(layout_groups, "dropped_tokens").values()) > 0.01, "capacity binds"
     whole = torch.load(trained["single"] / "weights.pt", weights_only=True)
     assert whole["layers.1.feed_forward.experts.gate_up"].shape == (4, 112, 104)
     for layout in LAYOUTS[1:]:
         for figure in ("loss", "grad_norm", "dropped_tokens", "balance_loss", "router_z"):
-            found = rooms[layout].series(f"routed-{layout}", figure)
-            assert found == pytest.approx(wanted(rooms, figure), rel=1e-4, abs=1e-5), (
+            found = layout_groups[layout].series(f"routed-{layout}", figure)
+            assert found == pytest.approx(wanted(layout_groups, figure), rel=1e-4, abs=1e-5), (
                 layout,
                 figure,
             )
@@ -86,43 +92,52 @@ def test_every_layout_trains_as_one_process_does(
             torch.testing.assert_close(value, whole[name], rtol=0, atol=1e-4, msg=layout)
 
 
-def test_micro_batches_make_no_difference(rooms: dict[str, Room], trained: dict[str, Path]) -> None:
+def test_micro_batches_make_no_difference(
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path]
+) -> None:
     made = settings("single", micro_batch_size=8, steps=SHORT)
-    rooms["single"].group.run(fit, Routed(), made, seed=3, name="routed-at-once")
+    layout_groups["single"].group.run(fit, Routed(), made, seed=3, name="routed-at-once")
     for figure in ("loss", "grad_norm", "balance_loss"):
-        found = rooms["single"].series("routed-at-once", figure)
-        assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), figure
+        found = layout_groups["single"].series("routed-at-once", figure)
+        assert found == pytest.approx(wanted(layout_groups, figure, SHORT), rel=1e-4), figure
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("ep", [1, 2])
 def test_gradients_are_reduced_in_parts(
-    rooms: dict[str, Room], trained: dict[str, Path], zero: int, ep: int
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path], zero: int, ep: int
 ) -> None:
     """A part holds several tensors, dense ones and experts; the largest go by themselves."""
     layout = f"zero-{zero}-ep-{ep}"
     made, name = settings(layout, steps=SHORT), f"parts-{layout}"
     run = {"numbers": 15_000, "seed": 3, "name": name}
-    rooms[layout].group.run(fit_in_parts, Bucketed(), made, **run)
-    assert set(rooms[layout].series(name, "bucket").values()) == {15_000}
+    layout_groups[layout].group.run(fit_in_parts, Bucketed(), made, **run)
+    assert set(layout_groups[layout].series(name, "bucket").values()) == {15_000}
     for figure in ("loss", "grad_norm"):
-        found = rooms[layout].series(name, figure)
-        assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-4), (layout, figure)
+        found = layout_groups[layout].series(name, figure)
+        assert found == pytest.approx(wanted(layout_groups, figure, SHORT), rel=1e-4), (
+            layout,
+            figure,
+        )
 
 
 @pytest.mark.parametrize("zero", [1, 2])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_spread_experts_train_in_half_precision_as_in_float32(
-    rooms: dict[str, Room], trained: dict[str, Path], dtype: str, zero: int, tmp_path: Path
+    layout_groups: dict[str, RankGroup],
+    trained: dict[str, Path],
+    dtype: str,
+    zero: int,
+    tmp_path: Path,
 ) -> None:
     """And leave the weights that the optimizer has, those of all ranks' experts among them."""
     layout, rounded = f"zero-{zero}-ep-2", getattr(torch, dtype)
     made, name = settings(layout, steps=SHORT, dtype=dtype), f"{dtype}-{layout}"
-    rooms[layout].group.run(fit, HalfRouted(), made, seed=3, name=name, out=tmp_path)
-    found = rooms[layout].series(name, "loss")
-    assert found == pytest.approx(wanted(rooms, "loss", SHORT), abs=0.02)
-    assert found != pytest.approx(wanted(rooms, "loss", SHORT), abs=1e-5), "rounded"
-    saved = CheckpointManager(rooms[layout].checkpoints(name), Rank(), 2).latest()
+    layout_groups[layout].group.run(fit, HalfRouted(), made, seed=3, name=name, out=tmp_path)
+    found = layout_groups[layout].series(name, "loss")
+    assert found == pytest.approx(wanted(layout_groups, "loss", SHORT), abs=0.02)
+    assert found != pytest.approx(wanted(layout_groups, "loss", SHORT), abs=1e-5), "rounded"
+    saved = CheckpointManager(layout_groups[layout].checkpoints(name), Rank(), 2).latest()
     assert saved is not None
     masters = CheckpointReader(saved)
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
@@ -136,18 +151,20 @@ def test_spread_experts_train_in_half_precision_as_in_float32(
 
 @pytest.mark.parametrize("layout", ["zero-1-ep-2", "zero-3-ep-1", "zero-3-ep-2"])
 def test_recomputing_makes_no_difference(
-    rooms: dict[str, Room], trained: dict[str, Path], layout: str
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path], layout: str
 ) -> None:
     made, name = settings(layout, steps=SHORT), f"again-{layout}"
-    rooms[layout].group.run(fit, Routed(activation_checkpointing=True), made, seed=3, name=name)
+    layout_groups[layout].group.run(
+        fit, Routed(activation_checkpointing=True), made, seed=3, name=name
+    )
     for figure in ("loss", "grad_norm"):
-        found = rooms[layout].series(name, figure)
-        assert found == pytest.approx(wanted(rooms, figure, SHORT), rel=1e-5), figure
+        found = layout_groups[layout].series(name, figure)
+        assert found == pytest.approx(wanted(layout_groups, figure, SHORT), rel=1e-5), figure
 
 
 @pytest.mark.parametrize("layout", ["single", "zero-2-ep-1", "zero-1-ep-2", "zero-3-ep-2"])
 def test_weights_move_at_the_rates_of_their_kinds(
-    rooms: dict[str, Room], layout: str, tmp_path: Path
+    layout_groups: dict[str, RankGroup], layout: str, tmp_path: Path
 ) -> None:
     """Adam's first step moves each weight by its learning rate, whatever the gradient is."""
     form = {
@@ -158,8 +175,10 @@ def test_weights_move_at_the_rates_of_their_kinds(
         "micro_batch_size": None,
     }
     made = settings(layout, **form)
-    rooms[layout].group.run(fit, Routed(), made, seed=3, name=f"rates-{layout}", out=tmp_path)
-    rate = rooms[layout].series(f"rates-{layout}", "lr")[1]
+    layout_groups[layout].group.run(
+        fit, Routed(), made, seed=3, name=f"rates-{layout}", out=tmp_path
+    )
+    rate = layout_groups[layout].series(f"rates-{layout}", "lr")[1]
     after = torch.load(tmp_path / "weights.pt", weights_only=True)
     torch.manual_seed(derive_seed(3))
     model = Routed().setup(Rank(), made, 3)["model"].module
@@ -169,14 +188,16 @@ def test_weights_move_at_the_rates_of_their_kinds(
         assert moved == pytest.approx(rate / (2 if half else 1), rel=0.02), name
 
 
-def test_a_balance_over_the_whole_batch_is_alike_too(rooms: dict[str, Room]) -> None:
+def test_a_balance_over_the_whole_batch_is_alike_too(layout_groups: dict[str, RankGroup]) -> None:
     """Without accumulation: the load is that of the micro-batches of all ranks."""
     series = {}
     for layout in ("single", "zero-2-ep-2"):
         objective, name = Routed(routed_config("batch")), f"batch-{layout}"
         made = settings(layout, micro_batch_size=None, steps=SHORT)
-        rooms[layout].group.run(fit, objective, made, seed=3, name=name)
-        series[layout] = [rooms[layout].series(name, key) for key in ("loss", "balance_loss")]
+        layout_groups[layout].group.run(fit, objective, made, seed=3, name=name)
+        series[layout] = [
+            layout_groups[layout].series(name, key) for key in ("loss", "balance_loss")
+        ]
     for found, figures in zip(series["zero-2-ep-2"], series["single"], strict=True):
         assert found == pytest.approx(figures, abs=1e-5)
 
@@ -185,77 +206,81 @@ def test_a_balance_over_the_whole_batch_is_alike_too(rooms: dict[str, Room]) -> 
     ("by", "limit", "layouts"), [("norm_soft", 0.4, (0, 3)), ("value", 0.002, (0, 1))]
 )
 def test_clipping_knows_the_experts_of_all_ranks(
-    rooms: dict[str, Room], by: str, limit: float, layouts: tuple[int, ...]
+    layout_groups: dict[str, RankGroup], by: str, limit: float, layouts: tuple[int, ...]
 ) -> None:
     form = {"grad_clip_mode": by, "grad_clip": limit, "steps": SHORT, "eps": 0.1, "lr": 0.3}
     runs = {}
     for layout in ("single", *(f"zero-{zero}-ep-2" for zero in layouts)):
         name = f"routed-{by}-{layout}"
-        rooms[layout].group.run(fit, Routed(), settings(layout, **form), seed=3, name=name)
-        runs[layout] = rooms[layout].series(name, "loss")
+        layout_groups[layout].group.run(fit, Routed(), settings(layout, **form), seed=3, name=name)
+        runs[layout] = layout_groups[layout].series(name, "loss")
     for layout, losses in runs.items():
         assert losses == pytest.approx(runs["single"], abs=2e-5), layout
 
 
 @pytest.mark.parametrize("layout", ["zero-1-ep-2", "zero-3-ep-2"])
 def test_experts_are_updated_on_the_host_too(
-    rooms: dict[str, Room], trained: dict[str, Path], layout: str
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path], layout: str
 ) -> None:
     made, name = settings(layout, offload_optimizer="cpu", steps=SHORT), f"routed-host-{layout}"
-    rooms[layout].group.run(fit, Routed(), made, seed=3, name=name)
-    losses = rooms[layout].series(name, "loss")
-    assert losses == pytest.approx(wanted(rooms, "loss", SHORT), abs=1e-5)
+    layout_groups[layout].group.run(fit, Routed(), made, seed=3, name=name)
+    losses = layout_groups[layout].series(name, "loss")
+    assert losses == pytest.approx(wanted(layout_groups, "loss", SHORT), abs=1e-5)
 
 
-def test_muon_turns_each_expert_wherever_it_is(rooms: dict[str, Room]) -> None:
+def test_muon_turns_each_expert_wherever_it_is(layout_groups: dict[str, RankGroup]) -> None:
     runs = {}
     for layout in ("single", "zero-0-ep-2", "zero-1-ep-1", "zero-2-ep-2"):
         made, name = settings(layout, optimizer="muon", steps=SHORT), f"turned-{layout}"
-        rooms[layout].group.run(fit, Routed(), made, seed=3, name=name)
-        runs[layout] = rooms[layout].series(name, "loss")
+        layout_groups[layout].group.run(fit, Routed(), made, seed=3, name=name)
+        runs[layout] = layout_groups[layout].series(name, "loss")
     for layout, losses in runs.items():
         assert losses == pytest.approx(runs["single"], rel=1e-4, abs=1e-5), layout
 
 
 def test_a_checkpoint_of_each_layout_continues_on_another(
-    rooms: dict[str, Room], trained: dict[str, Path]
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path]
 ) -> None:
     assert sorted(TOUR[1:]) == list(range(len(LAYOUTS)))
     for then, now in pairwise(LAYOUTS[number] for number in TOUR):
-        assert_continues(rooms, then, now)
+        assert_continues(layout_groups, then, now)
 
 
 @pytest.mark.long
 def test_a_checkpoint_of_any_layout_continues_on_any_other(
-    rooms: dict[str, Room], trained: dict[str, Path]
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path]
 ) -> None:
     for then, now in product(LAYOUTS, LAYOUTS):
-        assert_continues(rooms, then, now)
+        assert_continues(layout_groups, then, now)
 
 
-def assert_continues(rooms: dict[str, Room], then: str, now: str) -> None:
+def assert_continues(layout_groups: dict[str, RankGroup], then: str, now: str) -> None:
     """From the checkpoint that fell due, not the last."""
     name = f"{then}-on-{now}"
-    copy_due(rooms[then].checkpoints(f"routed-{then}"), SAVED, rooms[now].checkpoints(name))
-    rooms[now].group.run(fit, Routed(), settings(now), seed=3, name=name)
-    rest = {step: loss for step, loss in wanted(rooms, "loss").items() if step > SAVED}
-    assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
-    shutil.rmtree(rooms[now].checkpoints(name))
+    copy_due(
+        layout_groups[then].checkpoints(f"routed-{then}"),
+        SAVED,
+        layout_groups[now].checkpoints(name),
+    )
+    layout_groups[now].group.run(fit, Routed(), settings(now), seed=3, name=name)
+    rest = {step: loss for step, loss in wanted(layout_groups, "loss").items() if step > SAVED}
+    assert layout_groups[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
+    shutil.rmtree(layout_groups[now].checkpoints(name))
 
 
-def test_experts_that_do_not_divide_are_refused(pair: Room) -> None:
+def test_experts_that_do_not_divide_are_refused(pair: RankGroup) -> None:
     made = settings("zero-1-ep-1", expert_parallel_size=3)
     with pytest.raises(InputError, match="4 experts cannot be spread evenly over 3 workers"):
         pair.group.run(fit, Routed(), made, seed=3, name="uneven")
 
 
 def test_four_ranks_hold_two_copies_of_each_expert(
-    rooms: dict[str, Room], trained: dict[str, Path], tmp_path: Path
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path], tmp_path: Path
 ) -> None:
-    with room(tmp_path / "four", 4) as four:
+    with running_ranks(tmp_path / "four", 4) as four:
         for zero in (0, 1, 3):
             made, name = settings(f"zero-{zero}-ep-2", steps=3), f"four-{zero}"
             four.group.run(fit, Routed(), made, seed=3, name=name)
             for figure in ("loss", "grad_norm"):
                 found = four.series(name, figure)
-                assert found == pytest.approx(wanted(rooms, figure, 3), rel=1e-4), name
+                assert found == pytest.approx(wanted(layout_groups, figure, 3), rel=1e-4), name

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_groups import Room, room
+from rank_groups import RankGroup, running_ranks
 from training_cases import Deaf, Toy, little_world
 
 from pipeline.context import read_series
@@ -35,7 +35,7 @@ def settings(**fields: object) -> TrainSection:
     return TrainSection.model_validate({**known, **fields})
 
 
-def stopped(where: Room, objective: Toy, made: TrainSection, name: str) -> str:
+def stopped(where: RankGroup, objective: Toy, made: TrainSection, name: str) -> str:
     """Train until somebody asks to stop; what is said then."""
     with pytest.raises(Interrupted) as told:
         where.group.run(fit, objective, made, seed=5, name=name)
@@ -43,7 +43,7 @@ def stopped(where: Room, objective: Toy, made: TrainSection, name: str) -> str:
     return told.value.message
 
 
-def last(where: Room, name: str) -> dict[str, Any]:
+def last(where: RankGroup, name: str) -> dict[str, Any]:
     """The final checkpoint's manifest: hashes of all weights and moments, and the loop's state."""
     found = CheckpointManager(where.checkpoints(name), Rank(), 9).latest()
     assert found is not None
@@ -51,7 +51,7 @@ def last(where: Room, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_the_same_layout_continues_bit_for_bit(pair: Room, zero: int) -> None:
+def test_the_same_layout_continues_bit_for_bit(pair: RankGroup, zero: int) -> None:
     """With dropout: the generators too are where they would have been."""
     made = settings(zero_stage=zero)
     pair.group.run(fit, Toy(dropout=0.1), made, seed=5, name=f"calm-{zero}")
@@ -61,7 +61,7 @@ def test_the_same_layout_continues_bit_for_bit(pair: Room, zero: int) -> None:
     assert last(pair, f"calm-{zero}") == last(pair, f"hit-{zero}")
 
 
-def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: Room) -> None:
+def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: RankGroup) -> None:
     bad = Toy(poison_step=9, poison_rank=0, poison_steps=3)
     made = settings(skip_limit=2, checkpoint_interval=5)
     first, second = pair.group.run(fit, bad, made, seed=3, name="rollback")
@@ -73,7 +73,7 @@ def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: Room) -> None
 
 
 def test_stops_before_and_amid_bad_steps_do_not_alter_where_training_goes_back_to(
-    pair: Room,
+    pair: RankGroup,
 ) -> None:
     """Neither the stop at a good step nor that at a bad one leaves an anchor, or resets the count;
     nor do they push out the anchor, though a single checkpoint is kept."""
@@ -89,7 +89,7 @@ def test_stops_before_and_amid_bad_steps_do_not_alter_where_training_goes_back_t
     assert one == other
 
 
-def test_a_stop_comes_before_an_evaluation_that_is_due(single: Room) -> None:
+def test_a_stop_comes_before_an_evaluation_that_is_due(single: RankGroup) -> None:
     made = settings(eval_interval=4, steps=9)
     assert stopped(single, Deaf(stop_at=3), made, "deaf") == "stopped at step 4 of 9"
     assert not single.series("deaf", "eval_loss")
@@ -97,7 +97,7 @@ def test_a_stop_comes_before_an_evaluation_that_is_due(single: Room) -> None:
     assert list(single.series("deaf", "eval_loss")) == [4, 8, 9]
 
 
-def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(single: Room) -> None:
+def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(single: RankGroup) -> None:
     """What was left out is made up for."""
     made = settings(eval_interval=4, steps=9)
     single.group.run(fit, Toy(), made, seed=5, name="seen")
@@ -114,7 +114,7 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(single: Room) -> None
 def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
     """Killed after the last step's evaluation and before anything was published."""
     made = settings(steps=6, eval_interval=3)
-    with room(tmp_path, 1) as alone:
+    with running_ranks(tmp_path, 1) as alone:
         for name in ("train", "one"):
             first = alone.group.run(fit, Toy(), made, seed=5, name=name)
             assert first == alone.group.run(fit, Toy(), made, seed=5, name=name)
@@ -125,7 +125,7 @@ def test_an_evaluation_that_was_made_is_not_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_bfloat16_keeps_and_resumes_float32_weights(pair: Room, zero: int) -> None:
+def test_bfloat16_keeps_and_resumes_float32_weights(pair: RankGroup, zero: int) -> None:
     name, made = f"bf16-{zero}", settings(dtype="bfloat16", zero_stage=zero, steps=6)
     pair.group.run(fit, Toy(), made, seed=5, name=f"{name}-calm")
     stopped(pair, Toy(stop_at=2), made, name)
@@ -145,7 +145,7 @@ def test_bfloat16_keeps_and_resumes_float32_weights(pair: Room, zero: int) -> No
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
-    pair: Room, tmp_path: Path, zero: int
+    pair: RankGroup, tmp_path: Path, zero: int
 ) -> None:
     """Rank 0 alone scores the demonstrations: with ZeRO-3 it holds but a part of the weights. The
     second time nothing is trained before: the final checkpoint is taken up and exported."""

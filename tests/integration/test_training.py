@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_groups import Room, copy_due
+from rank_groups import RankGroup, copy_due
 from training_cases import (
     Faulty,
     Gathering,
@@ -61,12 +61,12 @@ def settings(layout: str = "zero-1", **fields: object) -> TrainSection:
 
 
 @pytest.fixture(scope="module")
-def rooms(pair: Room, single: Room) -> dict[str, Room]:
+def layout_groups(pair: RankGroup, single: RankGroup) -> dict[str, RankGroup]:
     return {layout: single if layout == "single" else pair for layout in LAYOUTS}
 
 
 @pytest.fixture(scope="module")
-def alone(single: Room, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(single: RankGroup, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed training on one process: the folder of its model."""
     folder, made = tmp_path_factory.mktemp("straight"), settings(checkpoint_interval=STOP)
     single.group.run(fit, Toy(), made, seed=3, name="straight", out=folder)
@@ -74,7 +74,7 @@ def alone(single: Room, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(single: Room, alone: Path) -> dict[int, float]:
+def straight(single: RankGroup, alone: Path) -> dict[int, float]:
     """Its losses."""
     return single.series("straight", "loss")
 
@@ -85,7 +85,7 @@ def test_the_loop_trains_as_plain_pytorch_does(straight: dict[int, float]) -> No
 
 
 @pytest.fixture(scope="module")
-def trained(pair: Room, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trained(pair: RankGroup, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same training at every ZeRO stage on two ranks: the folder of each model."""
     folders = {layout: tmp_path_factory.mktemp(layout) for layout in LAYOUTS[1:]}
     for layout, folder in folders.items():
@@ -96,7 +96,7 @@ def trained(pair: Room, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 def test_every_zero_stage_on_two_ranks_trains_as_one_process_does(
-    pair: Room, trained: dict[str, Path], alone: Path, straight: dict[int, float]
+    pair: RankGroup, trained: dict[str, Path], alone: Path, straight: dict[int, float]
 ) -> None:
     whole = torch.load(alone / "weights.pt", weights_only=True)
     for layout, folder in trained.items():
@@ -111,7 +111,7 @@ def test_every_zero_stage_on_two_ranks_trains_as_one_process_does(
 
 
 def test_gradient_norms_are_those_of_the_whole_batch(
-    pair: Room, single: Room, trained: dict[str, Path], straight: dict[int, float]
+    pair: RankGroup, single: RankGroup, trained: dict[str, Path], straight: dict[int, float]
 ) -> None:
     wanted = single.series("straight", "grad_norm")
     for layout in trained:
@@ -127,7 +127,7 @@ def test_gradient_norms_are_those_of_the_whole_batch(
     ],
 )
 def test_clipping_is_that_of_plain_pytorch_in_each_form(
-    rooms: dict[str, Room], by: str, limit: float, layouts: tuple[str, ...]
+    layout_groups: dict[str, RankGroup], by: str, limit: float, layouts: tuple[str, ...]
 ) -> None:
     """A large eps leaves Adam the scale of its gradients."""
     form = {"steps": 4, "eps": 0.1, "lr": 0.3, "grad_clip_mode": by}
@@ -135,10 +135,10 @@ def test_clipping_is_that_of_plain_pytorch_in_each_form(
     assert wanted != pytest.approx(plain_losses(settings(grad_clip=10.0, **form), 3), abs=1e-3)
     for layout in layouts:
         name = f"{by}-{layout}"
-        rooms[layout].group.run(
+        layout_groups[layout].group.run(
             fit, Toy(), settings(layout, grad_clip=limit, **form), seed=3, name=name
         )
-        found = list(rooms[layout].series(name, "loss").values())
+        found = list(layout_groups[layout].series(name, "loss").values())
         assert found == pytest.approx(wanted, abs=2e-5), name
 
 
@@ -152,14 +152,14 @@ def settings_of(optimizer: str, layout: str, **fields: object) -> TrainSection:
 
 @pytest.fixture(scope="module", params=WITH_OPTIMIZER)
 def trained_with(
-    request: pytest.FixtureRequest, rooms: dict[str, Room]
+    request: pytest.FixtureRequest, layout_groups: dict[str, RankGroup]
 ) -> tuple[str, dict[str, dict[int, float]]]:
     """An optimizer, and the losses of a training with it on each layout that it supports."""
     optimizer, runs = request.param, {}
     for layout in WITH_OPTIMIZER[optimizer]:
         made = settings_of(optimizer, layout, checkpoint_interval=8)
-        rooms[layout].group.run(fit, Toy(), made, seed=3, name=f"{optimizer}-{layout}")
-        runs[layout] = rooms[layout].series(f"{optimizer}-{layout}", "loss")
+        layout_groups[layout].group.run(fit, Toy(), made, seed=3, name=f"{optimizer}-{layout}")
+        runs[layout] = layout_groups[layout].series(f"{optimizer}-{layout}", "loss")
     return optimizer, runs
 
 
@@ -180,33 +180,37 @@ def test_other_optimizers_are_the_same_on_every_layout(
 
 
 def test_checkpoints_of_other_optimizers_continue_on_any_layout(
-    rooms: dict[str, Room], trained_with: tuple[str, dict[str, dict[int, float]]]
+    layout_groups: dict[str, RankGroup], trained_with: tuple[str, dict[str, dict[int, float]]]
 ) -> None:
     optimizer, runs = trained_with
     rest = {step: loss for step, loss in runs["single"].items() if step > 8}
     for then, now in pairwise([layout for layout in TOUR if layout in WITH_OPTIMIZER[optimizer]]):
         name = f"{optimizer}-{then}-to-{now}"
-        copy_due(rooms[then].checkpoints(f"{optimizer}-{then}"), 8, rooms[now].checkpoints(name))
-        rooms[now].group.run(fit, Toy(), settings_of(optimizer, now), seed=3, name=name)
-        assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
+        copy_due(
+            layout_groups[then].checkpoints(f"{optimizer}-{then}"),
+            8,
+            layout_groups[now].checkpoints(name),
+        )
+        layout_groups[now].group.run(fit, Toy(), settings_of(optimizer, now), seed=3, name=name)
+        assert layout_groups[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
 
 
 def stopped_at(
-    room: Room, made: TrainSection, name: str, step: int, objective: Toy | None = None
+    group: RankGroup, made: TrainSection, name: str, step: int, objective: Toy | None = None
 ) -> Path:
     """Train up to a checkpoint at a step, unless that was done."""
-    if not room.checkpoints(name).exists():
+    if not group.checkpoints(name).exists():
         stopping = replace(objective or Toy(), stop_at=step - 1)
         try:
             with pytest.raises(Interrupted):
-                room.group.run(fit, stopping, made, seed=3, name=name)
+                group.group.run(fit, stopping, made, seed=3, name=name)
         finally:
-            room.ctx.cancel_file.unlink(missing_ok=True)
-    return room.checkpoints(name)
+            group.ctx.cancel_file.unlink(missing_ok=True)
+    return group.checkpoints(name)
 
 
 def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
-    rooms: dict[str, Room],
+    layout_groups: dict[str, RankGroup],
 ) -> None:
     ramp = {
         "batch_size_rampup": {"initial_batch_size": 4, "steps": 8},
@@ -216,20 +220,20 @@ def test_a_growing_batch_is_the_same_on_every_layout_and_after_a_resume(
     wanted = dict(enumerate(plain_losses(settings(**ramp), 3), 1))
     for layout in ("single", "zero-3"):
         made, name = settings(layout, **ramp), f"ramp-{layout}"
-        rooms[layout].group.run(fit, Toy(), made, seed=3, name=name)
-        assert rooms[layout].series(name, "loss") == pytest.approx(wanted, abs=1e-5), layout
-    made, pair = settings("zero-1", **ramp), rooms["zero-1"]
+        layout_groups[layout].group.run(fit, Toy(), made, seed=3, name=name)
+        assert layout_groups[layout].series(name, "loss") == pytest.approx(wanted, abs=1e-5), layout
+    made, pair = settings("zero-1", **ramp), layout_groups["zero-1"]
     calm = pair.group.run(fit, Toy(), made, seed=3, name="ramp-calm")
     stopped_at(pair, made, "ramp-hit", 5)
     assert pair.group.run(fit, Toy(), made, seed=3, name="ramp-hit") == calm
     assert pair.series("ramp-hit", "loss") == pair.series("ramp-calm", "loss")
 
 
-def test_named_losses_are_the_same_on_every_layout(rooms: dict[str, Room]) -> None:
+def test_named_losses_are_the_same_on_every_layout(layout_groups: dict[str, RankGroup]) -> None:
     for layout in ("single", "zero-1", "zero-3"):
         made = settings(layout, steps=6, micro_batch_size=2)
-        rooms[layout].group.run(fit, Named(), made, seed=3, name=f"named-{layout}")
-    single = rooms["single"]
+        layout_groups[layout].group.run(fit, Named(), made, seed=3, name=f"named-{layout}")
+    single = layout_groups["single"]
     parts = [single.series("named-single", f"loss_{name}") for name in ("low", "high")]
     loss = single.series("named-single", "loss")
     for step in loss:
@@ -238,12 +242,12 @@ def test_named_losses_are_the_same_on_every_layout(rooms: dict[str, Room]) -> No
     for layout in ("zero-1", "zero-3"):
         for name in ("loss", "loss_low", "loss_high", "grad_norm"):
             wanted = single.series("named-single", name)
-            found = rooms[layout].series(f"named-{layout}", name)
+            found = layout_groups[layout].series(f"named-{layout}", name)
             assert found == pytest.approx(wanted, rel=1e-4), (layout, name)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_trains_as_float32_does(pair: Room, dtype: str, tmp_path: Path) -> None:
+def test_half_precision_trains_as_float32_does(pair: RankGroup, dtype: str, tmp_path: Path) -> None:
     """And leaves the weights that the optimizer has, not those that the forward pass rounds."""
     wanted = dict(enumerate(plain_losses(settings(steps=5), 3), 1))
     for zero in (1, 2, 3):
@@ -263,25 +267,25 @@ def test_half_precision_trains_as_float32_does(pair: Room, dtype: str, tmp_path:
 
 
 def test_weights_of_all_kinds_are_trained_and_exported(
-    rooms: dict[str, Room],
+    layout_groups: dict[str, RankGroup],
 ) -> None:
     """A number, and a matrix that is not trained."""
-    (wanted,) = rooms["single"].group.run(odd_weights, settings("single"), (1,))
+    (wanted,) = layout_groups["single"].group.run(odd_weights, settings("single"), (1,))
     assert wanted["scale"] != 2
     for layout in LAYOUTS[1:]:
-        found, rest = rooms[layout].group.run(odd_weights, settings(layout), (1,))
+        found, rest = layout_groups[layout].group.run(odd_weights, settings(layout), (1,))
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=layout)
         assert rest.keys() == found.keys()
     with pytest.raises(Failure, match="odd: scale has no dimension") as caught:
-        rooms["single"].group.run(odd_weights, settings("single"), ())
+        layout_groups["single"].group.run(odd_weights, settings("single"), ())
     assert "(1,)" in caught.value.remedy
 
 
 @pytest.mark.parametrize(("dtype", "small"), [("bfloat16", 2**-9), ("float16", 2**-12)])
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 def test_gradients_of_many_passes_are_added_up_in_float32(
-    pair: Room, dtype: str, small: float, offload: str
+    pair: RankGroup, dtype: str, small: float, offload: str
 ) -> None:
     """1 and one of the small ones are 1 in that precision."""
     for zero in (1, 2, 3):
@@ -290,7 +294,9 @@ def test_gradients_of_many_passes_are_added_up_in_float32(
         assert found == pytest.approx([1 + 64 * small] * 2, rel=1e-4), zero
 
 
-def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pair: Room) -> None:
+def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(
+    pair: RankGroup,
+) -> None:
     """That is no step gone wrong: it does not count towards going back."""
     made = settings(steps=10, dtype="float16", skip_limit=0)
     loud = {"poison_step": 2, "poison_steps": 3, "poison": 1e4, "poison_rank": 1}
@@ -308,12 +314,14 @@ def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(pai
     )
 
 
-def test_an_optimizer_on_the_host_makes_the_same_updates(rooms: dict[str, Room]) -> None:
+def test_an_optimizer_on_the_host_makes_the_same_updates(
+    layout_groups: dict[str, RankGroup],
+) -> None:
     """And skips the same steps, and takes up checkpoints that were saved without it."""
     bad, saved = Toy(poison_step=2), 4
     at_home = settings("single", steps=6, checkpoint_interval=saved)
-    rooms["single"].group.run(fit, bad, at_home, seed=3, name="at-home")
-    wanted = rooms["single"].series("at-home", "loss")
+    layout_groups["single"].group.run(fit, bad, at_home, seed=3, name="at-home")
+    wanted = layout_groups["single"].series("at-home", "loss")
     begun = [("single", 0), ("zero-1", 0), ("zero-2", saved), ("zero-3", 0), ("zero-3", saved)]
     for layout, begin in begun:
         made, name = (
@@ -321,22 +329,24 @@ def test_an_optimizer_on_the_host_makes_the_same_updates(rooms: dict[str, Room])
             f"host-{layout}-from-{begin}",
         )
         if begin:
-            source = rooms["single"].checkpoints("at-home")
-            copy_due(source, saved, rooms[layout].checkpoints(name))
-        rooms[layout].group.run(fit, bad, made, seed=3, name=name)
+            source = layout_groups["single"].checkpoints("at-home")
+            copy_due(source, saved, layout_groups[layout].checkpoints(name))
+        layout_groups[layout].group.run(fit, bad, made, seed=3, name=name)
         rest = {step: loss for step, loss in wanted.items() if step > begin}
-        found = rooms[layout].series(name, "loss")
+        found = layout_groups[layout].series(name, "loss")
         assert found == pytest.approx(rest, abs=1e-5, nan_ok=True), name
 
 
-def test_figures_of_a_step(pair: Room, trained: dict[str, Path]) -> None:
+def test_figures_of_a_step(pair: RankGroup, trained: dict[str, Path]) -> None:
     figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
     assert figures["lr"] == pytest.approx(3e-3)
     assert min(figures.values()) > 0
     assert pair.series("zero-1", "tokens_per_second")[3] > 0
 
 
-def test_checkpoints_hold_a_like_share_of_each_rank(pair: Room, trained: dict[str, Path]) -> None:
+def test_checkpoints_hold_a_like_share_of_each_rank(
+    pair: RankGroup, trained: dict[str, Path]
+) -> None:
     for layout in trained:
         found = CheckpointManager(pair.checkpoints(layout), Rank(), 2).latest()
         assert found is not None
@@ -346,32 +356,32 @@ def test_checkpoints_hold_a_like_share_of_each_rank(pair: Room, trained: dict[st
 
 
 def test_a_checkpoint_of_each_layout_continues_on_another(
-    rooms: dict[str, Room], trained: dict[str, Path], straight: dict[int, float]
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path], straight: dict[int, float]
 ) -> None:
     for then, now in pairwise(TOUR):
-        assert_continues(rooms, straight, then, now, f"{then}-to-{now}")
+        assert_continues(layout_groups, straight, then, now, f"{then}-to-{now}")
 
 
 @pytest.mark.long
 def test_a_checkpoint_of_any_layout_continues_on_any_other(
-    rooms: dict[str, Room], trained: dict[str, Path], straight: dict[int, float]
+    layout_groups: dict[str, RankGroup], trained: dict[str, Path], straight: dict[int, float]
 ) -> None:
     for then, now in product(LAYOUTS, LAYOUTS):
-        assert_continues(rooms, straight, then, now, f"all-{then}-to-{now}")
+        assert_continues(layout_groups, straight, then, now, f"all-{then}-to-{now}")
 
 
 def assert_continues(
-    rooms: dict[str, Room], straight: dict[int, float], then: str, now: str, name: str
+    layout_groups: dict[str, RankGroup], straight: dict[int, float], then: str, now: str, name: str
 ) -> None:
-    source = rooms[then].checkpoints("straight" if then == "single" else then)
-    copy_due(source, STOP, rooms[now].checkpoints(name))
-    rooms[now].group.run(fit, Toy(), settings(now), seed=3, name=name)
+    source = layout_groups[then].checkpoints("straight" if then == "single" else then)
+    copy_due(source, STOP, layout_groups[now].checkpoints(name))
+    layout_groups[now].group.run(fit, Toy(), settings(now), seed=3, name=name)
     rest = {step: loss for step, loss in straight.items() if step > STOP}
-    assert rooms[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
+    assert layout_groups[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
 
 
 def test_zero_3_keeps_weights_apart_and_gives_them_whole_when_asked(
-    pair: Room, straight: dict[int, float]
+    pair: RankGroup, straight: dict[int, float]
 ) -> None:
     """Looking at the whole weights between steps takes nothing from the training."""
     pair.group.run(fit, Gathering(), settings("zero-3"), seed=3, name="whole")
@@ -382,7 +392,7 @@ def test_zero_3_keeps_weights_apart_and_gives_them_whole_when_asked(
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
-    pair: Room, layout: str, tmp_path: Path
+    pair: RankGroup, layout: str, tmp_path: Path
 ) -> None:
     bad = Toy(poison_step=4, poison_rank=1)
     results = pair.group.run(
@@ -397,25 +407,27 @@ def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_that_stands_out_is_left_out_by_all(
-    rooms: dict[str, Room], layout: str, tmp_path: Path
+    layout_groups: dict[str, RankGroup], layout: str, tmp_path: Path
 ) -> None:
     """A finite spike on one rank leaves the weights of a training that had no such step, also where
     the loss is as ever."""
-    room, rank = rooms[layout], int(layout != "single")
+    group, rank = layout_groups[layout], int(layout != "single")
     made, weights = settings(layout, steps=10, spike_window=8), []
     for name, poison, steep in (("spike", 1e3, 1), ("steep", 1, 1e3), ("gap", float("nan"), 1)):
         bad = Toy(poison_step=7, poison_rank=rank, poison=poison, steep=steep)
-        found = room.group.run(fit, bad, made, seed=3, name=f"{name}-{layout}", out=tmp_path / name)
+        found = group.group.run(
+            fit, bad, made, seed=3, name=f"{name}-{layout}", out=tmp_path / name
+        )
         assert {result["skipped_steps"] for result in found} == {1.0}
         weights.append(torch.load(tmp_path / name / "weights.pt", weights_only=True))
     spike, steep, gap = weights
     for key, value in gap.items():
         assert torch.equal(value, spike[key]), key
         assert torch.equal(value, steep[key]), key
-    assert room.series(f"spike-{layout}", "spike") == {8: 1.0}
-    assert room.series(f"steep-{layout}", "spike") == {8: 1.0}
-    assert not room.series(f"gap-{layout}", "spike")
-    log = (room.ctx.attempt_dir / "log.txt").read_text()
+    assert group.series(f"spike-{layout}", "spike") == {8: 1.0}
+    assert group.series(f"steep-{layout}", "spike") == {8: 1.0}
+    assert not group.series(f"gap-{layout}", "spike")
+    log = (group.ctx.attempt_dir / "log.txt").read_text()
     assert f"spike-{layout}_step 8: the gradient norm" in log
     assert "sigma above" in log
 
@@ -428,7 +440,7 @@ def test_a_step_that_stands_out_is_left_out_by_all(
     ],
     ids=["spike", "rise"],
 )
-def test_what_stands_out_is_known_after_a_resume(pair: Room, bad: dict[str, Any]) -> None:
+def test_what_stands_out_is_known_after_a_resume(pair: RankGroup, bad: dict[str, Any]) -> None:
     """The band is that of the steps before the stop, bit for bit: also where the last of them was
     left out, and the next would be too but for it."""
     made, toy = settings(steps=STEPS, spike_window=24), {**bad, "poison_rank": 1}
@@ -444,7 +456,7 @@ def test_what_stands_out_is_known_after_a_resume(pair: Room, bad: dict[str, Any]
     assert pair.series(name, "loss") == pair.series(f"{name}-calm", "loss")
 
 
-def test_norms_that_rise_for_good_are_followed(single: Room) -> None:
+def test_norms_that_rise_for_good_are_followed(single: RankGroup) -> None:
     """One update is left out, for which training does not go back."""
     bad = Toy(poison_step=6, poison_steps=100, poison=1.0, steep=1000.0)
     made = settings("single", skip_limit=0, spike_window=8)
@@ -455,7 +467,7 @@ def test_norms_that_rise_for_good_are_followed(single: Room) -> None:
     assert min(norms[step] for step in range(7, STEPS)) > 50 * norms[6]
 
 
-def test_spikes_that_stay_end_the_training(single: Room) -> None:
+def test_spikes_that_stay_end_the_training(single: RankGroup) -> None:
     bad = Toy(poison_step=6, poison_steps=100, poison=1000.0)
     made = settings("single", skip_limit=1, spike_window=8)
     with pytest.raises(Failure, match=r"2 steps in a row .* sigma above") as caught:
@@ -463,7 +475,7 @@ def test_spikes_that_stay_end_the_training(single: Room) -> None:
     assert "train.spike_sigma" in caught.value.remedy
 
 
-def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
+def test_a_gradient_that_stays_bad_ends_the_training(pair: RankGroup) -> None:
     bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
     made = settings(skip_limit=1, checkpoint_interval=1)
     with pytest.raises(
@@ -476,7 +488,7 @@ def test_a_gradient_that_stays_bad_ends_the_training(pair: Room) -> None:
     assert found.step == 2, "nothing was saved while the gradient was bad"
 
 
-def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: Room) -> None:
+def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: RankGroup) -> None:
     made = settings("single", steps=6)
     (found,) = single.group.run(fit, Infinite(at=3), made, seed=3, name="infinite")
     log = (single.ctx.attempt_dir / "log.txt").read_text()
@@ -486,14 +498,14 @@ def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: Room) 
         single.group.run(fit, Infinite(at=3), settings("single", skip_limit=0), seed=3, name="inf2")
 
 
-def test_the_learning_rate_that_is_shown_is_that_of_the_first_engine(single: Room) -> None:
+def test_the_learning_rate_that_is_shown_is_that_of_the_first_engine(single: RankGroup) -> None:
     single.group.run(fit, Two(), settings("single", steps=4), seed=3, name="two")
     rates = single.series("two", "lr")
     assert rates[3] == pytest.approx(3e-3)
     assert set(single.series("two", "grad_norm_aid")) == set(rates)
 
 
-def test_ranks_that_wait_or_are_done_are_not_stuck(pair: Room) -> None:
+def test_ranks_that_wait_or_are_done_are_not_stuck(pair: RankGroup) -> None:
     """One works alone for longer than a silent rank is allowed: before a barrier, then after."""
     usual, pair.group.limits = pair.group.limits, WatchdogSection(startup_timeout=4)
     try:
@@ -502,7 +514,7 @@ def test_ranks_that_wait_or_are_done_are_not_stuck(pair: Room) -> None:
         pair.group.limits = usual
 
 
-def test_ranks_are_quiet_processes_of_their_own(pair: Room, trained: dict[str, Path]) -> None:
+def test_ranks_are_quiet_processes_of_their_own(pair: RankGroup, trained: dict[str, Path]) -> None:
     pids = pair.group.run(pid)
     assert len({*pids, os.getpid()}) == 3
     for rank in range(2):
@@ -523,14 +535,14 @@ def test_ranks_as_ray_actors_train_alike_and_give_their_room_back(
     assert mark.exists()
     with WorkerGroup(Workers(num=2), ctx) as group:
         group.run(fit, kill, settings(checkpoint_interval=3), seed=3)
-    assert Room(group, ctx).series("train", "loss") == pytest.approx(straight, abs=1e-5)
+    assert RankGroup(group, ctx).series("train", "loss") == pytest.approx(straight, abs=1e-5)
     deadline = time.monotonic() + 30
     while ray_session.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray_session.available_resources()["CPU"] == 2
 
 
-def test_what_a_rank_cannot_import_is_said_at_once(pair: Room) -> None:
+def test_what_a_rank_cannot_import_is_said_at_once(pair: RankGroup) -> None:
     """An order that cannot be unpickled there must not look like a rank that hangs."""
     with pytest.raises(Failure, match="ZeroDivisionError"):
         pair.group.run(pid, Unreadable())

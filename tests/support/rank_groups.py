@@ -17,31 +17,33 @@ from stages.training.ranks.worker_group import WorkerGroup
 
 
 @dataclass
-class Room:
+class RankGroup:
     """A running group and the context that it reports to."""
 
     group: WorkerGroup
     ctx: Context
 
     def series(self, name: str, key: str) -> dict[int, float]:
-        """One training's figures by step."""
+        """Return one metric of a training by step."""
         points = read_series(self.ctx.observed / "metrics.jsonl")
         full = key if name == "train" else f"{name}_{key}"
         return {point["step"]: point[full] for point in points if full in point}
 
     def checkpoints(self, name: str) -> Path:
-        """Where a training's checkpoints are."""
+        """Return the folder of a training checkpoints."""
         return self.ctx.scratch / "checkpoints" / name
 
 
 @contextmanager
-def room(folder: Path, world: int, limits: WatchdogSection | None = None) -> Iterator[Room]:
-    """A group of forked ranks."""
+def running_ranks(
+    folder: Path, world: int, limits: WatchdogSection | None = None
+) -> Iterator[RankGroup]:
+    """Start a group of forked ranks, and end it afterwards."""
     ctx = Context.local(folder)
     group = WorkerGroup(Workers(num=world), ctx, limits, backend="local")
     group._launcher = Forked()
     with group:
-        yield Room(group, ctx)
+        yield RankGroup(group, ctx)
 
 
 def copy_due(source: Path, step: int, target: Path) -> None:
