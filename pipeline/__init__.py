@@ -1,4 +1,4 @@
-"""The engine: a typed DAG of stages over an artifact store, carried out on Ray.
+"""The engine: a typed DAG of stages over an artifact store, executed on Ray.
 
-It knows nothing of machine learning and could run any DAG.
+It contains no machine learning and can run any DAG.
 """

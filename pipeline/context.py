@@ -1,15 +1,15 @@
-"""What a running stage is given to report through: progress, series, results, panels, a log.
+"""The reporting interface of a running stage: progress, series, results, panels, a log.
 
-All of it lands in files that have one writer (the stage) and any number of readers (the live
-table, the report, the MLflow mirror), so that nothing is lost with a process and reporting
-costs a stage microseconds:
+All of it is written to files with one writer (the stage) and any number of readers (the live table,
+the report, the MLflow mirror), so that nothing is lost with a process and a report costs
+microseconds:
 
-    <work>/out/                 becomes the artifact
-    <work>/scratch/             survives kills, is never published
-    <work>/observed/progress.json   the newest progress line
-    <work>/observed/metrics.jsonl   {"step", "time", values…}, one line a call of `metrics`
-    <work>/observed/panels.json     what the report draws
-    <work>/observed/results.json    final figures (the manifest's `metrics`)
+    <work>/out/                     becomes the artifact
+    <work>/scratch/                 survives kills, is never published
+    <work>/observed/progress.json   the newest progress
+    <work>/observed/metrics.jsonl   {"step", "time", values…}, one line per call of `metrics`
+    <work>/observed/panels.json     the panels of the report
+    <work>/observed/results.json    final metrics (the manifest's `metrics`)
 """
 
 from __future__ import annotations
@@ -24,43 +24,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_io import (
-    complete_lines_size,
-    disk_errors,
-    read_json,
-    read_lines,
-    write_atomic,
-)
+from pipeline.atomic_io import complete_lines_size, disk_errors, read_json, read_lines, write_atomic
 from pipeline.errors import Interrupted
 from pipeline.panels import Panel
 from pipeline.redaction import escape_control_characters, redact
 
-PROGRESS_INTERVAL = 0.2  # seconds: people cannot read faster, and disks need not write faster
+PROGRESS_INTERVAL = 0.2  # seconds between two writes of the progress
 
 
 @dataclass
 class Context:
-    """A stage's only way to talk to the outside."""
+    """The reporting interface of a running stage."""
 
     work: Path
-    """Where the stage works: holds out/, scratch/ and observed/."""
+    """The stage's folder, with out/, scratch/ and observed/."""
     attempt_dir: Path
-    """The attempt's folder of the run: log.txt, rank logs, stack dumps."""
+    """The attempt's folder in the run: log.txt, rank logs, stack dumps."""
     cancel_file: Path
     """Its existence asks the stage to stop at the next safe point."""
     cache: Path
-    """A folder of the store that every stage may keep re-makeable files in."""
+    """A folder of the store for files that any stage can make again."""
     run_id: str = "local"
     stage: str = "stage"
     attempt: int = 1
     secrets: frozenset[str] = frozenset()
     """Names of environment variables whose values never reach a log."""
     externals: Mapping[str, str] = field(default_factory=dict)
-    """What the parameters' `externals` said when the stage was planned: part of its identity."""
+    """The result of `Params.externals` when the stage was planned; part of its identity."""
     _last_progress: float = field(default=-math.inf, repr=False)
     _results: dict[str, float] = field(default_factory=dict, repr=False)
     _panels: list[Panel] = field(default_factory=list, repr=False)
-    _mended: bool = field(default=False, repr=False)
+    _repaired: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for folder in (self.out, self.scratch, self.observed, self.attempt_dir, self.cache):
@@ -71,34 +65,34 @@ class Context:
 
     @classmethod
     def local(cls, folder: Path) -> Context:
-        """A context for one call outside any run, all under `folder`."""
+        """Create a context for a call outside any run, with everything under `folder`."""
         folder = Path(folder)
         return cls(folder, folder / "attempt-1", folder / "cancel", folder / "cache")
 
     @property
     def out(self) -> Path:
-        """What is written here becomes the artifact."""
+        """The folder that becomes the artifact."""
         return self.work / "out"
 
     @property
     def scratch(self) -> Path:
-        """Unpublished files that survive a kill: checkpoints, finished shards."""
+        """The folder of unpublished files that survive a kill: checkpoints, finished shards."""
         return self.work / "scratch"
 
     @property
     def observed(self) -> Path:
-        """Series and panels: published beside the artifact, outside its digest."""
+        """The folder of series and panels: published with the artifact, not part of its digest."""
         return self.work / "observed"
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked the run to stop, as far as the disk says."""
-        with suppress(OSError):  # asked again at the next safe point
+        """Whether the run is asked to stop."""
+        with suppress(OSError):  # checked again at the next safe point
             return self.cancel_file.exists()
         return False
 
     def check_cancelled(self) -> None:
-        """Stop here if asked to.
+        """Raise if the run is asked to stop.
 
         Raises:
             Interrupted: the run was cancelled or interrupted.
@@ -109,23 +103,24 @@ class Context:
     def progress(
         self, done: float, total: float | None = None, unit: str = "", **rates: float
     ) -> None:
-        """Say how far the work is: `done` of `total` in `unit`, with figures worth seeing live."""
+        """Report progress, `done` of `total` in `unit`, with rates to show live."""
         now = time.monotonic()
         if now - self._last_progress < PROGRESS_INTERVAL and done != total:
             return
         self._last_progress = now
         line = {"done": done, "total": total, "unit": unit, "time": time.time(), **rates}
-        _note(self.observed / "progress.json", json.dumps(_finite(line)))
+        _write(self.observed / "progress.json", json.dumps(_finite(line)))
 
     def resume_point(self, step: int, total: int) -> None:
-        """Record that a kill from now on resumes at `step` (read by `headwater plan`)."""
-        _note(self.observed / "resume.json", json.dumps({"step": step, "total": total}))
+        """Record that the stage would resume at `step` after a kill (for `headwater plan`)."""
+        _write(self.observed / "resume.json", json.dumps({"step": step, "total": total}))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one point of the stage's series."""
+        """Append one point to the stage's metric series."""
         line = json.dumps(_finite({"step": step, "time": time.time(), **values}))
-        if not self._mended:
-            self._mend()
+        if not self._repaired and self._series.exists():  # a kill may have left a part of a line
+            os.truncate(self._series, complete_lines_size(self._series))
+        self._repaired = True
         with self._series.open("a") as series:
             series.write(line + "\n")
 
@@ -133,26 +128,20 @@ class Context:
     def _series(self) -> Path:
         return self.observed / "metrics.jsonl"
 
-    def _mend(self) -> None:
-        """Cut off the half of a line that a kill left, or the next point would be lost with it."""
-        if self._series.exists():
-            os.truncate(self._series, complete_lines_size(self._series))
-        self._mended = True
-
     def truncate_series(self, step: int) -> None:
-        """Forget the points after `step`: the work goes on from there and will make them again."""
+        """Remove the points after `step`, because the work continues from there."""
         kept = [point for point in read_series(self._series) if point["step"] <= step]
-        _note(self._series, "".join(json.dumps(point) + "\n" for point in kept))
+        _write(self._series, "".join(json.dumps(point) + "\n" for point in kept))
 
     def result(self, **values: float) -> None:
-        """Set final figures: gates, tables and comparisons read them as `<stage>.<name>`."""
+        """Set final metrics; gates, tables and comparisons read them as `<stage>.<name>`."""
         self._results.update({name: float(value) for name, value in values.items()})
-        _note(self.observed / "results.json", json.dumps(_finite(self._results), sort_keys=True))
+        _write(self.observed / "results.json", json.dumps(_finite(self._results), sort_keys=True))
 
     def panel(self, panel: Panel) -> None:
-        """Add something for people to look at (see `pipeline.panels`)."""
+        """Add a panel to the report (see `pipeline.panels`), or replace the one of that title."""
         self._panels = [old for old in self._panels if old["title"] != panel["title"]] + [panel]
-        _note(self.observed / "panels.json", json.dumps(self._panels))
+        _write(self.observed / "panels.json", json.dumps(self._panels))
 
     def log(self, message: str) -> None:
         """Write one line to the attempt's log."""
@@ -163,7 +152,7 @@ class Context:
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a series file; a torn last line (a kill) is left out."""
+    """Return the points of a series file; a torn last line (a kill) is left out."""
     lines = []
     for line in read_lines(path):
         with suppress(ValueError):
@@ -172,13 +161,13 @@ def read_series(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: non-finite floats are written as their names."""
+    """Replace non-finite floats by their names, because JSON has none."""
     return {
         key: repr(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
 
 
-def _note(path: Path, text: str) -> None:
-    """Readers see the old text or the new; not durable, for it is re-made."""
+def _write(path: Path, text: str) -> None:
+    """Write a file that can be made again: atomic, but not durable."""
     write_atomic(path, text, durable=False)

@@ -28,7 +28,7 @@ from typing import Any
 
 
 class HeadwaterError(Exception):
-    """What went wrong, where (file:line, key, stage), and the remedy."""
+    """A message, its place (file:line, key, stage), and the remedy."""
 
     exit_code = 1
 
@@ -46,7 +46,7 @@ class HeadwaterError(Exception):
 
 
 def _rebuild(kind: type[HeadwaterError], state: dict[str, Any]) -> HeadwaterError:
-    """Errors cross process borders (Ray pickles them) with all their attributes."""
+    """Restore an error with all its attributes, because Ray pickles errors between processes."""
     error = kind.__new__(kind)
     Exception.__init__(error, state.get("message", ""))
     error.__dict__.update(state)
@@ -60,7 +60,7 @@ class UserError(HeadwaterError):
 
 
 class InputError(UserError):
-    """A stage cannot use what it was given."""
+    """A stage cannot use its input."""
 
 
 class NotCanonical(UserError):
@@ -68,11 +68,11 @@ class NotCanonical(UserError):
 
 
 class NotFound(UserError):
-    """Nothing of that name exists."""
+    """Nothing with that name exists."""
 
 
 class Failure(HeadwaterError):
-    """The work failed through no fault of the input."""
+    """The work failed although the input is right."""
 
 
 class StageFailed(Failure):
@@ -80,11 +80,11 @@ class StageFailed(Failure):
 
 
 class CorruptArtifact(Failure):
-    """Bytes on disk differ from those that were published."""
+    """Bytes on disk differ from the published ones."""
 
 
 class LeaseLost(Failure):
-    """The lease of a stage belongs to another run now."""
+    """Another run holds the lease."""
 
 
 class WorkerDied(Failure):
@@ -92,7 +92,7 @@ class WorkerDied(Failure):
 
 
 class ResourcesUnavailable(Failure):
-    """The cluster has no room for a stage's processes at the moment: others use it."""
+    """The cluster is fully used by others at the moment."""
 
 
 class StageStalled(Failure):
@@ -100,20 +100,20 @@ class StageStalled(Failure):
 
 
 class GateRefused(HeadwaterError):
-    """A promotion gate refused."""
+    """A promotion gate did not pass."""
 
     exit_code = 3
 
 
 class Interrupted(HeadwaterError):
-    """The work stopped on request and can go on."""
+    """The work stopped on request and can be resumed."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a pipeline file: the key path, what is wrong, what to do."""
+    """One problem in a pipeline file: the key path, the message, the remedy."""
 
     key: str
     message: str
@@ -127,7 +127,7 @@ class Problem:
 
 
 class SpecError(UserError):
-    """A pipeline file with everything that is wrong in it."""
+    """A pipeline file with all its problems."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -135,7 +135,7 @@ class SpecError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remedy for a word that is not among the `known` ones: the nearest, or all of them."""
+    """Return a remedy for a word that is not `known`: the nearest one, or all of them."""
     words = sorted(known)
     near = difflib.get_close_matches(word, words, n=1)
     if near:

@@ -1,14 +1,14 @@
-"""What identifies an artifact: a hash of everything that decides its bytes, and nothing else.
+"""The identity of an artifact: a hash of everything that decides its bytes, and nothing else.
 
     payload = {format, stage, version, params, inputs, externals}
-    fingerprint = first 16 hex digits of sha256(canonical(payload))
+    fingerprint = first 16 hex digits of sha256(canonical_json(payload))
 
-`params` holds the identity fields only: what says how the work is done (EXECUTION) cannot get
-in. `inputs` holds fingerprints, so a change anywhere upstream changes all that follows. The
-encoder refuses whatever has no one byte form (sets, callables, NaN, subclasses whose repr may
-change) instead of guessing: a fingerprint that drifts would retrain a model for nothing, one
-that collides would serve the wrong one. Code is not hashed, a stage's `version` is: a comment
-must not retrain a model. The payload is stored whole, so that `changes` can say why two differ.
+`params` holds the identity fields only, without those marked EXECUTION. `inputs` holds
+fingerprints, so that a change anywhere upstream changes everything downstream. The encoder rejects
+values without one byte form (sets, callables, NaN, subclasses whose repr may change) instead of
+guessing: a fingerprint that drifts would retrain a model for nothing, one that collides would serve
+the wrong one. The `version` of a stage is hashed, its code is not: a comment must not retrain a
+model. The payload is stored, so that `describe_changes` can compare two.
 """
 
 from __future__ import annotations
@@ -27,42 +27,38 @@ from pipeline.stage import Params, Stage, execution_fields
 
 FORMAT = 1
 DIGITS = 16
-_INFINITE = "is no number that a file can hold"
-SHOWN = 40  # characters of a value in a difference
+MAX_SHOWN = 40  # characters of a value in a difference
 
 Payload = dict[str, Any]
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of plain data: sorted JSON in UTF-8, floats by their shortest exact text.
+    """Encode plain data in its one byte form: sorted JSON in UTF-8, shortest exact floats.
 
-    Tuples count as lists. 1 and 1.0 differ.
+    Tuples equal lists. 1 and 1.0 differ.
 
     Raises:
-        NotCanonical: the value, or one inside it, has no such form; the message says where.
+        NotCanonical: the value, or one inside it, has no such form; the message names it.
     """
-    plain = _plain(value, "value")
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    _check_canonical(value, "value")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def identity_fields(params: BaseModel) -> dict[str, Any]:
-    """The parameters that decide what is made: no EXECUTION fields, defaults included."""
-    left_out = execution_fields(type(params))
-    names = (name for name in type(params).model_fields if name not in left_out)
-    return {name: _bare(getattr(params, name)) for name in names}
+    """Return the parameters that decide the output: no EXECUTION fields, defaults included."""
+    excluded = execution_fields(type(params))
+    names = [name for name in type(params).model_fields if name not in excluded]
+    return {name: _to_plain(getattr(params, name)) for name in names}
 
 
 def identity_payload(
-    stage: Stage,
-    params: Params,
-    inputs: Mapping[str, Sequence[str]],
-    externals: Mapping[str, str],
+    stage: Stage, params: Params, inputs: Mapping[str, Sequence[str]], externals: Mapping[str, str]
 ) -> Payload:
-    """Everything that decides the bytes of an artifact.
+    """Return everything that decides the bytes of an artifact.
 
     Args:
-        stage: whose work it is.
-        params: its parameters; their EXECUTION fields are left out.
+        stage: the stage that makes it.
+        params: its parameters; EXECUTION fields are left out.
         inputs: the fingerprints on each edge.
         externals: content digests of what it reads from outside the store.
     """
@@ -77,19 +73,19 @@ def identity_payload(
 
 
 def fingerprint(payload: Payload) -> str:
-    """16 hex digits that stand for the payload."""
+    """Return the fingerprint of a payload: 16 hex digits."""
     return hashlib.sha256(canonical_json(payload)).hexdigest()[:DIGITS]
 
 
 def describe_changes(
     old: Payload, new: Payload, producers: Mapping[str, Iterable[str]] | None = None
 ) -> list[str]:
-    """How two payloads of a stage differ, field by field: `train.lr 3e-4 -> 2e-4`.
+    """Describe how two payloads of a stage differ, by field: `train.lr 3e-4 -> 2e-4`.
 
     Args:
-        old: the payload of what exists; as JSON gave it back is fine.
+        old: the payload of what exists, also as read from JSON.
         new: the payload of what is wanted.
-        producers: the names of the stages on each edge, to say `upstream tokens changed`.
+        producers: the names of the stages on each edge, for `upstream tokens changed`.
     """
     found = [
         f"{key} {format_value(old.get(key))} -> {format_value(new.get(key))}"
@@ -97,32 +93,28 @@ def describe_changes(
         if old.get(key) != new.get(key)
     ]
     found += _differences(old.get("params", {}), new.get("params", {}), "")
-    for edge in _differing(old, new, "inputs"):
+    for edge in _differing_keys(old.get("inputs", {}), new.get("inputs", {})):
         names = (producers or {}).get(edge) or [edge]
         found.append(f"upstream {' or '.join(dict.fromkeys(names))} changed")
-    found += [f"source {source} changed" for source in _differing(old, new, "externals")]
-    return found
+    sources = _differing_keys(old.get("externals", {}), new.get("externals", {}))
+    return [*found, *(f"source {source} changed" for source in sources)]
 
 
 def format_value(value: Any) -> str:
-    """A value as people write it: short numbers (`3e-4`), short text."""
+    """Format a value briefly: the shortest form of a number (`3e-4`), truncated text."""
     if isinstance(value, float) and math.isfinite(value) and value:
-        return _shortest(value)
+        sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+        point = f".{''.join(map(str, digits[1:]))}" if digits[1:] else ""
+        power = int(exponent) + len(digits) - 1
+        scientific = f"{'-' if sign else ''}{digits[0]}{point}e{power}"
+        return min(repr(value), scientific, key=len)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-
-
-def _shortest(value: float) -> str:
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-    point = f".{''.join(map(str, digits[1:]))}" if digits[1:] else ""
-    power = int(exponent) + len(digits) - 1
-    scientific = f"{'-' if sign else ''}{digits[0]}{point}e{power}"
-    return min(repr(value), scientific, key=len)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in _keys(old, new):
+        for name in dict.fromkeys([*new, *old]):
             inner = f"{key}.{name}" if key else name
             if name not in old:
                 yield f"{inner} (new) {format_value(new[name])}"
@@ -134,55 +126,38 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
         yield f"{key} {format_value(old)} -> {format_value(new)}"
 
 
-def _differing(old: Payload, new: Payload, part: str) -> list[str]:
-    was, now = old.get(part, {}), new.get(part, {})
-    return [key for key in _keys(was, now) if was.get(key) != now.get(key)]
+def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
 
 
-def _keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys([*new, *old]))
-
-
-def _bare(value: Any) -> Any:
-    """Sections inside a value as identities."""
+def _to_plain(value: Any) -> Any:
+    """Replace the sections inside a value by their identity fields."""
     if isinstance(value, BaseModel):
         return identity_fields(value)
     if isinstance(value, list | tuple):
-        return [_bare(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _bare(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     return value
 
 
-def _plain(value: Any, where: str) -> Any:
-    """The value itself, checked to be plain; exact types, since a subclass may print itself."""
+def _check_canonical(value: Any, where: str) -> None:
+    """Check that a value is plain; of the exact types, because a subclass may print itself."""
     kind = type(value)
-    if value is None or kind in (bool, int):
-        return value
     if kind is str:
-        return _text(value, where)
-    if kind is float:
-        if not math.isfinite(value):
-            why = "equals nothing, not even itself" if math.isnan(value) else _INFINITE
-            raise NotCanonical(f"{where}: {value} {why}")
-        return value
-    if kind in (list, tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if kind is dict:
-        return {_key(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    raise NotCanonical(
-        f"{where}: a {kind.__name__} has no one byte form",
-        remedy="use numbers, text, tuples and sections, or mark the field EXECUTION",
-    )
-
-
-def _key(key: Any, where: str) -> str:
-    if type(key) is not str:
-        raise NotCanonical(f"{where}: the key {key!r} is not text")
-    return _text(key, where)
-
-
-def _text(text: str, where: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise NotCanonical(f"{where}: {text!r} is not Unicode text")
-    return text
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise NotCanonical(f"{where}: {value!r} is not Unicode text")
+    elif kind is float and not math.isfinite(value):
+        raise NotCanonical(f"{where}: {value} is not a finite number")
+    elif kind in (list, tuple):
+        for i, item in enumerate(value):
+            _check_canonical(item, f"{where}[{i}]")
+    elif kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise NotCanonical(f"{where}: the key {key!r} is not text")
+            _check_canonical(key, where)
+            _check_canonical(item, f"{where}.{key}")
+    elif value is not None and kind not in (bool, int, float):
+        remedy = "use numbers, text, tuples and sections, or mark the field EXECUTION"
+        raise NotCanonical(f"{where}: a {kind.__name__} has no one byte form", remedy=remedy)

@@ -1,70 +1,38 @@
 """Directed acyclic graphs, as pure functions.
 
-A graph maps each name to the names that it needs: `{"tokens": ["clean", "tokenizer"]}`. Names
-that are needed but are no keys are not of the graph and are left out.
+A graph maps each name to the names that it needs: `{"tokens": ["clean", "tokenizer"]}`. Needed names
+that are not keys are outside the graph and are ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from graphlib import TopologicalSorter
 
 Graph = Mapping[str, Collection[str]]
 
 
-class CycleError(ValueError):
-    """Names that need each other in a ring; `ring` begins and ends with the same one."""
-
-    def __init__(self, ring: list[str]) -> None:
-        super().__init__(" -> ".join(ring))
-        self.ring = ring
-
-
 def topological_order(graph: Graph) -> list[str]:
-    """Every name after all that it needs; among those that are ready, in the graph's order.
+    """Return every name after all that it needs; among those that are ready, in the graph's order.
 
     Raises:
-        Cycle: there is no such order.
+        graphlib.CycleError: `args[1]` is a cycle in the direction of the work, its first name
+            repeated at the end.
     """
-    left = dict(graph)
+    known = {name: [need for need in needs if need in graph] for name, needs in graph.items()}
+    TopologicalSorter(known).prepare()
     done: list[str] = []
-    while left:
-        ready = (name for name, needs in left.items() if not any(need in left for need in needs))
-        name = next(ready, None)
-        if name is None:
-            raise CycleError(_ring(left))
-        del left[name]
-        done.append(name)
+    while len(done) < len(known):
+        left = (name for name in known if name not in done)
+        done.append(next(name for name in left if all(need in done for need in known[name])))
     return done
 
 
-def upstream(graph: Graph, name: str) -> frozenset[str]:
-    """All that `name` needs, directly or not, itself left out."""
-    return _reach(graph, name)
-
-
 def downstream(graph: Graph, name: str) -> frozenset[str]:
-    """All that need `name`, directly or not, itself left out."""
-    needed_by: dict[str, list[str]] = {key: [] for key in graph}
-    for user, needs in graph.items():
-        for need in needs:
-            if need in needed_by:
-                needed_by[need].append(user)
-    return _reach(needed_by, name)
-
-
-def _reach(graph: Graph, start: str) -> frozenset[str]:
+    """Return all names that need `name`, directly or not, except itself."""
     found: set[str] = set()
-    ahead = [start]
-    while ahead:
-        fresh = [n for n in graph[ahead.pop()] if n in graph and n not in found]
-        found.update(fresh)
-        ahead.extend(fresh)
-    return frozenset(found - {start})
-
-
-def _ring(stuck: Graph) -> list[str]:
-    """A cycle, in the direction in which the work flows. Each stuck name needs another one."""
-    walk = [next(iter(stuck))]
-    while walk[-1] not in walk[:-1]:
-        walk.append(next(need for need in stuck[walk[-1]] if need in stuck))
-    return walk[walk.index(walk[-1]) :][::-1]
+    frontier = {name}
+    while frontier:
+        found |= frontier
+        frontier = {user for user, needs in graph.items() if frontier & set(needs)} - found
+    return frozenset(found - {name})

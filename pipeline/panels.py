@@ -1,6 +1,6 @@
-"""What a stage shows people: plain data that the report draws without knowing the field.
+"""Panels: plain data that the report of a run draws without knowing the field.
 
-A panel is a JSON object with a `type` and a `title`; the functions here are its only writers.
+A panel is a JSON object with a `type` and a `title`; only the functions here create one.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ Number = int | float
 
 
 def waterfall(title: str, unit: str, steps: Sequence[tuple[str, Number]]) -> Panel:
-    """What was read, what each rule took away (negative), and what is left (the last step)."""
+    """Draw what was read, what each rule removed (negative), and what is left (the last step)."""
     return {"type": "waterfall", "title": title, "unit": unit, "steps": [list(s) for s in steps]}
 
 
 def curve(title: str, keys: Sequence[str], *, log_y: bool = False, unit: str = "") -> Panel:
-    """Lines over the steps of the stage's own metric series."""
+    """Draw lines over the steps of the stage's own metric series."""
     return {"type": "curve", "title": title, "keys": list(keys), "log_y": log_y, "unit": unit}
 
 
 def bars(title: str, values: Mapping[str, Number], *, unit: str = "") -> Panel:
-    """One bar a label."""
+    """Draw one bar per label."""
     return {"type": "bars", "title": title, "values": dict(values), "unit": unit}
 
 
@@ -35,33 +35,25 @@ def histogram(
     thresholds: Sequence[float] = (),
     group: str = "",
 ) -> Panel:
-    """Counts between edges (one edge more than counts), with lines at thresholds. Neighbours of one
-    group are shown small, side by side, under its name."""
-    return {
-        "type": "histogram",
-        "title": title,
-        "edges": list(edges),
-        "counts": list(counts),
-        "thresholds": list(thresholds),
-        "group": group,
-    }
+    """Draw counts between edges (one edge more than counts), with lines at thresholds.
+
+    Adjacent histograms of one group are drawn small, side by side, under its name.
+    """
+    panel = {"type": "histogram", "title": title, "edges": list(edges), "counts": list(counts)}
+    return {**panel, "thresholds": list(thresholds), "group": group}
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Number]]) -> Panel:
-    """A table; numbers are aligned right."""
-    return {
-        "type": "table",
-        "title": title,
-        "columns": list(columns),
-        "rows": [list(row) for row in rows],
-    }
+    """Draw a table; numbers are aligned right."""
+    cells = [list(row) for row in rows]
+    return {"type": "table", "title": title, "columns": list(columns), "rows": cells}
 
 
 def samples(title: str, items: Sequence[Mapping[str, str]]) -> Panel:
-    """Texts side by side: one card an item, one column a key (prompt, before, after…)."""
+    """Draw texts side by side: one card per item, one column per key (prompt, before, after…)."""
     return {"type": "samples", "title": title, "items": [dict(item) for item in items]}
 
 
 def browser(title: str, items: Sequence[Mapping[str, str]]) -> Panel:
-    """Texts that people can search: `text` is the long field of an item, its others are labels."""
+    """Draw a searchable list: `text` is the long field of an item, the other ones are labels."""
     return {"type": "browser", "title": title, "items": [dict(item) for item in items]}

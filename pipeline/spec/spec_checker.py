@@ -18,6 +18,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,9 @@ class _SpecChecker:
         }
         try:
             return graph.topological_order(needs)
-        except graph.CycleError as error:
-            path = ("stages", error.ring[0])
-            self.problem(path, f"the stages wait for each other: {error}", "remove one edge")
+        except CycleError as error:
+            message = f"the stages need each other: {' -> '.join(error.args[1])}"
+            self.problem(("stages", error.args[1][0]), message, "remove one edge")
             return []
 
     def promotion(self, data: Any) -> Promotion | None:

@@ -148,10 +148,7 @@ class Artifact:
 
 
 def publish(
-    staged: Path,
-    target: Path,
-    facts: Mapping[str, Any],
-    check: Callable[[], None] = lambda: None,
+    staged: Path, target: Path, facts: Mapping[str, Any], check: Callable[[], None] = lambda: None
 ) -> Artifact:
     """Commit a folder: sync its files, seal it with a manifest, rename it into place.
 

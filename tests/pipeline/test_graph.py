@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphlib import CycleError
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orchard import steady
 
-from pipeline.graph import CycleError, downstream, topological_order, upstream
+from pipeline.graph import downstream, topological_order
 
 DIAMOND = {"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": []}
 
@@ -33,23 +34,21 @@ def test_needs_come_first_and_the_file_decides_among_the_ready() -> None:
 def test_names_outside_the_graph_are_left_out() -> None:
     graph = {"a": ["x"], "b": ["a", "x"]}
     assert topological_order(graph) == ["a", "b"]
-    assert upstream(graph, "b") == {"a"}
     assert downstream(graph, "a") == {"b"}
 
 
 def test_reach() -> None:
-    assert upstream(DIAMOND, "d") == {"a", "b", "c"}
-    assert upstream(DIAMOND, "a") == set()
     assert downstream(DIAMOND, "a") == {"b", "c", "d"}
     assert downstream(DIAMOND, "b") == {"d"}
 
 
 def test_a_cycle_is_named_as_the_work_flows() -> None:
-    with pytest.raises(CycleError, match=r"^b -> c -> d -> b$") as caught:
+    with pytest.raises(CycleError) as caught:
         topological_order({"a": [], "z": ["b"], "b": ["a", "d"], "c": ["b"], "d": ["c"]})
-    assert caught.value.ring == ["b", "c", "d", "b"]
-    with pytest.raises(CycleError, match=r"^a -> a$"):
+    assert caught.value.args[1] == ["b", "c", "d", "b"]
+    with pytest.raises(CycleError) as caught:
         topological_order({"a": ["a"]})
+    assert caught.value.args[1] == ["a", "a"]
 
 
 @steady
@@ -62,11 +61,10 @@ def test_an_order_respects_every_edge(graph: dict[str, list[str]]) -> None:
 
 @steady
 @given(graphs())
-def test_upstream_and_downstream_are_each_others_converse(graph: dict[str, list[str]]) -> None:
-    for a in graph:
-        assert a not in upstream(graph, a)
-        for b in graph:
-            assert (a in upstream(graph, b)) == (b in downstream(graph, a))
+def test_downstream_is_the_transitive_closure(graph: dict[str, list[str]]) -> None:
+    for name in graph:
+        direct = {user for user in graph if name in graph[user]}
+        assert downstream(graph, name) == direct.union(*(downstream(graph, d) for d in direct))
 
 
 @steady
@@ -79,6 +77,6 @@ def test_a_ring_is_found_wherever_it_is(graph: dict[str, list[str]], data: st.Da
     graph[need] = [*graph[need], name]
     with pytest.raises(CycleError) as caught:
         topological_order(graph)
-    ring = caught.value.ring
+    ring = caught.value.args[1]
     assert ring[0] == ring[-1]
     assert all(giver in graph[taker] for giver, taker in pairwise(ring))

@@ -92,7 +92,7 @@ def test_a_refusal_shows_the_whole_table() -> None:
         require_passed(lines, "talker", "champion")
     assert caught.value.exit_code == 3
     assert caught.value.gates == lines
-    assert "1 of 3 gates refused" in str(caught.value)
+    assert "1 of 3 gates failed" in str(caught.value)
     assert format_gate_table(lines) in str(caught.value)
     assert "FAIL  reward.accuracy>0.8: 0.75 against 0.8" in str(caught.value)
     require_passed([lines[0]], "talker", "champion")
