@@ -23,7 +23,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture(scope="session")
 def finished_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one finished run; made once, copied for each test."""
+    """Make a store with one finished run, once; each test copies it."""
     root = tmp_path_factory.mktemp("finished") / "store"
     sample_run.make(root, steps=30)
     return root

@@ -78,12 +78,12 @@ def test_clip_vit_l_14(tmp_path: Path) -> None:
         "activations: image tower 1.6 GiB",
     ):
         assert words in shown
-    said = plan("clip-vit-l-14.yaml", tmp_path, "clip.workers.num=8", code=2)
-    assert "clip.train.micro_batch_size: takes" in said
+    output = plan("clip-vit-l-14.yaml", tmp_path, "clip.workers.num=8", code=2)
+    assert "clip.train.micro_batch_size: takes" in output
 
 
 def test_clip(tmp_path: Path) -> None:
-    """Ten minutes on two cores, its comment says."""
+    """Check the comment of the file: ten minutes on two cores."""
     found = estimate("clip.yaml", "clip", tmp_path)
     assert found["parameters"] == pytest.approx(2.1e6, rel=0.01)
     assert found["image_parameters"] + found["text_parameters"] + 1 == found["parameters"]
@@ -108,7 +108,7 @@ def test_plan_shows_the_costs_of_a_training(tmp_path: Path) -> None:
 
 
 def test_plan_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    said = plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", code=2)
-    assert "gpt.train.micro_batch_size: takes 56" in said
-    assert "a100-40gb has room for 37.0 GiB (train.micro_batch_size: 2)" in said
+    output = plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", code=2)
+    assert "gpt.train.micro_batch_size: takes 56" in output
+    assert "a100-40gb has room for 37.0 GiB (train.micro_batch_size: 2)" in output
     plan("gpt3-13b.yaml", tmp_path, "gpt.hardware.device=a100-40gb", "gpt.train.micro_batch_size=2")

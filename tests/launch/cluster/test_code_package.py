@@ -18,7 +18,7 @@ def git(root: Path, *words: str) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository with tracked, changed, deleted, untracked and ignored files."""
+    """Make a repository with tracked, changed, deleted, untracked and ignored files."""
     git(tmp_path, "init", "-q")
     (tmp_path / "mystages").mkdir()
     for name in ("mystages/a.py", "gone.py", "run.sh", "größe.txt"):
@@ -59,7 +59,7 @@ def test_link_is_packed_as_a_copy(root: Path) -> None:
 def test_link_to_an_untracked_file_is_refused(
     root: Path, to: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Else a link that somebody committed carries secrets of this machine away."""
+    """Refuse a committed link, which would upload secrets of this machine."""
     outside = tmp_path_factory.mktemp("outside")
     (outside / "a.py").write_text("secret\n")
     if to == "replaced folder":

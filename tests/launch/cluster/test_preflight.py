@@ -1,4 +1,4 @@
-"""What is refused before a job exists; the head itself is asked in tests/integration."""
+"""Preflight checks; those of a real head are in tests/integration."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_another_server_at_the_address(server: str) -> None:
 
 def test_a_silent_server_at_the_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        begun = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(Unreachable, match="no answer within 2 s"):
             RayJobsClient(f"http://127.0.0.1:{silent.getsockname()[1]}").version()
-        assert time.monotonic() - begun < 4.0
+        assert time.monotonic() - start < 4.0
 
 
 def test_mlflow_health_check(server: str, closed: str) -> None:
@@ -110,7 +110,7 @@ def test_store_check_writes_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def dribbling() -> Iterator[str]:
-    """A server that is never silent for long, and never done."""
+    """Start a server that sends a byte now and then and never finishes."""
     ended = threading.Event()
 
     class Dribble(BaseHTTPRequestHandler):

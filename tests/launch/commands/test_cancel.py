@@ -90,9 +90,9 @@ def submitted(store: Store, address: str) -> tuple[Run, Cluster]:
 def test_cancel_while_the_head_does_not_answer(store: Store) -> None:
     run, _ = submitted(store, "http://127.0.0.1:9")
     run.append("run.resubmitted")
-    said = call("cancel", store, code=1)
-    assert "no Ray head answers" in said
-    assert f"headwater cancel {run.id}" in said
+    output = call("cancel", store, code=1)
+    assert "no Ray head answers" in output
+    assert f"headwater cancel {run.id}" in output
     assert run.status().state == "pending"
     assert run.cancel_file.exists()  # its job stops at once
 

@@ -38,7 +38,7 @@ def point(step: int, rate: float, **more: float) -> Point:
 
 
 def series(steps: int, rate: float) -> list[Point]:
-    """As training leaves it: an evaluation is a point of its own."""
+    """Return a series as a training writes it: an evaluation is a separate point."""
     made = [point(step, rate) for step in range(1, steps + 1)]
     tested = {"eval_loss": made[-1]["loss"] + 0.1, "eval_bits_per_byte": 1.5}
     return [*made, {"step": steps, **tested}]
@@ -53,7 +53,7 @@ def leave(run: Run, name: str, points: list[Point]) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """Two runs: the first with half the steps and another learning rate; the same data."""
+    """Make two runs with the same data: the first has half the steps and another learning rate."""
     monkeypatch.chdir(tmp_path)
     names = ("clean", "tokenizer", "tokens", "gpt", "sft")
     stages, prints = copy.deepcopy(sample_run.STAGES), sample_run.print_of
@@ -267,11 +267,11 @@ def test_series_without_costs_are_drawn_by_step(
 
 
 def test_hostile_text_stays_text(store: Store, call: Callable[..., Result]) -> None:
-    """A value of the pipeline file, and the name of a metric."""
+    """Put hostile text into a value of the pipeline file and into a metric name."""
     run = Run(store, SLOW)
-    told: Any = (run.folder / "run.yaml").read_text()
+    config: Any = (run.folder / "run.yaml").read_text()
     bad = "<script>a()</script>\\u202e"
-    (run.folder / "run.yaml").write_text(told.replace("family: gpt2", f'family: "{bad}"'))
+    (run.folder / "run.yaml").write_text(config.replace("family: gpt2", f'family: "{bad}"'))
     points = [{**made, "<script>": 1.0} for made in series(10, 0.1)]
     leave(run, "gpt", points)
     leave(Run(store, FAST), "gpt", points)
@@ -282,7 +282,7 @@ def test_hostile_text_stays_text(store: Store, call: Callable[..., Result]) -> N
 
 
 def test_invalid_arguments_exit_with_2(call: Callable[..., Result]) -> None:
-    call("nobody", code=2)
+    call("nosuch", code=2)
     call(f"{SLOW}:nothing", code=2)
     call(SLOW, "--against", "money", code=2)
     assert "no such folder" in call(SLOW, "-o", "gone/page.html", code=2).output

@@ -15,7 +15,7 @@ from pipeline.stage_registry import all_stages
 
 
 class Model(Section):
-    """A part."""
+    """A section."""
 
     layers: int = 4
     """How deep
@@ -25,7 +25,7 @@ class Model(Section):
 
 
 class Wide(Params):
-    """What a stage may be told."""
+    """Parameters of a stage."""
 
     sources: tuple[str, ...]
     """Where from | to."""

@@ -15,7 +15,7 @@ BAD = '</title><script>x()</script>"\x1b[31m\u202e&amp;'
 
 
 def parsed(drawing: str) -> ElementTree.Element:
-    """A drawing is well-formed XML by itself."""
+    """Parse a drawing, which is well-formed XML."""
     return ElementTree.fromstring(svg.standalone(drawing))
 
 
@@ -49,7 +49,9 @@ def test_long_labels_keep_their_end() -> None:
         panels.waterfall("x", "documents", [("read", 9), (rule, -4), ("kept", 5)])
     )
     assert ".duplicate_10_gram_characters<" in drawing and f">{rule}<" not in drawing
-    assert any(title.startswith(rule) for title in titles(drawing)), "the whole name is told"
+    assert any(title.startswith(rule) for title in titles(drawing)), (
+        "the tooltip has the whole name"
+    )
 
 
 def test_curve_panel_has_lines_and_tooltips() -> None:

@@ -78,12 +78,12 @@ def test_noise_is_drawn_for_few_curves_only() -> None:
 
 
 def test_tooltips_have_the_values_of_all_curves() -> None:
-    said = titles(
+    tooltips = titles(
         draw_curves({"a": [(0.0, 1.0), (10.0, 3.0)], "b": [(0.0, 5.0), (4.0, 5.0)]}, "tokens")
     )
-    assert said[0].splitlines()[1:] == ["a 1.011", "b 5"]
-    assert said[-1].splitlines()[1:] == ["a 2.989"]
-    assert said[0].endswith("b 5") and said[0].splitlines()[0].endswith(" tokens")
+    assert tooltips[0].splitlines()[1:] == ["a 1.011", "b 5"]
+    assert tooltips[-1].splitlines()[1:] == ["a 2.989"]
+    assert tooltips[0].endswith("b 5") and tooltips[0].splitlines()[0].endswith(" tokens")
 
 
 def test_interpolate() -> None:

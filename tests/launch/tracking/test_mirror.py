@@ -25,7 +25,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def child(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mirrors started from now on run this shell script instead of Python."""
+    """Make mirrors run this shell script instead of Python."""
     program = folder / "program"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -129,8 +129,8 @@ def test_stop_returns_whether_everything_was_sent(
     child(tmp_path, 'cat; echo "$@"; echo "$MLFLOW_TRACKING_URI"', monkeypatch)
     mirror.start()
     assert mirror.stop(20)
-    said = (run.folder / "mlflow.log").read_text().split()
-    assert said == ["-m", "launch.tracking.mirror", "follow", str(store.root), run.id, mirror.uri]
+    output = (run.folder / "mlflow.log").read_text().split()
+    assert output == ["-m", "launch.tracking.mirror", "follow", str(store.root), run.id, mirror.uri]
     child(tmp_path, "cat; exit 1", monkeypatch)
     mirror.start()
     assert not mirror.stop(20)

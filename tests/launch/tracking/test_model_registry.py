@@ -1,4 +1,4 @@
-"""What needs no MLflow: names, checks, gates, the log. Moving aliases: integration/test_mlflow."""
+"""Names, checks, gates and the log; tests that need MLflow are in integration/test_mlflow.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model(store: Store) -> Artifact:
 
 
 def logged(store: Store, artifact: Artifact, to: int, **facts: Any) -> dict[str, Any]:
-    """A record as a promotion leaves it in the log."""
+    """Append a promotion's record to the log."""
     record = {
         "time": f"2026-11-21T0{to}:00:00Z",
         "user": "ada",
@@ -249,8 +249,8 @@ def test_rollbacks_step_by_step() -> None:
 
 
 def test_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> str:
+    def raise_error() -> str:
         raise KeyError("uid")
 
-    monkeypatch.setattr(model_registry.getpass, "getuser", nobody)
+    monkeypatch.setattr(model_registry.getpass, "getuser", raise_error)
     assert model_registry._user_name().isdigit()

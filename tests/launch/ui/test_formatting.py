@@ -8,7 +8,7 @@ from launch.ui import formatting
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (None, ""),
         (math.inf, ""),
@@ -25,12 +25,12 @@ from launch.ui import formatting
         (3 * 86400 + 4 * 3600, "3d 04h"),
     ],
 )
-def test_durations(seconds: float | None, said: str) -> None:
-    assert formatting.duration(seconds) == said
+def test_durations(seconds: float | None, expected: str) -> None:
+    assert formatting.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         (None, ""),
         (0, "0"),
@@ -55,13 +55,13 @@ def test_durations(seconds: float | None, said: str) -> None:
         (math.nan, "nan"),
     ],
 )
-def test_numbers(value: float | None, said: str) -> None:
-    assert formatting.number(value) == said
+def test_numbers(value: float | None, expected: str) -> None:
+    assert formatting.number(value) == expected
 
 
-@pytest.mark.parametrize(("value", "said"), [(1234567.0, "1234567"), (0.000512, "0.000512")])
-def test_metric(value: float, said: str) -> None:
-    assert formatting.metric(value) == said
+@pytest.mark.parametrize(("value", "expected"), [(1234567.0, "1234567"), (0.000512, "0.000512")])
+def test_metric(value: float, expected: str) -> None:
+    assert formatting.metric(value) == expected
 
 
 def test_to_minute() -> None:
@@ -70,7 +70,7 @@ def test_to_minute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(None, ""), (0, "0e0"), (3.14159e23, "3.14e23"), (1e17, "1e17")]
+    ("value", "expected"), [(None, ""), (0, "0e0"), (3.14159e23, "3.14e23"), (1e17, "1e17")]
 )
-def test_large_numbers(value: float | None, said: str) -> None:
-    assert formatting.scientific(value) == said
+def test_large_numbers(value: float | None, expected: str) -> None:
+    assert formatting.scientific(value) == expected
