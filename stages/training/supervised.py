@@ -120,10 +120,8 @@ class SupervisedObjective(ABC):
         names = list(local[0])
         counts = [sum(units[name] for units in local) for name in names]
         summed = rank.all_reduce_sum([*counts, sum(map(self.num_tokens, batches))])
-        units, coefficients = (
-            dict(zip(names, summed[:-1], strict=True)),
-            self._coefficients(names, step),
-        )
+        units = dict(zip(names, summed[:-1], strict=True))
+        coefficients = self._coefficients(names, step)
         accumulator = MetricAccumulator(rank)
         for number, batch in enumerate(batches, start=1):
             losses = by_name(self.loss(engine, to_device(batch, rank.device)))

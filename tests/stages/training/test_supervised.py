@@ -223,6 +223,11 @@ def test_a_loss_without_units_adds_nothing_and_is_not_reported() -> None:
 class Misnamed(TwoLosses):
     """Its units have other names than its losses."""
 
+    def open(self, rank: Rank) -> dict[str, Trainable]:
+        found = super().open(rank)
+        self.coefficients = {}
+        return found
+
     def units(self, batch: Batch) -> Mapping[str, float]:
         return {"square": 1.0}
 
