@@ -37,7 +37,7 @@ def up(name: str, store_path: str) -> None:
     found = load_cluster(name, store_path)
     started = local_head.start(found)
     capacity = found.jobs().capacity()
-    console.echo(f"{found.name} is up{'' if started else ' already'} at {found.address}", "green")
+    console.echo(f"{found.name} is {'' if started else 'already '}up at {found.address}", "green")
     if capacity:
         console.echo(f"  resources   {capacity.cpus:g} CPUs, {capacity.gpus:g} GPUs")
     console.echo(f"  token       {found.token_path} (mode 600)")

@@ -169,7 +169,7 @@ def test_up(site: Site) -> None:
     assert "2 CPUs" in shown.stdout
     token = site.store.root / "clusters" / "here" / "token"
     assert token.stat().st_mode & 0o777 == 0o600
-    assert "is up already" in site.call("cluster", "up", "here").stdout
+    assert "is already up" in site.call("cluster", "up", "here").stdout
     data = json.loads(site.call("cluster", "status", "here", "--json").stdout)
     assert data["resources"] == {"nodes": 1, "cpus": 2.0, "gpus": 0.0}
     assert data["pid"] == site.head["pid"]
@@ -192,9 +192,9 @@ def test_head_listens_on_loopback_only(site: Site) -> None:
 
 
 def test_three_refusals_of_a_head_differ(site: Site) -> None:
-    with pytest.raises(WrongToken, match="wants a token, and none was sent"):
+    with pytest.raises(WrongToken, match="requires a token and none was sent"):
         RayJobsClient(site.address).version()
-    with pytest.raises(WrongToken, match="another token than the one sent"):
+    with pytest.raises(WrongToken, match="rejected the token"):
         RayJobsClient(site.address, "wrong").version()
 
 
@@ -222,7 +222,7 @@ def test_a_wrong_token(site: Site) -> None:
     token.chmod(0o600)
     site.cluster("wrong", f"address: {site.address}\ntoken_path: {token}\n")
     said = refused(site, "wrong", "small.yaml", 2)
-    assert "the head has another token than the one sent" in said
+    assert "the head rejected the token" in said
     assert f"check the token ({token})" in said
 
 
@@ -250,7 +250,7 @@ def test_promotion_requires_mlflow(site: Site) -> None:
 def test_resources_that_the_cluster_lacks(site: Site) -> None:
     config = pipeline(site, "wide", {"one": {**COUNT, "workers": {"num": 64}}})
     said = refused(site, "here", config, 2)
-    assert "wide.yaml:1: one.workers: asks for 64 CPUs, the cluster has 2" in said
+    assert "wide.yaml:1: one.workers: requests 64 CPUs, the cluster has 2" in said
 
 
 # --- runs ----------------------------------------------------------------------------------------
