@@ -180,15 +180,13 @@ def _print_panels(artifact: Artifact) -> None:
             if isinstance(cell, int | float)
         }
         table = console.make_table(*columns, right=numbers, flexible=set(columns) - numbers)
-        shown = [[_cell(cell) for cell in line] for line in lines[:MAX_ROWS]]
-        console.print_table(console.add_rows(table, shown))
+        for line in lines[:MAX_ROWS]:
+            cells = [cell if isinstance(cell, str) else formatting.number(cell) for cell in line]
+            console.add_rows(table, [cells])
+        console.print_table(table)
         if len(lines) > MAX_ROWS:
             console.echo(f"  {len(lines) - MAX_ROWS} more rows: see the report", "dim")
     console.echo("")
-
-
-def _cell(value: str | float) -> str:
-    return value if isinstance(value, str) else formatting.number(value)
 
 
 def lineage_tree(store: Store, artifact: Artifact) -> Tree:
@@ -198,7 +196,7 @@ def lineage_tree(store: Store, artifact: Artifact) -> Tree:
     return tree
 
 
-def _add_inputs(store: Store, branch: Tree, artifact: Artifact, drawn: set[str]) -> None:
+def _add_inputs(store: Store, branch: Tree, artifact: Artifact, expanded: set[str]) -> None:
     for edge, references in artifact.manifest["inputs"].items():
         for reference in references:
             label = Text.assemble(
@@ -209,10 +207,10 @@ def _add_inputs(store: Store, branch: Tree, artifact: Artifact, drawn: set[str])
             )
             if parent is None:
                 branch.add(label.append("  deleted", "red"))
-            elif parent.digest in drawn:
+            elif parent.digest in expanded:
                 branch.add(label.append("  see above", "dim"))
             else:
-                drawn.add(parent.digest)
-                _add_inputs(store, branch.add(label), parent, drawn)
+                expanded.add(parent.digest)
+                _add_inputs(store, branch.add(label), parent, expanded)
     for source, digest in artifact.manifest["payload"].get("externals", {}).items():
         branch.add(Text.assemble(("external source ", "dim"), source, (f"  {digest[:16]}", "cyan")))

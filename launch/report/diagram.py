@@ -111,18 +111,13 @@ def _reduce_crossings(layers: Layers, below: Mapping[str, Sequence[str]]) -> Non
     best, fewest = [list(layer) for layer in layers], _crossings(layers, below)
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
-        for layer, other in _layer_pairs(layers, down):
+        order = layers if down else layers[::-1]
+        for other, layer in pairwise(order):
             rank = {name: i for i, name in enumerate(other)}
             layer.sort(key=_mean_rank(above if down else below, rank, layer))
         if (count := _crossings(layers, below)) < fewest:
             best, fewest = [list(layer) for layer in layers], count
     layers[:] = best
-
-
-def _layer_pairs(layers: Layers, down: bool) -> list[tuple[list[str], list[str]]]:
-    """Return pairs of (layer to sort, fixed layer)."""
-    pairs = list(zip(layers[1:], layers, strict=False))
-    return pairs if down else [(upper, lower) for lower, upper in reversed(pairs)]
 
 
 def _mean_rank(
