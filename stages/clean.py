@@ -29,6 +29,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.curation.param_checks import repeated_values
 from stages.text.dedup.dedup_params import DedupParams, preference_problems
 from stages.text.pii import PiiParams
 from stages.text.rules.rule_params import (
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 VERSION = 6
 META_FIELDS = ("place", "line", "row", "error")  # set by readers in the metadata
-LOGGED_BROKEN = 20  # broken records named in the log
 CHARACTERS_PER_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
 
@@ -119,16 +119,12 @@ class CleanParams(Params):
         for code in self.languages:
             if not (code.isascii() and code.isalpha() and code.islower() and len(code) <= 3):
                 yield Problem("languages", f"{code!r} is not an ISO 639 code", "write en, zh, de…")
-        if len(set(self.sources)) < len(self.sources):
-            yield Problem("sources", "a source is named twice", "name each once")
+        yield from repeated_values(self, "sources", "rules", "edits")
         for name in sorted({self.text_column, *META_FIELDS} & set(self.meta_columns)):
             yield Problem("meta_columns", f"{name!r} is reserved", "remove it")
         for source in self.sources:
             if fsspec_files.contains_secret(source):
                 yield Problem("sources", *fsspec_files.SECRET_IN_URL)
-        for key in ("rules", "edits"):
-            if len(set(getattr(self, key))) < len(getattr(self, key)):
-                yield Problem(key, "a name is repeated", "name each once")
         if ("lists" in self.rules) != (self.lists != ListFiles()):
             yield Problem("lists", "the rule set and its files go together", "name both")
         if "languages" in self.edits and not self.languages:
@@ -207,7 +203,7 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     shutil.rmtree(out / "index", ignore_errors=True)
     if params.dedup.save_index:
         write_index(annotations, duplicates, params.dedup, out)
-    _report_broken(stats, params.max_broken, ctx)
+    stats.report_broken(params.max_broken, ctx)
     _check_kept(stats)
     _report(stats, report, ctx)
 
@@ -216,8 +212,8 @@ def _annotate(
     params: CleanParams, read_limits: ReadLimits, counter: TokenCounter, ctx: Context
 ) -> list[Path]:
     """Annotate the sources' files, one shard per task, until the read limits are reached."""
-    from stages.distributed.shard_tasks import run_shards
-    from stages.text.annotate import DocumentAnnotator, annotate_shard
+    from stages.curation.annotation import run_annotation
+    from stages.text.annotate import DocumentAnnotator
     from stages.text.rules.word_list_rules import Blocklists
     from stages.text.sources.source_listing import list_files, make_shards
 
@@ -233,23 +229,12 @@ def _annotate(
         meta_columns=params.meta_columns,
         counter=counter,
     )
-    folder = ctx.scratch / "annotated"
-    total = sum(file.size for files in shards for file in files)
-    read = 0
-
-    def on_commit(shard: int) -> None:
-        nonlocal read
-        read_limits.add(shard, folder / f"{shard:06d}")
-        read += sum(file.size for file in shards[shard])
-        ctx.progress(read / 1e6, total / 1e6, "MB")
-
-    return run_shards(
-        annotate_shard,
-        [(annotator, files) for files in shards],
-        folder,
-        workers=params.workers,
-        ctx=ctx,
-        on_commit=on_commit,
+    return run_annotation(
+        annotator,
+        shards,
+        ctx,
+        params.workers,
+        on_commit=read_limits.add,
         enough=read_limits.reached,
         shared=ctx.cache / "annotated" / _annotation_key(params, shards, counter),
     )
@@ -273,47 +258,26 @@ def _annotation_key(
     return hash128_hex(json.dumps(decisive, sort_keys=True))
 
 
-def _report_broken(stats: CleaningStats, max_broken: int | None, ctx: Context) -> None:
-    for place in stats.broken_places[:LOGGED_BROKEN]:
-        ctx.log(f"broken: {place}")
-    if stats.broken > LOGGED_BROKEN:
-        ctx.log(f"broken: {stats.broken - LOGGED_BROKEN} more, in dropped/")
-    if max_broken is not None and stats.broken > max_broken:
-        raise InputError(
-            f"{stats.broken} records or files are broken, more than max_broken allows "
-            f"({max_broken})",
-            where="; ".join(stats.broken_places[:3]),
-            remedy="repair or remove the files that the stage's log names, or raise max_broken",
-        )
-
-
 def _check_kept(stats: CleaningStats) -> None:
-    if stats.kept["documents"]:
+    if stats.records_kept:
         return
-    worst = sorted(stats.rules.items(), key=lambda item: -item[1]["documents"])
-    causes = ", ".join(f"{counts['documents']} by {rule}" for rule, counts in worst[:3])
-    rule = worst[0][0]
-    raise InputError(
-        f"no document is left of {stats.read['documents']}: dropped {causes}",
-        where="rules",
-        remedy="set `languages` to those of the text, or lower `language_threshold`"
-        if rule == "language"
-        else f"loosen the limit of {rule} under `limits`, or name other sources",
-    )
+    worst = max(stats.by_rule, key=lambda rule: stats.by_rule[rule]["documents"])
+    remedy = f"loosen the limit of {worst} under `limits`, or name other sources"
+    if worst == "language":
+        remedy = "set `languages` to those of the text, or lower `language_threshold`"
+    raise InputError(stats.no_records_message(), where="rules", remedy=remedy)
 
 
 def _report(stats: CleaningStats, report: FilterReport, ctx: Context) -> None:
-    for panel in chain(stats.panels(), report.panels()):
+    for panel in chain(stats.report_panels(), report.panels()):
         ctx.panel(panel)
     ctx.result(
-        documents_read=stats.read["documents"],
-        documents=stats.kept["documents"],
+        documents_read=stats.records_read,
+        documents=stats.records_kept,
         characters_read=stats.read["characters"],
         characters=stats.kept["characters"],
         **{stats.unit: stats.kept[stats.unit]},
-        duplicates=sum(
-            counts["documents"] for rule, counts in stats.rules.items() if "_duplicate" in rule
-        ),
+        duplicates=stats.duplicates,
         characters_removed=stats.removed["characters"],
         masked=stats.masked.total(),
         broken=stats.broken,

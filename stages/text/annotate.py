@@ -1,4 +1,4 @@
-"""Phase 1 of `clean`: measure every document of a shard of files.
+"""Phase 1 of `clean`: measure every document (`stages.curation.annotation` runs it).
 
     annotate   a shard of files -> one annotation table: text, language, scores, hashes
     filter     the scores of all shards and the limits -> the rule that each document fails
@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.curation.annotation import Annotator
+from stages.curation.broken_files import BrokenFile
 from stages.data import parquet_parts
 from stages.data.hashing import hash128_hex
 from stages.text.dedup.dedup_params import DedupParams
@@ -31,7 +33,6 @@ from stages.text.pii import PiiParams, mask_pii
 from stages.text.rules.document_view import DocumentView
 from stages.text.rules.rule_scorer import RuleScorer
 from stages.text.rules.word_list_rules import Blocklists
-from stages.text.sources.file_io import BrokenFile
 from stages.text.sources.readers import RawDocument, read
 from stages.text.sources.source_file import SourceFile
 from stages.text.text_edits import Edit, build_edits
@@ -39,29 +40,10 @@ from stages.text.token_counter import WORDS, TokenCounter
 from stages.text.unicode_repair import repair
 from stages.text.words.word_table import shared_word_table
 
-ANNOTATIONS = parquet_parts.versioned_schema(
-    pa.schema(
-        [
-            *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta", "broken")),
-            ("confidence", pa.float64()),
-            ("scores", pa.list_(pa.float64())),
-            *((name, pa.string()) for name in ("masked", "changed")),
-            ("characters", pa.int64()),
-            ("units", pa.int64()),
-            ("exact", pa.binary(16)),
-            ("bands", pa.binary()),
-            ("signature", pa.binary()),
-            ("origin", pa.int64()),
-        ]
-    ),
-    "Annotations",
-    5,
-)
-
 
 @dataclass(frozen=True)
-class DocumentAnnotator:
-    """Measurements of a document, without limits; sent to the task of each shard."""
+class DocumentAnnotator(Annotator[SourceFile, RawDocument]):
+    """Reader and measurements of documents, without limits."""
 
     rules: tuple[str, ...]
     lists: Blocklists
@@ -72,6 +54,29 @@ class DocumentAnnotator:
     text_column: str
     meta_columns: tuple[str, ...] = ()
     counter: TokenCounter = WORDS
+
+    payload_column: ClassVar[str] = "text"
+    schema: ClassVar[pa.Schema] = parquet_parts.versioned_schema(
+        pa.schema(
+            [
+                *(
+                    (name, pa.string())
+                    for name in ("id", "text", "source", "lang", "meta", "broken")
+                ),
+                ("confidence", pa.float64()),
+                ("scores", pa.list_(pa.float64())),
+                *((name, pa.string()) for name in ("masked", "changed")),
+                ("characters", pa.int64()),
+                ("units", pa.int64()),
+                ("exact", pa.binary(16)),
+                ("bands", pa.binary()),
+                ("signature", pa.binary()),
+                ("origin", pa.int64()),
+            ]
+        ),
+        "Annotations",
+        5,
+    )
 
     @cached_property
     def _minhash(self) -> MinHash:
@@ -86,22 +91,30 @@ class DocumentAnnotator:
     def _edits(self) -> list[tuple[str, Edit]]:
         return build_edits(self.edits, self.languages)
 
-    def annotate(self, file: SourceFile, position: int, raw: RawDocument) -> dict[str, Any]:
+    def read(self, piece: SourceFile) -> Iterator[RawDocument]:
+        """Yield the documents of a file in order."""
+        return read(piece, self.text_column, self.meta_columns)
+
+    def broken_record(self, piece: SourceFile, error: BrokenFile) -> RawDocument:
+        """Return the record that stands for the unreadable rest of a file."""
+        return RawDocument("", {"error": error.message}, "broken.file")
+
+    def annotate(self, piece: SourceFile, number: int, record: RawDocument) -> dict[str, Any]:
         """Return the row of a document in the annotation table."""
-        text, masked = mask_pii(repair(raw.text), self.pii.entities, self.pii.phone_regions)
-        changed = {"repair": len(raw.text) - len(text)}
+        text, masked = mask_pii(repair(record.text), self.pii.entities, self.pii.phone_regions)
+        changed = {"repair": len(record.text) - len(text)}
         lang, confidence = detect_language(text)
         for name, edit in self._edits:
             before, text = text, edit(text, lang)
             changed[name] = len(before) - len(text)
-        broken = raw.broken or ("" if text.strip() else "empty")
-        view = DocumentView(text, lang, shared_word_table(), raw.meta)
+        broken = record.broken or ("" if text.strip() else "empty")
+        view = DocumentView(text, lang, shared_word_table(), record.meta)
         return {
-            "id": hash128_hex(file.source, file.place, str(position)),
+            "id": hash128_hex(piece.source, piece.place, str(number)),
             "text": text,
-            "source": file.source,
+            "source": piece.source,
             "lang": lang,
-            "meta": json.dumps({"place": file.place, **raw.meta}, sort_keys=True),
+            "meta": json.dumps({"place": piece.place, **record.meta}, sort_keys=True),
             "broken": broken,
             "confidence": confidence,
             "scores": None if broken else self._scorer.scores(view),
@@ -110,7 +123,7 @@ class DocumentAnnotator:
             "characters": len(text),
             "units": self.counter.count(view),
             "exact": bytes.fromhex(hash128_hex(text)),
-            "origin": file.origin,
+            "origin": piece.origin,
             **self._near_hashes(None if broken else view),
         }
 
@@ -124,27 +137,6 @@ class DocumentAnnotator:
             "bands": bands,
             "signature": signature.astype("<u4").tobytes() if self.dedup.verify else None,
         }
-
-
-def annotate_shard(task: tuple[DocumentAnnotator, list[SourceFile]], commit: Path) -> None:
-    """Annotate the documents of a shard's files and commit them as one table."""
-    from pipeline.atomic_io import write_atomic
-
-    annotator, files = task
-    rows = (
-        annotator.annotate(file, position, raw)
-        for file in files
-        for position, raw in enumerate(_read_until_broken(file, annotator), file.first_record)
-    )
-    write_atomic(commit, parquet_parts.encode_part(rows, ANNOTATIONS, "text"), durable=False)
-
-
-def _read_until_broken(file: SourceFile, annotator: DocumentAnnotator) -> Iterator[RawDocument]:
-    """Yield a file's documents and, where it is damaged, a broken record with the reason."""
-    try:
-        yield from read(file, annotator.text_column, annotator.meta_columns)
-    except BrokenFile as error:
-        yield RawDocument("", {"error": error.message}, "broken.file")
 
 
 def annotated_rows(annotations: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.curation.decisions import Decisions
 from stages.data import documents
 from stages.text.cleaning_stats import CleaningStats
 from stages.text.dedup.duplicates import Duplicates
@@ -19,7 +20,7 @@ from stages.text.filter_report import FilterReport
 def write_documents(
     rows: Iterator[dict[str, Any]],
     unit: str,
-    decisions: FilterDecisions,
+    filtered: FilterDecisions,
     duplicates: Duplicates,
     report: FilterReport,
     out: Path,
@@ -29,24 +30,28 @@ def write_documents(
     Args:
         rows: annotated rows, after removal of repeated text.
         unit: what is counted besides documents and characters: `words` or `tokens`.
-        decisions: the rule that each document failed.
+        filtered: the rule that each document failed.
         duplicates: which documents are copies.
         report: observes every document.
         out: the artifact's folder.
     """
     for table in ("documents", "dropped"):
         shutil.rmtree(out / table, ignore_errors=True)
-    stats = CleaningStats(unit)
-    rules = decisions.rules
-    reasons = np.where(decisions.passed, duplicates.reason, decisions.failed).tolist()
-    reason_scores = np.where(decisions.passed, duplicates.score, decisions.failing_score).tolist()
+    stats = CleaningStats(unit=unit)
+    rules = filtered.rules
+    decisions = Decisions(
+        np.where(filtered.passed, duplicates.reason, filtered.failed),
+        np.where(filtered.passed, duplicates.score, filtered.failing_score),
+        duplicates.survivor,
+    )
+    outcomes = zip(decisions.rule.tolist(), decisions.score.tolist(), strict=True)
     with (
         documents.documents_writer(out, rules) as kept,
         documents.dropped_writer(out, rules) as dropped,
     ):
         # Rows past the read limits were annotated, and are not part of the corpus.
-        for number, (row, rule, score, scores) in enumerate(
-            zip(rows, reasons, reason_scores, decisions.scores.tolist(), strict=False)
+        for number, (row, (rule, score), scores) in enumerate(
+            zip(rows, outcomes, filtered.scores.tolist(), strict=False)
         ):
             report.observe(number, row, rule, score)
             stats.record(row, rule)

@@ -555,7 +555,7 @@ def test_every_score_is_recorded_with_every_document(corpus, tmp_path):
 
 def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
     """The same cache, another stage: only the scores decide, and the bytes are the same."""
-    from stages.text import annotate
+    from stages.curation import annotation
 
     narrow = {"limits": {"length": {"characters": [400, None]}}, "languages": ("en",)}
     expected = bytes_of(run(tmp_path / "fresh", corpus, **narrow))
@@ -564,7 +564,7 @@ def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
     def read_again(*_):
         raise AssertionError("a text was read again")
 
-    monkeypatch.setattr(annotate, "annotate_shard", read_again)
+    monkeypatch.setattr(annotation, "annotate_pieces", read_again)
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "cache").rename(tmp_path / "two" / "cache")
     assert bytes_of(run(tmp_path / "two", corpus, **narrow)) == expected != bytes_of(first)

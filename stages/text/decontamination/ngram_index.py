@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
-from stages.text.sources.file_io import BrokenFile
+from stages.curation.broken_files import BrokenFile
 from stages.text.sources.readers import read
 from stages.text.sources.source_file import SourceFile
 from stages.text.sources.source_listing import list_files

@@ -11,16 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-import xxhash
-
 from pipeline.errors import InputError
+from stages.curation import content_digest
+from stages.curation.broken_files import BrokenFile
 from stages.data.input_errors import as_input_error
 from stages.text.sources import fsspec_files
 from stages.text.sources.source_file import SourceFile
-
-
-class BrokenFile(InputError):
-    """A file that is damaged or truncated."""
 
 
 @contextmanager
@@ -73,15 +69,11 @@ def file_digest(file: SourceFile) -> str:
     """
     if file.is_remote:
         return fsspec_files.url_digest(file.path)
-    state = xxhash.xxh3_128()
     try:
-        with Path(file.path).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
+        return content_digest.file_digest(Path(file.path))
     except OSError as error:
         raise InputError(
             f"cannot read the source: {error.strerror}",
             where=file.path,
             remedy="check its file permissions",
         ) from error
-    return state.hexdigest()

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from stages.text.sources.file_io import BrokenFile, open_file, read_errors
+from stages.curation.broken_files import BrokenFile
+from stages.text.sources.file_io import open_file, read_errors
 from stages.text.sources.source_file import FilePart, SourceFile
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.curation.source_piece import SourcePiece
 from stages.text.sources import fsspec_files
 
 
@@ -22,19 +23,9 @@ class FilePart:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file that holds documents."""
+class SourceFile(SourcePiece):
+    """A file that holds documents, or a part of one; messages use `display_path`."""
 
-    source: str
-    """Name of the source in tables; the same wherever the files are stored."""
-    place: str
-    """Name of the file within the source; ids are made from source, place and position."""
-    path: str
-    """Local path, or URL, which may hold secrets: messages use `display_path`."""
-    size: int
-    """Size, bytes."""
-    origin: int = 0
-    """Position of the source in `sources`."""
     part: FilePart | None = None
     """Part to read; None reads all of it."""
 

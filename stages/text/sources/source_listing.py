@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import xxhash
-
 from pipeline.errors import InputError
+from stages.curation.content_digest import digest_rows
+from stages.curation.source_piece import list_pieces
 from stages.distributed.shard_tasks import group_by_size
 from stages.text.sources import fsspec_files
 from stages.text.sources.file_io import file_digest
@@ -39,11 +38,7 @@ def list_files(sources: Sequence[str]) -> list[SourceFile]:
     Raises:
         InputError: a source does not exist, has no readable file, or is of an unknown type.
     """
-    return [
-        replace(file, origin=origin)
-        for origin, source in enumerate(sources)
-        for file in _source_files(source)
-    ]
+    return list_pieces(sources, _source_files)
 
 
 def content_digest(source: str) -> str:
@@ -60,10 +55,8 @@ def content_digest(source: str) -> str:
         from stages.text.sources.hf_datasets import dataset_digest
 
         return dataset_digest(source)
-    state = xxhash.xxh3_128()
-    for file in _source_files(source):
-        state.update(f"{file.source}\0{file.place}\0{file_digest(file)}\n".encode())
-    return state.hexdigest()
+    files = _source_files(source)
+    return digest_rows((file.source, file.place, file_digest(file)) for file in files)
 
 
 def make_shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:

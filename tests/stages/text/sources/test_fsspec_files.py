@@ -17,10 +17,11 @@ from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
+from stages.curation.broken_files import BrokenFile
 from stages.data.documents import Documents, read_stats
 from stages.text.sources import source_listing
 from stages.text.sources.fsspec_files import contains_secret, redact_urls
-from stages.text.sources.readers import BrokenFile, read
+from stages.text.sources.readers import read
 from stages.text.sources.source_listing import content_digest, list_files
 
 LINES = b"".join(b'{"text": "number %d of the corpus"}\n' % i for i in range(2000))

@@ -15,10 +15,11 @@ from pipeline.context import Context
 from pipeline.errors import InputError
 from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
+from stages.curation.broken_files import BrokenFile
 from stages.data.documents import Documents, read_stats
 from stages.text.decontamination.ngram_index import read_evaluation_sets
 from stages.text.sources import source_listing
-from stages.text.sources.readers import BrokenFile, read
+from stages.text.sources.readers import read
 from stages.text.sources.source_listing import SourceFile, content_digest, list_files, make_shards
 
 TEXTS = [f"number {i} of the texts" if i != 5 else None for i in range(12)]

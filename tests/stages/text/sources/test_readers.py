@@ -9,10 +9,10 @@ import pytest
 import zstandard
 
 from pipeline.errors import InputError
+from stages.curation.broken_files import BrokenFile
 from stages.text.python_docs.docstrings import documented_objects
 from stages.text.python_docs.holdout import is_held_out
 from stages.text.sources import readers
-from stages.text.sources.file_io import BrokenFile
 from stages.text.sources.readers import RawDocument, read
 from stages.text.sources.source_file import SourceFile
 from stages.text.sources.source_listing import PYTHON_DOCS, list_files
