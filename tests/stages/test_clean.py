@@ -454,7 +454,7 @@ def test_a_column_that_no_file_has_is_the_users_mistake(tmp_path):
 def test_an_empty_result_is_explained(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ["Das ist ein deutscher Satz über nichts."] * 3)
     with pytest.raises(
-        InputError, match="no document is left of 3: dropped 3 by language"
+        InputError, match="none of 3 documents is kept: dropped 3 by language"
     ) as error:
         run(tmp_path / "w", tmp_path / "a.jsonl", languages=("en",))
     assert "languages" in error.value.remedy and error.value.exit_code == 2
@@ -624,7 +624,7 @@ def test_what_edits_take_out_is_counted(tmp_path):
     ("options", "message"),
     [
         ({"limits": {"c4": {"sentences": 2}}}, "the rule set 'c4' is not in `rules`"),
-        ({"rules": ("length", "length")}, "rules: a name is repeated"),
+        ({"rules": ("length", "length")}, "rules: lists a value twice"),
         ({"rules": ("lists",)}, "lists: the rule set and its files go together"),
         ({"lists": {"words": "x.txt"}}, "lists: the rule set and its files go together"),
         ({"edits": ("languages",)}, "edits: `languages` needs the languages to keep"),
