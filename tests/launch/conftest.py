@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import sample_run
 from command_calls import Call, call_command
+from fake_ray_head import FakeRayHead, serve_head
 
 from pipeline.execution.run import Run
 from pipeline.storage.store import Store
@@ -38,3 +40,9 @@ def run(finished_store: Path, store: Store) -> Run:
 @pytest.fixture
 def call(store: Store) -> Call:
     return partial(call_command, str(store.root))
+
+
+@pytest.fixture
+def head() -> Iterator[FakeRayHead]:
+    with serve_head() as served:
+        yield served

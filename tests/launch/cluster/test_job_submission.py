@@ -1,0 +1,23 @@
+"""Submission of runs as jobs; that to a real head is tested in tests/integration."""
+
+from __future__ import annotations
+
+import pytest
+from fake_ray_head import FakeRayHead, make_submitted_run
+
+from launch.cluster.job_submission import submit_job
+from pipeline.errors import Failure, Interrupted
+from pipeline.storage.store import Store
+
+
+def test_a_cancelled_run_is_not_submitted(store: Store, head: FakeRayHead) -> None:
+    run, far = make_submitted_run(store, head.address)
+    run.append("run.resubmitted")
+    run.cancel_file.write_text("cancel\n")
+    with pytest.raises(Interrupted, match="cancelled before submission"):
+        submit_job(run, far, None)
+    assert run.status().state == "cancelled"
+    with pytest.raises(Failure):  # a later call submits it: this head takes no jobs
+        submit_job(run, far, None)
+    assert run.status().state == "pending"
+    assert not run.cancel_file.exists()
