@@ -36,7 +36,7 @@ def open_caption_tokenizer(folder: Path) -> CaptionTokenizer:
     """Open the tokenizer of a Tokenizer or Model folder: ours, or any `tokenizer.json`.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: the folder has no tokenizer, or it cannot be read.
     """
     ours = (folder / "tokenizer.model").exists() or not (folder / "tokenizer.json").exists()
     return Tokenizer(folder) if ours else HuggingFaceEncoder(folder)

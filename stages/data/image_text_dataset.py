@@ -1,4 +1,4 @@
-"""The ImageText artifact: WebDataset tars of which any sample is read in O(1).
+"""The ImageText artifact: WebDataset tars with random access to samples in O(1).
 
     train-00000.tar, eval-00000.tar  KEY.jpg (or png, webp), KEY.txt, KEY.json of every sample
     index/train-00000.npy            int64 (samples, 6): offset and size of image, captions and

@@ -150,7 +150,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         }
 
     def _filter_captions(self, captions: tuple[str, ...]) -> tuple[list[str], str, float]:
-        """Return the captions within the limits; if there are none, the rule that the first one
+        """Return the captions within the limits; if all fail, the rule that the first one
         fails and its length."""
         kept, failed, score = list[str](), "", 0.0
         for caption in captions:

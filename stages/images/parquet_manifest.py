@@ -57,7 +57,7 @@ class ParquetCursor:
         """Yield the rows from `start` to before `end` (None: all) with their numbers.
 
         Raises:
-            pa.ArrowException, OSError: the file is damaged, or has fewer rows than its footer says.
+            pa.ArrowException, OSError: the file is damaged, or has fewer rows than its footer states.
         """
         end = self.num_rows if end is None else min(end, self.num_rows)
         while self.position < end:
@@ -65,7 +65,7 @@ class ParquetCursor:
                 self._rest = next(self._batches, None)
                 if self._rest is None:
                     raise pa.ArrowInvalid(
-                        f"the footer says {self.num_rows} rows, found {self.position}"
+                        f"the footer states {self.num_rows} rows, found {self.position}"
                     )
             rest, at = self._rest, self.position
             low, high = (min(max(row - at, 0), len(rest)) for row in (start, end))

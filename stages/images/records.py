@@ -135,7 +135,7 @@ def _read_folder(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageReco
 
 
 def _read_sidecar(root: Path, path: Path) -> bytes:
-    """Return the content of a file next to an image; empty if there is none."""
+    """Return the content of a file next to an image; empty if it does not exist."""
     return _read_bytes(root, path, MAX_TEXT_BYTES) if os.path.lexists(path) else b""
 
 

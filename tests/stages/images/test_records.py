@@ -292,7 +292,7 @@ def test_a_manifest_of_fewer_rows_than_it_says_is_a_broken_file(tmp_path):
     count = data.index(b"\x16\x3c", footer)  # 30, as Thrift writes it
     data[count + 1] = 0x40
     (tmp_path / "p.parquet").write_bytes(data)
-    with pytest.raises(BrokenFile, match="the footer says"):
+    with pytest.raises(BrokenFile, match="the footer states"):
         records(tmp_path / "p.parquet")
 
 
