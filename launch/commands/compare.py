@@ -74,8 +74,8 @@ def compare(
 
         write(page, groups, against or AGAINST[:3])
     if as_json:
-        named = all(own for _, own in targets)
-        described = [describe_group(group, named=named) for group in groups]
+        all_named = all(name for _, name in targets)
+        described = [describe_group(group, named=all_named) for group in groups]
         path = str(page) if page else None
         console.print_json({"metric": metric, "page": path, "groups": described})
         return
