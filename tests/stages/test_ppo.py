@@ -192,7 +192,7 @@ def test_the_state_beyond_weights_comes_back(world, scorer):
 class Plain:
     """An engine that only looks: its updates change nothing."""
 
-    zero, history = 0, []
+    zero_stage = 0
 
     def __init__(self, module):
         self.module, self.updates = module, 0

@@ -90,7 +90,7 @@ def gradient_of_engines(rank: Rank, world: Path) -> dict[str, Array]:
 class Plain:
     """A module where an engine is expected, to be looked at only."""
 
-    zero = 0
+    zero_stage = 0
 
     def __init__(self, module: Any) -> None:
         self.module = module
