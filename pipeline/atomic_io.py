@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,15 +82,12 @@ def append_line(path: Path, line: str | Callable[[], str]) -> int:
 @contextmanager
 def _exclusively_locked(path: Path) -> Iterator[int]:
     """Open a file to append under a lock that excludes other appenders inside the block."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
+    with ExitStack() as undo:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        undo.callback(os.close, descriptor)
         _flock(descriptor, fcntl.LOCK_EX)
-        try:
-            yield descriptor
-        finally:
-            _flock(descriptor, fcntl.LOCK_UN)  # closing does not suffice if a fork holds it too
-    finally:
-        os.close(descriptor)
+        undo.callback(_flock, descriptor, fcntl.LOCK_UN)  # a fork may hold the descriptor too
+        yield descriptor
 
 
 def _flock(descriptor: int, operation: int) -> None:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 class HeadwaterError(Exception):
@@ -33,24 +32,13 @@ class HeadwaterError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, where: str = "", remedy: str = "") -> None:
-        super().__init__(message, where, remedy)
+        super().__init__(message)  # the attributes below are pickled with the error
         self.message = message
         self.where = where
         self.remedy = remedy
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.__dict__.copy())
-
-
-def _rebuild(kind: type[HeadwaterError], state: dict[str, Any]) -> HeadwaterError:
-    """Restore an error with all its attributes, because Ray pickles errors between processes."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, state.get("message", ""))
-    error.__dict__.update(state)
-    return error
 
 
 class UserError(HeadwaterError):

@@ -9,9 +9,7 @@ stage that makes them:
 
 from __future__ import annotations
 
-import pkgutil
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import NotFound, did_you_mean
 from pipeline.plugins import import_stage_packages, load_plugins
@@ -32,16 +30,6 @@ class Kind:
     imports nothing."""
     headline_metrics: tuple[str, ...] = ()
     """Metrics of such artifacts that displays show first, most important first."""
-
-    def load_reader(self) -> Any:
-        """Import and return the reader.
-
-        Raises:
-            NotFound: the kind names none.
-        """
-        if not self.reader:
-            raise NotFound(f"the kind {self.name} has no reader")
-        return pkgutil.resolve_name(self.reader)
 
 
 def register_kind(kind: Kind) -> Kind:

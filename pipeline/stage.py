@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -130,28 +130,8 @@ class Input:
         return kinds + (" list" if self.many else "") + (" (optional)" if self.optional else "")
 
 
-class HasPath(Protocol):
-    """The part of an artifact that a stage's inputs need."""
-
-    @property
-    def path(self) -> Path:
-        """The artifact's folder."""
-
-
-class Inputs(Mapping[str, Any]):
+class Inputs(dict[str, Any]):
     """The artifacts that a stage reads, by edge: one, or a tuple on a list edge."""
-
-    def __init__(self, artifacts: Mapping[str, HasPath | Sequence[HasPath]]) -> None:
-        self._artifacts = dict(artifacts)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._artifacts[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._artifacts)
-
-    def __len__(self) -> int:
-        return len(self._artifacts)
 
     def path(self, name: str) -> Path:
         """Return the folder of the one artifact on this edge."""
@@ -159,13 +139,13 @@ class Inputs(Mapping[str, Any]):
 
     def paths(self, name: str) -> list[Path]:
         """Return the folders on a list edge in the order of the pipeline file; empty if absent."""
-        found = self._artifacts.get(name, ())
+        found = self.get(name, ())
         artifacts = found if isinstance(found, Sequence) else (found,)
         return [Path(artifact.path) for artifact in artifacts]
 
     def get_path(self, name: str) -> Path | None:
         """Return the folder of an optional edge, or None."""
-        return self.path(name) if name in self._artifacts else None
+        return self.path(name) if name in self else None
 
 
 RunFunction = Callable[[Any, Inputs, Path, Context], None]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Event = dict[str, Any]
 
@@ -21,27 +21,10 @@ TERMINAL_STATES = ("finished", "failed", "refused", "interrupted", "cancelled")
 COMPLETED_STATES = ("cached", "finished")
 """States of a stage whose artifact is there."""
 
-_RUN_STATES: dict[str, RunState] = {
-    "run.resubmitted": "pending",
-    "run.started": "running",
-    "run.interrupted": "interrupted",
-}
-_STAGE_STATES: dict[str, StageState] = {
-    "stage.cached": "cached",
-    "stage.waiting": "waiting",
-    "stage.started": "running",
-    "stage.retry": "waiting",
-    "stage.finished": "finished",
-    "stage.skipped": "skipped",
-    "stage.failed": "failed",
-    "stage.interrupted": "interrupted",
-}
-_REASON_FIELDS = {
-    "stage.waiting": "reason",
-    "stage.skipped": "reason",
-    "stage.retry": "error",
-    "stage.failed": "error",
-}
+_RUN_STATES: dict[str, RunState] = {"resubmitted": "pending", "started": "running"}
+_STAGE_STATES: dict[str, StageState] = {state: state for state in get_args(StageState)}
+_STAGE_STATES |= {"started": "running", "retry": "waiting"}
+_REASON_FIELDS = {"waiting": "reason", "skipped": "reason", "retry": "error", "failed": "error"}
 
 
 @dataclass(frozen=True)
@@ -105,9 +88,9 @@ def derive_status(run_id: str, events: list[Event]) -> RunStatus:
             status = replace(status, registered=_add_alias(status.registered, event))
         elif kind.startswith("run."):
             known = {key: event[key] for key in ("pipeline", "store", "origin") if event.get(key)}
-            state = _RUN_STATES.get(kind, status.state)
-            if kind == "run.finished":
-                state = event.get("state", "finished")
+            state = _RUN_STATES.get(kind.removeprefix("run."), status.state)
+            if kind in ("run.finished", "run.interrupted"):
+                state = event.get("state", kind.removeprefix("run."))
             status = replace(status, state=state, **known)
     status = replace(status, stages=list(stages.values()))
     return (
@@ -141,20 +124,20 @@ def _planned_stages(event: Event, before: Mapping[str, StageStatus]) -> dict[str
 
 
 def _apply_stage_event(stage: StageStatus, event: Event) -> StageStatus:
-    kind = event["event"]
-    if kind == "stage.started":
+    kind = event["event"].removeprefix("stage.")
+    if kind == "started":
         attempts = max(stage.attempts, int(event.get("attempt", stage.attempts + 1)))
         stage = replace(stage, attempts=attempts, began=event.get("time", ""))
-    elif kind in _STAGE_STATES and kind not in ("stage.cached", "stage.skipped"):
+    elif kind in _STAGE_STATES and kind not in ("cached", "skipped"):
         took = event.get("seconds")
         if took is None and stage.began and "time" in event:
             took = parse_timestamp(event["time"]) - parse_timestamp(stage.began)
         stage = replace(_add_seconds(stage, took), began="")
     if kind in _REASON_FIELDS:
         stage = replace(stage, reason=event.get(_REASON_FIELDS[kind], ""))
-    elif kind == "stage.interrupted" and event.get("at"):
+    elif kind == "interrupted" and event.get("at"):
         stage = replace(stage, reason=f"at {event['at']}")
-    elif kind == "stage.finished":
+    elif kind == "finished":
         stage = replace(stage, metrics=event.get("metrics") or {})
     state, fingerprint = _STAGE_STATES.get(kind, stage.state), event.get("fingerprint")
     return replace(stage, state=state, fingerprint=fingerprint or stage.fingerprint)

@@ -22,6 +22,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.tracking.gate_evaluation import (
+    check_metrics_exist,
+    evaluate_gate,
+    flat_metrics,
+    require_passed,
+)
 from launch.tracking.mlflow_client import (
     connect,
     ensure_database,
@@ -43,13 +49,7 @@ from pipeline.errors import (
 )
 from pipeline.kind import is_promotable
 from pipeline.naming import check_name
-from pipeline.promotion_gates import (
-    Gate,
-    check_alias,
-    check_metrics_exist,
-    flat_metrics,
-    require_passed,
-)
+from pipeline.promotion_gates import Gate, check_alias
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
 
@@ -157,7 +157,9 @@ class Registry:
             holder = current(before).get(alias)
             repeated = holder is not None and holder["digest"] == artifact.digest
             champion = _previous_holder(before, alias) if repeated else holder
-            lines = [gate.evaluate(metrics, champion and champion["metrics"]) for gate in gates]
+            lines = [
+                evaluate_gate(gate, metrics, champion and champion["metrics"]) for gate in gates
+            ]
             require_passed(lines, model, alias)
             if repeated and holder is not None:
                 return holder if dry_run else self._commit(holder, append=False)

@@ -25,19 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline import errors
 from pipeline.atomic_io import DISK_FULL, disk_full_error
 from pipeline.context import Context
-from pipeline.errors import (
-    CorruptArtifact,
-    Failure,
-    HeadwaterError,
-    Interrupted,
-    LeaseLost,
-    ResourcesUnavailable,
-    StageStalled,
-    UserError,
-    WorkerDied,
-)
+from pipeline.errors import HeadwaterError
 from pipeline.execution.orphans import kill_orphaned_predecessor
 from pipeline.stage import Inputs, Params
 from pipeline.stage_registry import find_stage
@@ -49,13 +40,13 @@ AttemptStatus = Literal[
 ]
 
 _STATUS_BY_ERROR: dict[type[HeadwaterError], AttemptStatus] = {
-    UserError: "user",
-    Interrupted: "interrupted",
-    CorruptArtifact: "corrupt",
-    ResourcesUnavailable: "crowded",
-    WorkerDied: "worker",
-    StageStalled: "worker",
-    LeaseLost: "worker",
+    errors.UserError: "user",
+    errors.Interrupted: "interrupted",
+    errors.CorruptArtifact: "corrupt",
+    errors.ResourcesUnavailable: "crowded",
+    errors.WorkerDied: "worker",
+    errors.StageStalled: "worker",
+    errors.LeaseLost: "worker",
 }
 # Ray's exceptions by name, because the engine does not import Ray.
 _NODE_LOST = {"NodeDiedError", "LocalRayletDiedError"}
@@ -116,7 +107,7 @@ def run_attempt(job: Job) -> Outcome:
         stage.run(job.params, Inputs(inputs), context.out, context)
         if not any(path.is_file() for path in context.out.rglob("*")):
             message, remedy = "the stage returned without output", "write its files under `out`"
-            raise Failure(message, where=context.stage, remedy=remedy)
+            raise errors.Failure(message, where=context.stage, remedy=remedy)
     except BaseException as error:  # a stage that calls sys.exit() must not end silently
         text = str(error)  # of an error of ours; others are logged with their traceback
         if not isinstance(error, HeadwaterError):

@@ -52,11 +52,11 @@ class PlannedStage:
     payload: dict[str, Any] = field(repr=False)
     inputs: dict[str, list[InputSource]]
     """By edge; artifacts and models are written `artifact:<fp>`, `model:<name>@<alias>`."""
-    needs: tuple[str, ...]
+    needs: list[str]
     """The direct upstream stages."""
     estimate: dict[str, float]
     """See `Params.estimate`."""
-    warnings: tuple[str, ...]
+    warnings: list[str]
     source_hash: str
     """Hash of the module that defines the stage."""
     forced: bool = False
@@ -84,11 +84,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read the data of `to_json`."""
-        stages = []
-        for stage in data["stages"]:
-            tuples = {key: tuple(stage[key]) for key in ("needs", "warnings")}
-            stages.append(PlannedStage(**{**stage, **tuples}))
-        return cls(data["pipeline"], stages)
+        return cls(data["pipeline"], [PlannedStage(**stage) for stage in data["stages"]])
 
 
 def make_plan(
@@ -176,12 +172,26 @@ class _Planner:
         prints = {edge: [s["fingerprint"] for s in sources] for edge, sources in known.items()}
         wanted = identity_payload(node.stage, node.params, prints, externals)
         fp, code = fingerprint(wanted), source_hash(node.stage)
-        warnings: tuple[str, ...] = ()
+        warnings: list[str] = []
         found = self.store.find(node.uses, fp)
         if found:
             self.found[node.name] = found
             warnings = self._warnings(found, code, known)
-        verdict, reason, forced = self._action(node, fp, wanted, found, warnings)
+        drift = [warning for warning in warnings if warning.startswith("code changed")]
+        verdict: StageAction = "run"
+        forced = node.name in self.forced or bool(self.strict_code and drift)
+        if node.name in self.forced:
+            reason = self.forced[node.name]
+        elif forced:
+            reason = drift[0]
+        elif found:
+            verdict, reason = "cached", f"made by {found.manifest['run'].get('id', 'hand')}"
+        elif point := read_resume_point(self.store.work(node.uses, fp)):
+            verdict, reason = "resume", point
+        elif damage := self.store.corruption_reason(node.uses, fp):
+            reason = f"artifact is corrupt: {damage}"
+        else:
+            reason = self._difference(node, wanted)
         self.planned[node.name] = PlannedStage(
             name=node.name,
             uses=node.uses,
@@ -191,7 +201,7 @@ class _Planner:
             fingerprint=fp,
             payload=wanted,
             inputs=known,
-            needs=node.needs,
+            needs=list(node.needs),
             estimate=dict(node.params.estimate(self.spec.upstream(node.name))),
             warnings=warnings,
             source_hash=code,
@@ -234,28 +244,6 @@ class _Planner:
         uses, fp = artifact.uses, artifact.fingerprint
         return {"artifact": str(ref), "uses": uses, "fingerprint": fp}
 
-    def _action(
-        self,
-        node: Node,
-        fp: str,
-        wanted: dict[str, Any],
-        found: Artifact | None,
-        warnings: Sequence[str],
-    ) -> tuple[StageAction, str, bool]:
-        """Return the action, its reason, and whether it overrules an existing artifact."""
-        if node.name in self.forced:
-            return "run", self.forced[node.name], True
-        drift = [warning for warning in warnings if warning.startswith("code changed")]
-        if found and self.strict_code and drift:
-            return "run", drift[0], True
-        if found:
-            return "cached", f"made by {found.manifest['run'].get('id', 'hand')}", False
-        if point := read_resume_point(self.store.work(node.uses, fp)):
-            return "resume", point, False
-        if damage := self.store.corruption_reason(node.uses, fp):
-            return "run", f"artifact is corrupt: {damage}", False
-        return "run", self._difference(node, wanted), False
-
     def _difference(self, node: Node, wanted: dict[str, Any]) -> str:
         """Describe how the wanted payload differs from the nearest existing one.
 
@@ -289,7 +277,7 @@ class _Planner:
 
     def _warnings(
         self, found: Artifact, code: str, inputs: Mapping[str, list[InputSource]]
-    ) -> tuple[str, ...]:
+    ) -> list[str]:
         """Return warnings about an artifact that will be used as it is."""
         warnings = []
         made = found.manifest["code"]
@@ -302,7 +290,7 @@ class _Planner:
                 now = self.found.get(source.get("stage", ""))
                 if now and now.digest != digest:
                     warnings.append(f"{source['stage']} was made again since, with other bytes")
-        return tuple(warnings)
+        return warnings
 
 
 def read_resume_point(work: Path) -> str:

@@ -214,16 +214,9 @@ class Scheduler:
         pool = self._pool or self._start_launcher()
         if inputs is None or pool is None:
             return
+        node, stale, token = self.nodes[stage.name], self._stale.get(stage.name), self.token
         executor = StageExecutor(
-            self.run,
-            stage,
-            self.nodes[stage.name],
-            inputs,
-            self.launcher,
-            pool,
-            self.token,
-            self.backoff,
-            self._stale.get(stage.name),
+            self.run, stage, node, inputs, self.launcher, pool, token, self.backoff, stale
         )
 
         def execute_stage() -> None:

@@ -181,14 +181,9 @@ class Lease:
             stop.wait(self.heartbeat)
 
     def _identity(self) -> Holder:
-        return {
-            "owner": self.owner,
-            "nonce": self._nonce,
-            "host": platform.node(),
-            "node": machine_id(),
-            "pid": os.getpid(),
-            "born": process_start_time(os.getpid()),
-        }
+        process = {"pid": os.getpid(), "born": process_start_time(os.getpid())}
+        place = {"host": platform.node(), "node": machine_id()}
+        return {"owner": self.owner, "nonce": self._nonce, **place, **process}
 
     def _file(self, epoch: int, suffix: str) -> Path:
         return self.folder / f"{epoch:08d}.{suffix}"

@@ -276,15 +276,11 @@ class Store:
 
     def _references(self, found: Artifact | Sequence[Artifact]) -> list[dict[str, str]]:
         """Return a manifest's references to inputs; relative paths, so that a store can move."""
-        return [
-            {
-                "uses": artifact.uses,
-                "fingerprint": artifact.fingerprint,
-                "digest": artifact.digest,
-                "path": os.path.relpath(artifact.path, self.root),
-            }
-            for artifact in ([found] if isinstance(found, Artifact) else found)
-        ]
+        references = []
+        for made in [found] if isinstance(found, Artifact) else found:
+            place = {"path": os.path.relpath(made.path, self.root), "digest": made.digest}
+            references.append({"uses": made.uses, "fingerprint": made.fingerprint, **place})
+        return references
 
 
 def _copy_observed(work: Path) -> None:

@@ -86,7 +86,7 @@ def test_all_is_to_be_made_in_an_empty_store(store: Store) -> None:
     assert not store.root.exists()
     juice = stage_of(plan, "juice")
     trees = stage_of(plan, "trees")
-    assert (juice.uses, juice.kind, juice.needs) == ("orchard.press", "Juice", ("trees",))
+    assert (juice.uses, juice.kind, juice.needs) == ("orchard.press", "Juice", ["trees"])
     source = {"stage": "trees", "uses": "orchard.plant", "fingerprint": trees.fingerprint}
     assert juice.inputs == {"trees": [source]}
     assert juice.payload["inputs"] == {"trees": [trees.fingerprint]}
@@ -99,7 +99,7 @@ def test_what_was_made_is_cached(store: Store) -> None:
     plan = make_plan(spec("trees.workers.num=4", "trees.tools=3"), store)
     assert sentences(plan) == dict.fromkeys(STAGES, "cached")
     assert stage_of(plan, "trees").reason == "made by 20260101-0000-able-bear"
-    assert stage_of(plan, "trees").warnings == ()
+    assert stage_of(plan, "trees").warnings == []
 
 
 def test_a_change_is_named_field_by_field_and_spreads(store: Store) -> None:
@@ -198,7 +198,7 @@ def test_rerun_makes_one_stage_again(store: Store) -> None:
     after = make_plan(spec(), store)
     assert sentences(after) == dict.fromkeys(STAGES, "cached")
     warning = "juice was made again since, with other bytes"
-    assert stage_of(after, "taste").warnings == (warning,)
+    assert stage_of(after, "taste").warnings == [warning]
 
 
 def test_from_makes_a_stage_and_all_after_it_again(store: Store) -> None:
@@ -276,7 +276,7 @@ def test_a_stage_without_a_file_has_no_hash(store: Store, written: Path) -> None
     assert source_hash(stage) == ""
     wanted = spec(weeds={"uses": "weeds"})
     publish(store, stage_of(make_plan(wanted, store), "weeds"), code="0" * 64)
-    assert stage_of(make_plan(wanted, store, strict_code=True), "weeds").warnings == ()
+    assert stage_of(make_plan(wanted, store, strict_code=True), "weeds").warnings == []
 
 
 # --- what comes from outside the pipeline ------------------------------------------------------
