@@ -86,8 +86,8 @@ def save_two(folder: Path, at: int, forever: bool, error: int) -> int:
                 extra = {"step": step, "tensor": torch.ones(2)}
                 saves.save(step, {"model": engine}, extra)  # type: ignore[dict-item]
                 saves.wait()
-            except HeadwaterError as told:
-                assert told.remedy, told
+            except HeadwaterError as error:
+                assert error.remedy, error
         return refusing.count
 
 
@@ -157,10 +157,10 @@ def test_a_killed_rank_ends_the_group_and_the_next_attempt_makes_the_same_model(
         group.run(fit, Toy(dropout=0.1), settings(), **calm)
         for log in (tmp_path / "attempt-1").glob("rank-*.log"):
             assert not [w for w in ("Warning", "[INFO]", "[WARNING]") if w in log.read_text()]
-        begun = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(WorkerDied, match="rank 1 was killed"):
             group.run(fit, faulty, settings(), **hit)
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - started < 30
         with pytest.raises(WorkerDied):
             group.run(pid)
     assert not ranks_alive(tmp_path)
@@ -264,7 +264,7 @@ def test_an_error_of_one_rank_is_the_error_of_the_group(tmp_path: Path) -> None:
         assert len(set(group.run(pid))) == 2, "where all ranks answered, the group goes on"
         with pytest.raises(InputError, match="the data is wrong") as user:
             group.run(fit, faulty, settings(), seed=1)
-        assert user.value.remedy == "mend it"
+        assert user.value.remedy == "repair it"
     assert not ranks_alive(tmp_path)
 
 

@@ -66,9 +66,9 @@ def trained(
 
 
 def wanted(
-    layout_groups: dict[str, RankGroup], figure: str, steps: int = STEPS
+    layout_groups: dict[str, RankGroup], metric: str, steps: int = STEPS
 ) -> dict[int, float]:
-    series = layout_groups["single"].series("routed-single", figure)
+    series = layout_groups["single"].series("routed-single", metric)
     return {step: value for step, value in series.items() if step <= steps}
 
 
@@ -81,11 +81,11 @@ def test_every_layout_trains_as_one_process_does(
     whole = torch.load(trained["single"] / "weights.pt", weights_only=True)
     assert whole["layers.1.feed_forward.experts.gate_up"].shape == (4, 112, 104)
     for layout in LAYOUTS[1:]:
-        for figure in ("loss", "grad_norm", "dropped_tokens", "balance_loss", "router_z"):
-            found = layout_groups[layout].series(f"routed-{layout}", figure)
-            assert found == pytest.approx(wanted(layout_groups, figure), rel=1e-4, abs=1e-5), (
+        for metric in ("loss", "grad_norm", "dropped_tokens", "balance_loss", "router_z"):
+            found = layout_groups[layout].series(f"routed-{layout}", metric)
+            assert found == pytest.approx(wanted(layout_groups, metric), rel=1e-4, abs=1e-5), (
                 layout,
-                figure,
+                metric,
             )
         weights = torch.load(trained[layout] / "weights.pt", weights_only=True)
         for name, value in weights.items():
@@ -97,9 +97,9 @@ def test_micro_batches_make_no_difference(
 ) -> None:
     made = settings("single", micro_batch_size=8, steps=SHORT)
     layout_groups["single"].group.run(fit, Routed(), made, seed=3, name="routed-at-once")
-    for figure in ("loss", "grad_norm", "balance_loss"):
-        found = layout_groups["single"].series("routed-at-once", figure)
-        assert found == pytest.approx(wanted(layout_groups, figure, SHORT), rel=1e-4), figure
+    for metric in ("loss", "grad_norm", "balance_loss"):
+        found = layout_groups["single"].series("routed-at-once", metric)
+        assert found == pytest.approx(wanted(layout_groups, metric, SHORT), rel=1e-4), metric
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -113,11 +113,11 @@ def test_gradients_are_reduced_in_parts(
     run = {"numbers": 15_000, "seed": 3, "name": name}
     layout_groups[layout].group.run(fit_in_parts, Bucketed(), made, **run)
     assert set(layout_groups[layout].series(name, "bucket").values()) == {15_000}
-    for figure in ("loss", "grad_norm"):
-        found = layout_groups[layout].series(name, figure)
-        assert found == pytest.approx(wanted(layout_groups, figure, SHORT), rel=1e-4), (
+    for metric in ("loss", "grad_norm"):
+        found = layout_groups[layout].series(name, metric)
+        assert found == pytest.approx(wanted(layout_groups, metric, SHORT), rel=1e-4), (
             layout,
-            figure,
+            metric,
         )
 
 
@@ -157,9 +157,9 @@ def test_recomputing_makes_no_difference(
     layout_groups[layout].group.run(
         fit, Routed(activation_checkpointing=True), made, seed=3, name=name
     )
-    for figure in ("loss", "grad_norm"):
-        found = layout_groups[layout].series(name, figure)
-        assert found == pytest.approx(wanted(layout_groups, figure, SHORT), rel=1e-5), figure
+    for metric in ("loss", "grad_norm"):
+        found = layout_groups[layout].series(name, metric)
+        assert found == pytest.approx(wanted(layout_groups, metric, SHORT), rel=1e-5), metric
 
 
 @pytest.mark.parametrize("layout", ["single", "zero-2-ep-1", "zero-1-ep-2", "zero-3-ep-2"])
@@ -198,8 +198,8 @@ def test_a_balance_over_the_whole_batch_is_alike_too(layout_groups: dict[str, Ra
         series[layout] = [
             layout_groups[layout].series(name, key) for key in ("loss", "balance_loss")
         ]
-    for found, figures in zip(series["zero-2-ep-2"], series["single"], strict=True):
-        assert found == pytest.approx(figures, abs=1e-5)
+    for found, expected in zip(series["zero-2-ep-2"], series["single"], strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +281,6 @@ def test_four_ranks_hold_two_copies_of_each_expert(
         for zero in (0, 1, 3):
             made, name = settings(f"zero-{zero}-ep-2", steps=3), f"four-{zero}"
             four.group.run(fit, Routed(), made, seed=3, name=name)
-            for figure in ("loss", "grad_norm"):
-                found = four.series(name, figure)
-                assert found == pytest.approx(wanted(layout_groups, figure, 3), rel=1e-4), name
+            for metric in ("loss", "grad_norm"):
+                found = four.series(name, metric)
+                assert found == pytest.approx(wanted(layout_groups, metric, 3), rel=1e-4), name

@@ -36,11 +36,11 @@ def settings(**fields: object) -> TrainSection:
 
 
 def stopped(where: RankGroup, objective: Toy, made: TrainSection, name: str) -> str:
-    """Train until somebody asks to stop; what is said then."""
-    with pytest.raises(Interrupted) as told:
+    """Train until a stop is requested, and return the message."""
+    with pytest.raises(Interrupted) as error:
         where.group.run(fit, objective, made, seed=5, name=name)
     where.ctx.cancel_file.unlink()
-    return told.value.message
+    return error.value.message
 
 
 def last(where: RankGroup, name: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def trained_with(
 def test_other_optimizers_are_the_same_on_every_layout(
     trained_with: tuple[str, dict[str, dict[int, float]]], straight: dict[int, float]
 ) -> None:
-    """With Muon, matrices of which two ranks hold halves are orthogonalized whole; torch's Muon,
+    """With Muon, matrices halved between two ranks, are orthogonalized whole; torch's Muon,
     which rounds to bfloat16, comes near. Lion is written out."""
     optimizer, runs = trained_with
     wanted = runs["single"]
@@ -306,24 +306,24 @@ def test_the_loss_scale_falls_where_gradients_overflow_and_survives_a_resume(
     assert scales == [65536.0] * 3 + [32768.0] + [16384.0] * 6
     stopped_at(pair, made, "scale-hit", 6, Half(**loud))
     assert pair.group.run(fit, Half(**loud), made, seed=3, name="scale-hit") == calm
-    for figure in ("loss", "loss_scale"):
-        assert pair.series("scale-hit", figure) == pair.series("scale-calm", figure)
+    for metric in ("loss", "loss_scale"):
+        assert pair.series("scale-hit", metric) == pair.series("scale-calm", metric)
     assert (
         "the gradient overflows at loss scale 65536"
         in (pair.ctx.attempt_dir / "log.txt").read_text()
     )
 
 
-def test_an_optimizer_on_the_host_makes_the_same_updates(
+def test_an_offloaded_optimizer_makes_the_same_updates(
     layout_groups: dict[str, RankGroup],
 ) -> None:
-    """And skips the same steps, and takes up checkpoints that were saved without it."""
+    """It skips the same steps, and loads checkpoints that were saved without it."""
     bad, saved = Toy(poison_step=2), 4
     at_home = settings("single", steps=6, checkpoint_interval=saved)
     layout_groups["single"].group.run(fit, bad, at_home, seed=3, name="at-home")
     wanted = layout_groups["single"].series("at-home", "loss")
-    begun = [("single", 0), ("zero-1", 0), ("zero-2", saved), ("zero-3", 0), ("zero-3", saved)]
-    for layout, begin in begun:
+    starts = [("single", 0), ("zero-1", 0), ("zero-2", saved), ("zero-3", 0), ("zero-3", saved)]
+    for layout, begin in starts:
         made, name = (
             settings(layout, steps=6, offload_optimizer="cpu"),
             f"host-{layout}-from-{begin}",
@@ -337,10 +337,10 @@ def test_an_optimizer_on_the_host_makes_the_same_updates(
         assert found == pytest.approx(rest, abs=1e-5, nan_ok=True), name
 
 
-def test_figures_of_a_step(pair: RankGroup, trained: dict[str, Path]) -> None:
-    figures = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
-    assert figures["lr"] == pytest.approx(3e-3)
-    assert min(figures.values()) > 0
+def test_metrics_of_a_step(pair: RankGroup, trained: dict[str, Path]) -> None:
+    metrics = {key: pair.series("zero-1", key)[3] for key in ("lr", "grad_norm", "step_seconds")}
+    assert metrics["lr"] == pytest.approx(3e-3)
+    assert min(metrics.values()) > 0
     assert pair.series("zero-1", "tokens_per_second")[3] > 0
 
 
@@ -380,7 +380,7 @@ def assert_continues(
     assert layout_groups[now].series(name, "loss") == pytest.approx(rest, abs=1e-5), name
 
 
-def test_zero_3_keeps_weights_apart_and_gives_them_whole_when_asked(
+def test_zero_3_partitions_weights_and_gathers_them_on_request(
     pair: RankGroup, straight: dict[int, float]
 ) -> None:
     """Looking at the whole weights between steps takes nothing from the training."""
@@ -406,7 +406,7 @@ def test_a_bad_gradient_on_one_rank_makes_all_skip_the_step(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_step_that_stands_out_is_left_out_by_all(
+def test_a_spike_is_skipped_by_all_ranks(
     layout_groups: dict[str, RankGroup], layout: str, tmp_path: Path
 ) -> None:
     """A finite spike on one rank leaves the weights of a training that had no such step, also where
@@ -440,7 +440,7 @@ def test_a_step_that_stands_out_is_left_out_by_all(
     ],
     ids=["spike", "rise"],
 )
-def test_what_stands_out_is_known_after_a_resume(pair: RankGroup, bad: dict[str, Any]) -> None:
+def test_spike_windows_survive_a_resume(pair: RankGroup, bad: dict[str, Any]) -> None:
     """The band is that of the steps before the stop, bit for bit: also where the last of them was
     left out, and the next would be too but for it."""
     made, toy = settings(steps=STEPS, spike_window=24), {**bad, "poison_rank": 1}
@@ -456,7 +456,7 @@ def test_what_stands_out_is_known_after_a_resume(pair: RankGroup, bad: dict[str,
     assert pair.series(name, "loss") == pair.series(f"{name}-calm", "loss")
 
 
-def test_norms_that_rise_for_good_are_followed(single: RankGroup) -> None:
+def test_a_lasting_rise_of_norms_is_accepted(single: RankGroup) -> None:
     """One update is left out, for which training does not go back."""
     bad = Toy(poison_step=6, poison_steps=100, poison=1.0, steep=1000.0)
     made = settings("single", skip_limit=0, spike_window=8)
@@ -467,7 +467,7 @@ def test_norms_that_rise_for_good_are_followed(single: RankGroup) -> None:
     assert min(norms[step] for step in range(7, STEPS)) > 50 * norms[6]
 
 
-def test_spikes_that_stay_end_the_training(single: RankGroup) -> None:
+def test_lasting_loss_spikes_end_the_training(single: RankGroup) -> None:
     bad = Toy(poison_step=6, poison_steps=100, poison=1000.0)
     made = settings("single", skip_limit=1, spike_window=8)
     with pytest.raises(Failure, match=r"2 steps in a row .* sigma above") as caught:
@@ -498,14 +498,14 @@ def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: RankGr
         single.group.run(fit, Infinite(at=3), settings("single", skip_limit=0), seed=3, name="inf2")
 
 
-def test_the_learning_rate_that_is_shown_is_that_of_the_first_engine(single: RankGroup) -> None:
+def test_the_reported_learning_rate_is_that_of_the_first_engine(single: RankGroup) -> None:
     single.group.run(fit, Two(), settings("single", steps=4), seed=3, name="two")
     rates = single.series("two", "lr")
     assert rates[3] == pytest.approx(3e-3)
     assert set(single.series("two", "grad_norm_aid")) == set(rates)
 
 
-def test_ranks_that_wait_or_are_done_are_not_stuck(pair: RankGroup) -> None:
+def test_ranks_that_wait_or_are_done_are_not_stalled(pair: RankGroup) -> None:
     """One works alone for longer than a silent rank is allowed: before a barrier, then after."""
     usual, pair.group.limits = pair.group.limits, WatchdogSection(startup_timeout=4)
     try:
@@ -522,10 +522,10 @@ def test_ranks_are_quiet_processes_of_their_own(pair: RankGroup, trained: dict[s
         assert not [w for w in ("Warning", "[INFO]", "[WARNING]") if w in log]
 
 
-def test_ranks_as_ray_actors_train_alike_and_give_their_room_back(
+def test_ranks_as_ray_actors_train_alike_and_release_their_resources(
     ray_session: Any, tmp_path: Path, straight: dict[int, float]
 ) -> None:
-    """On Ray: the same losses; a killed actor is a `WorkerDied`; its room is free again."""
+    """On Ray: the same losses; a killed actor is a `WorkerDied`; its resources are free again."""
     ctx = Context.local(tmp_path)
     mark = tmp_path / "mark"
     kill = Faulty(at=6, whom=1, what="kill", mark=str(mark))
@@ -542,7 +542,7 @@ def test_ranks_as_ray_actors_train_alike_and_give_their_room_back(
     assert ray_session.available_resources()["CPU"] == 2
 
 
-def test_what_a_rank_cannot_import_is_said_at_once(pair: RankGroup) -> None:
+def test_a_function_that_a_rank_cannot_import_is_an_error_at_once(pair: RankGroup) -> None:
     """An order that cannot be unpickled there must not look like a rank that hangs."""
     with pytest.raises(Failure, match="ZeroDivisionError"):
         pair.group.run(pid, Unreadable())

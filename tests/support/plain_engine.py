@@ -10,7 +10,7 @@ from stages.training.zero_state import Fragment, PartitionedState, build_partiti
 
 
 class PlainEngine:
-    """What a checkpoint needs of an engine, on one rank of `world`."""
+    """The part of an engine that checkpoints use, on one rank of `world`."""
 
     zero_stage = 0
 
@@ -40,7 +40,7 @@ class PlainEngine:
             self.adam.step()
 
     def copied_state(self) -> list[torch.Tensor]:
-        """Weights, moments and counts, copied."""
+        """Return copies of weights, states and counts."""
         held = [view.clone() for f in self.state.local for view in f.views.values()]
         return [*held, torch.tensor(self.updates)]
 

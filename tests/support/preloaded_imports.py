@@ -1,4 +1,4 @@
-"""What a rank imports, loaded in the process that ranks are forked from. No thread is started."""
+"""Imports the libraries of a rank in the process that ranks are forked from. Starts no thread."""
 
 import os
 

@@ -82,9 +82,9 @@ class Toy(SupervisedObjective):
         return Loss(total)
 
     stop_at: int = -1
-    """The step at which somebody asks the run to stop."""
+    """The step at which the run is requested to stop."""
     stop_in: int = -1
-    """The step whose evaluation somebody asks to stop, at its first batch."""
+    """The step in whose evaluation, at its first batch, the run is requested to stop."""
     step_now: int = 0
 
     def step(self, engines: Any, step: int) -> Any:
@@ -118,7 +118,7 @@ class Half(Toy):
 
 @dataclass
 class Gathering(Toy):
-    """Has a look at the whole weights before each step, as a sampler or an average would."""
+    """Gathers the whole weights before each step, as a sampler or an average would."""
 
     def step(self, engines: Any, step: int) -> Any:
         engine = engines["model"]
@@ -133,7 +133,7 @@ class Gathering(Toy):
 
 @dataclass
 class Deaf(Toy):
-    """Its evaluation does not look whether it is to stop."""
+    """Its evaluation does not check whether it is to stop."""
 
     def evaluate(self, engines: Any, step: int) -> Any:
         return {"eval_loss": 1.0}
@@ -230,7 +230,7 @@ class Faulty(Toy):
     whom: int = 1
     what: str = "kill"
     mark: str = ""
-    """A file that says that it happened already: it happens once."""
+    """A file that exists once it has happened: it happens once."""
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
@@ -241,7 +241,7 @@ class Faulty(Toy):
 
 @dataclass
 class Doomed:
-    """Any objective, of which one rank is killed so many seconds after a step began: once."""
+    """Any objective; one rank is killed once, `delay` seconds after the start of a step."""
 
     inner: Any
     at: int
@@ -276,7 +276,7 @@ def happen(what: str) -> None:
     if what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "user":
-        raise InputError("the data is wrong", remedy="mend it")
+        raise InputError("the data is wrong", remedy="repair it")
     if what == "bug":
         raise ZeroDivisionError("a bug")
     if what == "hang":
@@ -289,7 +289,7 @@ def happen_to(rank: Any, whom: int, what: str) -> None:
 
 
 def late(rank: Any, whom: int, seconds: float) -> int:
-    """One rank works for long, by itself; the others wait at a barrier, then have nothing to do."""
+    """Let one rank work for long; the others wait at a barrier, then have nothing to do."""
     for wait in (rank.barrier, None):
         until = time.monotonic() + seconds
         while rank.index == whom and time.monotonic() < until:
@@ -301,7 +301,7 @@ def late(rank: Any, whom: int, seconds: float) -> int:
 
 
 def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
-    """The norm of a gradient of 1 and many small ones, of a weight of one number on each rank."""
+    """Return the norm of a gradient of 1 and many small ones, of a weight of one number per rank."""
     import torch
     from deepspeed.accelerator import get_accelerator
     from torch import nn
@@ -323,7 +323,7 @@ def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
 
 
 def fit_in_parts(rank: Any, *arguments: Any, numbers: int, **named: Any) -> Any:
-    """`fit` where so many numbers of a gradient are reduced together."""
+    """Run `fit` with a bucket of so many numbers."""
     from stages.training import engine
     from stages.training.trainer import fit
 
@@ -335,7 +335,7 @@ def fit_in_parts(rank: Any, *arguments: Any, numbers: int, **named: Any) -> Any:
 
 
 def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
-    """A number and a frozen matrix beside a trained one: all weights after a step, as exported."""
+    """Return all weights after a step of a module with a trained and a frozen matrix and a number."""
     import torch
     from torch import nn
 
@@ -367,7 +367,7 @@ def pid(rank: Any) -> int:
 
 
 def plain_losses(settings: Any, seed: int) -> list[float]:
-    """The losses of a loop in plain PyTorch: no engine, no shards, one process, one batch."""
+    """Return the losses of a loop in plain PyTorch: no engine, no shards, one process, one batch."""
     import torch
 
     from stages.training.data_order import derive_seed
@@ -439,7 +439,7 @@ def clip_plainly(model: Any, settings: Any) -> None:
 
 
 def little_world(folder: Path) -> Path:
-    """A language model that was never trained, and rankings in its words."""
+    """Write an untrained language model, and rankings in its vocabulary."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).parent))
@@ -468,7 +468,8 @@ def little_world(folder: Path) -> Path:
 
 
 def routed_config(over: str = "group") -> LlamaConfig:
-    """A dense block, then one of experts; large enough for ZeRO-3 to cut every matrix."""
+    """Return the config of a dense block and one of experts, large enough that ZeRO-3 partitions every
+    matrix."""
     experts = ExpertsConfig(num_experts=4, moe_every=2, balance_over=over, router_z_loss_coef=1e-3)
     return LlamaConfig(
         VOCABULARY, CONTEXT, num_layers=2, hidden_size=104, num_heads=2, num_kv_heads=1, intermediate_size=56, head_size=52,
@@ -522,7 +523,7 @@ class HalfRouted(Routed):
 
 @dataclass
 class Bucketed(Routed):
-    """Tells how many numbers of a gradient DeepSpeed reduces together."""
+    """Reports how many numbers of a gradient DeepSpeed reduces together."""
 
     def step(self, engines: Any, step: int) -> Any:
         bucket = engines["model"]._deepspeed.optimizer.reduce_bucket_size
@@ -531,7 +532,7 @@ class Bucketed(Routed):
 
 
 def packed(number: int) -> PackedSample:
-    """Two documents and 1 to 11 places of padding."""
+    """Return a sample of two documents and 1 to 11 positions of padding."""
     import numpy as np
 
     lengths = (3 + number % 5, 2 + number % 7)

@@ -1,4 +1,4 @@
-"""CheckpointManager: what was saved comes back, at any number of ranks, or not at all."""
+"""Checkpoints are restored exactly, at any number of ranks, or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stages.training.ranks.rank import Rank
 def saved(
     folder: Path, steps: int = 3, keep: int = 2, every: int = 0
 ) -> tuple[CheckpointManager, PlainEngine]:
-    """CheckpointManager at steps 1..steps of one engine."""
+    """Save checkpoints at steps 1 to `steps` of one engine."""
     engine, saves = PlainEngine(), CheckpointManager(folder, Rank(), keep, keep_interval=every)
     assert saves.latest() is None
     for step in range(1, steps + 1):
@@ -31,7 +31,7 @@ def saved(
     return saves, engine
 
 
-def test_weights_moments_counts_and_extra_state_come_back(tmp_path: Path) -> None:
+def test_weights_states_counts_and_extra_state_are_restored(tmp_path: Path) -> None:
     engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), keep_latest=2)
     saves.latest()
     engine.train(4)
@@ -49,7 +49,7 @@ def test_weights_moments_counts_and_extra_state_come_back(tmp_path: Path) -> Non
     assert same(engine, other)
 
 
-def test_saving_copies_so_that_training_goes_on_meanwhile(
+def test_training_continues_while_a_save_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, write = threading.Event(), ck.safetensors_io.write
@@ -101,7 +101,7 @@ def test_any_number_of_ranks_loads_what_any_number_saved(
         assert same(engines[0], other)
 
 
-def test_the_last_k_are_kept(tmp_path: Path) -> None:
+def test_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, steps=5, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "000004-step-00000004",
@@ -109,13 +109,13 @@ def test_the_last_k_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_those_of_every_nth_step_are_kept_too(tmp_path: Path) -> None:
+def test_checkpoints_of_the_keep_interval_are_kept_too(tmp_path: Path) -> None:
     saved(tmp_path, steps=9, keep=2, every=3)
     kept = [int(path.name.split("-")[2]) for path in sorted(tmp_path.iterdir())]
     assert kept == [3, 6, 8, 9]
 
 
-def test_the_newest_anchor_is_kept_and_found_behind_what_an_interrupt_left(tmp_path: Path) -> None:
+def test_the_newest_rollback_target_is_kept_and_found_behind_interruptions(tmp_path: Path) -> None:
     engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), keep_latest=1)
     saves.latest()
     for step, anchor in ((5, True), (10, True), (13, False), (17, False)):
@@ -128,13 +128,13 @@ def test_the_newest_anchor_is_kept_and_found_behind_what_an_interrupt_left(tmp_p
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_an_anchor_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+def test_no_rollback_target_is_found_without_one(tmp_path: Path) -> None:
     saves, _ = saved(tmp_path)
     assert saves.latest(for_rollback=True) is None
     assert saves.latest() is not None
 
 
-def test_a_checkpoint_that_knows_nothing_of_anchors_is_still_taken_up(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_rollback_targets_is_still_loaded(tmp_path: Path) -> None:
     saved(tmp_path)
     path = sorted(tmp_path.iterdir())[-1] / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -149,8 +149,10 @@ def test_a_checkpoint_that_knows_nothing_of_anchors_is_still_taken_up(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["000003-step-00000003"]
 
 
-def test_who_waits_for_a_slow_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk takes as long as it takes for the waiting rank to have shown itself twice."""
+def test_waiting_for_a_slow_disk_sends_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow until the waiting rank has sent two heartbeats."""
     rank, write = Rank(), ck.safetensors_io.write
 
     def slow(*arguments: object) -> object:
@@ -174,7 +176,7 @@ def files_of_newest() -> list[str]:
 
 @pytest.mark.parametrize("name", files_of_newest())
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.99])
-def test_a_flipped_bit_falls_back_to_the_one_before_and_says_so(
+def test_a_flipped_bit_is_logged_and_the_checkpoint_before_is_used(
     tmp_path: Path, name: str, place: float
 ) -> None:
     saved(tmp_path)
@@ -205,7 +207,7 @@ def test_a_cut_or_missing_file_falls_back(tmp_path: Path, name: str, how: str) -
     assert found.step == 2
 
 
-def test_numbers_go_on_after_what_is_there(tmp_path: Path) -> None:
+def test_save_numbers_continue_after_existing_ones(tmp_path: Path) -> None:
     """A save after a resume is newer than all saves before it, whatever its step."""
     saved(tmp_path, steps=3)
     engine, saves = PlainEngine(), CheckpointManager(tmp_path, Rank(), 2)
@@ -240,7 +242,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         saves.load(found, {"critic": PlainEngine()})  # type: ignore[dict-item]
 
 
-def test_numbers_that_are_missing_are_missed(tmp_path: Path) -> None:
+def test_missing_numbers_are_an_error(tmp_path: Path) -> None:
     saves, _ = saved(tmp_path)
     found = saves.latest()
     assert found is not None
@@ -254,7 +256,7 @@ def test_a_rank_that_never_writes_is_named(tmp_path: Path) -> None:
         ck.wait_for_completion_files(tmp_path, 2, timeout=0.05)
 
 
-def test_a_save_that_failed_is_told_at_the_next(tmp_path: Path) -> None:
+def test_a_failed_save_is_raised_by_the_next(tmp_path: Path) -> None:
     saves, engine = saved(tmp_path / "ok")
     saves.folder = tmp_path / "file"
     saves.folder.write_text("in the way")
@@ -263,7 +265,7 @@ def test_a_save_that_failed_is_told_at_the_next(tmp_path: Path) -> None:
         saves.save(5, {"model": engine}, {})  # type: ignore[dict-item]
 
 
-def test_the_notes_name_the_share(tmp_path: Path) -> None:
+def test_completion_files_list_the_files_of_a_rank(tmp_path: Path) -> None:
     saved(tmp_path, steps=1)
     folder = tmp_path / "000001-step-00000001"
     note = json.loads((folder / "rank-0.json").read_text())
@@ -272,7 +274,7 @@ def test_the_notes_name_the_share(tmp_path: Path) -> None:
     assert manifest["engines"]["model"]["shapes"]["0.weight"] == [5, 4]
 
 
-def test_a_manifest_that_the_disk_does_not_give_is_no_damage(
+def test_an_unreadable_manifest_does_not_count_as_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saves, _ = saved(tmp_path)

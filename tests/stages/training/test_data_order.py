@@ -1,4 +1,4 @@
-"""Which samples a step trains on."""
+"""The order of the samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.training.training_params import BatchSizeRampup, TrainSection
 def dealt(
     world: int, micro: int | None, ragged: bool, step: int = 3, ramp: BatchSizeRampup | None = None
 ) -> list[list[list[int]]]:
-    """By rank, by micro-batch: the samples of a step."""
+    """Return the samples of a step, by rank and micro-batch."""
     made = []
     for index in range(world):
         made_of = TrainSection(
@@ -34,7 +34,7 @@ def test_every_epoch_visits_everything_once(size: int, seed: int, epoch: int) ->
     assert sorted(order[epoch * size + i] for i in range(size)) == list(range(size))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     first = [Shuffled(range(50), 0)[i] for i in range(50)]
     second = [Shuffled(range(50), 0)[50 + i] for i in range(50)]
     other = [Shuffled(range(50), 1)[i] for i in range(50)]
@@ -44,7 +44,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_the_order_is_frozen() -> None:
-    """A change here would silently change the data of every run that is resumed."""
+    """Pins the order: a change would silently change the data of every resumed run."""
     assert [Shuffled(range(10), 42)[i] for i in range(12)] == GOLDEN
     assert derive_seed(0, 1, 2) == GOLDEN_MIX
 
@@ -67,8 +67,10 @@ def test_a_step_is_the_same_samples_at_any_world_size(
 
 @settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(1, 40))
-def test_a_ramp_is_even_and_leaves_nothing_out(start: int, times: int, steps: int) -> None:
-    """Against the sum over the steps before, and against the straight line."""
+def test_a_batch_size_rampup_is_even_and_skips_no_sample(
+    start: int, times: int, steps: int
+) -> None:
+    """Compares with the sum over the steps before, and with a straight line."""
     G = start * times
     made = TrainSection.model_validate(
         {
@@ -89,7 +91,7 @@ def test_a_ramp_is_even_and_leaves_nothing_out(start: int, times: int, steps: in
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize(("world", "micro"), [(1, None), (1, 2), (2, None), (2, 2), (4, 1)])
-def test_the_steps_of_a_ramp_are_the_same_samples_at_any_world_size(
+def test_the_steps_of_a_rampup_are_the_same_samples_at_any_world_size(
     world: int, micro: int | None, ragged: bool
 ) -> None:
     order, at = Shuffled(range(100), seed=5), 0
@@ -102,7 +104,7 @@ def test_the_steps_of_a_ramp_are_the_same_samples_at_any_world_size(
         at += batch
 
 
-def test_ragged_samples_are_dealt_to_be_alike() -> None:
+def test_samples_are_grouped_by_length() -> None:
     ranks = dealt(2, 3, ragged=True)
     plain = dealt(2, 3, ragged=False)
 

@@ -52,7 +52,7 @@ def test_one_bad_number_is_found(bad: float) -> None:
     assert not safetensors_io.is_finite(values)
 
 
-def test_what_cannot_be_bad_is_fine() -> None:
+def test_integers_and_empty_tensors_are_finite() -> None:
     assert safetensors_io.is_finite(torch.empty(0))
     assert safetensors_io.is_finite(torch.arange(3))
 
@@ -68,11 +68,11 @@ trees = st.recursive(
 
 @settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(names, trees, max_size=4))
-def test_trees_come_back(tree: dict[str, object]) -> None:
+def test_trees_are_restored(tree: dict[str, object]) -> None:
     values, loose = safetensors_io.split(tree)
     assert repr(safetensors_io.join(values, loose)) == repr(tree)
 
 
-def test_the_mark_is_no_name() -> None:
+def test_the_mark_is_a_reserved_name() -> None:
     with pytest.raises(ValueError, match=r"\$tensor"):
         safetensors_io.split({"a": {"$tensor": 1}})

@@ -1,4 +1,4 @@
-"""What stands out, against the rule in numpy."""
+"""Spike detection against the rule in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.training.spike_guard import SpikeDecision, SpikeGuard
 
 
 def brute(values: np.ndarray, sigma: float, window: int) -> list[bool]:
-    """Which of them stand out, where those that do are not taken in."""
+    """Return which values are spikes, where spikes do not enter the window."""
     taken: list[float] = []
     found = []
     for value in values:
@@ -36,14 +36,14 @@ def norms(guard: SpikeGuard, values: np.ndarray) -> list[SpikeDecision]:
     return [guard.check(value, 1.0) for value in values]
 
 
-def out(verdicts: list[SpikeDecision]) -> list[bool]:
-    """Which are left out."""
-    return [bool(verdict.skip_reason) for verdict in verdicts]
+def skipped(decisions: list[SpikeDecision]) -> list[bool]:
+    """Return which updates are skipped."""
+    return [bool(decision.skip_reason) for decision in decisions]
 
 
 @pytest.mark.parametrize(("sigma", "window"), [(6, 128), (3, 20), (2, 7), (2.5, 4)])
 @pytest.mark.parametrize("seed", range(3))
-def test_losses_that_stand_out_are_left_out_and_not_taken_in(
+def test_loss_spikes_are_skipped_and_do_not_enter_the_window(
     sigma: float, window: int, seed: int
 ) -> None:
     chance = np.random.default_rng(seed)
@@ -51,13 +51,13 @@ def test_losses_that_stand_out_are_left_out_and_not_taken_in(
     values[chance.integers(0, 400, 12)] += 10
     wanted = brute(values, sigma, window)
     found = losses(SpikeGuard(sigma, window), values)
-    assert out(found) == [verdict.is_anomaly for verdict in found] == wanted
+    assert skipped(found) == [verdict.is_anomaly for verdict in found] == wanted
     assert 0 < sum(wanted) < 100
 
 
 @pytest.mark.parametrize(("sigma", "window"), [(6, 128), (3, 20), (2, 7), (2.5, 4)])
 @pytest.mark.parametrize("loss", [1.0, None])
-def test_norms_that_stand_out_are_left_out_and_taken_in(
+def test_norm_spikes_are_skipped_and_enter_the_window(
     sigma: float, window: int, loss: float | None
 ) -> None:
     chance = np.random.default_rng(4)
@@ -67,30 +67,30 @@ def test_norms_that_stand_out_are_left_out_and_taken_in(
     wanted = [above(b, v, sigma, window) for b, v in zip(before, values, strict=True)]
     guard = SpikeGuard(sigma, window)
     found = [guard.check(value, loss) for value in values]
-    assert out(found) == wanted
+    assert skipped(found) == wanted
     assert any(wanted)
     assert not any(verdict.is_anomaly for verdict in found)
 
 
-def test_a_lone_norm_that_stands_out_is_left_out() -> None:
+def test_a_single_norm_spike_is_skipped() -> None:
     chance = np.random.default_rng(2)
     values = chance.normal(1, 0.1, 300)
     values[200] = 3
-    assert np.flatnonzero(out(norms(SpikeGuard(6, 128), values))).tolist() == [200]
+    assert np.flatnonzero(skipped(norms(SpikeGuard(6, 128), values))).tolist() == [200]
 
 
 @pytest.mark.parametrize("level", [2.0, 10.0, 1e6])
-def test_norms_that_rise_for_good_are_followed(level: float) -> None:
-    """However far they rise: as many are left out as make up 1 / 37 of the window."""
+def test_a_lasting_rise_of_norms_is_accepted(level: float) -> None:
+    """However far they rise, the updates of 1 / 37 of the window are skipped."""
     chance = np.random.default_rng(2)
     values = chance.normal(1, 0.1, 400)
     values[200:] *= level
-    left_out = np.flatnonzero(out(norms(SpikeGuard(6, 128), values)))
+    left_out = np.flatnonzero(skipped(norms(SpikeGuard(6, 128), values)))
     assert 0 < len(left_out) <= 4
     assert set(left_out) <= set(range(200, 210))
 
 
-def test_losses_that_rise_for_good_stay_amiss() -> None:
+def test_a_lasting_rise_of_losses_remains_an_anomaly() -> None:
     chance = np.random.default_rng(2)
     values = chance.normal(1, 0.1, 400)
     values[200:] *= 10
@@ -98,7 +98,7 @@ def test_losses_that_rise_for_good_stay_amiss() -> None:
     assert [verdict.is_anomaly for verdict in found] == [False] * 200 + [True] * 200
 
 
-def test_a_norm_that_rises_with_the_loss_is_not_taken_in() -> None:
+def test_the_norm_of_a_loss_spike_does_not_enter_the_window() -> None:
     guard = SpikeGuard(6, 128)
     chance = np.random.default_rng(2)
     for norm, loss in chance.normal(1, 0.1, (128, 2)):
@@ -113,23 +113,23 @@ def test_a_norm_that_rises_with_the_loss_is_not_taken_in() -> None:
     assert not alone.is_anomaly
 
 
-def test_without_a_sigma_nothing_stands_out() -> None:
-    assert not any(out(losses(SpikeGuard(0, 4), np.array([1.0] * 50 + [1e9]))))
+def test_sigma_0_accepts_every_update() -> None:
+    assert not any(skipped(losses(SpikeGuard(0, 4), np.array([1.0] * 50 + [1e9]))))
 
 
-def test_figures_that_hardly_move_have_a_band() -> None:
-    assert out(losses(SpikeGuard(6, 8), np.array([2.0] * 10 + [2.11]))) == [False] * 11
-    assert out(losses(SpikeGuard(6, 8), np.array([2.0] * 10 + [2.13]))) == [False] * 10 + [True]
+def test_values_that_hardly_vary_have_a_minimum_deviation() -> None:
+    assert skipped(losses(SpikeGuard(6, 8), np.array([2.0] * 10 + [2.11]))) == [False] * 11
+    assert skipped(losses(SpikeGuard(6, 8), np.array([2.0] * 10 + [2.13]))) == [False] * 10 + [True]
 
 
-def test_what_is_not_finite_leaves_the_band_as_it_is() -> None:
+def test_values_that_are_not_finite_do_not_enter_the_window() -> None:
     guard = SpikeGuard(6, 4)
     losses(guard, np.array([1.0, 1.1, float("inf"), 0.9, float("nan"), 1.0]))
     assert guard.check(1.0, 5.0).is_anomaly
 
 
-def test_the_bands_survive_being_saved() -> None:
-    """Also amid norms that rise for good, of which some were taken in."""
+def test_windows_are_restored() -> None:
+    """Restores them also during a lasting rise of norms."""
     pairs = np.random.default_rng(5).normal(3, 1, (60, 2))
     pairs[28:, 0] += 30
     whole, half = SpikeGuard(1.5, 16), SpikeGuard(1.5, 16)
@@ -137,6 +137,6 @@ def test_the_bands_survive_being_saved() -> None:
     half.load_state_dict(json.loads(json.dumps(whole.state_dict())))
     rest = [whole.check(*pair) for pair in pairs[30:]]
     assert [half.check(*pair) for pair in pairs[30:]] == rest
-    assert out(first)[28:] == [True, True]
-    assert any(out(rest))
-    assert not all(out(rest))
+    assert skipped(first)[28:] == [True, True]
+    assert any(skipped(rest))
+    assert not all(skipped(rest))

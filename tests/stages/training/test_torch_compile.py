@@ -1,4 +1,4 @@
-"""Which blocks are compiled, and what is refused; what compiling does is an integration test."""
+"""Selection of the blocks to compile, and what is refused; an integration test compiles them."""
 
 from __future__ import annotations
 

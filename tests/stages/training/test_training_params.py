@@ -1,4 +1,4 @@
-"""What a pipeline file may say of training, and what is refused before anything starts."""
+"""Hyperparameters of training, and the contradictions that are refused."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_a_world_that_does_not_divide_the_batch_is_refused_with_a_remedy() -> No
     ]
 
 
-def test_micro_batches_must_fill_the_share_of_a_rank() -> None:
+def test_micro_batches_must_divide_the_batch_of_a_rank() -> None:
     assert problems(workers=2, global_batch_size=32, micro_batch_size=5) == [
         "train.global_batch_size: 32 is not divisible by workers.num (2) x train.micro_batch_size (5) (30 is)"
     ]
@@ -30,33 +30,33 @@ def test_micro_batches_must_fill_the_share_of_a_rank() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_for_gpus(dtype: str) -> None:
+def test_half_precision_needs_a_gpu(dtype: str) -> None:
     assert f"{dtype} needs a GPU" in problems(dtype=dtype)[0]
     assert not problems(dtype=dtype, gpus=1)
 
 
-def test_muon_wants_whole_matrices() -> None:
+def test_muon_is_refused_at_zero_3() -> None:
     assert problems(optimizer="muon", zero_stage=3) == [
         "train.zero_stage: Muon needs whole matrices, which ZeRO 3 cuts up (set one of 0, 1, 2)"
     ]
     assert not problems(optimizer="muon", zero_stage=2)
 
 
-def test_muon_is_not_for_the_host() -> None:
+def test_muon_is_refused_with_offload() -> None:
     assert (
         "train.offload_optimizer: Muon is" in problems(optimizer="muon", offload_optimizer="cpu")[0]
     )
     assert not problems(offload_optimizer="cpu")
 
 
-def test_the_batch_falls_on_ranks_and_passes() -> None:
+def test_the_batch_is_divided_into_ranks_and_micro_batches() -> None:
     made = TrainSection(global_batch_size=32, micro_batch_size=4)
     assert (made.rank_batch_size(2), made.rank_micro_batch_size(2)) == (16, 4)
     assert TrainSection(global_batch_size=32).rank_micro_batch_size(2) == 16
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 30), (0, 0), (25, 25), (1, 1)])
-def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
+def test_warmup_is_a_fraction_or_a_number_of_steps(warmup: float, steps: int) -> None:
     assert TrainSection(steps=300, warmup_steps=warmup).num_warmup_steps == steps
 
 
@@ -71,12 +71,12 @@ def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> N
         ({"initial_batch_size": 8, "steps": 301}, r"301 is larger than steps \(300\)"),
     ],
 )
-def test_a_ramp_that_does_not_fit_is_refused(ramp: object, message: str) -> None:
+def test_a_rampup_that_does_not_fit_is_refused(ramp: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TrainSection.model_validate({"batch_size_rampup": ramp})
 
 
-def test_the_least_batch_of_a_ramp_falls_on_ranks_and_passes() -> None:
+def test_the_initial_batch_of_a_rampup_is_divided_into_ranks_and_micro_batches() -> None:
     ramp = {"initial_batch_size": 8, "steps": 10}
     assert problems(
         workers=2, global_batch_size=32, micro_batch_size=8, batch_size_rampup=ramp
@@ -87,7 +87,7 @@ def test_the_least_batch_of_a_ramp_falls_on_ranks_and_passes() -> None:
     assert not problems(workers=2, global_batch_size=32, micro_batch_size=4, batch_size_rampup=ramp)
 
 
-def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+def test_a_warmup_longer_than_the_training_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"warmup_steps \(500\) is larger than steps \(300\)"):
         TrainSection(steps=300, warmup_steps=500)
 
@@ -106,7 +106,7 @@ def test_a_warm_up_longer_than_the_training_is_refused() -> None:
         ("deepspeed: {tensor_parallel: {autotp_size: 2}}", "deepspeed", "AutoTP"),
     ],
 )
-def test_layouts_known_from_elsewhere_are_refused_with_what_there_is_instead(
+def test_unsupported_parallelism_is_refused_with_the_alternative(
     tmp_path: Path, said: str, key: str, why: str
 ) -> None:
     file = tmp_path / "f.yaml"

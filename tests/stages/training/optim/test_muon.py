@@ -12,7 +12,7 @@ from stages.training.optim.param_groups import block_matrices
 
 
 def newton_schulz(update: np.ndarray) -> np.ndarray:
-    """As Jordan et al. write it, on one matrix."""
+    """Return the scaled result for one matrix, as Jordan et al. write it."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = update / np.linalg.norm(update)
     for _ in range(5):
@@ -53,7 +53,7 @@ def test_muon_is_that_of_torch() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_muon_takes_the_matrices_of_blocks_and_no_router() -> None:
+def test_block_matrices_exclude_routers() -> None:
     from stages.models.language_model_config import ExpertsConfig, LlamaConfig
     from stages.models.llama.modeling_llama import Llama
 
