@@ -379,7 +379,8 @@ class Trainer:
             checkpoint = self.checkpoints.latest(for_rollback=True)
         if checkpoint is None:
             raise Failure(
-                f"{now.bad_steps} bad steps in a row, up to step {now.step}: {now.last_problem}",
+                f"{now.bad_steps} bad step{'s in a row' * (now.bad_steps > 1)}, up to step "
+                f"{now.step}: {now.last_problem}",
                 where=self.rank.stage,
                 remedy="lower train.lr, increase train.warmup_steps, or check the data; "
                 "train.spike_sigma sets what counts as a spike",

@@ -172,4 +172,4 @@ def test_fine_tuning_whose_driver_and_rank_are_killed_ends_in_the_same_bytes(wor
         assert driver.wait() == 0, driver.stderr.read()
     assert hashes(tmp_path / "hit" / "out") == hashes(tmp_path / "calm" / "out")
     log = (tmp_path / "hit" / "attempt-1" / "log.txt").read_text()
-    assert log.count("going on from step") == 2
+    assert log.count("continuing from step") == 2

@@ -171,7 +171,7 @@ def test_a_killed_rank_ends_the_group_and_the_next_attempt_makes_the_same_model(
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert losses(tmp_path, "calm_loss") == losses(tmp_path, "hit_loss")
-    assert "going on from step 4 of 12" in (tmp_path / "attempt-1" / "log.txt").read_text()
+    assert "continuing from step 4 of 12" in (tmp_path / "attempt-1" / "log.txt").read_text()
 
 
 def gpt(_: Path) -> Any:

@@ -270,7 +270,7 @@ def assert_continues(layout_groups: dict[str, RankGroup], then: str, now: str) -
 
 def test_experts_that_do_not_divide_are_refused(pair: RankGroup) -> None:
     made = settings("zero-1-ep-1", expert_parallel_size=3)
-    with pytest.raises(InputError, match="4 experts cannot be spread evenly over 3 workers"):
+    with pytest.raises(InputError, match="4 experts cannot be divided evenly among 3 workers"):
         pair.group.run(fit, Routed(), made, seed=3, name="uneven")
 
 

@@ -69,7 +69,7 @@ def test_bad_steps_in_a_row_roll_back_and_leap_over_the_data(pair: RankGroup) ->
     assert first["skipped_steps"] == 3
     assert list(pair.series("rollback", "loss")) == list(range(1, 15))
     log = (pair.ctx.attempt_dir / "log.txt").read_text()
-    assert "back to step 5, leaping over the data up to 12" in log
+    assert "back to step 5, skipping the data up to step 12" in log
 
 
 def test_stops_before_and_amid_bad_steps_do_not_alter_where_training_goes_back_to(

@@ -470,7 +470,7 @@ def test_a_lasting_rise_of_norms_is_accepted(single: RankGroup) -> None:
 def test_lasting_loss_spikes_end_the_training(single: RankGroup) -> None:
     bad = Toy(poison_step=6, poison_steps=100, poison=1000.0)
     made = settings("single", skip_limit=1, spike_window=8)
-    with pytest.raises(Failure, match=r"2 steps in a row .* sigma above") as caught:
+    with pytest.raises(Failure, match=r"2 bad steps in a row.* sigma above") as caught:
         single.group.run(fit, bad, made, seed=3, name="spiked")
     assert "train.spike_sigma" in caught.value.remedy
 
@@ -478,9 +478,7 @@ def test_lasting_loss_spikes_end_the_training(single: RankGroup) -> None:
 def test_a_gradient_that_stays_bad_ends_the_training(pair: RankGroup) -> None:
     bad = Toy(poison_step=2, poison_rank=1, poison_steps=100)
     made = settings(skip_limit=1, checkpoint_interval=1)
-    with pytest.raises(
-        Failure, match="2 steps in a row went wrong, up to step 4: the gradient"
-    ) as caught:
+    with pytest.raises(Failure, match="2 bad steps in a row, up to step 4: the gradient") as caught:
         pair.group.run(fit, bad, made, seed=3, name="hopeless")
     assert "lower train.lr" in caught.value.remedy
     found = CheckpointManager(pair.checkpoints("hopeless"), Rank(), 2).latest()
@@ -494,7 +492,7 @@ def test_a_loss_that_is_not_finite_is_bad_but_nothing_was_skipped(single: RankGr
     log = (single.ctx.attempt_dir / "log.txt").read_text()
     assert "infinite_step 4: the loss is not finite, though the gradient is" in log
     assert found["skipped_steps"] == 0
-    with pytest.raises(Failure, match="1 steps in a row went wrong, up to step 4: the loss"):
+    with pytest.raises(Failure, match="1 bad step, up to step 4: the loss"):
         single.group.run(fit, Infinite(at=3), settings("single", skip_limit=0), seed=3, name="inf2")
 
 
