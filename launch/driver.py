@@ -118,10 +118,10 @@ def execute_run(run: Run, address: str | None = None) -> int:
 
 def write_report(run: Run) -> Path | None:
     """Write the HTML report; return None if that failed, which never fails the run."""
-    from launch.report.run_page import write
+    from launch.report.run_page import write_run_page
 
     with suppress(OSError, HeadwaterError):
-        return write(run, run.store)
+        return write_run_page(run, run.store)
     return None
 
 

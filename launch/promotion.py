@@ -71,7 +71,7 @@ def promote_run(
 
     status = run.status()
     record = Registry(run.store, mlflow_uri()).promote(
-        artifact_of(run, stage),
+        stage_artifact(run, stage),
         model,
         alias,
         require,
@@ -89,7 +89,7 @@ def promote_run(
     return record
 
 
-def artifact_of(run: Run, stage: str) -> Artifact:
+def stage_artifact(run: Run, stage: str) -> Artifact:
     """Return the artifact of a stage of a run.
 
     Raises:

@@ -70,9 +70,9 @@ def compare(
     if page:
         if not page.absolute().parent.is_dir():
             raise UserError("no such folder", where=str(page.parent))
-        from launch.report.comparison import write
+        from launch.report.comparison import write_comparison
 
-        write(page, groups, against or AGAINST[:3])
+        write_comparison(page, groups, against or AGAINST[:3])
     if as_json:
         all_named = all(name for _, name in targets)
         described = [describe_group(group, named=all_named) for group in groups]

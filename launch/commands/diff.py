@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @json_option
 def diff(first: str, second: str, store_path: str, as_json: bool) -> None:
     """Show how B differs from A: two runs, or two artifacts (fingerprint or RUN:STAGE)."""
-    from launch.commands.show import find_target
+    from launch.commands.show import find_run_or_artifact
     from pipeline.execution.run import Run
 
     store = open_store(store_path)
-    a, b = find_target(store, first), find_target(store, second)
+    a, b = find_run_or_artifact(store, first), find_run_or_artifact(store, second)
     if isinstance(a, Run) and isinstance(b, Run):
         data = diff_runs(a, b)
     elif not isinstance(a, Run) and not isinstance(b, Run):

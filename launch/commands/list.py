@@ -26,7 +26,7 @@ def list_runs(show_all: bool, store_path: str, as_json: bool) -> None:
 
     store = open_store(store_path)
     found = list_runs(store)
-    entries = [describe_run(run) for run in (found if show_all else found[-NEWEST:])]
+    entries = [summarize_run(run) for run in (found if show_all else found[-NEWEST:])]
     if as_json:
         console.print_json(entries)
     elif not entries:
@@ -38,7 +38,7 @@ def list_runs(show_all: bool, store_path: str, as_json: bool) -> None:
             console.echo(f"  and {len(found) - len(entries)} older ones: --all", "dim")
 
 
-def describe_run(run: Run) -> dict[str, Any]:
+def summarize_run(run: Run) -> dict[str, Any]:
     """Return the entry of a run in `list --json`."""
     status = run.status()
     times = [formatting.timestamp(event["time"]) for event in run.events()]

@@ -15,10 +15,10 @@ from pipeline.errors import Failure
 @store_option
 def report(name: str, sync: bool, store_path: str) -> None:
     """Write the HTML report of a run (one self-contained file) and print its path."""
-    from launch.report.run_page import write
+    from launch.report.run_page import write_run_page
 
     run = find_run(store_path, name)
-    page = write(run, run.store)
+    page = write_run_page(run, run.store)
     if not page.is_file():
         raise Failure("the report was not written", where=str(page))
     console.echo(str(page))

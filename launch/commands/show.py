@@ -36,7 +36,7 @@ def show(target: str, store_path: str, as_json: bool) -> None:
     from pipeline.execution.run import Run
 
     store = open_store(store_path)
-    found = find_target(store, target)
+    found = find_run_or_artifact(store, target)
     if isinstance(found, Run):
         data = describe_run(found)
         console.print_json(data) if as_json else _print_run(found, data)
@@ -45,18 +45,18 @@ def show(target: str, store_path: str, as_json: bool) -> None:
         console.print_json(data) if as_json else _print_artifact(store, found, data)
 
 
-def find_target(store: Store, target: str) -> Run | Artifact:
+def find_run_or_artifact(store: Store, target: str) -> Run | Artifact:
     """Return the run or the artifact that a target names.
 
     Raises:
         NotFound: no such run or artifact.
     """
-    from launch.promotion import artifact_of, split_target
+    from launch.promotion import split_target, stage_artifact
     from pipeline.execution.run import Run
 
     if ":" in target:
         name, stage = split_target(target)
-        return artifact_of(Run.find(store, name), stage)
+        return stage_artifact(Run.find(store, name), stage)
     if _FINGERPRINT.fullmatch(target):
         try:
             return store.by_fingerprint(target)

@@ -83,11 +83,11 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
         "version": stage.version,
         "inputs": {name: str(declared) for name, declared in stage.inputs.items()},
         "output": stage.output,
-        "parameters": [asdict(parameter) for parameter in parameters(stage.params)],
+        "parameters": [asdict(parameter) for parameter in list_parameters(stage.params)],
     }
 
 
-def parameters(
+def list_parameters(
     model: type[BaseModel], prefix: str = "", execution: bool = False
 ) -> list[Parameter]:
     """Return all parameters of a model and of its sections, own fields before inherited ones."""
@@ -105,7 +105,7 @@ def _parameter(
     execution = execution or name in execution_fields(model)
     inner = list(nested_sections(info.annotation))
     if len(inner) == 1 and get_origin(info.annotation) not in (tuple, list, dict):
-        yield from parameters(inner[0], f"{prefix}{name}.", execution)
+        yield from list_parameters(inner[0], f"{prefix}{name}.", execution)
         return
     if inner and set(get_args(info.annotation)) == set(inner):
         yield from _alternatives(inner, f"{prefix}{name}.", execution)
@@ -131,7 +131,7 @@ def _alternatives(
              if get_origin(f.annotation) is Literal),
             section.__name__,
         )  # fmt: skip
-        for parameter in parameters(section, prefix, execution):
+        for parameter in list_parameters(section, prefix, execution):
             found.setdefault(parameter.name, []).append((tag, parameter))
     for alternatives in found.values():
         first, types = alternatives[0][1], dict.fromkeys(p.type for _, p in alternatives)
@@ -222,7 +222,7 @@ def _print_stage(stage: Stage) -> None:
         console.print_table(console.add_rows(table, kinds))
     titles = ("parameter", "type", "default", "meaning")
     for role in ROLES:
-        found = [p for p in parameters(stage.params) if p.role == role]
+        found = [p for p in list_parameters(stage.params) if p.role == role]
         if not found:
             continue
         console.echo()
@@ -250,7 +250,7 @@ def markdown_page(found: list[Stage]) -> str:
             "| parameter | type | default | meaning |",
             "|---|---|---|---|",
         ]
-        for p in parameters(stage.params):
+        for p in list_parameters(stage.params):
             mark = " ·" if p.role == "execution" else ""
             cells = (f"`{p.name}`{mark}", p.type, p.default, p.meaning)
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -41,10 +41,10 @@ def verify(target: str, check_all: bool, store_path: str, as_json: bool) -> None
 
 
 def _artifact_folders(store: Store, target: str) -> Iterator[Path]:
-    from launch.commands.show import find_target
+    from launch.commands.show import find_run_or_artifact
     from pipeline.execution.run import Run
 
-    found = find_target(store, target)
+    found = find_run_or_artifact(store, target)
     if isinstance(found, Run):
         yield from (Path(stage.path) for stage in found.status().stages if stage.path)
     else:

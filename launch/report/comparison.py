@@ -32,16 +32,18 @@ TIME_UNITS = (
 )
 
 
-def write(path: Path, groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[str]) -> None:
+def write_comparison(
+    path: Path, groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[str]
+) -> None:
     """Write the page.
 
     Raises:
         Failure: the file cannot be written.
     """
-    write_atomic(path, render(groups, axes), durable=False)
+    write_atomic(path, render_comparison(groups, axes), durable=False)
 
 
-def render(groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[str]) -> str:
+def render_comparison(groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[str]) -> str:
     """Return the page; a group without any of the axes is shown over steps."""
     from markupsafe import Markup
 

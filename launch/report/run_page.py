@@ -35,18 +35,18 @@ MAX_HEADLINES = 8
 EXCERPT_LENGTH = 160
 
 
-def write(run: Run, store: Store) -> Path:
+def write_run_page(run: Run, store: Store) -> Path:
     """Write the run's `report.html` and return its path.
 
     Raises:
         Failure: the file cannot be written.
     """
     path = run.folder / "report.html"
-    write_atomic(path, render(run, store), durable=False)
+    write_atomic(path, render_run_page(run, store), durable=False)
     return path
 
 
-def render(run: Run, store: Store) -> str:
+def render_run_page(run: Run, store: Store) -> str:
     """Return the page."""
     from markupsafe import Markup
 
@@ -56,7 +56,7 @@ def render(run: Run, store: Store) -> str:
     stages = [
         _stage(run, store, stage, plan.get(stage.name, {}), events) for stage in status.stages
     ]
-    spans = {stage.name: stage_spans(events, stage.name) for stage in status.stages}
+    spans = {stage.name: attempt_spans(events, stage.name) for stage in status.stages}
     needs = {name: stage.get("needs", []) for name, stage in plan.items()}
     script = (
         _search_script() if any(p["type"] == "browser" for s in stages for p in s["panels"]) else ""
@@ -79,7 +79,7 @@ def render(run: Run, store: Store) -> str:
     return redact(text, run.secrets())
 
 
-def parameters(run: Run, stage: str, identity: Mapping[str, Any]) -> dict[str, str]:
+def stage_parameters(run: Run, stage: str, identity: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters of a stage by dotted key: those of the pipeline file, and the defaults
     that enter the fingerprint.
 
@@ -100,7 +100,7 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def stage_spans(events: Iterable[Event], stage: str) -> list[diagram.Span]:
+def attempt_spans(events: Iterable[Event], stage: str) -> list[diagram.Span]:
     """Return the attempts of a stage as spans; an attempt without an end ends with the journal."""
     spans: list[diagram.Span] = []
     start, now = None, 0.0
@@ -237,7 +237,7 @@ def _stage(
         "status": stage,
         "verdict": decisions[-1].get("verdict", "") if decisions else "",
         "why": decisions[-1].get("reason", "") if decisions else "",
-        "parameters": parameters(run, stage.name, payload.get("params", {})),
+        "parameters": stage_parameters(run, stage.name, payload.get("params", {})),
         "panels": list(_panels(observed)),
         "artifact": _artifact(found, store) if found else None,
     }

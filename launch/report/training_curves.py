@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from launch.report.curve_charts import Point, points_of, smoothed_value_at
-from launch.report.run_page import parameters
+from launch.report.run_page import stage_parameters
 from launch.ui import formatting
 from pipeline.context import read_series
 from pipeline.errors import UserError, did_you_mean
@@ -190,7 +190,7 @@ def _identity_of(curve: TrainingCurve) -> dict[str, str]:
     """Return the parameters and, per input, the first characters of the fingerprints."""
     payload = curve.run.payload(curve.stage.name)
     inputs = payload.get("inputs", {})
-    own = parameters(curve.run, curve.stage.name, payload.get("params", {}))
+    own = stage_parameters(curve.run, curve.stage.name, payload.get("params", {}))
     values = {key: value for key, value in own.items() if key not in inputs}
     return values | {
         f"input {edge}": " ".join(fingerprint[:8] for fingerprint in fingerprints)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.report import charts, svg
-from launch.report.run_page import parameters
+from launch.report.run_page import stage_parameters
 from launch.tracking.cursor import CURSOR, read_cursor
 from launch.tracking.mlflow_client import (
     ARTIFACTS,
@@ -122,7 +122,7 @@ class RunSynchronizer:
         status = self.run.status()
         if not events:
             return
-        times = stage_spans(events)
+        times = event_times(events)
         if not self.cursor.get("parent"):
             self._save_cursor(experiment=self._get_experiment(status.pipeline))
             tags = {"headwater.run": self.run.id, "headwater.pipeline": status.pipeline}
@@ -146,7 +146,7 @@ class RunSynchronizer:
             entry["run"] = self._find_or_create_run(self._tags(stage), stage.name, span[0])
             self._save_cursor()
         if not entry.get("params"):
-            params = parameters(self.run, stage.name, identity_params(self.run, stage.name))
+            params = stage_parameters(self.run, stage.name, identity_params(self.run, stage.name))
             self._log_params(entry["run"], params)
             entry["params"] = True
         if artifact is None:
@@ -366,7 +366,7 @@ class RunSynchronizer:
         self.client.finalize_logged_model(model.model_id, "READY")
 
 
-def stage_spans(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+def event_times(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
     """Return the first and last time (Unix, ms) of each stage, and of the run under the key ''."""
     spans: dict[str, tuple[int, int]] = {}
     for event in events:

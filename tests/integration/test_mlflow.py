@@ -70,7 +70,7 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     sample_run.write_series(context, "gpt", STEPS, start=400)
     sample_run.publish(run, "gpt", context=context)
     run.append("run.finished", state="finished")
-    run_page.write(run, run.store)
+    run_page.write_run_page(run, run.store)
     assert mirror.stop(240), mirror.problem
     return run
 

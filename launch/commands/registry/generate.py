@@ -70,7 +70,7 @@ def find_model(name: str, store: Store) -> Path:
 
 
 def _artifact(name: str, store: Store) -> Artifact:
-    from launch.promotion import artifact_of, model_stage, split_target
+    from launch.promotion import model_stage, split_target, stage_artifact
     from launch.tracking.model_registry import Registry
     from pipeline.execution.run import Run
 
@@ -80,7 +80,7 @@ def _artifact(name: str, store: Store) -> Artifact:
     if ":" in name:
         run_name, stage = split_target(name)
         run = Run.find(store, run_name)
-        return artifact_of(run, stage or model_stage(run))
+        return stage_artifact(run, stage or model_stage(run))
     if len(name) >= 6 and set(name.rpartition("/")[2]) <= set(FINGERPRINT):
         return store.by_fingerprint(name)
     raise NotFound(

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from launch.cli import cli
-from launch.commands.stages import markdown_page, parameters
+from launch.commands.stages import list_parameters, markdown_page
 from pipeline.stage import EXECUTION, Params, Section
 from pipeline.stage_registry import all_stages
 
@@ -40,7 +40,7 @@ class Wide(Params):
 
 
 def test_parameters_are_read_from_the_source() -> None:
-    found = {p.name: p for p in parameters(Wide)}
+    found = {p.name: p for p in list_parameters(Wide)}
     assert list(found)[:5] == ["sources", "model.layers", "model.size", "lr", "longest"]
     assert found["sources"].default == "required"
     assert found["sources"].type == "list of text"
@@ -78,7 +78,7 @@ class Drawing(Params):
 
 
 def test_sections_to_choose_from_are_listed_together() -> None:
-    found = {p.name: p for p in parameters(Drawing)}
+    found = {p.name: p for p in list_parameters(Drawing)}
     assert list(found)[:3] == ["figure.shape", "figure.size", "figure.radius"]
     assert found["figure.shape"].type == "square or circle"
     assert found["figure.shape"].default == '"square"'
@@ -89,7 +89,7 @@ def test_every_parameter_of_every_stage_has_a_meaning() -> None:
     missing = [
         f"{stage.uses}: {p.name}"
         for stage in all_stages()
-        for p in parameters(stage.params)
+        for p in list_parameters(stage.params)
         if stage.run.__module__.startswith("stages.") and not p.meaning
     ]
     assert not missing

@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 def page_of(run: Any) -> str:
-    return run_page.write(run, run.store).read_text()
+    return run_page.write_run_page(run, run.store).read_text()
 
 
 def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_parameters_are_flat_with_defaults_and_execution(tmp_path: Path) -> None:
     run = sample_run.make(tmp_path, names=SMALL)
-    found = run_page.parameters(run, "gpt", {"train": {"grad_clip": 1.0}, "seed": None})
+    found = run_page.stage_parameters(run, "gpt", {"train": {"grad_clip": 1.0}, "seed": None})
     assert found["train.lr"] == "0.001"
     assert found["train.grad_clip"] == "1.0"
     assert found["workers.num"] == "2"
     assert found["seed"] == "null"
     assert found["tokens"] == "${tokens}"
-    assert run_page.parameters(run, "unknown", {}) == {}
+    assert run_page.stage_parameters(run, "unknown", {}) == {}
 
 
 def test_spans_of_attempts() -> None:
@@ -169,7 +169,7 @@ def test_spans_of_attempts() -> None:
         event(5, "stage.started"),
         event(9, "run.finished", None),
     ]
-    spans = [(a - start, b - start, state) for a, b, state in run_page.stage_spans(events, "a")]
+    spans = [(a - start, b - start, state) for a, b, state in run_page.attempt_spans(events, "a")]
     assert spans == [(1, 3, "failed"), (5, 9, "running")]
-    alone = run_page.stage_spans([event(3, "stage.failed")], "a")
+    alone = run_page.attempt_spans([event(3, "stage.failed")], "a")
     assert [(a - start, b - start, s) for a, b, s in alone] == [(3, 3, "failed")]

@@ -61,7 +61,7 @@ def test_stage_spans() -> None:
         event(5, "stage.finished", stage="a"),
         event(9, "run.finished"),
     ]
-    assert mlflow_sync.stage_spans(events) == {"": (1500, 9500), "a": (2500, 5500)}
+    assert mlflow_sync.event_times(events) == {"": (1500, 9500), "a": (2500, 5500)}
 
 
 def test_identity_params(tmp_path: Path) -> None:
