@@ -29,8 +29,6 @@ from stages.training.expert_parallel import ExpertShard, is_expert_sharded
 if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank
 
-ADAM_STATES = ("exp_avg", "exp_avg_sq")
-
 
 @dataclass
 class Fragment:
@@ -251,7 +249,7 @@ def _optimizer_state(
     state: dict[str, Tensor] = optimizer.state[parameter]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        for kind in group.get("states", ADAM_STATES):
+        for kind in group["states"]:
             state[kind] = torch.zeros_like(parameter.data)
     return state
 

@@ -18,7 +18,8 @@ class PlainEngine:
         torch.manual_seed(seed)
         self.module = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
         parameters = dict(self.module.named_parameters())
-        self.adam = torch.optim.AdamW(parameters.values(), lr=0.01, fused=True)
+        group = {"params": list(parameters.values()), "states": ("exp_avg", "exp_avg_sq")}
+        self.adam = torch.optim.AdamW([group], lr=0.01, fused=True)
         self.shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         self.state: PartitionedState = build_partitioned_state(
             0, None, self.adam, dict(parameters), rank or Rank()
