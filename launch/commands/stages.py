@@ -123,7 +123,7 @@ def _parameter(
 def _alternatives(
     sections: list[type[BaseModel]], prefix: str, execution: bool
 ) -> Iterator[Parameter]:
-    """Yield the parameters of sections of which a key selects one: shared ones once."""
+    """Yield the parameters of alternative sections; parameters that they share appear once."""
     found: dict[str, list[tuple[str, Parameter]]] = {}
     for section in sections:
         tag = next(

@@ -16,13 +16,13 @@ _COMPARE = {"<=": le, ">=": ge, "==": eq, "<": lt, ">": gt}
 def evaluate_gate(
     gate: Gate, metrics: Mapping[str, float], champion: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Return the gate's row of the table: value, threshold, passed, and a note.
+    """Evaluate a gate and return its row: value, threshold, passed, note.
 
-    The arithmetic is decimal: 0.75 passes `>=champion+0.01` over 0.74 exactly, as written.
+    The arithmetic is decimal: 0.75 passes `>=champion+0.01` against 0.74.
 
     Args:
         metrics: "stage.metric" to value; holds the gate's metric.
-        champion: the metrics of the model that has the alias now; None if there is none.
+        champion: metrics of the model that holds the alias; None without such a model.
     """
     value = metrics[gate.metric]
     row = {"gate": gate.text, "metric": gate.metric, "value": value, "note": ""}
@@ -68,7 +68,7 @@ def check_metrics_exist(gates: Sequence[Gate], metrics: Mapping[str, float]) -> 
     for gate in gates:
         if gate.metric not in metrics:
             message = (
-                f"the gate {gate.text!r} needs the metric {gate.metric!r}, which no stage gave"
+                f"the gate {gate.text!r} needs the metric {gate.metric!r}, which no stage recorded"
             )
             raise UserError(message, remedy=did_you_mean(gate.metric, metrics))
 
@@ -83,7 +83,7 @@ def require_passed(rows: list[dict[str, Any]], model: str, alias: str) -> None:
         error = GateRefused(
             f"{failed} of {len(rows)} gates failed\n{format_gate_table(rows)}",
             where=f"{model}@{alias}",
-            remedy="the alias stays where it was; improve the model or change the gate",
+            remedy="the alias was not moved; improve the model or change the gate",
         )
         error.gates = rows  # type: ignore[attr-defined]
         raise error

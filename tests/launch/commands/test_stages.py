@@ -73,16 +73,16 @@ class Circle(Section):
 class Drawing(Params):
     """A choice of sections."""
 
-    figure: Annotated[Square | Circle, Field(discriminator="shape")] = Square()
+    drawing: Annotated[Square | Circle, Field(discriminator="shape")] = Square()
     """What is drawn."""
 
 
 def test_sections_to_choose_from_are_listed_together() -> None:
     found = {p.name: p for p in list_parameters(Drawing)}
-    assert list(found)[:3] == ["figure.shape", "figure.size", "figure.radius"]
-    assert found["figure.shape"].type == "square or circle"
-    assert found["figure.shape"].default == '"square"'
-    assert found["figure.radius"].meaning == "Radius. Only for circle."
+    assert list(found)[:3] == ["drawing.shape", "drawing.size", "drawing.radius"]
+    assert found["drawing.shape"].type == "square or circle"
+    assert found["drawing.shape"].default == '"square"'
+    assert found["drawing.radius"].meaning == "Radius. Only for circle."
 
 
 def test_every_parameter_of_every_stage_has_a_meaning() -> None:

@@ -32,25 +32,25 @@ METRICS = {"evaluate.perplexity": 18.4, "reward.accuracy": 0.75, "a.b.c/d": floa
         ("a.b.c/d>=1", False),
     ],
 )
-def test_a_gate_decides_as_it_reads(text: str, passed: bool) -> None:
+def test_evaluate_gate(text: str, passed: bool) -> None:
     line = evaluate_gate(Gate.parse(text), METRICS, {"reward.accuracy": 0.74})
     assert line["passed"] is passed
     assert line["gate"] == text.strip()
 
 
-def test_the_first_champion_has_no_rival() -> None:
+def test_first_champion_passes_relative_gates() -> None:
     line = evaluate_gate(Gate.parse("reward.accuracy>=champion+0.5"), METRICS, None)
     assert line["passed"]
     assert line["note"] == "there is no champion yet"
 
 
-def test_a_champion_whose_value_nobody_wrote_down_is_not_beaten() -> None:
+def test_unrecorded_champion_value_fails() -> None:
     line = evaluate_gate(Gate.parse("reward.accuracy>=champion"), METRICS, {"other": 1.0})
     assert not line["passed"]
     assert "was not recorded" in line["note"]
 
 
-def test_a_number_gate_shows_the_champions_value_too() -> None:
+def test_absolute_gate_shows_the_champions_value() -> None:
     line = evaluate_gate(Gate.parse("reward.accuracy>0.5"), METRICS, {"reward.accuracy": 0.7})
     assert (line["threshold"], line["champion"]) == (0.5, 0.7)
 

@@ -111,7 +111,7 @@ def test_only_models_are_promoted(store: Store) -> None:
 
 
 def test_unknown_metric(store: Store, model: Artifact) -> None:
-    with pytest.raises(UserError, match="which no stage gave"):
+    with pytest.raises(UserError, match="which no stage recorded"):
         Registry(store).promote(model, "talker", require=["a.b<3"], stage_metrics=FIGURES)
 
 
