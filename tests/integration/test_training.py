@@ -10,9 +10,11 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import outside_package
 import pytest
 import torch
-from rank_groups import RankGroup, copy_due
+from outside_optimizer import SGD_PLUGIN
+from rank_groups import RankGroup, copy_due, running_ranks
 from training_cases import (
     Faulty,
     Gathering,
@@ -30,8 +32,10 @@ from training_cases import (
 
 from pipeline.context import Context
 from pipeline.errors import Failure, Interrupted, WorkerDied
+from pipeline.plugins import load_plugins
 from pipeline.stage import Workers
 from stages.training.checkpoint import CheckpointManager, CheckpointReader
+from stages.training.optim import optimizer_registry
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.watchdog import WatchdogSection
 from stages.training.ranks.worker_group import WorkerGroup
@@ -193,6 +197,24 @@ def test_checkpoints_of_other_optimizers_continue_on_any_layout(
         )
         layout_groups[now].group.run(fit, Toy(), settings_of(optimizer, now), seed=3, name=name)
         assert layout_groups[now].series(name, "loss") == pytest.approx(rest, abs=1e-4), name
+
+
+def test_an_optimizer_of_a_package_outside_the_tree_trains_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside_package.install(tmp_path, monkeypatch, "sgd_plugin", SGD_PLUGIN)
+    known = dict(optimizer_registry.OPTIMIZERS)
+    monkeypatch.setattr(optimizer_registry, "OPTIMIZERS", known)
+    load_plugins.cache_clear()
+    try:
+        made = settings("zero-2", optimizer="sgd", steps=6, lr=0.5)
+    finally:
+        load_plugins.cache_clear()
+    with running_ranks(tmp_path / "run", 2) as pair:
+        pair.group.run(fit, Toy(), made, seed=3, out=tmp_path / "model")
+        losses = pair.series("train", "loss")
+    assert losses[6] < losses[1] - 0.05
+    assert (tmp_path / "model" / "weights.pt").exists()
 
 
 def stopped_at(

@@ -9,6 +9,7 @@ from pathlib import Path
 import outside_package
 import pytest
 import torch
+from outside_optimizer import SGD_PLUGIN
 from pydantic import ValidationError
 from torch import nn
 
@@ -94,29 +95,10 @@ def test_a_plan_reads_it_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-PLUGIN = """
-from stages.training.optim.optimizer_registry import OptimizerSpec, UpdateRule, register
-
-def build(groups, settings):
-    from stages.training.optim.hooked_optimizer import HookedOptimizer
-
-    class SGD(HookedOptimizer):
-        def update(self):
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    self.state[parameter]["step"] += 1
-                    parameter.add_(parameter.grad, alpha=-group["lr"])
-
-    return SGD(groups, {"lr": settings.lr, "weight_decay": 0.0})
-
-register(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
-"""
-
-
 def test_a_package_outside_the_tree_adds_an_optimizer_by_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outside_package.install(tmp_path, monkeypatch, "outside_sgd", PLUGIN)
+    outside_package.install(tmp_path, monkeypatch, "sgd_plugin", SGD_PLUGIN)
     monkeypatch.setattr(registry, "OPTIMIZERS", dict(registry.OPTIMIZERS))
     load_plugins.cache_clear()
     try:

@@ -1,0 +1,19 @@
+"""An optimizer of a package outside the tree: its one file."""
+
+SGD_PLUGIN = """
+from stages.training.optim.optimizer_registry import OptimizerSpec, UpdateRule, register
+
+def build(groups, settings):
+    from stages.training.optim.hooked_optimizer import HookedOptimizer
+
+    class SGD(HookedOptimizer):
+        def update(self):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    self.state[parameter]["step"] += 1
+                    parameter.add_(parameter.grad, alpha=-group["lr"])
+
+    return SGD(groups, {"lr": settings.lr, "weight_decay": 0.0})
+
+register(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
+"""
