@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
+from launch.output_capture import DRIVER_VARIABLE, capture_output
 from launch.process_reaper import Reaper
 from launch.ray_compat import embedded_env, preserve_signal_handlers, silence_worker_messages
 from pipeline.atomic_io import make_folder
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
-from pipeline.execution.output_capture import DRIVER_VARIABLE, capture_output
 from pipeline.execution.stage_executor import POLL_INTERVAL, Resources
 from pipeline.storage.lease import process_start_time
 

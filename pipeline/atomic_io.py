@@ -101,18 +101,14 @@ def _flock(descriptor: int, operation: int) -> None:
 
 def complete_lines_size(path: Path) -> int:
     """Return the size in bytes of the complete lines of a file; 0 if there is no file."""
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            while end > 0:
-                start = max(0, end - 65536)
-                file.seek(start)
-                found = file.read(end - start).rfind(b"\n")
-                if found >= 0:
-                    return start + found + 1
-                end = start
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
     return 0
 
 

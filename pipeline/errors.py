@@ -7,7 +7,6 @@
     │   ├── NotCanonical          2    a value that cannot be part of a fingerprint
     │   └── NotFound              2    no such run, artifact, model or stage
     ├── Failure                   1    the work failed
-    │   ├── StageFailed           1    a stage failed after its retries
     │   ├── CorruptArtifact       1    bytes on disk differ from the published ones
     │   ├── LeaseLost             1    another run holds the lease; this one must not commit
     │   ├── WorkerDied            1    a process of a stage's group vanished (retried)
@@ -61,10 +60,6 @@ class NotFound(UserError):
 
 class Failure(HeadwaterError):
     """The work failed although the input is right."""
-
-
-class StageFailed(Failure):
-    """A stage failed after its retries."""
 
 
 class CorruptArtifact(Failure):

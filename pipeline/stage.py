@@ -16,7 +16,7 @@ name, so that a new stage is one new file.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
@@ -33,15 +33,9 @@ UnsupportedKeys = Mapping[str, tuple[str, str]]
 with it and what to do instead."""
 
 
-class _Execution:
-    """Mark of a field that decides how the work is done, not its result."""
-
-    def __repr__(self) -> str:
-        return "EXECUTION"
-
-
-EXECUTION = _Execution()
-"""`Annotated[int, EXECUTION]` keeps a field out of the fingerprint."""
+EXECUTION = "EXECUTION"
+"""Mark of a field that decides how the work is done, not its result: `Annotated[int, EXECUTION]`
+keeps the field out of the fingerprint."""
 
 
 class Section(BaseModel):
@@ -208,7 +202,7 @@ def stage(
 
 def execution_fields(section: type[BaseModel]) -> frozenset[str]:
     """Return the fields that are marked EXECUTION: they never enter a fingerprint."""
-    return frozenset(n for n, i in section.model_fields.items() if _marks_execution(i.metadata))
+    return frozenset(n for n, i in section.model_fields.items() if EXECUTION in i.metadata)
 
 
 def nested_sections(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -217,15 +211,11 @@ def nested_sections(annotation: Any) -> Iterator[type[BaseModel]]:
     yield from (part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
 
 
-def _marks_execution(metadata: Iterable[Any]) -> bool:
-    return any(isinstance(mark, _Execution) for mark in metadata)
-
-
 def _check_section(uses: str, section: type[BaseModel]) -> None:
     for name, info in section.model_fields.items():
         field = f"stage {uses}: {section.__name__}.{name}"
         for inner in _nested_types(info.annotation):
-            if _marks_execution(getattr(inner, "__metadata__", ())):
+            if EXECUTION in getattr(inner, "__metadata__", ()):
                 raise TypeError(f"{field}: EXECUTION marks a whole field: Annotated[…, EXECUTION]")
             if isinstance(inner, type) and issubclass(inner, PurePath):
                 raise TypeError(f"{field}: declare a path as `str`: pipeline files hold text")

@@ -93,9 +93,19 @@ class Outcome:
 
 def run_attempt(job: Job) -> Outcome:
     """Run the attempt in this process. Raises nothing: every error is an outcome."""
-    start = time.monotonic()
+    start, context = time.monotonic(), None
     try:
-        context = _context(job)
+        context = Context(
+            work=Store(job.store).work(job.uses, job.fingerprint),
+            attempt_dir=job.attempt_dir,
+            cancel_file=job.store / "runs" / job.run / "cancel",
+            cache=job.store / "cache",
+            run_id=job.run,
+            stage=job.stage,
+            attempt=job.attempt,
+            secrets=job.secrets,
+            externals=job.externals,
+        )
         kill_orphaned_predecessor(context.work)
         stage, store = find_stage(job.uses), Store(job.store)
         inputs: dict[str, Artifact | tuple[Artifact, ...]] = {}
@@ -112,13 +122,11 @@ def run_attempt(job: Job) -> Outcome:
         text = str(error)  # of an error of ours; others are logged with their traceback
         if not isinstance(error, HeadwaterError):
             text = "".join(traceback.format_exception(error))
-        with suppress(OSError, HeadwaterError):
-            context = _context(job)
-            for line in text.splitlines():
+        with suppress(OSError):
+            for line in text.splitlines() if context else ():
                 context.log(line)
-        return classify_error(
-            error, job.store, f"`headwater logs {job.run} {job.stage}` shows more"
-        )
+        remedy = f"`headwater logs {job.run} {job.stage}` shows more"
+        return classify_error(error, job.store, remedy)
     return Outcome("done", seconds=time.monotonic() - start)
 
 
@@ -148,22 +156,6 @@ def classify_error(error: BaseException, place: Path, remedy: str = "") -> Outco
     if isinstance(error, KeyboardInterrupt):
         return Outcome("interrupted", "stopped on request")
     frames = traceback.extract_tb(error.__traceback__)
-    place_name = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
+    line = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
     message = str(error).strip().partition("\n")[0]
-    return Outcome(
-        "error", f"{place_name}{name}: {message}" if message else place_name + name, remedy
-    )
-
-
-def _context(job: Job) -> Context:
-    return Context(
-        work=Store(job.store).work(job.uses, job.fingerprint),
-        attempt_dir=job.attempt_dir,
-        cancel_file=job.store / "runs" / job.run / "cancel",
-        cache=job.store / "cache",
-        run_id=job.run,
-        stage=job.stage,
-        attempt=job.attempt,
-        secrets=job.secrets,
-        externals=job.externals,
-    )
+    return Outcome("error", line + (f"{name}: {message}" if message else name), remedy)

@@ -47,13 +47,8 @@ class CancellationToken:
             self._cancel(reason, 0.0 if "now" in text else self._grace)
         return self.reason is not None
 
-    @property
-    def immediate(self) -> bool:
-        """Whether to stop without waiting for a safe point."""
-        return self.expired(0.0)
-
-    def expired(self, extra: float) -> bool:
-        """Return whether the grace period ended more than `extra` seconds ago."""
+    def expired(self, extra: float = 0.0) -> bool:
+        """Return whether the grace period ended more than `extra` seconds ago: stop at once."""
         if self._signals > 1:
             self.cancel_now()
         return time.monotonic() > self._deadline + extra

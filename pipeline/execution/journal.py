@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ class Journal:
 
     def events(self) -> list[Event]:
         """Return every event in order; a torn or damaged line is left out."""
-        return [event for line in read_lines(self.path) if (event := _parse_event(line))]
+        events = []
+        for line in read_lines(self.path):
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event and type(event.get("seq")) is int:
+                    events.append(event)
+        return events
 
 
 def to_plain(value: Any, secret_names: frozenset[str] = frozenset()) -> Any:
@@ -74,12 +81,3 @@ def to_plain(value: Any, secret_names: frozenset[str] = frozenset()) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     return redact(str(value), secret_names)
-
-
-def _parse_event(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(event, dict) and isinstance(event.get("seq"), int) and "event" in event
-    return event if whole else None

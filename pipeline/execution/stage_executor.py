@@ -165,10 +165,8 @@ class StageExecutor:
                 return self._attempts(lease) if reserved else "pending"
 
     def _attempts(self, lease: Lease) -> StageState | None:
-        planned, work = (
-            self.planned,
-            self.run.store.work(self.planned.uses, self.planned.fingerprint),
-        )
+        planned = self.planned
+        work = self.run.store.work(planned.uses, planned.fingerprint)
         while True:
             attempt = self._next_attempt()
             if attempt == 1 and planned.forced:  # the old artifact's work is not part of the new
@@ -222,7 +220,7 @@ class StageExecutor:
             secrets=run.secrets(),
             externals=planned.payload["externals"],
         )
-        outcome = self.launcher.run(job, lambda: self.token.immediate or lease.lost.is_set())
+        outcome = self.launcher.run(job, lambda: self.token.expired() or lease.lost.is_set())
         if outcome.status != "done":
             return outcome
         request = PublishRequest(

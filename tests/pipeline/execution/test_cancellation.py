@@ -26,7 +26,7 @@ def send(number: signal.Signals) -> None:
 def test_nobody_asked(file: Path) -> None:
     stop = CancellationToken(file, 9)
     assert not stop.requested
-    assert not stop.immediate
+    assert not stop.expired()
     assert not stop.reason
 
 
@@ -36,7 +36,7 @@ def test_one_signal_asks_and_tells_the_stages(file: Path, number: signal.Signals
     with stop.handle_signals():
         send(number)
     assert stop.requested
-    assert not stop.immediate
+    assert not stop.expired()
     assert stop.reason == "interrupted"
     assert file.read_text() == "interrupt\n"
 
@@ -54,7 +54,7 @@ def test_two_signals_mean_now(file: Path) -> None:
     with stop.handle_signals():
         send(signal.SIGINT)
         send(signal.SIGINT)
-    assert stop.immediate
+    assert stop.expired()
     assert stop.requested
 
 
@@ -63,7 +63,7 @@ def test_the_grace_ends(file: Path) -> None:
     with stop.handle_signals():
         send(signal.SIGINT)
     assert stop.requested
-    assert stop.immediate
+    assert stop.expired()
     assert not stop.expired(60)
 
 
@@ -81,17 +81,17 @@ def test_the_cancel_file_asks(file: Path, word: str, reason: str, now: bool) -> 
     file.write_text(word)
     assert stop.requested
     assert stop.reason == reason
-    assert stop.immediate is now
+    assert stop.expired() is now
 
 
 def test_the_word_now_counts_even_if_it_comes_later(file: Path) -> None:
     stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
     assert stop.requested
-    assert not stop.immediate
+    assert not stop.expired()
     file.write_text("cancel now\n")
     assert stop.requested
-    assert stop.immediate
+    assert stop.expired()
 
 
 def test_the_first_reason_stays(file: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_start_is_broken_off_at_once(file: Path) -> None:
             threading.Event().wait(30)
             pytest.fail("the start went on")
         assert stop.requested
-        assert not stop.immediate
+        assert not stop.expired()
 
 
 def test_a_start_is_broken_off_by_another_shell(file: Path) -> None:

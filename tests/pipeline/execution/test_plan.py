@@ -305,7 +305,7 @@ def test_existing_artifacts_and_models_are_inputs(store: Store) -> None:
         "trees": [{"artifact": f"artifact:{trees.fingerprint[:8]}", **facts}],
         "yeast": [{"artifact": "model:wild@best", **facts}],
     }
-    assert juice.needs == ()
+    assert juice.needs == []
     assert juice.payload["inputs"] == {"trees": [trees.fingerprint], "yeast": [trees.fingerprint]}
     publish(store, juice)
     assert str(make_plan(wanted, store, resolve_model=resolve).stages[0]) == "cached"

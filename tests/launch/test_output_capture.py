@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.output_capture import LINE_LIMIT, capture_output, copy_lines
+from launch.output_capture import LINE_LIMIT, capture_output, copy_lines
 
 
 def lines(log: Path) -> list[str]:
@@ -52,7 +52,7 @@ def test_the_streams_come_back_after_an_error(
 def test_a_child_that_prints_on_does_not_hold_the_stage_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.execution.output_capture.CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("launch.output_capture.CLOSE_TIMEOUT", 0.05)
     with capture_output(tmp_path / "log.txt"):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     child.communicate(b"late\n")
@@ -62,7 +62,7 @@ def test_a_child_that_prints_on_does_not_hold_the_stage_up(
 def test_last_words_of_a_killed_process_are_kept(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.execution.output_capture import capture_output\n"
+        "import os, sys\nfrom pathlib import Path\nfrom launch.output_capture import capture_output\n"
         "with capture_output(Path(sys.argv[1])):\n"
         "    os.write(2, b'last words\\n'); os.kill(os.getpid(), 9)\n"
     )

@@ -22,7 +22,7 @@ DRIVER_VARIABLE = "HEADWATER_DRIVER"
 """The environment variable that names the driver a process belongs to, for the process reaper."""
 LINE_LIMIT = 8192  # bytes of one line of the log; a longer one is split
 CLOSE_TIMEOUT = 5.0  # seconds to wait for the log at the end
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def capture_output(log: Path, secrets: Iterable[str] = ()) -> Iterator[None]:
         log: the file to append to; its folder exists.
         secrets: names of environment variables whose values are redacted.
     """
-    command = [sys.executable, "-S", "-m", "pipeline.execution.output_capture", str(log), *secrets]
+    command = [sys.executable, "-S", "-m", "launch.output_capture", str(log), *secrets]
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     pump = subprocess.Popen(
         command,
