@@ -133,7 +133,6 @@ def test_a_stage_that_says_nothing_has_nothing_to_say() -> None:
 
 
 def test_execution_fields_and_sections_are_found() -> None:
-    assert repr(EXECUTION) == "EXECUTION"
     assert execution_fields(orchard.Plant) == {"workers", "retries", "tools"}
     assert execution_fields(orchard.Soil) == {"spade"}
     light = orchard.Plant.model_fields["light"].annotation
