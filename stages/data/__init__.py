@@ -1,1 +1,1 @@
-"""Every format on disk: one module a kind, with its schema, writer and reader."""
+"""Formats on disk: one module per artifact kind, with schema, writer and reader."""

@@ -1,13 +1,13 @@
-"""Best-fit packing: samples of whole documents, none cut that fits (Ding et al. 2024, arXiv
-2404.10830).
+"""Best-fit packing: samples of whole documents; no document that fits is split (Ding et al. 2024,
+arXiv 2404.10830).
 
-Documents longer than a sample are cut to full samples first. What is left goes, longest first,
-where the least room remains that holds it, and padding fills the rest. That plan is made from the
-lengths alone when a store is opened, so another context length needs no repacking.
+Documents longer than a sample are first split into full samples. The remainders are placed, longest
+first, where the least room remains, and padding fills the rest. The plan is a function of the document
+lengths, made when a store is opened, so another context length needs no repacking.
 
-A token is the target of exactly one position. The input before a document's first token is the
-end token of the one before it, as everywhere in the store's ring; before the rest of a document
-that was cut it is the token before the cut.
+Every token is the target of exactly one position. The input for the first token of a document is the
+end token of the document before it, as everywhere in the store; for the remainder of a split document
+it is the token before the split.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from stages.data.hashing import fold64, permute
 from stages.data.token_store import TokenIds, TokenStore
 
 IGNORE_INDEX = -100
-"""The target of padding: nothing is learned there."""
+"""Target at padding: ignored by the loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedSample:
-    """A sample; every array has the shape (T,)."""
+    """A sample; every array has shape (T,)."""
 
     tokens: TokenIds
-    """Inputs; 0 in the padding."""
+    """Inputs; 0 at padding."""
     targets: TokenIds
-    """The token after each; -100 in the padding."""
+    """The next token of each input; -100 at padding."""
     segments: TokenIds
-    """Which document of the sample a position belongs to, from 0; the padding is the last."""
+    """Index of the document within the sample, from 0; padding is the last one."""
     positions: TokenIds
-    """Place within the document (or within what the sample has of it), from 0."""
+    """Position within the document, or within its piece in this sample, from 0."""
 
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Which pieces of documents each sample holds: pieces `first[s]` to `first[s + 1]`."""
+    """Assignment of document pieces to samples: sample s has the pieces `first[s]` to `first[s + 1]`."""
 
     starts: npt.NDArray[np.int64]
-    """(pieces,) where each begins in the store."""
+    """(pieces,) start positions in the store."""
     lengths: npt.NDArray[np.int64]
-    """(pieces,) its tokens."""
+    """(pieces,) numbers of tokens."""
     first: npt.NDArray[np.int64]
-    """(samples + 1,) the first piece of each sample."""
-    cut: int
-    """Documents that are longer than a sample."""
+    """(samples + 1,) first piece of each sample."""
+    num_split: int
+    """Number of documents longer than a sample."""
 
     @property
-    def samples(self) -> int:
-        """How many samples hold everything once."""
+    def num_samples(self) -> int:
+        """Number of samples per epoch."""
         return len(self.first) - 1
 
 
 def plan_packing(ends: npt.NDArray[np.int64], length: int) -> PackingPlan:
-    """Lay documents that end at `ends` (documents,) out in samples of `length` tokens."""
+    """Plan samples of `length` tokens for documents that end at `ends` (documents,)."""
     sizes = np.diff(ends, prepend=0)
     full, rest = np.divmod(sizes, length)
     owner = np.repeat(np.arange(len(sizes)), full)
@@ -74,37 +74,38 @@ def plan_packing(ends: npt.NDArray[np.int64], length: int) -> PackingPlan:
         starts=np.r_[(ends - sizes)[owner] + place * length, (ends - rest)[left][order]],
         lengths=np.r_[np.full(len(owner), length), rest[left][order]],
         first=np.cumsum(np.r_[0, np.ones(len(owner), np.int64), filled]),
-        cut=int(np.count_nonzero(sizes > length)),
+        num_split=int(np.count_nonzero(sizes > length)),
     )
 
 
 def best_fit(lengths: npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.int64]:
-    """Best-fit decreasing: the bin of each item (items,), from 0, in the order they are opened.
+    """Return the bin of each item (items,) by best-fit decreasing; bins are numbered from 0, in the
+    order in which they are opened.
 
-    All items of one length are placed at once: as long as the fullest bins that hold it have the
-    same room, each takes as many as fit, one bin after the other, as it would item by item. What
-    is left to do an item is to be told its bin. Lengths are from 1 to `capacity`.
+    Items of equal length are placed together: while the fullest bins that fit them have the same
+    room, each takes as many as fit, bin after bin, which equals placing them one by one. Lengths are
+    from 1 to `capacity`.
     """
     bins = np.empty(len(lengths), np.int64)
     order = np.argsort(-lengths, kind="stable")
     sizes, counts = np.unique(lengths, return_counts=True)
-    rooms = _Rooms(capacity)
+    open_bins = _OpenBins(capacity)
     at = 0
     for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while count:
-            taken, room = rooms.take(size, count)
+            taken, room = open_bins.take(size, count)
             each = room // size
             placed = min(count, each * len(taken))
             bins[order[at : at + placed]] = np.repeat(taken, each)[:placed]
-            rooms.put(taken[:-1], room - each * size)
-            rooms.put(taken[-1:], room - (placed - each * (len(taken) - 1)) * size)
+            open_bins.put(taken[:-1], room - each * size)
+            open_bins.put(taken[-1:], room - (placed - each * (len(taken) - 1)) * size)
             at, count = at + placed, count - placed
     return bins
 
 
-class _Rooms:
-    """The bins that are open by the room that is left in them; an integer's bits say which rooms
-    there are, so that the least that holds an item is found by a shift."""
+class _OpenBins:
+    """Open bins by remaining room. The bits of an integer mark the rooms that exist, so that the
+    smallest one that fits an item is found with a shift."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -113,21 +114,22 @@ class _Rooms:
         self._present = 0
 
     def take(self, size: int, items: int) -> tuple[npt.NDArray[np.int64], int]:
-        """Bins for up to so many items of one size, all with the same room, and that room."""
+        """Remove and return bins for up to `items` items of one size, all with the same room, and that
+        room."""
         fitting = self._present >> size
         if not fitting:
-            wanted = -(-items // (self._capacity // size))
-            self._opened += wanted
-            return np.arange(self._opened - wanted, self._opened), self._capacity
+            needed = -(-items // (self._capacity // size))
+            self._opened += needed
+            return np.arange(self._opened - needed, self._opened), self._capacity
         room = size + (fitting & -fitting).bit_length() - 1
-        wanted = -(-items // (room // size))
-        waiting = self._bins[room]
-        taken = waiting.popleft()
-        if len(taken) > wanted:
-            waiting.appendleft(taken[wanted:])
-        if not waiting:
+        needed = -(-items // (room // size))
+        queue = self._bins[room]
+        taken = queue.popleft()
+        if len(taken) > needed:
+            queue.appendleft(taken[needed:])
+        if not queue:
             self._present ^= 1 << room
-        return taken[:wanted], room
+        return taken[:needed], room
 
     def put(self, bins: npt.NDArray[np.int64], room: int) -> None:
         if len(bins) and room:
@@ -136,10 +138,10 @@ class _Rooms:
 
 
 class BestFitSamples:
-    """Samples of T tokens for training, as `stages.data.token_store.Samples`, of whole documents.
+    """Training samples of T tokens with whole documents, as a sequence.
 
-    With a seed an index beyond the first epoch goes on into the next ones, which visit the same
-    samples in other orders; without one there is one epoch in the plan's order.
+    With a seed, indices beyond the first epoch continue with the next ones, which visit the same
+    samples in other orders. Without a seed there is one epoch, in the order of the plan.
 
     Raises:
         InputError: the split is empty.
@@ -155,11 +157,11 @@ class BestFitSamples:
 
     @property
     def padding(self) -> float:
-        """The share of positions that hold nothing."""
-        return 1 - self.store.tokens / (self.plan.samples * self.length)
+        """Share of positions that are padding."""
+        return 1 - self.store.tokens / (self.plan.num_samples * self.length)
 
     def __len__(self) -> int:
-        return self.plan.samples
+        return self.plan.num_samples
 
     def __iter__(self) -> Iterator[PackedSample]:
         return (self.sample(i) for i in range(len(self)))
@@ -171,7 +173,7 @@ class BestFitSamples:
         return self.sample(i, epoch)
 
     def sample(self, index: int, epoch: int = 0) -> PackedSample:
-        """Sample `index` of an epoch, at the cost of reading it."""
+        """Return sample `index` of an epoch."""
         if self.seed is not None:
             index = permute(index, len(self), key=fold64(self.seed, epoch, -2))
         pieces = slice(int(self.plan.first[index]), int(self.plan.first[index + 1]))

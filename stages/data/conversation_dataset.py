@@ -1,9 +1,9 @@
-"""Conversations on disk: messages with roles, each conversation in one split.
+"""Conversations on disk: messages with roles; each conversation belongs to one split.
 
     part-00000.parquet   id, messages: list<struct<role, content>>, split, meta (JSON)
 
-Splits are `train`, `eval` and `unlabelled`; an unlabelled row holds the assistant's message only
-(there is a target and no question: what a speaker labels).
+Splits are `train`, `eval` and `unlabelled`; an unlabelled row has only the assistant's message, an
+answer that a speaker model generates questions for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCHEMA = parquet_parts.versioned_schema(
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side said."""
+    """One message of a conversation."""
 
     role: Role
     content: str
@@ -47,7 +47,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in turn, with the split they belong to."""
+    """Messages in order, with their split."""
 
     id: str
     messages: tuple[Message, ...]
@@ -56,12 +56,12 @@ class Conversation:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """All but the last assistant's message."""
+        """All messages except a final one of the assistant."""
         return self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
 
     @property
     def response(self) -> str:
-        """The last assistant's message, empty where there is none."""
+        """The final message of the assistant, or an empty string."""
         last = self.messages[-1]
         return last.content if last.role == "assistant" else ""
 
@@ -70,10 +70,10 @@ def write_conversations(out: Path, conversations: Iterable[Conversation]) -> int
     """Write conversations in the order given.
 
     Returns:
-        How many were written.
+        The number of conversations written.
 
     Raises:
-        InputError: a split or a role is not one of those known, or a conversation is empty.
+        InputError: a split or role is unknown, or a conversation is empty.
     """
     with parquet_parts.PartWriter(Path(out), SCHEMA) as writer:
         for conversation in conversations:
@@ -103,7 +103,7 @@ def _check(conversation: Conversation) -> None:
 
 
 class Conversations(Sequence[Conversation]):
-    """The conversations of one split (of all, if `split` is None), by position."""
+    """The conversations of one split, or of all if `split` is None, by position."""
 
     def __init__(self, path: Path, split: str | None = "train") -> None:
         self.path = Path(path)

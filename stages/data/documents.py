@@ -1,8 +1,8 @@
-"""Documents on disk: what a cleaning stage kept, and what it dropped and why.
+"""Documents on disk: kept and dropped documents with their scores.
 
-documents/part-00000.parquet   id, text, source, lang, meta (JSON), scores (one field a rule)
-dropped/part-00000.parquet     the same and rule, score
-stats.json                     counts; kept + dropped (+ removed) == read, in documents and in
+documents/part-00000.parquet   id, text, source, lang, meta (JSON), scores (one field per rule)
+dropped/part-00000.parquet     the same, with the rule that dropped it and its score
+stats.json                     counts; kept + dropped (+ removed) == read, for documents and
                                characters
 """
 
@@ -29,23 +29,23 @@ _DROPPED = [*_KEPT, ("rule", pa.string()), ("score", pa.float64())]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with where it came from."""
+    """One text with its origin."""
 
     id: str
     text: str
     source: str
     lang: str
     meta: str = "{}"
-    """A JSON object: the path, the place in the file, the title."""
+    """JSON object: path, position in the file, title."""
 
 
 def documents_writer(out: Path, rules: Sequence[str] = ()) -> parquet_parts.PartWriter:
-    """A writer of what is kept: rows with `COLUMNS` and, if there are `rules`, `scores`."""
+    """Open a writer of kept documents: rows with `COLUMNS` and, with `rules`, `scores`."""
     return parquet_parts.PartWriter(out / "documents", _schema(_KEPT, rules), "text")
 
 
 def dropped_writer(out: Path, rules: Sequence[str] = ()) -> parquet_parts.PartWriter:
-    """A writer of what is dropped: the same rows with `rule` and `score`."""
+    """Open a writer of dropped documents: the same rows with `rule` and `score`."""
     return parquet_parts.PartWriter(out / "dropped", _schema(_DROPPED, rules), "text")
 
 
@@ -57,7 +57,7 @@ def _schema(columns: list[tuple[str, pa.DataType]], rules: Sequence[str]) -> pa.
 
 
 def write_stats(out: Path, stats: dict[str, Any]) -> None:
-    """Write the counts; `removed` counts what was cut out of kept documents, where that is done.
+    """Write the counts; `removed`, if given, counts text that was cut out of kept documents.
 
     Raises:
         CorruptArtifact: kept, dropped and removed do not add up to read.
@@ -75,16 +75,13 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
 
 
 def read_stats(path: Path) -> dict[str, Any]:
-    """The counts of a Documents artifact."""
+    """Read the counts of a Documents artifact."""
     stats: dict[str, Any] = json.loads((Path(path) / "stats.json").read_text())
     return stats
 
 
 class Documents:
-    """The kept documents of an artifact, in order.
-
-    Iterating holds one row group in memory.
-    """
+    """The kept documents of an artifact, in order; iteration keeps one row group in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -101,18 +98,22 @@ class Documents:
             yield from self.part(part)
 
     def part(self, index: int) -> Iterator[Document]:
-        """The documents of one part."""
+        """Yield the documents of one part file."""
         part = parquet_parts.open_part(self.files[index], KIND, VERSION)
         for batch in part.iter_batches(parquet_parts.ROWS_PER_GROUP, columns=list(COLUMNS)):
             for row in batch.to_pylist():
                 yield Document(**row)
 
     def require_nonempty(self) -> Documents:
-        """These documents, if there are any.
+        """Return these documents.
 
         Raises:
             InputError: the artifact is empty.
         """
         if not len(self):
-            raise InputError("no documents", where=str(self.path), remedy="see its dropped/ folder")
+            raise InputError(
+                "no documents",
+                where=str(self.path),
+                remedy="its dropped/ folder lists the dropped documents",
+            )
         return self

@@ -1,10 +1,9 @@
-"""Mixtures: which source, and which of its samples, is sample i of a run.
+"""Weighted mixtures of token stores.
 
-A mixture is weights over stores of tokens that stay as they are. Sample i is found in O(1) in a
-table of one period, which draws every source in its proportion as evenly as whole samples can:
-among the first n samples, for every n, a source of share w has n * w give or take less than one.
-So nothing is random but the order within each source, and a run goes on anywhere, on any number
-of ranks.
+The stores are not changed. Sample i of a run is looked up in O(1) in a table of one period that
+distributes the sources as evenly as whole samples allow: among the first n samples, for every n, a
+source of weight w has n * w samples with an error below one. Only the order within each source is
+random, so a run can resume at any sample on any number of ranks.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 PERIOD = 1 << 16
-"""The longest table; weights that need more are rounded to parts of it."""
+"""Maximum length of the table; weights that need more are rounded to multiples of 1 / PERIOD."""
 
 
 class SampleSource(Protocol):
-    """Samples of one source: `len()` are an epoch, and indices go on beyond it."""
+    """Samples of one source; `len()` is one epoch, and larger indices continue with the next ones."""
 
     def __getitem__(self, index: int) -> Any: ...
 
@@ -32,30 +31,30 @@ class SampleSource(Protocol):
 
 
 def temperature_weights(tokens: Sequence[int], temperature: float) -> list[float]:
-    """Weights in proportion to n ** (1 / temperature): 1 keeps the sizes, more evens them out."""
+    """Return weights proportional to n ** (1 / temperature); 1 keeps the proportions of the sizes."""
     largest = max(tokens)
     return [(n / largest) ** (1 / temperature) for n in tokens]
 
 
 def samples_per_period(weights: Sequence[float]) -> list[int]:
-    """How many samples of a period are each source's.
+    """Return the number of samples of each source per period.
 
-    Weights count as the decimals that they are written as, and need not add up to anything: 60,
-    22, 8, 8 and 3 are so many of every 101. Where that needs a period of more than `PERIOD` it is
-    `PERIOD` by largest remainders, and one at least for each.
+    Weights are taken as exact decimals and need not sum to a fixed value: 60, 22, 8, 8 and 3 give a
+    period of 101. If the exact period is longer than `PERIOD`, it becomes `PERIOD`, distributed by
+    largest remainders with at least one sample per source.
 
     Raises:
-        ValueError: a weight is not positive and finite, or there are none, or too many.
+        ValueError: a weight is not positive and finite, or the number of weights is 0 or too large.
     """
     if not 0 < len(weights) <= PERIOD or not all(0 < w < math.inf for w in weights):
-        raise ValueError(f"weights are positive numbers, at most {PERIOD}: {list(weights)}")
+        raise ValueError(f"expected 1 to {PERIOD} positive weights, got {list(weights)}")
     exact = [Fraction(repr(float(weight))) for weight in weights]
     total = sum(exact)
     shares = [weight / total for weight in exact]
     period = math.lcm(*(share.denominator for share in shares))
     if period <= PERIOD:
         return [int(share * period) for share in shares]
-    spare = PERIOD - len(shares)  # one for each is dealt out before
+    spare = PERIOD - len(shares)  # one sample per source is reserved
     wanted = [max(Fraction(0), share * PERIOD - 1) for share in shares]
     scaled = [share * spare / sum(wanted) for share in wanted]
     counts = [int(share) for share in scaled]
@@ -67,23 +66,23 @@ def samples_per_period(weights: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class MixtureSchedule:
-    """A period of P samples over S sources."""
+    """One period of P samples over S sources."""
 
     counts: npt.NDArray[np.int64]
-    """(S,) samples of each source in a period."""
+    """(S,) samples of each source per period."""
     source: npt.NDArray[np.uint16]
-    """(P,) whose each sample is."""
+    """(P,) source of each sample."""
     rank: npt.NDArray[np.uint16]
-    """(P,) how many of that source came before it in the period."""
+    """(P,) number of earlier samples of the same source in the period."""
 
     @classmethod
     def from_weights(cls, weights: Sequence[float]) -> MixtureSchedule:
-        """The schedule of these weights.
+        """Build the schedule of these weights.
 
-        Unit k of a source with c of P samples may come from floor(k P / c) to before
-        ceil((k + 1) P / c), which is what staying within one of its share means. Taking the
-        earliest deadline of those that may come meets all deadlines (Baruah et al. 1996, a
-        P-fair schedule on one processor).
+        Sample k of a source with c of P samples may be scheduled from floor(k P / c) to before
+        ceil((k + 1) P / c), which bounds its error by one. Choosing the earliest deadline among
+        the eligible samples meets all deadlines (P-fair schedule on one processor, Baruah et al.
+        1996).
         """
         counts = samples_per_period(weights)
         period = sum(counts)
@@ -101,19 +100,19 @@ class MixtureSchedule:
         return cls(np.array(counts, np.int64), source, rank)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The source of sample `index` of the run, and which of the source's samples it is."""
+        """Return the source of sample `index` of the run, and its index within the source."""
         period, at = divmod(index, len(self.source))
         source = int(self.source[at])
         return source, period * int(self.counts[source]) + int(self.rank[at])
 
     def samples_per_source(self, samples: int) -> npt.NDArray[np.int64]:
-        """How many of the first `samples` samples are each source's: (S,)."""
+        """Return the number of samples of each source among the first `samples`: (S,)."""
         periods, rest = divmod(samples, len(self.source))
         return periods * self.counts + np.bincount(self.source[:rest], minlength=len(self.counts))
 
 
 class Mixture:
-    """Samples of several sources in the proportion of their weights, for ever."""
+    """An endless sequence of samples of several sources in proportion to their weights."""
 
     def __init__(self, sources: Sequence[SampleSource], weights: Sequence[float]) -> None:
         if len(sources) != len(weights):
@@ -122,23 +121,23 @@ class Mixture:
         self.schedule = MixtureSchedule.from_weights(weights)
 
     def __getitem__(self, index: int) -> Any:
-        source, place = self.schedule.locate(index)
-        return self.sources[source][place]
+        source, sample = self.schedule.locate(index)
+        return self.sources[source][sample]
 
     @property
     def proportions(self) -> list[float]:
-        """Of each source, as they are drawn; they add up to 1."""
+        """Share of each source in the schedule; the sum is 1."""
         counts = self.schedule.counts
         return [float(share) for share in counts / counts.sum()]
 
     def epochs_after(self, samples: int) -> list[float]:
-        """How often each source has been gone through after so many samples."""
-        drawn = self.schedule.samples_per_source(samples).tolist()
-        return [n / len(source) for n, source in zip(drawn, self.sources, strict=True)]
+        """Return the number of epochs of each source after so many samples."""
+        counts = self.schedule.samples_per_source(samples).tolist()
+        return [n / len(source) for n, source in zip(counts, self.sources, strict=True)]
 
 
 class Interleaved:
-    """All samples of several data sets once, so that the first n are spread over all of them."""
+    """All samples of several data sets once, interleaved so that every prefix covers all of them."""
 
     def __init__(self, parts: Sequence[SampleSource]) -> None:
         self.parts = parts

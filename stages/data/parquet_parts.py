@@ -1,7 +1,7 @@
-"""Numbered zstd-parquet parts: `part-00000.parquet`, the shape of every table on disk here.
+"""Tables on disk: numbered Parquet files with zstd compression, `part-00000.parquet`.
 
-The same rows always give the same bytes: fixed row groups, no time stamps, no host names. A part
-is written whole or not at all.
+The same rows always give the same bytes: fixed row groups, no time stamps, no host names. A file is
+written atomically.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ import pyarrow.parquet as pq
 from pipeline.errors import CorruptArtifact, InputError
 
 ROWS_PER_PART = 50_000
-BYTES_PER_PART = 64 << 20  # of text: what one worker holds of a part while it reads it
-BYTES_PER_GROUP = 16 << 20  # of text: what is held of it as rows while it is written
+BYTES_PER_PART = 64 << 20  # of text: memory of a worker while it reads a part
+BYTES_PER_GROUP = 16 << 20  # of text: memory for rows while a part is written
 ROWS_PER_GROUP = 2_048
 
 Row = Mapping[str, Any]
 
 
 def versioned_schema(schema: pa.Schema, kind: str, version: int) -> pa.Schema:
-    """The schema with its kind and version in the file's own metadata."""
+    """Return the schema with kind and version in its metadata."""
     return schema.with_metadata({"headwater.kind": kind, "headwater.version": str(version)})
 
 
 class PartEncoder:
-    """One part in the making, of which no more than a row group is held as rows: a group ends at
-    `ROW_GROUP` rows, or, where a text column is named, at `BYTES_A_GROUP` characters of it and of
-    `meta`."""
+    """Encoder of one part that keeps at most one row group of rows in memory.
+
+    A group ends after `ROWS_PER_GROUP` rows or, with a text column, `BYTES_PER_GROUP` characters of it
+    and of `meta`.
+    """
 
     def __init__(self, schema: pa.Schema, text_column: str | None = None) -> None:
         self.schema = schema
@@ -42,7 +44,7 @@ class PartEncoder:
         self._buffer = io.BytesIO()
         self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd")
         self._group: list[Row] = []
-        self._held = 0
+        self._group_size = 0
 
     def add(self, row: Row) -> None:
         """Add one row."""
@@ -50,13 +52,13 @@ class PartEncoder:
         self.rows += 1
         if self._text_column:
             length = len(row[self._text_column]) + len(row.get("meta") or "")
-            self._held += length
+            self._group_size += length
             self.characters += length
-        if len(self._group) >= ROWS_PER_GROUP or self._held >= BYTES_PER_GROUP:
+        if len(self._group) >= ROWS_PER_GROUP or self._group_size >= BYTES_PER_GROUP:
             self._end_group()
 
     def finish(self) -> bytes:
-        """The bytes of the part; one without rows still has a row group, empty."""
+        """Return the bytes of the part; without rows it has one empty row group."""
         if self._group or not self.rows:
             self._end_group()
         self._writer.close()
@@ -64,11 +66,11 @@ class PartEncoder:
 
     def _end_group(self) -> None:
         self._writer.write_table(pa.Table.from_pylist(self._group, self.schema))
-        self._group, self._held = [], 0
+        self._group, self._group_size = [], 0
 
 
 def encode_part(rows: Iterable[Row], schema: pa.Schema, text_column: str | None = None) -> bytes:
-    """The bytes of a part of these rows."""
+    """Return the bytes of a part with these rows."""
     part = PartEncoder(schema, text_column)
     for row in rows:
         part.add(row)
@@ -76,7 +78,7 @@ def encode_part(rows: Iterable[Row], schema: pa.Schema, text_column: str | None 
 
 
 class PartWriter:
-    """Cuts a stream of rows into parts by fixed limits, so that parts depend on the rows alone."""
+    """Splits a stream of rows into parts by fixed limits, so that parts depend only on the rows."""
 
     def __init__(self, folder: Path, schema: pa.Schema, text_column: str | None = None) -> None:
         self.folder = folder
@@ -97,7 +99,7 @@ class PartWriter:
             self._end_part(self._part)
 
     def close(self) -> None:
-        """Write the last part; a table without rows still has one, empty."""
+        """Write the last part; a table without rows has one empty part."""
         if self._part or not self.parts:
             self._end_part(self._part or PartEncoder(self.schema))
 
@@ -117,26 +119,26 @@ class PartWriter:
 
 
 def part_files(folder: Path, kind: str) -> list[Path]:
-    """The parts of a table in order.
+    """Return the parts of a table, in order.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder has no part.
     """
     files = sorted(Path(folder).glob("part-*.parquet"))
     if not files:
         raise InputError(
-            f"no {kind} here: a folder with part-*.parquet was expected",
+            f"no {kind} here: expected a folder with part-*.parquet",
             where=str(folder),
-            remedy=f"name an artifact of kind {kind}",
+            remedy=f"give an artifact of kind {kind}",
         )
     return files
 
 
 def open_part(path: Path, kind: str, version: int) -> pq.ParquetFile:
-    """Open a part and check that it is of this kind and of a version that is known.
+    """Open a part and check its kind and version.
 
     Raises:
-        CorruptArtifact: the file is torn, of another kind, or written by a later version.
+        CorruptArtifact: the file is damaged, of another kind, or of a later version.
     """
     try:
         part = pq.ParquetFile(path)
@@ -146,8 +148,8 @@ def open_part(path: Path, kind: str, version: int) -> pq.ParquetFile:
     found = metadata.get(b"headwater.kind", b"?").decode(), metadata.get(b"headwater.version", b"0")
     if found[0] != kind or int(found[1]) > version:
         raise CorruptArtifact(
-            f"a part of {found[0]} version {found[1].decode()} where {kind} version {version} "
-            "was expected",
+            f"expected a part of {kind} version {version}, found {found[0]} version "
+            f"{found[1].decode()}",
             where=str(path),
         )
     return part
@@ -156,6 +158,6 @@ def open_part(path: Path, kind: str, version: int) -> pq.ParquetFile:
 def read_batches(
     folder: Path, kind: str, version: int, columns: list[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of all parts in order, a row group at a time."""
+    """Yield the rows of all parts in order, one row group at a time."""
     for path in part_files(folder, kind):
         yield from open_part(path, kind, version).iter_batches(ROWS_PER_GROUP, columns=columns)

@@ -1,7 +1,7 @@
-"""Preferences on disk: K responses to a prompt with their ranks; pairs are K = 2.
+"""Preferences on disk: K ranked responses per prompt; K = 2 are pairs.
 
 part-00000.parquet   id, prompt: list<struct<role, content>>, responses: list<str>,
-                     ranks: list<int> (0 is best, equal ranks tie), split
+                     ranks: list<int> (0 is best, equal ranks are ties), split
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCHEMA = parquet_parts.versioned_schema(
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """K responses to one prompt; `ranks[k]` is the rank of `responses[k]`, 0 the best."""
+    """K responses to one prompt; `ranks[k]` is the rank of `responses[k]`, 0 is best."""
 
     id: str
     prompt: tuple[Message, ...]
@@ -52,10 +52,11 @@ def write_preferences(out: Path, preferences: Iterable[Preference]) -> int:
     """Write preferences in the order given.
 
     Returns:
-        How many were written.
+        The number of preferences written.
 
     Raises:
-        InputError: fewer than two responses, ranks that do not match them, or all ranks equal.
+        InputError: a preference has fewer than two responses, another number of ranks, or equal
+            ranks only.
     """
     with parquet_parts.PartWriter(Path(out), SCHEMA) as writer:
         for preference in preferences:
@@ -78,12 +79,12 @@ def _check(preference: Preference) -> None:
         raise InputError(
             f"preference {preference.id!r}: {len(preference.responses)} responses with ranks "
             f"{list(preference.ranks)} in split {preference.split!r}",
-            remedy="give one rank a response, at least two different; splits are train and eval",
+            remedy="give one rank per response, at least two different; splits are train and eval",
         )
 
 
 class Preferences(Sequence[Preference]):
-    """The preferences of one split (of all, if `split` is None), by position."""
+    """The preferences of one split, or of all if `split` is None, by position."""
 
     def __init__(self, path: Path, split: str | None = "train") -> None:
         self.path = Path(path)

@@ -1,4 +1,4 @@
-"""What a model is trained on: one store of tokens or a mixture of several, as samples."""
+"""Training samples of a language model from one token store or a mixture of several."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ Packing = Literal["windows", "best_fit"]
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """Stores of tokens of one vocabulary, and how samples of T inputs are made of them."""
+    """Token stores of one vocabulary, read as samples of `length` inputs."""
 
     paths: tuple[Path, ...]
     length: int
     seed: int
     packing: Packing = "windows"
     weights: tuple[float, ...] = ()
-    """One a store; none goes by the sizes, evened out by the temperature."""
+    """One per store. Default: by size and `temperature`."""
     temperature: float = 1.0
 
     @cached_property
     def train(self) -> TokenWindows | BestFitSamples | Mixture:
-        """Sample i of the run, for any i."""
+        """Samples of the run, for any index."""
         if len(self.paths) == 1:
             return self._samples(TokenStore(self.paths[0]), self.seed)
         return self.mixture
 
     @cached_property
     def mixture(self) -> Mixture:
-        """The samples of all stores in the proportion of their weights.
+        """Samples of all stores in proportion to their weights.
 
         Raises:
-            InputError: there are more or fewer weights than stores, or vocabularies differ.
+            InputError: the number of weights is not that of the stores, or tokenizers differ.
         """
         stores = self.stores()
         sizes = [store.tokens for store in stores]
         weights = self.weights or temperature_weights(sizes, self.temperature)
         if len(weights) != len(stores):
             raise InputError(
-                f"{len(weights)} weights for {len(stores)} stores of tokens",
+                f"{len(weights)} weights for {len(stores)} token stores",
                 where="mixture.weights",
-                remedy="give one for each, in order",
+                remedy="give one weight per store, in order",
             )
         sources = [
             self._samples(store, fold64(self.seed, number)) for number, store in enumerate(stores)
@@ -59,7 +59,7 @@ class TokenDataset:
 
     @property
     def held_out(self) -> TokenWindows | Interleaved:
-        """Windows of what the stores hold out, of all those that hold out enough."""
+        """Windows of the held-out tokens, of all stores that have enough for one window."""
         stores = self.stores("eval")
         enough = [store for store in stores if store.tokens > self.length] or stores[:1]
         parts = [store.samples(self.length) for store in enough]
@@ -67,7 +67,7 @@ class TokenDataset:
 
     @property
     def facts(self) -> Mapping[str, float]:
-        """What best-fit packing pads and cuts, over all stores once."""
+        """Padding and split documents of best-fit packing, over one epoch of all stores."""
         train = self.train
         found = train.sources if isinstance(train, Mixture) else [train]
         packed = [source for source in found if isinstance(source, BestFitSamples)]
@@ -76,11 +76,11 @@ class TokenDataset:
         positions = sum(len(source) * self.length for source in packed)
         return {
             "padding": 1 - sum(source.store.tokens for source in packed) / positions,
-            "cut_documents": sum(source.plan.cut for source in packed),
+            "cut_documents": sum(source.plan.num_split for source in packed),
         }
 
     def stores(self, split: str = "train") -> list[TokenStore]:
-        """The stores in order.
+        """Return the stores, in order.
 
         Raises:
             InputError: they were packed with different tokenizers.
@@ -88,20 +88,20 @@ class TokenDataset:
         stores = [TokenStore(path, split) for path in self.paths]
         first = stores[0]
         for other in stores[1:]:
-            if _differ(first, other):
+            if _tokenizers_differ(first, other):
                 raise InputError(
-                    f"{first.path} was packed with {_maker(first)}, {other.path} with "
-                    f"{_maker(other)}",
+                    f"{first.path} was packed with {_describe_tokenizer(first)}, {other.path} with "
+                    f"{_describe_tokenizer(other)}",
                     where="tokens",
                     remedy="pack all of them with one tokenizer",
                 )
         return stores
 
     def require_tokenizer(self, tokenizer: Vocabulary) -> None:
-        """See that all tokens are a tokenizer's own.
+        """Check that all stores were packed with this tokenizer.
 
         Raises:
-            InputError: some are another's.
+            InputError: one was packed with another tokenizer.
         """
         for store in self.stores():
             store.require_tokenizer(tokenizer)
@@ -112,11 +112,11 @@ class TokenDataset:
         return store.samples(self.length, seed)
 
 
-def _differ(one: TokenStore, other: TokenStore) -> bool:
-    """Whether two stores are of different tokenizers, as far as they say."""
+def _tokenizers_differ(one: TokenStore, other: TokenStore) -> bool:
+    """Return whether two stores have different tokenizers, as far as known."""
     named = one.tokenizer and other.tokenizer
     return one.vocab_size != other.vocab_size or bool(named and one.tokenizer != other.tokenizer)
 
 
-def _maker(store: TokenStore) -> str:
+def _describe_tokenizer(store: TokenStore) -> str:
     return f"tokenizer {(store.tokenizer or 'unknown')[:12]} of {store.vocab_size} ids"

@@ -1,8 +1,8 @@
-"""Documents to token shards: encode a slice of a row group a task, then lay the documents out
-shuffled.
+"""Packing of documents into token shards: tasks encode slices of row groups, then the documents are
+written in shuffled order.
 
-The order of documents and their split depend on ids and the seed alone, so neither the number of
-workers nor the cut of the input changes a byte.
+Order and split of documents are functions of their ids and the seed, so neither the number of workers
+nor the slicing changes a byte.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from stages.data.documents import Documents
 from stages.data.hashing import hash64, hash_fraction
 from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
 
-SLICES = 64  # at least, of a corpus that has a megabyte for each: workers end at about one time
-SLICE_BYTES = (1 << 20, 16 << 20)  # of text, at least and about at most
+SLICES = 64  # at least, if the corpus has a megabyte for each: workers then finish together
+SLICE_BYTES = (1 << 20, 16 << 20)  # of text: minimum and approximate maximum
 
 _ENCODED = np.dtype([("end", "<u8"), ("order", "<u8"), ("split", "<f8")])
 
 
 @dataclass(frozen=True)
 class EncodingTask:
-    """One task: some rows of a row group of a part of the documents."""
+    """One task: some rows of a row group of a part file."""
 
     part: Path
     row_group: int
@@ -41,21 +41,21 @@ class EncodingTask:
 
 
 def encoding_tasks(documents: Path, tokenizer: Path, seed: int) -> list[EncodingTask]:
-    """Tasks for all rows of a Documents artifact, in order; they depend on the documents alone."""
+    """Return tasks for all rows of a Documents artifact, in order; a function of the documents only."""
     groups = [group for part in Documents(documents).files for group in _row_groups(part)]
     total = sum(size for *_, size in groups)
     least, most = SLICE_BYTES
-    wanted = min(most, max(least, total // SLICES))
-    works = []
+    target_size = min(most, max(least, total // SLICES))
+    tasks = []
     for part, number, rows, size in groups:
-        step = max(1, -(-rows // max(1, -(-size // wanted))))
-        cuts = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
-        works += [EncodingTask(part, number, cut, tokenizer, seed) for cut in cuts]
-    return works
+        step = max(1, -(-rows // max(1, -(-size // target_size))))
+        slices = [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
+        tasks += [EncodingTask(part, number, part_rows, tokenizer, seed) for part_rows in slices]
+    return tasks
 
 
 def _row_groups(part: Path) -> Iterator[tuple[Path, int, int, int]]:
-    """Part, number, rows, and bytes of text of each row group."""
+    """Yield part, number, rows and bytes of text of each row group."""
     metadata = pq.ParquetFile(part).metadata
     text = metadata.schema.names.index("text")
     for number in range(metadata.num_row_groups):
@@ -63,7 +63,7 @@ def _row_groups(part: Path) -> Iterator[tuple[Path, int, int, int]]:
         yield part, number, group.num_rows, group.column(text).total_uncompressed_size
 
 
-# A worker goes through the slices of a row group one after the other.
+# A worker encodes the slices of a row group one after the other.
 @lru_cache(maxsize=1)
 def _row_group(part: Path, number: int) -> pa.Table:
     return pq.ParquetFile(part).read_row_group(number, columns=["id", "text"])
@@ -74,17 +74,17 @@ def _tokenizer(folder: Path) -> AnyTokenizer:
     return open_tokenizer(folder)
 
 
-def encode_shard(work: EncodingTask, commit: Path) -> None:
-    """Encode some rows: ids to `<commit>.bin`, one record a document to the commit file."""
+def encode_shard(task: EncodingTask, commit: Path) -> None:
+    """Encode some rows: ids to `<commit>.bin`, one record per document to the commit file."""
     from pipeline.atomic_io import write_atomic
 
-    tokenizer = _tokenizer(work.tokenizer)
-    table = _row_group(work.part, work.row_group)[work.rows]
+    tokenizer = _tokenizer(task.tokenizer)
+    table = _row_group(task.part, task.row_group)[task.rows]
     dtype = token_store.token_dtype(len(tokenizer))
     encoded = [np.array(tokenizer.document(text), dtype) for text in table["text"].to_pylist()]
     index = np.empty(len(encoded), _ENCODED)
     index["end"] = np.cumsum([len(ids) for ids in encoded])
-    index["order"] = [hash64(f"{work.seed} {name}") for name in table["id"].to_pylist()]
+    index["order"] = [hash64(f"{task.seed} {name}") for name in table["id"].to_pylist()]
     index["split"] = [hash_fraction(f"held out {name}") for name in table["id"].to_pylist()]
     flat = np.concatenate(encoded) if encoded else np.empty(0, dtype)
     write_atomic(_ids_file(commit), flat.tobytes(), durable=False)
@@ -94,7 +94,7 @@ def encode_shard(work: EncodingTask, commit: Path) -> None:
 
 
 def count_tokens(commit: Path) -> int:
-    """How many ids a committed task has."""
+    """Return the number of ids of a finished task."""
     ends = np.load(commit)["end"]
     return int(ends[-1]) if len(ends) else 0
 
@@ -104,9 +104,9 @@ def _ids_file(commit: Path) -> Path:
 
 
 class ShuffledLayout:
-    """Where every encoded document goes; arrays of shape (documents,) in input order."""
+    """Shuffled order and split of all encoded documents; arrays of shape (documents,) in input order."""
 
-    def __init__(self, commits: Sequence[Path], vocab_size: int, eval_share: float) -> None:
+    def __init__(self, commits: Sequence[Path], vocab_size: int, eval_fraction: float) -> None:
         self._commits = commits
         self._dtype = token_store.token_dtype(vocab_size)
         indices = [np.load(commit) for commit in commits]
@@ -116,8 +116,8 @@ class ShuffledLayout:
         ).astype(np.uint64)
         self._source = np.repeat(np.arange(len(indices)), [len(i) for i in indices])
         order = np.concatenate([np.empty(0, np.uint64), *(i["order"] for i in indices)])
-        place = np.concatenate([np.empty(0), *(i["split"] for i in indices)])
-        held_out = _held_out(place, eval_share)
+        position = np.concatenate([np.empty(0), *(i["split"] for i in indices)])
+        held_out = _eval_mask(position, eval_fraction)
         ranked = np.argsort(order, kind="stable")
         self.order = {
             "train": ranked[~held_out[ranked]],
@@ -125,14 +125,14 @@ class ShuffledLayout:
         }
 
     def lengths(self, split: str) -> npt.NDArray[np.int64]:
-        """Tokens of each document of the split in its new order, ends included."""
+        """Return the lengths of the documents of a split in shuffled order, end tokens included."""
         rows = self.order[split]
         return (self._ends[rows] - self._starts[rows]).astype(np.int64)
 
     def shards(
         self, split: str, size: int
     ) -> Iterator[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint64]]]:
-        """The split's shards of at least `size` tokens (the last may be less): ids and the ends
+        """Yield shards of a split with at least `size` tokens (the last may have fewer): ids and ends
         of documents."""
         lengths = self.lengths(split)
         if not len(lengths):
@@ -157,9 +157,9 @@ class ShuffledLayout:
         ]
 
 
-def _held_out(place: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
-    """Documents below the share; if none is and two can be spared, the lowest of all."""
-    held_out = place < share
-    if share > 0 and not held_out.any() and len(place) > 1:
-        held_out[np.argmin(place)] = True
+def _eval_mask(position: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
+    """Select the documents below `share`; if that selects none of two or more, select the lowest one."""
+    held_out = position < share
+    if share > 0 and not held_out.any() and len(position) > 1:
+        held_out[np.argmin(position)] = True
     return held_out

@@ -1,13 +1,13 @@
-"""Tokens on disk and the samples that training reads from them.
+"""Token stores on disk, and the windows that training reads from them.
 
     index.json                       dtype, tokenizer, counts, the shards of each split
     train-00000.bin, eval-00000.bin  little-endian uint16 or uint32; `eos_id` ends each document
-    train-00000.idx.npy              uint64: where each document of the shard ends
+    train-00000.idx.npy              uint64: end position of each document of the shard
 
-Documents were shuffled when they were packed. An epoch reads all tokens of a split as one ring
-cut into windows of T: sample i is T inputs and the token after each, T + 1 ids in all. Every epoch
-cuts the ring at another offset and visits its windows in another order, both functions of
-(seed, epoch), so that any sample of any epoch costs O(1) and no state is kept.
+Documents are shuffled when they are packed. An epoch reads all tokens of a split as a ring of windows:
+sample i is T inputs and the next token of each, T + 1 ids. Every epoch starts at another offset of the
+ring and visits its windows in another order, both functions of (seed, epoch), so that any sample of
+any epoch is read in O(1) without state.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TokenIds = npt.NDArray[np.int64]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The narrowest type that holds the vocabulary: `<u2` up to 65,536 ids, else `<u4`."""
+    """Return the smallest dtype for the vocabulary: `<u2` up to 65,536 ids, otherwise `<u4`."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenShard:
-    """One file of tokens with the ends of its documents."""
+    """One file of tokens and the ends of its documents."""
 
     name: str
     tokens: int
@@ -48,7 +48,7 @@ class TokenShard:
 def write_shard(
     out: Path, name: str, tokens: npt.NDArray[Any], ends: npt.NDArray[np.uint64]
 ) -> TokenShard:
-    """Write one shard: its tokens (already of the store's dtype) and where its documents end."""
+    """Write one shard: its tokens, in the dtype of the store, and the ends of its documents."""
     import io
 
     from pipeline.atomic_io import write_atomic
@@ -61,17 +61,17 @@ def write_shard(
 
 
 class Vocabulary(Protocol):
-    """What decides the ids of a text: `stages.data.tokenizers.sentencepiece_tokenizer.Tokenizer` is one."""
+    """A tokenizer, such as `stages.data.tokenizers.sentencepiece_tokenizer.Tokenizer`."""
 
     path: Path
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
 
     @property
     def digest(self) -> str:
-        """The same for the same ids of every text."""
+        """Hash that is equal for tokenizers that encode every text alike."""
 
 
 def write_index(
@@ -82,14 +82,14 @@ def write_index(
     splits: Mapping[str, Sequence[TokenShard]],
     tokenizer: str | None = None,
 ) -> None:
-    """Write `index.json`, last: it names the shards of each split in order.
+    """Write `index.json`, after all shards: it lists the shards of each split in order.
 
     Args:
-        out: the store.
-        vocab_size: all ids are below it.
-        eos_id: ends each document.
-        splits: their shards.
-        tokenizer: the digest of what made the ids; None where nobody knows.
+        out: folder of the store.
+        vocab_size: exclusive upper bound of all ids.
+        eos_id: end token of each document.
+        splits: shards by split.
+        tokenizer: digest of the tokenizer; None if unknown.
     """
     from pipeline.atomic_io import write_atomic
 
@@ -130,17 +130,17 @@ class TokenStore:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the split, ends of documents included."""
+        """Number of tokens of the split, end tokens included."""
         return int(self._starts[-1])
 
     @property
     def documents(self) -> int:
-        """Documents of the split."""
+        """Number of documents of the split."""
         return sum(shard.documents for shard in self._shards)
 
     @property
     def ends(self) -> TokenIds:
-        """Where each document ends in the split, its end token included: (documents,)."""
+        """End position of each document in the split, end token included: (documents,)."""
         shards = zip(self._shards, self._starts[:-1].tolist(), strict=True)
         ends = [
             np.load(self.path / f"{shard.name}.idx.npy").astype(np.int64) + start
@@ -149,7 +149,7 @@ class TokenStore:
         return np.concatenate([np.empty(0, np.int64), *ends])
 
     def window(self, start: int, length: int) -> TokenIds:
-        """`length` ids from position `start` of the ring (the end runs on into the beginning)."""
+        """Return `length` ids from position `start` of the ring; the end continues at the beginning."""
         found = np.empty(length, np.int64)
         filled = 0
         while filled < length:
@@ -162,7 +162,7 @@ class TokenStore:
         return found
 
     def document(self, index: int) -> TokenIds:
-        """The ids of one document in stored order, its end token included."""
+        """Return the ids of one document in stored order, end token included."""
         for shard, ids in zip(self._shards, self._maps, strict=True):
             if index < shard.documents:
                 ends = np.load(self.path / f"{shard.name}.idx.npy", mmap_mode="r")
@@ -172,11 +172,11 @@ class TokenStore:
         raise IndexError(index)
 
     def require_tokenizer(self, tokenizer: Vocabulary) -> None:
-        """See that the tokens are a tokenizer's own. Of a store that does not say what made it,
-        the sizes of the vocabularies are compared.
+        """Check that the store was packed with this tokenizer. If the store has no tokenizer digest,
+        the vocabulary sizes are compared.
 
         Raises:
-            InputError: they are another's.
+            InputError: the store was packed with another tokenizer.
         """
         if self.tokenizer is None and self.vocab_size == tokenizer.vocab_size:
             return
@@ -186,18 +186,18 @@ class TokenStore:
                 f"the tokens were packed with {made_by} of {self.vocab_size} ids, not with "
                 f"{tokenizer.digest[:12]} of {tokenizer.vocab_size} ids in {tokenizer.path}",
                 where=str(self.path),
-                remedy="pack the documents with that tokenizer, or name the one that packed them",
+                remedy="pack the documents with that tokenizer, or use the one that packed them",
             )
 
     def samples(self, length: int, seed: int | None = None) -> TokenWindows:
-        """The split cut into samples of `length` inputs; see `Samples`."""
+        """Return the split as samples of `length` inputs; see `TokenWindows`."""
         return TokenWindows(self, length, seed)
 
     def _read_index(self) -> dict[str, Any]:
         path = self.path / "index.json"
         if not path.exists():
             raise InputError(
-                "no token store here", where=str(path), remedy="name a Tokens artifact"
+                "no token store here", where=str(path), remedy="give an artifact of kind Tokens"
             )
         index: dict[str, Any] = json.loads(path.read_text())
         if index["schema"] > VERSION:
@@ -215,7 +215,8 @@ class TokenStore:
         size = path.stat().st_size if path.exists() else -1
         if size != shard.tokens * self.dtype.itemsize:
             raise CorruptArtifact(
-                f"{size} bytes for {shard.tokens} tokens of {self.dtype.name}", where=str(path)
+                f"expected {shard.tokens} tokens of {self.dtype.name}, found {size} bytes",
+                where=str(path),
             )
         return np.memmap(path, self.dtype, "r") if size else np.empty(0, self.dtype)
 
@@ -223,8 +224,8 @@ class TokenStore:
 class TokenWindows:
     """Samples of T inputs and their targets: sample i is T + 1 int64 ids.
 
-    `len()`, and going through them, is one epoch. With a seed an index beyond it goes on into the
-    next epochs, for ever; without one there is one epoch, in stored order: what evaluation wants.
+    `len()` and iteration cover one epoch. With a seed, larger indices continue with the next epochs,
+    without end. Without a seed there is one epoch, in stored order, for evaluation.
 
     Raises:
         InputError: the split is shorter than one sample.
@@ -233,7 +234,7 @@ class TokenWindows:
     def __init__(self, store: TokenStore, length: int, seed: int | None = None) -> None:
         if store.tokens < length + 1:
             raise InputError(
-                f"{store.tokens} {store.split} tokens are less than one sample of {length} + 1",
+                f"{store.tokens} {store.split} tokens are fewer than one sample of {length} + 1",
                 where=str(store.path),
                 remedy="shorten the context, read more text, or hold more documents out",
             )
@@ -255,27 +256,27 @@ class TokenWindows:
         return self.sample(i, epoch)
 
     def sample(self, index: int, epoch: int = 0) -> TokenIds:
-        """Sample `index` of an epoch, in O(1)."""
+        """Return sample `index` of an epoch, in O(1)."""
         return self.store.window(self.start(index, epoch), self.length + 1)
 
     def start(self, index: int, epoch: int = 0) -> int:
-        """Where sample `index` of an epoch begins in the ring of tokens."""
+        """Return the start position of sample `index` of an epoch in the ring of tokens."""
         if self.seed is None:
             return index * self.length
         offset = fold64(self.seed, epoch, -1) % self.length
-        place = permute(index, len(self), key=fold64(self.seed, epoch, -2))
-        return (offset + place * self.length) % self.store.tokens
+        window = permute(index, len(self), key=fold64(self.seed, epoch, -2))
+        return (offset + window * self.length) % self.store.tokens
 
 
 def document_boundaries(tokens: TokenIds, eos_id: int) -> tuple[TokenIds, TokenIds]:
-    """Where documents lie in windows of the ring: segments and positions, both of the shape of
+    """Return the segments and positions of documents in windows of the ring, both of the shape of
     `tokens` (..., T).
 
-    An end token is the first input of the document after it, whose first token is its target.
-    Segments count from 0 in each window, positions from 0 in each segment.
+    An end token is the first input of the next document, and the first token of that document is its
+    target. Segments count from 0 in each window, positions from 0 in each segment.
     """
-    begins = tokens == eos_id
-    begins[..., 0] = True
-    place = np.arange(tokens.shape[-1])
-    starts = np.maximum.accumulate(np.where(begins, place, 0), axis=-1)
-    return np.cumsum(begins, axis=-1) - 1, place - starts
+    starts_document = tokens == eos_id
+    starts_document[..., 0] = True
+    index = np.arange(tokens.shape[-1])
+    starts = np.maximum.accumulate(np.where(starts_document, index, 0), axis=-1)
+    return np.cumsum(starts_document, axis=-1) - 1, index - starts

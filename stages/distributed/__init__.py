@@ -1,1 +1,1 @@
-"""Ray tasks over shards."""
+"""Distributed execution of data work: tasks over shards, cancellation between batches."""

@@ -1,9 +1,8 @@
-"""Work over shards: one commit file each, so that a kill loses only what was in flight.
+"""Tasks over shards with one commit file each, so that a kill loses only the tasks in flight.
 
-The function of a shard reads its work and writes its commit file whole; a shard whose commit
-exists is never run again. With several workers on Ray the shards are tasks, as many in flight as
-there are workers; else the same function runs here. Neither the number of workers nor a kill can
-change a byte.
+The function of a shard writes its commit file atomically; a shard whose commit exists is not run
+again. With several workers, shards run as Ray tasks, at most one per worker at a time; otherwise
+in this process. Neither the number of workers nor a kill changes a byte of the results.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pipeline.stage import Workers
 
 Work = TypeVar("Work")
 ShardFunction = Callable[[Work, Path], None]
-"""Reads the work and writes the commit file atomically."""
+"""Takes the input of a shard and writes its commit file atomically."""
 
 
 class HasSize(Protocol):
@@ -34,7 +33,7 @@ class HasSize(Protocol):
 
 Item = TypeVar("Item", bound=HasSize)
 
-_RETRIES = 3  # of a shard whose worker died: it is idempotent and cheap
+_RETRIES = 3  # of a shard whose worker died; shards are idempotent and short
 
 
 def group_by_size(items: Iterable[Item], limit: int) -> list[list[Item]]:
@@ -61,48 +60,48 @@ def run_shards(
     enough: Callable[[int], bool] = lambda leading: False,
     shared: Path | None = None,
 ) -> list[Path]:
-    """Carry out every shard that has no commit yet.
+    """Run every shard that has no commit file yet.
 
     Args:
         function: a module-level function; it runs in other processes.
-        works: what each shard gets, in order; sent to a worker when the shard starts.
-        folder: where commit files go, named by position.
-        workers: how many run at once, and what each needs.
-        ctx: cancellation is checked between shards.
-        on_commit: called with a shard's position when its commit exists.
-        enough: asked with the number of leading shards that are committed; true ends the work
-            early (a cap on the corpus is reached).
-        shared: a folder of the store's cache that keeps a second name of every commit, for stages
-            to come that have the same work; its name must identify the work.
+        works: input of each shard, in order; sent to a worker when its shard starts.
+        folder: folder of the commit files, which are named by position.
+        workers: number of workers, and the resources of each.
+        ctx: context of the stage; cancellation is checked between shards.
+        on_commit: called with the position of a shard when its commit file exists.
+        enough: called with the number of leading finished shards; if it returns true, the remaining
+            ones are skipped (a limit is reached).
+        shared: folder in the cache of the store that keeps a hard link to every commit file, for
+            later stages with the same work; its name must identify the work.
 
     Returns:
-        The commit files of the leading shards, up to where it was enough.
+        The commit files of the leading finished shards.
 
     Raises:
-        Interrupted: the run was cancelled; commits stay.
-        WorkerDied: a worker process vanished again and again.
+        Interrupted: the run was cancelled; commit files remain.
+        WorkerDied: a worker process died repeatedly on one shard.
     """
     folder.mkdir(parents=True, exist_ok=True)
     commits = [folder / f"{index:06d}" for index in range(len(works))]
     if shared is not None:
         shared.mkdir(parents=True, exist_ok=True)
         for commit in commits:
-            _second_name(shared / commit.name, commit)
+            _link(shared / commit.name, commit)
     done = {index for index, commit in enumerate(commits) if commit.exists()}
     for index in sorted(done):
         on_commit(index)
-    leading = _leading(done, 0)
+    leading = _count_leading(done, 0)
     todo = [index for index in range(len(works)) if index not in done]
     if todo and not enough(leading):
-        carry_out = _on_ray if workers.num > 1 and _ray_is_up() else _here
-        running = carry_out(function, works, commits, todo, workers)
+        run = _run_on_ray if workers.num > 1 and _is_ray_running() else _run_here
+        running = run(function, works, commits, todo, workers)
         try:
             for index in running:
                 done.add(index)
                 if shared is not None:
-                    _second_name(commits[index], shared / commits[index].name)
+                    _link(commits[index], shared / commits[index].name)
                 on_commit(index)
-                leading = _leading(done, leading)
+                leading = _count_leading(done, leading)
                 if enough(leading):
                     break
                 ctx.check_cancelled()
@@ -111,19 +110,19 @@ def run_shards(
     return commits[:leading]
 
 
-def _second_name(file: Path, name: Path) -> None:
-    """Give a file another name in the same store: either may be deleted, and the other stays."""
+def _link(file: Path, name: Path) -> None:
+    """Create a hard link to a file if possible; deleting one name keeps the other."""
     with suppress(FileNotFoundError, FileExistsError, PermissionError):
         os.link(file, name)
 
 
-def _leading(done: set[int], start: int) -> int:
+def _count_leading(done: set[int], start: int) -> int:
     while start in done:
         start += 1
     return start
 
 
-def _ray_is_up() -> bool:
+def _is_ray_running() -> bool:
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
@@ -131,7 +130,7 @@ def _ray_is_up() -> bool:
 Running = Iterator[int]
 
 
-def _here(
+def _run_here(
     function: ShardFunction[Any],
     works: Sequence[Any],
     commits: Sequence[Path],
@@ -143,36 +142,36 @@ def _here(
         yield index
 
 
-def _on_ray(
+def _run_on_ray(
     function: ShardFunction[Any],
     works: Sequence[Any],
     commits: Sequence[Path],
     todo: Sequence[int],
     workers: Workers,
 ) -> Any:
-    """Never more tasks in flight than workers: the runner admitted the stage with just those."""
+    """Run at most `workers.num` tasks at a time, the number that the runner reserved resources for."""
     import ray
 
     task = ray.remote(function).options(
         num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=_RETRIES
     )
-    waiting = list(reversed(todo))
-    flying: dict[Any, int] = {}
+    pending = list(reversed(todo))
+    in_flight: dict[Any, int] = {}
     try:
-        while waiting or flying:
-            while waiting and len(flying) < workers.num:
-                index = waiting.pop()
-                flying[task.remote(works[index], commits[index])] = index
-            ready, _ = ray.wait(list(flying), num_returns=1)
-            _result(ready[0])
-            yield flying.pop(ready[0])
+        while pending or in_flight:
+            while pending and len(in_flight) < workers.num:
+                index = pending.pop()
+                in_flight[task.remote(works[index], commits[index])] = index
+            ready, _ = ray.wait(list(in_flight), num_returns=1)
+            _wait_for(ready[0])
+            yield in_flight.pop(ready[0])
     finally:
-        for reference in flying:
+        for reference in in_flight:
             ray.cancel(reference, force=True)
 
 
-def _result(reference: Any) -> None:
-    """Wait for a task and raise its own error, not the wrapper that it crossed processes in."""
+def _wait_for(reference: Any) -> None:
+    """Wait for a task; re-raise its own error instead of the wrapper of Ray."""
     import ray
 
     try:
@@ -184,5 +183,5 @@ def _result(reference: Any) -> None:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise WorkerDied(
             f"a worker died {_RETRIES + 1} times on one shard: {error}",
-            remedy="give each worker more memory, or run fewer at once (workers.num)",
+            remedy="give each worker more memory, or lower workers.num",
         ) from error

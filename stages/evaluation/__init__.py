@@ -1,1 +1,1 @@
-"""Tasks, log-likelihoods and perplexity."""
+"""Evaluation: measurements on held-out data, and log-likelihood scores on tasks."""

@@ -97,17 +97,17 @@ def packing(documents: Path, tokenizer: Path, place: Path) -> Callable[[], int]:
     from pipeline.context import Context
     from pipeline.stage import Inputs, Workers
     from stages.data.token_store import TokenStore
-    from stages.tokenize import PackParams, pack
+    from stages.tokenize import TokenPackParams, pack_tokens
 
     inputs = Inputs(
         {"documents": SimpleNamespace(path=documents), "tokenizer": SimpleNamespace(path=tokenizer)}
     )
-    params = PackParams(workers=Workers(num=PROCESSES))
+    params = TokenPackParams(workers=Workers(num=PROCESSES))
 
     def run() -> int:
         shutil.rmtree(place, ignore_errors=True)
         ctx = Context.local(place)
-        pack(params, inputs, ctx.out, ctx)
+        pack_tokens(params, inputs, ctx.out, ctx)
         stores = [TokenStore(ctx.out, split) for split in ("train", "eval")]
         return sum(store.tokens - store.documents for store in stores)
 

@@ -19,7 +19,7 @@ from stages.clean import CleanParams, clean
 from stages.data.documents import read_stats
 from stages.distributed.shard_tasks import run_shards
 from stages.text.dedup import hash_join
-from stages.tokenize import PackParams, TrainParams, pack, train
+from stages.tokenize import TokenizerTrainParams, TokenPackParams, pack_tokens, train_tokenizer
 
 pytestmark = pytest.mark.integration
 
@@ -74,12 +74,14 @@ def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path)
     params = CleanParams(sources=(str(corpus),), workers=WORKERS)
     on_ray = run(clean, tmp_path / "clean", params)
     assert bytes_of(on_ray.out) == bytes_of(cleaned)
-    tokenizer = run(train, tmp_path / "t", TrainParams(vocab_size=400), documents=cleaned).out
+    tokenizer = run(
+        train_tokenizer, tmp_path / "t", TokenizerTrainParams(vocab_size=400), documents=cleaned
+    ).out
     stores = [
         run(
-            pack,
+            pack_tokens,
             tmp_path / f"pack-{number}",
-            PackParams(workers={"num": number, "cpus": 0.5}),
+            TokenPackParams(workers={"num": number, "cpus": 0.5}),
             documents=cleaned,
             tokenizer=tokenizer,
         )

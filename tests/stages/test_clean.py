@@ -21,7 +21,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.text.sources import source_listing
 from stages.text.token_counter import TokenCounter
 from stages.text.words.word_table import word_spans
-from stages.tokenize import TrainParams, train
+from stages.tokenize import TokenizerTrainParams, train_tokenizer
 
 SENTENCE = """the of and to that have with be library function returns value object file names
 when given each every path string number result error reads writes opens closes before after
@@ -385,7 +385,7 @@ def test_tokens_are_counted_where_there_is_a_tokenizer(corpus, tmp_path, dedup):
     trained = run(tmp_path / "w", corpus)
     ctx = Context.local(tmp_path / "t")
     inputs = Inputs({"documents": [SimpleNamespace(path=trained.out)]})
-    train(TrainParams(vocab_size=400), inputs, ctx.out, ctx)
+    train_tokenizer(TokenizerTrainParams(vocab_size=400), inputs, ctx.out, ctx)
     counted = run(tmp_path / "x", corpus, tokenizer=ctx.out, dedup=dedup)
     tokenizer, stats = Tokenizer(ctx.out), read_stats(counted.out)
 

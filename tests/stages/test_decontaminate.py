@@ -22,7 +22,7 @@ from stages.decontaminate import DecontaminateParams, decontaminate
 from stages.text.char_spans import complement_spans, merge_spans
 from stages.text.decontamination.contamination_detector import SpanRemoval
 from stages.text.words.word_table import WordTable, word_spans
-from stages.tokenize import TrainParams, train
+from stages.tokenize import TokenizerTrainParams, train_tokenizer
 
 WORDS = [a + b + c for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
 
@@ -247,7 +247,7 @@ def test_tokens_are_counted_where_there_is_a_tokenizer(tmp_path):
     trained = Context.local(tmp_path / "t")
     first = run(tmp_path / "f", corpus, name, action="cut")
     edge = Inputs({"documents": [SimpleNamespace(path=first.out)]})
-    train(TrainParams(vocab_size=330), edge, trained.out, trained)
+    train_tokenizer(TokenizerTrainParams(vocab_size=330), edge, trained.out, trained)
     tokenizer = Tokenizer(trained.out)
     ctx = Context.local(tmp_path / "w")
     edges = {"documents": corpus, "tokenizer": trained.out}

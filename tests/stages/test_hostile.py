@@ -24,7 +24,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
 from stages.text.pii import PiiEntity
 from stages.text.rules.catalogue import RULE_SETS
 from stages.text.rules.rule_params import EditName
-from stages.tokenize import PackParams, TrainParams, pack, train
+from stages.tokenize import TokenizerTrainParams, TokenPackParams, pack_tokens, train_tokenizer
 
 DOCUMENTS = 10_000
 RAW = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -189,9 +189,11 @@ def _from_text_to_tokens(hostile, folder, longest):
     assert len(dropped) == stats["dropped"]["documents"]
     assert max(len(document.text) for document in kept) > 0.9 * longest
 
-    train(TrainParams(vocab_size=3_000), edges(documents=cleaned.out), trained.out, trained)
+    train_tokenizer(
+        TokenizerTrainParams(vocab_size=3_000), edges(documents=cleaned.out), trained.out, trained
+    )
     inputs = edges(documents=cleaned.out, tokenizer=trained.out)
-    pack(PackParams(eval_share=0.0), inputs, packed.out, packed)
+    pack_tokens(TokenPackParams(eval_fraction=0.0), inputs, packed.out, packed)
     store, tokenizer = TokenStore(packed.out), Tokenizer(trained.out)
     ids, counts = np.unique(store.window(0, store.tokens), return_counts=True)
     controls = {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i < FIRST_BYTE}

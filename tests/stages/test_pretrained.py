@@ -32,7 +32,7 @@ from stages.models.hf_export import is_chat, load_language_model, special_ids
 from stages.objectives.pretraining import continuations
 from stages.pretrain import PretrainParams, pretraining_task
 from stages.pretrained import PretrainedParams, pretrained
-from stages.tokenize import PackParams, TrainParams, pack
+from stages.tokenize import TokenizerTrainParams, TokenPackParams, pack_tokens
 from stages.training.ranks.rank import Rank
 
 
@@ -334,7 +334,7 @@ def packed(documents: Path, tokenizer: Path, tmp_path: Path) -> Path:
     ctx = Context.local(tmp_path / "tokens")
     edges = {"documents": documents, "tokenizer": tokenizer}
     artifacts: Any = {name: SimpleNamespace(path=path) for name, path in edges.items()}
-    pack(PackParams(eval_share=0.3), Inputs(artifacts), ctx.out, ctx)
+    pack_tokens(TokenPackParams(eval_fraction=0.3), Inputs(artifacts), ctx.out, ctx)
     return ctx.out
 
 
@@ -354,7 +354,11 @@ def test_training_goes_on_with_the_models_own_tokenizer(
     upstream = {"init_from": PretrainedParams(path=str(base))}
     assert not list(params.check(upstream))
     assert params.estimate(upstream)["parameters"] == params.config(KNOWN).parameters
-    others = {**upstream, "tokens[0]": PackParams(), "tokens[0].tokenizer": TrainParams()}
+    others = {
+        **upstream,
+        "tokens[0]": TokenPackParams(),
+        "tokens[0].tokenizer": TokenizerTrainParams(),
+    }
     assert [str(problem) for problem in params.check(others)] == [
         "init_from: has 320 ids, and tokens[0] was packed with 4096 "
         "(pack the documents with its own tokenizer)"

@@ -17,7 +17,7 @@ from stages.data.token_packing import count_tokens, encode_shard, encoding_tasks
 from stages.data.token_store import TokenStore
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, FILES, Tokenizer
 from stages.data.tokenizers.tokenizer_sampling import sample_lines
-from stages.tokenize import PackParams, TrainParams, pack, train
+from stages.tokenize import TokenizerTrainParams, TokenPackParams, pack_tokens, train_tokenizer
 
 SUBJECTS = ("The reader", "A writer", "This function", "The parser", "Every method", "An iterator")
 VERBS = ("returns", "opens", "copies", "closes", "compares", "collects", "sorts", "formats")
@@ -74,11 +74,15 @@ def documents(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(documents, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    return run(train, folder, TrainParams(vocab_size=400), documents=documents).out
+    return run(
+        train_tokenizer, folder, TokenizerTrainParams(vocab_size=400), documents=documents
+    ).out
 
 
 def test_training_makes_a_tokenizer_and_says_how_it_cuts(documents, tokenizer, tmp_path):
-    ctx = run(train, tmp_path / "w", TrainParams(vocab_size=400), documents=documents)
+    ctx = run(
+        train_tokenizer, tmp_path / "w", TokenizerTrainParams(vocab_size=400), documents=documents
+    )
     assert set(bytes_of(ctx.out)) == set(FILES) and bytes_of(ctx.out) == bytes_of(tokenizer)
     found = results(ctx)
     assert found["vocab_size"] == 400
@@ -94,16 +98,17 @@ def test_training_makes_a_tokenizer_and_says_how_it_cuts(documents, tokenizer, t
 
 
 def test_every_option_reaches_the_tokenizer(documents, tmp_path):
-    options = {"model": "unigram", "split_digits": False, "whitespace_runs": 4}
-    params = TrainParams.model_validate(
-        options | {"vocab_size": 380, "reserved": ("<|tool|>",), "language_alpha": 0.5}
+    options = {"model_type": "unigram", "split_digits": False, "whitespace_runs": 4}
+    params = TokenizerTrainParams.model_validate(
+        options
+        | {"vocab_size": 380, "additional_special_tokens": ("<|tool|>",), "language_alpha": 0.5}
     )
     assert not list(params.check({}))
-    made = Tokenizer(run(train, tmp_path / "w", params, documents=documents).out)
+    made = Tokenizer(run(train_tokenizer, tmp_path / "w", params, documents=documents).out)
     assert made.piece(7) == "<|tool|>" and made.piece(8) == "<|reserved_1|>"
     assert [made.piece(i) for i in made.encode("\t    x")][:2] == ["\t", "\u2581" * 4]
-    plain = PackParams(eval_share=0.2)
-    packed = run(pack, tmp_path / "p", plain, documents=documents, tokenizer=made.path).out
+    plain = TokenPackParams(eval_fraction=0.2)
+    packed = run(pack_tokens, tmp_path / "p", plain, documents=documents, tokenizer=made.path).out
     assert TokenStore(packed).vocab_size == 380
 
 
@@ -111,7 +116,7 @@ def test_a_tokenizer_of_several_documents_is_that_of_all_of_them(documents, toke
     halves = [write_documents(tmp_path / str(k), texts()[k * 60 :][:60]) for k in range(2)]
     ctx = Context.local(tmp_path / "w")
     edges = Inputs({"documents": tuple(map(artifact, halves))})
-    train(TrainParams(vocab_size=400), edges, ctx.out, ctx)
+    train_tokenizer(TokenizerTrainParams(vocab_size=400), edges, ctx.out, ctx)
     assert bytes_of(ctx.out) == bytes_of(tokenizer)
     shown = json.loads((ctx.observed / "panels.json").read_text())
     (table,) = (p for p in shown if p["title"] == "Tokens by language")
@@ -120,28 +125,30 @@ def test_a_tokenizer_of_several_documents_is_that_of_all_of_them(documents, toke
 
 def test_what_cannot_work_of_a_tokenizer_is_said_before():
     def said(**fields):
-        return [str(problem) for problem in TrainParams(**fields).check({})]
+        return [str(problem) for problem in TokenizerTrainParams(**fields).check({})]
 
-    assert said(reserved=("<|a|>", "<|a|>")) == [
-        "reserved: <|a|> names two tokens (take another name)"
+    assert said(additional_special_tokens=("<|a|>", "<|a|>")) == [
+        "additional_special_tokens: <|a|> names two tokens (choose another name)"
     ]
-    assert "<|user|> names two tokens" in said(reserved=("<|user|>",))[0]
-    assert said(whitespace_runs=1) == ["whitespace_runs: one space is no run (0 or at least 2)"]
+    assert "<|user|> names two tokens" in said(additional_special_tokens=("<|user|>",))[0]
+    assert said(whitespace_runs=1) == [
+        "whitespace_runs: a run has at least 2 spaces (set 0, or 2 or more)"
+    ]
     assert "would take 64" in said(vocab_size=300, whitespace_runs=32)[0]
     for name in ("x", "<>", "< a>", "<0x41>", "<|>", "<a", "<我>"):
-        with pytest.raises(ValueError, match="reserved"):
-            TrainParams(reserved=(name,))
+        with pytest.raises(ValueError, match="additional_special_tokens"):
+            TokenizerTrainParams(additional_special_tokens=(name,))
 
 
 def test_a_vocabulary_beyond_the_text_is_refused(documents, tmp_path):
     with pytest.raises(InputError, match="larger than the text supports"):
-        run(train, tmp_path, TrainParams(vocab_size=50_000), documents=documents)
+        run(train_tokenizer, tmp_path, TokenizerTrainParams(vocab_size=50_000), documents=documents)
 
 
 def test_no_documents_no_tokenizer(tmp_path):
     empty = write_documents(tmp_path / "d", [])
     with pytest.raises(InputError, match="no documents"):
-        run(train, tmp_path / "w", TrainParams(), documents=empty)
+        run(train_tokenizer, tmp_path / "w", TokenizerTrainParams(), documents=empty)
 
 
 def test_the_sample_is_a_share_of_the_documents_by_hash(documents):
@@ -156,8 +163,8 @@ def test_the_sample_is_a_share_of_the_documents_by_hash(documents):
 
 
 def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp_path):
-    params = PackParams(eval_share=0.2, seed=7, shard_tokens=2_000)
-    ctx = run(pack, tmp_path, params, documents=documents, tokenizer=tokenizer)
+    params = TokenPackParams(eval_fraction=0.2, seed=7, shard_tokens=2_000)
+    ctx = run(pack_tokens, tmp_path, params, documents=documents, tokenizer=tokenizer)
     encoder = Tokenizer(tokenizer)
     found = list(Documents(documents))
     for split in ("train", "eval"):
@@ -180,7 +187,7 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
 
 
 def test_the_report_says_what_packing_costs_at_each_context(documents, tokenizer, tmp_path):
-    ctx = run(pack, tmp_path, PackParams(), documents=documents, tokenizer=tokenizer)
+    ctx = run(pack_tokens, tmp_path, TokenPackParams(), documents=documents, tokenizer=tokenizer)
     shown = json.loads((ctx.observed / "panels.json").read_text())
     store = TokenStore(ctx.out)
     (table,) = (p for p in shown if p["title"] == f"Packing of {store.documents} documents")
@@ -203,17 +210,17 @@ def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, 
 
 def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, monkeypatch):
     inputs = {"documents": documents, "tokenizer": tokenizer}
-    params = PackParams(shard_tokens=3_000)
-    expected = bytes_of(run(pack, tmp_path / "one", params, **inputs).out)
+    params = TokenPackParams(shard_tokens=3_000)
+    expected = bytes_of(run(pack_tokens, tmp_path / "one", params, **inputs).out)
     monkeypatch.setattr(parquet_parts, "ROWS_PER_GROUP", 16)
     monkeypatch.setattr(parquet_parts, "ROWS_PER_PART", 50)
     finer = write_documents(tmp_path / "documents", texts())
     inputs["documents"] = finer
-    assert bytes_of(run(pack, tmp_path / "two", params, **inputs).out) == expected
+    assert bytes_of(run(pack_tokens, tmp_path / "two", params, **inputs).out) == expected
     monkeypatch.setattr(token_packing, "SLICE_BYTES", (300, 1000))
     works = encoding_tasks(finer, tokenizer, seed=0)
     assert len(works) > 2 * -(-120 // 16)
-    assert bytes_of(run(pack, tmp_path / "sliced", params, **inputs).out) == expected
+    assert bytes_of(run(pack_tokens, tmp_path / "sliced", params, **inputs).out) == expected
     for stop in (1, 3):
         folder = tmp_path / f"stopped-{stop}"
         ctx, real = Context.local(folder), Context.check_cancelled
@@ -225,16 +232,21 @@ def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, 
 
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(Context, "check_cancelled", check)
-            run(pack, folder, params, **inputs)
+            run(pack_tokens, folder, params, **inputs)
         ctx.cancel_file.unlink()
         (ctx.out / "train-00099.bin").write_bytes(b"left by a kill")
-        assert bytes_of(run(pack, folder, params, **inputs).out) == expected
+        assert bytes_of(run(pack_tokens, folder, params, **inputs).out) == expected
 
 
 def test_the_seed_moves_documents_and_never_the_held_out(documents, tokenizer, tmp_path):
     inputs = {"documents": documents, "tokenizer": tokenizer}
     one, two = (
-        run(pack, tmp_path / str(seed), PackParams(seed=seed, eval_share=0.2), **inputs).out
+        run(
+            pack_tokens,
+            tmp_path / str(seed),
+            TokenPackParams(seed=seed, eval_fraction=0.2),
+            **inputs,
+        ).out
         for seed in (0, 1)
     )
     orders = [[TokenStore(p, "eval").document(i).tolist() for i in range(9)] for p in (one, two)]
@@ -247,10 +259,16 @@ def test_the_seed_moves_documents_and_never_the_held_out(documents, tokenizer, t
 
 def test_few_documents_still_hold_one_out(tokenizer, tmp_path):
     three = write_documents(tmp_path / "three", texts()[3:6])
-    params = PackParams(eval_share=1e-9)
-    ctx = run(pack, tmp_path / "w", params, documents=three, tokenizer=tokenizer)
+    params = TokenPackParams(eval_fraction=1e-9)
+    ctx = run(pack_tokens, tmp_path / "w", params, documents=three, tokenizer=tokenizer)
     assert (TokenStore(ctx.out, "train").documents, TokenStore(ctx.out, "eval").documents) == (2, 1)
-    none = run(pack, tmp_path / "x", PackParams(eval_share=0), documents=three, tokenizer=tokenizer)
+    none = run(
+        pack_tokens,
+        tmp_path / "x",
+        TokenPackParams(eval_fraction=0),
+        documents=three,
+        tokenizer=tokenizer,
+    )
     assert TokenStore(none.out, "eval").tokens == 0
 
 
@@ -258,12 +276,12 @@ def test_nothing_to_train_on_is_said(tokenizer, tmp_path):
     for name, found in (("none", []), ("one", ["x"])):
         folder = write_documents(tmp_path / name, found)
         with pytest.raises(InputError, match="no document is left"):
-            params = PackParams(eval_share=0.99999)
-            run(pack, tmp_path / f"w{name}", params, documents=folder, tokenizer=tokenizer)
+            params = TokenPackParams(eval_fraction=0.99999)
+            run(pack_tokens, tmp_path / f"w{name}", params, documents=folder, tokenizer=tokenizer)
 
 
 def test_estimates_follow_the_documents_cap():
     upstream = {"documents": CleanParams(sources=("a",), max_characters=7_000_000)}
-    assert PackParams().estimate(upstream)["tokens"] == 2_000_000
-    assert PackParams().estimate({}) == {}
-    assert TrainParams().estimate({})["seconds"] > 1
+    assert TokenPackParams().estimate(upstream)["tokens"] == 2_000_000
+    assert TokenPackParams().estimate({}) == {}
+    assert TokenizerTrainParams().estimate({})["seconds"] > 1

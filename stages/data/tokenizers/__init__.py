@@ -1,1 +1,1 @@
-"""Tokenizers: training, loading, evaluation."""
+"""Tokenizers: SentencePiece and Hugging Face, the chat template, training and evaluation."""

@@ -1,8 +1,8 @@
-"""A conversation as token ids, and which of them the assistant must learn to say.
+"""The chat format: conversations as token ids with a loss mask.
 
-    <s> <|user|> question <|assistant|> answer </s> <|user|> … <|assistant|> answer </s>
+    <s> <|user|> question <|assistant|> answer </s> <|user|> ... <|assistant|> answer </s>
 
-Control tokens are ids, never text: a message that spells `<|assistant|>` stays plain text.
+Control tokens are ids, never text: `<|assistant|>` within a message is encoded as plain text.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""The same format for `transformers`' chat templates."""
+"""The same format as a Jinja chat template of `transformers`."""
 
 
 class TextEncoder(Protocol):
-    """All that is asked of a tokenizer here."""
+    """A tokenizer, as the chat format uses it."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without control ids."""
-        ...
+        """Return the ids of a text, without control ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """Token ids and the loss mask: `loss_mask[t]` says that id t is the assistant's to produce."""
+    """Token ids and the loss mask: `loss_mask[t]` is true if the loss includes id t."""
 
     ids: npt.NDArray[np.int64]
     """Shape (T,)."""
     loss_mask: npt.NDArray[np.bool_]
-    """Shape (T,); true for the answers' tokens and the `</s>` after each."""
+    """Shape (T,); true for tokens of assistant messages and the `</s>` after each."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +51,7 @@ class EncodedConversation:
 def encode_conversation(
     tokenizer: TextEncoder, messages: Iterable[Message] | Conversation
 ) -> EncodedConversation:
-    """A whole conversation with its loss mask."""
+    """Encode a whole conversation with its loss mask."""
     turns = messages.messages if isinstance(messages, Conversation) else messages
     ids, mask = [BOS], [False]
     for message in turns:
@@ -64,7 +63,7 @@ def encode_conversation(
 
 
 def encode_prompt(tokenizer: TextEncoder, messages: Iterable[Message]) -> list[int]:
-    """A prompt, up to and with `<|assistant|>`: what generation starts from."""
+    """Encode a prompt up to and including `<|assistant|>`, for generation."""
     ids = [BOS]
     for message in messages:
         ids += [ROLE_IDS[message.role], *tokenizer.encode(message.content)]
@@ -75,5 +74,5 @@ def encode_prompt(tokenizer: TextEncoder, messages: Iterable[Message]) -> list[i
 def encode_response(
     tokenizer: TextEncoder, prompt: Sequence[Message], response: str
 ) -> EncodedConversation:
-    """A prompt with one response to it and its `</s>`."""
+    """Encode a prompt with one response and its `</s>`."""
     return encode_conversation(tokenizer, (*prompt, Message("assistant", response)))

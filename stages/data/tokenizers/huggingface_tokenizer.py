@@ -1,9 +1,9 @@
-"""The tokenizer of a model that somebody else trained: a `tokenizer.json` of the hub.
+"""Tokenizers of imported models: a `tokenizer.json` from the Hugging Face Hub.
 
-Byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece as `tokenizers` writes it (Llama 2) are
-read. They bring a text back, or, where the tokenizer normalizes to NFC (Qwen), its NFC; what loses
-more of a text, as lower case does, is refused. Which ids end and begin a document is what
-`tokenizer_config.json` says, or `config.json` beside it, as in GPT-2's own folder.
+Supported are byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece in the format of `tokenizers`
+(Llama 2). Decoding restores a text, or its NFC form if the tokenizer normalizes to NFC (Qwen);
+tokenizers that lose more, such as case, are rejected. The tokens that start and end a document are
+read from `tokenizer_config.json`, or from `config.json` as in the folder of GPT-2.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
 )
 
 BYTE_LEVEL, SENTENCEPIECE = "ByteLevel", "ByteFallback"
-_HARMLESS: tuple[dict[str, Any], ...] = (
+_LOSSLESS_NORMALIZERS: tuple[dict[str, Any], ...] = (
     {"type": "NFC"},
     {"type": "ByteLevel"},
     {"type": "Prepend", "prepend": SPACE},
     {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
 )
-"""Normalizers whose work decoding undoes, and NFC."""
+"""Normalizers that decoding reverts, and NFC."""
 
 
 class HuggingFaceEncoder:
@@ -52,8 +52,8 @@ class HuggingFaceEncoder:
             self._file = file.read_bytes()
         try:
             self._fast = FastTokenizer.from_str(self._file.decode())
-            self._layout: dict[str, Any] = json.loads(self._file)
-        except Exception as error:  # the library raises no type of its own
+            self._json: dict[str, Any] = json.loads(self._file)
+        except Exception as error:  # the library has no exception type of its own
             raise InputError(f"cannot read the tokenizer: {error}", where=str(file)) from error
         self._fast.no_padding()
         self._fast.no_truncation()
@@ -78,37 +78,37 @@ class HuggingFaceEncoder:
 
 
 class HuggingFaceTokenizer(HuggingFaceEncoder):
-    """Encodes and decodes with a folder's `tokenizer.json`, as `Tokenizer` does with ours.
+    """Encodes and decodes with the `tokenizer.json` of a folder, with the interface of `Tokenizer`.
 
-    Text never yields a control id, here neither. There are no ids of the chat's roles.
+    Text is never encoded to a control id. There are no ids of chat roles.
 
     Raises:
-        InputError: it cannot be read, does not bring texts back, or names no end of documents.
+        InputError: the file cannot be read, is not lossless, or has no end-of-document token.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._kind = self._known_kind()
         self._check_normalizer()
-        self.bos_id, self.pad_id = self._mark("bos"), self._mark("pad")
-        self.eos_id = self._end()
+        self.bos_id, self.pad_id = self._special_id("bos"), self._special_id("pad")
+        self.eos_id = self._find_eos_id()
 
     @property
     def vocab_size(self) -> int:
-        """Ids of the tokenizer; the model may know more, which are never used."""
+        """Number of ids; the model may have more, which are never used."""
         return len(self)
 
     @property
     def padding_id(self) -> int:
-        """What fills up where nobody looks."""
+        """Padding token id; the end-of-document token if none is defined."""
         return self.eos_id if self.pad_id is None else self.pad_id
 
     @cached_property
     def document_start_id(self) -> int:
-        """What a document begins after: the id that the tokenizer begins texts with, if it does;
-        else the end of the one before."""
-        begun = self._fast.encode("", add_special_tokens=True).ids
-        return self.bos_id if self.bos_id is not None and self.bos_id in begun else self.eos_id
+        """Id that documents start after: the token that the tokenizer puts before texts, if it does;
+        otherwise the end token of the document before."""
+        encoded = self._fast.encode("", add_special_tokens=True).ids
+        return self.bos_id if self.bos_id is not None and self.bos_id in encoded else self.eos_id
 
     def special_token_id(self, token: str) -> int | None:
         """Return the id of a special token, which text never yields; None if there is none."""
@@ -116,93 +116,93 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
         return found if found in self._special else None
 
     def document(self, text: str) -> list[int]:
-        """The ids of a text from its begin mark, if this tokenizer has one, to its end."""
-        begin = [] if self.document_start_id == self.eos_id else [self.document_start_id]
-        return [*begin, *self.encode(text), self.eos_id]
+        """Return the ids of a text, after the start token if the tokenizer has one, and the end token."""
+        start = [] if self.document_start_id == self.eos_id else [self.document_start_id]
+        return [*start, *self.encode(text), self.eos_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control ids are silent, broken byte runs become U+FFFD."""
+        """Return the text of ids; control ids are skipped, invalid UTF-8 becomes U+FFFD."""
         text: str = self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 
     @property
     def digest(self) -> str:
-        """A name of all that decides the ids of a text and its end."""
+        """Hash of everything that determines the ids of a document."""
         return xxhash.xxh3_128_hexdigest(
             self._file + f"\n{self.document_start_id} {self.eos_id}".encode()
         )
 
     @cached_property
     def byte_counts(self) -> list[int]:
-        """How many bytes of text each id stands for; control ids stand for none. Of SentencePiece
-        that puts a space before a text, that space counts."""
+        """Number of bytes of text that each id stands for; 0 for control ids. The space that
+        SentencePiece puts before a text counts."""
         counts = [0] * len(self)
         for piece, i in self._fast.get_vocab(with_added_tokens=True).items():
             counts[i] = self._bytes_of(piece)
-        for added in self._layout.get("added_tokens", []):
+        for added in self._json.get("added_tokens", []):
             counts[added["id"]] = 0 if added["special"] else len(added["content"].encode())
         return counts
 
     def _bytes_of(self, piece: str) -> int:
         if self._kind == BYTE_LEVEL:
-            return len(piece)  # which is written with a character for each byte
+            return len(piece)  # the vocabulary has one character per byte
         if len(piece) == 6 and piece.startswith("<0x"):
             return 1
         return len(piece.replace(SPACE, " ").encode())
 
     def _known_kind(self) -> str:
-        kinds = {str(part.get("type")) for part in _flat(self._layout.get("decoder"), "decoders")}
+        kinds = {str(part.get("type")) for part in _flatten(self._json.get("decoder"), "decoders")}
         for kind in (BYTE_LEVEL, SENTENCEPIECE):
             if kind in kinds:
                 return kind
         raise InputError(
-            f"a tokenizer of this kind ({', '.join(sorted(kinds)) or 'no decoder'}) does not bring "
-            "texts back",
+            f"unsupported tokenizer: its decoder ({', '.join(sorted(kinds)) or 'none'}) does not "
+            "restore texts",
             where=str(self.path / "tokenizer.json"),
-            remedy="give a model with byte-level BPE, or SentencePiece with byte fallback",
+            remedy="use a model with byte-level BPE, or SentencePiece with byte fallback",
         )
 
     def _check_normalizer(self) -> None:
-        """See that texts are encoded as they are.
+        """Check that the normalizer loses nothing.
 
         Raises:
-            InputError: something of them is lost before.
+            InputError: it does.
         """
-        for normalizer in _flat(self._layout.get("normalizer"), "normalizers"):
-            if normalizer not in _HARMLESS:
+        for normalizer in _flatten(self._json.get("normalizer"), "normalizers"):
+            if normalizer not in _LOSSLESS_NORMALIZERS:
                 raise InputError(
-                    "the tokenizer loses something of texts: its normalizer "
-                    f"{json.dumps(normalizer)}",
+                    f"the tokenizer is not lossless: its normalizer is {json.dumps(normalizer)}",
                     where=str(self.path / "tokenizer.json"),
-                    remedy="give a model whose tokenizer has no normalizer, or NFC",
+                    remedy="use a model whose tokenizer has no normalizer, or NFC",
                 )
 
-    def _mark(self, name: str) -> int | None:
-        """The id of a control token, by its name or number.
+    def _special_id(self, name: str) -> int | None:
+        """Return the id of a special token (`bos`, `eos`, `pad`), or None if it is not defined.
 
         Raises:
-            InputError: what is named is no piece, or one that text may yield.
+            InputError: the token is not in the vocabulary, or is not a special token.
         """
         config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
-        said = config.get(f"{name}_token")
-        if said is None:
+        value = config.get(f"{name}_token")
+        if value is None:
             found = next(iter(self._configured(name)), None)
         else:
-            found = self._named(name, said.get("content", said) if isinstance(said, dict) else said)
+            piece = value.get("content", value) if isinstance(value, dict) else value
+            found = self._piece_id(name, piece)
         if found is not None and found not in self._special:
             raise InputError(
-                f"the {name} token {self._fast.id_to_token(found)!r} is no special token, so that "
-                "the text of a document may yield it",
+                f"the {name} token {self._fast.id_to_token(found)!r} is not a special token, so the "
+                "text of a document may contain it",
                 where=str(self.path / "tokenizer.json"),
-                remedy="list it under added_tokens with special: true, or name another",
+                remedy="list it under added_tokens with special: true, or use another token",
             )
         return found
 
-    def _named(self, name: str, piece: Any) -> int:
+    def _piece_id(self, name: str, piece: Any) -> int:
         found: int | None = self._fast.token_to_id(piece) if isinstance(piece, str) else None
         if found is None:
             raise InputError(
-                f"the {name} token {piece!r} of tokenizer_config.json is none of tokenizer.json's",
+                f"the {name} token {piece!r} of tokenizer_config.json is not in tokenizer.json",
                 where=str(self.path),
                 remedy="take both files from the same model",
             )
@@ -210,20 +210,20 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        """The ids that text never yields."""
-        added = self._layout.get("added_tokens", [])
+        """Ids that text is never encoded to."""
+        added = self._json.get("added_tokens", [])
         return frozenset(token["id"] for token in added if token["special"])
 
-    def _end(self) -> int:
-        """The id that ends a document.
+    def _find_eos_id(self) -> int:
+        """Return the id that ends a document.
 
         Raises:
-            InputError: there is none, or the model has another one.
+            InputError: it is not defined, or the config of the model has another one.
         """
-        found, configured = self._mark("eos"), self._configured("eos")
+        found, configured = self._special_id("eos"), self._configured("eos")
         if found is None:
             raise InputError(
-                "nothing says which token ends a document",
+                "no end-of-document token is defined",
                 where=str(self.path),
                 remedy="set eos_token in tokenizer_config.json",
             )
@@ -232,26 +232,26 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
                 f"eos_token of tokenizer_config.json is id {found}, eos_token_id of config.json "
                 f"is {' or '.join(map(str, configured))}",
                 where=str(self.path),
-                remedy="have both say what ends a document",
+                remedy="set the same token in both files",
             )
         return found
 
     def _configured(self, name: str) -> list[int]:
-        """What the model's config says of a control token; of the end it may say several."""
+        """Return the ids of a special token in the model's `config.json`; eos may have several."""
         config: dict[str, Any] = read_json(self.path / "config.json", {})
-        said = config.get(f"{name}_token_id")
-        several = said if isinstance(said, list) else [said]
-        return [number for number in several if isinstance(number, int) and 0 <= number < len(self)]
+        value = config.get(f"{name}_token_id")
+        ids = value if isinstance(value, list) else [value]
+        return [i for i in ids if isinstance(i, int) and 0 <= i < len(self)]
 
 
 AnyTokenizer = Tokenizer | HuggingFaceTokenizer
 
 
 def open_tokenizer(folder: Path) -> AnyTokenizer:
-    """The tokenizer of a Tokenizer or Model folder, ours or anybody's.
+    """Open the tokenizer of a Tokenizer or Model folder.
 
     Raises:
-        InputError: there is none that can be read.
+        InputError: the folder has no supported tokenizer.
     """
     if (folder / "tokenizer.json").exists() and not is_headwater_tokenizer(folder):
         return HuggingFaceTokenizer(folder)
@@ -259,15 +259,15 @@ def open_tokenizer(folder: Path) -> AnyTokenizer:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model's folder has the files of one."""
+    """Return whether a model folder has tokenizer files."""
     return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
 
 
-def _flat(layout: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
-    """A decoder or normalizer, or those that a sequence lists under `parts`."""
+def _flatten(layout: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
+    """Yield a decoder or normalizer, or those that a sequence lists under `parts`."""
     if layout is None:
         return
     if layout.get("type") != "Sequence":
         yield layout
     for part in layout.get(parts, []):
-        yield from _flat(part, parts)
+        yield from _flatten(part, parts)

@@ -1,11 +1,12 @@
-"""The tokenizer: SentencePiece BPE or unigram with byte fallback, in the layout that every model
-expects.
+"""The tokenizer of models trained here: SentencePiece BPE or unigram with byte fallback.
+
+The ids have a fixed layout:
 
     0 <pad>  1 <unk>  2 <s>  3 </s>  4 <|system|>  5 <|user|>  6 <|assistant|>
-    7..15 <|reserved_0|>..<|reserved_8|>, or what the user calls them
-    16..271 the bytes   272.. the pieces, runs of white space first
+    7..15 <|reserved_0|>..<|reserved_8|>, or `additional_special_tokens`
+    16..271 the bytes   272.. the pieces, runs of whitespace first
 
-Text never yields a control id: whoever wants one uses the constants below.
+Text is never encoded to a control id; use the constants below.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ CONTROL_TOKENS = (
     *(f"<|reserved_{k}|>" for k in range(RESERVED)),
 )
 FIRST_BYTE = len(CONTROL_TOKENS)
+FIRST_PIECE = FIRST_BYTE + 256
 SPACE = "\u2581"
-"""How SentencePiece writes a space."""
+"""The character that SentencePiece writes for a space."""
 CHUNK_PATTERN_KEY = "chunks"
-"""The key of `tokenizer_config.json` with the pattern that text is cut by before it is encoded."""
+"""Key of `tokenizer_config.json`: the pattern that splits text into chunks before encoding."""
 ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
@@ -43,11 +45,11 @@ class Tokenizer:
     """Encodes and decodes with the SentencePiece model of a Tokenizer or Model folder.
 
     Raises:
-        InputError: there is none, or it is somebody else's, whose control ids are not these.
+        InputError: the folder has none, or one with other control ids.
     """
 
     eos_id, bos_id, pad_id, padding_id, document_start_id = EOS, BOS, PAD, PAD, EOS
-    """A document begins after the end of the one before; `padding_id` fills up batches."""
+    """A document starts after the end token of the one before; `padding_id` fills batches."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -58,15 +60,15 @@ class Tokenizer:
             )
         if not is_headwater_tokenizer(self.path):
             raise InputError(
-                "the tokenizer is of another make: it has no <|user|> and <|assistant|> where "
-                "chats have them",
+                "the tokenizer was not made by `tokenize.train`: it lacks <|user|> and <|assistant|> "
+                "at their ids",
                 where=str(self.path),
-                remedy="fine-tune, reward and align models whose tokenizer `tokenize.train` made",
+                remedy="use models whose tokenizer `tokenize.train` made for sft, reward and ppo",
             )
         self._model = model.read_bytes()
         self._pieces = _processor(model)
         config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
-        self._chunks = (
+        self._chunk_pattern = (
             re.compile(config[CHUNK_PATTERN_KEY]) if CHUNK_PATTERN_KEY in config else None
         )
 
@@ -75,21 +77,21 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids of the tokenizer, control ids and bytes included."""
+        """Number of ids, control ids and bytes included."""
         return len(self)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; never a control id. A lone surrogate counts as U+FFFD."""
-        if self._chunks:
+        """Return the ids of a text, never a control id. Lone surrogates are encoded as U+FFFD."""
+        if self._chunk_pattern:
             return self.encode_batch([text])[0]
         ids: list[int] = self._pieces.encode(replace_surrogates(text))
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The ids of each text, on as many threads as asked for."""
+        """Return the ids of each text, encoded on `threads` threads."""
         formed = [replace_surrogates(text) for text in texts]
-        if self._chunks:
-            return self._encode_chunks(formed, self._chunks, threads)
+        if self._chunk_pattern:
+            return self._encode_chunks(formed, self._chunk_pattern, threads)
         ids: list[list[int]] = self._pieces.encode(formed, num_threads=threads)
         return ids
 
@@ -101,17 +103,17 @@ class Tokenizer:
         return [list(chain.from_iterable(next(ids) for _ in each)) for each in chunks]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control ids are silent, broken byte runs become U+FFFD."""
+        """Return the text of ids; control ids are skipped, invalid UTF-8 becomes U+FFFD."""
         text: str = self._pieces.decode([int(i) for i in ids if int(i) >= FIRST_BYTE])
         return text
 
     def decode_batch(self, encoded: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each; without control ids, which `encode` never gives."""
+        """Return the text of each sequence; control ids are not allowed."""
         texts: list[str] = self._pieces.decode([list(ids) for ids in encoded]) if encoded else []
         return texts
 
     def piece(self, token: int) -> str:
-        """The piece of an id, as SentencePiece writes it."""
+        """Return the piece of an id, as SentencePiece writes it."""
         piece: str = self._pieces.id_to_piece(int(token))
         return piece
 
@@ -121,43 +123,42 @@ class Tokenizer:
         return controls.index(token) if token in controls else None
 
     def document(self, text: str) -> list[int]:
-        """The ids of a text and its end."""
+        """Return the ids of a text and the end token."""
         return [*self.encode(text), EOS]
 
     @property
     def digest(self) -> str:
-        """A name of all that decides the ids of a text."""
-        pattern = self._chunks.pattern if self._chunks else ""
+        """Hash of everything that determines the ids of a text."""
+        pattern = self._chunk_pattern.pattern if self._chunk_pattern else ""
         return xxhash.xxh3_128_hexdigest(self._model + pattern.encode())
 
     def require_equal(self, other: Tokenizer) -> None:
-        """See that another tokenizer makes the same ids of every text.
+        """Check that another tokenizer encodes every text to the same ids.
 
         Raises:
-            InputError: it does not.
+            InputError: the tokenizers differ.
         """
         if self.digest != other.digest:
             raise InputError(
                 f"the tokenizers differ: {self.digest[:12]} of {len(self)} ids in {self.path}, "
                 f"{other.digest[:12]} of {len(other)} ids in {other.path}",
                 where=str(other.path),
-                remedy="take models that were trained from the same one",
+                remedy="use models that were trained with the same tokenizer",
             )
 
     @cached_property
     def pieces(self) -> list[str]:
-        """Every piece by id."""
+        """All pieces, by id."""
         return [self.piece(i) for i in range(len(self))]
 
     @cached_property
     def byte_counts(self) -> list[int]:
-        """How many bytes of text each id stands for; control ids stand for none."""
+        """Number of bytes of text that each id stands for; 0 for control ids."""
         counts = [len(piece.replace(SPACE, " ").encode()) for piece in self.pieces]
-        first_piece = FIRST_BYTE + 256
-        return [0] * FIRST_BYTE + [1] * 256 + counts[first_piece:]
+        return [0] * FIRST_BYTE + [1] * 256 + counts[FIRST_PIECE:]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_model": self._model, "_chunks": self._chunks}
+        return {"path": self.path, "_model": self._model, "_chunk_pattern": self._chunk_pattern}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -165,17 +166,17 @@ class Tokenizer:
 
 
 def is_headwater_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a SentencePiece model with the control ids of this module.
+    """Return whether a folder has a SentencePiece model with the control ids of this module.
 
     Raises:
-        CorruptArtifact: what is there cannot be read.
+        CorruptArtifact: the model cannot be read.
     """
     model = folder / "tokenizer.model"
     if not model.exists():
         return False
-    pieces, marks = _processor(model), CONTROL_TOKENS[: ASSISTANT + 1]
-    count = min(len(marks), pieces.vocab_size())
-    return tuple(pieces.id_to_piece(i) for i in range(count)) == marks
+    pieces, expected = _processor(model), CONTROL_TOKENS[: ASSISTANT + 1]
+    count = min(len(expected), pieces.vocab_size())
+    return tuple(pieces.id_to_piece(i) for i in range(count)) == expected
 
 
 def _processor(model: Path) -> sentencepiece.SentencePieceProcessor:
@@ -186,7 +187,7 @@ def _processor(model: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with lone surrogates (which no encoding can write) as U+FFFD."""
+    """Replace lone surrogates, which cannot be encoded as UTF-8, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

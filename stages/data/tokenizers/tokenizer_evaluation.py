@@ -1,7 +1,7 @@
-"""What a tokenizer does to every document: whether it comes back, and how many tokens it takes.
+"""Evaluation of a tokenizer on every document: lossless round trip, and number of tokens.
 
-A row group is a task, which writes its counts by language as JSON. Words are counted for
-languages that are written with spaces between them, and characters for the others.
+One row group is one task, which writes its counts by language as JSON. Fertility is tokens per word,
+or tokens per character for languages that are written without spaces.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from stages.data.documents import Documents
 from stages.data.hashing import hash_fraction
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     FIRST_BYTE,
+    FIRST_PIECE,
     SPACE,
     Tokenizer,
     replace_surrogates,
@@ -31,18 +32,18 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class TokenizerCheck:
-    """One task: a row group of a part of the documents."""
+    """One task: a row group of a part file."""
 
     part: Path
     row_group: int
     tokenizer: Path
     agreement_share: float
-    """The share of documents that `tokenizer.json` is asked for too."""
+    """Share of documents on which `tokenizer.json` is compared with `tokenizer.model`."""
 
 
 @dataclass
 class TokenCounts:
-    """Of the documents of a language."""
+    """Counts over the documents of a language."""
 
     documents: int = 0
     characters: int = 0
@@ -50,7 +51,7 @@ class TokenCounts:
     bytes: int = 0
     tokens: int = 0
     byte_tokens: int = 0
-    """Tokens that stand for one byte, of a character that is in no piece."""
+    """Tokens that stand for a single byte of a character without a piece."""
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
         names = [field.name for field in fields(self)]
@@ -58,21 +59,21 @@ class TokenCounts:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of UTF-8 that a token stands for."""
+        """UTF-8 bytes per token."""
         return self.bytes / max(1, self.tokens)
 
     def fertility(self, lang: str) -> float:
-        """Tokens a word; in a language that is written without spaces, tokens a character."""
+        """Return tokens per word, or tokens per character for a language written without spaces."""
         return self.tokens / max(1, self.characters if is_unspaced(lang) else self.words)
 
 
 def is_unspaced(lang: str) -> bool:
-    """Whether the language of a code like `zh` or `zh-TW` is written without spaces."""
+    """Return whether a language (`zh`, `zh-TW`) is written without spaces."""
     return lang.replace("_", "-").split("-")[0].lower() in UNSPACED
 
 
 def check_tasks(documents: Path, tokenizer: Path, agreement_share: float) -> list[TokenizerCheck]:
-    """A task for every row group of a Documents artifact, in order."""
+    """Return one task per row group of a Documents artifact, in order."""
     return [
         TokenizerCheck(part, group, tokenizer, agreement_share)
         for part in Documents(documents).files
@@ -81,11 +82,11 @@ def check_tasks(documents: Path, tokenizer: Path, agreement_share: float) -> lis
 
 
 def check_shard(work: TokenizerCheck, commit: Path) -> None:
-    """Encode and decode each document of a row group, and write its counts by language.
+    """Encode and decode each document of a row group, and write the counts by language.
 
     Raises:
-        Failure: a document does not come back, yields a control id, or gets other ids from
-            `tokenizer.json`; it is named.
+        Failure: decoding does not restore a document, a control id appears, or `tokenizer.json`
+            produces other ids; the message names the document.
     """
     from pipeline.atomic_io import write_atomic
 
@@ -96,7 +97,7 @@ def check_shard(work: TokenizerCheck, commit: Path) -> None:
     for start in range(0, len(texts), BATCH):
         batch = slice(start, start + BATCH)
         encoded = tokenizer.encode_batch(texts[batch])
-        _round_trip(tokenizer, names[batch], texts[batch], encoded)
+        _check_round_trip(tokenizer, names[batch], texts[batch], encoded)
         for text, lang, ids in zip(texts[batch], langs[batch], encoded, strict=True):
             counts[lang or "?"] = counts.get(lang or "?", TokenCounts()) + _count(text, ids)
     chosen = [
@@ -110,7 +111,7 @@ def check_shard(work: TokenizerCheck, commit: Path) -> None:
     write_atomic(commit, json.dumps(found, sort_keys=True), durable=False)
 
 
-def _round_trip(
+def _check_round_trip(
     tokenizer: Tokenizer, names: Sequence[str], texts: Sequence[str], encoded: list[list[int]]
 ) -> None:
     for name, text, back, ids in zip(
@@ -120,7 +121,7 @@ def _round_trip(
             FIRST_BYTE
         ):
             raise Failure(
-                "a document does not come back from its tokens",
+                "decoding does not restore the document",
                 where=f"document {name}",
                 remedy="report this document's text",
             )
@@ -133,12 +134,12 @@ def _count(text: str, ids: Sequence[int]) -> TokenCounts:
         words=len(text.split()),
         bytes=len(replace_surrogates(text).encode()),
         tokens=len(ids),
-        byte_tokens=int(np.count_nonzero(np.asarray(ids) < FIRST_BYTE + 256)),
+        byte_tokens=int(np.count_nonzero(np.asarray(ids) < FIRST_PIECE)),
     )
 
 
 def merge_counts(commits: Iterable[Path]) -> dict[str, TokenCounts]:
-    """The counts of all row groups by language, the largest first."""
+    """Return the counts of all row groups by language, the largest language first."""
     total: dict[str, TokenCounts] = {}
     for commit in commits:
         for lang, found in json.loads(commit.read_text()).items():

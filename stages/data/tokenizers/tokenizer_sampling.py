@@ -1,4 +1,4 @@
-"""The text that a tokenizer is learnt from: a sample of the documents, balanced by language."""
+"""The training sample of a tokenizer: documents sampled by hash, balanced by language."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.data.hashing import hash_fraction
 from stages.data.tokenizers.tokenizer_training import split_lines
 
 MAX_REPEATS = 4.0
-"""How often a document is learnt from, at most: a language of three documents stays small."""
+"""Maximum sampling rate of a document, so that tiny languages stay small."""
 
 
 def sample_lines(
@@ -23,20 +23,21 @@ def sample_lines(
     total: int,
     rates: Mapping[str, float] | None = None,
 ) -> Iterator[str]:
-    """Lines of a sample of about `characters` of the documents' `total` characters.
+    """Yield the lines of a sample of about `characters` of the documents' `total` characters.
 
-    A document is taken or left by the hash of its id, so that the sample is the same in any
-    order and spread over all sources. With `rates` it is taken as often as its language's says.
+    The hash of its id decides whether a document is in the sample, so that the sample does not depend
+    on the order and covers all sources. `rates` gives the expected number of repetitions of a
+    document by language. Default: the same rate for all.
     """
-    everywhere, rates = min(1.0, characters / max(1, total)), rates or {}
+    default_rate, rates = min(1.0, characters / max(1, total)), rates or {}
     for document in documents:
-        whole, rest = divmod(rates.get(document.lang, everywhere), 1)
+        whole, rest = divmod(rates.get(document.lang, default_rate), 1)
         for _ in range(int(whole) + (hash_fraction(f"tokenizer {document.id}") < rest)):
             yield from split_lines(document.text)
 
 
 def language_sizes(folder: Path) -> Counter[str]:
-    """Characters of each language of a Documents artifact."""
+    """Return the number of characters of each language of a Documents artifact."""
     sizes: Counter[str] = Counter()
     for batch in parquet_parts.read_batches(folder / "documents", KIND, VERSION, ["text", "lang"]):
         lengths = pc.utf8_length(batch["text"]).to_pylist()
@@ -46,21 +47,21 @@ def language_sizes(folder: Path) -> Counter[str]:
 
 
 def language_rates(sizes: Mapping[str, int], characters: int, alpha: float) -> dict[str, float]:
-    """How often a document of each language is taken, from 0 to `REPEATS`.
+    """Return the sampling rate of the documents of each language, from 0 to `MAX_REPEATS`.
 
-    Languages that would need more repetition are held at `REPEATS`, and the others share what is
-    left of `characters` (or of all that there is, if that is less) in proportion to n ** alpha.
+    Languages that would need more repetition get `MAX_REPEATS`; the others share the rest of
+    `characters` (or of the whole text, if that is less) in proportion to n ** alpha.
     """
-    left = float(min(characters, sum(sizes.values())))
-    open_ = {language: size for language, size in sizes.items() if size}
+    remaining = float(min(characters, sum(sizes.values())))
+    pending = {language: size for language, size in sizes.items() if size}
     rates = dict.fromkeys(sizes, 0.0)
-    while open_:
-        total = sum(size**alpha for size in open_.values())
-        wanted = {name: left * size**alpha / total / size for name, size in open_.items()}
-        short = [name for name, rate in wanted.items() if rate > MAX_REPEATS]
-        if not short:
-            return rates | wanted
-        for name in short:
+    while pending:
+        total = sum(size**alpha for size in pending.values())
+        uncapped = {name: remaining * size**alpha / total / size for name, size in pending.items()}
+        capped = [name for name, rate in uncapped.items() if rate > MAX_REPEATS]
+        if not capped:
+            return rates | uncapped
+        for name in capped:
             rates[name] = MAX_REPEATS
-            left -= MAX_REPEATS * open_.pop(name)
+            remaining -= MAX_REPEATS * pending.pop(name)
     return rates

@@ -1,12 +1,13 @@
-"""Trains the tokenizer and exports it so that `transformers.AutoTokenizer` gives the same ids.
+"""Trains a SentencePiece tokenizer and exports it so that `transformers.AutoTokenizer` gives the same
+ids.
 
-SentencePiece: byte fallback, no normalisation, no dummy prefix, white space kept as it is. One
-thread and a fixed sample: the same documents give the same bytes.
+SentencePiece runs with byte fallback, without normalization or dummy prefix, and keeps whitespace.
+One thread and a fixed sample: the same documents give the same bytes.
 
-Two things are not as SentencePiece leaves them. Runs of white space are learnt around as its
-user-defined symbols, and then made the best-scored pieces of all, which joins them alike in both
-libraries. A unigram model adds scores, in float32 here and in float64 there: so its scores are
-rounded to 1/64, and text is encoded in chunks too short for any sum to be inexact.
+The model is modified in two ways. Runs of whitespace are user-defined symbols during training, and
+become the pieces with the best scores, so that both libraries merge them alike. Unigram models add
+scores, in float32 in SentencePiece and float64 in `tokenizers`: scores are rounded to 1/64, and text
+is encoded in chunks that are short enough for exact sums.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from stages.data.tokenizers.chat_template import CHAT_TEMPLATE
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     CHUNK_PATTERN_KEY,
     CONTROL_TOKENS,
-    FIRST_BYTE,
+    FIRST_PIECE,
     RESERVED,
     SPACE,
     UNK,
@@ -35,49 +36,52 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
     replace_surrogates,
 )
 
-MAX_LINE = 2_000  # characters a training line at most: longer ones are cut where a line ends
-MAX_CHUNK = 2_048  # characters of a word, or of its white space, that a unigram model sees at once
-_QUANTUM = 64  # parts of a nat that unigram scores are rounded to: a chunk's sum fits 24 bits
-_NEVER = -1e9  # the score of what text must not yield: no path of real pieces is as bad
-_FIRST_PIECE = FIRST_BYTE + 256
-_TOO_LARGE = re.compile(r"value <= (\d+)")
+MAX_LINE = 2_000  # characters per training line; longer texts are split at line ends
+MAX_CHUNK = 2_048  # characters of a word, or of its whitespace, per chunk of a unigram model
+_SCORES_PER_NAT = (
+    64  # unigram scores are multiples of 1/64 nat, so that the sum of a chunk fits 24 bits
+)
+_EXCLUDED_SCORE = (
+    -1e9
+)  # score of pieces that text must not use: worse than every path of real pieces
+_MAX_VOCAB_SIZE = re.compile(r"value <= (\d+)")
 
 ModelType = Literal["bpe", "unigram"]
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What is trained."""
+    """Options of training and export."""
 
-    model: ModelType = "bpe"
+    model_type: ModelType = "bpe"
     split_digits: bool = True
     whitespace_runs: int = 0
-    """The longest run of spaces, or of tabs, that is one piece; 0 leaves it to the training."""
-    reserved: tuple[str, ...] = ()
-    """Names of the first reserved control tokens, each like `<name>`."""
+    """Longest run of spaces, or of tabs, that is one piece; 0 leaves runs to the training."""
+    additional_special_tokens: tuple[str, ...] = ()
+    """Names of the first reserved control tokens, such as `<name>`."""
     character_coverage: float = 0.9995
 
     @property
-    def controls(self) -> tuple[str, ...]:
-        """The control tokens by id."""
+    def control_tokens(self) -> tuple[str, ...]:
+        """The control tokens, by id."""
         first = len(CONTROL_TOKENS) - RESERVED
         return (
             *CONTROL_TOKENS[:first],
-            *self.reserved,
-            *CONTROL_TOKENS[first + len(self.reserved) :],
+            *self.additional_special_tokens,
+            *CONTROL_TOKENS[first + len(self.additional_special_tokens) :],
         )
 
     @property
     def runs(self) -> list[str]:
-        """The runs of white space that are pieces, best first; nobody learns that of one space."""
+        """Runs of whitespace that become pieces, best score first; a single space is learned."""
         longest = range(self.whitespace_runs, 0, -1)
         return [SPACE * k for k in longest if k > 1] + ["\t" * k for k in longest]
 
     @property
     def chunks(self) -> str | None:
-        """The pattern of what a unigram model encodes at once; no learnt piece crosses its cuts,
-        but where a chunk is full."""
-        if self.model == "bpe":
+        """Pattern of the chunks that a unigram model encodes separately, None for BPE; learned pieces
+        do not cross chunks, except where a chunk has its maximum length."""
+        if self.model_type == "bpe":
             return None
         if not self.whitespace_runs:
             return f"{SPACE}{{0,{MAX_CHUNK}}}[^{SPACE}]{{1,{MAX_CHUNK}}}|{SPACE}{{1,{MAX_CHUNK}}}"
@@ -87,7 +91,7 @@ class TokenizerConfig:
 
 
 def split_lines(text: str) -> Iterator[str]:
-    """The text in pieces of at most `LINE` characters, cut after a line's end if there is one."""
+    """Yield pieces of at most `MAX_LINE` characters, split at line ends where possible."""
     start = 0
     while start < len(text):
         stop = min(len(text), start + MAX_LINE)
@@ -99,29 +103,29 @@ def split_lines(text: str) -> Iterator[str]:
 
 
 def train_sentencepiece(
-    lines: Iterable[str], vocab_size: int, recipe: TokenizerConfig | None = None
+    lines: Iterable[str], vocab_size: int, config: TokenizerConfig | None = None
 ) -> bytes:
-    """The SentencePiece model of a vocabulary of exactly `vocab_size` ids.
+    """Train a SentencePiece model with exactly `vocab_size` ids and return its bytes.
 
     Raises:
-        InputError: the text supports no vocabulary so large; the message names the largest.
+        InputError: the text is too small for this vocabulary; the message states the largest one.
     """
-    recipe = recipe or TokenizerConfig()
-    controls = recipe.controls
+    config = config or TokenizerConfig()
+    controls = config.control_tokens
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
-            model_type=recipe.model,
+            model_type=config.model_type,
             vocab_size=vocab_size,
             byte_fallback=True,
-            split_digits=recipe.split_digits,
+            split_digits=config.split_digits,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            character_coverage=recipe.character_coverage,
+            character_coverage=config.character_coverage,
             max_sentence_length=8 * MAX_LINE,
             input_sentence_size=0,
             num_threads=1,
@@ -136,45 +140,45 @@ def train_sentencepiece(
             eos_piece=controls[3],
             unk_surface="\ufffd",
             control_symbols=list(controls[4:]),
-            **_extras(recipe),
+            **_extras(config),
         )
     except RuntimeError as error:
         raise _training_error(error, vocab_size) from error
-    if recipe.runs or recipe.model == "unigram":
-        return _rearranged(model.getvalue(), recipe)
+    if config.runs or config.model_type == "unigram":
+        return _rearrange(model.getvalue(), config)
     return model.getvalue()
 
 
-def _extras(recipe: TokenizerConfig) -> dict[str, Any]:
-    """Options that the model file would record even if they were empty.
+def _extras(config: TokenizerConfig) -> dict[str, Any]:
+    """Return options that the model file would record even if they were empty.
 
-    What spells the names of controls and bytes is required of a unigram model: see
+    A unigram model must have the characters that spell the names of control tokens and bytes: see
     `_fast_unigram`.
     """
     extras: dict[str, Any] = {}
-    if recipe.runs:
-        extras["user_defined_symbols"] = recipe.runs
-    if recipe.model == "unigram":
-        spelling = set("".join(recipe.controls)) | set("<0x123456789ABCDEF>")
+    if config.runs:
+        extras["user_defined_symbols"] = config.runs
+    if config.model_type == "unigram":
+        spelling = set("".join(config.control_tokens)) | set("<0x123456789ABCDEF>")
         extras["required_chars"] = "".join(sorted(spelling))
     return extras
 
 
-def _rearranged(model: bytes, recipe: TokenizerConfig) -> bytes:
-    """The same model with the runs after the bytes, as the best pieces, and with exact scores."""
+def _rearrange(model: bytes, config: TokenizerConfig) -> bytes:
+    """Move the whitespace runs behind the bytes, as the best pieces, and round unigram scores."""
     from sentencepiece import sentencepiece_model_pb2 as schema
 
     proto = schema.ModelProto.FromString(model)
     pieces, kinds = list(proto.pieces), schema.ModelProto.SentencePiece
-    first, after = len(recipe.controls), len(recipe.controls) + len(recipe.runs)
-    runs, learnt = pieces[first:after], pieces[after + 256 :]
+    first, after = len(config.control_tokens), len(config.control_tokens) + len(config.runs)
+    runs, learned = pieces[first:after], pieces[after + 256 :]
     for better, run in enumerate(reversed(runs), start=1):
         run.type = kinds.NORMAL
-        run.score = -1.0 if recipe.model == "unigram" else better
-    if recipe.model == "unigram":
-        for piece in learnt:
-            piece.score = round(piece.score * _QUANTUM) / _QUANTUM
-    ordered = [*pieces[:first], *pieces[after : after + 256], *runs, *learnt]
+        run.score = -1.0 if config.model_type == "unigram" else better
+    if config.model_type == "unigram":
+        for piece in learned:
+            piece.score = round(piece.score * _SCORES_PER_NAT) / _SCORES_PER_NAT
+    ordered = [*pieces[:first], *pieces[after : after + 256], *runs, *learned]
     copies = [kinds.FromString(piece.SerializeToString()) for piece in ordered]
     del proto.pieces[:]
     proto.pieces.extend(copies)
@@ -183,10 +187,10 @@ def _rearranged(model: bytes, recipe: TokenizerConfig) -> bytes:
 
 
 def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
-    largest = _TOO_LARGE.search(str(error))
+    largest = _MAX_VOCAB_SIZE.search(str(error))
     if largest:
         return InputError(
-            f"a vocabulary of {vocab_size} is larger than the text supports: at most {largest[1]}",
+            f"the text supports a vocabulary of at most {largest[1]}, not {vocab_size}",
             where="vocab_size",
             remedy=f"set vocab_size to {largest[1]} or less, or read more text",
         )
@@ -196,27 +200,31 @@ def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
             where="vocab_size",
             remedy="raise vocab_size",
         )
-    return Failure(f"the tokenizer could not be trained: {error}")
+    return Failure(f"tokenizer training failed: {error}")
 
 
 def export_tokenizer(
-    model: bytes, out: Path, max_length: int | None = None, recipe: TokenizerConfig | None = None
+    model: bytes,
+    out: Path,
+    model_max_length: int | None = None,
+    config: TokenizerConfig | None = None,
 ) -> None:
     """Write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`."""
     from pipeline.atomic_io import write_atomic
 
-    recipe = recipe or TokenizerConfig()
+    config = config or TokenizerConfig()
     write_atomic(out / "tokenizer.model", model)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    write_atomic(out / "tokenizer.json", _fast_tokenizer(pieces, recipe).to_str(pretty=False))
-    config = json.dumps(_config(max_length, recipe), indent=1, sort_keys=True, ensure_ascii=False)
-    write_atomic(out / "tokenizer_config.json", config)
+    write_atomic(out / "tokenizer.json", _fast_tokenizer(pieces, config).to_str(pretty=False))
+    options = _tokenizer_config_json(model_max_length, config)
+    text = json.dumps(options, indent=1, sort_keys=True, ensure_ascii=False)
+    write_atomic(out / "tokenizer_config.json", text)
 
 
-def _config(max_length: int | None, recipe: TokenizerConfig) -> dict[str, Any]:
-    controls = recipe.controls
+def _tokenizer_config_json(model_max_length: int | None, config: TokenizerConfig) -> dict[str, Any]:
+    controls = config.control_tokens
     return {
-        **({CHUNK_PATTERN_KEY: recipe.chunks} if recipe.chunks else {}),
+        **({CHUNK_PATTERN_KEY: config.chunks} if config.chunks else {}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": controls[0],
         "unk_token": controls[1],
@@ -224,27 +232,27 @@ def _config(max_length: int | None, recipe: TokenizerConfig) -> dict[str, Any]:
         "eos_token": controls[3],
         "additional_special_tokens": list(controls[4:]),
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # text that spells a control token is text
+        "split_special_tokens": True,  # control tokens within text are plain text
         "padding_side": "left",
-        "model_max_length": max_length or 1_000_000,
+        "model_max_length": model_max_length or 1_000_000,
         "chat_template": CHAT_TEMPLATE,
     }
 
 
-def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, recipe: TokenizerConfig) -> Any:
-    """The same function in the `tokenizers` library."""
+def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, config: TokenizerConfig) -> Any:
+    """Build the same tokenizer with the `tokenizers` library."""
     from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
 
-    fast = FastTokenizer(_fast_unigram(pieces) if recipe.chunks else _fast_bpe(pieces))
+    fast = FastTokenizer(_fast_unigram(pieces) if config.chunks else _fast_bpe(pieces))
     fast.normalizer = normalizers.Replace(" ", SPACE)
-    if recipe.chunks:
-        fast.pre_tokenizer = pre_tokenizers.Split(Regex(recipe.chunks), "isolated")
+    if config.chunks:
+        fast.pre_tokenizer = pre_tokenizers.Split(Regex(config.chunks), "isolated")
     fast.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     fast.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in recipe.controls]
+        [AddedToken(token, normalized=False, special=True) for token in config.control_tokens]
     )
     fast.encode_special_tokens = True
     return fast
@@ -263,59 +271,56 @@ def _fast_bpe(pieces: sentencepiece.SentencePieceProcessor) -> Any:
 
 
 def _fast_unigram(pieces: sentencepiece.SentencePieceProcessor) -> Any:
-    """`tokenizers` looks for the names of controls and bytes in the text too: at a score that
-    loses to spelling them, which is always possible.
+    """Build the unigram model.
 
-    It takes the worst score for that of an unknown character, which is in no piece: on every
-    path alike.
+    `tokenizers` also finds the names of control tokens and bytes in text, so they get a score that
+    loses to spelling them, which is always possible. It scores an unknown character with the worst
+    score, on every path alike.
     """
     from tokenizers.models import Unigram
 
-    real = range(_FIRST_PIECE, pieces.vocab_size())
-    vocab = [(pieces.id_to_piece(i), _NEVER) for i in range(_FIRST_PIECE)]
+    real = range(FIRST_PIECE, pieces.vocab_size())
+    vocab = [(pieces.id_to_piece(i), _EXCLUDED_SCORE) for i in range(FIRST_PIECE)]
     vocab += [(pieces.id_to_piece(i), pieces.get_score(i)) for i in real]
     return Unigram(vocab, UNK, byte_fallback=True)
 
 
 def bpe_merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
-    """The merge list that makes rank-ordered BPE do what SentencePiece does.
+    """Return the merge list with which rank-ordered BPE gives the results of SentencePiece.
 
-    SentencePiece joins the neighbours that make the best-scored piece, leftmost first, whichever
-    two pieces they are. So every way to split a piece into two pieces is a merge, in the order of
-    the scores. Where two splits of one piece compete for a symbol between them (`ab|a|ba` for
-    `aba`), the left one must win: the split whose right part both begins and ends the piece
-    comes first.
+    SentencePiece merges the neighbours that form the piece with the best score, leftmost first, for
+    any pair of pieces. Therefore every split of a piece into two pieces is a merge, in the order of
+    the scores. If two splits of one piece compete for a symbol between them (`ab|a|ba` for `aba`),
+    the left one must win: the split whose right part is also a prefix of the piece comes first.
     """
-    known = [pieces.id_to_piece(i) for i in range(_FIRST_PIECE, pieces.vocab_size())]
+    known = [pieces.id_to_piece(i) for i in range(FIRST_PIECE, pieces.vocab_size())]
     vocabulary = set(known)
     ordered: list[tuple[str, str]] = []
     for piece in known:  # ids are in the order of the scores
         splits = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-        made = [pair for pair in splits if pair[0] in vocabulary and pair[1] in vocabulary]
-        ordered += sorted(made, key=lambda pair: (not _takes_left(piece, pair[1]), -len(pair[0])))
+        pairs = [pair for pair in splits if pair[0] in vocabulary and pair[1] in vocabulary]
+        ordered += sorted(pairs, key=lambda pair: (not piece.startswith(pair[1]), -len(pair[0])))
     return ordered
 
 
-def _takes_left(piece: str, right: str) -> bool:
-    return piece.startswith(right)
-
-
 def check_same_ids(tokenizer: Tokenizer, out: Path, texts: Iterable[str]) -> None:
-    """Check on these texts that the exported `tokenizer.json` gives the model's ids.
+    """Check on these texts that the exported `tokenizer.json` gives the ids of `tokenizer.model`.
 
     Raises:
-        Failure: it does not; the first text that differs is named.
+        Failure: it does not; the message names the first text that differs.
     """
     from tokenizers import Tokenizer as FastTokenizer
 
     fast = FastTokenizer.from_file(str(out / "tokenizer.json"))
     fast.encode_special_tokens = True
     for text in texts:
-        ours, theirs = tokenizer.encode(text), fast.encode(text, add_special_tokens=False).ids
-        if ours != theirs:
-            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0)
+        expected, found = tokenizer.encode(text), fast.encode(text, add_special_tokens=False).ids
+        if expected != found:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0
+            )
             raise Failure(
                 f"tokenizer.json and tokenizer.model differ at token {at} of a text "
                 f"({hash64(text):016x})",
-                remedy="report this text's tokenizer: the two libraries disagree",
+                remedy="report a bug: the two libraries disagree",
             )

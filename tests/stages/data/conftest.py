@@ -31,5 +31,5 @@ def real_documents():
 def tokenizer(tmp_path_factory, real_documents):
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = (line for text in real_documents[:1500] for line in split_lines(text))
-    export_tokenizer(train_sentencepiece(lines, 2000), folder, max_length=256)
+    export_tokenizer(train_sentencepiece(lines, 2000), folder, model_max_length=256)
     return Tokenizer(folder)

@@ -91,13 +91,13 @@ def test_every_token_is_a_target_once_and_no_document_that_fits_is_cut(
             assert document in pieces
     lost = sum(int((s.targets == IGNORE_INDEX).sum()) for s in found)
     assert samples.padding == pytest.approx(lost / (len(samples) * length))
-    assert samples.plan.cut == sum(size > length for size in lengths)
+    assert samples.plan.num_split == sum(size > length for size in lengths)
 
 
 def test_a_long_document_is_cut_to_full_samples_first():
     found = plan_packing(np.array([25, 28]), 10)
     assert found.starts.tolist() == [0, 10, 20, 25] and found.lengths.tolist() == [10, 10, 5, 3]
-    assert found.first.tolist() == [0, 1, 2, 4] and found.cut == 1
+    assert found.first.tolist() == [0, 1, 2, 4] and found.num_split == 1
 
 
 def test_less_is_padded_than_first_come_first_served():

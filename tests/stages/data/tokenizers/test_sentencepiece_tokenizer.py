@@ -36,12 +36,14 @@ from stages.data.tokenizers.tokenizer_training import (
 )
 
 TOOLS = ("<|fim_prefix|>", "<tool_call>", "<b>")
-RECIPES = {
+CONFIGS = {
     "runs": TokenizerConfig(whitespace_runs=16),
-    "digits": TokenizerConfig(split_digits=False, whitespace_runs=3, reserved=TOOLS),
+    "digits": TokenizerConfig(
+        split_digits=False, whitespace_runs=3, additional_special_tokens=TOOLS
+    ),
     "unigram": TokenizerConfig("unigram"),
     "unigram-runs": TokenizerConfig(
-        "unigram", split_digits=False, whitespace_runs=16, reserved=TOOLS
+        "unigram", split_digits=False, whitespace_runs=16, additional_special_tokens=TOOLS
     ),
     "unigram-short-runs": TokenizerConfig("unigram", whitespace_runs=2, character_coverage=0.98),
 }
@@ -130,17 +132,17 @@ def test_a_model_folder_of_gpt2_loads_our_tokenizer(tokenizer, tmp_path, real_do
     assert auto(real_documents[:50])["input_ids"] == tokenizer.encode_batch(real_documents[:50])
 
 
-@pytest.fixture(scope="module", params=RECIPES, ids=str)
+@pytest.fixture(scope="module", params=CONFIGS, ids=str)
 def variant(request, tmp_path_factory, real_documents):
-    """A tokenizer of each recipe, and the same one as `transformers` loads it."""
+    """A tokenizer of each config, and the same one as `transformers` loads it."""
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp(request.param)
     texts = [*real_documents[:250], *MIXED * 20]
     lines = [line for text in texts for line in split_lines(text)]
-    recipe = RECIPES[request.param]
-    export_tokenizer(train_sentencepiece(lines, 1100, recipe), folder, None, recipe)
-    return Tokenizer(folder), AutoTokenizer.from_pretrained(folder), recipe
+    config = CONFIGS[request.param]
+    export_tokenizer(train_sentencepiece(lines, 1100, config), folder, None, config)
+    return Tokenizer(folder), AutoTokenizer.from_pretrained(folder), config
 
 
 def check_variant(variant, text):
@@ -153,12 +155,12 @@ def check_variant(variant, text):
 
 
 def test_every_recipe_agrees_on_real_and_hostile_text(variant, real_documents):
-    ours, auto, recipe = variant
+    ours, auto, config = variant
     texts = [*real_documents[:1000], *MIXED, *HOSTILE, "".join(real_documents[:100])]
     assert auto(texts)["input_ids"] == ours.encode_batch(texts) == ours.encode_batch(texts, 2)
     for text in (*HOSTILE, *MIXED):
         check_variant(variant, text)
-    assert [auto.convert_tokens_to_ids(name) for name in recipe.controls] == list(range(16))
+    assert [auto.convert_tokens_to_ids(name) for name in config.control_tokens] == list(range(16))
     assert len(ours) == len(auto) == 1100
     assert ours.piece(FIRST_BYTE) == "<0x00>" and ours.piece(271) == "<0xFF>"
     assert pickle.loads(pickle.dumps(ours)).encode(MIXED[0]) == ours.encode(MIXED[0])
@@ -183,8 +185,8 @@ def test_every_recipe_agrees_on_any_text_and_brings_it_back(variant, text):
 
 
 def test_an_indentation_is_one_token_and_a_longer_one_few(variant):
-    ours, _, recipe = variant
-    longest = recipe.whitespace_runs
+    ours, _, config = variant
+    longest = config.whitespace_runs
     for unit in " \t":
         for length in range(2, longest + 1):
             run = check_variant(variant, f"\n{unit * length}x")[1:-1]
@@ -196,20 +198,22 @@ def test_an_indentation_is_one_token_and_a_longer_one_few(variant):
 
 
 def test_digits_are_split_or_not(variant):
-    ours, _, recipe = variant
+    ours, _, config = variant
     joined = [p for p in ours.pieces[272:] if sum(c.isdigit() for c in p) > 1]
-    assert bool(joined) is not recipe.split_digits
+    assert bool(joined) is not config.split_digits
 
 
 def test_a_unigram_model_adds_without_rounding(variant):
     """What makes float32 and float64 agree: chunks of bounded length, scores that are exact."""
-    ours, _, recipe = variant
-    if recipe.model == "bpe":
+    ours, _, config = variant
+    if config.model_type == "bpe":
         return
     scores = [ours._pieces.get_score(i) for i in range(272, len(ours))]
     assert all(score < 0 and (score * 64).is_integer() for score in scores)
     assert (10 - min(scores)) * 2 * MAX_CHUNK * 64 < 2**24
-    assert max(map(len, ours._chunks.findall("\u2581" * 9000 + "ab" * 9000))) <= 2 * MAX_CHUNK
+    assert (
+        max(map(len, ours._chunk_pattern.findall("\u2581" * 9000 + "ab" * 9000))) <= 2 * MAX_CHUNK
+    )
 
 
 def test_the_default_recipe_adds_nothing_to_the_model_file():
