@@ -190,7 +190,7 @@ def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
     largest = _MAX_VOCAB_SIZE.search(str(error))
     if largest:
         return InputError(
-            f"the text supports a vocabulary of at most {largest[1]}, not {vocab_size}",
+            f"the text is too small for a vocabulary of {vocab_size}: at most {largest[1]}",
             where="vocab_size",
             remedy=f"set vocab_size to {largest[1]} or less, or read more text",
         )

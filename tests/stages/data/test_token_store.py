@@ -56,7 +56,7 @@ def test_the_type_holds_the_vocabulary(vocab, dtype):
 def test_an_epoch_says_every_token_at_most_once(tmp_path_factory, lengths, length, seed, epoch):
     tokens, flat = store(tmp_path_factory.mktemp("store"), lengths)
     if tokens.tokens < length + 1:
-        with pytest.raises(InputError, match="less than one sample"):
+        with pytest.raises(InputError, match="fewer than one sample"):
             tokens.samples(length, seed)
         return
     samples = tokens.samples(length, seed)
@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_store_is_said(tmp_path):
     with pytest.raises(InputError, match="no split 'test'"):
         TokenStore(tmp_path, "test")
     (tmp_path / "train-00000.bin").write_bytes(b"123")
-    with pytest.raises(CorruptArtifact, match="3 bytes for 10 tokens"):
+    with pytest.raises(CorruptArtifact, match="expected 10 tokens of uint16, found 3 bytes"):
         TokenStore(tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(index | {"schema": 9}))

@@ -64,7 +64,7 @@ def test_a_document_that_does_not_come_back_is_named(documents, tokenizer, tmp_p
     (work,) = check_tasks(documents, tokenizer.path, 0.0)
     real = Tokenizer.decode_batch
     broken = lambda self, ids: [text.replace("沒", "没") for text in real(self, ids)]  # noqa: E731
-    with monkeypatch.context() as patch, pytest.raises(Failure, match="does not come back") as said:
+    with monkeypatch.context() as patch, pytest.raises(Failure, match="does not restore") as said:
         patch.setattr(Tokenizer, "decode_batch", broken)
         check_shard(work, tmp_path / "0")
     assert said.value.where == "document zh-TW 0"
