@@ -156,7 +156,9 @@ def test_a_folder_without_parts_says_what_it_lacks(tmp_path):
 
 def test_another_kind_or_a_torn_part_is_not_read(tmp_path):
     write_conversations(tmp_path, conversations())
-    with pytest.raises(CorruptArtifact, match="expected a part of Preferences version 1, found Conv"):
+    with pytest.raises(
+        CorruptArtifact, match="expected a part of Preferences version 1, found Conv"
+    ):
         Preferences(tmp_path)
     part = tmp_path / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-20])

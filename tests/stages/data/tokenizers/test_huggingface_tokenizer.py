@@ -185,11 +185,11 @@ def test_what_loses_text_or_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_chats_want_a_tokenizer_of_ours(folder: Path, world: Path, tmp_path: Path) -> None:
     """Also where a SentencePiece model lies beside, as in Llama 2: 3 is no `</s>` there."""
-    with pytest.raises(InputError, match="not made by `tokenize.train`"):
+    with pytest.raises(InputError, match="was not made by"):
         Tokenizer(folder)
     write_tokenizer(tmp_path)
     model = (world / "tokenizer" / "tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(model.replace(b"<|assistant|>", b"<|somebody_|>"))
-    with pytest.raises(InputError, match="not made by `tokenize.train`"):
+    with pytest.raises(InputError, match="was not made by"):
         Tokenizer(tmp_path)
     assert isinstance(open_tokenizer(tmp_path), HuggingFaceTokenizer)
