@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.context import Context
 from pipeline.errors import NotFound, Problem
+from pipeline.estimate import EstimateRow
 from pipeline.kind import find_kind
 from pipeline.naming import NAME
 
@@ -95,6 +96,10 @@ class Params(Section):
                 store has the defaults of `Params`.
         """
         yield from ()
+
+    def estimate_rows(self, upstream: Mapping[str, Params]) -> Sequence[EstimateRow]:
+        """Return the rows of a table of its own in a plan, for a stage that has one."""
+        return ()
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Return the estimated cost: any of parameters, tokens, flops, memory_bytes, disk_bytes

@@ -38,7 +38,7 @@ from pipeline import panels
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, stage
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
-from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, ViTConfig
+from stages.models.clip.configuration_clip import CLIPConfig
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -102,15 +102,16 @@ def _config(params: ClipParams, tokenizer: Path, initial: CLIPConfig | None) -> 
             where="image_size",
             remedy=f"remove it, or set {size}",
         )
-    resnet = isinstance(config.vision, ResNetConfig)
-    if resnet and (params.patch_dropout or params.export == "transformers"):
+    native = not config.vision.in_transformers
+    if native and (params.patch_dropout or params.export == "transformers"):
         raise InputError(
-            "the initial model has a ResNet tower",
+            f"the initial model has {config.vision.label} as its image tower",
             where="init_from",
             remedy="set export: native, and no patch_dropout",
         )
-    if not resnet and params.export == "native":
-        raise InputError("a ViT is exported for transformers", where="export", remedy="remove it")
+    if not native and params.export == "native":
+        message = f"{config.vision.label} is exported for transformers"
+        raise InputError(message, where="export", remedy="remove it")
     return config
 
 
@@ -156,14 +157,9 @@ def _show_panels(ctx: Context) -> None:
 
 def _model_card(config: CLIPConfig, params: ClipParams) -> str:
     vision, text, train = config.vision, config.text, params.train
-    if isinstance(vision, ViTConfig):
-        tower = f"A vision transformer of {vision.num_layers} layers, width {vision.hidden_size}, "
-        tower += f"patches of {vision.patch_size} pixels"
-    else:
-        tower = f"A modified ResNet of {list(vision.blocks)} blocks, width {vision.width}"
     return f"""# CLIP, {config.parameters / 1e6:.1f} M parameters
 
-{tower}, on images of {vision.image_size} pixels, and a text transformer of {text.num_layers}
+{vision.description}, on images of {vision.image_size} pixels, and a text transformer of {text.num_layers}
 layers, width {text.hidden_size}, context {text.context_length}, with a joint embedding of
 {config.embed_dim} dimensions. Trained for {train.steps} steps of {train.global_batch_size} pairs
 with {train.optimizer} (peak learning rate {train.lr:g}, {train.lr_schedule}) and the {params.loss}

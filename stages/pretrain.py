@@ -59,14 +59,16 @@ from pydantic import model_validator
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
+from pipeline.estimate import EstimateRow
 from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, stage
 from stages.models.language_model_config import LanguageConfig
-from stages.models.model_params import ModelSection
-from stages.models.presets import recipe
+from stages.models.model_sections import AnyLanguageModelSection, default_section
 from stages.objectives.causal_lm import CausalLMParams
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, objective_union
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
+from stages.training.planning.language_model_cost import LanguageModelCost
+from stages.training.recipes import recipe
 from stages.training.training_params import MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -91,7 +93,7 @@ class PretrainParams(Params):
     preset: str = "tiny"
     """Preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m... Those of GPT-1 and GPT-3 also
     set the training parameters of the paper that `train` leaves out. Default: tiny."""
-    model: ModelSection = ModelSection()
+    model: AnyLanguageModelSection = default_section()
     packing: Literal["windows", "best_fit"] = "windows"
     """Form of samples: `windows` of the concatenated documents, or whole documents packed by
     `best_fit` with padding, after those longer than the context are split. Default: windows."""
@@ -133,19 +135,23 @@ class PretrainParams(Params):
         yield from _vocabulary_conflicts(upstream)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
-        """Return the estimates of `stages.training.planning.estimate`."""
-        return self._training_estimate(upstream).estimate()
+        """Return the estimate of time, memory and disk."""
+        return self._training_estimate(upstream).metrics()
+
+    def estimate_rows(self, upstream: Mapping[str, Params]) -> list[EstimateRow]:
+        """Return the rows of the estimate in a plan."""
+        return self._training_estimate(upstream).rows()
 
     def _training_estimate(self, upstream: Mapping[str, Params]) -> TrainingEstimate:
-        """Return the estimate of a training with the vocabulary of the tokens."""
+        """Return the estimate of the training, with the vocabulary of the tokens."""
         return TrainingEstimate(
-            self.config(_vocab_size(upstream)),
+            LanguageModelCost(self.config(_vocab_size(upstream))),
             self.train,
             self.workers,
             self.hardware,
             activation_checkpointing=self.model.activation_checkpointing,
             masked=self.model.mask_documents,
-            start="init_from" in upstream,
+            initialized="init_from" in upstream,
         )
 
 

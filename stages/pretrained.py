@@ -1,4 +1,4 @@
-"""Bring in a language model that somebody else trained, to go on from.
+"""Import a pretrained language model.
 
     base: {uses: pretrained, path: ./Qwen3-0.6B-Base}
     tokens:
@@ -11,15 +11,15 @@
       init_from: ${base}
       model: {family: qwen3, …}         # the same shape
 
-`path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, also a snapshot
-in the cache of the hub's library, or a name on the Hugging Face hub (`owner/name`, with
-`revision`). A model of the hub is what its commit holds: a branch or tag is looked up when the
-pipeline is planned, and the model's card names the commit.
+`path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, a snapshot in the
+cache of the hub's library, or a name on the Hugging Face Hub (`owner/name`, with `revision`). A model
+of the hub is pinned to a commit: a branch or tag is resolved when the pipeline is planned, and the
+model card names the commit.
 
-Weights are read from safetensors alone, checked against the config, and written as float32; the
-tokenizer's files come along. It may be any byte-level BPE, or SentencePiece, of a `tokenizer.json`,
-and trains and measures language models; fine-tuning and what comes after take models whose
-tokenizer was made here, for chats have control tokens. Figures: `parameters`, `active_parameters`.
+Weights are read from safetensors only, checked against the config, and written as float32; the
+tokenizer's files are copied. It may be any byte-level BPE, or SentencePiece, of a `tokenizer.json`,
+for training and measuring language models; fine-tuning and later stages need a tokenizer of
+`tokenize.train`, because chats use its control tokens. Metrics: `parameters`, `active_parameters`.
 """
 
 from __future__ import annotations
@@ -39,37 +39,38 @@ from stages.data.input_errors import as_input_error
 if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer
-    from stages.models.hf_export import SpecialIds
+    from stages.models.hf_io import SpecialIds
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "README.md")
-"""What of a folder is looked at: never a pickle."""
-_PATIENCE = 10  # seconds for the hub to answer
+"""Files of a folder that are read: never a pickle."""
+_TIMEOUT = 10  # seconds for a response of the hub
 _OURS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
 class PretrainedParams(Params):
-    """What a pipeline file may say of the stage."""
+    """Parameters of `pretrained`."""
 
     path: str
-    """A folder, or `owner/name` on the Hugging Face hub."""
+    """Folder, or `owner/name` on the Hugging Face Hub."""
     revision: str | None = None
-    """Of the hub's repository: a commit, a tag or a branch. A local folder has none."""
+    """Commit, tag or branch of the hub's repository; none for a local folder. Default: the main
+    branch."""
 
     @property
     def known_ids(self) -> int | None:
-        """The ids that a local folder's model has rows for, for the plan of what is trained from
-        it; its tokenizer may have less."""
+        """Rows of a local folder's embedding, for plans of what is trained from it; its tokenizer may
+        have fewer ids."""
         config: dict[str, Any] = read_json(Path(self.path) / "config.json", {})
         found = config.get("vocab_size")
         return found if isinstance(found, int) else None
 
     def externals(self) -> dict[str, str]:
-        """The content of a local folder; of the hub, the name and the commit.
+        """Return the digests of a local folder's files, or the name and commit on the hub.
 
         Raises:
-            InputError: there is no such folder, and it is no name of the hub's either; or the hub
-                does not say which commit a branch or tag is; or files of the folder lie elsewhere.
+            InputError: there is no such folder, nor such a name on the hub; or the hub does not
+                resolve the branch or tag; or files of the folder are links out of it.
         """
         from pipeline.storage.artifact import hash_file
 
@@ -79,12 +80,12 @@ class PretrainedParams(Params):
                 raise InputError(
                     f"{self.path} is a local folder, which has no revisions",
                     where="revision",
-                    remedy="leave it out; the folder's content counts",
+                    remedy="remove it; the folder's content counts",
                 )
             found = {path.name: hash_file(path) for path in _files(folder)}
             if "config.json" not in found or not any(n.endswith(".safetensors") for n in found):
                 raise InputError(
-                    "no config.json with safetensors beside it",
+                    "no config.json next to safetensors",
                     where=self.path,
                     remedy="give a folder that holds the files themselves",
                 )
@@ -96,43 +97,44 @@ class PretrainedParams(Params):
         return {"hub": f"{self.path}@{self.commit()}"}
 
     def commit(self) -> str:
-        """The hub's commit that the revision is now.
+        """Return the hub's commit of the revision.
 
         Raises:
-            InputError: the hub has no such repository or revision, or is not reached.
+            InputError: the hub has no such repository or revision, or cannot be reached.
         """
         if re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             return str(self.revision)
         from huggingface_hub import HfApi
 
         with _hub_errors(self.path):
-            asked = HfApi().model_info(self.path, revision=self.revision, timeout=_PATIENCE)
-            return str(asked.sha)
+            info = HfApi().model_info(self.path, revision=self.revision, timeout=_TIMEOUT)
+            return str(info.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=3)
+@stage("pretrained", inputs={}, output="Model", version=4)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
-    """Bring in a language model that somebody else trained, to go on from."""
+    """Import a pretrained language model."""
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.models.hf_export import is_chat, load_language_model, save_language_model
+    from stages.models.hf_io import is_chat
+    from stages.models.model_io import load_language_model, save_language_model
 
     origin = (ctx.externals or params.externals()).get("hub")  # as planned: a branch may have moved
     folder = _download(origin, ctx.scratch / "hub") if origin else Path(params.path)
     described = [path for path in _files(folder) if path.suffix != ".safetensors"]
     model = load_language_model(folder)
     tokenizer = _tokenizer(folder, model.config.vocab_size)
-    card = f"# {Path(params.path).name}\n\nTaken over from `{origin or params.path}`."
+    card = f"# {Path(params.path).name}\n\nImported from `{origin or params.path}`."
     chat = isinstance(tokenizer, Tokenizer) and is_chat(folder)
     save_language_model(model, out, folder, card=card, chat=chat, ids=_ids(tokenizer, folder))
     for path in described:
         if not (out / path.name).exists() and path.name not in _OURS:
             shutil.copyfile(path, out / path.name)
-    _tokenizer(out, model.config.vocab_size)  # which goes by the config that was written
+    _tokenizer(out, model.config.vocab_size)  # reads the config that was written
     ctx.result(parameters=model.config.parameters, active_parameters=model.config.active_parameters)
 
 
 def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
-    """The tokenizer that comes along, if one does, seen to be one that we can use.
+    """Return the folder's tokenizer, if it has one that can be used.
 
     Raises:
         InputError: it cannot be read, it lacks the end of documents, or has ids that the model
@@ -153,8 +155,8 @@ def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
 
 
 def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
-    """The marks as the tokenizer has them: of several ends the config may name another first."""
-    from stages.models.hf_export import SpecialIds, special_ids
+    """Return the special ids of the tokenizer; of several ends the config may name another first."""
+    from stages.models.hf_io import SpecialIds, special_ids
 
     if tokenizer is None:
         return special_ids(folder)
@@ -162,13 +164,13 @@ def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a model's folder by name.
+    """Return the files of a model's folder, sorted by name.
 
-    A snapshot in a cache of the hub's library is of links into the blobs of its repository, which
-    belong to it: `models--owner--name/snapshots/<commit>/config.json -> ../../blobs/<hash>`.
+    A snapshot in a cache of the hub's library consists of links into the blobs of its repository,
+    which are allowed: `models--owner--name/snapshots/<commit>/config.json -> ../../blobs/<hash>`.
 
     Raises:
-        InputError: one is a link out of the folder: what is there may be anything.
+        InputError: one is a link out of the folder, to unknown content.
     """
     roots = [folder.resolve()]
     snapshots = roots[0].parent
@@ -187,10 +189,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _download(origin: str, scratch: Path) -> Path:
-    """The hub's files of `owner/name@commit`, in a folder of the stage's own and the commit's.
+    """Download the files of `owner/name@commit` into a folder of that commit, and return it.
 
     Raises:
-        InputError: the hub has no such repository, or is not reached.
+        InputError: the hub has no such repository, or cannot be reached.
         Failure: the disk is full or broken.
     """
     from huggingface_hub import snapshot_download

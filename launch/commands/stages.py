@@ -137,7 +137,9 @@ def _alternatives(
         first, types = alternatives[0][1], dict.fromkeys(p.type for _, p in alternatives)
         tags = [tag for tag, _ in alternatives]
         only = f" Only for {', '.join(tags)}." if len(tags) < len(sections) else ""
-        yield replace(first, type=" or ".join(types), meaning=first.meaning + only)
+        meanings = dict.fromkeys(p.meaning for _, p in alternatives)
+        meaning = first.meaning if len(types) == 1 else " ".join(meanings)
+        yield replace(first, type=" or ".join(types), meaning=meaning + only)
 
 
 def _default(value: Any) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from launch.ui import console, formatting
 
 if TYPE_CHECKING:
+    from pipeline.estimate import EstimateRow, Unit
     from pipeline.execution.plan import Plan
 
 COSTS = {
@@ -18,15 +19,12 @@ COSTS = {
     "seconds": ("time", formatting.duration),
 }
 WIDE_ONLY = ("flops", "disk_bytes")  # columns that a narrow terminal omits
-KINDS = ("weights", "gradients", "optimizer", "activations", "buffers")
-WAYS = {"reduced": "gradients", "gathered": "weights", "exchanged": "experts"}
-TOWERS = {"image": "image tower", "text": "text tower"}
-PARTS = TOWERS | {"similarity": "features and logits", "batch": "pixels"}
-"""Parts of a CLIP that compute or hold memory."""
-TRAINING = {"active_parameters", "steps", "hardware_flops", "devices", "communication_bytes"} | {
-    f"{name}_bytes" for name in (*KINDS, *WAYS)
+FORMATS: dict[Unit, Callable[[float], str]] = {
+    "count": formatting.number,
+    "bytes": formatting.size,
+    "seconds": formatting.duration,
+    "share": lambda value: f"{100 * value:.0f} %",
 }
-"""Keys of the estimate of a training, which gets a table of its own."""
 
 
 def print_plan(plan: Plan) -> None:
@@ -47,66 +45,27 @@ def print_plan(plan: Plan) -> None:
     console.echo(f"plan of {plan.pipeline}", "bold")
     console.print_table(table)
     for stage in plan.stages:
-        if stage.verdict in ("run", "resume") and stage.estimate.keys() >= TRAINING:
-            print_training(stage.name, stage.estimate)
+        if stage.verdict in ("run", "resume") and stage.estimate_rows:
+            print_estimate(stage.name, stage.estimate_rows)
     for stage in plan.stages:
         for warning in stage.warnings:
             console.echo(f"  warning: {stage.name}: {warning}", "yellow")
     console.echo(summarize_plan(plan), "dim")
 
 
-def print_training(name: str, estimate: Mapping[str, float]) -> None:
-    """Print the estimated costs of a training and their breakdown."""
-    table = console.make_table(name, "", "breakdown", right=[""], flexible=["breakdown"])
-    console.print_table(console.add_rows(table, training_rows(estimate)))
+def print_estimate(name: str, rows: Sequence[EstimateRow]) -> None:
+    """Print the estimate of a stage with its parts."""
+    table = console.make_table(name, "", "of which", right=[""], flexible=["of which"])
+    console.print_table(console.add_rows(table, map(estimate_cells, rows)))
 
 
-def training_rows(found: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
-    """Yield one row per quantity: name, value, breakdown."""
-    number, size = formatting.number, formatting.size
-    pairs = "pairs" in found
-    active = f"{number(found['active_parameters'])} active"
-    shares = _parts(found, TOWERS, "parameters", number) if pairs else active
-    yield "parameters", number(found["parameters"]), shares
-    samples = "pairs" if pairs else "tokens"
-    each = number(found[samples] / found["steps"])
-    yield samples, number(found[samples]), f"{number(found['steps'])} steps of {each}"
-    again = found["hardware_flops"] > found["flops"]
-    computed = f"{number(found['hardware_flops'])} with recomputation" if again else ""
-    yield "FLOPs", number(found["flops"]), computed
-    if pairs:
-        yield "", "", _parts(found, TOWERS | {"similarity": "similarity"}, "flops", number)
-    limit = f"peak, of {size(found['device_bytes'])}" if "device_bytes" in found else "peak"
-    yield "memory per device", size(found["memory_bytes"]), limit
-    yield "", "", _parts(found, {kind: kind for kind in KINDS}, "bytes", size)
-    if pairs:
-        yield "", "", f"activations: {_parts(found, PARTS, 'bytes', size)}"
-    if "host_bytes" in found:
-        yield (
-            "host memory per node",
-            size(found["host_bytes"]),
-            "peak, in addition to device memory",
-        )
-    ways = WAYS | ({"exchanged": "features"} if pairs else {})
-    sent = {word: found[f"{way}_bytes"] for way, word in ways.items()}
-    breakdown = ", ".join(f"{word} {size(much)}" for word, much in sent.items() if much)
-    yield "sent per device and step", size(found["communication_bytes"]), breakdown
-    if "mfu" in found:
-        step = formatting.duration(found["step_seconds"])
-        yield "MFU", f"{100 * found['mfu']:.0f} %", f"{step} per step"
-    hours = number(found["seconds"] * found["devices"] / 3600)
-    together = f"{hours} device hours on {number(found['devices'])}"
-    yield "time", formatting.duration(found["seconds"]), together
-
-
-def _parts(
-    found: Mapping[str, float],
-    words: Mapping[str, str],
-    unit: str,
-    show: Callable[[float], str],
-) -> str:
-    """Return a breakdown: `image tower 304 M, text tower 124 M`."""
-    return ", ".join(f"{word} {show(found[f'{key}_{unit}'])}" for key, word in words.items())
+def estimate_cells(row: EstimateRow) -> tuple[str, str, str]:
+    """Return the cells of a row: name, value, and its parts: `image tower 304 M, text tower 124
+    M`."""
+    show = FORMATS[row["unit"]]
+    parts = [f"{label} {show(value)}" for label, value in row["parts"].items()]
+    notes = [row["note"]] if row["note"] else []
+    return row["name"], show(row["value"]), ", ".join([*parts, *notes])
 
 
 def summarize_plan(plan: Plan) -> str:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from pipeline import graph
 from pipeline.atomic_io import read_json
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
+from pipeline.estimate import EstimateRow
 from pipeline.fingerprint import describe_changes, fingerprint, identity_payload
 from pipeline.spec.pipeline_spec import ArtifactRef, ModelRef, Node, Ref, Spec, StageRef
 from pipeline.stage import Stage
@@ -62,6 +63,8 @@ class PlannedStage:
     forced: bool = False
     """Whether the stage is made again although its artifact may exist: the new one is the next
     generation, and unfinished work of the old one is discarded."""
+    estimate_rows: list[EstimateRow] = field(default_factory=list)
+    """See `Params.estimate_rows`."""
 
     def __str__(self) -> str:
         """Return the action as a sentence: `RUN because train.lr 3e-4 -> 2e-4`."""
@@ -192,6 +195,7 @@ class _Planner:
             reason = f"artifact is corrupt: {damage}"
         else:
             reason = self._difference(node, wanted)
+        upstream = self.spec.upstream(node.name)
         self.planned[node.name] = PlannedStage(
             name=node.name,
             uses=node.uses,
@@ -202,7 +206,8 @@ class _Planner:
             payload=wanted,
             inputs=known,
             needs=list(node.needs),
-            estimate=dict(node.params.estimate(self.spec.upstream(node.name))),
+            estimate=dict(node.params.estimate(upstream)),
+            estimate_rows=list(node.params.estimate_rows(upstream)),
             warnings=warnings,
             source_hash=code,
             forced=forced,

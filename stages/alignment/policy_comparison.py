@@ -21,8 +21,8 @@ from stages.alignment.rollout import (
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.sampling import SamplingParams
-from stages.models.hf_export import load_language_model, load_reward_model
 from stages.models.language_model import LanguageModel
+from stages.models.model_io import load_language_model, load_reward_model
 from stages.models.reward_head import RewardModel
 from stages.training.data_order import derive_seed
 

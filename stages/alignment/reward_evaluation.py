@@ -16,7 +16,7 @@ from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
-from stages.models.hf_export import load_reward_model
+from stages.models.model_io import load_reward_model
 from stages.models.reward_head import RewardModel
 
 if TYPE_CHECKING:

@@ -1,241 +1,217 @@
-"""What training a CLIP costs, before any process starts: arithmetic, memory, traffic.
+"""The costs of training a CLIP: FLOPs, traffic, memory.
 
-    run = Run(config, pairs=32768, local=True)
-    work = arithmetic(run, layout, samples)
-    held = memory(run, layout)
-    sent = traffic(run, layout)
+What all models have in common (weights, gradients, optimizer, their traffic, time) is in
+`stages.training.planning`; this is CLIP's own part: two towers whose activations meet in one loss,
+the logits of every image and caption of the batch, features that travel to all devices, and
+gradient caching, which embeds every pair twice.
 
-What is alike for all models (weights, gradients, optimizer, their traffic, time) is in
-`stages.training.planning.cost_model` and `stages.training.planning.memory_model`; this is what is CLIP's own: two towers whose
-activations meet in one loss, the logits of each image and each caption of the batch, features that
-travel to all devices, and gradient caching, which embeds every pair twice.
-
-Imports no torch: `headwater plan` reads this module. Symbols: n devices, B pairs of a device, G of
-the step, E dimensions of an embedding, T tokens or patches of a sample, C width.
+Imports no torch: `headwater plan` reads this module. Symbols: n devices, B pairs per device, G per
+step, E dimensions of an embedding, T tokens or patches per sample, C width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from stages.training.planning.cost_model import Arithmetic, Traffic, of_weights
-from stages.training.planning.memory_model import device_memory
+from stages.models.clip.configuration_clip import CLIPConfig
+from stages.training.planning.cost_model import Arithmetic, Traffic, weight_traffic
+from stages.training.planning.memory_model import Memory, device_memory
 
 if TYPE_CHECKING:
-    from stages.training.planning.cost_model import Layout
-    from stages.training.planning.memory_model import Memory
+    from stages.models.language_model_config import Matrix
+    from stages.training.planning.device_layout import Layout
 
 FLOAT = 4
 """Bytes of a number of an embedding or of a logit, whatever the model computes in."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A CLIP and how it is trained."""
+class ClipCost:
+    """The costs of training a CLIP."""
 
     config: CLIPConfig
-    pairs: int
-    """Of a step, over all devices."""
-    kept: int | None = None
-    """Patches of an image that are looked at; None is all of them."""
-    local: bool = True
-    """Whether each device computes its own rows and columns of the logits alone."""
+    batch_size: int
+    """Pairs per step, over all devices."""
+    kept_patches: int | None = None
+    """Patches per image that patch dropout keeps. Default: all."""
+    local_loss: bool = True
+    """Whether each device computes only its own rows and columns of the logits."""
+
+    num_experts = 0
+    sample_unit = "pairs"
+    exchange = "features"
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.config.parameters
+
+    @property
+    def matmul_width(self) -> int:
+        """Typical width of the matrices."""
+        return self.config.matmul_width
+
+    @property
+    def load_overhead(self) -> float:
+        """Bytes that loading `init_from` takes next to the model's own weights."""
+        return float(FLOAT * (self.config.parameters + self.config.merged_parameters))
 
     @property
     def sigmoid(self) -> bool:
-        """Whether the loss is SigLIP's, for which captions alone travel."""
+        """Whether the loss is SigLIP's, for which only captions travel."""
         return self.config.bias
 
+    def block_matrices(self) -> Iterator[Matrix]:
+        """Yield the weight matrices of the transformer blocks."""
+        return self.config.block_matrices()
 
-# --- arithmetic --------------------------------------------------------------------------------
+    # --- FLOPs -----------------------------------------------------------------------------
 
+    @property
+    def image_flops(self) -> float:
+        """FLOPs of a forward and backward pass per image."""
+        return 3.0 * self.config.vision.flops(self.config.embed_dim, self.kept_patches)
 
-def image_flops(run: Run) -> float:
-    """Of a forward and backward pass on an image."""
-    return 3.0 * run.config.vision.flops(run.config.embed_dim, run.kept)
+    @property
+    def text_flops(self) -> float:
+        """FLOPs of a forward and backward pass per caption that fills the context."""
+        return 3.0 * self.config.text.flops(self.config.embed_dim)
 
+    @property
+    def similarity_flops(self) -> float:
+        """FLOPs per pair of the logits of a step, forward and backward: it meets G others."""
+        return 3 * 2.0 * self.config.embed_dim * self.batch_size
 
-def text_flops(run: Run) -> float:
-    """Of a forward and backward pass on a caption that fills the context."""
-    return 3.0 * run.config.text.flops(run.config.embed_dim)
-
-
-def similarity_flops(run: Run) -> float:
-    """Of a pair's share of the logits of a step, forward and backward: it meets G others."""
-    return 3 * 2.0 * run.config.embed_dim * run.pairs
-
-
-def arithmetic(run: Run, layout: Layout, samples: float) -> Arithmetic:
-    """FLOPs of a training on so many pairs, and the tokens of their captions at most."""
-    # Of CLIP's logits each device computes its rows and its columns, or all of them.
-    times = 1 if run.sigmoid or layout.world == 1 else 2 if run.local else layout.world
-    image, text = _computed(run)
-    again = (image + text) / 3 if layout.passes > 1 else 0.0
-    if layout.activation_checkpointing:  # of transformer blocks alone
-        again += (text + (0.0 if isinstance(run.config.vision, ResNetConfig) else image)) / 3
-    return Arithmetic(
-        tokens=float(samples) * run.config.text.context_length,
-        flops=samples * (image_flops(run) + text_flops(run) + similarity_flops(run)),
-        hardware_flops=samples * (image + text + again + times * similarity_flops(run)),
-    )
-
-
-def _computed(run: Run) -> tuple[float, float]:
-    """`image_flops` and `text_flops`, but for what nobody reads."""
-    config = run.config
-    return (
-        image_flops(run) - 3.0 * config.vision.unread_flops(run.kept),
-        text_flops(run) - 3.0 * config.text.unread_flops(),
-    )
-
-
-# --- traffic -----------------------------------------------------------------------------------
-
-
-def traffic(run: Run, layout: Layout) -> Traffic:
-    """Bytes that one device sends in a step. `exchanged` are features: all devices get all of
-    them, and each gradient is summed over all devices, which sends them twice."""
-    around = (layout.world - 1) / layout.world
-    ring = run.config.parameters * around * layout.bytes
-    # Gradient caching embeds without a graph first.
-    reduced, gathered = of_weights(ring, layout, forwards=2 if layout.passes > 1 else 1)
-    sides = 1 if run.sigmoid else 2
-    features = sides * around * run.pairs * run.config.embed_dim * FLOAT
-    return Traffic(reduced, gathered, exchanged=3 * features)
-
-
-# --- memory ------------------------------------------------------------------------------------
-
-
-def memory(run: Run, layout: Layout) -> Memory:
-    """What one device holds."""
-    config = run.config
-    return device_memory(
-        layout,
-        config.parameters,
-        config.parameters / layout.world,
-        activations(run, layout),
-        largest=_largest(config),
-        embedding=config.text.vocab_size * config.text.hidden_size,
-    )
-
-
-def load_overhead(config: CLIPConfig) -> float:
-    """As `stages.training.planning.memory_model.load_overhead`, of a `base`: the blocks of a model with a ViT lie in the
-    file in parts, and their queries, keys and values are put together."""
-    joined = 0
-    if isinstance(config.vision, ViTConfig):
-        towers = (config.vision, config.text)
-        joined = sum(
-            3 * tower.num_layers * tower.hidden_size * (tower.hidden_size + 1) for tower in towers
+    def arithmetic(self, layout: Layout, samples: float) -> Arithmetic:
+        """Return the FLOPs of a training on that many pairs, and the most tokens of captions."""
+        # Of CLIP's logits each device computes its rows and its columns, or all of them.
+        alone = self.sigmoid or layout.world == 1
+        times = 1 if alone else 2 if self.local_loss else layout.world
+        vision, text = self.config.vision, self.config.text
+        image_flops = self.image_flops - 3.0 * vision.skipped_flops(self.kept_patches)
+        text_flops = self.text_flops - 3.0 * text.skipped_flops()
+        again = (image_flops + text_flops) / 3 if layout.passes > 1 else 0.0
+        if layout.activation_checkpointing:
+            again += (text_flops + (image_flops if vision.checkpointed else 0.0)) / 3
+        similarity = self.similarity_flops
+        return Arithmetic(
+            tokens=float(samples) * text.context_length,
+            flops=samples * (self.image_flops + self.text_flops + similarity),
+            hardware_flops=samples * (image_flops + text_flops + again + times * similarity),
         )
-    return float(FLOAT * (config.parameters + joined))
 
+    def traffic(self, layout: Layout) -> Traffic:
+        """Return what one device sends in a step: all devices get all features, and the gradient of
+        each is summed over all devices, which sends them twice."""
+        around = (layout.world - 1) / layout.world
+        ring = self.config.parameters * around * layout.bytes
+        # Gradient caching embeds without a graph first.
+        reduced, gathered = weight_traffic(ring, layout, forwards=2 if layout.passes > 1 else 1)
+        sides = 1 if self.sigmoid else 2
+        features = sides * around * self.batch_size * self.config.embed_dim * FLOAT
+        return Traffic(reduced, gathered, exchanged=3 * features)
 
-def _largest(config: CLIPConfig) -> float:
-    vision, text = config.vision, config.text
-    widest = vision.features if isinstance(vision, ResNetConfig) else 2 * vision.hidden_size
-    return float(max(widest**2, text.vocab_size * text.hidden_size))
+    # --- memory ----------------------------------------------------------------------------
 
+    def memory(self, layout: Layout) -> Memory:
+        """Return what one device holds."""
+        config = self.config
+        embedding = config.text.vocab_size * config.text.hidden_size
+        return device_memory(
+            layout,
+            config.parameters,
+            config.parameters / layout.world,
+            self.activations(layout),
+            largest=float(max(config.vision.largest_matrix, embedding)),
+            embedding=embedding,
+        )
 
-def activations(run: Run, layout: Layout) -> float:
-    """Bytes at their most: of both towers and the loss at the end of the forward pass, or of what
-    is left with what a tower's last block works with. Gradient caching computes the loss without
-    the towers' activations, which are those of one micro-batch."""
-    image, text = image_bytes(run, layout), text_bytes(run, layout)
-    image_working, text_working = _working(run, layout)
-    towers = max(image + text + text_working, image + image_working)
-    similarity = similarity_bytes(run, layout)
-    if layout.passes > 1:
-        share = layout.micro * layout.passes
-        kept = 4.0 * FLOAT * share * run.config.embed_dim  # what was embedded, and its gradient
-        return batch_bytes(run, layout) + kept + max(towers, similarity)
-    return batch_bytes(run, layout) + max(towers, image + text + similarity)
+    def activations(self, layout: Layout) -> float:
+        """Return the bytes of activations at their most: of both towers and the loss at the end of
+        the forward pass, or of what remains with the gradients of a tower's last block. Gradient
+        caching computes the loss without the towers' activations, which are those of one
+        micro-batch."""
+        image, text = self.image_bytes(layout), self.text_bytes(layout)
+        image_gradients, text_gradients = self._gradient_bytes(layout)
+        towers = max(image + text + text_gradients, image + image_gradients)
+        similarity, batch = self.similarity_bytes(layout), self.batch_bytes(layout)
+        if layout.passes > 1:
+            pairs = layout.micro * layout.passes
+            kept = 4.0 * FLOAT * pairs * self.config.embed_dim  # embeddings and their gradients
+            return batch + kept + max(towers, similarity)
+        return batch + max(towers, image + text + similarity)
 
+    def batch_bytes(self, layout: Layout) -> float:
+        """Return the bytes of all pairs of a device in a step: pixels in float32 and ids."""
+        vision, text = self.config.vision, self.config.text
+        pair = FLOAT * 3.0 * vision.image_size**2 + 8 * text.context_length
+        return layout.micro * layout.passes * pair
 
-def batch_bytes(run: Run, layout: Layout) -> float:
-    """Of all the pairs of a device in a step: pixels in float32 and ids."""
-    share = layout.micro * layout.passes
-    return share * (
-        FLOAT * 3.0 * run.config.vision.image_size**2 + 8 * run.config.text.context_length
-    )
+    def similarity_bytes(self, layout: Layout) -> float:
+        """Return the bytes of the loss: features of all devices with gradients, logits with what
+        their softmax, or sigmoid, keeps and returns."""
+        B, G = layout.micro * layout.passes, self.batch_size
+        gathered = 0 if layout.world == 1 else 1 if self.sigmoid else 2
+        features = gathered * 2.5 * G * self.config.embed_dim  # one at a time is copied
+        if self.sigmoid:
+            logits = 5 * B * G
+        elif self.local_loss and layout.world > 1:
+            logits = 4 * B * G
+        else:
+            logits = 5 * G * G
+        return FLOAT * (features + logits)
 
+    def image_bytes(self, layout: Layout) -> float:
+        """Return the bytes that the image tower keeps of a micro-batch for its backward pass."""
+        return layout.micro * self.config.vision.activation_bytes(
+            layout.bytes, self.kept_patches, checkpointing=layout.activation_checkpointing
+        )
 
-def similarity_bytes(run: Run, layout: Layout) -> float:
-    """Of the loss: features of all devices with gradients, logits with what their softmax, or
-    sigmoid, keeps and gives back."""
-    B, G = layout.micro * layout.passes, run.pairs
-    gathered = 0 if layout.world == 1 else 1 if run.sigmoid else 2
-    features = gathered * 2.5 * G * run.config.embed_dim  # one at a time is copied on its way
-    if run.sigmoid:
-        logits = 5 * B * G
-    elif run.local and layout.world > 1:
-        logits = 4 * B * G
-    else:
-        logits = 5 * G * G
-    return FLOAT * (features + logits)
+    def text_bytes(self, layout: Layout) -> float:
+        """Return the bytes that the text tower keeps of a micro-batch for its backward pass."""
+        text = self.config.text
+        return layout.micro * text.kept_bytes(
+            layout.bytes, text.context_length, checkpointing=layout.activation_checkpointing
+        )
 
+    def _gradient_bytes(self, layout: Layout) -> tuple[float, float]:
+        """Return the bytes of gradients of each tower, in addition to all that they keep, when its
+        backward pass is in a last block."""
+        vision, text = self.config.vision, self.config.text
+        size, checkpointing = layout.bytes, layout.activation_checkpointing
+        image = vision.working_bytes(size, self.kept_patches, checkpointing=checkpointing)
+        caption = text.context_length * text.gradient_bytes(size, checkpointing=checkpointing)
+        return layout.micro * image, layout.micro * caption
 
-def image_bytes(run: Run, layout: Layout) -> float:
-    """What the image tower keeps of a micro-batch for its backward pass."""
-    vision, size = run.config.vision, layout.bytes
-    if isinstance(vision, ResNetConfig):
-        # The pixels; what each convolution gives, and that after its norm and nonlinearity.
-        numbers = sum(2.0 * c.out * c.side**2 for c in vision.convolutions())
-        return layout.micro * size * (3 * vision.image_size**2 + numbers)
-    patches = vision.patches if run.kept is None else run.kept
-    ends = size * (3 * vision.patch_size**2 * patches + vision.hidden_size * (patches + 1))
-    return layout.micro * (ends + _blocks(vision, layout, patches + 1))
+    # --- plan ------------------------------------------------------------------------------
 
+    def sizes(self, layout: Layout, samples: float) -> dict[str, float]:
+        """Return parameters, FLOPs and activations by tower, and those of the loss."""
+        config, pairs = self.config, float(samples)
+        return {
+            "active_parameters": config.parameters,
+            "image_parameters": config.vision.parameters(config.embed_dim),
+            "text_parameters": config.text.parameters(config.embed_dim),
+            "pairs": pairs,
+            "image_flops": pairs * self.image_flops,
+            "text_flops": pairs * self.text_flops,
+            "similarity_flops": pairs * self.similarity_flops,
+            "image_bytes": self.image_bytes(layout),
+            "text_bytes": self.text_bytes(layout),
+            "similarity_bytes": self.similarity_bytes(layout),
+            "batch_bytes": self.batch_bytes(layout),
+        }
 
-def text_bytes(run: Run, layout: Layout) -> float:
-    """What the text tower keeps of a micro-batch for its backward pass."""
-    text = run.config.text
-    return layout.micro * _blocks(text, layout, text.context_length)
-
-
-def _blocks(tower: ViTConfig | TextConfig, layout: Layout, tokens: int) -> float:
-    if layout.activation_checkpointing:
-        return float(tokens * tower.num_layers * layout.bytes * tower.hidden_size)
-    others = (tower.num_layers - 1) * block(tower, layout) + last_block(tower, layout)
-    return tokens * others + block(tower, layout)
-
-
-def block(tower: ViTConfig | TextConfig, layout: Layout) -> float:
-    """Bytes that one block keeps a token: input and output of its norms, queries, keys and values,
-    what they make, and the hidden layer before and after its activation; attention and norms keep
-    float32s."""
-    return layout.bytes * 16 * tower.hidden_size + 4 * tower.num_heads + 16
-
-
-def last_block(tower: ViTConfig | TextConfig, layout: Layout) -> float:
-    """The same of the last block, of a token that is not read: what makes its key and value."""
-    return layout.bytes * 4 * tower.hidden_size + 8
-
-
-def _working(run: Run, layout: Layout) -> tuple[float, float]:
-    """Bytes that the towers work with, beyond all that they keep, when their backward passes are in
-    a last block."""
-    vision, text = run.config.vision, run.config.text
-    if isinstance(vision, ResNetConfig):
-        image = 2.0 * layout.bytes * max(c.out * c.side**2 for c in vision.convolutions())
-    else:
-        patches = vision.patches if run.kept is None else run.kept
-        image = (patches + 1) * _block_working(vision, layout)
-    return layout.micro * image, layout.micro * text.context_length * _block_working(text, layout)
-
-
-def _block_working(tower: ViTConfig | TextConfig, layout: Layout) -> float:
-    """Of a token, whichever is more: the gradients of keys, values, their input and the stream in
-    the last block, or, with what that kept given back, those of the stream and of both sides of the
-    hidden layer in the one before; and the block that is made again."""
-    stream = layout.bytes * tower.hidden_size
-    last, before = 4.0 * stream, 6.0 * stream
-    kept = last_block(tower, layout)
-    if layout.activation_checkpointing:
-        last += kept - stream
-        before += block(tower, layout) - stream
-        kept = stream
-    return max(last, before - kept) if tower.num_layers > 1 else last
+    def parts(self, layout: Layout, samples: float) -> Mapping[str, Mapping[str, float]]:
+        """Return the parts of parameters, FLOPs and activations."""
+        found = self.sizes(layout, samples)
+        towers = {"image tower": "image", "text tower": "text"}
+        flops = towers | {"similarity": "similarity"}
+        held = towers | {"features and logits": "similarity", "pixels": "batch"}
+        return {
+            "parameters": {label: found[f"{key}_parameters"] for label, key in towers.items()},
+            "flops": {label: found[f"{key}_flops"] for label, key in flops.items()},
+            "activations": {label: found[f"{key}_bytes"] for label, key in held.items()},
+        }

@@ -13,18 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import InputError, Problem
+from pipeline.estimate import EstimateRow
 from pipeline.stage import EXECUTION, Params, Section, UnsupportedKeys, Workers
 from pipeline.storage.artifact import hash_file
-from stages.contrastive.clip_estimate import ClipEstimate
-from stages.models.clip.configuration_clip import (
-    PRESETS,
-    Activation,
-    CLIPConfig,
-    ResNetConfig,
-    ViTConfig,
-    preset,
-)
+from stages.contrastive.clip_cost_model import ClipCost
+from stages.models.clip.clip_presets import PRESETS, preset
+from stages.models.clip.clip_sections import ClipModelSection, VisionSection
+from stages.models.clip.configuration_clip import CLIPConfig
 from stages.training.planning.device_specs import HardwareSection
+from stages.training.planning.estimate import TrainingEstimate
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -32,49 +29,6 @@ SPECIAL_IDS = (0, 2, 3)
 """Ids of pad, bos and eos in tokenizers of `tokenize.train`."""
 Size = Annotated[int | None, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class VisionSection(Section):
-    """Shape of the image tower. Default: the `preset`'s."""
-
-    patch_size: Size = None
-    """Side of a patch, pixels (ViT)."""
-    num_layers: Size = None
-    """Number of blocks (ViT)."""
-    blocks: tuple[int, int, int, int] | None = None
-    """Number of blocks in each of the four groups (ResNet)."""
-    hidden_size: Size = None
-    """Width of the residual stream (ViT)."""
-    width: Size = None
-    """Number of channels after the stem (ResNet)."""
-    num_heads: Size = None
-    """Number of attention heads."""
-
-
-class TextSection(Section):
-    """Shape of the text tower. Default: the `preset`'s."""
-
-    context_length: Size = None
-    """Longest caption with bos and eos, tokens; longer ones are truncated."""
-    num_layers: Size = None
-    """Number of blocks."""
-    hidden_size: Size = None
-    """Width of the residual stream; a multiple of `num_heads`."""
-    num_heads: Size = None
-    """Number of attention heads."""
-
-
-class ClipModelSection(Section):
-    """Shape of the model. Default: the `preset`'s."""
-
-    vision: VisionSection = VisionSection()
-    text: TextSection = TextSection()
-    embed_dim: Size = None
-    """Dimension of the joint embedding space."""
-    activation: Activation = "quick_gelu"
-    """Activation of the feed-forward layers. Default: quick_gelu, as in the released models."""
-    activation_checkpointing: Annotated[bool, EXECUTION] = False
-    """Recompute each transformer block in the backward pass to save memory. Default: false."""
 
 
 class AugmentSection(Section):
@@ -190,9 +144,10 @@ class ClipParams(Params):
             self.preset,
             vocab_size=vocab_size,
             context_length=own.text.context_length,
-            marks=SPECIAL_IDS,
+            special_ids=SPECIAL_IDS,
         )
-        vision = _vision(base.vision, own.vision, self.image_size)
+        size = {"image_size": self.image_size} if self.image_size else {}
+        vision = base.vision.override(size | _given(own.vision, *base.vision.keys))
         text = replace(base.text, **_given(own.text, "num_layers", "hidden_size", "num_heads"))
         return CLIPConfig(
             vision,
@@ -214,26 +169,24 @@ class ClipParams(Params):
 
     def _check_towers(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         shaped = self._initial(upstream)
-        resnet = isinstance(PRESETS[shaped.preset].vision, ResNetConfig)
-        inapplicable = (
-            ("patch_size", "num_layers", "hidden_size") if resnet else ("blocks", "width")
-        )
-        for name in inapplicable if shaped is self else ():
-            if getattr(self.model.vision, name) is not None:
-                tower = "a ResNet" if resnet else "a ViT"
-                yield Problem(f"model.vision.{name}", f"does not apply to {tower}", "remove it")
-        if resnet and self.patch_dropout:
-            yield Problem("patch_dropout", "does not apply to a ResNet", "remove it")
-        if resnet and self.export == "transformers":
+        vision = PRESETS[shaped.preset].vision
+        given = _given(self.model.vision, *VisionSection.model_fields)
+        for name in given if shaped is self else ():
+            if name not in vision.keys:
+                message = f"does not apply to {vision.label}"
+                yield Problem(f"model.vision.{name}", message, "remove it")
+        if not vision.has_patches and self.patch_dropout:
+            yield Problem("patch_dropout", f"does not apply to {vision.label}", "remove it")
+        if not vision.in_transformers and self.export == "transformers":
             yield Problem(
                 "export",
-                "transformers has no class for ResNet towers",
+                f"transformers has no class for {vision.label}",
                 "set export: native (clip.evaluate and load_clip read it), or choose a ViT",
             )
         # Without a preset, `init_from` may be an artifact that the plan cannot read: see `clip`.
         known = shaped is not self or "preset" in self.model_fields_set
-        if not resnet and self.export == "native" and known:
-            yield Problem("export", "a ViT is exported for transformers", "remove it")
+        if vision.in_transformers and self.export == "native" and known:
+            yield Problem("export", f"{vision.label} is exported for transformers", "remove it")
         try:
             self.config(_vocab_size(upstream))
         except ValueError as error:
@@ -241,7 +194,11 @@ class ClipParams(Params):
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Return the estimate of time, memory and disk."""
-        return self._plan(upstream).estimate()
+        return self._plan(upstream).metrics()
+
+    def estimate_rows(self, upstream: Mapping[str, Params]) -> list[EstimateRow]:
+        """Return the rows of the estimate in a plan."""
+        return self._plan(upstream).rows()
 
     def _initial(self, upstream: Mapping[str, Params]) -> ClipParams:
         """Return the parameters that set the model's shape: those of the initial model, if the plan
@@ -255,22 +212,18 @@ class ClipParams(Params):
             return self
         return found
 
-    def _plan(self, upstream: Mapping[str, Params]) -> ClipEstimate:
+    def _plan(self, upstream: Mapping[str, Params]) -> TrainingEstimate:
         """Return the estimate of the training, with the shape of the initial model if known."""
         shape = self._initial(upstream).config(_vocab_size(upstream))
         config = replace(shape, bias=self.loss == "siglip")
-        kept = None
-        if isinstance(config.vision, ViTConfig):
-            kept = config.vision.kept(self.patch_dropout)
-        return ClipEstimate(
-            config,
+        kept = config.vision.kept_patches(self.patch_dropout)
+        return TrainingEstimate(
+            ClipCost(config, self.train.global_batch_size, kept, self.local_loss),
             self.train,
             self.workers,
             self.hardware,
             self.model.activation_checkpointing,
-            start="init_from" in upstream,
-            kept=kept,
-            local_loss=self.local_loss,
+            initialized="init_from" in upstream,
         )
 
 
@@ -326,20 +279,6 @@ class ClipEvaluateParams(Params):
         if self.classes and not self.label_field:
             remedy = "name the metadata field that holds an image's class"
             yield Problem("label_field", "`classes` needs it", remedy)
-
-
-def _vision(
-    base: ViTConfig | ResNetConfig, own: VisionSection, image_size: int | None
-) -> ViTConfig | ResNetConfig:
-    size: dict[str, Any] = {"image_size": image_size} if image_size else {}
-    if isinstance(base, ViTConfig):
-        return replace(
-            base, **size, **_given(own, "patch_size", "num_layers", "hidden_size", "num_heads")
-        )
-    given = _given(own, "blocks", "width", "num_heads")
-    if own.width and not own.num_heads:  # heads of 64 channels, as in all published sizes
-        given["num_heads"] = max(1, own.width // 2)
-    return replace(base, **size, **given)
 
 
 def _given(section: Section, *names: str) -> dict[str, Any]:

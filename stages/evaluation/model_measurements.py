@@ -74,7 +74,7 @@ def document_metrics(context: MeasurementContext, model: str) -> MeasurementResu
     """Measure perplexity and bits per byte of the model at input `model` on held-out documents."""
     from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
     from stages.evaluation.perplexity import document_loss
-    from stages.models.hf_export import load_language_model
+    from stages.models.model_io import load_language_model
 
     folder = context.paths[model]
     loaded, tokenizer = load_language_model(folder).to(context.device), open_tokenizer(folder)
@@ -91,7 +91,7 @@ def answer_metrics(context: MeasurementContext) -> MeasurementResult:
     without (`sft`) and the one with them (`augmented`) are given."""
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
     from stages.evaluation.perplexity import answer_likelihoods, mean_loss, paired_gain
-    from stages.models.hf_export import load_language_model
+    from stages.models.model_io import load_language_model
 
     metrics: dict[str, float] = {}
     likelihoods = {}
@@ -122,7 +122,7 @@ def preference_metrics(context: MeasurementContext) -> MeasurementResult:
     from stages.alignment.rankings import read_rankings
     from stages.alignment.reward_evaluation import evaluate_rankings
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.models.hf_export import load_reward_model
+    from stages.models.model_io import load_reward_model
 
     folder = context.paths["reward"]
     model, tokenizer = load_reward_model(folder).to(context.device), Tokenizer(folder)

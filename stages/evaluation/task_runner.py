@@ -23,7 +23,7 @@ from stages.evaluation.loglikelihood import (
 from stages.evaluation.task_metrics import ItemResult
 from stages.evaluation.tasks import Item, Task
 from stages.generation.sampling import GenerativeModel
-from stages.models.hf_export import load_language_model
+from stages.models.model_io import load_language_model
 
 if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank

@@ -10,7 +10,8 @@ from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.hf_export import is_chat, load_language_model
+from stages.models.hf_io import is_chat
+from stages.models.model_io import load_language_model
 
 
 def generate_text(

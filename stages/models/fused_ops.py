@@ -1,9 +1,9 @@
-"""Operators that make fewer passes over memory, and keep less, than what they are made of.
+"""Fused operators: fewer passes over memory, and fewer saved activations, than their parts.
 
-The head and its cross-entropy as one: no logits of a whole batch ever exist. They are made for
-some rows at a time and used up at once: for the loss, and in the same pass for the gradient of
-hidden states and head (softmax minus one-hot, Bridle 1990). It takes memory for the hidden states
-instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
+The head and its cross-entropy are one operator, so the logits of a whole batch never exist. They
+are computed for some rows at a time and used at once: for the loss, and in the same pass for the
+gradient of hidden states and head (softmax minus one-hot, Bridle 1990). It takes memory for the
+hidden states instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
 
 Shape suffixes as in `stages.models.language_model`: N positions, C width, V vocabulary, I hidden layer.
 """
@@ -20,59 +20,64 @@ from torch.nn import functional as F
 from stages.models.language_model_config import head_rows
 
 IGNORED = -100
-"""The target of a position at which nothing is learned."""
+"""Target of a position without a loss."""
 
 
 def linear_cross_entropy(
     x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, *, z_coef: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The sum over positions of -log softmax(x W^T)[target] + z_coef log^2 Z, in nats, and that
-    sum without the second term, which has no gradient: float32 scalars.
+    """Return the sum over positions of -log softmax(x W^T)[target] + z_coef log^2 Z, in nats, and
+    that sum without the second term, which has no gradient: float32 scalars.
 
-    log Z is the logarithm of the softmax's normaliser (Chowdhery et al. 2022, section 5). The
-    softmax is taken in float32 whatever the precision of the inputs. Positions whose target is
+    log Z is the logarithm of the softmax's normalizer (Chowdhery et al. 2022, section 5). The
+    softmax is computed in float32 whatever the precision of the inputs. Positions whose target is
     -100 add nothing and get no gradient.
     """
     learned_N = targets_N != IGNORED
     if not bool(learned_N.all()):
         x_NC, targets_N = x_NC[learned_N], targets_N[learned_N]
-    wanted = torch.is_grad_enabled()  # inside of a function autograd never is
+    needs_grad = torch.is_grad_enabled()  # always off inside of an autograd function
     sums: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        x_NC, weight_VC, targets_N, z_coef, wanted
+        x_NC, weight_VC, targets_N, z_coef, needs_grad
     )
     return sums
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are made in the forward pass, while the logits are at hand."""
+    """Computes the gradients in the forward pass, while the logits exist."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, z_coef: float, wanted: bool
+        ctx: Any,
+        x_NC: Tensor,
+        weight_VC: Tensor,
+        targets_N: Tensor,
+        z_coef: float,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        wanted = wanted and any(ctx.needs_input_grad)
+        needs_grad = needs_grad and any(ctx.needs_input_grad)
         total = x_NC.new_zeros((), dtype=torch.float32)
         squares = torch.zeros_like(total)
-        dx_NC = torch.empty_like(x_NC) if wanted else None
-        dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else None
+        dx_NC = torch.empty_like(x_NC) if needs_grad else None
+        dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_grad else None
         rows = head_rows(len(weight_VC), gpu=x_NC.is_cuda)
         for start in range(0, len(x_NC), rows):
             part = slice(start, start + rows)
             target_N1 = targets_N[part, None]
             logits_NV = (x_NC[part] @ weight_VC.T).float()
-            chosen_N1 = logits_NV.gather(1, target_N1)
+            target_logit_N1 = logits_NV.gather(1, target_N1)
             top_N1, at_N1 = logits_NV.max(1, keepdim=True)
-            share_NV = logits_NV.softmax(1)
-            # The likeliest has a share of 1/V at least: its logarithm is safe.
-            log_z_N1 = top_N1 - share_NV.gather(1, at_N1).log()
-            total += (log_z_N1 - chosen_N1).sum()
+            probs_NV = logits_NV.softmax(1)
+            # The largest probability is at least 1/V, so its logarithm is safe.
+            log_z_N1 = top_N1 - probs_NV.gather(1, at_N1).log()
+            total += (log_z_N1 - target_logit_N1).sum()
             if z_coef:
                 squares += log_z_N1.square().sum()
             if dx_NC is not None and dweight_VC is not None:
                 if z_coef:
-                    share_NV *= 1 + 2 * z_coef * log_z_N1
-                share_NV.scatter_add_(1, target_N1, torch.full_like(chosen_N1, -1.0))
-                error_NV = share_NV.to(x_NC.dtype)
+                    probs_NV *= 1 + 2 * z_coef * log_z_N1
+                probs_NV.scatter_add_(1, target_N1, torch.full_like(target_logit_N1, -1.0))
+                error_NV = probs_NV.to(x_NC.dtype)
                 torch.mm(error_NV, weight_VC, out=dx_NC[part])
                 if x_NC.dtype == torch.float32:
                     dweight_VC.addmm_(error_NV.T, x_NC[part])
@@ -90,20 +95,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         dx_NC, dweight_VC = ctx.saved_tensors
         dx_NC = dx_NC * gradient.to(dx_NC.dtype)
-        # A sum over many positions may be too large for 16 bits until it is scaled down.
+        # A sum over many positions may overflow 16 bits until it is scaled down.
         return dx_NC, (dweight_VC * gradient).to(ctx.dtype), None, None, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) times up, side by side in the last dimension (Shazeer 2020, section 2)."""
-    if torch.compiler.is_compiling():  # a compiler makes one kernel of it by itself
+    """Return silu(gate) * up of both halves of the last dimension (Shazeer 2020, section 2)."""
+    if torch.compiler.is_compiling():  # the compiler fuses it by itself
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
     return cast(Tensor, _SwiGLU.apply(gate_up))  # type: ignore[no-untyped-call]
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input alone, and writes both halves of the gradient to where they are wanted."""
+    """Saves only its input, and writes both halves of the gradient in place."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -116,8 +121,8 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        found = torch.empty_like(gate_up)
-        of_gate, of_up = found.chunk(2, dim=-1)
-        torch.mul(gradient, F.silu(gate), out=of_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
-        return found
+        dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, dim=-1)
+        torch.mul(gradient, F.silu(gate), out=dup)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=dgate)
+        return dgate_up

@@ -1,4 +1,4 @@
-"""Keys and values of what a decoder has read, and who may see whom.
+"""The key-value cache of a decoder, and attention masks.
 
 Shape suffixes: B batch, T new tokens, S tokens in the cache, H heads of keys, D head size.
 """
@@ -12,10 +12,10 @@ from stages.models.language_model_config import LanguageConfig
 
 
 class KVCache:
-    """Keys and values of the tokens read so far: allocated once, filled in place.
+    """The keys and values of earlier tokens: allocated once, filled in place.
 
-    Rows may be padded on either side: padding is remembered, never attended to, and takes no
-    position, so that a row continues exactly as if it were alone.
+    Rows may be padded on either side: padding is recorded, never attended to, and takes no position,
+    so that a row continues exactly as it would alone.
     """
 
     def __init__(self, config: LanguageConfig, batch: int, capacity: int, like: Tensor) -> None:
@@ -28,7 +28,7 @@ class KVCache:
         self.context_length = config.context_length
         self.padded = False
 
-    def admit(self, mask_BT: Tensor | None, batch: int, steps: int) -> Tensor:
+    def append(self, mask_BT: Tensor | None, batch: int, steps: int) -> Tensor:
         """Make room for the next tokens and return their positions_BT.
 
         Raises:
@@ -41,7 +41,7 @@ class KVCache:
         if mask_BT is None:
             mask_BT = self.valid_BS.new_ones(batch, steps)
         count_B = self.count_B + mask_BT.sum(1)
-        # A look at the counts waits for the device: not while even padding would fit.
+        # Reading the counts synchronizes the device: not while even padding would fit.
         if stop > self.context_length and int(count_B.max()) > self.context_length:
             longest = int(count_B.max())
             raise ValueError(f"{longest} tokens do not fit a context of {self.context_length}")
@@ -53,14 +53,15 @@ class KVCache:
         return positions_BT.clamp(min=0)
 
     def select_rows(self, rows: Tensor) -> None:
-        """Forget all rows but these (indices): the others have nothing more to say."""
+        """Keep only these rows (indices)."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
         self.valid_BS = self.valid_BS[rows]
         self.count_B = self.count_B[rows]
 
     def mask(self, steps: int) -> Tensor | None:
-        """Which keys the newest `steps` tokens see, as bool (B, 1, T, S); None if all."""
+        """Return the attention mask of the newest `steps` tokens, bool (B, 1, T, S); None if they
+        attend to all keys."""
         if steps == 1 and not self.padded:
             return None
         return causal_padding_mask(self.valid_BS[:, : self.length], steps)
@@ -74,20 +75,20 @@ class KVCache:
 
 
 def causal_padding_mask(valid_BS: Tensor, steps: int) -> Tensor:
-    """Which keys the last `steps` of S tokens see, as bool (B, 1, T, S): the real ones up to
-    themselves."""
+    """Return the attention mask of the last `steps` of S tokens, bool (B, 1, T, S): real tokens up
+    to themselves."""
     S = valid_BS.shape[1]
     key_S = torch.arange(S, device=valid_BS.device)
     query_T = key_S[S - steps :]
     own_TS = query_T[:, None] == key_S
     past_TS = query_T[:, None] >= key_S
-    # A padding token sees itself: a row of nothing would make the softmax NaN.
+    # A padding token attends to itself: an empty row would make the softmax NaN.
     return ((past_TS & valid_BS[:, None]) | own_TS)[:, None]
 
 
 def block_diagonal_causal_mask(segments_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-    """Which keys a token sees that is to see its own document alone, as bool (B, 1, T, T); where
-    a mask says what is real, of those only the real ones."""
+    """Return the attention mask within documents, bool (B, 1, T, T): a token attends to its own
+    document up to itself, and with a mask only to real tokens."""
     same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
     past_B1TT = same_BTT.tril()[:, None]
     if mask_BT is None:

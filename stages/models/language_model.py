@@ -1,9 +1,9 @@
-"""What all decoders share: reading tokens, the loss, the cache; blocks come from the family.
+"""The common part of all decoders: the forward pass, the loss, the cache.
 
     tokens ─ embed ─ block × layers ─ norm ─ head ─ logits, or the loss
 
-One device, plain PyTorch: how weights and batches are spread over processes is applied from
-outside. A family (`gpt`, `decoder`) brings its blocks, its embedding and its last norm.
+One device, plain PyTorch: parallelism is applied from outside. A family adds its blocks, its
+embedding and its last norm.
 
 Shape suffixes: B batch, T new tokens, S tokens in the cache, C width, H heads, D head size,
 V vocabulary, N chosen positions, E experts.
@@ -29,34 +29,34 @@ INIT_STD = 0.02
 
 
 class Routing(NamedTuple):
-    """What one layer with experts tells of a forward pass."""
+    """Statistics of one layer with experts in a forward pass."""
 
     balance: Tensor
-    """The load-balancing loss, a scalar with a gradient, without its coefficient."""
+    """Load-balancing loss, a scalar with a gradient, without its coefficient."""
     z: Tensor
-    """The router's z-loss, likewise."""
+    """Router z-loss, likewise."""
     load_E: Tensor
-    """Share of the choices that fell on each expert, before capacity."""
+    """Share of the choices of each expert, before capacity."""
     dropped: Tensor
-    """Share of the choices that found their expert full."""
+    """Share of the choices beyond the capacity of their expert."""
     entropy: Tensor
-    """Of the router's probabilities, in nats, mean over tokens."""
+    """Entropy of the router's probabilities, nats, mean over tokens."""
 
 
 @dataclass
 class ForwardOutputs:
-    """What a forward pass tells besides its result: hand an empty one in, and read it after."""
+    """Further outputs of a forward pass, which fills an empty object that it is given."""
 
     routing: list[Routing] = field(default_factory=list)
-    """One a layer with experts."""
+    """One per layer with experts."""
     cross_entropy: Tensor | None = None
-    """The loss without z-loss and balance, no gradient; with targets."""
+    """Loss without the z-losses and the load-balancing loss, without a gradient; with targets."""
 
 
 def router_aux_loss(experts: ExpertsConfig, routing: Sequence[Routing]) -> Tensor:
-    """What keeps routers in bounds, a scalar with a gradient: their balance and z losses with
-    their coefficients, added up over layers. It is of a position: a loss that is a sum over
-    positions takes it as often."""
+    """Return the load-balancing and z losses of the routers with their coefficients, summed over
+    layers: a scalar with a gradient. It is per position: multiply it by the number of positions for
+    a summed loss."""
     return torch.stack(
         [
             experts.aux_loss_coef * layer.balance + experts.router_z_loss_coef * layer.z
@@ -66,19 +66,19 @@ def router_aux_loss(experts: ExpertsConfig, routing: Sequence[Routing]) -> Tenso
 
 
 class AttentionContext(NamedTuple):
-    """What a block needs to know besides its input."""
+    """The inputs of a block next to the hidden states."""
 
     mask: Tensor | None
-    """Who sees whom, as bool (B, 1, T, S); None is plainly causal (with a cache: everything)."""
+    """Attention mask, bool (B, 1, T, S); None is causal, or with a cache all keys."""
     cache: KVCache | None
     rotary: tuple[Tensor, Tensor] | None
-    """Cosines and sines (B, 1, T, D) of the positions, where a family turns by them."""
+    """Cosines and sines (B, 1, T, D) of the positions, in a family with rotary positions."""
     padding_mask_BT: Tensor | None = None
-    """False at padding, which experts are not to see; None where all tokens are real."""
+    """False at padding, which is not routed to experts; None if all tokens are real."""
 
 
 class LanguageModel(nn.Module, ABC):
-    """A decoder. A family defines what is abstract here.
+    """A decoder; a family defines the abstract members.
 
     `activation_checkpointing` trades a second forward pass for the memory of the activations.
     """
@@ -96,16 +96,32 @@ class LanguageModel(nn.Module, ABC):
     def lm_head_weight(self) -> Tensor:
         """The head's weight_VC."""
 
+    last_norm: str
+    """Name of the last normalization."""
+
+    @property
+    @abstractmethod
+    def query_weights(self) -> tuple[str, ...]:
+        """Suffixes of the weights whose first num_heads * head_size rows scale the queries."""
+
+    @property
+    def last_norm_bias(self) -> Tensor | None:
+        """The bias of the last normalization, if it has one."""
+        return None
+
+    def drop_lm_head(self) -> None:
+        """Remove a head of its own, for a model that is used as a body only."""
+
     @abstractmethod
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """The first hidden states_BTC."""
+        """Return the first hidden states_BTC."""
 
     @abstractmethod
     def norm(self, x_BTC: Tensor) -> Tensor:
-        """The last normalisation."""
+        """Return the hidden states after the last normalization."""
 
     def rotary(self, positions_BT: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of the positions; none where they are learned."""
+        """Return cosines and sines of the positions, or None if positions are learned."""
         return None
 
     def forward(
@@ -120,31 +136,32 @@ class LanguageModel(nn.Module, ABC):
         at_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
         z_coef: float = 0.0,
-        trace: ForwardOutputs | None = None,
+        outputs: ForwardOutputs | None = None,
     ) -> Tensor:
-        """Next-token logits_BTV, or logits_NV at the positions that `at_BT` marks; with
+        """Return the next-token logits_BTV, or logits_NV at the positions that `at_BT` marks; with
         `targets_BT` the loss instead.
 
         Args:
             tokens_BT: token ids.
-            mask_BT: True where a token is real. Needed for padding on the left; padding on the
-                right needs none, for nothing real ever looks to its right.
-            segments_BT: the number of each token's document: it sees no other. Not with a cache.
-            positions_BT: of each token; counted along the row where left out. Not with a cache.
-            padding_mask_BT: False at padding: experts neither take nor count it. Attention does not ask
-                (see `mask_BT`).
-            cache: what was read before; filled in place.
-            at_BT: True where logits are wanted (row-major order), so that the head, the dearest
-                layer of a small model, runs nowhere else.
-            targets_BT: the right next tokens, -100 where there is none to learn; what is returned
-                is the sum of their cross-entropies in nats, as a float32 scalar.
-            z_coef: of the z-loss that is added, log^2 of the softmax's normaliser
-                (Chowdhery et al. 2022, section 5).
-            trace: filled with what else there is to know.
+            mask_BT: True at real tokens. Needed for padding on the left; padding on the right needs
+                no mask, because no real token attends to its right.
+            segments_BT: the index of each token's document; it does not attend outside. Not with a
+                cache.
+            positions_BT: of each token. Default: counted along the row. Not with a cache.
+            padding_mask_BT: False at padding, which experts neither take nor count. Attention does
+                not use it (see `mask_BT`).
+            cache: the keys and values of earlier tokens; filled in place.
+            at_BT: True where logits are needed (row-major order), so that the head, the most
+                expensive layer of a small model, runs nowhere else.
+            targets_BT: the next tokens, -100 at positions without a loss; the result is the sum of
+                the cross-entropies, nats, as a float32 scalar.
+            z_coef: coefficient of the added z-loss, log^2 of the softmax's normalizer (Chowdhery et
+                al. 2022, section 5).
+            outputs: filled with further outputs.
 
         Raises:
-            ValueError: a sequence is longer than the context, with what the cache holds; or
-                segments or positions come with a cache.
+            ValueError: a sequence is longer than the context, with the tokens of the cache; or
+                segments or positions are given with a cache.
         """
         x_BTC = self.hidden(
             tokens_BT,
@@ -153,26 +170,26 @@ class LanguageModel(nn.Module, ABC):
             positions_BT=positions_BT,
             padding_mask_BT=padding_mask_BT,
             cache=cache,
-            trace=trace,
+            outputs=outputs,
         )
         if targets_BT is None:
             return self.head(x_BTC if at_BT is None else x_BTC[at_BT])
         total, cross_entropy = linear_cross_entropy(
-            self._read(x_BTC.flatten(0, 1)),
+            self._head_input(x_BTC.flatten(0, 1)),
             self.lm_head_weight,
             targets_BT.flatten(),
             z_coef=z_coef,
         )
-        if trace is not None:
-            trace.cross_entropy = cross_entropy
+        if outputs is not None:
+            outputs.cross_entropy = cross_entropy
         return total
 
     def head(self, x_C: Tensor) -> Tensor:
-        """Logits over the vocabulary of final hidden states (…, C)."""
-        return F.linear(self._read(x_C), self.lm_head_weight)
+        """Return the logits over the vocabulary of final hidden states (..., C)."""
+        return F.linear(self._head_input(x_C), self.lm_head_weight)
 
-    def _read(self, x_C: Tensor) -> Tensor:
-        """What the head multiplies of final hidden states (…, C): muP makes less of wide ones."""
+    def _head_input(self, x_C: Tensor) -> Tensor:
+        """Return the input of the head: final hidden states (..., C), divided by muP's factor."""
         multiple = width_multiple(self.config)
         return x_C if multiple == 1 else x_C / multiple
 
@@ -185,9 +202,9 @@ class LanguageModel(nn.Module, ABC):
         positions_BT: Tensor | None = None,
         padding_mask_BT: Tensor | None = None,
         cache: KVCache | None = None,
-        trace: ForwardOutputs | None = None,
+        outputs: ForwardOutputs | None = None,
     ) -> Tensor:
-        """Final hidden states_BTC, after the last norm. Arguments as in `forward`."""
+        """Return the final hidden states_BTC, after the last norm. Arguments as in `forward`."""
         positions, mask = self._attention(tokens_BT, mask_BT, segments_BT, positions_BT, cache)
         context = AttentionContext(mask, cache, self.rotary(positions), padding_mask_BT)
         x_BTC = self.embed(tokens_BT, positions)
@@ -196,12 +213,12 @@ class LanguageModel(nn.Module, ABC):
                 x_BTC, routing = checkpoint(block, x_BTC, context, use_reentrant=False)
             else:
                 x_BTC, routing = block(x_BTC, context)
-            if trace is not None and routing is not None:
-                trace.routing.append(routing)
+            if outputs is not None and routing is not None:
+                outputs.routing.append(routing)
         return self.norm(x_BTC)
 
     def cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` rows of up to `capacity` tokens, padding included."""
+        """Return an empty cache for `batch` rows of up to `capacity` tokens, padding included."""
         return KVCache(self.config, batch, capacity, self.lm_head_weight.detach())
 
     def _attention(
@@ -212,12 +229,14 @@ class LanguageModel(nn.Module, ABC):
         positions_BT: Tensor | None,
         cache: KVCache | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Positions and the bool mask of who sees whom (None: plainly causal)."""
+        """Return the positions and the attention mask (None: causal)."""
         B, T = tokens_BT.shape
         if cache is not None:
             if segments_BT is not None or positions_BT is not None:
-                raise ValueError("a cache holds one document a row and counts its positions itself")
-            positions = cache.admit(mask_BT, B, T)
+                raise ValueError(
+                    "a cache holds one document per row and counts its positions itself"
+                )
+            positions = cache.append(mask_BT, B, T)
             return positions, cache.mask(T)
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit a context of {self.config.context_length}")

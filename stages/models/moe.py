@@ -1,15 +1,15 @@
-"""The Switch layer: each token goes to its likeliest expert (Fedus, Zoph, Shazeer 2021).
+"""The mixture-of-experts layer of MoELayer: each token goes to its most probable expert (Fedus, Zoph,
+Shazeer 2021).
 
     x ─ router ─ top-k ─ capacity ─ sort by expert ─ [send] ─ experts ─ [send back] ─ × gate ─ add
 
-y = p_i(x) E_i(x), with the gate's probability as it is. The router works in float32 whatever the
-rest does (section 2.4). Tokens that find their expert full pass the layer by on the residual.
-Sorting and one grouped product replace the one-hot dispatch, whose cost grows with tokens squared.
-Padding is neither sent nor counted: what the layer makes of a sequence, its capacity, balance and
-figures are those of its real tokens alone.
+y = p_i(x) E_i(x), with the router's probability as the gate. The router computes in float32 (section
+2.4). Tokens beyond the capacity of their expert skip the layer on the residual. Sorting and one
+grouped product replace the one-hot dispatch, whose cost grows with tokens squared. Padding is neither
+sent nor counted: output, capacity, balance and metrics of a sequence are those of its real tokens.
 
-What is between processes (experts that live elsewhere, loads of the whole batch) is an `Exchange`
-that training puts into the layer; by itself a layer holds all its experts.
+Communication between processes (experts on other ranks, loads of the whole batch) is an `Exchange`
+that training puts into the layer; by default a layer holds all its experts.
 
 Shape suffixes: B groups (sequences), T tokens of a group, N tokens that are real, K choices of a
 token, A = N K choices, E experts, C width, I hidden width of an expert.
@@ -30,29 +30,30 @@ from stages.models.language_model_config import ExpertsConfig
 
 
 class Exchange(Protocol):
-    """How tokens reach the experts of all processes."""
+    """The communication between the processes that hold the experts."""
 
     def total(self, counts_E: Tensor) -> Tensor:
-        """The sum over all processes that train together."""
+        """Return the sum over all processes that train together."""
 
     def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
-        """What the experts make of tokens that are sorted by expert, `counts_E` for each."""
+        """Return the experts' outputs for tokens that are sorted by expert, `counts_E` for each."""
 
 
 class SingleProcessExchange:
-    """All experts live in this process, and nobody else is asked."""
+    """No communication: this process holds all experts."""
 
     def total(self, counts_E: Tensor) -> Tensor:
-        """Themselves."""
+        """Return the counts."""
         return counts_E
 
     def apply(self, experts: Experts, x_AC: Tensor, counts_E: Tensor) -> Tensor:
-        """What they make of the tokens."""
+        """Return the experts' outputs."""
         return cast(Tensor, experts(x_AC, counts_E))
 
 
 class Experts(nn.Module):
-    """Feed-forward layers side by side: those from `first` on of all `total`."""
+    """The feed-forward layers of the experts; this process holds `num_local_experts` of them from
+    `first_expert` on."""
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, num_experts: int, dropout: float
@@ -65,8 +66,8 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def reset(self, gate_up: Callable[[Tensor], None], down: Callable[[Tensor], None]) -> None:
-        """Draw every expert of the layer in turn, and keep those that live here: an expert starts
-        alike wherever it lives, and no two start alike."""
+        """Draw every expert of the layer in turn, and keep those of this process, so that the
+        initial weights of an expert do not depend on where it is."""
         for expert in range(self.num_experts):
             for weight, draw in ((self.gate_up, gate_up), (self.down, down)):
                 drawn = torch.empty_like(weight[0])
@@ -75,7 +76,8 @@ class Experts(nn.Module):
                     weight[expert - self.first_expert].copy_(drawn)
 
     def forward(self, x_AC: Tensor, counts_E: Tensor) -> Tensor:
-        """Each token by its expert; tokens are sorted by expert, `counts_E` for each."""
+        """Return the output of its expert for each token; tokens are sorted by expert, `counts_E` for
+        each."""
         ends_E = counts_E.cumsum(0).to(torch.int32)
         hidden_AI = swiglu(_grouped(x_AC, self.gate_up, ends_E))
         if self.dropout:
@@ -84,34 +86,34 @@ class Experts(nn.Module):
 
 
 def _grouped(x_AC: Tensor, weight_EIC: Tensor, ends_E: Tensor) -> Tensor:
-    """x W_e^T for the run of rows of each expert, which ends at `ends_E`."""
+    """Return x W_e^T for the rows of each expert, which end at `ends_E`."""
     product: Tensor = torch._grouped_mm(x_AC, weight_EIC.transpose(1, 2), offs=ends_E)
     return product
 
 
 class Dispatch(NamedTuple):
-    """Which choice goes where, in the order in which experts take them."""
+    """The choices that are sent, in the order of the experts."""
 
     token_A: Tensor
-    """The token of each choice that is kept."""
+    """The token of each choice that is sent."""
     choice_A: Tensor
-    """Its place among all choices, (K, N) row by row."""
+    """Its index among all choices, (K, N) row by row."""
     counts_E: Tensor
-    """How many each expert takes."""
+    """Tokens of each expert."""
 
 
 class Groups(NamedTuple):
-    """Sequences of T places, over each of which capacity and balance are counted."""
+    """The sequences of T places; capacity and balance are counted over each."""
 
     T: int
     at_N: Tensor
-    """Where each token is among all places of all sequences."""
+    """The index of each token among all places of all sequences."""
     sizes_B: Tensor
     """Tokens of each sequence."""
 
     @classmethod
     def of(cls, x_BTC: Tensor, padding_mask_BT: Tensor | None) -> Groups:
-        """Those of a batch, of which some places may hold padding."""
+        """Return the sequences of a batch, whose places may hold padding."""
         B, T, _ = x_BTC.shape
         if padding_mask_BT is not None:
             return cls(T, padding_mask_BT.reshape(-1).nonzero()[:, 0], padding_mask_BT.sum(1))
@@ -120,7 +122,7 @@ class Groups(NamedTuple):
 
     @property
     def num(self) -> int:
-        """How many sequences."""
+        """Number of sequences."""
         return len(self.sizes_B)
 
     @property
@@ -129,13 +131,13 @@ class Groups(NamedTuple):
         return self.at_N // self.T
 
     def spread(self, values_NC: Tensor) -> Tensor:
-        """Each token's at its place, (B, T, C); 0 at the others."""
+        """Return values at the places of their tokens, (B, T, C), and 0 elsewhere."""
         C = values_NC.shape[1]
         places = values_NC.new_zeros(self.num * self.T, C)
         return places.index_copy(0, self.at_N, values_NC).view(self.num, self.T, C)
 
 
-class Switch(nn.Module):
+class MoELayer(nn.Module):
     """A feed-forward layer of experts behind a router."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, config: ExpertsConfig) -> None:
@@ -148,8 +150,8 @@ class Switch(nn.Module):
     def forward(
         self, x_BTC: Tensor, padding_mask_BT: Tensor | None = None
     ) -> tuple[Tensor, Routing]:
-        """The experts' answers times their gates (0 for padding, and where all were full), and the
-        routing. `padding_mask_BT` is False at padding; without it all tokens are real."""
+        """Return the experts' outputs times their gates (0 for padding, and beyond the capacity), and
+        the routing. `padding_mask_BT` is False at padding; without it all tokens are real."""
         groups = Groups.of(x_BTC, padding_mask_BT)
         x_NC = x_BTC.flatten(0, 1)
         if padding_mask_BT is not None:
@@ -168,7 +170,8 @@ class Switch(nn.Module):
         return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
 
     def capacity(self, sizes_B: Tensor) -> Tensor | None:
-        """Tokens that an expert takes of each group, by how many are real in it; None for all."""
+        """Return the tokens that an expert takes of each sequence, from its number of real tokens; None
+        for all."""
         config = self.config
         factor = config.capacity_factor if torch.is_grad_enabled() else config.eval_capacity_factor
         if factor is None:
@@ -177,7 +180,7 @@ class Switch(nn.Module):
         return (even_B * factor).ceil().clamp(min=1).long()
 
     def _logits(self, x_NC: Tensor) -> Tensor:
-        """The router's, in float32."""
+        """Return the router's logits in float32."""
         x_NC = x_NC.float()
         if self.config.router_jitter and self.training:
             low, high = 1 - self.config.router_jitter, 1 + self.config.router_jitter
@@ -193,10 +196,10 @@ class Switch(nn.Module):
         sent: Dispatch,
         groups: Groups,
     ) -> Routing:
-        """Means over tokens, so that those of several batches are brought together by weighing
-        each with its tokens."""
+        """Return the statistics as means over tokens, so that those of several batches combine by
+        weighting each with its tokens."""
         chosen_BE = _counts(experts_NK, groups, self.config.num_experts)
-        if self.config.balance_over == "group":
+        if self.config.aux_loss_scope == "sequence":
             balance = balance_loss(chosen_BE, groups.spread(probs_NE).sum(1), groups.sizes_B)
         else:
             chosen_1E = self.exchange.total(chosen_BE.sum(0, keepdim=True))
@@ -211,7 +214,7 @@ class Switch(nn.Module):
 
 
 def dispatch(experts_NK: Tensor, groups: Groups, num: int, capacity_B: Tensor | None) -> Dispatch:
-    """Sort choices by expert, and leave out those beyond the capacity of a group and expert.
+    """Sort choices by expert, without those beyond the capacity of a sequence and expert.
 
     First choices come before second ones, earlier tokens before later (Fedus et al. 2021,
     section 2.2; Lepikhin et al. 2020, algorithm 1).
@@ -230,7 +233,7 @@ def dispatch(experts_NK: Tensor, groups: Groups, num: int, capacity_B: Tensor | 
 
 
 def balance_loss(chosen_BE: Tensor, probs_BE: Tensor, tokens_B: Tensor) -> Tensor:
-    """E sum_i f_i P_i, mean over tokens (Fedus et al. 2021, equations 4 to 6): 1 if even.
+    """Return E sum_i f_i P_i, mean over tokens (Fedus et al. 2021, equations 4 to 6): 1 if even.
 
     `chosen_BE` counts choices, without a gradient; `probs_BE` are summed over `tokens_B` tokens.
     """
@@ -239,7 +242,7 @@ def balance_loss(chosen_BE: Tensor, probs_BE: Tensor, tokens_B: Tensor) -> Tenso
 
 
 def _counts(experts_NK: Tensor, groups: Groups, num: int) -> Tensor:
-    """How many choices of each group fell on each expert, (B, E) as float32."""
+    """Return the number of choices per sequence and expert, (B, E) as float32."""
     cell_A = (groups.of_N[:, None] * num + experts_NK).reshape(-1)
     ones_A = torch.ones_like(cell_A, dtype=torch.float32)
     return ones_A.new_zeros(groups.num * num).scatter_add(0, cell_A, ones_A).view(-1, num)

@@ -1,26 +1,26 @@
-"""The maximal update parametrisation, muP (Yang et al. 2022, "Tensor Programs V", 2203.03466).
+"""The maximal update parametrization, muP (Yang et al. 2022, "Tensor Programs V", 2203.03466).
 
-Under it activations, and what a step of Adam changes in them, are as large in a wide model as in a
-narrow one, so that a learning rate found at the base width serves any other. With m the width over
-the base width, and all else that grows in proportion:
+Under it activations, and their change in a step of Adam, are as large in a wide model as in a narrow
+one, so that a learning rate tuned at the base width serves any other. With m the width over the base
+width, and everything that grows in proportion:
 
-    parameter                     first deviation   learning rate   besides
-    matrices of blocks, experts   / sqrt(m)         / m             queries times keys / head size
-    embeddings, gains, biases     as it is          as it is
-    head, tied or not             as it is          as it is        logits / m
-    router                        / m               / m
+    parameter                     initial std   learning rate   forward pass
+    matrices of blocks, experts   / sqrt(m)     / m             queries times keys / head size
+    embeddings, gains, biases     unchanged     unchanged
+    head, tied or not             unchanged     unchanged       logits / m
+    router                        / m           / m
 
-The head follows the paper's table 8, which lets it be the embedding; the router, which maps a
-width to a fixed number of experts as a head does, its table 3, which says the same without a factor
-in the forward pass (where a dense model becomes one with experts, they start alike at any
-width: `stages.models.initialization`). Muon's updates have singular values of the root of the width (see
-`stages.training.optim.muon`), so the matrices' learning rate falls with the root of m there.
+The head follows the paper's table 8, which allows tying it to the embedding; the router, which maps
+a width to a fixed number of experts as a head does, follows table 3, which is equivalent without a
+factor in the forward pass (a dense model and its upcycled version then start alike at any width:
+`stages.models.llama.moe_upcycling`). Optimizers whose updates do not grow with the width scale the
+matrices' learning rate in their own way (`OptimizerSpec.mup_matrix_lr`).
 
-A decayed weight loses as much a step at every width: the rate that multiplies its decay is divided
-out, as in the paper's own package (`MuAdamW`).
+A decayed weight loses as much per step at every width: the factor of the learning rate, which
+multiplies the decay, is divided out, as in the paper's own package (`MuAdamW`).
 
-`transformers` knows no such factors, nor does it need them: those of the logits go into the last
-norm, which nothing but the head reads, and those of the attention into the queries.
+`transformers` has no such factors: an export folds that of the logits into the last norm, which only
+the head reads, and that of attention into the queries.
 """
 
 from __future__ import annotations
@@ -31,14 +31,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from stages.models.language_model import LanguageModel
-from stages.models.language_model_config import (
-    LanguageConfig,
-    LlamaConfig,
-    attention_scale,
-    width_multiple,
-)
-
-_LAST_NORM = ("ln_f.weight", "ln_f.bias", "final_norm.weight")
+from stages.models.language_model_config import attention_scale, width_multiple
 
 
 def lr_multipliers(
@@ -62,31 +55,28 @@ def lr_multipliers(
     }
 
 
-def fold_mup_scales(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
-    """The weights with which a model without muP is the same function."""
-    return _times(state, config, 1)
+def fold_mup_scales(state: Mapping[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
+    """Return the weights with which a model without muP is the same function."""
+    return _scaled(state, model, 1)
 
 
-def unfold_mup_scales(state: Mapping[str, Tensor], config: LanguageConfig) -> dict[str, Tensor]:
-    """The weights with which a model of this config is what one without muP is with `state`."""
-    return _times(state, config, -1)
+def unfold_mup_scales(state: Mapping[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
+    """Return the weights with which this model is the function that one without muP is with
+    `state`."""
+    return _scaled(state, model, -1)
 
 
-def _times(state: Mapping[str, Tensor], config: LanguageConfig, power: int) -> dict[str, Tensor]:
-    found = dict(state)
+def _scaled(state: Mapping[str, Tensor], model: LanguageModel, power: int) -> dict[str, Tensor]:
+    config, found = model.config, dict(state)
     if config.mup is None:
         return found
     logits = width_multiple(config) ** -power
     queries = (attention_scale(config) * math.sqrt(config.head_size)) ** power
+    rows = config.num_heads * config.head_size
     for name, value in state.items():
-        if name in _LAST_NORM:
+        if name.startswith(f"{model.last_norm}."):
             found[name] = value * logits
-        elif name.endswith("attention.q_norm.weight"):
-            found[name] = value * queries
-        elif name.endswith((".attn.c_attn.weight", ".attn.c_attn.bias", ".attention.qkv.weight")):
-            if isinstance(config, LlamaConfig) and config.qk_norm:
-                continue  # what comes before that norm makes no difference
-            rows = config.num_heads * config.head_size
+        elif name.endswith(model.query_weights):
             found[name] = value.clone()
             found[name][:rows] *= queries
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline import panels
-from stages.models.language_model_config import LanguageConfig, LlamaConfig
+from stages.models.language_model_config import LanguageConfig
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, register
 from stages.objectives.pretraining import PretrainingObjective
 from stages.training.objective import Batch, Loss, MetricSum
@@ -93,19 +93,19 @@ class CausalLMObjective(PretrainingObjective):
         masks = {"padding_mask_BT": batch.get("real")}
         if self.mask_documents:
             masks |= {"segments_BT": batch["segments"], "positions_BT": batch["positions"]}
-        trace, training = ForwardOutputs(), torch.is_grad_enabled()
+        outputs, training = ForwardOutputs(), torch.is_grad_enabled()
         z_coef = self.z_loss_coef if training else 0.0
         total = model(
-            batch["tokens"], targets_BT=batch["targets"], z_coef=z_coef, trace=trace, **masks
+            batch["tokens"], targets_BT=batch["targets"], z_coef=z_coef, outputs=outputs, **masks
         )
         metrics: dict[str, Any] = {} if training else {"bytes": self.num_target_bytes(batch)}
-        if trace.routing:
+        if outputs.routing:
             units = num_targets(batch)
-            assert isinstance(self.config, LlamaConfig) and self.config.experts
-            total = total + router_aux_loss(self.config.experts, trace.routing) * units
-            layers = dict(zip(self._expert_layers, trace.routing, strict=True))
+            assert self.config.experts is not None
+            total = total + router_aux_loss(self.config.experts, outputs.routing) * units
+            layers = dict(zip(self._expert_layers, outputs.routing, strict=True))
             metrics |= router_metrics(layers, units)
-        return Loss(total, metrics, reported=trace.cross_entropy)
+        return Loss(total, metrics, reported=outputs.cross_entropy)
 
     @cached_property
     def _expert_layers(self) -> list[int]:
@@ -114,9 +114,7 @@ class CausalLMObjective(PretrainingObjective):
 
 def expert_layers(config: LanguageConfig) -> list[int]:
     """Return the indices of the layers that have experts."""
-    if not isinstance(config, LlamaConfig):
-        return []
-    return [layer for layer in range(config.num_layers) if config.has_experts(layer)]
+    return config.moe_layers
 
 
 def router_metrics(routing: Mapping[int, Routing], units: float) -> dict[str, Tensor | MetricSum]:

@@ -35,7 +35,7 @@ from stages.contrastive.prefetch import Prefetcher
 from stages.contrastive.retrieval import recall_at_k
 from stages.data.image_text_dataset import ImageTextStore
 from stages.data.tokenizers.huggingface_tokenizer import has_tokenizer
-from stages.models.clip.configuration_clip import CLIPConfig, ViTConfig
+from stages.models.clip.configuration_clip import CLIPConfig
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
 from stages.training.data_order import derive_seed
@@ -128,9 +128,7 @@ class ContrastiveObjective:
     def _patches(self) -> tuple[int, int]:
         """Return the patches of an image and those that patch dropout keeps; 0 for a ResNet."""
         vision = self.config.vision
-        if not isinstance(vision, ViTConfig):
-            return 0, 0
-        return vision.patches, vision.kept(self.patch_dropout)
+        return vision.patches, vision.kept_patches(self.patch_dropout) or 0
 
     def _prefetch(self, dataset: PairDataset) -> Prefetcher[Pair]:
         """Return a prefetcher of this rank's part of every step."""

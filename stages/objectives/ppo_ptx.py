@@ -37,9 +37,9 @@ from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import PositionModel
 from stages.generation.sampling import SamplingParams
-from stages.models.hf_export import load_language_model, load_reward_model, save_language_model
 from stages.models.language_model import LanguageModel
-from stages.models.registry import language_model
+from stages.models.model_io import load_language_model, load_reward_model, save_language_model
+from stages.models.registry import build_model
 from stages.training.data_order import Shuffled, derive_seed
 from stages.training.objective import Metrics, Samples, State, Trainable
 from stages.training.step_result import StepResult
@@ -275,7 +275,7 @@ class PPOObjective:
             yield plain
             return
         if self._rollout_copy is None:
-            self._rollout_copy = language_model(plain.config).to(self.rank.device).eval()
+            self._rollout_copy = build_model(plain.config).to(self.rank.device).eval()
         with engine.gathered_weights() as whole:
             self._rollout_copy.load_state_dict(whole.state_dict())
         self._rollout_copy.to(self.reference.lm_head_weight.dtype)
@@ -310,7 +310,7 @@ class PPOObjective:
         """Write the policy, with the average of its weights if there is one."""
         policy: Any = engines["policy"].module
         if self._ema:
-            averaged = language_model(policy.config)
+            averaged = build_model(policy.config)
             averaged.load_state_dict(self._ema)
             policy = averaged
         save_language_model(policy, out, self.policy_path, card=_CARD, chat=True)

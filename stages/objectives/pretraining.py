@@ -69,7 +69,8 @@ class PretrainingObjective(PretrainingTask, LanguageObjective):
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model folder."""
-        from stages.models.hf_export import SpecialIds, save_language_model
+        from stages.models.hf_io import SpecialIds
+        from stages.models.model_io import save_language_model
 
         model: Any = engines["model"].module
         own = self.tokenizer
@@ -152,7 +153,7 @@ def continuations(
 
     from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
     from stages.generation.sampling import SamplingParams, sample
-    from stages.models.hf_export import load_language_model
+    from stages.models.model_io import load_language_model
 
     try:
         model, tokenizer = load_language_model(folder).to(rank.device), open_tokenizer(folder)

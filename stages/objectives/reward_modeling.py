@@ -13,7 +13,8 @@ from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.alignment.reward_evaluation import mean_score, score_responses
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.hf_export import load_language_model, save_reward_model
+from stages.models.model_io import load_language_model, save_reward_model
+from stages.models.registry import build_model
 from stages.models.reward_head import RewardModel
 from stages.training.data_order import Shuffled, derive_seed
 from stages.training.objective import Batch, Loss, Trainable
@@ -93,7 +94,7 @@ class RewardObjective(SupervisedObjective):
 
 def scorer_copy(trained: Any) -> RewardModel:
     """Return a float32 scorer with the same weights and no hooks."""
-    scorer = RewardModel(GPT(trained.body.config))
+    scorer = RewardModel(build_model(trained.body.config), score_bias=trained.score_bias)
     scorer.load_state_dict(trained.state_dict())
     return scorer
 

@@ -20,8 +20,8 @@ from stages.data.tokenizers.chat_template import (
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.generation.sampling import SamplingParams, sample
 from stages.models.fused_ops import IGNORED
-from stages.models.hf_export import load_language_model, save_language_model
 from stages.models.language_model import ForwardOutputs, router_aux_loss
+from stages.models.model_io import load_language_model, save_language_model
 from stages.training.data_order import Shuffled
 from stages.training.objective import Batch, Loss, MetricSum, Trainable
 from stages.training.supervised import LanguageObjective
@@ -94,17 +94,20 @@ class SFTObjective(LanguageObjective):
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Return the summed cross-entropy over the assistant's tokens, the only positions with
         logits, plus the router losses over all tokens."""
-        trace = ForwardOutputs()
+        outputs = ForwardOutputs()
         total = model(
-            batch["tokens"], targets_BT=batch["targets"], padding_mask_BT=batch["real"], trace=trace
+            batch["tokens"],
+            targets_BT=batch["targets"],
+            padding_mask_BT=batch["real"],
+            outputs=outputs,
         )
-        if not trace.routing:
+        if not outputs.routing:
             return Loss(total)
-        tokens, layers = batch["real"].sum(), trace.routing
+        tokens, layers = batch["real"].sum(), outputs.routing
         balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
         total = total + router_aux_loss(self._experts, layers) * tokens
         metrics = {"balance_loss": MetricSum(balance * tokens, units=tokens)}
-        return Loss(total, metrics, reported=trace.cross_entropy)
+        return Loss(total, metrics, reported=outputs.cross_entropy)
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model folder."""

@@ -16,8 +16,8 @@ from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, UNK, Tokeni
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.hf_export import load_language_model
 from stages.models.language_model import LanguageModel
+from stages.models.model_io import load_language_model
 
 if TYPE_CHECKING:
     import torch

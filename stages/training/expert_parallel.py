@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from pipeline.errors import InputError
-from stages.models.moe import Experts, SingleProcessExchange, Switch
+from stages.models.moe import Experts, MoELayer, SingleProcessExchange
 from stages.training.deepspeed_compat import create_expert_groups, expert_group, mark_expert_layer
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def shard_experts(module: nn.Module, size: int, rank: Rank) -> dict[str, ExpertS
     Raises:
         InputError: the number of experts is not a multiple of the size.
     """
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Switch)}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, MoELayer)}
     for layer in layers.values():
         layer.exchange = LocalExchange(rank)
     if size == 1 or not layers:
@@ -197,7 +197,7 @@ def without_exchange(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _all_local(layer: Switch, exchange: AllToAllExchange) -> Iterator[None]:
+def _all_local(layer: MoELayer, exchange: AllToAllExchange) -> Iterator[None]:
     experts = layer.experts
     part = experts.first_expert, experts.num_local_experts
     experts.first_expert, experts.num_local_experts = 0, experts.num_experts
@@ -209,8 +209,8 @@ def _all_local(layer: Switch, exchange: AllToAllExchange) -> Iterator[None]:
         layer.exchange = exchange
 
 
-def _sharded_layers(module: nn.Module) -> list[tuple[Switch, AllToAllExchange]]:
-    layers = [layer for layer in module.modules() if isinstance(layer, Switch)]
+def _sharded_layers(module: nn.Module) -> list[tuple[MoELayer, AllToAllExchange]]:
+    layers = [layer for layer in module.modules() if isinstance(layer, MoELayer)]
     return [
         (layer, layer.exchange) for layer in layers if isinstance(layer.exchange, AllToAllExchange)
     ]

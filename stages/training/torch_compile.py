@@ -17,7 +17,7 @@ import torch
 
 from pipeline.errors import InputError
 from stages.models.language_model import LanguageModel
-from stages.models.moe import Switch
+from stages.models.moe import MoELayer
 
 
 def compile_blocks(model: LanguageModel, device: torch.device) -> None:
@@ -33,7 +33,7 @@ def compile_blocks(model: LanguageModel, device: torch.device) -> None:
             remedy="install it where the workers run, or leave model.compile out",
         )
     for block in model.blocks:
-        if not any(isinstance(part, Switch) for part in block.modules()):
+        if not any(isinstance(part, MoELayer) for part in block.modules()):
             block.compile()
 
 

@@ -23,7 +23,8 @@ import torch
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.objectives.causal_lm import CausalLMObjective
 from stages.training.engine import Engine
 from stages.training.objective import Trainable

@@ -19,8 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import save_language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.model_io import save_language_model
 
 NEW, PROMPT, REPEATS = 128, 32, 5
 

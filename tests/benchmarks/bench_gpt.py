@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.models.gpt2.modeling_gpt2 import GPTConfig
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.ranks.rank import Rank
 from stages.training.throughput import measure_peak_flops

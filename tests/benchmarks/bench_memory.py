@@ -36,13 +36,10 @@ from stages.contrastive.caption_tokenizer import add_special_tokens
 from stages.contrastive.clip_params import ClipTrain
 from stages.contrastive.pair_dataset import Pair
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.language_model_config import (
-    ExpertsConfig,
-    GPTConfig,
-    LanguageConfig,
-    LlamaConfig,
-)
+from stages.models.language_model_config import ExpertsConfig, LanguageConfig
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
 from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.engine import Engine

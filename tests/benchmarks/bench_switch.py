@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stages.models.fused_ops import swiglu
 from stages.models.language_model_config import ExpertsConfig
-from stages.models.moe import Switch
+from stages.models.moe import MoELayer
 from stages.training.deepspeed_compat import import_deepspeed
 from stages.training.ranks.rank import Rank
 
@@ -44,7 +44,7 @@ class Dense(nn.Module):
 
 def switch(experts: int, capacity_factor: float | None) -> Callable[[Tensor], Tensor]:
     config = ExpertsConfig(num_experts=experts, capacity_factor=capacity_factor)
-    layer = Switch(WIDTH, INNER, config)
+    layer = MoELayer(WIDTH, INNER, config)
     layer.experts.reset(lambda w: w.normal_(std=0.02), lambda w: w.normal_(std=0.02))
 
     def call(x: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.training.engine import Engine
 from stages.training.objective import Batch, Loss, Trainable
 from stages.training.ranks.rank import Rank

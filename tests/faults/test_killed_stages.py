@@ -16,7 +16,7 @@ from rank_groups import running_ranks
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted, WorkerDied
-from stages.models.hf_export import load_language_model, save_reward_model
+from stages.models.model_io import load_language_model, save_reward_model
 from stages.models.reward_head import RewardModel
 from stages.training.trainer import fit
 

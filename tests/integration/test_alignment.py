@@ -18,7 +18,7 @@ from stages.augment import AugmentParams, augment
 from stages.data.conversation_dataset import Conversations
 from stages.data.preference_dataset import Preferences
 from stages.evaluate import EvaluateTasksParams, evaluate_tasks
-from stages.models.hf_export import load_language_model, save_reward_model
+from stages.models.model_io import load_language_model, save_reward_model
 from stages.models.reward_head import RewardModel
 from stages.ppo import PPOParams, ppo
 from stages.reward import RewardParams, reward

@@ -14,7 +14,7 @@ from training_cases import Deaf, Toy, little_world
 from pipeline.context import read_series
 from pipeline.errors import Interrupted
 from stages.alignment.reward_evaluation import mean_score
-from stages.models.hf_export import load_reward_model
+from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
 from stages.training.checkpoint import CheckpointManager, CheckpointReader
 from stages.training.ranks.rank import Rank

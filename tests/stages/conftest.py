@@ -15,7 +15,7 @@ def scorer(world):
     """A reward model of that world: the policy's body under a head that was never trained."""
     import torch
 
-    from stages.models.hf_export import load_language_model, save_reward_model
+    from stages.models.model_io import load_language_model, save_reward_model
     from stages.models.reward_head import RewardModel
 
     torch.manual_seed(3)

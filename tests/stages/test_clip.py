@@ -13,7 +13,7 @@ from pipeline.fingerprint import identity_fields
 from pipeline.stage import Params
 from stages.clip import _config
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
-from stages.models.clip.configuration_clip import preset
+from stages.models.clip.clip_presets import preset
 
 
 class Vocabulary(Params):
@@ -70,7 +70,7 @@ def test_a_good_file_has_no_problems() -> None:
         ),
         (
             {"preset": "RN50"},
-            "export: transformers has no class for ResNet towers (set export: native",
+            "export: transformers has no class for a ResNet (set export: native",
         ),
         ({"preset": "tiny", "export": "native"}, "export: a ViT is exported for transformers"),
         (
@@ -123,7 +123,7 @@ def test_a_resnet_goes_on_as_a_resnet() -> None:
     (problem,) = good.check({"init_from": ClipParams()})
     assert str(problem).startswith("export: a ViT is exported for transformers")
     assert _config(good, Path(), RESNET) == RESNET
-    with pytest.raises(InputError, match="the initial model has a ResNet tower"):
+    with pytest.raises(InputError, match="the initial model has a ResNet as its image tower"):
         _config(bad, Path(), RESNET)
     with pytest.raises(InputError, match="a ViT is exported for transformers"):
         _config(good, Path(), preset("tiny", vocab_size=512))

@@ -15,8 +15,9 @@ from stages.alignment.policy_comparison import before_and_after
 from stages.alignment.prompts import read_prompts
 from stages.data.token_store import TokenStore, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, Tokenizer
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import load_language_model, load_reward_model, save_reward_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.model_io import load_language_model, load_reward_model, save_reward_model
 from stages.models.reward_head import RewardModel
 from stages.objectives.ppo_ptx import (
     PPOObjective,

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 from hf_parity import assert_transformers_agree
+from pydantic import ValidationError
 from toy_alignment import CONTEXT, another_tokenizer
 
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.fingerprint import identity_fields
+from pipeline.spec.validation_messages import validation_issues
 from pipeline.stage import Params
 from stages.data.token_dataset import TokenDataset
 from stages.data.token_store import TokenStore, TokenWindows, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, Tokenizer
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.language_model_config import LlamaConfig
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.objectives.causal_lm import CausalLMObjective
 from stages.objectives.pretraining import mixture_table
 from stages.pretrain import PretrainParams, pretrain, pretraining_task
@@ -78,22 +80,37 @@ def test_experts_are_checked_before_anything_starts() -> None:
         problems(model=switch, train={"expert_parallel_size": 4}, workers={"num": 2})
     )
     assert problems(model={**switch, "intermediate_size": 60}) == [
-        "model.intermediate_size: 60 is not a multiple of 8, as experts need (64)"
+        "model.intermediate_size: 60 is not a multiple of 8, which experts need (64 is)"
     ]
-    assert "has experts" in problems(model={**SHAPE, "family": "switch"})[0]
-    assert (
-        "no experts to spread"
-        in problems(model=SHAPE, train={"expert_parallel_size": 2}, workers={"num": 2})[0]
-    )
-    assert "llama has no experts" in problems(model={**switch, "family": "llama"})[0]
-    assert "gpt2 has no such choice" in problems(model={**SHAPE, "num_kv_heads": 1})[0]
-    assert (
-        "cannot share 3 heads" in problems(model={**SHAPE, "family": "llama", "num_kv_heads": 3})[0]
-    )
-    assert (
-        "no block of 2 is a 3th"
-        in problems(model={**switch, "experts": {"num_experts": 4, "moe_every": 3}})[0]
-    )
+    sizes = {"train": {"expert_parallel_size": 2}, "workers": {"num": 2}}
+    assert "the model has no experts" in problems(model=SHAPE, **sizes)[0]
+    llama = {**SHAPE, "family": "llama", "num_kv_heads": 3}
+    assert "cannot share 3 heads" in problems(model=llama)[0]
+    sparse = {**switch, "experts": {"num_experts": 4, "moe_every": 3}}
+    assert "none of 2 blocks has experts" in problems(model=sparse)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "issue"),
+    [
+        ({"family": "switch"}, "model.experts: missing"),
+        ({"family": "llama", "experts": {"num_experts": 4}}, "model.experts: cannot be combined"),
+        ({"num_kv_heads": 1}, "model.num_kv_heads: cannot be combined"),
+        ({"family": "bert"}, "model.family: expected 'gpt2' or 'llama'"),
+        ({"width": 64}, "model.width: renamed to 'hidden_size'"),
+        (
+            {"family": "switch", "experts": {"num": 4}},
+            "model.experts.num: renamed to 'num_experts'",
+        ),
+    ],
+)
+def test_keys_of_another_family_are_refused(model: dict[str, object], issue: str) -> None:
+    data = {"model": model}
+    with pytest.raises(ValidationError) as error:
+        PretrainParams.model_validate(data)
+    found = validation_issues(error.value, PretrainParams, data, ())
+    messages = [f"{'.'.join(map(str, one.path))}: {one.message}" for one in found]
+    assert any(message.startswith(issue) for message in messages), messages
 
 
 def test_a_shape_of_somebody_elses_can_be_said() -> None:
@@ -109,7 +126,6 @@ def test_a_shape_of_somebody_elses_can_be_said() -> None:
     config = params.config(300)
     assert isinstance(config, LlamaConfig)
     assert (config.head_size, config.norm_eps, config.num_heads) == (32, 1e-5, 5)
-    assert "gpt2 has no such choice" in problems(model={**SHAPE, "rope_theta": 5e5})[0]
 
 
 def test_weights_go_with_stores_and_not_with_a_temperature() -> None:

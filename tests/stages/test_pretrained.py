@@ -28,7 +28,8 @@ from stages.data.token_store import TokenStore
 from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 from stages.evaluation.perplexity import document_loss
 from stages.generation.generate import generate_text
-from stages.models.hf_export import is_chat, load_language_model, special_ids
+from stages.models.hf_io import is_chat, special_ids
+from stages.models.model_io import load_language_model
 from stages.objectives.pretraining import continuations
 from stages.pretrain import PretrainParams, pretraining_task
 from stages.pretrained import PretrainedParams, pretrained

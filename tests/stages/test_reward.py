@@ -18,7 +18,7 @@ from stages.alignment.reward_evaluation import (
     score_responses,
 )
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.models.hf_export import load_reward_model
+from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
 from stages.reward import RewardParams, show
 from stages.training.ranks.rank import Rank

@@ -15,10 +15,12 @@ from pipeline.errors import InputError
 from pipeline.stage import Params
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
-from stages.models.hf_export import is_chat, load_language_model, save_language_model
+from stages.models.hf_io import is_chat
 from stages.models.language_model import ForwardOutputs
-from stages.models.language_model_config import ExpertsConfig, LlamaConfig
-from stages.models.registry import language_model
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.model_io import load_language_model, save_language_model
+from stages.models.registry import build_model
 from stages.objectives.supervised_finetuning import SFTObjective, reversed_conversation
 from stages.pretrain import PretrainParams
 from stages.sft import SftParams, sft
@@ -106,7 +108,7 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     }
     config = LlamaConfig(340, **sizes, num_kv_heads=2, head_size=16, qk_norm=True, experts=experts)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = language_model(config)
+    model = build_model(config)
     save_language_model(model, tmp_path, world / "tokenizer")  # type: ignore[arg-type]
     made = SFTObjective(tmp_path, (world / "conversations",))
     module = made.setup(Rank(), SftParams().train, 0)["model"].module
@@ -115,11 +117,11 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     batch = made.collate(samples)
     assert batch["real"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
     assert not batch["real"].all()
-    found, trace = made.loss(module, batch), ForwardOutputs()
+    found, outputs = made.loss(module, batch), ForwardOutputs()
     alone = module(
-        batch["tokens"], targets_BT=batch["targets"], padding_mask_BT=batch["real"], trace=trace
+        batch["tokens"], targets_BT=batch["targets"], padding_mask_BT=batch["real"], outputs=outputs
     )
-    balance = torch.stack([layer.balance for layer in trace.routing]).sum()
+    balance = torch.stack([layer.balance for layer in outputs.routing]).sum()
     tokens = batch["real"].sum()
     torch.testing.assert_close(found.reported, alone.detach())
     torch.testing.assert_close(found.total, alone + 0.5 * balance * tokens)

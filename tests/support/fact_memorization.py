@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.models.language_model import Routing
-from stages.models.language_model_config import ExpertsConfig, LlamaConfig
-from stages.models.llama.modeling_llama import FeedForward, init_matrix
-from stages.models.moe import Switch
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.llama.modeling_llama import LlamaMLP, init_matrix
+from stages.models.moe import MoELayer
 
 KEYS, VALUES, FACTS, BATCH = 200, 256, 20_000, 1024
 LAYERS, WIDTH, INNER, SHARED = 2, 64, 128, 3.0
@@ -93,14 +94,14 @@ def _layer(experts: int) -> nn.Module:
 
     if not experts:
         shape = LlamaConfig(VALUES, 2, LAYERS, WIDTH, 2, 2, INNER, head_size=32)
-        dense = FeedForward(shape)
+        dense = LlamaMLP(shape)
         for weight in dense.parameters():
             draw(weight)
         return dense
     config = ExpertsConfig(
-        num_experts=experts, moe_every=1, capacity_factor=None, balance_over="batch"
+        num_experts=experts, moe_every=1, capacity_factor=None, aux_loss_scope="batch"
     )
-    switch = Switch(WIDTH, INNER, config)
+    switch = MoELayer(WIDTH, INNER, config)
     draw(switch.router.weight)
     switch.experts.reset(draw, draw)
     return switch

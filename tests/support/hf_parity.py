@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from stages.models.hf_export import load_language_model, load_reward_model
+from stages.models.model_io import load_language_model, load_reward_model
 
 
 def assert_transformers_agree(folder: Path) -> None:
@@ -18,10 +18,10 @@ def assert_transformers_agree(folder: Path) -> None:
     shape = (3, min(24, config.get("n_positions") or config["max_position_embeddings"]))
     tokens_BT = torch.randint(16, config["vocab_size"], shape, generator=generator)
     with torch.no_grad():
-        if config["architectures"] == ["GPT2ForSequenceClassification"]:
+        if config["architectures"][0].endswith("ForSequenceClassification"):
             scorer = AutoModelForSequenceClassification.from_pretrained(folder).eval()
             theirs, ours = (
-                scorer(tokens_BT).logits[:, 0],
+                scorer(tokens_BT).logits[:, 0] + config.get("score_bias", 0.0),
                 load_reward_model(folder)(tokens_BT)[:, -1],
             )
         else:

@@ -29,8 +29,9 @@ from stages.data.token_store import write_index, write_shard
 from stages.data.tokenizers.chat_template import encode_conversation
 from stages.data.tokenizers.sentencepiece_tokenizer import CONTROL_TOKENS, Tokenizer
 from stages.generation.likelihood import pad_right
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import save_language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.model_io import save_language_model
 
 ANIMALS = ("cat", "dog", "owl", "bee", "fox", "hen", "cow", "ant")
 TOOLS = ("saw", "axe", "pen", "cup", "bag", "key", "map", "net")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.best_fit_packing import PackedSample
-from stages.models.language_model_config import ExpertsConfig, LanguageConfig, LlamaConfig, MuP
+from stages.models.language_model_config import ExpertsConfig, LanguageConfig, MuP
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.objectives.causal_lm import CausalLMObjective
 from stages.training.objective import Batch, Loss, Trainable
 from stages.training.supervised import SupervisedObjective
@@ -42,7 +43,8 @@ class Toy(SupervisedObjective):
     def open(self, rank: Any) -> dict[str, Trainable]:
         import torch
 
-        from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+        from stages.models.gpt2.configuration_gpt2 import GPTConfig
+        from stages.models.gpt2.modeling_gpt2 import GPT
         from stages.training.data_order import Shuffled
 
         generator = torch.Generator().manual_seed(7)
@@ -448,8 +450,9 @@ def little_world(folder: Path) -> Path:
 
     from stages.data.preference_dataset import write_preferences
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-    from stages.models.hf_export import save_language_model
+    from stages.models.gpt2.configuration_gpt2 import GPTConfig
+    from stages.models.gpt2.modeling_gpt2 import GPT
+    from stages.models.model_io import save_language_model
 
     toy_alignment.write_tokenizer(folder / "tokenizer")
     rng = random.Random(2)
@@ -467,10 +470,11 @@ def little_world(folder: Path) -> Path:
     return folder
 
 
-def routed_config(over: str = "group") -> LlamaConfig:
-    """Return the config of a dense block and one of experts, large enough that ZeRO-3 partitions every
-    matrix."""
-    experts = ExpertsConfig(num_experts=4, moe_every=2, balance_over=over, router_z_loss_coef=1e-3)
+def routed_config(over: str = "sequence") -> LlamaConfig:
+    """A dense block, then one of experts; large enough for ZeRO-3 to cut every matrix."""
+    experts = ExpertsConfig(
+        num_experts=4, moe_every=2, aux_loss_scope=over, router_z_loss_coef=1e-3
+    )
     return LlamaConfig(
         VOCABULARY, CONTEXT, num_layers=2, hidden_size=104, num_heads=2, num_kv_heads=1, intermediate_size=56, head_size=52,
         qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),

@@ -1,19 +1,19 @@
-"""The shape of a CLIP, free of torch, with the published sizes and small ones to try things on.
+"""The shape of a CLIP, free of torch.
 
-Radford et al. 2021, tables 19 and 20, and the configs of the released models. `ViT-L/14@336` is
-`ViT-L/14` on larger images. The counts of parameters are those of the released checkpoints, to
-the last weight; the small sizes are ours.
-
-FLOPs are those of the matrix products and convolutions, two for each multiplication: a forward
-and a backward pass cost three forward passes. They count the networks as published, whose last
-blocks work on tokens that nobody reads; `unread_flops` are those of them that we spare.
+FLOPs are those of the matrix products and convolutions, two per multiplication: a forward and a
+backward pass cost three forward passes. They count the networks as published, whose last blocks
+compute tokens that no output depends on; `skipped_flops` are those of them that are not computed
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from stages.models.language_model_config import Matrix
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -21,8 +21,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in CLIP's training images, out of 1."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue in CLIP's training images, out of 1."""
-HEAD = 64
-"""Channels of an attention head in every published size."""
 
 
 def _check_heads(tower: str, width: int, num_heads: int) -> None:
@@ -32,22 +30,159 @@ def _check_heads(tower: str, width: int, num_heads: int) -> None:
         raise ValueError(f"{tower}: width {width} is not a multiple of {num_heads} heads")
 
 
-def _blocks(layers: int, width: int) -> int:
-    """Weights of transformer blocks with a hidden layer of four times the width."""
-    return layers * (12 * width * width + 13 * width)
+class TransformerTower:
+    """The costs of transformer blocks with a hidden layer of four times the width; one token of their
+    output is read."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights of all blocks."""
+        width = self.hidden_size
+        return self.num_layers * (12 * width * width + 13 * width)
+
+    def block_flops(self, tokens: int) -> int:
+        """Return the FLOPs of a forward pass through all blocks."""
+        width = self.hidden_size
+        return self.num_layers * (2 * 12 * width * width * tokens + 4 * tokens * tokens * width)
+
+    def skipped_block_flops(self, tokens: int) -> int:
+        """Return the FLOPs of the last block for all tokens but the one that is read, without their
+        keys and values."""
+        width = self.hidden_size
+        return (tokens - 1) * (2 * 10 * width * width + 4 * tokens * width)
+
+    def block_matrices(self) -> Iterator[Matrix]:
+        """Yield the weight matrices of the blocks."""
+        width = self.hidden_size
+        for rows, columns in ((3, 1), (1, 1), (4, 1), (1, 4)):
+            yield Matrix(self.num_layers, rows * width, columns * width)
+
+    @property
+    def merged_parameters(self) -> int:
+        """Weights and biases of queries, keys and values, which `transformers` stores apart."""
+        return 3 * self.num_layers * self.hidden_size * (self.hidden_size + 1)
+
+    # --- memory ----------------------------------------------------------------------------
+
+    def kept_bytes(self, itemsize: int, tokens: int, *, checkpointing: bool) -> float:
+        """Return the bytes per sample that all blocks keep for the backward pass."""
+        if checkpointing:
+            return float(tokens * self.num_layers * itemsize * self.hidden_size)
+        block, last = self._block_bytes(itemsize), self._last_block_bytes(itemsize)
+        return tokens * ((self.num_layers - 1) * block + last) + block
+
+    def _block_bytes(self, itemsize: int) -> float:
+        """Return the bytes per token that one block keeps: input and output of its norms, queries,
+        keys and values, their result, the hidden layer before and after its activation; attention
+        and norms keep float32s."""
+        return itemsize * 16 * self.hidden_size + 4 * self.num_heads + 16
+
+    def _last_block_bytes(self, itemsize: int) -> float:
+        """Return the bytes that the last block keeps per token that is not read: the inputs of its
+        key and value."""
+        return itemsize * 4 * self.hidden_size + 8
+
+    def gradient_bytes(self, itemsize: int, *, checkpointing: bool) -> float:
+        """Return the bytes per token of the gradients inside the last two blocks.
+
+        In the last block: those of keys, values, their input and the stream. In the one before,
+        when what the last kept is free again: those of the stream and of both sides of the hidden
+        layer. With checkpointing also the recomputed block.
+        """
+        stream = itemsize * self.hidden_size
+        last, before = 4.0 * stream, 6.0 * stream
+        kept = self._last_block_bytes(itemsize)
+        if checkpointing:
+            last += kept - stream
+            before += self._block_bytes(itemsize) - stream
+            kept = stream
+        return max(last, before - kept) if self.num_layers > 1 else last
 
 
-def _block_flops(layers: int, width: int, tokens: int) -> int:
-    return layers * (2 * 12 * width * width * tokens + 4 * tokens * tokens * width)
+class VisionConfig(ABC):
+    """The shape of an image tower."""
 
+    image_size: int
 
-def _unread_flops(width: int, tokens: int) -> int:
-    """Of the last block for all tokens but the one that is read, their keys and values apart."""
-    return (tokens - 1) * (2 * 10 * width * width + 4 * tokens * width)
+    label: ClassVar[str]
+    """The tower in a sentence."""
+    keys: ClassVar[tuple[str, ...]]
+    """The keys of `model.vision` that apply to it."""
+    in_transformers: ClassVar[bool]
+    """Whether `transformers` has a class for it."""
+    has_patches: ClassVar[bool]
+    """Whether it can drop patches of an image."""
+    checkpointed: ClassVar[bool]
+    """Whether activation checkpointing applies to it."""
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image; 0 without patches."""
+        return 0
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The tower in a model card."""
+
+    @property
+    @abstractmethod
+    def matmul_width(self) -> int:
+        """Typical width of its matrices, which decides the efficiency of a device."""
+
+    @property
+    @abstractmethod
+    def largest_matrix(self) -> int:
+        """Weights of its largest matrix."""
+
+    @property
+    @abstractmethod
+    def merged_parameters(self) -> int:
+        """Weights that are concatenated out of a folder's tensors when it is loaded."""
+
+    @abstractmethod
+    def override(self, keys: Mapping[str, Any]) -> VisionConfig:
+        """Return the shape with other values of some keys."""
+
+    @abstractmethod
+    def kept_patches(self, dropout: float) -> int | None:
+        """Return the patches per image that remain after patch dropout, or None without patches."""
+
+    @abstractmethod
+    def parameters(self, embed_dim: int) -> int:
+        """Return the number of weights, with the projection to `embed_dim`."""
+
+    @abstractmethod
+    def flops(self, embed_dim: int, kept: int | None = None) -> int:
+        """Return the FLOPs of a forward pass per image with `kept` patches."""
+
+    @abstractmethod
+    def skipped_flops(self, kept: int | None = None) -> int:
+        """Return those of `flops` that are not computed."""
+
+    @abstractmethod
+    def block_matrices(self) -> Iterator[Matrix]:
+        """Yield the weight matrices of its transformer blocks."""
+
+    @abstractmethod
+    def activation_bytes(
+        self, itemsize: int, kept: int | None = None, *, checkpointing: bool = False
+    ) -> float:
+        """Return the bytes per image that it keeps for its backward pass."""
+
+    @abstractmethod
+    def working_bytes(
+        self, itemsize: int, kept: int | None = None, *, checkpointing: bool = False
+    ) -> float:
+        """Return the bytes per image of gradients when its backward pass begins."""
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(TransformerTower, VisionConfig):
     """A vision transformer on square images of square patches.
 
     Raises:
@@ -59,6 +194,12 @@ class ViTConfig:
     num_layers: int
     hidden_size: int
     num_heads: int
+
+    label: ClassVar[str] = "a ViT"
+    keys: ClassVar[tuple[str, ...]] = ("patch_size", "num_layers", "hidden_size", "num_heads")
+    in_transformers: ClassVar[bool] = True
+    has_patches: ClassVar[bool] = True
+    checkpointed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_heads("vision", self.hidden_size, self.num_heads)
@@ -74,52 +215,94 @@ class ViTConfig:
         """Patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
-    def kept(self, dropout: float) -> int:
-        """Patches that are looked at where that share of them is hidden: one at least."""
+    @property
+    def description(self) -> str:
+        """The tower in a model card."""
+        return (
+            f"A vision transformer of {self.num_layers} layers, width {self.hidden_size}, "
+            f"patches of {self.patch_size} pixels"
+        )
+
+    @property
+    def matmul_width(self) -> int:
+        """Width of the residual stream."""
+        return self.hidden_size
+
+    @property
+    def largest_matrix(self) -> int:
+        """Weights of its feed-forward matrices."""
+        return (2 * self.hidden_size) ** 2
+
+    def override(self, keys: Mapping[str, Any]) -> ViTConfig:
+        """Return the shape with other values of some keys."""
+        return replace(self, **keys)
+
+    def kept_patches(self, dropout: float) -> int:
+        """Return the patches per image that remain after patch dropout: at least one."""
         return max(1, round(self.patches * (1 - dropout)))
 
-    def parameters(self, embed: int) -> int:
-        """How many weights there are, with the projection to `embed`."""
-        embeddings = (
-            3 * self.patch_size**2 * self.hidden_size + (self.patches + 2) * self.hidden_size
-        )
-        return (
-            embeddings + _blocks(self.num_layers, self.hidden_size) + (4 + embed) * self.hidden_size
-        )
+    def parameters(self, embed_dim: int) -> int:
+        """Return the number of weights, with the projection to `embed_dim`."""
+        embeddings = (3 * self.patch_size**2 + self.patches + 2) * self.hidden_size
+        return embeddings + self.block_parameters + (4 + embed_dim) * self.hidden_size
 
-    def flops(self, embed: int, kept: int | None = None) -> int:
-        """Of a forward pass on one image, of which `kept` patches are looked at."""
-        patches = self.patches if kept is None else kept
-        ends = 2 * self.hidden_size * (3 * self.patch_size**2 * patches + embed)
-        return ends + _block_flops(self.num_layers, self.hidden_size, patches + 1)
+    def _tokens(self, kept: int | None) -> int:
+        return 1 + (self.patches if kept is None else kept)
 
-    def unread_flops(self, kept: int | None = None) -> int:
-        """Those of `flops` that are not computed."""
-        return _unread_flops(self.hidden_size, 1 + (self.patches if kept is None else kept))
+    def flops(self, embed_dim: int, kept: int | None = None) -> int:
+        """Return the FLOPs of a forward pass per image with `kept` patches."""
+        patches = self._tokens(kept) - 1
+        ends = 2 * self.hidden_size * (3 * self.patch_size**2 * patches + embed_dim)
+        return ends + self.block_flops(patches + 1)
+
+    def skipped_flops(self, kept: int | None = None) -> int:
+        """Return those of `flops` that are not computed."""
+        return self.skipped_block_flops(self._tokens(kept))
+
+    def activation_bytes(
+        self, itemsize: int, kept: int | None = None, *, checkpointing: bool = False
+    ) -> float:
+        """Return the bytes per image that it keeps for its backward pass."""
+        tokens = self._tokens(kept)
+        ends = 3 * self.patch_size**2 * (tokens - 1) + self.hidden_size * tokens
+        return itemsize * ends + self.kept_bytes(itemsize, tokens, checkpointing=checkpointing)
+
+    def working_bytes(
+        self, itemsize: int, kept: int | None = None, *, checkpointing: bool = False
+    ) -> float:
+        """Return the bytes per image of gradients when its backward pass begins."""
+        return self._tokens(kept) * self.gradient_bytes(itemsize, checkpointing=checkpointing)
 
 
 class Convolution(NamedTuple):
-    """One of a ResNet's, with the side of what comes out."""
+    """A convolution of a ResNet, with the side of its output."""
 
-    into: int
-    out: int
+    channels_in: int
+    channels_out: int
     kernel: int
     side: int
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(VisionConfig):
     """A modified ResNet: three stem convolutions, strides by average pooling, attention pooling.
 
     Raises:
-        ValueError: there are not four groups of blocks, the image is no multiple of 32, or the
+        ValueError: there are not four groups of blocks, the image is not a multiple of 32, or the
             pooled width not of the heads.
     """
 
     image_size: int
     blocks: tuple[int, int, int, int]
     width: int
+    """Channels after the stem."""
     num_heads: int
+
+    label: ClassVar[str] = "a ResNet"
+    keys: ClassVar[tuple[str, ...]] = ("blocks", "width", "num_heads")
+    in_transformers: ClassVar[bool] = False
+    has_patches: ClassVar[bool] = False
+    checkpointed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if len(self.blocks) != 4 or min(*self.blocks, self.image_size) < 1:
@@ -137,51 +320,104 @@ class ResNetConfig:
 
     @property
     def side(self) -> int:
-        """Of the grid that is pooled."""
+        """Side of the grid that is pooled."""
         return self.image_size // 32
 
+    @property
+    def description(self) -> str:
+        """The tower in a model card."""
+        return f"A modified ResNet of {list(self.blocks)} blocks, width {self.width}"
+
+    @property
+    def matmul_width(self) -> int:
+        """Width between the inner and outer channels of the third group, which computes most."""
+        return 8 * self.width
+
+    @property
+    def largest_matrix(self) -> int:
+        """Weights of the projections of the pooling."""
+        return self.features**2
+
+    @property
+    def merged_parameters(self) -> int:
+        """None: its folder stores the weights as they are."""
+        return 0
+
+    def override(self, keys: Mapping[str, Any]) -> ResNetConfig:
+        """Return the shape with other values of some keys; the heads keep 64 channels."""
+        heads = {"num_heads": max(1, keys["width"] // 2)} if "width" in keys else {}
+        return replace(self, **{**heads, **keys})
+
+    def kept_patches(self, dropout: float) -> None:
+        """Return None: there are no patches."""
+        return
+
     def convolutions(self) -> Iterator[Convolution]:
-        """All of them, in no order that matters."""
+        """Yield all convolutions, in no particular order."""
         half, side = self.width // 2, self.image_size // 2
         yield Convolution(3, half, 3, side)
         yield Convolution(half, half, 3, side)
         yield Convolution(half, self.width, 3, side)
-        into, side = self.width, side // 2
+        channels, side = self.width, side // 2
         for group, count in enumerate(self.blocks):
             planes = self.width << group
             for block in range(count):
-                yield Convolution(into, planes, 1, side)
+                yield Convolution(channels, planes, 1, side)
                 yield Convolution(planes, planes, 3, side)
                 side //= 2 if group and not block else 1
                 yield Convolution(planes, 4 * planes, 1, side)
                 if not block:
-                    yield Convolution(into, 4 * planes, 1, side)
-                into = 4 * planes
+                    yield Convolution(channels, 4 * planes, 1, side)
+                channels = 4 * planes
 
-    def parameters(self, embed: int) -> int:
-        """How many weights there are, with the projection to `embed`."""
-        body = sum(c.into * c.out * c.kernel**2 + 2 * c.out for c in self.convolutions())
+    def parameters(self, embed_dim: int) -> int:
+        """Return the number of weights, with the projection to `embed_dim`."""
+        body = sum(
+            c.channels_in * c.channels_out * c.kernel**2 + 2 * c.channels_out
+            for c in self.convolutions()
+        )
         pool = (self.side**2 + 1) * self.features + 3 * self.features * (self.features + 1)
-        return body + pool + (self.features + 1) * embed
+        return body + pool + (self.features + 1) * embed_dim
 
-    def flops(self, embed: int, kept: int | None = None) -> int:
-        """Of a forward pass on one image; `kept` is of other towers."""
-        body = sum(2 * c.into * c.out * c.kernel**2 * c.side**2 for c in self.convolutions())
+    def flops(self, embed_dim: int, kept: int | None = None) -> int:
+        """Return the FLOPs of a forward pass per image."""
+        body = sum(
+            2 * c.channels_in * c.channels_out * c.kernel**2 * c.side**2
+            for c in self.convolutions()
+        )
         tokens, width = self.side**2 + 1, self.features
-        pool = 2 * width * width * (2 * tokens + 1) + 4 * tokens * width + 2 * width * embed
+        pool = 2 * width * width * (2 * tokens + 1) + 4 * tokens * width + 2 * width * embed_dim
         return body + pool
 
-    def unread_flops(self, kept: int | None = None) -> int:
-        """None: all that is counted is computed."""
+    def skipped_flops(self, kept: int | None = None) -> int:
+        """Return 0: all FLOPs are computed."""
         return 0
+
+    def block_matrices(self) -> Iterator[Matrix]:
+        """Yield nothing: there are no transformer blocks."""
+        yield from ()
+
+    def activation_bytes(
+        self, itemsize: int, kept: int | None = None, *, checkpointing: bool = False
+    ) -> float:
+        """Return the bytes per image that it keeps: the pixels, and the output of each convolution
+        before and after its norm and activation."""
+        numbers = sum(2.0 * c.channels_out * c.side**2 for c in self.convolutions())
+        return itemsize * (3 * self.image_size**2 + numbers)
+
+    def working_bytes(
+        self, itemsize: int, kept: int | None = None, *, checkpointing: bool = False
+    ) -> float:
+        """Return the bytes per image of gradients when its backward pass begins."""
+        return 2.0 * itemsize * max(c.channels_out * c.side**2 for c in self.convolutions())
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(TransformerTower):
     """A causal transformer that is read at the first end-of-text token.
 
     Raises:
-        ValueError: the width is not a multiple of the heads, or there is no room for a word.
+        ValueError: the width is not a multiple of the heads, or the context has no room for a word.
     """
 
     vocab_size: int
@@ -190,7 +426,7 @@ class TextConfig:
     hidden_size: int
     num_heads: int
     eos: int
-    """The id whose first place is read."""
+    """The id at whose first place the tower is read."""
     bos: int
     pad: int
 
@@ -199,43 +435,41 @@ class TextConfig:
         if min(self.vocab_size, self.num_layers) < 1:
             raise ValueError("text: every size must be positive")
         if self.context_length < 3:
-            raise ValueError(
-                f"a context of {self.context_length} has no room between its two marks"
-            )
+            raise ValueError(f"a context of {self.context_length} has no room between bos and eos")
         if not 0 <= max(self.eos, self.bos, self.pad) < self.vocab_size:
-            raise ValueError(f"the marks are no ids of a vocabulary of {self.vocab_size}")
+            raise ValueError(f"bos, eos or pad is no id of a vocabulary of {self.vocab_size}")
 
-    def parameters(self, embed: int) -> int:
-        """How many weights there are, with the projection to `embed`."""
+    def parameters(self, embed_dim: int) -> int:
+        """Return the number of weights, with the projection to `embed_dim`."""
         embeddings = (self.vocab_size + self.context_length) * self.hidden_size
-        return (
-            embeddings + _blocks(self.num_layers, self.hidden_size) + (2 + embed) * self.hidden_size
-        )
+        return embeddings + self.block_parameters + (2 + embed_dim) * self.hidden_size
 
-    def flops(self, embed: int, tokens: int | None = None) -> int:
-        """Of a forward pass on one caption, padded to `tokens` (left out: to the context)."""
+    def flops(self, embed_dim: int, tokens: int | None = None) -> int:
+        """Return the FLOPs of a forward pass per caption, padded to `tokens`. Default: to the
+        context."""
         length = self.context_length if tokens is None else tokens
-        return (
-            _block_flops(self.num_layers, self.hidden_size, length) + 2 * self.hidden_size * embed
-        )
+        return self.block_flops(length) + 2 * self.hidden_size * embed_dim
 
-    def unread_flops(self, tokens: int | None = None) -> int:
-        """Those of `flops` that are not computed."""
-        return _unread_flops(self.hidden_size, self.context_length if tokens is None else tokens)
+    def skipped_flops(self, tokens: int | None = None) -> int:
+        """Return those of `flops` that are not computed."""
+        return self.skipped_block_flops(self.context_length if tokens is None else tokens)
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Two towers that meet in a space of `embed` dimensions."""
+    """The shape of both towers and their joint embedding of `embed_dim` dimensions."""
 
     vision: ViTConfig | ResNetConfig
     text: TextConfig
     embed_dim: int
     activation: Activation = "quick_gelu"
-    """Between the feed-forward layers; the released models have `quick_gelu`: x σ(1.702 x)."""
+    """Activation of the feed-forward layers; that of the released models is quick_gelu:
+    x sigmoid(1.702 x)."""
     bias: bool = False
-    """A learned number is added to every logit (SigLIP)."""
+    """Whether a learned number is added to every logit (SigLIP)."""
     norm_eps: float = 1e-5
+
+    family: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
@@ -243,89 +477,33 @@ class CLIPConfig:
 
     @property
     def parameters(self) -> int:
-        """How many weights there are, the logit scale (and bias) among them."""
+        """All weights, the logit scale (and bias) among them."""
         towers = self.vision.parameters(self.embed_dim) + self.text.parameters(self.embed_dim)
         return towers + 1 + self.bias
 
     @property
-    def hidden_size(self) -> int:
-        """Mean width of the matrices that a pair passes, by FLOPs: how well a device does."""
-        sides = (self.vision.flops(self.embed_dim), self.text.flops(self.embed_dim))
-        vision = self.vision
-        # Of a ResNet between the inner and outer channels of the third group, which does most.
-        wide = 8 * vision.width if isinstance(vision, ResNetConfig) else vision.hidden_size
-        return round((sides[0] * wide + sides[1] * self.text.hidden_size) / sum(sides))
+    def matmul_width(self) -> int:
+        """Mean width of the matrices that a pair passes, by FLOPs, which decides the efficiency of
+        a device."""
+        vision, text = self.vision.flops(self.embed_dim), self.text.flops(self.embed_dim)
+        total = vision * self.vision.matmul_width + text * self.text.hidden_size
+        return round(total / (vision + text))
+
+    @property
+    def merged_parameters(self) -> int:
+        """Weights that are concatenated out of a folder's tensors when it is loaded: those of
+        queries, keys and values, unless the folder stores the weights as they are."""
+        if not self.vision.in_transformers:
+            return 0
+        return self.vision.merged_parameters + self.text.merged_parameters
+
+    def block_matrices(self) -> Iterator[Matrix]:
+        """Yield the weight matrices of the transformer blocks."""
+        yield from self.vision.block_matrices()
+        yield from self.text.block_matrices()
 
     def flops_per_pair(self, *, kept: int | None = None, tokens: int | None = None) -> int:
-        """Of a forward and backward pass on an image, of which `kept` patches are looked at, and a
-        caption of `tokens`."""
-        return 3 * (
-            self.vision.flops(self.embed_dim, kept) + self.text.flops(self.embed_dim, tokens)
-        )
-
-
-class Shape(NamedTuple):
-    """A named size: both towers and the space they meet in."""
-
-    vision: ViTConfig | ResNetConfig
-    text_layers: int
-    text_width: int
-    embed_dim: int
-    context_length: int = 77
-    vocab_size: int = 49408
-
-
-def _resnet(size: int, blocks: tuple[int, int, int, int], width: int) -> ResNetConfig:
-    return ResNetConfig(size, blocks, width, width * 32 // HEAD)
-
-
-PRESETS: dict[str, Shape] = {
-    "nano": Shape(ViTConfig(32, 8, 2, 64, 2), 2, 64, 32, 24, 2048),
-    "tiny": Shape(ViTConfig(64, 8, 4, 128, 4), 2, 128, 128, 32, 4096),
-    "small": Shape(ViTConfig(64, 8, 6, 256, 4), 4, 256, 256, 32, 8192),
-    "RN-nano": Shape(_resnet(32, (1, 1, 1, 1), 8), 2, 64, 32, 24, 2048),
-    "RN-tiny": Shape(_resnet(64, (1, 1, 1, 1), 16), 2, 128, 128, 32, 4096),
-    "ViT-B/32": Shape(ViTConfig(224, 32, 12, 768, 12), 12, 512, 512),
-    "ViT-B/16": Shape(ViTConfig(224, 16, 12, 768, 12), 12, 512, 512),
-    "ViT-L/14": Shape(ViTConfig(224, 14, 24, 1024, 16), 12, 768, 768),
-    "ViT-L/14@336": Shape(ViTConfig(336, 14, 24, 1024, 16), 12, 768, 768),
-    "RN50": Shape(_resnet(224, (3, 4, 6, 3), 64), 12, 512, 1024),
-    "RN101": Shape(_resnet(224, (3, 4, 23, 3), 64), 12, 512, 512),
-    "RN50x4": Shape(_resnet(288, (4, 6, 10, 6), 80), 12, 640, 640),
-    "RN50x16": Shape(_resnet(384, (6, 8, 18, 8), 96), 12, 768, 768),
-    "RN50x64": Shape(_resnet(448, (3, 15, 36, 10), 128), 12, 1024, 1024),
-}
-
-
-def preset(
-    name: str,
-    *,
-    vocab_size: int | None = None,
-    context_length: int | None = None,
-    image_size: int | None = None,
-    marks: tuple[int, int, int] | None = None,
-) -> CLIPConfig:
-    """The config of a named size, with the vocabulary, context and image size of one's own.
-
-    Args:
-        name: of `PRESETS`.
-        vocab_size: of the tokenizer.
-        context: tokens of a caption, its two marks included.
-        image_size: pixels of a side.
-        marks: the ids of pad, bos and eos; the last three of the vocabulary if left out.
-
-    Raises:
-        KeyError: there is no such size.
-        ValueError: the image size does not go with the patch.
-    """
-    shape = PRESETS[name]
-    size = vocab_size or shape.vocab_size
-    # The released models pad with eos, their last id, and begin with the id before it.
-    pad, bos, eos = marks or (size - 1, size - 2, size - 1)
-    width = shape.text_width
-    heads, length = max(2, width // HEAD), context_length or shape.context_length
-    text = TextConfig(size, length, shape.text_layers, width, heads, eos=eos, bos=bos, pad=pad)
-    vision = shape.vision
-    if image_size:
-        vision = replace(vision, image_size=image_size)
-    return CLIPConfig(vision, text, shape.embed_dim)
+        """Return the FLOPs of a forward and backward pass per image with `kept` patches and caption of
+        `tokens`."""
+        vision = self.vision.flops(self.embed_dim, kept)
+        return 3 * (vision + self.text.flops(self.embed_dim, tokens))

@@ -1,13 +1,14 @@
-"""CLIP folders: what `transformers.CLIPModel` and `CLIPProcessor` load, and back.
+"""Conversion of CLIPs from and to the `CLIPModel` and `CLIPProcessor` of `transformers`.
 
     config.json  model.safetensors  preprocessor_config.json  README.md  + the tokenizer's files
 
-The tokenizer's files are those of training, but that they put <s> and </s> around a text and pad
-on the right, as CLIP reads it. A learned bias of the logits (SigLIP's), for which `CLIPModel` has
-no place, is kept as `logit_bias` in config.json: embeddings are the same without it.
+The tokenizer's files are those of training, except that they add bos and eos and pad on the right,
+as CLIP needs. A learned bias of the logits (SigLIP's), for which `CLIPModel` has no weight, is kept
+as `logit_bias` in config.json: embeddings are the same without it.
 
-`transformers` has no class for ResNet towers. Their folder is of another type, `headwater_clip`
-(config.json, weights by our names, the same other files); `load_clip` reads both.
+`transformers` has no class for ResNet towers. Their folder is of a type of its own,
+`headwater_clip` (config.json, weights by the names of the model here, the same other files);
+`load_clip` reads both.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.models.clip.configuration_clip import (
@@ -32,8 +31,15 @@ from stages.models.clip.configuration_clip import (
     ViTConfig,
 )
 from stages.models.clip.modeling_clip import CLIP
-from stages.models.hf_export import copy_tokenizer
-from stages.models.hf_io import read_config, read_weights
+from stages.models.hf_io import copy_tokenizer, read_config, read_weights, write_json, write_weights
+from stages.models.weight_table import (
+    SAME,
+    Concatenated,
+    Reshaped,
+    WeightEntry,
+    export_weights,
+    import_weights,
+)
 
 NATIVE = "headwater_clip"
 _CARD = """---
@@ -45,7 +51,7 @@ tags:
 ---
 
 """
-_TOWERS = {
+_STORED = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.position_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.patch.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -63,15 +69,40 @@ _TOWERS = {
 }
 _BLOCK = {
     "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
+    "attn.qkv": "self_attn",
     "attn.out": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
     "mlp.fc": "mlp.fc1",
     "mlp.proj": "mlp.fc2",
 }
-_QKV = ("q_proj", "k_proj", "v_proj")
-_BUFFERS = ("embeddings.position_ids",)
 _LEGACY_EOS = 2
-"""In the oldest folders: the end of text is whatever id is the largest, not this one."""
+"""`eos_token_id` of the oldest folders, whose end of text is the largest id instead."""
+
+
+class CLIPConversion:
+    """The conversion of a CLIP from and to a `CLIPModel`, or a folder of our own type."""
+
+    body = ""
+    ignored: tuple[str, ...] = ("embeddings.position_ids",)
+
+    def config_json(self, config: CLIPConfig) -> dict[str, Any]:
+        """Return the `config.json` of a `CLIPModel`, or that of our own type for a ResNet."""
+        if config.vision.in_transformers:
+            return _config(config)
+        return {"model_type": NATIVE, **asdict(config)}
+
+    def read_config(self, raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> CLIPConfig:
+        """Return the config that a `config.json` describes.
+
+        Raises:
+            InputError: it describes a model that cannot be computed here.
+            KeyError, TypeError, ValueError: it lacks a size, or its sizes do not fit each other.
+        """
+        return _read_native(raw) if raw["model_type"] == NATIVE else _read_clip(raw, where)
+
+    def weight_table(self, config: CLIPConfig) -> list[WeightEntry]:
+        """Return the correspondence of weights with those of a `CLIPModel`."""
+        return weight_table(config)
 
 
 def save_clip(
@@ -79,32 +110,34 @@ def save_clip(
 ) -> None:
     """Write a folder that gives the same embeddings.
 
-    With a ViT it is one of `transformers.CLIPModel`; with a ResNet one that only `load_clip`
+    With a ViT it is a folder of `transformers.CLIPModel`; with a ResNet one that only `load_clip`
     reads.
 
     Args:
         model: the weights, whole (not sharded), of any floating type; written as float32.
-        folder: made if it is not there.
+        folder: created if missing.
         tokenizer_folder: where the tokenizer's files are copied from.
         card: the text of the model card.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: _plain(value) for name, value in model.state_dict().items()}
-    if isinstance(model.config.vision, ViTConfig):
-        config, weights = _config(model), _export(state, model.config.vision.patch_size)
+    config, state = CLIPConversion().config_json(model.config), model.state_dict()
+    if model.config.vision.in_transformers:
+        weights = export_weights(state, weight_table(model.config))
+        if model.logit_bias is not None:
+            config["logit_bias"] = float(model.logit_bias.detach())
     else:
-        config, weights = {"model_type": NATIVE, **asdict(model.config)}, state
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write(folder / "config.json", config)
-    _write(folder / "preprocessor_config.json", _preprocessor(model.config.vision.image_size))
+        weights = state
+    write_weights(folder, weights)
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", _preprocessor(model.config.vision.image_size))
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
-        _mark_texts(folder, model.config.text)
+        _add_special_tokens(folder, model.config.text)
     (folder / "README.md").write_text(_CARD + (card.strip() or "# CLIP") + "\n")
 
 
 def load_clip(folder: Path) -> CLIP:
-    """Read a CLIP folder, of `transformers` or our own type, in evaluation mode.
+    """Return the CLIP of a folder, of `transformers` or our own type, in evaluation mode.
 
     Raises:
         InputError: the folder holds no CLIP, or weights are missing or of another shape.
@@ -119,34 +152,32 @@ def load_clip(folder: Path) -> CLIP:
         )
     weights = read_weights(folder)
     try:
-        config = _read_native(raw) if kind == NATIVE else _read_clip(raw, folder)
+        config = CLIPConversion().read_config(raw, str(folder))
         model = CLIP(config)
         if kind == "clip":
-            weights = _import(weights, model, raw)
+            weights = import_weights(weights, weight_table(config), CLIPConversion.ignored)
+            if config.bias:
+                weights["logit_bias"] = torch.tensor([float(raw["logit_bias"])])
         model.load_state_dict(dict(weights))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"weights and config disagree: {error}", where=str(folder)) from error
     return model.eval()
 
 
-def _config(model: CLIP) -> dict[str, Any]:
-    """The config of a `CLIPModel`."""
-    shape, text = model.config, model.config.text
-    vision = shape.vision
+def _config(shape: CLIPConfig) -> dict[str, Any]:
+    vision, text = shape.vision, shape.text
     assert isinstance(vision, ViTConfig)
     common = {
         "hidden_act": shape.activation,
         "layer_norm_eps": shape.norm_eps,
         "projection_dim": shape.embed_dim,
     }
-    bias = {} if model.logit_bias is None else {"logit_bias": float(model.logit_bias.detach())}
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
         "projection_dim": shape.embed_dim,
         "logit_scale_init_value": 2.6592,
         "dtype": "float32",
-        **bias,
         "vision_config": {
             **common,
             "model_type": "clip_vision_model",
@@ -192,21 +223,21 @@ _TEXT = {
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 8,
 }  # fmt: skip
-"""What `CLIPVisionConfig` and `CLIPTextConfig` take for what a folder leaves out."""
+"""Defaults of `CLIPVisionConfig` and `CLIPTextConfig`."""
 
 
-def _read_clip(raw: Mapping[str, Any], folder: Path) -> CLIPConfig:
+def _read_clip(raw: Mapping[str, Any], where: str) -> CLIPConfig:
     vision, text = ({**base, **(raw.get(key) or {})} for base, key in _SECTIONS)
     for section in (vision, text):
         if section["intermediate_size"] != 4 * section["hidden_size"]:
             raise ValueError("the feed-forward layer is not four times as wide as the tower")
         if section["hidden_act"] not in ("quick_gelu", "gelu"):
-            raise InputError(f"unknown activation {section['hidden_act']!r}", where=str(folder))
+            raise InputError(f"unknown activation {section['hidden_act']!r}", where=where)
     for key in ("hidden_act", "layer_norm_eps"):
         if text[key] != vision[key]:
             raise InputError(
                 f"the towers differ in {key}: {text[key]!r} and {vision[key]!r}",
-                where=str(folder),
+                where=where,
                 remedy="only models whose towers have it in common can be read",
             )
     legacy, last = text["eos_token_id"] == _LEGACY_EOS, text["vocab_size"] - 1
@@ -241,73 +272,61 @@ def _read_native(raw: Mapping[str, Any]) -> CLIPConfig:
     )
 
 
-def _export(state: Mapping[str, Tensor], patch: int) -> dict[str, Tensor]:
-    """Our weights as `CLIPModel` stores them."""
-    found = {}
-    for name, value in state.items():
-        if name in _TOWERS:
-            shape = {"visual.patch.weight": (-1, 3, patch, patch), "logit_scale": ()}.get(name)
-            found[_TOWERS[name]] = value if shape is None else value.view(shape)
-        elif ".blocks." in name:
-            found.update(_export_block(name, value))
-    return found
+def weight_table(config: CLIPConfig) -> list[WeightEntry]:
+    """Return the correspondence of weights with those of `CLIPModel`."""
+    vision = config.vision
+    assert isinstance(vision, ViTConfig)
+    side, width = vision.patch_size, vision.hidden_size
+    reshaped = {
+        "visual.patch.weight": Reshaped((width, 3 * side**2), (width, 3, side, side)),
+        "logit_scale": Reshaped((1,), ()),
+    }
+    return [
+        *(WeightEntry(ours, (name,), reshaped.get(ours, SAME)) for ours, name in _STORED.items()),
+        *_block_entries("visual", "vision_model", vision),
+        *_block_entries("text", "text_model", config.text),
+    ]
 
 
-def _export_block(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    tower, _, rest = name.partition(".blocks.layers.")
-    number, _, rest = rest.partition(".")
-    part, _, kind = rest.rpartition(".")
-    prefix = f"{'vision' if tower == 'visual' else 'text'}_model.encoder.layers.{number}"
-    if part == "attn.qkv":
-        for each, piece in zip(_QKV, value.chunk(3), strict=True):
-            yield f"{prefix}.self_attn.{each}.{kind}", piece.contiguous()
-    else:
-        yield f"{prefix}.{_BLOCK[part]}.{kind}", value
+def _block_entries(ours: str, theirs: str, tower: ViTConfig | TextConfig) -> Iterator[WeightEntry]:
+    thirds = Concatenated((tower.hidden_size,) * 3)
+    for layer in range(tower.num_layers):
+        for module, stored in _BLOCK.items():
+            for kind in ("weight", "bias"):
+                name = f"{ours}.blocks.layers.{layer}.{module}.{kind}"
+                to = f"{theirs}.encoder.layers.{layer}.{stored}"
+                if module == "attn.qkv":
+                    parts = tuple(f"{to}.{letter}_proj.{kind}" for letter in "qkv")
+                    yield WeightEntry(name, parts, thirds)
+                else:
+                    yield WeightEntry(name, (f"{to}.{kind}",))
 
 
-def _import(theirs: Mapping[str, Tensor], model: CLIP, raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`CLIPModel`'s weights as we store them.
-
-    Raises:
-        KeyError: one is missing.
-        ValueError: one is left over.
-    """
-    left = {name: value for name, value in theirs.items() if not name.endswith(_BUFFERS)}
-    found = {}
-    for name, own in model.state_dict().items():
-        if name == "logit_bias":
-            found[name] = torch.tensor([float(raw["logit_bias"])])
-            continue
-        names = [_TOWERS[name]] if name in _TOWERS else [n for n, _ in _export_block(name, own)]
-        parts = [left.pop(n) for n in names]
-        found[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(own.shape)
-    if left:
-        raise ValueError(f"nothing takes {sorted(left)[:3]}")
-    return found
-
-
-def _mark_texts(folder: Path, text: TextConfig) -> None:
-    """Have `AutoTokenizer` put the marks around a text, cut it to the context, pad it right."""
+def _add_special_tokens(folder: Path, text: TextConfig) -> None:
+    """Rewrite the tokenizer's files so that `AutoTokenizer` adds bos and eos, truncates to the
+    context and pads on the right."""
     fast, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     ours = (folder / "tokenizer.model").exists()  # others do so already
     if not (ours and fast.exists() and settings.exists()):
         return
-    told = json.loads(settings.read_text())
-    marks = {told["bos_token"]: text.bos, told["eos_token"]: text.eos}
-    first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in marks)
+    fields = json.loads(settings.read_text())
+    special = {fields["bos_token"]: text.bos, fields["eos_token"]: text.eos}
+    first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in special)
     body = {"Sequence": {"id": "A", "type_id": 0}}
     rule = {
         "type": "TemplateProcessing",
         "single": [first, body, last],
         "pair": [first, body, {"Sequence": {"id": "B", "type_id": 0}}, last],
-        "special_tokens": {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in marks.items()},
+        "special_tokens": {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in special.items()},
     }
     fast.write_text(json.dumps({**json.loads(fast.read_text()), "post_processor": rule}))
-    _write(settings, {**told, "padding_side": "right", "model_max_length": text.context_length})
+    write_json(
+        settings, {**fields, "padding_side": "right", "model_max_length": text.context_length}
+    )
 
 
 def _preprocessor(size: int) -> dict[str, Any]:
-    """The middle square of the image, its shorter side resized, normalised."""
+    """Return the config of the image processor: shorter side resized, center crop, normalized."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -324,10 +343,22 @@ def _preprocessor(size: int) -> dict[str, Any]:
     }
 
 
-def _plain(value: Tensor) -> Tensor:
-    kept = value.dtype if not value.is_floating_point() else torch.float32
-    return value.detach().to("cpu", kept).contiguous()
+def smoke_test(folder: Path) -> str:
+    """Load a folder, by `transformers` if it can, embed an image and a caption, and return a line
+    about it."""
+    raw = read_config(folder)
+    native = raw["model_type"] == NATIVE
+    size = raw["vision" if native else "vision_config"]["image_size"]
+    pixels, tokens = torch.zeros(1, 3, size, size), torch.zeros(1, 3, dtype=torch.long)
+    if native:
+        image, text, *_ = load_clip(folder)(pixels, tokens)
+        name = "CLIP"
+    else:
+        from transformers import CLIPModel
 
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        output = CLIPModel.from_pretrained(folder).eval()(input_ids=tokens, pixel_values=pixels)
+        image, text, name = output.image_embeds, output.text_embeds, "CLIPModel"
+    cosine = (image * text).sum()
+    if not torch.isfinite(cosine).all():
+        raise ValueError("the output is not finite")
+    return f"{name} compares: cosine {cosine.item():.3f}"

@@ -4,12 +4,12 @@
                                                           ├─ logit = scale · cosine (+ bias)
     tokens ─ TextTransformer ─────── embedding ─ / norm ─┘
 
-The scale is learned as its logarithm. Where the published code sets it back to ln 100 whenever an
-update has carried it over, this module takes the lesser of the two on the way forward and hands the
-gradient through as if there were no limit: what is computed is what it would be at the limit,
-and whoever owns the weight may set it back later (`limit_scale`) without any difference.
+The scale is learned as its logarithm. The published code resets it to ln 100 after an update that
+exceeds it; this module takes the minimum of the two in the forward pass and passes the gradient
+through as if there were no limit: the output is that at the limit, and the owner of the weight may
+reset it later (`limit_scale`) without any difference.
 
-Shape suffixes: see `stages.models.clip.towers`.
+Shape suffixes: see `stages.models.clip.transformer_blocks`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from torch.nn import functional as F
 
 from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.models.clip.resnet import ModifiedResNet
-from stages.models.clip.towers import TextTransformer, VisionTransformer
+from stages.models.clip.text_transformer import TextTransformer
+from stages.models.clip.vit import VisionTransformer
 
 __all__ = ["CLIP", "LOG_SCALE_LIMIT", "CLIPConfig", "ResNetConfig", "TextConfig", "ViTConfig"]
 
 LOG_SCALE_LIMIT = math.log(100)
 LOG_SCALE_START = math.log(1 / 0.07)
 SIGMOID_START = (math.log(10), -10.0)
-"""Scale (its logarithm) and bias of Zhai et al. 2023, section 3.2."""
+"""Initial logarithm of the scale, and bias (Zhai et al. 2023, section 3.2)."""
 
 
 class CLIP(nn.Module):
-    """Both towers and the scale of their cosine."""
+    """Both towers and the scale of their cosine similarity."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Draw the weights anew from torch's global generator."""
+        """Draw the weights from torch's global generator."""
         self.visual.reset()
         self.text.reset()
         if self.logit_bias is None:
@@ -63,7 +64,7 @@ class CLIP(nn.Module):
     def forward(
         self, pixels_B3HW: Tensor, tokens_BT: Tensor, places_BK: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both normalised embeddings_BE, the logits' scale and their bias (0 if there is none),
+        """Return both normalized embeddings_BE, the scale of the logits and their bias (0 by default),
         all in float32. `places_BK`: see `encode_image`."""
         scale = self.scale()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.float().sum()
@@ -71,16 +72,16 @@ class CLIP(nn.Module):
         return image_BE, self.encode_text(tokens_BT), scale, bias
 
     def encode_image(self, pixels_B3HW: Tensor, places_BK: Tensor | None = None) -> Tensor:
-        """Embeddings_BE of images, of norm 1; of the patches at `places_BK` alone (ViT)."""
-        seen = () if places_BK is None else (places_BK,)
-        return F.normalize(self.visual(pixels_B3HW, *seen).float(), dim=1)
+        """Return the embeddings_BE of images, of norm 1; of the patches at `places_BK` alone (ViT)."""
+        patches = () if places_BK is None else (places_BK,)
+        return F.normalize(self.visual(pixels_B3HW, *patches).float(), dim=1)
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
-        """Embeddings_BE of captions, of norm 1. What comes after the first eos does not count."""
+        """Return the embeddings_BE of captions, of norm 1, from the tokens up to the first eos."""
         return F.normalize(self.text(tokens_BT).float(), dim=1)
 
     def scale(self) -> Tensor:
-        """What cosines are multiplied by: at most e to `log_scale_limit`, which is 100."""
+        """Return the factor of the cosines: at most e to `log_scale_limit`, which is 100."""
         log = self.logit_scale.float().sum()
         over = (log - self.log_scale_limit).clamp(min=0).detach()
         return (log - over).exp()
@@ -91,7 +92,7 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(max=self.log_scale_limit)
 
     def set_activation_checkpointing(self, on: bool = True) -> None:
-        """Whether transformer blocks are computed again in the backward pass, to save memory."""
+        """Recompute transformer blocks in the backward pass, to save memory, or not."""
         for tower in (self.visual, self.text):
-            if not isinstance(tower, ModifiedResNet):
+            if isinstance(tower, VisionTransformer | TextTransformer):
                 tower.blocks.activation_checkpointing = on

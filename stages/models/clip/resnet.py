@@ -2,11 +2,11 @@
 
 Against He et al. 2016: a stem of three 3x3 convolutions and an average pool (ResNet-D); every
 stride is an average pool before the next 1x1 convolution, which anti-aliases it; at the end
-attention over the grid, asked by its mean, instead of a mean.
+attention over the grid with the query of its mean, instead of a mean.
 
-Batch norms use the statistics of the forward pass that they are in: of one micro-batch on one
-rank, as published. So, other than the transformer's, the function in training depends on how the
-global batch falls on ranks and micro-batches.
+Batch norms use the statistics of their own forward pass: of one micro-batch on one rank, as
+published. Unlike that of the transformers, the function in training therefore depends on how the
+global batch is divided into ranks and micro-batches.
 
 Shape suffixes: B batch, F features, H, W height and width, S grid places and their mean, E
 dimensions of the common space.
@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from stages.models.clip.configuration_clip import ResNetConfig
 
 EXPANSION = 4
-"""Channels that a bottleneck gives out for each that it works with."""
+"""Output channels of a bottleneck per inner channel."""
 
 
 class Norm(nn.BatchNorm2d):
-    """A batch norm whose statistics stay in float32 where the model is brought to half precision:
-    a tenth of a small difference would be rounded away, and they would stand still."""
+    """A batch norm whose statistics stay in float32 when the model is cast to half precision: a tenth
+    of a small difference would be rounded away, and they would not change."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
         before = dict(self._buffers)
@@ -42,7 +42,7 @@ class Norm(nn.BatchNorm2d):
         return self
 
     def forward(self, x_BFHW: Tensor) -> Tensor:
-        """Normalise by the statistics of the batch (in training) or by those kept."""
+        """Normalize by the statistics of the batch (in training) or by the running statistics."""
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
         assert mean is not None and var is not None and count is not None
         if self.training:
@@ -53,7 +53,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, (average pool), 1x1, added to a like shortcut."""
+    """1x1, 3x3, (average pool), 1x1, added to a shortcut of the same shape."""
 
     def __init__(self, into: int, planes: int, stride: int, *, shortcut: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(into, out) if shortcut else None
 
     def forward(self, x_BFHW: Tensor) -> Tensor:
-        """One block."""
+        """Return the output of the block."""
         y = F.relu(self.bn1(self.conv1(x_BFHW)))
         y = self._pool(F.relu(self.bn2(self.conv2(y))))
         y = self.bn3(self.conv3(y))
@@ -84,7 +84,7 @@ def _shortcut(into: int, out: int) -> nn.Sequential:
 
 
 class AttentionPool(nn.Module):
-    """Attention over a grid and its mean, with the mean's query alone."""
+    """Attention over a grid and its mean, with the query of the mean only."""
 
     def __init__(self, shape: ResNetConfig, embed: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class AttentionPool(nn.Module):
         self.proj = nn.Linear(width, embed)
 
     def forward(self, x_BFHW: Tensor) -> Tensor:
-        """Embeddings_BE."""
+        """Return the embeddings_BE."""
         x_BSF = x_BFHW.flatten(2).transpose(1, 2)
         x_BSF = torch.cat([x_BSF.mean(1, keepdim=True), x_BSF], 1) + self.position_embedding
         q, k, v = (
@@ -112,7 +112,7 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """Images -> embeddings."""
+    """The ResNet tower: images to embeddings."""
 
     def __init__(self, shape: ResNetConfig, embed: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class ModifiedResNet(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Draw the weights anew: PyTorch's start for convolutions, every block a shortcut."""
+        """Draw the weights: PyTorch's initialization for convolutions, every block a shortcut."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | Norm):
                 module.reset_parameters()
@@ -149,7 +149,7 @@ class ModifiedResNet(nn.Module):
                 parameter.normal_(std=std)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Embeddings_BE, not normalised.
+        """Return the embeddings_BE, not normalized.
 
         Raises:
             ValueError: the images have another size.
@@ -159,7 +159,7 @@ class ModifiedResNet(nn.Module):
             given = "x".join(map(str, pixels_B3HW.shape[1:]))
             raise ValueError(f"images are 3x{size}x{size} here, not {given}")
         x = pixels_B3HW.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
-        x = F.relu(self.bn1(self.conv1(x)))  # a third faster with the channels last
+        x = F.relu(self.bn1(self.conv1(x)))  # channels last is a third faster
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
         for group in self.groups:

@@ -5,8 +5,8 @@
                                   × layers
 
 Learned positions, GELU (tanh), biases everywhere, head tied to the embedding; residual
-projections start at 0.02/sqrt(2 layers) (Radford et al. 2019, section 2.3). Parameters carry the
-names of the Hugging Face GPT-2, so an export is a transpose and nothing else.
+projections start at 0.02/sqrt(2 layers) (Radford et al. 2019, section 2.3). Parameters have the
+names of the GPT-2 of `transformers`, so an export only transposes.
 
 Shape suffixes as in `stages.models.language_model`.
 """
@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.language_model import INIT_STD, AttentionContext, LanguageModel
-from stages.models.language_model_config import GPTConfig, attention_scale, width_multiple
+from stages.models.language_model_config import attention_scale, width_multiple
 
 __all__ = ["GPT", "GPTConfig"]
 
 
-class Attention(nn.Module):
-    """Causal self-attention over all heads at once."""
+class GPTAttention(nn.Module):
+    """Causal self-attention over all heads."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
-        """Mix tokens. Without a mask it is plainly causal (or, with a cache, sees all of it)."""
+        """Attend; without a mask causally, or with a cache to all of it."""
         B, T, C = x_BTC.shape
         q, k, v = (
             part.view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         return cast(Tensor, self.resid_dropout(self.c_proj(y_BTC)))
 
 
-class FeedForward(nn.Module):
+class GPTMLP(nn.Module):
     """Two layers with GELU (tanh) between."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -70,31 +71,32 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """Transform each token alone."""
+        """Transform each token by itself."""
         hidden = F.gelu(self.c_fc(x_BTC), approximate="tanh")
         return cast(Tensor, self.dropout(self.c_proj(hidden)))
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each on a normalised copy, added to the stream."""
+class GPTBlock(nn.Module):
+    """Attention and feed-forward, each on a normalized copy, added to the stream."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.attn = Attention(config, layer)
+        self.attn = GPTAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = GPTMLP(config)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> tuple[Tensor, None]:
-        """One layer."""
+        """Return the stream after this layer."""
         x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), context)
         return x_BTC + self.mlp(self.ln_2(x_BTC)), None
 
 
 class GPT(LanguageModel):
-    """The language model."""
+    """The GPT language model."""
 
     config: GPTConfig
+    last_norm = "ln_f"
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -102,13 +104,13 @@ class GPT(LanguageModel):
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.wpe = nn.Embedding(config.context_length, config.hidden_size)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.h = nn.ModuleList(GPTBlock(config, layer) for layer in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.reset()
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Draw the weights anew from torch's global generator."""
+        """Draw the weights from torch's global generator."""
         hidden = INIT_STD / math.sqrt(width_multiple(self.config))
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
@@ -127,13 +129,23 @@ class GPT(LanguageModel):
 
     @property
     def lm_head_weight(self) -> Tensor:
-        """The embedding: the head is tied to it."""
+        """The embedding, to which the head is tied."""
         return self.wte.weight
 
+    @property
+    def query_weights(self) -> tuple[str, ...]:
+        """The rows of queries, keys and values."""
+        return (".attn.c_attn.weight", ".attn.c_attn.bias")
+
+    @property
+    def last_norm_bias(self) -> Tensor:
+        """The bias of the last LayerNorm."""
+        return self.ln_f.bias
+
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Tokens and positions, added."""
+        """Return the sum of token and position embeddings."""
         return cast(Tensor, self.drop(self.wte(tokens_BT) + self.wpe(positions_BT)))
 
     def norm(self, x_BTC: Tensor) -> Tensor:
-        """The last LayerNorm."""
+        """Return the output of the last LayerNorm."""
         return cast(Tensor, self.ln_f(x_BTC))

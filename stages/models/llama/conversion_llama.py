@@ -1,11 +1,11 @@
-"""The modern decoder as `transformers` names it: Llama, Qwen3, Qwen3-MoE.
+"""Conversion of the modern decoder from and to Llama, Qwen3 and Qwen3-MoE of `transformers`.
 
     no experts, queries and keys as they are     Llama      (LlamaForCausalLM)
-    no experts, queries and keys normalised      Qwen3      (Qwen3ForCausalLM)
-    experts, queries and keys normalised         Qwen3-MoE  (Qwen3MoeForCausalLM)
+    no experts, queries and keys normalized      Qwen3      (Qwen3ForCausalLM)
+    experts, queries and keys normalized         Qwen3-MoE  (Qwen3MoeForCausalLM)
 
-Ours keeps matrices that read the same input as one, and the experts of a layer as one tensor;
-theirs are the parts. What theirs cannot say is refused with the key that says it.
+Here matrices that read the same input are one, and the experts of a layer one tensor; `transformers`
+stores the parts. A config that the model here cannot compute is refused with the key at fault.
 """
 
 from __future__ import annotations
@@ -13,125 +13,162 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pipeline.errors import InputError
-from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.weight_table import Concatenated, Stacked, WeightEntry
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
-_TOP = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "final_norm.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
 _LAYER = {
     "attention_norm.weight": "input_layernorm.weight",
     "attention.out.weight": "self_attn.o_proj.weight",
+    "feed_forward_norm.weight": "post_attention_layernorm.weight",
+}
+_QK_NORM = {
     "attention.q_norm.weight": "self_attn.q_norm.weight",
     "attention.k_norm.weight": "self_attn.k_norm.weight",
-    "feed_forward_norm.weight": "post_attention_layernorm.weight",
-    "feed_forward.down.weight": "mlp.down_proj.weight",
-    "feed_forward.router.weight": "mlp.gate.weight",
 }
-_QKV, _GATE_UP = "attention.qkv.weight", "feed_forward.gate_up.weight"
-_EXPERTS_GATE_UP, _EXPERTS_DOWN = "feed_forward.experts.gate_up", "feed_forward.experts.down"
 
 
-def model_type(config: LlamaConfig) -> str:
-    """Which of theirs computes what this one does.
+class LlamaConversion:
+    """The conversion of a modern decoder from and to a folder of Llama, Qwen3 or Qwen3-MoE."""
 
-    Raises:
-        InputError: none does: experts without normalised queries and keys.
-    """
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq", "lm_head.weight")
+    body = "model."
+
+    def config_json(self, config: LlamaConfig) -> dict[str, Any]:
+        """Return the `config.json` of `transformers` without token ids.
+
+        Raises:
+            InputError: `transformers` has no such model: experts without normalized queries and
+                keys.
+        """
+        kind = _model_type(config)
+        found: dict[str, Any] = {
+            "model_type": kind,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.context_length,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_size,
+            "hidden_act": "silu",
+            "rms_norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "attention_bias": False,
+            "attention_dropout": config.dropout,
+            "initializer_range": 0.02,
+            "tie_word_embeddings": config.tie_embeddings,
+            "dtype": "float32",
+        }
+        if kind == "llama":
+            found["mlp_bias"] = False
+        if config.experts:
+            found |= {
+                "num_experts": config.experts.num_experts,
+                "num_experts_per_tok": config.experts.top_k,
+                "norm_topk_prob": config.experts.norm_topk_prob,
+                "moe_intermediate_size": config.intermediate_size,
+                "decoder_sparse_step": config.experts.moe_every,
+                "mlp_only_layers": [],
+                "router_aux_loss_coef": config.experts.aux_loss_coef,
+            }
+        return found
+
+    def read_config(self, raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> LlamaConfig:
+        """Return the config that a `config.json` describes.
+
+        Raises:
+            InputError: it describes a model that cannot be computed here.
+            KeyError, ValueError: it lacks a size, or its sizes do not fit each other.
+        """
+        _refuse(raw, where)
+        heads, experts = raw["num_attention_heads"], None
+        if raw["model_type"] == "qwen3_moe":
+            experts = ExpertsConfig(
+                num_experts=raw.get("num_experts", raw.get("num_local_experts")),
+                moe_every=raw.get("decoder_sparse_step", 1),
+                top_k=raw["num_experts_per_tok"],
+                norm_topk_prob=raw.get("norm_topk_prob", False),
+                capacity_factor=None,
+                aux_loss_coef=raw.get("router_aux_loss_coef", 1e-3),
+            )
+        rope = raw.get("rope_parameters") or {}
+        return LlamaConfig(
+            vocab_size=raw["vocab_size"],
+            context_length=raw["max_position_embeddings"],
+            num_layers=raw["num_hidden_layers"],
+            hidden_size=raw["hidden_size"],
+            num_heads=heads,
+            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            intermediate_size=raw["moe_intermediate_size"] if experts else raw["intermediate_size"],
+            head_size=raw.get("head_dim") or raw["hidden_size"] // heads,
+            qk_norm=raw["model_type"] != "llama",
+            tie_embeddings=raw.get("tie_word_embeddings", False),
+            dropout=dropout,
+            rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10_000.0),
+            norm_eps=raw.get("rms_norm_eps", 1e-6),
+            experts=experts,
+        )
+
+    def weight_table(self, config: LlamaConfig) -> list[WeightEntry]:
+        """Return the correspondence of weights."""
+        return list(_entries(config))
+
+
+def _entries(config: LlamaConfig) -> Iterator[WeightEntry]:
+    yield WeightEntry("embedding.weight", ("model.embed_tokens.weight",))
+    names = _LAYER | (_QK_NORM if config.qk_norm else {})
+    rows = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    heads = Concatenated(tuple(number * config.head_size for number in rows))
+    for layer in range(config.num_layers):
+        ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
+        for name, stored in names.items():
+            yield WeightEntry(ours + name, (theirs + stored,))
+        qkv = tuple(f"{theirs}self_attn.{letter}_proj.weight" for letter in "qkv")
+        yield WeightEntry(f"{ours}attention.qkv.weight", qkv, heads)
+        feed_forward = _expert_entries if config.has_experts(layer) else _dense_entries
+        yield from feed_forward(config, f"{ours}feed_forward.", f"{theirs}mlp.")
+    yield WeightEntry("final_norm.weight", ("model.norm.weight",))
+    if not config.tie_embeddings:
+        yield WeightEntry("lm_head.weight", ("lm_head.weight",))
+
+
+def _dense_entries(config: LlamaConfig, ours: str, theirs: str) -> Iterator[WeightEntry]:
+    gate_up = tuple(f"{theirs}{half}_proj.weight" for half in ("gate", "up"))
+    halves = Concatenated((config.intermediate_size, config.intermediate_size))
+    yield WeightEntry(f"{ours}gate_up.weight", gate_up, halves)
+    yield WeightEntry(f"{ours}down.weight", (f"{theirs}down_proj.weight",))
+
+
+def _expert_entries(config: LlamaConfig, ours: str, theirs: str) -> Iterator[WeightEntry]:
+    """Yield a router and its experts, which some folders store as one tensor per layer."""
+    assert config.experts is not None
+    experts = [f"{theirs}experts.{number}." for number in range(config.experts.num_experts)]
+    gate_up = tuple(f"{e}{half}_proj.weight" for e in experts for half in ("gate", "up"))
+    down = tuple(f"{expert}down_proj.weight" for expert in experts)
+    inner, merged = config.intermediate_size, f"{theirs}experts."
+    yield WeightEntry(f"{ours}router.weight", (f"{theirs}gate.weight",))
+    yield WeightEntry(
+        f"{ours}experts.gate_up", gate_up, Stacked((inner, inner)), f"{merged}gate_up_proj"
+    )
+    yield WeightEntry(
+        f"{ours}experts.down", down, Stacked((config.hidden_size,)), f"{merged}down_proj"
+    )
+
+
+def _model_type(config: LlamaConfig) -> str:
     if config.experts is None:
         return "qwen3" if config.qk_norm else "llama"
     if not config.qk_norm:
         raise InputError(
-            "transformers has no model with experts whose queries and keys are not normalised",
+            "transformers has no model with experts whose queries and keys are not normalized",
             where="model.qk_norm",
             remedy="set it to true",
         )
     return "qwen3_moe"
-
-
-def config_json(config: LlamaConfig) -> dict[str, Any]:
-    """Their config, less the token ids."""
-    kind = model_type(config)
-    found: dict[str, Any] = {
-        "model_type": kind,
-        "architectures": [ARCHITECTURES[kind]],
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": False,
-        "attention_dropout": config.dropout,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": config.tie_embeddings,
-        "dtype": "float32",
-    }
-    if kind == "llama":
-        found["mlp_bias"] = False
-    if config.experts:
-        found |= {
-            "num_experts": config.experts.num_experts,
-            "num_experts_per_tok": config.experts.top_k,
-            "norm_topk_prob": config.experts.norm_topk_prob,
-            "moe_intermediate_size": config.intermediate_size,
-            "decoder_sparse_step": config.experts.moe_every,
-            "mlp_only_layers": [],
-            "router_aux_loss_coef": config.experts.aux_loss_coef,
-        }
-    return found
-
-
-def read_config(raw: Mapping[str, Any], where: str, dropout: float = 0.0) -> LlamaConfig:
-    """Ours, of one of theirs.
-
-    Raises:
-        InputError: it says something that ours does not compute.
-    """
-    _refuse(raw, where)
-    heads, experts = raw["num_attention_heads"], None
-    if raw["model_type"] == "qwen3_moe":
-        experts = ExpertsConfig(
-            num_experts=raw.get("num_experts", raw.get("num_local_experts")),
-            moe_every=raw.get("decoder_sparse_step", 1),
-            top_k=raw["num_experts_per_tok"],
-            norm_topk_prob=raw.get("norm_topk_prob", False),
-            capacity_factor=None,
-            aux_loss_coef=raw.get("router_aux_loss_coef", 1e-3),
-        )
-    rope = raw.get("rope_parameters") or {}
-    return LlamaConfig(
-        vocab_size=raw["vocab_size"],
-        context_length=raw["max_position_embeddings"],
-        num_layers=raw["num_hidden_layers"],
-        hidden_size=raw["hidden_size"],
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        intermediate_size=raw["moe_intermediate_size"] if experts else raw["intermediate_size"],
-        head_size=raw.get("head_dim") or raw["hidden_size"] // heads,
-        qk_norm=raw["model_type"] != "llama",
-        tie_embeddings=raw.get("tie_word_embeddings", False),
-        dropout=dropout,
-        rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10_000.0),
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        experts=experts,
-    )
 
 
 def _refuse(raw: Mapping[str, Any], where: str) -> None:
@@ -157,80 +194,3 @@ def _refuse(raw: Mapping[str, Any], where: str) -> None:
                 where=where,
                 remedy="see the module stages.models.llama.conversion_llama for what can",
             )
-
-
-def export(state: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """Our weights by their names."""
-    return {
-        name: value for ours, whole in state.items() for name, value in _parts(ours, whole, config)
-    }
-
-
-def _parts(name: str, value: Tensor, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    if name in _TOP:
-        yield _TOP[name], value
-        return
-    _, layer, inner = name.split(".", 2)
-    to = f"model.layers.{layer}."
-    if inner == _QKV:
-        sizes = [
-            n * config.head_size
-            for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        ]
-        for letter, part in zip("qkv", torch.split(value, sizes), strict=True):
-            yield f"{to}self_attn.{letter}_proj.weight", part
-    elif inner == _GATE_UP:
-        for half, part in zip(("gate", "up"), value.chunk(2), strict=True):
-            yield f"{to}mlp.{half}_proj.weight", part
-    elif inner == _EXPERTS_GATE_UP:
-        for expert, whole in enumerate(value):
-            for half, part in zip(("gate", "up"), whole.chunk(2), strict=True):
-                yield f"{to}mlp.experts.{expert}.{half}_proj.weight", part
-    elif inner == _EXPERTS_DOWN:
-        for expert, whole in enumerate(value):
-            yield f"{to}mlp.experts.{expert}.down_proj.weight", whole
-    else:
-        yield to + _LAYER[inner], value
-
-
-def collect(weights: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """Our weights of theirs.
-
-    Raises:
-        KeyError: some are missing.
-    """
-    found = {ours: weights[theirs] for ours, theirs in _TOP.items() if theirs in weights}
-    if config.tie_embeddings:
-        found.pop("lm_head.weight", None)
-    for layer in range(config.num_layers):
-        source = f"model.layers.{layer}."
-        mine = f"layers.{layer}."
-        for ours, theirs in _LAYER.items():
-            if source + theirs in weights:
-                found[mine + ours] = weights[source + theirs]
-        found[mine + _QKV] = torch.cat(
-            [weights[f"{source}self_attn.{letter}_proj.weight"] for letter in "qkv"]
-        )
-        if config.has_experts(layer):
-            found |= _experts(weights, f"{source}mlp.experts.", mine, config)
-        else:
-            found[mine + _GATE_UP] = _gate_up(weights, f"{source}mlp.")
-    return found
-
-
-def _experts(
-    weights: Mapping[str, Tensor], source: str, mine: str, config: LlamaConfig
-) -> dict[str, Tensor]:
-    """The experts of a layer, which some files hold apart and others together."""
-    if f"{source}gate_up_proj" in weights:
-        gate_up, down = weights[f"{source}gate_up_proj"], weights[f"{source}down_proj"]
-    else:
-        assert config.experts is not None
-        each = range(config.experts.num_experts)
-        gate_up = torch.stack([_gate_up(weights, f"{source}{e}.") for e in each])
-        down = torch.stack([weights[f"{source}{e}.down_proj.weight"] for e in each])
-    return {mine + _EXPERTS_GATE_UP: gate_up, mine + _EXPERTS_DOWN: down}
-
-
-def _gate_up(weights: Mapping[str, Tensor], source: str) -> Tensor:
-    return torch.cat([weights[f"{source}{half}_proj.weight"] for half in ("gate", "up")])

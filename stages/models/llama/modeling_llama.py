@@ -1,12 +1,12 @@
-"""The modern decoder: RMSNorm, rotary positions, SwiGLU, shared keys; with experts, a Switch.
+"""The modern decoder: RMSNorm, rotary positions, SwiGLU, grouped queries; with experts, a Switch.
 
     tokens ─ embed ─┬─ norm ─ attention ─(+)─┬─ norm ─ feed-forward or experts ─(+)─ … ─ norm ─ head
                     └────────────────────┘   └────────────────────────────────┘
                                   × layers
 
-No biases. Exported as Llama, as Qwen3 where queries and keys are normalised, and as Qwen3-MoE
-where there are experts: the same function as theirs. Projections that read the same input are one
-matrix here (queries, keys and values; gate and up), which makes fewer and larger products.
+No biases. Exported as Llama, as Qwen3 with normalized queries and keys, and as Qwen3-MoE with
+experts, which compute the same function. Projections that read the same input are one matrix here
+(queries, keys and values; gate and up), which makes fewer and larger products.
 
 Shape suffixes as in `stages.models.language_model`.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -23,14 +24,15 @@ from torch.nn import functional as F
 
 from stages.models.fused_ops import swiglu
 from stages.models.language_model import INIT_STD, AttentionContext, LanguageModel, Routing
-from stages.models.language_model_config import LlamaConfig, attention_scale, width_multiple
-from stages.models.moe import Experts, Switch
+from stages.models.language_model_config import attention_scale, width_multiple
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.moe import Experts, MoELayer
 
 __all__ = ["Llama", "LlamaConfig"]
 
 
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions, heads of queries sharing those of keys."""
+class LlamaAttention(nn.Module):
+    """Causal self-attention with rotary positions and grouped queries."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class Attention(nn.Module):
         self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
-        """Mix tokens. Without a mask it is plainly causal (or, with a cache, sees all of it)."""
+        """Attend; without a mask causally, or with a cache to all of it."""
         B, T, _ = x_BTC.shape
         heads_BTHD = self.qkv(x_BTC).view(B, T, sum(self.heads), self.head_size)
         q, k, v = (part.transpose(1, 2) for part in heads_BTHD.split(self.heads, dim=2))
@@ -70,14 +72,15 @@ class Attention(nn.Module):
 
 
 def apply_rotary(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Each head turned by its position's angles: halves of the head are the pairs' two sides."""
+    """Return the heads rotated by the angles of their positions; the two halves of a head hold the
+    two sides of the pairs."""
     assert rotary is not None
     cos, sin = rotary
     low, high = x_BHTD.chunk(2, dim=-1)
     return x_BHTD * cos + torch.cat([-high, low], -1) * sin
 
 
-class FeedForward(nn.Module):
+class LlamaMLP(nn.Module):
     """SwiGLU (Shazeer 2020): silu(gate) times up, then down."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -86,41 +89,44 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTC: Tensor, padding_mask_BT: Tensor | None = None) -> tuple[Tensor, None]:
-        """Transform each token alone, padding too."""
+        """Transform each token by itself, padding too."""
         return self.down(swiglu(self.gate_up(x_BTC))), None
 
 
-class Block(nn.Module):
-    """Attention and feed-forward (or experts), each on a normalised copy, added to the stream."""
+class LlamaBlock(nn.Module):
+    """Attention and feed-forward (or experts), each on a normalized copy, added to the stream."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = LlamaAttention(config, layer)
         self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.feed_forward: nn.Module = FeedForward(config)
+        self.feed_forward: nn.Module = LlamaMLP(config)
         if config.experts and config.has_experts(layer):
-            self.feed_forward = Switch(config.hidden_size, config.intermediate_size, config.experts)
+            self.feed_forward = MoELayer(
+                config.hidden_size, config.intermediate_size, config.experts
+            )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
-        """One layer, and how its tokens were sent to experts if it has any."""
+        """Return the stream after this layer, and the routing if it has experts."""
         x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context)
         y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), context.padding_mask_BT)
         return x_BTC + self.dropout(y_BTC), routing
 
 
 class Llama(LanguageModel):
-    """The language model."""
+    """The modern decoder as a language model."""
 
     config: LlamaConfig
+    last_norm = "final_norm"
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(LlamaBlock(config, layer) for layer in range(config.num_layers))
         self.final_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = (
             None
@@ -131,7 +137,7 @@ class Llama(LanguageModel):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Draw the weights anew from torch's global generator, each expert's on its own."""
+        """Draw the weights from torch's global generator, those of each expert separately."""
         narrower = 1 / math.sqrt(width_multiple(self.config))
         hidden, scale = INIT_STD * narrower, self.config.init_scale
         residual = hidden / math.sqrt(2 * self.config.num_layers)
@@ -164,16 +170,26 @@ class Llama(LanguageModel):
         """The head's weight, or the embedding that it is tied to."""
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
+    @property
+    def query_weights(self) -> tuple[str, ...]:
+        """The weights of queries, or where queries are normalized, that of the norm: the scale of
+        what comes before it makes no difference."""
+        return (".attention.q_norm.weight" if self.config.qk_norm else ".attention.qkv.weight",)
+
+    def drop_lm_head(self) -> None:
+        """Remove a head that is not the embedding."""
+        self.lm_head, self.config = None, replace(self.config, tie_embeddings=True)
+
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """The tokens; positions come in by turning queries and keys."""
+        """Return the token embeddings; positions enter by the rotation of queries and keys."""
         return cast(Tensor, self.drop(self.embedding(tokens_BT)))
 
     def norm(self, x_BTC: Tensor) -> Tensor:
-        """The last RMSNorm."""
+        """Return the output of the last RMSNorm."""
         return cast(Tensor, self.final_norm(x_BTC))
 
     def rotary(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, 1, T, D), of angles in float32."""
+        """Return cosines and sines (B, 1, T, D) of angles in float32."""
         half = self.config.head_size // 2
         powers = torch.arange(half, device=positions_BT.device, dtype=torch.float32) / half
         angles = positions_BT[:, None, :, None].float() / self.config.rope_theta**powers
@@ -183,7 +199,8 @@ class Llama(LanguageModel):
 
 
 def init_matrix(weight: Tensor, std: float, scale: float | None) -> None:
-    """Fill an (out, in) matrix: normal, or cut at two deviations with variance scale / fan-in."""
+    """Fill an (out, in) matrix: normal, or truncated at two standard deviations with variance
+    scale / fan-in."""
     if scale is None:
         weight.normal_(std=std)
     else:

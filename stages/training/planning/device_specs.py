@@ -1,8 +1,8 @@
-"""What devices do in a second and hold, for plans: a table of data sheets.
+"""Speed and memory of devices, for plans: a table of data sheets.
 
 Peaks are dense, without sparsity, of the unit that a matrix product runs on. Links are one way.
-`attainable` and `half` say what share of the peak large models reach in training: matrices of
-width `half` reach half of `attainable`. They are fitted to published trainings, not promised:
+`attainable` and `half_width` give the share of the peak that large models reach in training:
+matrices of width `half_width` reach half of `attainable`. They are fitted to published trainings:
 
     A100   44 % at width 2,304 to 52 % at 25,600, pipeline and tensor parallelism included
            (Narayanan et al. 2021, arXiv 2104.04473, table 1); 43 to 46 % for Llama 2 7B to 70B
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,8 +26,8 @@ from pipeline.stage import Section
 
 GIB = 2.0**30
 SPARE = 0.06
-"""Share of a GPU's memory that training cannot use: the driver's context, NCCL's buffers, gaps
-between what the allocator handed out."""
+"""Share of a GPU's memory that training cannot use: the driver's context, NCCL's buffers,
+fragmentation."""
 LINK = 0.8
 """Share of a link's rate that collectives reach: about 235 of 300 GB/s within an HGX A100, 185 of
 200 between two (NVIDIA's nccl-tests)."""
@@ -41,31 +41,31 @@ class Device:
 
     name: str
     peak: Mapping[str, float]
-    """FLOP/s by dtype; a dtype that is missing it cannot compute in."""
+    """FLOP/s by dtype; it cannot compute in other dtypes."""
     memory: float
-    """Bytes that the driver offers; inf where nobody knows."""
+    """Bytes that the driver offers; infinite if unknown."""
     bandwidth: float
-    """Bytes a second to and from its memory."""
+    """Bytes per second to and from its memory."""
     within: float
-    """Bytes a second to others of its node, one way."""
+    """Bytes per second to others of its node, one way."""
     between: float
-    """Bytes a second to other nodes, one way: its own share of the node's network."""
+    """Bytes per second to other nodes, one way: its own share of the node's network."""
     attainable: float
-    half: float
+    half_width: float
 
     @property
     def gpu(self) -> bool:
-        """Whether it is a GPU."""
+        """Whether the device is a GPU."""
         return self.name != "cpu"
 
     @property
     def usable(self) -> float:
-        """Bytes that a training can fill."""
+        """Bytes that a training can use."""
         return self.memory * (1 - SPARE)
 
     def efficiency(self, width: int) -> float:
-        """The share of the peak that blocks of that width reach while nothing is waited for."""
-        return self.attainable * width / (width + self.half)
+        """Return the share of the peak that matrices of that width reach without waiting."""
+        return self.attainable * width / (width + self.half_width)
 
 
 DEVICES: Mapping[str, Device] = {
@@ -80,9 +80,9 @@ DEVICES: Mapping[str, Device] = {
             within=150e9,
             between=6.25e9,
             attainable=0.40,
-            half=500,
+            half_width=500,
         ),
-        # DGX A100: NVLink 3, a 200 Gb/s adapter a GPU. float32 as torch computes by default: not
+        # DGX A100: NVLink 3, a 200 Gb/s adapter per GPU. float32 as torch computes by default: not
         # in TF32.
         Device(
             "a100-40gb",
@@ -92,7 +92,7 @@ DEVICES: Mapping[str, Device] = {
             within=300e9,
             between=25e9,
             attainable=0.58,
-            half=700,
+            half_width=700,
         ),
         Device(
             "a100-80gb",
@@ -102,9 +102,9 @@ DEVICES: Mapping[str, Device] = {
             within=300e9,
             between=25e9,
             attainable=0.58,
-            half=700,
+            half_width=700,
         ),
-        # DGX H100 (SXM): NVLink 4, a 400 Gb/s adapter a GPU.
+        # DGX H100 (SXM): NVLink 4, a 400 Gb/s adapter per GPU.
         Device(
             "h100",
             {"float32": 67e12, "float16": 989e12, "bfloat16": 989e12},
@@ -113,7 +113,7 @@ DEVICES: Mapping[str, Device] = {
             within=450e9,
             between=50e9,
             attainable=0.50,
-            half=1000,
+            half_width=1000,
         ),
         Device(
             "h200",
@@ -123,7 +123,7 @@ DEVICES: Mapping[str, Device] = {
             within=450e9,
             between=50e9,
             attainable=0.50,
-            half=1000,
+            half_width=1000,
         ),
         # One core with AVX-512, measured: torch's product of two 2,048 x 2,048 matrices on one
         # thread; gloo between two processes of a machine. bfloat16 is emulated.
@@ -135,20 +135,25 @@ DEVICES: Mapping[str, Device] = {
             within=1e9,
             between=1e9,
             attainable=0.7,
-            half=150,
+            half_width=150,
         ),
     )
 }
 
 
 class HardwareSection(Section):
-    """What the stage is to run on, for the plan: nothing is looked up and nothing is asked."""
+    """The hardware of the stage, for the plan alone: nothing is detected."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "per_node": "devices_per_node",
+        "host_gib": "host_memory_gib",
+    }
 
     device: DeviceName | None = None
-    """The device of each worker. Named, `plan` says memory, MFU and days for it and refuses what
-    does not fit; left out, processors are taken for what they are and GPUs for good ones."""
-    per_node: Annotated[int, Field(ge=1)] = 8
-    """Devices of a node: what lies within shares the fast links."""
-    host_gib: Annotated[float | None, Field(gt=0)] = None
-    """GiB of memory of a node, for what its processes hold beside the devices' (`host_bytes`);
-    left out, it is taken to be enough."""
+    """Device of each worker, for which `plan` gives memory, MFU and days, and refuses what does not
+    fit. Default: the CPU, or a GPU of unknown memory."""
+    devices_per_node: Annotated[int, Field(ge=1)] = 8
+    """Devices per node, which share the fast links. Default: 8."""
+    host_memory_gib: Annotated[float | None, Field(gt=0)] = None
+    """Memory of a node, GiB, for what its processes hold in addition to the devices' memory
+    (`host_bytes`). Default: assumed to be enough."""

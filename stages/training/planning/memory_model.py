@@ -1,18 +1,19 @@
-"""What one device holds while a language model is trained, by kind, and at most at once.
+"""The memory of one device while a model is trained, by kind and at its peak.
 
-Weights, gradients and optimizer are those of Rajbhandari et al. 2020 (arXiv 1910.02054), section
-5, but that gradients of 16 bits are added up in float32; activations are counted operator by
-operator as Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, do, for our blocks: fused
-attention keeps no scores, and the fused head no logits. Buffers are DeepSpeed's, at the sizes that
-our engine sets.
+Weights, gradients and optimizer are those of Rajbhandari et al. 2020 (arXiv 1910.02054), section 5,
+except that 16-bit gradients are summed in float32; activations are counted operator by operator as
+in Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, for the blocks here: fused attention
+keeps no scores, and the fused head no logits. Buffers are DeepSpeed's, at the sizes that the engine
+sets.
 
-A step has three high phases, and memory is needed for the highest:
+A step has three phases, and memory is needed for the largest:
 
-    forward    all activations; gradients only of passes before (or where they have a place)
+    forward    all activations; gradients of earlier passes only (or where they have a place)
     backward   all gradients, and copies of them on their way; activations are used up
     update     the optimizer's own copies of its gradients
 
-Imports no torch: `headwater plan` reads this module. Symbols as in `stages.training.planning.cost_model`.
+Imports no torch: `headwater plan` reads this module. Symbols as in
+`stages.training.planning.cost_model`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.models.language_model_config import LlamaConfig, head_rows
-from stages.training.planning.cost_model import choices, expert_parameters, switch_layers
+from stages.models.language_model_config import head_rows
 
 if TYPE_CHECKING:
-    from stages.models.language_model_config import LanguageConfig
-    from stages.training.planning.cost_model import Layout
+    from stages.models.language_model_config import LanguageModelConfig
+    from stages.training.planning.device_layout import Layout
 
 BUCKET, CPU_BUCKET = 50_000_000, 4_000_000
-"""Numbers of a gradient that are reduced together at ZeRO 1-3, the engine's settings: no more than
-the cache of a processor holds."""
+"""Numbers of a gradient that are reduced together at ZeRO 1 to 3, as the engine sets them: no more
+than the cache of a CPU holds."""
 PLAIN_BUCKET = 500_000_000
 """The same at ZeRO 0, which DeepSpeed fixes."""
 LIVE = 1_000_000_000
@@ -40,39 +40,39 @@ SUBGROUP = 1_000_000_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. The kinds are not all there in full at once, so `peak` is less than
-    their sum."""
+    """Bytes on one device. Not all kinds are there in full at once, so `peak` is less than their
+    sum."""
 
     weights: float
     gradients: float
     optimizer: float
-    """Adam's two moments, and float32 masters from ZeRO 1 on."""
+    """The optimizer's states, and float32 master weights from ZeRO 1 on."""
     activations: float
-    """Of one micro-batch, with what its backward pass works with first."""
+    """Activations of one micro-batch, with the gradients at the start of its backward pass."""
     buffers: float
-    """Of collectives, and the copies that the update makes: the most at one time."""
+    """Buffers of collectives and the copies of an update: the most at one time."""
     starting: float
-    """What the device holds before the first step: DeepSpeed brings all weights there before ZeRO 3
-    cuts them up."""
+    """Bytes before the first step: DeepSpeed moves all weights to the device before ZeRO 3 shards
+    them."""
     peak: float
 
     @property
     def states(self) -> float:
-        """What the model itself takes, whatever the batch."""
+        """Bytes of the model itself, whatever the batch."""
         return self.weights + self.gradients + self.optimizer
 
 
-def memory(config: LanguageConfig, layout: Layout) -> Memory:
-    """What one device holds."""
-    spread = expert_parameters(config)
+def language_model_memory(config: LanguageModelConfig, layout: Layout) -> Memory:
+    """Return what one device holds of a language model."""
+    experts = config.expert_parameters
     return device_memory(
         layout,
-        config.parameters - spread + spread / layout.expert_parallel_size,
+        config.parameters - experts + experts / layout.expert_parallel_size,
         config.parameters / layout.world,
         activations(config, layout),
-        largest=_largest(config),
+        largest=_largest_module(config),
         embedding=config.vocab_size * config.hidden_size,
-        sending=_sending(config, layout),
+        exchange=_exchange_bytes(config, layout),
     )
 
 
@@ -80,36 +80,36 @@ def device_memory(
     layout: Layout,
     whole: float,
     part: float,
-    active: float,
+    activations: float,
     *,
     largest: float,
     embedding: float,
-    sending: float = 0.0,
+    exchange: float = 0.0,
 ) -> Memory:
-    """What one device holds of any model.
+    """Return what one device holds of any model.
 
     Args:
-        layout: how a step falls on devices.
-        whole: weights that a device works with.
-        part: those that it alone updates.
-        active: bytes of activations.
+        layout: how a step is divided among devices.
+        whole: weights that a device computes with.
+        part: weights that it alone updates.
+        activations: bytes of activations.
         largest: weights of the largest module.
-        embedding: weights of the table of tokens.
-        sending: bytes on their way to other devices and from them.
+        embedding: weights of the token embedding.
+        exchange: bytes on their way to other devices and from them.
     """
-    size, zero = layout.bytes, layout.zero
+    size, zero, states = layout.bytes, layout.zero, layout.optimizer.state_bytes
     weights = size * (part if zero == 3 else whole)
     gradients = 4 * (part if zero >= 2 else whole)
-    optimizer = 12 * part if zero else 8 * whole
+    optimizer = (4 + states) * part if zero else states * whole
     if layout.offload:
         optimizer = 0.0
     gathered = size * min(whole, LIVE + largest) if zero == 3 else 0.0
-    standing = size * _standing(layout, whole) + gathered + sending
+    standing = size * _standing(layout, whole) + gathered + exchange
     reducing = gathered + size * (_reducing(layout, whole, largest) + embedding)
     updating = _updating(layout, whole, part)
     kept = gradients if layout.passes > 1 or zero == 3 else 0.0
     phases = (
-        active + kept + standing,
+        activations + kept + standing,
         gradients + reducing,
         (gradients if zero in (0, 3) else 0.0) + updating,
     )
@@ -118,73 +118,49 @@ def device_memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=active,
+        activations=activations,
         buffers=max(standing, reducing, updating),
         starting=starting,
         peak=max(starting, weights + optimizer + max(phases)),
     )
 
 
-def host_memory(parameters: float, layout: Layout, per_node: int, reading: float = 0.0) -> float:
-    """Bytes of a host's memory that the processes of one node take at once.
+def host_memory(
+    parameters: float, layout: Layout, devices_per_node: int, load_overhead: float = 0.0
+) -> float:
+    """Return the bytes of host memory that the processes of one node take at once.
 
-    Each draws all weights in float32, takes those of another model if it is to start from one, and
-    rounds them if it computes in 16 bits, before it gives up what is not its own; then there is the
+    Each draws all weights in float32, loads those of another model if it starts from one, and
+    rounds them if it computes in 16 bits, before it releases what is not its own; then there is the
     offloaded optimizer with its gradients, a copy of what a save writes, and at the end the whole
     model in float32 once.
 
     Args:
         parameters: of the model.
-        layout: how a step falls on devices.
-        per_node: processes of a node.
-        reading: bytes that one holds beside its own weights while it takes another model's.
+        layout: how a step is divided among devices.
+        devices_per_node: processes of a node.
+        load_overhead: bytes that each holds next to its own weights while it loads another model's.
     """
-    ranks, part = min(layout.world, per_node), parameters / layout.world
-    whole, saved = 4.0 * parameters, 12 * part
-    offloaded = (16 + layout.bytes) * part if layout.offload else 0.0
+    ranks, part = min(layout.world, devices_per_node), parameters / layout.world
+    states = layout.optimizer.state_bytes
+    whole, saved = 4.0 * parameters, (4 + states) * part
+    offloaded = (8 + states + layout.bytes) * part if layout.offload else 0.0
     rounded = layout.bytes * parameters if layout.bytes < 4 else 0.0
-    drawn = whole + max(reading, rounded)
+    drawn = whole + max(load_overhead, rounded)
     return max(ranks * max(drawn, whole + offloaded), ranks * (offloaded + saved) + whole)
 
 
-def load_overhead(config: LanguageConfig) -> float:
-    """Bytes beside a model's own while `stages.models.initialization` fills it from a folder: a second
-    one with the folder's weights, and matrices put together of the file's. The file itself is
-    mapped, and takes no memory that the system could not have back.
-
-    Of a folder whose weights are float32, and of the same shape: others take less, as do those of a
-    dense model that become experts.
-    """
-    return 4.0 * (config.parameters + _joined(config))
-
-
-def _joined(config: LanguageConfig) -> int:
-    """Weights that are put together: queries, keys and values; the two inner sides of a
-    feed-forward layer; the experts of a layer. A GPT-2's lie in the file as they are, but muP's
-    factors take a copy of its first."""
-    if not isinstance(config, LlamaConfig):
-        return 3 * config.num_layers * config.hidden_size * config.hidden_size if config.mup else 0
-    heads = config.num_heads + 2 * config.num_kv_heads
-    attention = config.num_layers * config.hidden_size * heads * config.head_size
-    dense = (
-        (config.num_layers - config.switch_layers)
-        * 2
-        * config.hidden_size
-        * config.intermediate_size
-    )
-    return attention + dense + expert_parameters(config)
-
-
 def _standing(layout: Layout, whole: float) -> float:
-    """Numbers of the bucket that ZeRO 3 allocates at the start (a processor, page by page)."""
+    """Return the numbers of the bucket that ZeRO 3 allocates at the start (on a CPU, page by
+    page)."""
     if layout.zero < 3:
         return 0.0
     return BUCKET if layout.gpu else min(whole, CPU_BUCKET)
 
 
 def _reducing(layout: Layout, whole: float, largest: float) -> float:
-    """Numbers of gradients that wait for a bucket to fill, and of their flat copy; a tensor that is
-    larger than a bucket is one."""
+    """Return the numbers of gradients that wait for a bucket to fill, and of their flat copy; a
+    tensor that is larger than a bucket is a bucket of its own."""
     if layout.zero == 0:
         return min(whole, PLAIN_BUCKET) if layout.world > 1 else 0.0
     flat = min(whole, max(largest, BUCKET if layout.gpu else CPU_BUCKET))
@@ -193,105 +169,75 @@ def _reducing(layout: Layout, whole: float, largest: float) -> float:
 
 
 def _summed(layout: Layout, whole: float) -> float:
-    """Bytes of this device's share of reduced gradients beside the whole ones, at ZeRO 1 in 16
-    bits."""
+    """Return the bytes of this device's share of reduced gradients next to the whole ones, at
+    ZeRO 1 in 16 bits."""
     return 4 * whole / layout.world if layout.zero == 1 and layout.bytes < 4 else 0.0
 
 
 def _updating(layout: Layout, whole: float, part: float) -> float:
-    """Bytes of the copies of a device's gradients that the update makes: ZeRO 1-2 flattens them,
-    and what is float32 already a second time."""
+    """Return the bytes of the copies that an update makes: ZeRO 1 and 2 flatten a device's
+    gradients, and those that are float32 already a second time; the momentum of whole matrices is
+    gathered where the optimizer needs it."""
     if layout.zero == 0 or layout.offload:
         return 0.0
     if layout.zero == 3:
         return 4 * min(part, SUBGROUP)
-    return part * (8 if layout.bytes == 4 else 4)
+    return part * (8 if layout.bytes == 4 else 4) + 4 * layout.optimizer.gathered_weights
 
 
-def _sending(config: LanguageConfig, layout: Layout) -> float:
-    """Bytes of the tokens that go to experts elsewhere, and of those that come: loads are taken
-    for even."""
+def _exchange_bytes(config: LanguageModelConfig, layout: Layout) -> float:
+    """Return the bytes of the tokens that go to experts elsewhere, and of those that come, with an
+    even load."""
     if layout.expert_parallel_size == 1:
         return 0.0
     positions = layout.micro * config.context_length
-    return 2.0 * layout.bytes * config.hidden_size * choices(config) * positions
+    return 2.0 * layout.bytes * config.hidden_size * config.experts_per_token * positions
 
 
-def _largest(config: LanguageConfig) -> float:
-    """Weights of the largest module: what ZeRO 3 gathers at once."""
-    experts = getattr(config, "experts", None)
-    inner = config.intermediate_size * (3 * experts.num_experts if experts else 1)
-    return float(config.hidden_size * max(config.vocab_size, inner))
+def _largest_module(config: LanguageModelConfig) -> float:
+    """Return the weights of the largest module: what ZeRO 3 gathers at once."""
+    experts = 3 * config.experts.num_experts if config.experts else 1
+    return float(config.hidden_size * max(config.vocab_size, config.intermediate_size * experts))
 
 
 # --- activations -------------------------------------------------------------------------------
 
 
-def activations(config: LanguageConfig, layout: Layout) -> float:
-    """Bytes that one micro-batch keeps for its backward pass, at their most: the end of the
-    forward pass, with what the head, and then the last block, work with."""
-    positions = layout.micro * config.context_length
-    stream = layout.bytes * config.hidden_size
-    experts = switch_layers(config)
-    plain, switch = (positions * block(config, layout, experts=x) for x in (False, True))
-    largest = switch if experts else plain
+def activations(config: LanguageModelConfig, layout: Layout) -> float:
+    """Return the bytes that one micro-batch keeps for its backward pass, at their most: the end of
+    the forward pass, with what the head, and then the last block, work with."""
+    positions, stream = layout.micro * config.context_length, layout.bytes * config.hidden_size
+    moe_layers = len(config.moe_layers)
+    dense, moe = (positions * _block(config, layout, moe=moe) for moe in (False, True))
     if layout.activation_checkpointing:
         kept = float(config.num_layers * stream * positions)
-        again = largest - stream * positions
+        again = (moe if moe_layers else dense) - stream * positions
     else:
-        kept = (config.num_layers - experts) * plain + experts * switch
+        kept = (config.num_layers - moe_layers) * dense + moe_layers * moe
         again = 0.0
     ends = 2 * stream * positions  # what the last norm keeps, and the gradient that it will get
     head_weight = layout.bytes * config.vocab_size * config.hidden_size
-    working = positions * _working(config, layout)
+    working = positions * _block_gradients(config, layout)
     return kept + ends + head_weight + max(again + working, _head(config, layout))
 
 
-def block(config: LanguageConfig, layout: Layout, *, experts: bool = False) -> float:
-    """Bytes that one block keeps a position: attention keeps a float32 a head and, of a mask, a
-    number for each position it may see."""
-    size, width = layout.bytes, config.hidden_size
-    softmax = 4 * config.num_heads + (size * config.context_length if layout.masked else 0)
-    if not isinstance(config, LlamaConfig):
-        # Each norm's input and output; queries, keys, values; what they make; GELU's two sides.
-        masks = 2 * width if config.dropout else 0
-        return size * (8 * width + 2 * config.intermediate_size) + softmax + 16 + masks
-    # Each norm's input and output; projections; queries and keys turned; what they make.
-    heads = 3 * (config.num_heads + config.num_kv_heads) * config.head_size
-    kept = size * (4 * width + heads) + softmax + _norms(config, layout)
-    if not (experts and config.experts):
-        return kept + size * 3 * config.intermediate_size  # gate and up, and their product
-    # The router's input in float32 and its two outputs; for each choice the hidden layer, the token
-    # sent, its answer as it is and times its gate, and where they came from and go.
-    router = 8 * config.experts.num_experts + (0 if size == 4 else 4 * width)
-    chosen = config.experts.top_k * (size * (3 * config.intermediate_size + 3 * width) + 24)
-    return kept + router + chosen
+def _block(config: LanguageModelConfig, layout: Layout, *, moe: bool) -> float:
+    return config.block_activation_bytes(
+        layout.bytes, moe=moe, masked=layout.masked, gpu=layout.gpu
+    )
 
 
-def _norms(config: LlamaConfig, layout: Layout) -> float:
-    """Two RMSNorms: a number each where they are one kernel; on a processor they are several
-    operators, which keep what they scaled in float32 too (and attention to normalised queries
-    answers head by head, which is put in order in a copy)."""
-    normed = config.num_heads + config.num_kv_heads if config.qk_norm else 0
-    numbers = 2 + normed
-    if not layout.gpu:
-        numbers += 2 * config.hidden_size + normed * config.head_size
-        numbers += config.num_heads * config.head_size if config.qk_norm else 0
-    return 4.0 * numbers
-
-
-def _working(config: LanguageConfig, layout: Layout) -> float:
-    """Bytes a position of the gradients inside a block when its backward pass begins: of the
-    stream, and of the hidden layer's sides."""
-    gated = isinstance(config, LlamaConfig)
-    times = max(1, choices(config))
-    inner = config.intermediate_size * (2 if gated else 1) * times
+def _block_gradients(config: LanguageModelConfig, layout: Layout) -> float:
+    """Return the bytes per position of the gradients inside a block when its backward pass begins:
+    of the stream, and of the hidden layer's sides."""
+    times = max(1, config.experts_per_token)
+    inner = config.intermediate_size * (2 if config.gated else 1) * times
     return float(layout.bytes * (2 * config.hidden_size + inner))
 
 
-def _head(config: LanguageConfig, layout: Layout) -> float:
-    """Bytes that the fused head works with: its input, some rows of logits, and the gradient of
-    its weight in float32."""
+def _head(config: LanguageModelConfig, layout: Layout) -> float:
+    """Return the bytes that the fused head works with: its input, some rows of logits, and the
+    gradient of its weight in float32."""
     positions = layout.micro * config.context_length
     low = layout.bytes < 4
     rows = head_rows(config.vocab_size, gpu=layout.gpu)

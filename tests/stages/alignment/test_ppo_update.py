@@ -30,7 +30,8 @@ from stages.alignment.rollout import (
 )
 from stages.generation.likelihood import next_log_probs
 from stages.generation.sampling import SamplingParams
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.reward_head import RewardModel
 from stages.training.ranks.rank import Rank
 

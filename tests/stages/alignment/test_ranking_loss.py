@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from stages.alignment.ranking_loss import NO_RESPONSE, compare, kwise_loss
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.reward_head import RewardModel
 
 

@@ -12,30 +12,14 @@ from peak_allocation import peak
 from saved_tensors import kept
 
 from pipeline.stage import Params
-from stages.contrastive.clip_cost_model import (
-    Run,
-    activations,
-    arithmetic,
-    image_bytes,
-    image_flops,
-    load_overhead,
-    memory,
-    text_bytes,
-    text_flops,
-    traffic,
-)
+from stages.contrastive.clip_cost_model import ClipCost
 from stages.contrastive.clip_params import ClipParams
-from stages.models.clip.configuration_clip import (
-    CLIPConfig,
-    ResNetConfig,
-    TextConfig,
-    ViTConfig,
-    preset,
-)
+from stages.models.clip.clip_presets import preset
+from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.models.clip.conversion_clip import save_clip
 from stages.models.clip.modeling_clip import CLIP
 from stages.objectives.contrastive import ContrastiveObjective
-from stages.training.planning.cost_model import Layout
+from stages.training.planning.device_layout import Layout
 from stages.training.planning.device_specs import DEVICES
 
 DAY = 86400.0
@@ -64,13 +48,13 @@ def test_the_published_sizes(
     """open_clip's docs/model_profile.csv: weights and FLOPs of a forward pass, by tower. The pool
     of its ResNets asks from every place, ours from the mean alone."""
     config = preset(name)
-    run = Run(config, 1)
+    run = ClipCost(config, 1)
     assert config.parameters / 1e6 == pytest.approx(millions, abs=0.01)
     assert config.vision.parameters(config.embed_dim) / 1e6 == pytest.approx(image, abs=0.01)
     assert config.text.parameters(config.embed_dim) / 1e6 == pytest.approx(text, abs=0.01)
     close = 0.06 if name.startswith("RN") else 0.001
-    assert image_flops(run) / 3e9 == pytest.approx(gigaflops[0], rel=close)
-    assert text_flops(run) / 3e9 == pytest.approx(gigaflops[1], rel=0.001)
+    assert run.image_flops / 3e9 == pytest.approx(gigaflops[0], rel=close)
+    assert run.text_flops / 3e9 == pytest.approx(gigaflops[1], rel=0.001)
 
 
 def params(**fields: Any) -> ClipParams:
@@ -102,34 +86,34 @@ def test_days_of_the_largest(size: str, devices: int, days: float, again: float)
 
 
 def test_what_is_computed_beside_the_towers() -> None:
-    run, layout = Run(VIT, 64), Layout(4, 1, "float32", 16, 1)
+    run, layout = ClipCost(VIT, 64), Layout(4, 1, "float32", 16, 1)
     towers = VIT.flops_per_pair()
     pair = 6 * 64 * VIT.embed_dim  # logits with 64 others, forward and backward
-    plain = arithmetic(run, layout, 64)
+    plain = run.arithmetic(layout, 64)
     assert plain.flops == 64 * (towers + pair)
-    read = towers - 3 * (VIT.vision.unread_flops() + VIT.text.unread_flops())
+    read = towers - 3 * (VIT.vision.skipped_flops() + VIT.text.skipped_flops())
     assert plain.hardware_flops == 64 * (read + 2 * pair)
-    all_of_them = arithmetic(replace(run, local=False), layout, 64)
+    all_of_them = replace(run, local_loss=False).arithmetic(layout, 64)
     assert all_of_them.hardware_flops == 64 * (read + 4 * pair)
-    sigmoid = arithmetic(replace(run, config=replace(VIT, bias=True)), layout, 64)
+    sigmoid = replace(run, config=replace(VIT, bias=True)).arithmetic(layout, 64)
     assert sigmoid.hardware_flops == 64 * (read + pair)
-    cached = arithmetic(run, replace(layout, micro=4, passes=4), 64)
+    cached = run.arithmetic(replace(layout, micro=4, passes=4), 64)
     assert cached.hardware_flops == pytest.approx(64 * (4 / 3 * read + 2 * pair))
-    recomputed = arithmetic(run, replace(layout, activation_checkpointing=True), 64)
+    recomputed = run.arithmetic(replace(layout, activation_checkpointing=True), 64)
     assert recomputed.hardware_flops == cached.hardware_flops
 
 
 def test_features_travel_to_all_and_their_gradients_back() -> None:
-    run, layout = Run(VIT, 64), Layout(4, 1, "bfloat16", 16, 1)
-    sent = traffic(run, layout)
+    run, layout = ClipCost(VIT, 64), Layout(4, 1, "bfloat16", 16, 1)
+    sent = run.traffic(layout)
     # Images and captions once, their gradients twice, in float32, three of four ways around.
     assert sent.exchanged == 2 * 3 * 64 * 20 * 4 * 3 / 4
-    assert traffic(replace(run, config=replace(VIT, bias=True)), layout).exchanged * 2 == (
+    assert replace(run, config=replace(VIT, bias=True)).traffic(layout).exchanged * 2 == (
         sent.exchanged
     )
-    assert traffic(run, Layout(1, 1, "bfloat16", 64, 1)).total == 0
-    whole = traffic(run, replace(layout, zero=3)).gathered
-    cached = traffic(run, replace(layout, zero=3, micro=8, passes=2)).gathered
+    assert run.traffic(Layout(1, 1, "bfloat16", 64, 1)).total == 0
+    whole = run.traffic(replace(layout, zero=3)).gathered
+    cached = run.traffic(replace(layout, zero=3, micro=8, passes=2)).gathered
     assert cached == 2 * 2 * whole  # two passes, each of which fetches twice for two forward ones
 
 
@@ -139,31 +123,31 @@ def test_features_travel_to_all_and_their_gradients_back() -> None:
     ids=["vit", "gelu", "resnet"],
 )
 def test_the_towers_keep_what_their_operators_save(config: CLIPConfig, close: float) -> None:
-    model, size, run = CLIP(config), config.vision.image_size, Run(config, 3)
+    model, size, run = CLIP(config), config.vision.image_size, ClipCost(config, 3)
     pixels, tokens = torch.randn(3, 3, size, size), torch.full((3, 24), TEXT.eos)
     images = kept(model, lambda: model.encode_image(pixels))
     texts = kept(model, lambda: model.encode_text(tokens))
-    assert image_bytes(run, ALONE) == pytest.approx(images, rel=close)
-    assert text_bytes(run, ALONE) == pytest.approx(texts, rel=0.01)
+    assert run.image_bytes(ALONE) == pytest.approx(images, rel=close)
+    assert run.text_bytes(ALONE) == pytest.approx(texts, rel=0.01)
 
 
 def test_hidden_patches_are_not_kept() -> None:
     model, places = CLIP(VIT), torch.arange(8).expand(3, -1)
     images = kept(model, lambda: model.encode_image(torch.randn(3, 3, 32, 32), places))
-    assert image_bytes(Run(VIT, 3, kept=8), ALONE) == pytest.approx(images, rel=0.02)
+    assert ClipCost(VIT, 3, kept_patches=8).image_bytes(ALONE) == pytest.approx(images, rel=0.02)
 
 
 def test_recomputing_and_caching_take_activations_down() -> None:
-    run = Run(preset("ViT-L/14"), 32768)
+    run = ClipCost(preset("ViT-L/14"), 32768)
     layout = Layout(256, 1, "float16", 128, 1)
-    plain = activations(run, layout)
-    assert activations(run, replace(layout, activation_checkpointing=True)) < 0.25 * plain
-    parts = activations(run, replace(layout, micro=8, passes=16))
-    assert activations(run, replace(layout, micro=16, passes=8)) < 0.2 * plain
-    towers = (image_bytes(run, layout) + text_bytes(run, layout)) / 16
+    plain = run.activations(layout)
+    assert run.activations(replace(layout, activation_checkpointing=True)) < 0.25 * plain
+    parts = run.activations(replace(layout, micro=8, passes=16))
+    assert run.activations(replace(layout, micro=16, passes=8)) < 0.2 * plain
+    towers = (run.image_bytes(layout) + run.text_bytes(layout)) / 16
     assert parts > towers  # and the whole batch of pixels, features and logits
     assert parts < towers + 2**30
-    wasteful = activations(replace(run, local=False), layout)
+    wasteful = replace(run, local_loss=False).activations(layout)
     assert wasteful - plain == pytest.approx(4 * (5 * 32768**2 - 4 * 128 * 32768))
 
 
@@ -178,7 +162,7 @@ def test_what_fits_is_planned_to_the_end() -> None:
     assert found["parameters"] == found["image_parameters"] + found["text_parameters"] + 1
     towers = found["image_flops"] + found["text_flops"] + found["similarity_flops"]
     assert found["flops"] == pytest.approx(towers)
-    held = memory(Run(params().config(4096), 32768), Layout(256, 1, "float16", 128, 1, True))
+    held = ClipCost(params().config(4096), 32768).memory(Layout(256, 1, "float16", 128, 1, True))
     assert held.peak == found["memory_bytes"]
 
 
@@ -188,7 +172,7 @@ def test_a_base_is_held_beside_the_own(config: CLIPConfig, tmp_path: Path) -> No
     save_clip(CLIP(config), tmp_path)
     objective = ContrastiveObjective(tmp_path, tmp_path, config, init_from=tmp_path)
     beside = peak(objective._build, tmp_path) - 4 * config.parameters
-    assert 0.99 < beside / load_overhead(config) < 1.05
+    assert 0.99 < beside / ClipCost(config, 1).load_overhead < 1.05
 
 
 def test_a_base_takes_memory_of_the_host() -> None:
@@ -197,7 +181,7 @@ def test_a_base_takes_memory_of_the_host() -> None:
     config = params().config(4096)
     processes, whole = 8, 4 * config.parameters
     assert alone["host_bytes"] == processes * 1.5 * whole
-    assert more["host_bytes"] == processes * (whole + load_overhead(config))
+    assert more["host_bytes"] == processes * (whole + ClipCost(config, 1).load_overhead)
     assert more["memory_bytes"] == alone["memory_bytes"]
 
 

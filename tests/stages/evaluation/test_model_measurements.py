@@ -24,8 +24,9 @@ from stages.evaluation.model_measurements import (
 )
 from stages.evaluation.perplexity import answer_likelihoods, document_loss, mean_loss, paired_gain
 from stages.generation.likelihood import Likelihood
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import load_language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.model_io import load_language_model
 from stages.training.ranks.rank import Rank
 
 SETTINGS = EvaluateParams(max_new_tokens=10, num_prompts=8).settings()

@@ -31,9 +31,11 @@ from stages.evaluation.task_metrics import (
 )
 from stages.evaluation.task_runner import TaskRunner
 from stages.evaluation.tasks import Item, Task, TaskConfig, TaskType, load_task, load_tasks
-from stages.models.hf_export import load_language_model, save_language_model
-from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
-from stages.models.registry import language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.model_io import load_language_model, save_language_model
+from stages.models.registry import build_model
 
 CONTEXT = 48
 CAPITALS = [
@@ -54,7 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(root: Path, name: str, config: GPTConfig | LlamaConfig) -> Path:
     """The folder of a random model."""
     torch.manual_seed(0)
-    model = language_model(config)
+    model = build_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -9,7 +9,7 @@ from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.generation.generate import generate_text
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.hf_export import load_language_model, save_language_model
+from stages.models.model_io import load_language_model, save_language_model
 
 
 def greedy(world, ids, count):

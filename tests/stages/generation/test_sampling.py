@@ -14,8 +14,9 @@ from stages.generation.sampling import (
     sample,
     sampling_log_probs,
 )
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import save_language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.model_io import save_language_model
 
 CONFIG = GPTConfig(vocab_size=50, context_length=48, num_layers=2, hidden_size=32, num_heads=4)
 EOS, PAD = 3, 0

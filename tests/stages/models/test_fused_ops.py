@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models import fused_ops
 from stages.models.fused_ops import IGNORED, linear_cross_entropy, swiglu
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
 
 N, C, V = 37, 24, 101
 

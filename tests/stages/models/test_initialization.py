@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.hf_export import save_language_model
 from stages.models.initialization import initial_model
-from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
+from stages.models.model_io import save_language_model
 
 DENSE = LlamaConfig(
     vocab_size=53, context_length=16, num_layers=4, hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=40, head_size=16,
@@ -90,8 +92,8 @@ def test_other_shapes_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_a_width_that_is_said_is_the_one_that_is_left_out(tmp_path: Path) -> None:
     """The hub's folders of GPT-2 leave the hidden width out or say four widths."""
     left_out = GPTConfig(53, 16, num_layers=1, hidden_size=32, num_heads=2)
-    said = replace(left_out, n_inner=128)
+    said = replace(left_out, intermediate_size=128)
     for given, wanted in ((left_out, said), (said, left_out)):
-        folder = tmp_path / str(given.n_inner)
+        folder = tmp_path / str(str(given.intermediate_size))
         save_language_model(GPT(given), folder)
         assert isinstance(initial_model(wanted, folder), GPT)

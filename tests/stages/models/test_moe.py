@@ -9,23 +9,26 @@ import torch
 from torch.nn import functional as F
 
 from stages.models.language_model import ForwardOutputs
-from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
-from stages.models.moe import Groups, Switch, balance_loss, dispatch
+from stages.models.moe import Groups, MoELayer, balance_loss, dispatch
 
 C, INNER = 16, 24
 
 
-def layer(**fields) -> Switch:
+def layer(**fields) -> MoELayer:
     torch.manual_seed(0)
-    made = Switch(C, INNER, ExpertsConfig(**{"num_experts": 4, "capacity_factor": None, **fields}))
+    made = MoELayer(
+        C, INNER, ExpertsConfig(**{"num_experts": 4, "capacity_factor": None, **fields})
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
     return made
 
 
-def by_token(switch: Switch, x_BTC: torch.Tensor, factor: float | None) -> torch.Tensor:
+def by_token(switch: MoELayer, x_BTC: torch.Tensor, factor: float | None) -> torch.Tensor:
     """The paper's words, one token after another: first choices are served first."""
     config, B, T = switch.config, *x_BTC.shape[:2]
     router, up, down = (
@@ -102,10 +105,10 @@ def test_how_a_batch_is_split_does_not_matter():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("over", ["group", "batch"])
+@pytest.mark.parametrize("over", ["sequence", "batch"])
 def test_padding_is_neither_sent_nor_counted(over):
     """A padded batch is to the layer what its sequences are without their padding."""
-    switch = layer(capacity_factor=0.75, balance_over=over)
+    switch = layer(capacity_factor=0.75, aux_loss_scope=over)
     rows = [torch.randn(1, length, C) for length in (9, 4, 6)]
     x_BTC, padding_mask_BT = torch.full((3, 9, C), 7.0), torch.zeros(3, 9, dtype=torch.bool)
     for b, row_1TC in enumerate(rows):
@@ -115,7 +118,7 @@ def test_padding_is_neither_sent_nor_counted(over):
     alone = [switch(row_1TC) for row_1TC in rows]
     torch.testing.assert_close(y_BTC[padding_mask_BT], torch.cat([y[0] for y, _ in alone]))
     assert y_BTC[~padding_mask_BT].eq(0).all()
-    figures = ["z", "load_E", "dropped", "entropy", *(["balance"] if over == "group" else [])]
+    figures = ["z", "load_E", "dropped", "entropy", *(["balance"] if over == "sequence" else [])]
     for figure in figures:
         weighed = [getattr(told, figure) * y.shape[1] / 19 for y, told in alone]
         torch.testing.assert_close(getattr(routing, figure), sum(weighed), msg=figure)
@@ -144,9 +147,9 @@ def test_balance_loss_is_its_formula():
     )
 
 
-@pytest.mark.parametrize("over", ["group", "batch"])
+@pytest.mark.parametrize("over", ["sequence", "batch"])
 def test_the_layer_reports_balance_z_load_and_entropy(over):
-    switch = layer(balance_over=over)
+    switch = layer(aux_loss_scope=over)
     x_BTC = torch.randn(2, 8, C)
     routing = switch(x_BTC)[1]
     logits = x_BTC @ switch.router.weight.T
@@ -164,7 +167,7 @@ def test_the_layer_reports_balance_z_load_and_entropy(over):
 
 def test_balance_pulls_towards_the_even_load():
     """Gradient steps on the balance loss alone even out a router that sends all to one expert."""
-    switch = layer(balance_over="batch")
+    switch = layer(aux_loss_scope="batch")
     with torch.no_grad():
         switch.router.weight[0] += 0.5
     x_BTC = torch.rand(4, 32, C)
@@ -280,21 +283,21 @@ def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():
         experts=ExpertsConfig(num_experts=2, moe_every=2),
     )  # fmt: skip
     model, tokens_BT = Llama(config), torch.randint(0, 32, (2, 8))
-    trace = ForwardOutputs()
+    outputs = ForwardOutputs()
     plain = model(tokens_BT, targets_BT=tokens_BT)
-    total = model(tokens_BT, targets_BT=tokens_BT, z_coef=0.1, trace=trace)
-    assert len(trace.routing) == 2
-    torch.testing.assert_close(trace.cross_entropy, plain.detach())
+    total = model(tokens_BT, targets_BT=tokens_BT, z_coef=0.1, outputs=outputs)
+    assert len(outputs.routing) == 2
+    torch.testing.assert_close(outputs.cross_entropy, plain.detach())
     logits = model(tokens_BT)
     z = 0.1 * logits.logsumexp(-1).square().sum()
     torch.testing.assert_close(total, plain + z)
-    assert not trace.cross_entropy.requires_grad
+    assert not outputs.cross_entropy.requires_grad
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top_k": 5}, r"top_k \(5\) is more than there are experts \(4\)"),
+        ({"top_k": 5}, r"top_k \(5\) is more than num_experts \(4\)"),
         ({"moe_every": 0}, "moe_every\n.*greater than or equal to 1"),
         ({"capacity_factor": 0.0}, "capacity_factor\n.*greater than 0"),
         ({"router_jitter": 1.0}, "router_jitter\n.*less than 1"),

@@ -7,7 +7,7 @@ import torch
 from tiny_clip import RESNET, VIT, made
 
 from stages.models.clip.conversion_clip import save_clip
-from stages.models.hf_export import load_language_model, save_language_model
+from stages.models.model_io import load_language_model, save_language_model
 from stages.models.smoke_test import check, main
 
 

@@ -13,19 +13,14 @@ from hf_parity import assert_transformers_agree
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.models.hf_export import load_language_model, save_language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.initialization import initial_model
 from stages.models.language_model import LanguageModel
-from stages.models.language_model_config import (
-    ExpertsConfig,
-    GPTConfig,
-    LanguageConfig,
-    LlamaConfig,
-    MuP,
-)
-from stages.models.model_params import ModelSection
+from stages.models.language_model_config import ExpertsConfig, LanguageConfig, MuP
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.model_io import load_language_model, save_language_model
 from stages.models.mup import lr_multipliers
-from stages.models.registry import language_model
+from stages.models.registry import build_model, families
 from stages.training.objective import Trainable
 from stages.training.optim.hooked_optimizer import HookedOptimizer
 from stages.training.optim.optimizer_registry import find_optimizer
@@ -94,7 +89,7 @@ def coordinates(
 ) -> dict[str, float]:
     """The mean size of each quantity after a few steps, and of its change in them."""
     torch.manual_seed(0)
-    model = language_model(config(family, width, mup))
+    model = build_model(config(family, width, mup))
     window = torch.randint(
         0, VOCABULARY, (SAMPLES, CONTEXT + 1), generator=torch.Generator().manual_seed(5)
     )
@@ -169,17 +164,17 @@ def test_the_rates_of_each_kind_of_parameter() -> None:
                 "feed_forward.down.weight", "feed_forward.experts.gate_up",
                 "feed_forward.experts.down"}  # fmt: skip
     router = {"feed_forward.router.weight"}
-    model = language_model(wide)
+    model = build_model(wide)
     found = lr_multipliers(model)
     assert names(found, 1 / 4) == matrices | router
     assert set(found.values()) == {1 / 4}, "embedding, head and gains keep theirs"
     with_muon = lr_multipliers(model, find_optimizer("muon").mup_matrix_lr)
     assert (names(with_muon, 1 / 2), names(with_muon, 1 / 4)) == (matrices, router)
-    assert not lr_multipliers(language_model(replace(wide, mup=None)))
+    assert not lr_multipliers(build_model(replace(wide, mup=None)))
 
 
 def test_a_step_takes_as_much_off_every_decayed_weight() -> None:
-    model = language_model(config("gpt2", 256, MuP(base_width=64)))
+    model = build_model(config("gpt2", 256, MuP(base_width=64)))
     groups = build(model, TrainSection(lr=0.01, weight_decay=0.2)).param_groups
     decays = {(g["lr"], round(g["lr"] * g["weight_decay"], 12)) for g in groups}
     assert decays == {(0.01, 0.002), (0.0025, 0.002), (0.01, 0.0)}
@@ -192,7 +187,7 @@ def test_at_the_base_width_all_is_as_without(family: str) -> None:
     made = []
     for mup in (same, None, MuP(base_width=32)):
         torch.manual_seed(3)
-        made.append(language_model(config(family, NARROW, mup)).eval()(tokens))
+        made.append(build_model(config(family, NARROW, mup)).eval()(tokens))
     assert torch.equal(made[0], made[1])
     assert not torch.allclose(made[0], made[2], atol=1e-3)
 
@@ -203,7 +198,7 @@ def test_first_weights_of_routers_and_experts() -> None:
         shape = replace(config("switch", 256, MuP(base_width=64)), init_scale=scale)  # type: ignore[call-arg]
         base = replace(shape, hidden_size=64, intermediate_size=128, mup=None)  # type: ignore[call-arg]
         wide, narrow = (
-            dict(language_model(c).layers[1].feed_forward.named_parameters())  # type: ignore[union-attr]
+            dict(build_model(c).layers[1].feed_forward.named_parameters())  # type: ignore[union-attr]
             for c in (shape, base)
         )
         for name, falls in (("router.weight", 4), ("experts.gate_up", 2), ("experts.down", 2)):
@@ -220,7 +215,7 @@ def trained(request: pytest.FixtureRequest) -> Iterator[tuple[LanguageModel, Ten
     """A model with muP whose factors are no powers of two, far from its first weights."""
     torch.manual_seed(0)
     shape = replace(config(request.param, 96, MuP(base_width=36)), vocab_size=64)
-    model = language_model(shape)
+    model = build_model(shape)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -257,5 +252,5 @@ def test_training_goes_on_from_exported_weights_with_muP_or_without(
 
 def test_a_file_says_the_base_width_alone() -> None:
     for family in ("gpt2", "llama"):
-        section = ModelSection.model_validate({"family": family, "mup": {"base_width": 64}})
+        section = families()[family].section(mup=MuP(base_width=64))
         assert section.config("tiny", 512).mup == MuP(base_width=64)

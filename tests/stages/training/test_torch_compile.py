@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
 from stages.pretrain import PretrainParams
 from stages.training.torch_compile import compile_blocks

@@ -20,7 +20,7 @@ from stages.images.transforms import resize_and_center_crop
 from stages.models.clip.configuration_clip import TextConfig
 from stages.models.clip.conversion_clip import load_clip, save_clip
 from stages.models.clip.modeling_clip import CLIP
-from stages.models.clip.towers import split
+from stages.models.clip.vit import split_patches
 
 
 def their_features(model, pixels, tokens_BT):
@@ -36,10 +36,11 @@ def symmetric(logits_BB):
 
 def ours_named_as_theirs(model):
     """Their name of each gradient of ours, through a model that has gradients for weights."""
-    from stages.models.clip.conversion_clip import _export
+    from stages.models.clip.conversion_clip import weight_table
+    from stages.models.weight_table import export_weights
 
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return _export(grads, model.config.vision.patch_size)
+    return export_weights(grads, weight_table(model.config))
 
 
 def assert_same(ours, theirs):
@@ -204,7 +205,7 @@ def test_folders_that_are_no_clip_are_refused(tmp_path):
     save_clip(made(VIT), tmp_path)
     for key, change, message in (
         ("text_config", {"num_hidden_layers": 3}, "weights and config disagree"),
-        ("text_config", {"num_hidden_layers": 1}, "nothing takes"),
+        ("text_config", {"num_hidden_layers": 1}, "no weight takes"),
         ("vision_config", {"hidden_act": "relu", "num_hidden_layers": 2}, "activation 'relu'"),
         ("vision_config", {"intermediate_size": 100}, "not four times as wide"),
         (None, {"model_type": "siglip"}, "models of type 'siglip' as CLIP"),
@@ -222,7 +223,9 @@ def test_patches_are_read_as_a_convolution_reads_them():
     tower = made(VIT).visual
     weight = tower.patch.weight.view(-1, 3, 8, 8)
     by_conv = torch.nn.functional.conv2d(images(VIT), weight, stride=8).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(tower.patch(split(images(VIT), 8)), by_conv, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        tower.patch(split_patches(images(VIT), 8)), by_conv, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_marks_are_those_of_the_tokenizer():

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.language_model_config import LlamaConfig
-from stages.models.presets import PRESETS, preset
-from stages.models.registry import language_model
+from stages.models.gpt2.configuration_gpt2 import GPTConfig, preset
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.presets import PRESETS
+from stages.models.registry import build_model
 
 CONFIG = GPTConfig(vocab_size=61, context_length=24, num_layers=2, hidden_size=32, num_heads=4)
 
@@ -60,7 +61,7 @@ def test_every_preset_is_a_valid_shape():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 30}, "width 30 is not a multiple of 4 heads"),
+        ({"hidden_size": 30}, "hidden_size 30 is not a multiple of 4 heads"),
         ({"num_layers": 0}, "must be positive"),
         ({"dropout": 1.0}, "dropout must be in"),
     ],
@@ -145,7 +146,7 @@ def test_a_document_in_a_row_of_several_is_read_as_if_alone():
     )]  # fmt: skip
     for config in families:
         torch.manual_seed(0)
-        model = language_model(config).eval()
+        model = build_model(config).eval()
         pieces = [random_tokens(1, n) for n in (5, 9, 3)]
         segments = [torch.full((1, p.shape[1]), k) for k, p in enumerate(pieces)]
         positions = [torch.arange(p.shape[1])[None] for p in pieces]
@@ -220,5 +221,5 @@ def test_a_cache_ends_where_the_context_does(model):
 
 @pytest.mark.parametrize("what", ["segments_BT", "positions_BT"])
 def test_what_a_cache_does_not_know_is_refused(model, what):
-    with pytest.raises(ValueError, match="a cache holds one document a row"):
+    with pytest.raises(ValueError, match="a cache holds one document per row"):
         model(random_tokens(1, 4), cache=model.cache(1, 8), **{what: torch.zeros(1, 4).long()})

@@ -54,7 +54,8 @@ def test_muon_is_that_of_torch() -> None:
 
 
 def test_block_matrices_exclude_routers() -> None:
-    from stages.models.language_model_config import ExpertsConfig, LlamaConfig
+    from stages.models.language_model_config import ExpertsConfig
+    from stages.models.llama.configuration_llama import LlamaConfig
     from stages.models.llama.modeling_llama import Llama
 
     shape = LlamaConfig(

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import pytest
 
-from stages.models.language_model_config import ExpertsConfig, GPTConfig, LlamaConfig
-from stages.models.presets import preset
-from stages.training.planning.cost_model import Layout, arithmetic, forecast, traffic
+from stages.models.gpt2.configuration_gpt2 import GPTConfig, preset
+from stages.models.language_model_config import ExpertsConfig
+from stages.models.llama.configuration_llama import LlamaConfig
+from stages.training.planning.cost_model import forecast
+from stages.training.planning.device_layout import Layout
 from stages.training.planning.device_specs import DEVICES
+from stages.training.planning.language_model_cost import LanguageModelCost
 
 A100 = DEVICES["a100-80gb"]
 DAY = 86400.0
@@ -51,9 +54,9 @@ def training(
 ) -> tuple[float, float, float]:
     """FLOPs of the model and of the hardware, and device hours on A100s."""
     steps = tokens / (batch * config.context_length)
-    work = arithmetic(config, layout, steps * batch)
-    sent = traffic(config, layout)
-    made = forecast(config, layout, work, sent, A100, steps=steps)  # type: ignore[arg-type]
+    cost = LanguageModelCost(config)
+    work, sent = cost.arithmetic(layout, steps * batch), cost.traffic(layout)
+    made = forecast(cost, layout, work, sent, A100, steps=steps)  # type: ignore[arg-type]
     return work.flops, work.hardware_flops, made.seconds * world / 3600
 
 
@@ -62,7 +65,7 @@ def test_megatrons_models(row: Row) -> None:
     config = row.config
     assert config.parameters / 1e9 == pytest.approx(row.billions, rel=0.03)
     layout = Layout(row.devices, 1, "bfloat16", 1, 1, activation_checkpointing=True)
-    work = arithmetic(config, layout, row.batch)
+    work = LanguageModelCost(config).arithmetic(layout, row.batch)
     B, s, h, n, V = row.batch, 2048, row.width, row.layers, 51200
     theirs = 96 * B * s * n * h**2 * (1 + s / (6 * h) + V / (16 * n * h))  # equation 3
     assert work.hardware_flops == pytest.approx(theirs, rel=0.001)
@@ -83,7 +86,7 @@ def test_days_of_the_largest(
 ) -> None:
     """The same, section 5.1: at the speed that they measured."""
     layout = Layout(devices, 1, "bfloat16", 1, 1, activation_checkpointing=True)
-    work = arithmetic(config, layout, 1)
+    work = LanguageModelCost(config).arithmetic(layout, 1)
     flops = work.hardware_flops / work.tokens * tokens
     assert flops / (devices * teraflops * 1e12) / DAY == pytest.approx(days, rel=0.1)
 
@@ -181,14 +184,17 @@ GPT = GPTConfig(1000, 128, num_layers=4, hidden_size=64, num_heads=4)
 def test_traffic_of_each_stage(zero: int, times: int) -> None:
     """Rajbhandari et al. 2020, section 7, in units of the weights: reduce and gather once each; at
     stages 1 and 2 DeepSpeed sends reduced gradients to those too that do not need them."""
-    sent = traffic(GPT, Layout(64, zero, "bfloat16", 1, 1))
+    sent = LanguageModelCost(GPT).traffic(Layout(64, zero, "bfloat16", 1, 1))
     assert sent.total == pytest.approx(times * 2 * GPT.parameters * 63 / 64)
     assert sent.exchanged == 0
-    assert traffic(GPT, Layout(1, 1, "bfloat16", 1, 1)).total == 0
+    assert LanguageModelCost(GPT).traffic(Layout(1, 1, "bfloat16", 1, 1)).total == 0
 
 
 def test_sharded_gradients_are_reduced_after_every_pass() -> None:
-    reduced = [traffic(GPT, Layout(8, zero, "float32", 1, 5)).reduced for zero in range(4)]
+    reduced = [
+        LanguageModelCost(GPT).traffic(Layout(8, zero, "float32", 1, 5)).reduced
+        for zero in range(4)
+    ]
     once = 2 * 4 * GPT.parameters * 7 / 8
     assert reduced == pytest.approx([once, once, 5 * once, 5 * once / 2])
 
@@ -198,12 +204,12 @@ def test_tokens_travel_to_experts_and_back() -> None:
         1000, 128, 4, 64, 4, 4, 128, 16, experts=ExpertsConfig(num_experts=8, moe_every=2, top_k=1)
     )
     layout = Layout(8, 1, "bfloat16", 2, 3, expert_parallel_size=4)
-    sent = traffic(config, layout)
+    sent = LanguageModelCost(config).traffic(layout)
     # 4 ways x 2 layers x 256 tokens x 64 numbers x 2 bytes x 3 passes, three of four away
     assert sent.exchanged == 4 * 2 * 256 * 64 * 2 * 3 * 3 / 4
-    again = traffic(config, replace(layout, activation_checkpointing=True))
+    again = LanguageModelCost(config).traffic(replace(layout, activation_checkpointing=True))
     assert again.exchanged == 1.5 * sent.exchanged
-    apart = traffic(config, replace(layout, expert_parallel_size=1))
+    apart = LanguageModelCost(config).traffic(replace(layout, expert_parallel_size=1))
     assert apart.exchanged == 0
     assert apart.reduced > sent.reduced
 
@@ -211,19 +217,23 @@ def test_tokens_travel_to_experts_and_back() -> None:
 def test_a_slow_network_and_a_narrow_model_take_their_share() -> None:
     def mfu(config: GPTConfig, layout: Layout, **options: int) -> float:
         batch = layout.world * layout.micro * layout.passes
-        work = arithmetic(config, layout, 10 * batch)
-        sent = traffic(config, layout)
-        return forecast(config, layout, work, sent, A100, steps=10, **options).mfu
+        work = LanguageModelCost(config).arithmetic(layout, 10 * batch)
+        sent = LanguageModelCost(config).traffic(layout)
+        return forecast(
+            LanguageModelCost(config), layout, work, sent, A100, steps=10, **options
+        ).mfu
 
     large, small = preset("gpt3-6.7b"), preset("gpt3-125m")
     layout = Layout(16, 1, "bfloat16", 4, 4)
     assert mfu(large, layout) > 1.3 * mfu(small, layout)
-    assert mfu(large, layout, per_node=16) > mfu(large, layout, per_node=1)
+    assert mfu(large, layout, devices_per_node=16) > mfu(large, layout, devices_per_node=1)
     hidden = replace(layout, zero=3, passes=1, micro=16)
     assert mfu(large, hidden) > mfu(large, replace(hidden, zero=2))
     for device in DEVICES.values():
         for dtype in device.peak:
-            sent = traffic(large, replace(layout, dtype=dtype))
-            work = arithmetic(large, layout, 256)
-            made = forecast(large, replace(layout, dtype=dtype), work, sent, device, steps=1)
+            sent = LanguageModelCost(large).traffic(replace(layout, dtype=dtype))
+            work = LanguageModelCost(large).arithmetic(layout, 256)
+            made = forecast(
+                LanguageModelCost(large), replace(layout, dtype=dtype), work, sent, device, steps=1
+            )
             assert 0 < made.mfu < device.attainable

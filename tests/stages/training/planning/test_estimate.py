@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     """Each remedy taken at its word is accepted."""
     found = list(params(**fields).check({}))
     assert len(found) == 1
-    assert "GiB a device, a100-80gb has room for 74.4 GiB" in found[0].message
+    assert "GiB per device, a100-80gb has room for 74.4 GiB" in found[0].message
     told = dict(part.split(": ") for part in found[0].remedy.split(", "))
     assert keys is None or next(iter(told)) in keys
     assert found[0].key == next(iter(told))
@@ -109,13 +109,13 @@ def test_what_the_host_has_no_room_for_is_refused() -> None:
     """8 processes of a node draw 6.7e9 weights in float32, and round them: 300 GiB."""
     train = TRAIN | {"micro_batch_size": 1}
     needed = params(train=train).estimate({})["host_bytes"] / 2**30
-    room = {"device": "a100-80gb", "host_gib": needed + 1}
+    room = {"device": "a100-80gb", "host_memory_gib": needed + 1}
     assert not problems(train=train, hardware=room)
-    found = problems(train=train, hardware=room | {"host_gib": needed - 1})
+    found = problems(train=train, hardware=room | {"host_memory_gib": needed - 1})
     assert found == [
         (
-            "hardware.host_gib",
-            "fewer devices a node (hardware.per_node: 7), or nodes with more memory",
+            "hardware.host_memory_gib",
+            "fewer devices per node (hardware.devices_per_node: 7), or nodes with more memory",
         )
     ]
 
@@ -126,11 +126,11 @@ def test_a_model_to_start_from_takes_memory_of_the_host() -> None:
     alone, more = (planned.estimate(above) for above in ({}, {"init_from": Params()}))
     assert more["host_bytes"] == pytest.approx(alone["host_bytes"] * 8 / 6)
     assert {**more, "host_bytes": 0} == {**alone, "host_bytes": 0}
-    room = {"device": "a100-80gb", "host_gib": more["host_bytes"] / 2**30 - 1}
+    room = {"device": "a100-80gb", "host_memory_gib": more["host_bytes"] / 2**30 - 1}
     tight = params(train=TRAIN | {"micro_batch_size": 1}, hardware=room)
     assert not list(tight.check({}))
     (found,) = tight.check({"init_from": Params()})
-    assert found.key == "hardware.host_gib"
+    assert found.key == "hardware.host_memory_gib"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_fits_nowhere_is_told_so() -> None:
     ((key, hint),) = problems(model=huge, train=TRAIN | {"micro_batch_size": 1})
     assert (key, hint) == ("model", "a smaller model, or a device with more memory")
     (found,) = params(train=ALONE | {"zero_stage": 3}, preset="gpt3-175b").check({})
-    assert "takes 324.2 GiB a device before ZeRO 3 cuts the weights up" in found.message
+    assert "takes 324.2 GiB per device before ZeRO 3 shards the weights" in found.message
 
 
 @pytest.mark.parametrize(
@@ -190,5 +190,5 @@ def test_unnamed_devices_are_refused_nothing() -> None:
 
 def test_hardware_is_no_identity() -> None:
     assert identity_fields(params()) == identity_fields(
-        params(hardware={"device": "h200", "per_node": 4})
+        params(hardware={"device": "h200", "devices_per_node": 4})
     )

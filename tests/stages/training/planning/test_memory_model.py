@@ -10,28 +10,23 @@ import torch
 from peak_allocation import peak
 from saved_tensors import kept
 
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.hf_export import save_language_model
 from stages.models.initialization import initial_model
-from stages.models.language_model_config import (
-    ExpertsConfig,
-    GPTConfig,
-    LanguageConfig,
-    LlamaConfig,
-    MuP,
-)
+from stages.models.language_model_config import ExpertsConfig, LanguageConfig, MuP
+from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
-from stages.models.registry import language_model
+from stages.models.model_io import save_language_model
+from stages.models.registry import build_model
 from stages.training import engine, expert_parallel
-from stages.training.planning.cost_model import Layout, expert_parameters
+from stages.training.planning.device_layout import Layout
+from stages.training.planning.language_model_cost import LanguageModelCost
 from stages.training.planning.memory_model import (
     BUCKET,
     CPU_BUCKET,
     activations,
-    block,
     host_memory,
-    load_overhead,
-    memory,
+    language_model_memory,
 )
 from stages.training.training_params import TrainSection
 
@@ -56,7 +51,7 @@ SWITCH = replace(MODERN, experts=ExpertsConfig(num_experts=4, moe_every=1, capac
 def test_states_of_7_5_billion_weights_on_64_devices(zero: int, gigabytes: float) -> None:
     """Rajbhandari et al. 2020, figure 1: 16 bits, Adam, 64 devices, exactly 7.5e9 weights; ours
     adds gradients up in float32."""
-    held = memory(GPT_7_5B, Layout(64, zero, "bfloat16", 1, 1))
+    held = language_model_memory(GPT_7_5B, Layout(64, zero, "bfloat16", 1, 1))
     scale = 7.5e9 / GPT_7_5B.parameters
     # At stage 0 the engine keeps no float32 masters; 16 bits run at stage 1 or above.
     masters = 4 * 7.5 if zero == 0 else 0.0
@@ -69,7 +64,7 @@ def test_what_is_offloaded_is_on_the_host(dtype: str) -> None:
     for zero in (1, 2, 3):
         layout = Layout(16, zero, dtype, 1, 1)
         away = replace(layout, offload=True)
-        here, there = memory(GPT_7_5B, layout), memory(GPT_7_5B, away)
+        here, there = language_model_memory(GPT_7_5B, layout), language_model_memory(GPT_7_5B, away)
         part = GPT_7_5B.parameters / 16
         assert here.optimizer - there.optimizer == 12 * part
         assert here.peak - there.peak >= 12 * part or there.peak == there.starting
@@ -116,15 +111,15 @@ def test_a_model_to_start_from_is_held_beside_the_own(
     config: LanguageConfig, given: LanguageConfig | None, least: float, tmp_path: Path
 ) -> None:
     """What the code that reads it allocates; a dense model that gets experts takes less."""
-    save_language_model(language_model(given or config), tmp_path)
+    save_language_model(build_model(given or config), tmp_path)
     held = peak(lambda: initial_model(config, tmp_path), tmp_path)
     beside = held - 4 * config.parameters
-    assert least < beside / load_overhead(config) < 1.02
+    assert least < beside / LanguageModelCost(config).load_overhead < 1.02
 
 
 def test_where_all_start_from_a_model_each_process_holds_a_second_one() -> None:
     layout, P = Layout(16, 3, "bfloat16", 1, 1), GPT_7_5B.parameters
-    assert host_memory(P, layout, 8, load_overhead(GPT_7_5B)) == 8 * 8 * P
+    assert host_memory(P, layout, 8, LanguageModelCost(GPT_7_5B).load_overhead) == 8 * 8 * P
     assert host_memory(P, layout, 8, 0.1) == 8 * 6 * P  # the rounded copies come later
 
 
@@ -149,15 +144,15 @@ def test_what_needs_masters_apart_runs_at_stage_1_at_least(
 
 @pytest.mark.parametrize(("gpu", "numbers"), [(True, BUCKET), (False, CPU_BUCKET)])
 def test_the_bucket_is_the_one_that_the_engine_sets(gpu: bool, numbers: int) -> None:
-    config = engine._config(TrainSection(), 2, False, gpu)["zero_optimization"]
+    config = engine._deepspeed_config(TrainSection(), 2, False, gpu)["zero_optimization"]
     assert config["reduce_bucket_size"] == numbers
 
 
 def test_experts_are_shared_by_those_who_hold_them_together() -> None:
     config = replace(SWITCH, experts=ExpertsConfig(num_experts=8, moe_every=1))
-    spread = expert_parameters(config)
+    spread = config.expert_parameters
     dense = config.parameters - spread
-    held = memory(config, Layout(4, 1, "float32", 1, 1, expert_parallel_size=4))
+    held = language_model_memory(config, Layout(4, 1, "float32", 1, 1, expert_parallel_size=4))
     assert held.weights == held.gradients == 4 * (dense + spread / 4)
     assert held.optimizer == 12 * config.parameters / 4
 
@@ -194,10 +189,11 @@ def test_a_block_keeps_what_its_operators_save(
     deep = replace(config, num_layers=5)
     experts = isinstance(config, LlamaConfig) and config.experts is not None
     for masked in (False, True):
-        layout = Layout(1, 0, "float32", 3, 1, masked=masked, gpu=False)
         many, few = (kept_by_blocks(kind(c), masked) for c in (deep, config))  # type: ignore[arg-type]
         measured = (many - few) / 3 / (3 * 24)
-        assert block(config, layout, experts=experts) == pytest.approx(measured, rel=close)
+        assert config.block_activation_bytes(
+            4, moe=experts, masked=masked, gpu=False
+        ) == pytest.approx(measured, rel=close)
 
 
 def test_recomputing_keeps_one_stream_a_block() -> None:
@@ -206,25 +202,29 @@ def test_recomputing_keeps_one_stream_a_block() -> None:
     whole, thrifty = (
         activations(config, replace(plain, activation_checkpointing=r)) for r in (False, True)
     )
-    saved = 39 * (block(config, plain) - 2 * 5120) * 2048
+    saved = (
+        39 * (config.block_activation_bytes(2, moe=False, masked=False, gpu=True) - 2 * 5120) * 2048
+    )
     # The block that is made again meets its gradients, and no longer the head.
     assert whole - thrifty == pytest.approx(saved, rel=0.03)
 
 
 def test_gradients_and_activations_meet_only_where_passes_follow_each_other() -> None:
     once, twice = (
-        memory(SMALL, Layout(1, 0, "float32", 1, passes, gpu=False)) for passes in (1, 2)
+        language_model_memory(SMALL, Layout(1, 0, "float32", 1, passes, gpu=False))
+        for passes in (1, 2)
     )
     assert twice.peak - once.peak <= once.gradients
     large = replace(SMALL, num_layers=12, context_length=512)
     once, twice = (
-        memory(large, Layout(1, 0, "float32", 4, passes, gpu=False)) for passes in (1, 2)
+        language_model_memory(large, Layout(1, 0, "float32", 4, passes, gpu=False))
+        for passes in (1, 2)
     )
     assert twice.peak == once.peak + once.gradients
 
 
 def test_modules_that_hold_shares_are_those_that_the_formula_divides() -> None:
     model = Llama(SWITCH)
-    layers = [m for m in model.modules() if isinstance(m, expert_parallel.Switch)]
+    layers = [m for m in model.modules() if isinstance(m, expert_parallel.MoELayer)]
     held = sum(p.numel() for layer in layers for p in layer.experts.parameters())
-    assert held == expert_parameters(SWITCH)
+    assert held == SWITCH.expert_parameters

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.models.clip.configuration_clip import PRESETS, preset
+from stages.models.clip.clip_presets import PRESETS, preset
 from stages.models.clip.modeling_clip import CLIP, LOG_SCALE_LIMIT
-from stages.models.clip.towers import quick_gelu, split
+from stages.models.clip.transformer_blocks import quick_gelu
+from stages.models.clip.vit import split_patches
 
 
 @pytest.mark.parametrize(
@@ -39,17 +40,17 @@ def test_parameters_and_flops_are_those_counted(config):
     assert sum(p.numel() for p in model.parameters()) == config.parameters
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images(config), captions(3, 7))
-    unread = config.vision.unread_flops() + config.text.unread_flops(7)
+    unread = config.vision.skipped_flops() + config.text.skipped_flops(7)
     assert counter.get_total_flops() == config.flops_per_pair(tokens=7) - 3 * unread
 
 
 def test_hidden_patches_cost_nothing():
-    model, kept = made(VIT), VIT.vision.kept(0.5)
+    model, kept = made(VIT), VIT.vision.kept_patches(0.5)
     places_BK = torch.arange(kept).expand(3, -1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images(VIT), captions(3, 7), places_BK)
     assert kept == 4
-    unread = VIT.vision.unread_flops(kept) + VIT.text.unread_flops(7)
+    unread = VIT.vision.skipped_flops(kept) + VIT.text.skipped_flops(7)
     assert counter.get_total_flops() == VIT.flops_per_pair(kept=4, tokens=7) - 3 * unread
 
 
@@ -88,7 +89,7 @@ def test_the_quick_gelu_is_the_published_one():
         (lambda: replace(RESNET.vision, blocks=(1, 1, 0, 1)), "four groups"),
         (lambda: replace(RESNET.vision, num_heads=3), "width 128 is not a multiple of 3"),
         (lambda: replace(TEXT, context_length=2), "no room"),
-        (lambda: replace(TEXT, eos=61), "no ids of a vocabulary of 61"),
+        (lambda: replace(TEXT, eos=61), "no id of a vocabulary of 61"),
         (lambda: replace(TEXT, num_layers=0), "must be positive"),
         (lambda: replace(VIT, embed_dim=0), "embed_dim must be positive"),
     ],
@@ -100,14 +101,14 @@ def test_impossible_shapes_are_refused(change, message):
 
 def test_every_preset_takes_ones_own_vocabulary():
     for name in PRESETS:
-        config = preset(name, vocab_size=500, context_length=9, marks=(0, 2, 3))
+        config = preset(name, vocab_size=500, context_length=9, special_ids=(0, 2, 3))
         assert (config.text.vocab_size, config.text.context_length, config.text.eos) == (500, 9, 3)
     assert preset("tiny", image_size=96).vision.image_size == 96
 
 
 def test_patches_are_those_of_the_image():
     pixels = images(VIT, 2)
-    patches = split(pixels, 8)
+    patches = split_patches(pixels, 8)
     assert patches.shape == (2, 9, 192)
     for row, column in product(range(3), range(3)):
         part = pixels[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
@@ -145,7 +146,7 @@ def test_hiding_patches_keeps_the_class_token_and_places():
     chosen_BK = torch.tensor([[0, 1, 2, 3], [1, 3, 5, 8], [0, 4, 6, 7], [5, 6, 7, 8]])
     found = tower(pixels, chosen_BK)
     for image, chosen_K, embedding in zip(pixels, chosen_BK, found, strict=True):
-        patches = tower.patch(split(image[None], 8)[0, chosen_K])
+        patches = tower.patch(split_patches(image[None], 8)[0, chosen_K])
         x_TC = torch.cat([tower.class_embedding[None], patches])
         places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + chosen_K])
         x_1TC = tower.ln_pre(x_TC + tower.position_embedding[places])[None]

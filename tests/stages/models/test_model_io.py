@@ -12,14 +12,14 @@ from transformers import (
 )
 
 from pipeline.errors import InputError
-from stages.models.gpt2.modeling_gpt2 import GPT, GPTConfig
-from stages.models.hf_export import (
-    is_chat,
+from stages.models.gpt2.configuration_gpt2 import GPTConfig
+from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.hf_io import is_chat, special_ids
+from stages.models.model_io import (
     load_language_model,
     load_reward_model,
     save_language_model,
     save_reward_model,
-    special_ids,
 )
 from stages.models.reward_head import RewardModel
 

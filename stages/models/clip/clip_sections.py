@@ -1,0 +1,55 @@
+"""The `model:` section of a pipeline file for a CLIP, free of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.stage import EXECUTION, Section
+from stages.models.clip.configuration_clip import Activation
+
+Size = Annotated[int | None, Field(ge=1)]
+
+
+class VisionSection(Section):
+    """Shape of the image tower. Default: the `preset`'s."""
+
+    patch_size: Size = None
+    """Side of a patch, pixels (ViT)."""
+    num_layers: Size = None
+    """Number of blocks (ViT)."""
+    blocks: tuple[int, int, int, int] | None = None
+    """Number of blocks in each of the four groups (ResNet)."""
+    hidden_size: Size = None
+    """Width of the residual stream (ViT)."""
+    width: Size = None
+    """Number of channels after the stem (ResNet)."""
+    num_heads: Size = None
+    """Number of attention heads."""
+
+
+class TextSection(Section):
+    """Shape of the text tower. Default: the `preset`'s."""
+
+    context_length: Size = None
+    """Longest caption with bos and eos, tokens; longer ones are truncated."""
+    num_layers: Size = None
+    """Number of blocks."""
+    hidden_size: Size = None
+    """Width of the residual stream; a multiple of `num_heads`."""
+    num_heads: Size = None
+    """Number of attention heads."""
+
+
+class ClipModelSection(Section):
+    """Shape of the model. Default: the `preset`'s."""
+
+    vision: VisionSection = VisionSection()
+    text: TextSection = TextSection()
+    embed_dim: Size = None
+    """Dimension of the joint embedding space."""
+    activation: Activation = "quick_gelu"
+    """Activation of the feed-forward layers. Default: quick_gelu, as in the released models."""
+    activation_checkpointing: Annotated[bool, EXECUTION] = False
+    """Recompute each transformer block in the backward pass to save memory. Default: false."""
