@@ -37,15 +37,15 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
         Failure: the disk is full or the write fails; the old file is untouched.
     """
     content = data.encode() if isinstance(data, str) else data
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     with disk_errors(path, len(content)):
         try:
-            with beside.open("wb", buffering=0) as file:
+            with temporary.open("wb", buffering=0) as file:
                 _write_all(file.fileno(), content, durable)
-            os.replace(beside, path)  # noqa: PTH105
+            os.replace(temporary, path)  # noqa: PTH105
         except BaseException:
             with suppress(OSError):
-                os.unlink(beside)  # noqa: PTH108
+                os.unlink(temporary)  # noqa: PTH108
             raise
         if durable:
             fsync_path(path.parent)
@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def read_json(path: Path, default: T) -> T:
-    """Return the content of a JSON file; the default if there is none, or if it is damaged.
+    """Return the content of a JSON file; the default if it is missing or damaged.
 
     A power cut may damage what was not written durably: it is then of another type or not JSON.
 

@@ -41,7 +41,7 @@ class Context:
     attempt_dir: Path
     """The attempt's folder in the run: log.txt, rank logs, stack dumps."""
     cancel_file: Path
-    """Its existence asks the stage to stop at the next safe point."""
+    """A file whose existence stops the stage at the next safe point."""
     cache: Path
     """A folder of the store for files that any stage can make again."""
     run_id: str = "local"

@@ -49,7 +49,7 @@ class Section(BaseModel):
 
 
 class Workers(Section):
-    """The processes that a stage asks for."""
+    """The processes that a stage needs."""
 
     num: Annotated[int, Field(ge=1)] = 1
     """Processes (ranks) of the stage."""

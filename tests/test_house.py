@@ -152,7 +152,7 @@ def code_lines(path: Path) -> int:
 
 def test_the_engine_does_not_grow() -> None:
     """What it grows by, it must have lost elsewhere."""
-    assert sum(code_lines(path) for path in (ROOT / "pipeline").rglob("*.py")) <= 3297
+    assert sum(code_lines(path) for path in (ROOT / "pipeline").rglob("*.py")) <= 3296
 
 
 def test_the_project_speaks_of_itself_alone() -> None:

@@ -122,9 +122,10 @@ def run_attempt(job: Job) -> Outcome:
         text = str(error)  # of an error of ours; others are logged with their traceback
         if not isinstance(error, HeadwaterError):
             text = "".join(traceback.format_exception(error))
+        log = context.log if context else print  # captured by the launcher
         with suppress(OSError):
-            for line in text.splitlines() if context else ():
-                context.log(line)
+            for line in text.splitlines():
+                log(line)
         remedy = f"`headwater logs {job.run} {job.stage}` shows more"
         return classify_error(error, job.store, remedy)
     return Outcome("done", seconds=time.monotonic() - start)

@@ -75,7 +75,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, in an order in which it can be done."""
+    """The stages of a run in topological order, with an action for each."""
 
     pipeline: str
     stages: list[PlannedStage]

@@ -3,7 +3,7 @@
     <store>/runs/<run-id>/run.yaml        the resolved pipeline
     <store>/runs/<run-id>/plan.json       the newest plan
     <store>/runs/<run-id>/journal.jsonl   the events (`pipeline.execution.journal`)
-    <store>/runs/<run-id>/cancel          asks the run to stop
+    <store>/runs/<run-id>/cancel          a request to stop
     <store>/runs/<run-id>/stages/<name>/attempt-K/
 
 A driver that dies leaves a run whose status is `interrupted`, because nothing renews its lease.
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def cancel_file(self) -> Path:
-        """The file whose existence asks the run to stop at the next safe point."""
+        """The file whose existence stops the run at the next safe point."""
         return self.folder / "cancel"
 
     def attempt_dir(self, stage: str, attempt: int) -> Path:
@@ -142,7 +142,7 @@ class Run:
         """Return the newest plan.
 
         Raises:
-            Failure: there is none, because the creation of the run was interrupted.
+            Failure: no plan exists, because the creation of the run was interrupted.
         """
         if plan := self._raw_plan():
             return Plan.from_json(plan)

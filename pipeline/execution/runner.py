@@ -64,7 +64,7 @@ def execute(
         backoff: seconds before the first retry.
 
     Raises:
-        UserError: another driver executes this run, or a stage asks for more than there is.
+        UserError: another driver executes this run, or a stage needs more resources than exist.
         Failure: the engine cannot continue (a full disk, a lost lease); `resume` can.
     """
     resumed = any(event["event"] == "run.started" for event in run.events())
@@ -165,7 +165,7 @@ class Scheduler:
         """Make what can be made and return the state of the run.
 
         Raises:
-            UserError: a stage asks for more than the cluster has; nothing was started.
+            UserError: a stage needs more than the cluster has; nothing was started.
             Failure: the journal or the store cannot be written.
         """
         for name, stage in self.stages.items():
@@ -246,7 +246,7 @@ class Scheduler:
         """Start the launcher; return None if a stop is requested before it is ready.
 
         Raises:
-            UserError: a pending stage asks for more than there is.
+            UserError: a pending stage needs more than the cluster has.
         """
         with self.token.interruptible():
             self._pool = ResourcePool(self.launcher.start())
@@ -254,7 +254,7 @@ class Scheduler:
             need = Resources.required_by(self.nodes[name].params.workers)
             if self._pool and state == "pending" and not self._pool.total.fits(need):
                 raise UserError(
-                    f"it asks for {need}, the cluster has {self._pool.total}",
+                    f"it needs {need}, the cluster has {self._pool.total}",
                     where=f"{self.nodes[name].where} {name}.workers",
                     remedy=f"lower it ({name}.workers.num=1) or name a larger cluster",
                 )

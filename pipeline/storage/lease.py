@@ -21,10 +21,10 @@ import platform
 import secrets
 import threading
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pipeline.atomic_io import disk_errors, list_folder
 from pipeline.errors import Failure, LeaseLost
@@ -36,7 +36,7 @@ POLL_INTERVAL = 0.1  # seconds between two tries of a waiter
 Holder = dict[str, Any]
 
 
-class Lease:
+class Lease(AbstractContextManager["Lease"]):
     """A claim on one name; held once `acquire` returns True."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Lease:
         self.epoch = 0
 
     def holder(self) -> Holder | None:
-        """Return the holder, {owner, host, pid, …}; None if there is none."""
+        """Return the holder, {owner, host, pid, …}; None without one."""
         with disk_errors(self.folder, to="read"):
             top = self._newest_epoch()
             return None if not top or self._file(top, "released").exists() else self._read(top)
@@ -119,9 +119,6 @@ class Lease:
             if holder.get("node") and holder["node"] == machine_id():
                 return True
             return self._age(self._file(top, "beat")) < self.expiry
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

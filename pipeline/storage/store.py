@@ -85,7 +85,7 @@ class Store:
         return next((artifact for artifact in found if isinstance(artifact, Artifact)), None)
 
     def find_or_quarantine(self, uses: str, fp: str) -> Artifact | None:
-        """As `find`, for the holder of the lease: damaged generations are quarantined."""
+        """Find as `find` does, and quarantine damaged generations; for the holder of the lease."""
         for folder, found in self._inspect_generations(uses, fp):
             if isinstance(found, Artifact):
                 return found

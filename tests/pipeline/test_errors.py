@@ -69,4 +69,4 @@ def test_a_spec_error_carries_every_problem() -> None:
 def test_the_nearest_word_is_offered() -> None:
     assert did_you_mean("cleen", ["tokens", "clean"]) == "did you mean 'clean'?"
     assert did_you_mean("zzz", {"tokens": 1, "clean": 2}) == "known: clean, tokens"
-    assert did_you_mean("zzz", []) == "there is none"
+    assert did_you_mean("zzz", []) == "no name is known"

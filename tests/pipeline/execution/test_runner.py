@@ -272,7 +272,7 @@ def test_what_can_never_fit_is_refused_before_anything_starts(store: Store) -> N
     b: {uses: toy.count, value: 1, workers: {num: 3, cpus: 2}}
     """
     run, launcher = make(store, stages), Threads(cpus=4)
-    with pytest.raises(UserError, match="asks for 6 CPUs and 0 GPUs, the cluster has 4 CPUs"):
+    with pytest.raises(UserError, match="needs 6 CPUs and 0 GPUs, the cluster has 4 CPUs"):
         go(run, launcher)
     assert launcher.jobs == []
     assert launcher.closed

@@ -127,8 +127,8 @@ def test_the_longest_stage_name_wins() -> None:
         ({"stages": {"a": {}}}, "promote.=1", "promote.: a part of the key is empty "),
         ({"stages": {"a": {}}}, "a.x={", "a.x: this is not YAML: "),
         ({"stages": {"a": {}}}, "a.x=&y 1", "a.x: YAML anchors (&y) are not accepted (remove it)"),
-        ({"stages": 3}, "b.x=1", "b.x: there is no stage 'b' (there is none)"),
-        ([], "b.x=1", "b.x: there is no stage 'b' (there is none)"),
+        ({"stages": 3}, "b.x=1", "b.x: there is no stage 'b' (no name is known)"),
+        ([], "b.x=1", "b.x: there is no stage 'b' (no name is known)"),
     ],
 )
 def test_a_bad_override_is_named(data: Any, text: str, message: str) -> None:
