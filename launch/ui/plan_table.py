@@ -1,4 +1,4 @@
-"""The plan of a pipeline as tables: actions and reasons per stage, costs of each training."""
+"""The plan of a pipeline as tables: action and reason per stage, and estimated costs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMATS: dict[Unit, Callable[[float], str]] = {
 
 
 def print_plan(plan: Plan) -> None:
-    """Print the plan as a table, then training costs, warnings and totals."""
+    """Print the plan as a table, then estimates, warnings and totals."""
     costs = [key for key in COSTS if any(stage.estimate.get(key) for stage in plan.stages)]
     if console.get_console().width < console.NARROW:
         costs = [key for key in costs if key not in WIDE_ONLY]
@@ -55,13 +55,12 @@ def print_plan(plan: Plan) -> None:
 
 def print_estimate(name: str, rows: Sequence[EstimateRow]) -> None:
     """Print the estimate of a stage with its parts."""
-    table = console.make_table(name, "", "of which", right=[""], flexible=["of which"])
+    table = console.make_table(name, "", "breakdown", right=[""], flexible=["breakdown"])
     console.print_table(console.add_rows(table, map(estimate_cells, rows)))
 
 
 def estimate_cells(row: EstimateRow) -> tuple[str, str, str]:
-    """Return the cells of a row: name, value, and its parts: `image tower 304 M, text tower 124
-    M`."""
+        M`."""
     show = FORMATS[row["unit"]]
     parts = [f"{label} {show(value)}" for label, value in row["parts"].items()]
     notes = [row["note"]] if row["note"] else []
