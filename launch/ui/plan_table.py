@@ -60,7 +60,7 @@ def print_estimate(name: str, rows: Sequence[EstimateRow]) -> None:
 
 
 def estimate_cells(row: EstimateRow) -> tuple[str, str, str]:
-        M`."""
+    """Return the cells of a row: name, value, parts (`image tower 304 M, text tower 124 M`)."""
     show = FORMATS[row["unit"]]
     parts = [f"{label} {show(value)}" for label, value in row["parts"].items()]
     notes = [row["note"]] if row["note"] else []
