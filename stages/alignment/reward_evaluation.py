@@ -16,6 +16,7 @@ from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
+from stages.models.language_model import ForwardOutputs
 from stages.models.model_io import load_reward_model
 from stages.models.reward_head import RewardModel
 
@@ -40,9 +41,14 @@ class RewardEvaluation:
     """Mean score of the best responses: near 0 if the centring generalises."""
 
 
-def score_responses(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
-    """Return scores_PK of a batch by one forward pass per response, 0 where a response is missing."""
-    scores_N = model(batch["tokens"], at_BT=batch["at"]).float()
+def score_responses(
+    model: Callable[..., Any], batch: Mapping[str, Tensor], outputs: ForwardOutputs | None = None
+) -> Tensor:
+    """Return scores_PK of a batch by one forward pass per response, 0 where a response is missing.
+    `outputs` receives the routing of experts."""
+    scores_N = model(
+        batch["tokens"], at_BT=batch["at"], padding_mask_BT=batch["real"], outputs=outputs
+    ).float()
     real_PK = batch["ranks"] != NO_RESPONSE
     return torch.zeros_like(real_PK, dtype=scores_N.dtype).masked_scatter(real_PK, scores_N)
 
@@ -62,7 +68,7 @@ def mean_score(
         part = rows[start : start + batch]
         tokens_BT = pad_right(part, PAD, device)
         last_B = torch.tensor([len(row) - 1 for row in part], device=device)
-        scores_BT = scorer(tokens_BT)
+        scores_BT = scorer(tokens_BT, padding_mask_BT=tokens_BT != PAD)
         total += scores_BT.gather(1, last_B[:, None]).double().sum().item()
         heartbeat()
     return total / len(rows)

@@ -12,12 +12,12 @@ from stages.alignment.ranking_loss import compare, kwise_loss
 from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.alignment.reward_evaluation import mean_score, score_responses
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.models.gpt2.modeling_gpt2 import GPT
+from stages.models.language_model import ForwardOutputs, router_aux_loss
 from stages.models.model_io import load_language_model, save_reward_model
-from stages.models.registry import build_model
+from stages.models.registry import build_model, find_family
 from stages.models.reward_head import RewardModel
 from stages.training.data_order import Shuffled, derive_seed
-from stages.training.objective import Batch, Loss, Trainable
+from stages.training.objective import Batch, Loss, Losses, Trainable
 from stages.training.supervised import SupervisedObjective
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class RewardObjective(SupervisedObjective):
-    """K-wise ranking loss on the body of a language model."""
+    """K-wise ranking loss on the body of a language model.
+
+    A body with experts has a second loss, `router`, over tokens.
+    """
 
     model: Path
     preferences: Path
@@ -39,12 +42,13 @@ class RewardObjective(SupervisedObjective):
     def open(self, rank: Rank) -> dict[str, Trainable]:
         """Read the rankings, and put a randomly initialised score head on the language model."""
         body = load_language_model(self.model, dropout=self.dropout)
-        if not isinstance(body, GPT):
+        if "scalar_head" not in find_family(body.config).capabilities:
             raise InputError(
-                f"a reward model is read from GPT-2, not from a {type(body).__name__}",
+                f"models of family {body.config.family} cannot have a scalar head",
                 where=str(self.model),
-                remedy="train it from a model of family gpt2",
+                remedy="train the reward model from a model of another family",
             )
+        self._experts = body.config.experts
         tokenizer, context = Tokenizer(self.model), body.config.context_length
         rankings = read_rankings(self.preferences, "train", tokenizer, context)
         self.train_samples = Shuffled(rankings, derive_seed(self.seed, 1))
@@ -58,26 +62,36 @@ class RewardObjective(SupervisedObjective):
         """Convert rankings to tensors; see `collate_rankings`."""
         return collate_rankings(samples)
 
-    def units(self, batch: Batch) -> float:
-        """Return the number of prompts: each counts the same, however many responses it has."""
-        return float(len(batch["ranks"]))
+    def units(self, batch: Batch) -> float | Mapping[str, float]:
+        """Return the number of prompts: each counts the same, however many responses it has. The
+        units of the router loss are tokens."""
+        prompts = float(len(batch["ranks"]))
+        if self._experts is None:
+            return prompts
+        return {"ranking": prompts, "router": float(batch["real"].sum())}
 
     def num_tokens(self, batch: Batch) -> float:
         """Return the number of positions that are computed."""
         return float(batch["tokens"].numel())
 
-    def loss(self, model: Callable[..., Any], batch: Batch) -> Loss:
-        """Return the K-wise loss, and the accuracy and margin over the pairs of each prompt."""
-        scores_PK = score_responses(model, batch)
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Losses:
+        """Return the K-wise loss, with the accuracy and margin over the pairs of each prompt, and
+        the loss of the routers if there are experts."""
+        outputs = ForwardOutputs()
+        scores_PK = score_responses(model, batch, outputs)
         found = compare(scores_PK.detach(), batch["ranks"])
         pairs_P = found.pairs.clamp(min=1)
-        return Loss(
+        ranking = Loss(
             kwise_loss(scores_PK, batch["ranks"]).sum(),
             {
                 "accuracy": (found.correct / pairs_P).sum(),
                 "margin": (found.margin / pairs_P).sum(),
             },
         )
+        if self._experts is None:
+            return ranking
+        router = router_aux_loss(self._experts, outputs.routing) * batch["real"].sum()
+        return {"ranking": ranking, "router": Loss(router)}
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Centre the scores on the demonstrations (the best responses), then write the folder.

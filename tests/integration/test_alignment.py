@@ -159,6 +159,28 @@ def test_ppo_raises_the_reward_and_goes_on_to_the_same_bytes(world, rewarded, tm
     assert_transformers_agree(whole.out)
 
 
+def test_ppo_trains_a_llama_on_the_scores_of_a_qwen3(world, tmp_path):
+    """Policy and reward model are of different families with one tokenizer."""
+    import toy_alignment
+
+    tokenizer = world / "tokenizer"
+    policy = toy_alignment.write_model(tmp_path / "policy", tokenizer, "llama", steps=60)
+    base = toy_alignment.write_model(tmp_path / "base", tokenizer, "qwen3", steps=60)
+    first, ctx = Context.local(tmp_path / "reward"), Context.local(tmp_path / "ppo")
+    train = {"steps": 30, "lr": 1e-3}
+    edges = toy_alignment.inputs(model=base, preferences=world / "preferences")
+    reward(RewardParams(train=train, workers={"num": 2}), edges, first.out, first)
+    assert results(first)["accuracy"] > 0.7
+    edges = toy_alignment.inputs(
+        policy=policy, reward=first.out, prompts=world / "conversations", tokens=world / "tokens"
+    )
+    ppo(PPO, edges, ctx.out, ctx)
+    found = results(ctx)
+    assert found["reward_after"] > found["reward_before"]
+    assert found["kl"] > 0
+    assert_transformers_agree(ctx.out)
+
+
 @pytest.fixture(scope="module")
 def scored(world):
     """The world with a reward model that was never trained."""

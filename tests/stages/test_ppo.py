@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from toy_alignment import another_tokenizer
+from toy_alignment import another_tokenizer, write_model
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
@@ -296,3 +296,18 @@ def test_what_is_reported_is_the_scorers_own_score(world, scorer):
     shown = [float(card["after"].rsplit("[", 1)[1][:-1]) for card in seen.samples]
     assert sum(shown) / 12 == pytest.approx(seen.metrics["reward_after"], abs=0.006)
     assert load_reward_model(scorer).body.config.context_length == 40
+
+
+@pytest.mark.parametrize(("policy", "reward"), [("llama", "qwen3"), ("switch", "llama")])
+def test_policy_and_reward_model_may_be_of_different_families(world, tmp_path, policy, reward):
+    folders = {name: tmp_path / name for name in ("policy", "scorer")}
+    write_model(folders["policy"], world / "tokenizer", policy)
+    body = load_language_model(write_model(tmp_path / "base", world / "tokenizer", reward))
+    save_reward_model(RewardModel(body), folders["scorer"], world / "tokenizer")
+    for name in ("conversations", "tokens", "tokenizer"):
+        (tmp_path / name).symlink_to(world / name)
+    objective = made(tmp_path, folders["scorer"], ptx_length=12, ratio_tolerance=0.5)
+    result = objective.step(engines(objective), 0)
+    assert result.metrics["kl"] == pytest.approx(0, abs=1e-4)
+    assert result.metrics["ptx_loss"] > 0 and result.metrics["value_loss"] > 0
+    assert objective.evaluate(engines(objective), 0)["eval_kl"] == pytest.approx(0, abs=1e-4)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
+from toy_alignment import write_model
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.context import Context
@@ -22,6 +23,7 @@ from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
 from stages.reward import RewardParams, show
 from stages.training.ranks.rank import Rank
+from stages.training.supervised import by_name
 
 
 class Bare:
@@ -111,7 +113,7 @@ def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
 
 def test_a_judgement_counts_pairs_by_rank(objective):
     class Oracle:
-        def __call__(self, tokens_BT, *, at_BT):
+        def __call__(self, tokens_BT, **_):
             return tokens_BT[:, 1].float()
 
     three = Ranking(((2, 9, 3), (2, 7, 3), (2, 8, 3)), (0, 1, 2))
@@ -139,3 +141,28 @@ def test_the_report_shows_accuracy_by_ranks(tmp_path):
     }
     assert drawn["Held-out accuracy by ranks"]["rows"] == [["0 over 1", 0.8, 5], ["all", 0.8, 5]]
     assert drawn["Mean held-out score by rank"]["values"] == {"rank 0": 2.0, "rank 1": 0.0}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "switch"])
+def test_a_reward_model_of_each_family_trains_and_loads_elsewhere(world, tmp_path, family):
+    base = write_model(tmp_path / "base", world / "tokenizer", family)
+    made = RewardObjective(base, world / "preferences", centering_samples=20)
+    model = made.setup(Rank(), RewardParams().train, seed=0)["model"].module
+    batch = made.collate([made.train_samples[i] for i in range(4)])
+    losses, units = by_name(made.loss(model, batch)), by_name(made.units(batch))
+    assert losses.keys() == units.keys()
+    assert len(losses) == (2 if family == "switch" else 1)
+    sum(loss.total for loss in losses.values()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    # Padding changes nothing.
+    alone = [score_responses(model, collate_rankings([made.train_samples[i]])) for i in range(4)]
+    torch.testing.assert_close(score_responses(model, batch), torch.cat(alone), rtol=0, atol=1e-5)
+    made.export({"model": Bare(model)}, tmp_path / "out")
+    scorer = load_reward_model(tmp_path / "out")
+    best = [ranking.best_response for ranking in made.rankings[:20]]
+    assert mean_score(scorer, best) == pytest.approx(0, abs=1e-5)
+    tokens = torch.tensor([[2, 20, 30, 3]])
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(
+        theirs(tokens).logits[0, 0] + scorer.score_bias, scorer(tokens)[0, -1], rtol=0, atol=1e-5
+    )

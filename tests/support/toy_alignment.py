@@ -32,6 +32,7 @@ from stages.generation.likelihood import pad_right
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.model_io import save_language_model
+from stages.models.registry import build_model, families
 
 ANIMALS = ("cat", "dog", "owl", "bee", "fox", "hen", "cow", "ant")
 TOOLS = ("saw", "axe", "pen", "cup", "bag", "key", "map", "net")
@@ -143,6 +144,27 @@ def build(folder: Path) -> Path:
         model = GPT(GPTConfig(len(tokenizer), CONTEXT, num_layers=2, hidden_size=48, num_heads=2))
         supervised(model, [encode_conversation(tokenizer, c) for c in data], 60)
         save_language_model(model.eval(), folder / name, folder / "tokenizer", chat=True)
+    return folder
+
+
+def write_model(folder: Path, tokenizer: Path, family: str, steps: int = 0) -> Path:
+    """Write a small model of a family, fine-tuned on the conversations next to its tokenizer."""
+    section = families()[family].section.model_validate(
+        {
+            "num_layers": 2,
+            "hidden_size": 48,
+            "num_heads": 2,
+            "context_length": CONTEXT,
+            **({"experts": {"num_experts": 4}} if family == "switch" else {}),
+        }
+    )
+    read = Tokenizer(tokenizer)
+    torch.manual_seed(0)
+    model = build_model(section.config("tiny", len(read)))
+    if steps:
+        labelled = Conversations(tokenizer.parent / "conversations", "train")
+        supervised(model, [encode_conversation(read, c) for c in labelled], steps)
+    save_language_model(model.eval(), folder, tokenizer, chat=True)
     return folder
 
 
