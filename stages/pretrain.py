@@ -61,8 +61,9 @@ from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.estimate import EstimateRow
 from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, stage
-from stages.models.language_model_config import LanguageConfig
+from stages.models.language_model_config import LanguageModelConfig
 from stages.models.model_sections import AnyLanguageModelSection, default_section
+from stages.models.registry import families
 from stages.objectives.causal_lm import CausalLMParams
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, objective_union
 from stages.training.planning.device_specs import HardwareSection
@@ -114,7 +115,7 @@ class PretrainParams(Params):
         self.__dict__["train"] = filled if recipe(self.preset) else self.train
         return self
 
-    def config(self, vocab_size: int) -> LanguageConfig:
+    def config(self, vocab_size: int) -> LanguageModelConfig:
         """Return the shape of the model.
 
         Raises:
@@ -127,6 +128,7 @@ class PretrainParams(Params):
         vocabulary = _vocab_size(upstream)
         wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel_size))
         yield from wrong or self._training_estimate(upstream).infeasibilities()
+        yield from self.objective.check(families()[self.model.family])
         yield from self.train.check(self.workers)
         if self.model.compile and self.train.zero_stage == 3:
             reason = "ZeRO 3 gathers weights by hooks within a block, and a compiled one has none"
@@ -268,7 +270,7 @@ def _vocabulary_conflicts(upstream: Mapping[str, Params]) -> Iterator[Problem]:
             yield Problem("init_from", reason, "pack the documents with its own tokenizer")
 
 
-def _card(params: PretrainParams, config: LanguageConfig) -> str:
+def _card(params: PretrainParams, config: LanguageModelConfig) -> str:
     train, base = params.train, params.model.mup
     mup = f", muP from width {base.base_width}" if base else ""
     return f"""# {params.model.family}, {config.parameters / 1e6:.1f} M parameters

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline import panels
-from stages.models.language_model_config import LanguageConfig
+from stages.models.language_model_config import LanguageModelConfig
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, register
 from stages.objectives.pretraining import PretrainingObjective
 from stages.training.objective import Batch, Loss, MetricSum
@@ -39,7 +39,7 @@ class CausalLMParams(ObjectiveParams):
         """Return the objective."""
         return CausalLMObjective(**vars(task), z_loss_coef=self.z_loss_coef)
 
-    def panels(self, config: LanguageConfig) -> Iterator[panels.Panel]:
+    def panels(self, config: LanguageModelConfig) -> Iterator[panels.Panel]:
         """Yield the curves of the routers, if the model has experts."""
         if layers := expert_layers(config):
             loads = [f"{LOAD}{layer}" for layer in layers]
@@ -112,7 +112,7 @@ class CausalLMObjective(PretrainingObjective):
         return expert_layers(self.config)
 
 
-def expert_layers(config: LanguageConfig) -> list[int]:
+def expert_layers(config: LanguageModelConfig) -> list[int]:
     """Return the indices of the layers that have experts."""
     return config.moe_layers
 

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, Union, get_
 
 from pydantic import BeforeValidator, Field
 
+from pipeline.errors import Problem
 from pipeline.panels import Panel
 from pipeline.plugins import load_plugins
 from pipeline.stage import Section
 
 if TYPE_CHECKING:
     from stages.data.token_dataset import TokenDataset
-    from stages.models.language_model_config import LanguageConfig
+    from stages.models.language_model_config import LanguageModelConfig
+    from stages.models.registry import ModelFamily
     from stages.training.supervised import SupervisedObjective
 
 DEFAULT = "causal_lm"
@@ -41,7 +43,7 @@ BUILT_IN = ("stages.objectives.causal_lm",)
 class PretrainingTask:
     """The input of an objective from stage `pretrain`: model, data, and execution options."""
 
-    config: LanguageConfig
+    config: LanguageModelConfig
     corpus: TokenDataset
     tokenizer_folder: Path
     init_from: Path | None = None
@@ -63,11 +65,20 @@ class ObjectiveParams(Section):
     special_tokens: ClassVar[tuple[str, ...]] = ()
     """Tokens that the tokenizer must hold, such as `<mask>`."""
 
+    def check(self, family: ModelFamily) -> Iterator[Problem]:
+        """Yield what the objective needs and the model family cannot do."""
+        if missing := sorted(self.capabilities - family.capabilities):
+            yield Problem(
+                "objective.type",
+                f"{self.type} needs a model family with {', '.join(missing)}",
+                f"select another model.family than {family.name}",
+            )
+
     def build(self, task: PretrainingTask) -> SupervisedObjective:
         """Return the objective."""
         raise NotImplementedError
 
-    def panels(self, config: LanguageConfig) -> Iterator[Panel]:
+    def panels(self, config: LanguageModelConfig) -> Iterator[Panel]:
         """Yield the report panels of the metrics that only this objective has."""
         yield from ()
 

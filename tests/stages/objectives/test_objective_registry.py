@@ -71,3 +71,15 @@ def test_a_special_token_that_the_tokenizer_lacks_is_an_error(
         pretraining_task(params, [world / "tokens"], world / "tokenizer")
     monkeypatch.setattr(CausalLMParams, "special_tokens", ("</s>",))
     assert pretraining_task(params, [world / "tokens"], world / "tokenizer").init_from is None
+
+
+def test_a_capability_that_the_model_family_lacks_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = PretrainParams()
+    assert not list(params.check({}))
+    monkeypatch.setattr(CausalLMParams, "capabilities", frozenset({"causal", "encoder"}))
+    assert [str(problem) for problem in params.check({})] == [
+        "objective.type: causal_lm needs a model family with encoder "
+        "(select another model.family than gpt2)"
+    ]
