@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launch.ui.options import mlflow_uri
 from pipeline.errors import UserError, did_you_mean
 from pipeline.kind import is_promotable
+from pipeline.status import COMPLETED_STATES
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -100,7 +101,7 @@ def stage_artifact(run: Run, stage: str) -> Artifact:
         raise UserError(f"run {run.id} has no stage {stage!r}", remedy=did_you_mean(stage, stages))
     found = stages[stage]
     resume = f"headwater resume {run.id}"
-    if found.state not in ("cached", "finished"):
+    if found.state not in COMPLETED_STATES:
         raise UserError(
             f"{stage} of run {run.id} is {found.state} and has no artifact", remedy=resume
         )

@@ -9,6 +9,7 @@ import click
 from launch.run_summary import format_registered
 from launch.ui import console, formatting
 from launch.ui.options import json_option, open_store, store_option
+from pipeline.status import COMPLETED_STATES
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -46,7 +47,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
         "run": run.id,
         "pipeline": status.pipeline,
         "state": status.state,
-        "done": sum(stage.state in ("cached", "finished") for stage in status.stages),
+        "done": sum(stage.state in COMPLETED_STATES for stage in status.stages),
         "stages": len(status.stages),
         "started": run.events()[0]["time"] if times else "",
         "seconds": times[-1] - times[0] if times else None,

@@ -48,7 +48,7 @@ from pipeline.context import read_series
 from pipeline.execution.run import Run
 from pipeline.kind import is_promotable
 from pipeline.redaction import redact
-from pipeline.status import RunStatus, StageStatus
+from pipeline.status import COMPLETED_STATES, RunStatus, StageStatus
 from pipeline.storage.artifact import OBSERVED, Artifact
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class RunSynchronizer:
         if entry.get("done"):
             return
         artifact = self.run.store.latest_readable(stage.uses, stage.fingerprint)
-        if stage.state not in ("cached", "finished"):
+        if stage.state not in COMPLETED_STATES:
             artifact = None  # an older generation, which this run makes again
         if not entry.get("run"):
             entry["run"] = self._find_or_create_run(self._tags(stage), stage.name, span[0])

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from launch.ui import console, formatting
 from pipeline.errors import HeadwaterError
+from pipeline.status import COMPLETED_STATES
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
@@ -117,7 +118,7 @@ class StatusTable:
         return Group(*parts, *([Text(footer, style="magenta")] if footer else []))
 
     def _title(self, status: RunStatus) -> Text:
-        done = sum(stage.state in ("cached", "finished") for stage in status.stages)
+        done = sum(stage.state in COMPLETED_STATES for stage in status.stages)
         return Text.assemble(
             (status.pipeline, "bold"),
             ("  ", ""),
@@ -136,7 +137,7 @@ class StatusTable:
     def _idle(self, stage: StageStatus, narrow: bool) -> list[Any]:
         """Return the cells of a stage that is not running: its first metric and its time, or the
         reason why it waits."""
-        if stage.state in ("cached", "finished"):
+        if stage.state in COMPLETED_STATES:
             metric = console.format_metrics(stage.metrics, stage.kind, 1)
             return [Text(metric, "dim"), "", "", Text(formatting.duration(stage.seconds), "dim")]
         has_reason = stage.state in ("waiting", "interrupted")
@@ -190,9 +191,7 @@ class StatusLines:
                     yield f"{stage.name:<{wide}}  {text}"
 
     def _idle(self, stage: StageStatus) -> str:
-        seconds = (
-            formatting.duration(stage.seconds) if stage.state in ("cached", "finished") else ""
-        )
+        seconds = formatting.duration(stage.seconds) if stage.state in COMPLETED_STATES else ""
         metrics = (
             console.format_metrics(stage.metrics, stage.kind) if stage.state == "finished" else ""
         )
