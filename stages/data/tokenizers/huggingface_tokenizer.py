@@ -111,7 +111,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
         return self.bos_id if self.bos_id is not None and self.bos_id in encoded else self.eos_id
 
     def special_token_id(self, token: str) -> int | None:
-        """Return the id of a special token, which text never yields; None if there is none."""
+        """Return the id of a special token; None if the tokenizer has no such special token."""
         found: int | None = self._fast.token_to_id(token)
         return found if found in self._special else None
 

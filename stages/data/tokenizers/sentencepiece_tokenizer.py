@@ -118,7 +118,7 @@ class Tokenizer:
         return piece
 
     def special_token_id(self, token: str) -> int | None:
-        """Return the id of a control token, which text never yields; None if there is none."""
+        """Return the id of a control token; None if the tokenizer has no such control token."""
         controls = self.pieces[:FIRST_BYTE]
         return controls.index(token) if token in controls else None
 
