@@ -58,7 +58,7 @@ class TokenDataset:
         return Mixture(sources, weights)
 
     @property
-    def held_out(self) -> TokenWindows | Interleaved:
+    def eval(self) -> TokenWindows | Interleaved:
         """Windows of the held-out tokens, of all stores that have enough for one window."""
         stores = self.stores("eval")
         enough = [store for store in stores if store.tokens > self.length] or stores[:1]
@@ -66,7 +66,7 @@ class TokenDataset:
         return parts[0] if len(parts) == 1 else Interleaved(parts)
 
     @property
-    def facts(self) -> Mapping[str, float]:
+    def packing_metrics(self) -> Mapping[str, float]:
         """Padding and split documents of best-fit packing, over one epoch of all stores."""
         train = self.train
         found = train.sources if isinstance(train, Mixture) else [train]

@@ -40,8 +40,8 @@ class PretrainingObjective(PretrainingTask, LanguageObjective):
         from stages.training.optim.optimizer_registry import find_optimizer
 
         corpus = self.corpus
-        self.train_samples, self.eval_dataset = corpus.train, corpus.held_out
-        self.setup_metrics = corpus.facts
+        self.train_samples, self.eval_dataset = corpus.train, corpus.eval
+        self.setup_metrics = corpus.packing_metrics
         self.flops_per_token = float(self.config.flops_per_token)
         self.tokenizer = open_tokenizer(self.tokenizer_folder)
         self.bytes_per_token = torch.tensor(self.tokenizer.byte_counts, device=rank.device)

@@ -401,7 +401,7 @@ def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) ->
         corpus = TokenDataset((world / "tokens", other), 16, 0, temperature=temperature)
         expected = sizes[1] ** power / sum(size**power for size in sizes)
         assert corpus.mixture.proportions[1] == pytest.approx(expected, abs=1e-4)
-    assert len(corpus.held_out) == len(TokenStore(world / "tokens", "eval").samples(16))
+    assert len(corpus.eval) == len(TokenStore(world / "tokens", "eval").samples(16))
     with pytest.raises(InputError, match="3 weights for 2 stores"):
         _ = TokenDataset((world / "tokens", other), 16, 0, weights=(1, 2, 3)).train
     strange = second_store(tmp_path / "strange", vocab_size=500)
