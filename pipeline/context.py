@@ -86,7 +86,7 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run is asked to stop."""
+        """True once the run is asked to stop."""
         with suppress(OSError):  # checked again at the next safe point
             return self.cancel_file.exists()
         return False

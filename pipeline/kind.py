@@ -24,7 +24,7 @@ class Kind:
 
     name: str
     promotable: bool = False
-    """Whether such an artifact can become a version of a registered model."""
+    """True if such an artifact can become a version of a registered model."""
     reader: str = ""
     """`module:attribute` of what opens such an artifact's folder, as text, so that naming it
     imports nothing."""

@@ -37,7 +37,7 @@ class CancellationToken:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop at the next safe point."""
+        """True once the run is to stop at the next safe point."""
         if self._signals and not self.reason:
             self._cancel("interrupted", self._grace)
             with suppress(HeadwaterError, OSError):  # disk full: stages are killed after the grace

@@ -61,7 +61,7 @@ class PlannedStage:
     source_hash: str
     """Hash of the module that defines the stage."""
     forced: bool = False
-    """Whether the stage is made again although its artifact may exist: the new one is the next
+    """True if the stage is made again although its artifact may exist: the new one is the next
     generation, and unfinished work of the old one is discarded."""
     estimate_rows: list[EstimateRow] = field(default_factory=list)
     """See `Params.estimate_rows`."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +19,6 @@ from pipeline.errors import (
 from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
 from pipeline.stage_registry import find_stage
 from pipeline.storage.artifact import Artifact
-from pipeline.storage.lease import machine_id, process_start_time
 from pipeline.storage.store import PublishRequest, Store
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -143,53 +137,6 @@ def test_a_flipped_bit_is_found_before_use(tmp_path: Path) -> None:
     assert "its bytes changed" in outcome.error
     assert not artifact.path.exists()
     assert Store(tmp_path).corruption_reason("toy.count", "1" * 16)
-
-
-# --- one process a stage -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def orphan() -> object:
-    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
-    yield process
-    process.kill()
-    process.wait()
-
-
-def mark(root: Path, **changed: object) -> None:
-    work = root / f"work/toy.count/{FP}"
-    work.mkdir(parents=True)
-    work.joinpath("process.json").write_text(json.dumps(changed))
-
-
-def test_an_orphan_of_the_attempt_before_is_ended(tmp_path: Path, orphan: subprocess.Popen) -> None:
-    born = process_start_time(orphan.pid)
-    mark(tmp_path, node=machine_id(), pid=orphan.pid, born=born)
-    assert run_attempt(job(tmp_path)).status == "done"
-    assert process_start_time(orphan.pid) == ""
-    assert orphan.wait(5) == -9
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"node": "elsewhere"}, {"born": "1"}, {"born": ""}, {"pid": os.getpid()}, {"pid": 2**22 + 1}],
-)
-def test_nobody_else_is_ended(
-    tmp_path: Path, orphan: subprocess.Popen, other: dict[str, Any]
-) -> None:
-    born = process_start_time(int(other.get("pid", orphan.pid)))
-    mark(tmp_path, **{"node": machine_id(), "pid": orphan.pid, "born": born, **other})
-    assert run_attempt(job(tmp_path)).status == "done"
-    assert orphan.poll() is None
-
-
-def test_a_process_that_was_ended_already_is_no_orphan(
-    tmp_path: Path, orphan: subprocess.Popen
-) -> None:
-    mark(tmp_path, node=machine_id(), pid=orphan.pid, born=process_start_time(orphan.pid))
-    orphan.kill()
-    orphan.wait()
-    assert run_attempt(job(tmp_path)).status == "done"
 
 
 # --- classes -----------------------------------------------------------------------------------

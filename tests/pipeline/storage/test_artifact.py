@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CorruptArtifact, Failure, UserError
-from pipeline.naming import check_name
 from pipeline.storage import artifact as module
 from pipeline.storage.artifact import MANIFEST, Artifact, digest_of, hash_file, list_files, publish
 
@@ -232,13 +231,3 @@ def test_any_folder_comes_back_and_any_flip_is_found(
         (made.path / name).write_bytes(flipped)
         assert made.verify() == [f"{name}: its bytes changed"]
         assert made.change_token() != before
-
-
-@pytest.mark.parametrize("name", ["..", ".a", "A", "a/b", "", "a" * 65, "a\n", "ä", "a\0"])
-def test_names_that_could_leave_a_folder_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="is not a valid name for a stage"):
-        check_name(name, "a stage")
-
-
-def test_good_names_pass() -> None:
-    assert check_name("tokenize.pack_2-x", "a stage") == "tokenize.pack_2-x"
