@@ -106,9 +106,7 @@ def test_move_tells_a_taken_place_from_other_trouble(tmp_path: Path) -> None:
     assert (taken / "a").read_text() == "taken"
 
 
-def test_of_two_that_move_to_one_place_the_later_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_move_to_a_target_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("source", "taken"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text(name)
@@ -195,5 +193,5 @@ def test_what_cannot_be_read_is_not_taken_for_what_is_not_there(tmp_path: Path) 
         assert caught.value.where.startswith(str(tmp_path))
 
 
-def test_sizes_are_said_in_words() -> None:
+def test_sizes_are_formatted() -> None:
     assert [format_bytes(n) for n in (5, 1536, 3 << 40)] == ["5 B", "1.5 KiB", "3.0 TiB"]

@@ -72,7 +72,7 @@ def test_results_and_panels_survive_a_kill(context: Context, tmp_path: Path) -> 
     assert [(panel["title"], panel["values"]["a"]) for panel in listed] == [("c", 1), ("b", 2)]
 
 
-def test_what_a_power_cut_spoilt_is_begun_anew(context: Context, tmp_path: Path) -> None:
+def test_a_file_damaged_by_a_power_cut_gives_the_default(context: Context, tmp_path: Path) -> None:
     for name in ("results.json", "panels.json"):
         (context.observed / name).write_bytes(b"\0" * 9)
     again = Context.local(tmp_path)
@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None:
         Context.local(tmp_path / "out")
 
 
-def test_a_wish_that_cannot_be_read_is_asked_for_again(context: Context) -> None:
+def test_an_unreadable_cancel_file_is_read_again(context: Context) -> None:
     sound = context.cancel_file
     context.cancel_file = sound.with_name("x" * 300)  # longer than a name may be
     assert not context.cancelled
@@ -102,7 +102,7 @@ def test_a_resume_point_is_there_for_the_plan(context: Context) -> None:
     assert read(context, "resume.json") == {"step": 3, "total": 9}
 
 
-def test_a_stage_stops_when_asked(context: Context) -> None:
+def test_a_stage_stops_on_request(context: Context) -> None:
     context.check_cancelled()
     context.cancel_file.touch()
     with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""Every error says what, where and what next, ends in its code, and crosses process borders."""
+"""Every error has a message, a place, a remedy and an exit code, and can be pickled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_tree_is_drawn_as_it_is() -> None:
     assert drawn() == codes
 
 
-def test_an_error_says_where() -> None:
+def test_an_error_shows_its_place() -> None:
     assert str(InputError("no file", where="clean", remedy="give one")) == "clean: no file"
     assert str(InputError("no such file")) == "no such file"
 
@@ -66,7 +66,7 @@ def test_a_spec_error_carries_every_problem() -> None:
     assert str(copied) == str(error)
 
 
-def test_the_nearest_word_is_offered() -> None:
+def test_the_nearest_word_is_suggested() -> None:
     assert did_you_mean("cleen", ["tokens", "clean"]) == "did you mean 'clean'?"
     assert did_you_mean("zzz", {"tokens": 1, "clean": 2}) == "known: clean, tokens"
     assert did_you_mean("zzz", []) == "no name is known"

@@ -115,7 +115,7 @@ def test_different_values_have_different_bytes(a: Any, b: Any) -> None:
 
 
 def _sorted(value: Any) -> Any:
-    """repr tells 1, 1.0 and True apart, which == does not."""
+    """repr distinguishes 1, 1.0 and True, which == does not."""
     if isinstance(value, dict):
         return sorted((key, _sorted(item)) for key, item in value.items()), "mapping"
     return [_sorted(item) for item in value] if isinstance(value, list) else value
@@ -226,7 +226,7 @@ def test_changes_outside_the_parameters() -> None:
         (None, "null"),
     ],
 )
-def test_values_are_shown_as_people_write_them(value: Any, shown: str) -> None:
+def test_values_are_formatted_briefly(value: Any, shown: str) -> None:
     assert format_value(value) == shown
 
 

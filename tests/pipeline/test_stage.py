@@ -102,7 +102,7 @@ class Uses(Params):
         ),
     ],
 )
-def test_what_would_go_wrong_quietly_is_refused_at_once(
+def test_invalid_declarations_are_rejected_at_import(
     registry: dict[str, Stage],
     uses: str,
     params: type[Params],
@@ -123,7 +123,7 @@ def test_parameters_are_strict_and_frozen() -> None:
         orchard.Plant(rows=2, rowz=3)  # type: ignore[call-arg]
 
 
-def test_a_stage_that_says_nothing_has_nothing_to_say() -> None:
+def test_the_defaults_of_params() -> None:
     params = Params()
     assert params.externals() == {}
     assert params.estimate({}) == {}

@@ -1,4 +1,4 @@
-"""One attempt in this very process: what it opens, how it ends, what it says."""
+"""One attempt in this process: its inputs, its status and its messages."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_second_attempt_goes_on(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_every_trouble_is_classed_and_said(
+def test_every_error_has_a_status_and_a_message(
     tmp_path: Path, trouble: str, status: str, error: str, remedy: str
 ) -> None:
     outcome = run_attempt(job(tmp_path, trouble=trouble))
@@ -95,7 +95,7 @@ def test_every_trouble_is_classed_and_said(
     assert outcome.remedy.startswith(remedy)
 
 
-def test_an_unknown_error_says_its_line_and_leaves_its_traceback(tmp_path: Path) -> None:
+def test_an_unknown_error_shows_its_line_and_logs_its_traceback(tmp_path: Path) -> None:
     attempt = job(tmp_path, trouble="raise")
     assert run_attempt(attempt).error.startswith("toy.py:")
     assert "Traceback (most recent call last):" in log(attempt)
@@ -166,7 +166,7 @@ def test_classes_of_errors(error: BaseException, status: str) -> None:
     assert outcome_of(error).status == status
 
 
-def test_an_error_without_words_is_named() -> None:
+def test_an_error_without_a_message_shows_its_class() -> None:
     assert outcome_of(ZeroDivisionError()).error == "ZeroDivisionError"
 
 
@@ -193,7 +193,7 @@ def test_rays_errors_are_classed_by_what_died() -> None:
     assert "out of memory" in outcome_of(ray.OutOfMemoryError("x")).error
 
 
-def test_an_error_out_of_a_task_keeps_its_words_and_remedy() -> None:
+def test_an_error_from_a_task_keeps_message_and_remedy() -> None:
     from ray.exceptions import RayTaskError
 
     error = RayTaskError("f", "trace", InputError("bad", where="a.yaml:3", remedy="mend it"))

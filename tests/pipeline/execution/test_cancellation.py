@@ -1,4 +1,4 @@
-"""The wish to stop, from signals and from the cancel file."""
+"""Requests to stop, from signals and from the cancel file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def send(number: signal.Signals) -> None:
     signal.raise_signal(number)
 
 
-def test_nobody_asked(file: Path) -> None:
+def test_no_request(file: Path) -> None:
     stop = CancellationToken(file, 9)
     assert not stop.requested
     assert not stop.expired()
@@ -41,7 +41,7 @@ def test_one_signal_asks_and_tells_the_stages(file: Path, number: signal.Signals
     assert file.read_text() == "interrupt\n"
 
 
-def test_a_file_that_cannot_be_read_says_nothing(file: Path) -> None:
+def test_an_unreadable_file_is_no_request(file: Path) -> None:
     stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
     with out_of_descriptors():
@@ -84,7 +84,7 @@ def test_the_cancel_file_asks(file: Path, word: str, reason: str, now: bool) -> 
     assert stop.expired() is now
 
 
-def test_the_word_now_counts_even_if_it_comes_later(file: Path) -> None:
+def test_now_may_be_added_later(file: Path) -> None:
     stop = CancellationToken(file, 9)
     file.write_text("cancel\n")
     assert stop.requested
@@ -118,7 +118,7 @@ def test_handlers_come_back(file: Path) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_other_threads_leave_signals_alone(file: Path) -> None:
+def test_signals_are_handled_in_the_main_thread_only(file: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     seen = []
 
@@ -171,7 +171,7 @@ def test_a_start_in_another_thread_goes_on(file: Path) -> None:
     assert went_on
 
 
-def test_a_long_call_that_nobody_breaks_off_goes_on(
+def test_a_long_call_without_a_request_continues(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.execution.cancellation.POLL_INTERVAL", 0.001)

@@ -77,7 +77,7 @@ def stage_of(plan: Plan, name: str) -> PlannedStage:
     return next(stage for stage in plan.stages if stage.name == name)
 
 
-# --- verdicts and reasons ----------------------------------------------------------------------
+# --- actions and reasons -----------------------------------------------------------------------
 
 
 def test_all_is_to_be_made_in_an_empty_store(store: Store) -> None:
@@ -165,7 +165,7 @@ def test_a_damaged_artifact_is_made_again(store: Store) -> None:
     assert sentences(make_plan(spec(), store))["taste"] == "cached"
 
 
-def test_a_plan_of_a_store_that_cannot_be_read_says_so(store: Store) -> None:
+def test_an_unreadable_store_is_a_failure(store: Store) -> None:
     publish_all(store, spec())
     wanted = spec()
     make_plan(wanted, store)  # what is imported late is there

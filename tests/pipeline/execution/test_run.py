@@ -144,11 +144,11 @@ def test_ids_sort_by_time(a: float, b: float) -> None:
         assert new_run_id(early) < new_run_id(late)
 
 
-def test_an_id_can_be_said_aloud() -> None:
+def test_an_id_is_pronounceable() -> None:
     assert new_run_id(1795226592.4921875) == "20261121-0203-calm-heron"
 
 
-def test_runs_are_found_by_what_people_type(store: Store) -> None:
+def test_runs_are_found_by_parts_of_their_ids(store: Store) -> None:
     with pytest.raises(NotFound, match="holds no runs"):
         Run.find(store)
     ids = ["20260101-0000-calm-heron", "20260101-0001-calm-wolf", "20260202-0000-bold-wolf"]
@@ -403,7 +403,7 @@ def test_a_stage_at_work_shows_its_progress(run: Run, store: Store) -> None:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *instants: float) -> None:
-    """What the time is, whenever somebody asks; the last one stays."""
+    """Replace the clock: one instant per call, the last one repeated."""
     left = list(instants)
     told = SimpleNamespace(
         **{name: getattr(time, name) for name in ("gmtime", "strftime", "monotonic", "sleep")},
@@ -537,7 +537,7 @@ def test_a_new_plan_keeps_attempts_and_what_was_made(run: Run) -> None:
     assert new.state == "skipped"
 
 
-def test_stages_nobody_planned_have_no_place_in_the_store(store: Store) -> None:
+def test_stages_without_a_plan_have_no_folder(store: Store) -> None:
     run = Run(store, "r")
     run.folder.mkdir(parents=True)
     run.append("stage.started", stage="s")

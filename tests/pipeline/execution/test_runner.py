@@ -93,7 +93,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Iterator[Path]:
-    """Stages that are told so wait while this file exists."""
+    """A file; stages with `hold` wait while it exists."""
     file = tmp_path / "hold"
     file.touch()
     yield file
@@ -166,7 +166,7 @@ def test_the_journal_tells_it_all(store: Store) -> None:
     assert artifact.manifest["run"] == {"id": run.id, "stage": "a", "attempt": 1}
 
 
-def test_a_stage_is_told_what_it_was_planned_to_read(store: Store, tmp_path: Path) -> None:
+def test_a_stage_receives_its_planned_externals(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "number.txt"
     source.write_text("3")
     run = make(store, f"a: {{uses: toy.read, source: {source}}}")
@@ -344,7 +344,7 @@ def test_each_class_of_failure_has_its_own_retries(
     assert exit_code(run) == code
 
 
-def test_a_failure_says_why_and_what_to_do(store: Store) -> None:
+def test_a_failure_has_a_message_and_a_remedy(store: Store) -> None:
     run = make(store, "a: {uses: toy.count, trouble: user}")
     go(run)
     failed = events(run, "stage.failed")[0]
@@ -361,7 +361,7 @@ def test_a_failure_stops_only_what_needs_it(store: Store) -> None:
     assert exit_code(run) == 1
 
 
-def test_a_mended_stage_goes_on_where_it_failed(store: Store) -> None:
+def test_a_repaired_stage_resumes(store: Store) -> None:
     run = make(store, TWO_AND_SUM.replace("value: 1", "value: 1, trouble: raise, troubled: 1"))
     launcher = Threads()
     assert go(run, launcher).state == "failed"
@@ -641,7 +641,7 @@ def test_a_lease_lost_before_the_commit_commits_nothing(store: Store) -> None:
 
 
 def flip(artifact_path: Path) -> None:
-    """As a disk does it: nothing but the bytes tells."""
+    """Flip a bit as a disk does: size and time stay the same."""
     file = artifact_path / "number.txt"
     times, raw = file.stat(), bytearray(file.read_bytes())
     raw[0] ^= 1
@@ -656,7 +656,7 @@ def made(store: Store, run: Run, stage: str) -> Path:
     return artifact.path
 
 
-def test_what_was_planned_as_damaged_is_put_aside_and_made_again(store: Store) -> None:
+def test_a_damaged_artifact_is_quarantined_and_made_again(store: Store) -> None:
     first = make(store, TWO_AND_SUM)
     go(first)
     path = made(store, first, "a")

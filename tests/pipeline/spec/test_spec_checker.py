@@ -247,7 +247,7 @@ anything = st.recursive(
     st.lists(st.sampled_from(["p.rows=3", "seed=", "promote.stage=p", "p.soil=[]", "q.x={"])),
 )
 def test_whatever_stands_in_a_file_is_read_or_refused(data: Any, overrides: list[str]) -> None:
-    """Nothing but a SpecError comes out, and each of its problems says what is wrong."""
+    """Only a SpecError is raised, and each of its problems has a message."""
     try:
         spec_from_resolved(data, overrides)
     except SpecError as error:

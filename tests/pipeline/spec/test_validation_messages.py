@@ -50,7 +50,7 @@ def wrong(data: dict[str, Any]) -> list[ValidationIssue]:
         ([], "a list"),
     ],
 )
-def test_values_are_called_what_people_call_them(value: Any, words: str) -> None:
+def test_values_are_described_in_plain_words(value: Any, words: str) -> None:
     assert describe_value(value) == words
 
 
@@ -97,7 +97,7 @@ def test_the_edges_of_a_stage_stand_beside_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("data", [{"Dize": 1}, {"table": {"a": {"size": 1, "dize": 2}}}])
-def test_a_key_known_from_elsewhere_is_told_why_it_is_not_here(data: dict[str, Any]) -> None:
+def test_an_unsupported_key_gives_its_own_message(data: dict[str, Any]) -> None:
     (found,) = wrong(data)
     assert found.path[-1] in ("dize", "Dize")
     assert (found.message, found.remedy) == ("there is no dize", "say size")

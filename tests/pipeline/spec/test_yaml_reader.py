@@ -59,7 +59,7 @@ def tree(text: str) -> Tree:
         ("=", "="),
     ],
 )
-def test_plain_words_are_read_as_yaml_1_2_does(text: str, value: Any) -> None:
+def test_plain_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
     assert (parse_scalar(text), type(parse_scalar(text))) == (value, type(value))
     assert tree(f"key: {text}").data == {"key": value}
 

@@ -40,7 +40,7 @@ def made(tmp_path: Path) -> Artifact:
 
 
 def reseal(artifact: Artifact, **changes: object) -> None:
-    """A forged manifest: whoever can write it can seal it too."""
+    """Forge a manifest, with a valid seal."""
     manifest = {**artifact.manifest, **changes}
     manifest["seal"] = module._seal(manifest)
     (artifact.path / MANIFEST).write_bytes(module._render(manifest))
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_listed_is_not_published_as_empty(
     assert not (tmp_path / "target").exists()
 
 
-def test_what_is_put_aside_while_it_is_read_is_missing(
+def test_a_file_that_is_quarantined_meanwhile_is_missing(
     made: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def vanish(path: Path) -> str:

@@ -34,7 +34,7 @@ def claim(folder: Path, owner: str = "me", **times: float) -> Lease:
 
 
 def elsewhere(folder: Path, epoch: int = 1) -> Path:
-    """A holder on another machine, whose pid says nothing here."""
+    """Write a holder on another machine, whose pid has no meaning here."""
     folder.mkdir(parents=True, exist_ok=True)
     holder = {"owner": "far", "nonce": "n", "node": "other", "host": "other", "pid": 1, "born": ""}
     (folder / f"{epoch:08d}.json").write_text(json.dumps(holder))
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_no_claim_behind(
     assert not mine.is_held()
 
 
-def test_where_the_system_tells_no_boot_no_pid_is_believed(
+def test_without_a_boot_id_no_process_counts_as_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> str:
@@ -297,7 +297,7 @@ def test_a_holder_that_cannot_be_seen_is_not_taken_for_one_that_stands_still(
     waiter.release()
 
 
-def test_no_process_is_taken_for_dead_because_nobody_could_look() -> None:
+def test_an_unreadable_process_does_not_count_as_dead() -> None:
     assert module.process_start_time(os.getpid())
     with out_of_descriptors(), pytest.raises(OSError, match="Too many open files"):
         module.process_start_time(os.getpid())

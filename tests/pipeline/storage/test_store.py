@@ -112,7 +112,9 @@ def test_a_lost_lease_stops_the_commit(store: Store) -> None:
         assert publish(store, "clean", A, lease=lease).verify() == []
 
 
-def test_who_comes_second_has_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_publisher_loses_the_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(store, "clean", A)
     monkeypatch.setattr(Store, "generations", lambda *_: [])
     with pytest.raises(LeaseLost, match="published it first"):
@@ -122,7 +124,7 @@ def test_who_comes_second_has_lost(store: Store, monkeypatch: pytest.MonkeyPatch
 # --- trust -------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_found_at_opening_and_put_aside(store: Store) -> None:
+def test_an_artifact_with_a_missing_file_is_quarantined(store: Store) -> None:
     made = publish(store, "clean", A)
     assert store.corruption_reason("clean", A) == ""
     (made.path / "data.txt").unlink()
@@ -137,7 +139,7 @@ def test_a_missing_file_is_found_at_opening_and_put_aside(store: Store) -> None:
     assert len(list((store.root / "quarantine" / "clean").glob("*.json"))) == 2
 
 
-def test_who_only_looks_moves_nothing(store: Store) -> None:
+def test_find_moves_nothing(store: Store) -> None:
     made = publish(store, "clean", A)
     (made.path / "data.txt").unlink()
     assert store.find("clean", A) is None
@@ -165,7 +167,7 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(store: Store) -> None:
     assert store.verify(made) == []
 
 
-def test_each_generation_that_was_put_aside_keeps_its_reason(store: Store) -> None:
+def test_each_quarantined_generation_keeps_its_reason(store: Store) -> None:
     publish(store, "clean", A)
     for reason in ("second", "third"):
         store.quarantine(publish(store, "clean", A).path, reason)
@@ -182,7 +184,7 @@ def test_an_older_generation_stands_in_for_a_damaged_one(store: Store) -> None:
     assert store.find("clean", A) == old
 
 
-def test_an_artifact_under_another_name_is_not_believed(store: Store) -> None:
+def test_an_artifact_under_another_name_is_damaged(store: Store) -> None:
     made = publish(store, "clean", A)
     made.path.rename(made.path.with_name(B))
     assert store.find_or_quarantine("clean", B) is None
@@ -212,7 +214,7 @@ def test_bytes_are_hashed_once_for_a_run_on_a_machine(
     assert times_of("one", "") == 2
 
 
-def test_what_changes_while_somebody_looks_is_hashed_each_time(
+def test_files_that_change_meanwhile_are_hashed_each_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = publish(store, "clean", A)
@@ -263,7 +265,7 @@ def test_a_store_that_cannot_remember_still_verifies(store: Store) -> None:
     assert store.ensure_verified(made) is made
 
 
-def test_two_readers_may_put_the_same_damage_aside(store: Store) -> None:
+def test_two_readers_may_quarantine_the_same_artifact(store: Store) -> None:
     made = publish(store, "clean", A)
     store.quarantine(made, "first")
     store.quarantine(made, "second")
