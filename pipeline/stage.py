@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.context import Context
 from pipeline.errors import NotFound, Problem
-from pipeline.estimate import EstimateRow
 from pipeline.kind import find_kind
 from pipeline.naming import NAME
 
@@ -97,8 +96,9 @@ class Params(Section):
         """
         yield from ()
 
-    def estimate_rows(self, upstream: Mapping[str, Params]) -> Sequence[EstimateRow]:
-        """Return the rows of a table of its own in a plan, for a stage that has one."""
+    def estimate_rows(self, upstream: Mapping[str, Params]) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of a table of the stage's own in a plan: name, value, unit (count, bytes,
+        seconds or share), parts by label, and note."""
         return ()
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:

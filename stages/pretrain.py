@@ -59,17 +59,17 @@ from pydantic import model_validator
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
-from pipeline.estimate import EstimateRow
 from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, stage
 from stages.models.language_model_config import LanguageModelConfig
 from stages.models.model_sections import AnyLanguageModelSection, default_section
 from stages.models.registry import families
 from stages.objectives.causal_lm import CausalLMParams
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, objective_union
+from stages.training.optim.recipes import recipe
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
+from stages.training.planning.estimate_row import EstimateRow
 from stages.training.planning.language_model_cost import LanguageModelCost
-from stages.training.recipes import recipe
 from stages.training.training_params import MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from launch.ui import console, formatting
 
 if TYPE_CHECKING:
-    from pipeline.estimate import EstimateRow, Unit
     from pipeline.execution.plan import Plan
 
 COSTS = {
@@ -19,7 +18,7 @@ COSTS = {
     "seconds": ("time", formatting.duration),
 }
 WIDE_ONLY = ("flops", "disk_bytes")  # columns that a narrow terminal omits
-FORMATS: dict[Unit, Callable[[float], str]] = {
+FORMATS: dict[str, Callable[[float], str]] = {
     "count": formatting.number,
     "bytes": formatting.size,
     "seconds": formatting.duration,
@@ -53,13 +52,13 @@ def print_plan(plan: Plan) -> None:
     console.echo(summarize_plan(plan), "dim")
 
 
-def print_estimate(name: str, rows: Sequence[EstimateRow]) -> None:
+def print_estimate(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the estimate of a stage with its parts."""
     table = console.make_table(name, "", "breakdown", right=[""], flexible=["breakdown"])
     console.print_table(console.add_rows(table, map(estimate_cells, rows)))
 
 
-def estimate_cells(row: EstimateRow) -> tuple[str, str, str]:
+def estimate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the cells of a row: name, value, parts (`image tower 304 M, text tower 124 M`)."""
     show = FORMATS[row["unit"]]
     parts = [f"{label} {show(value)}" for label, value in row["parts"].items()]

@@ -25,7 +25,6 @@ from typing import Any, Literal
 from pipeline import graph
 from pipeline.atomic_io import read_json
 from pipeline.errors import NotFound, Problem, SpecError, UserError, did_you_mean
-from pipeline.estimate import EstimateRow
 from pipeline.fingerprint import describe_changes, fingerprint, identity_payload
 from pipeline.spec.pipeline_spec import ArtifactRef, ModelRef, Node, Ref, Spec, StageRef
 from pipeline.stage import Stage
@@ -63,7 +62,7 @@ class PlannedStage:
     forced: bool = False
     """True if the stage is made again although its artifact may exist: the new one is the next
     generation, and unfinished work of the old one is discarded."""
-    estimate_rows: list[EstimateRow] = field(default_factory=list)
+    estimate_rows: list[Mapping[str, Any]] = field(default_factory=list)
     """See `Params.estimate_rows`."""
 
     def __str__(self) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import InputError, Problem
-from pipeline.estimate import EstimateRow
 from pipeline.stage import EXECUTION, Params, Section, UnsupportedKeys, Workers
 from pipeline.storage.artifact import hash_file
 from stages.contrastive.clip_cost_model import ClipCost
@@ -22,6 +21,7 @@ from stages.models.clip.clip_sections import ClipModelSection, VisionSection
 from stages.models.clip.configuration_clip import CLIPConfig
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
+from stages.training.planning.estimate_row import EstimateRow
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 

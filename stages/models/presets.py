@@ -8,7 +8,7 @@ rows are no multiples as printed (1.3B: 24 heads of 128 at width 2,048; 13B: wid
 heads): here 16 heads and width 5,120. All layers attend densely; the paper alternates with
 locally banded ones.
 
-How GPT-1 and GPT-3 were trained is in `stages.training.recipes`.
+How GPT-1 and GPT-3 were trained is in `stages.training.optim.recipes`.
 """
 
 from __future__ import annotations

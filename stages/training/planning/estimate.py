@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.atomic_io import format_bytes
 from pipeline.errors import Problem
-from pipeline.estimate import EstimateRow, Unit
 from stages.training.optim.optimizer_registry import find_optimizer
 from stages.training.planning.cost_model import forecast
 from stages.training.planning.device_layout import Layout
 from stages.training.planning.device_specs import DEVICES, GIB
+from stages.training.planning.estimate_row import EstimateRow, Unit
 from stages.training.planning.layout_search import LayoutSearch
 from stages.training.planning.memory_model import host_memory
 from stages.training.planning.optimizer_cost import optimizer_cost

@@ -1,4 +1,4 @@
-"""Rows of a plan: what a stage will cost, in words and units that the stage chooses."""
+"""Rows of a plan: the costs of a stage in words and units that the stage chooses."""
 
 from __future__ import annotations
 
