@@ -67,9 +67,8 @@ class PlannedStage:
 
     def __str__(self) -> str:
         """Return the action as a sentence: `RUN because train.lr 3e-4 -> 2e-4`."""
-        if self.verdict == "run":
-            return f"RUN because {self.reason}"
-        return f"RESUME at {self.reason}" if self.verdict == "resume" else self.verdict
+        words = {"run": f"RUN because {self.reason}", "resume": f"RESUME at {self.reason}"}
+        return words.get(self.verdict, self.verdict)
 
 
 @dataclass(frozen=True)
@@ -159,10 +158,8 @@ class _Planner:
 
     def plan(self, node: Node) -> None:
         """Plan one stage; if its identity cannot be determined, record the problem."""
-        inputs = {
-            edge: [self._source(node, edge, ref) for ref in refs]
-            for edge, refs in node.edges.items()
-        }
+        edges = node.edges.items()
+        inputs = {edge: [self._source(node, edge, ref) for ref in refs] for edge, refs in edges}
         try:
             externals = node.params.externals()
         except UserError as error:
@@ -174,11 +171,10 @@ class _Planner:
         prints = {edge: [s["fingerprint"] for s in sources] for edge, sources in known.items()}
         wanted = identity_payload(node.stage, node.params, prints, externals)
         fp, code = fingerprint(wanted), source_hash(node.stage)
-        warnings: list[str] = []
         found = self.store.find(node.uses, fp)
+        warnings = self._warnings(found, code, known) if found else []
         if found:
             self.found[node.name] = found
-            warnings = self._warnings(found, code, known)
         drift = [warning for warning in warnings if warning.startswith("code changed")]
         verdict: StageAction = "run"
         forced = node.name in self.forced or bool(self.strict_code and drift)
@@ -194,7 +190,6 @@ class _Planner:
             reason = f"artifact is corrupt: {damage}"
         else:
             reason = self._difference(node, wanted)
-        upstream = self.spec.upstream(node.name)
         self.planned[node.name] = PlannedStage(
             name=node.name,
             uses=node.uses,
@@ -205,8 +200,8 @@ class _Planner:
             payload=wanted,
             inputs=known,
             needs=list(node.needs),
-            estimate=dict(node.params.estimate(upstream)),
-            estimate_rows=list(node.params.estimate_rows(upstream)),
+            estimate=dict(node.params.estimate(self.spec.upstream(node.name))),
+            estimate_rows=list(node.params.estimate_rows(self.spec.upstream(node.name))),
             warnings=warnings,
             source_hash=code,
             forced=forced,
