@@ -99,7 +99,7 @@ def test_experts_are_checked_before_anything_starts() -> None:
         ({"family": "bert"}, "model.family: expected 'gpt2' or 'llama'"),
         ({"width": 64}, "model.width: renamed to 'hidden_size'"),
         (
-            {"family": "switch", "experts": {"num": 4}},
+            {"family": "switch", "experts": {"num_experts": 4}},
             "model.experts.num: renamed to 'num_experts'",
         ),
     ],
@@ -464,7 +464,7 @@ def test_a_switch_is_trained_over_two_workers_from_a_dense_model(
     inputs.get_path = {"init_from": first.out}.get
     ctx = Context.local(tmp_path / "switch")
     params = {
-        "model": {**dense, "family": "switch", "experts": {"num": 4}},
+        "model": {**dense, "family": "switch", "experts": {"num_experts": 4}},
         "train": {**train, "expert_parallel_size": 2, "zero_stage": 2},
         "workers": {"num": 2},
     }

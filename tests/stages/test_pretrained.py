@@ -176,7 +176,7 @@ def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
 
 def test_what_is_no_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no config\.json with safetensors"):
+    with pytest.raises(InputError, match=r"no config\.json next to safetensors"):
         PretrainedParams(path=str(tmp_path / "empty")).externals()
     with pytest.raises(InputError, match="a local folder, which has no revisions") as found:
         PretrainedParams(path=str(elsewhere), revision="main").externals()

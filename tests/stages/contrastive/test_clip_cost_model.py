@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused_with_the_change_that_fits(
 ) -> None:
     """Each remedy taken at its word is accepted."""
     (found,) = params(**fields).check({})
-    assert "iB a device, v100-32gb has room for 29.8 GiB" in found.message
+    assert "iB per device, v100-32gb has room for 29.8 GiB" in found.message
     told = dict(part.split(": ") for part in found.remedy.split(", "))
     assert found.key == next(iter(told))
     assert key is None or found.key == key
