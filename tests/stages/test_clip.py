@@ -108,8 +108,8 @@ def test_what_cannot_work_is_said_before_anything_starts(
 RESNET = preset("RN-tiny", vocab_size=512)
 
 
-def test_a_resnet_goes_on_as_a_resnet() -> None:
-    """Whether the plan knows the base (it is of the same file) or not (it is an artifact)."""
+def test_a_resnet_initializes_a_resnet() -> None:
+    """Check an initial model that the plan knows (of the same file) and one it does not (an artifact)."""
     base = ClipParams(preset="RN-tiny", export="native")
     good, bad = ClipParams(export="native"), ClipParams()
     for upstream in (

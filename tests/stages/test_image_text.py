@@ -54,7 +54,7 @@ def reasons(ctx):
 
 
 def write_pairs(folder, images, caption="caption of {}"):
-    """Images with captions beside them, by name."""
+    """Write images and their captions by name; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in images.items():
         (folder / name).write_bytes(data)
@@ -74,7 +74,7 @@ def write_tar(path, files):
 
 @pytest.fixture
 def world(tmp_path):
-    """A folder, a manifest and a tar: good pairs, copies, and one of each common fault."""
+    """Return a folder, a manifest and a tar: good pairs, copies, and one of each common fault."""
     folder = write_pairs(
         tmp_path / "photos",
         {
@@ -183,7 +183,7 @@ def test_nothing_depends_on_how_the_sources_are_cut(tmp_path_factory, records, s
     assert all(shard["samples"] <= samples for shard in shards)
 
 
-def test_a_stopped_stage_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+def test_a_stopped_stage_resumes_where_it_stopped(world, tmp_path, monkeypatch):
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", 2)
     whole = run(tmp_path / "whole", *world, shard_samples=2)
     annotated = []
@@ -459,7 +459,7 @@ def test_settings_that_cannot_work_are_named():
     assert problems(resize={"upscale": True}) == ["resize.upscale"]
 
 
-def test_content_decides_and_the_cost_is_told(tmp_path):
+def test_content_decides_and_the_cost_is_estimated(tmp_path):
     a = write_pairs(tmp_path / "a" / "p", {"x.png": png(1)})
     b = write_pairs(tmp_path / "b" / "p", {"x.png": png(1)})
     one, two = (ImageTextParams(sources=(str(path),)) for path in (a, b))
@@ -472,7 +472,7 @@ def test_content_decides_and_the_cost_is_told(tmp_path):
 
 @pytest.fixture
 def clip_folder(tmp_path):
-    """A CLIP with random weights and its tokenizer."""
+    """Return a CLIP folder with random weights and a tokenizer."""
     import tiny_clip
 
     from stages.models.clip.conversion_clip import save_clip

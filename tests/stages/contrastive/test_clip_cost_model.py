@@ -1,4 +1,4 @@
-"""What a plan says of a CLIP: against published counts, and what autograd really keeps."""
+"""Costs of a CLIP in a plan against published counts and the tensors that autograd keeps."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ RESNET = replace(VIT, vision=ResNetConfig(64, (2, 3, 4, 2), width=8, num_heads=4
 def test_the_published_sizes(
     name: str, millions: float, image: float, text: float, gigaflops: tuple[float, float]
 ) -> None:
-    """open_clip's docs/model_profile.csv: weights and FLOPs of a forward pass, by tower. The pool
-    of its ResNets asks from every place, ours from the mean alone."""
+    """Compare with open_clip's docs/model_profile.csv: weights and FLOPs of a forward pass, by tower.
+    The pool of its ResNets has a query per position, ours only that of the mean."""
     config = preset(name)
     run = ClipCost(config, 1)
     assert config.parameters / 1e6 == pytest.approx(millions, abs=0.01)
@@ -79,13 +79,13 @@ def params(**fields: Any) -> ClipParams:
     ("size", "devices", "days", "again"), [("ViT-L/14", 256, 12, 1), ("RN50x64", 592, 18, 4 / 3)]
 )
 def test_days_of_the_largest(size: str, devices: int, days: float, again: float) -> None:
-    """The same, section 2.5; they recomputed ResNets too, which we do not."""
+    """Compare with section 2.5, where ResNets were recomputed, too."""
     plan = params(preset=size, workers={"num": devices, "gpus": 1}).estimate({})
     assert plan["pairs"] == pytest.approx(12.8e9)
     assert again * plan["seconds"] / DAY == pytest.approx(days, rel=0.1)
 
 
-def test_what_is_computed_beside_the_towers() -> None:
+def test_the_work_outside_the_towers() -> None:
     run, layout = ClipCost(VIT, 64), Layout(4, 1, "float32", 16, 1)
     towers = VIT.flops_per_pair()
     pair = 6 * 64 * VIT.embed_dim  # logits with 64 others, forward and backward
@@ -114,7 +114,7 @@ def test_features_travel_to_all_and_their_gradients_back() -> None:
     assert run.traffic(Layout(1, 1, "bfloat16", 64, 1)).total == 0
     whole = run.traffic(replace(layout, zero=3)).gathered
     cached = run.traffic(replace(layout, zero=3, micro=8, passes=2)).gathered
-    assert cached == 2 * 2 * whole  # two passes, each of which fetches twice for two forward ones
+    assert cached == 2 * 2 * whole  # two passes; each fetches twice for two forward passes
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,18 @@ def test_what_fits_is_planned_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
-def test_a_base_is_held_beside_the_own(config: CLIPConfig, tmp_path: Path) -> None:
-    """What the code that reads it allocates."""
+def test_an_initial_model_is_in_memory_next_to_the_own_one(
+    config: CLIPConfig, tmp_path: Path
+) -> None:
+    """Compare with the allocations of the code that reads it."""
     save_clip(CLIP(config), tmp_path)
     objective = ContrastiveObjective(tmp_path, tmp_path, config, init_from=tmp_path)
-    beside = peak(objective._build, tmp_path) - 4 * config.parameters
-    assert 0.99 < beside / ClipCost(config, 1).load_overhead < 1.05
+    extra = peak(objective._build, tmp_path) - 4 * config.parameters
+    assert 0.99 < extra / ClipCost(config, 1).load_overhead < 1.05
 
 
-def test_a_base_takes_memory_of_the_host() -> None:
-    """Before the weights are rounded: float32 twice, and what is put together of parts."""
+def test_an_initial_model_takes_memory_of_the_host() -> None:
+    """Count float32 weights twice before they are rounded, and weights that are joined from parts."""
     alone, more = (params().estimate(above) for above in ({}, {"init_from": Params()}))
     config = params().config(4096)
     processes, whole = 8, 4 * config.parameters
@@ -205,14 +207,14 @@ def test_a_base_takes_memory_of_the_host() -> None:
 def test_what_does_not_fit_is_refused_with_the_change_that_fits(
     fields: dict[str, Any], key: str | None
 ) -> None:
-    """Each remedy taken at its word is accepted."""
+    """Apply each remedy as written: it is accepted."""
     (found,) = params(**fields).check({})
     assert "iB per device, v100-32gb has room for 29.8 GiB" in found.message
-    told = dict(part.split(": ") for part in found.remedy.split(", "))
-    assert found.key == next(iter(told))
+    changes = dict(part.split(": ") for part in found.remedy.split(", "))
+    assert found.key == next(iter(changes))
     assert key is None or found.key == key
     changed = params(**fields).model_dump()
-    for name, value in told.items():
+    for name, value in changes.items():
         section, field = name.split(".")
         changed[section][field] = True if value == "true" else int(value)
     assert not list(ClipParams.model_validate(changed).check({}))

@@ -43,7 +43,7 @@ def unit(rows, seed, dimensions=8):
     "cells", [retrieval.BLOCK_SIMILARITIES, 50 * 7, 1], ids=["one", "several", "rows"]
 )
 def test_recalls_are_those_of_sorted_lists(monkeypatch, cells):
-    """Images have one to three captions; one caption belongs to two images. Blocks are of all
+    """Use images with one to three captions, and one caption of two images, in blocks of all
     queries, of some, of one."""
     monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", cells)
     image_NE, text_ME = unit(30, 0), unit(50, 1)
@@ -68,7 +68,7 @@ def test_recalls_are_those_of_sorted_lists(monkeypatch, cells):
 
 
 @pytest.mark.parametrize("cells", [retrieval.BLOCK_SIMILARITIES, 60, 1])
-def test_a_model_that_says_the_same_of_all_finds_nothing(monkeypatch, cells):
+def test_a_model_with_constant_embeddings_finds_nothing(monkeypatch, cells):
     monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", cells)
     same, texts = torch.ones(20, 4) / 2, [str(m) for m in range(20)]
     assert set(recall_at_k(same, same, [[text] for text in texts], texts).values()) == {0.0}
@@ -96,7 +96,7 @@ def test_captions_that_are_alike_are_right_for_each_other(monkeypatch, cells):
 
 
 def test_recalls_hold_a_block_at_a_time(monkeypatch):
-    """All pairs at once are 9 MiB of similarities."""
+    """Compare with all pairs at once: 9 MiB of similarities."""
     image_NE, text_ME = unit(1000, 0).float(), unit(2400, 1).float()
     texts = [str(m) for m in range(2400)]
     held = [texts[2 * n : 2 * n + 2] for n in range(1000)]
@@ -106,12 +106,12 @@ def test_recalls_hold_a_block_at_a_time(monkeypatch):
 
 
 def write_classes(folder, **changes):
-    told = {
+    result = {
         "templates": ["{}", "a picture of a {}"],
         "classes": ["red", {"name": "green", "words": ["green", "lime"]}, "blue", "black"],
     }
     path = folder / "classes.json"
-    path.write_text(json.dumps({**told, **changes}))
+    path.write_text(json.dumps({**result, **changes}))
     return path
 
 
@@ -162,9 +162,9 @@ def test_an_ensemble_is_the_mean_of_prompts_or_of_their_probabilities(tmp_path, 
     monkeypatch.setattr(zero_shot_module, "BLOCK_ELEMENTS", 70)
     found_NC = prompt_probabilities(image_NE, asked, encode_texts, 9)
     torch.testing.assert_close(found_NC, torch.tensor(chances, dtype=torch.double))
-    told, _ = evaluate_zero_shot(image_NE, labels, classes, encode_texts, scale=9)
-    assert told == classification_accuracy(found_NC, labels, classes.names)
-    assert told.accuracy != ensemble.accuracy
+    result, _ = evaluate_zero_shot(image_NE, labels, classes, encode_texts, scale=9)
+    assert result == classification_accuracy(found_NC, labels, classes.names)
+    assert result.accuracy != ensemble.accuracy
 
 
 def test_a_list_under_the_labels_name_will_do(tmp_path):
@@ -182,7 +182,7 @@ def test_a_list_under_the_labels_name_will_do(tmp_path):
         ({"classes": ["red", "red"]}, "listed twice"),
     ],
 )
-def test_files_that_are_no_classes_are_refused(tmp_path, changes, message):
+def test_files_in_another_format_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         read_classes(write_classes(tmp_path, **changes), "colour")
 
@@ -259,8 +259,8 @@ def test_a_folder_is_measured_as_by_hand(world, tmp_path):
     assert titles[0] == f"Recall among 20 images, {len(captions)} texts"
 
 
-def test_a_base_goes_on_with_its_own_tokenizer_alone(world, tmp_path):
-    """Another one of as many ids would read captions as other words."""
+def test_an_initial_model_takes_its_own_tokenizer_alone(world, tmp_path):
+    """Refuse a tokenizer of the same size, which would encode captions as other words."""
     lines = [caption[::-1] for i in range(16) for caption in pair(i, 1).captions]
     other = write_tokenizer(tmp_path / "other", lines * 3, 330)
     config, base = shape_of(world), world / "model"

@@ -54,7 +54,7 @@ def test_the_sigmoid_loss_is_its_formula():
 
 
 class Plain:
-    """What an engine is to gradient caching, on one process."""
+    """Engine interface that gradient caching uses, on one process."""
 
     def __init__(self, module):
         self.module, self.last = module, []

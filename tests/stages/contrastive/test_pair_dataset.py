@@ -69,13 +69,13 @@ def test_every_caption_is_read_or_the_first_alone(views):
     assert all(view.ids[0] == 2 and view.ids[-1] == 3 for view in map(views.__getitem__, range(9)))
 
 
-def test_colours_are_dropped_as_often_as_told(world, views):
+def test_colours_are_dropped_with_the_given_probability(world, views):
     gray = replace(views, augmentation=Augmentation(gray_scale_prob=1.0))
     pixels = gray[3].pixels
     assert np.array_equal(pixels[..., 0], pixels[..., 1])
 
 
-def test_pixels_are_normalised_as_everybody_does(world):
+def test_pixels_are_normalized_by_mean_and_standard_deviation(world):
     sample = ImageTextStore(world / "pairs", "eval")[0]
     from stages.data.image_text_dataset import decode_rgb
 

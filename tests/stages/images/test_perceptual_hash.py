@@ -12,7 +12,7 @@ from stages.images.perceptual_hash import COLOR_BYTES, find_near_duplicates, per
 
 
 def by_comparing_all(hashes, colors, distance, color_distance):
-    """The first that stays of those that are near; itself if there is none."""
+    """Return the first kept image that is near each one, or itself, by brute force."""
     stands, bits, kept = [], [], []
     for row, word in enumerate(hashes):
         near = [
@@ -36,7 +36,7 @@ def found(hashes, colors, distance, color_distance):
 
 
 def variants(image):
-    """What a copy on the web may look like."""
+    """Return images that a copy on the web may look like."""
     half = image.resize((image.width // 2, image.height // 2), Image.BICUBIC)
     return [
         image,
@@ -48,7 +48,7 @@ def variants(image):
 
 @pytest.fixture(scope="module")
 def looks():
-    """Of 360 images: 90 scenes in four variants each, shuffled."""
+    """Return the hashes of 360 images: 90 scenes in four variants each, shuffled."""
     images = [variant for seed in range(90) for variant in variants(scene(seed, 96, 72))]
     order = np.random.default_rng(0).permutation(len(images)).tolist()
     pairs = [perceptual_hash(images[at]) for at in order]
@@ -94,7 +94,7 @@ def test_no_chain_of_small_steps_drops_what_is_far():
     assert found(hashes, colors, 2, 0.0) == ([0, 0, 2, 2], [0, 2, 0, 2])
 
 
-def test_a_bit_says_that_brightness_falls_to_the_right():
+def test_a_bit_is_set_where_brightness_falls_to_the_right():
     bars = np.zeros((8, 9, 3), np.uint8)
     bars[:, 0] = 200  # one step down, at the left
     word, colors = perceptual_hash(Image.fromarray(bars).resize((36, 32), Image.NEAREST))

@@ -27,7 +27,7 @@ def records(source, columns=None):
     return [record for piece in found for record in read_records(piece, columns or ImageColumns())]
 
 
-def told(found):
+def summaries(found):
     return [(r.key, r.image, r.captions, r.meta, r.broken) for r in found]
 
 
@@ -45,7 +45,7 @@ def write_tar(path, files):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of three pairs, one image below, one without a caption."""
+    """Return a folder of three pairs, one image below, one without a caption."""
     root = tmp_path / "photos"
     (root / "below").mkdir(parents=True)
     (root / "a.PNG").write_bytes(IMAGES[0])
@@ -58,8 +58,8 @@ def folder(tmp_path):
     return root
 
 
-def test_a_folder_gives_images_with_what_lies_beside_them(folder):
-    assert told(records(folder)) == [
+def test_a_folder_gives_images_with_their_sidecar_files(folder):
+    assert summaries(records(folder)) == [
         ("a", IMAGES[0], ("first", "second", "third"), {"label": "x"}, ""),
         ("below/b", IMAGES[1], ("grüßt",), {}, ""),
         ("c", jpeg(3), (), {}, ""),
@@ -130,10 +130,10 @@ def test_tars_give_the_same_however_they_are_cut(tmp_path, count, monkeypatch):
         for ext, content in [("png", data), ("txt", b"one\ntwo"), ("json", b'{"n": %d}' % n)]
     ]
     path = write_tar(tmp_path / "t.tar", files)
-    whole = told(records(path))
+    whole = summaries(records(path))
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", count)
     assert (
-        told(records(path))
+        summaries(records(path))
         == whole
         == [(f"sub/{n}", data, ("one", "two"), {"n": n}, "") for n, data in enumerate(IMAGES)]
     )
@@ -155,7 +155,7 @@ def test_columns_may_be_named_and_must_be_there(images):
     rows = [{"where": "images/0.png", "short": "s", "long": ["l", 1, "m"]}]
     path = write_manifest(images / "p.jsonl", rows)
     found = records(path, ImageColumns("where", ("long", "short")))
-    assert told(found) == [("images/0", IMAGES[0], ("l", "m", "s"), {}, "")]
+    assert summaries(found) == [("images/0", IMAGES[0], ("l", "m", "s"), {}, "")]
     path = write_manifest(images / "p.csv", [{"where": "images/0.png", "short": "s"}])
     for columns, missing in [
         (ImageColumns(), "image_column to one of where, short"),
@@ -222,7 +222,7 @@ def test_broken_rows_stop_nothing(images):
 def test_a_parquet_file_of_one_row_group_is_decoded_once(tmp_path, monkeypatch):
     rows = [{"image": IMAGES[n % 7], "caption": f"c{n}"} for n in range(400)]
     path = write_manifest(tmp_path / "p.parquet", rows)
-    whole = told(records(path))
+    whole = summaries(records(path))
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", 5)
     decoded, plain = [], pq.ParquetFile.iter_batches
 
@@ -235,10 +235,12 @@ def test_a_parquet_file_of_one_row_group_is_decoded_once(tmp_path, monkeypatch):
     cut = split_files([str(path)])
     assert len(cut) == 80
     found = [record for piece in cut for record in read_records(piece, ImageColumns())]
-    assert told(found) == whole and sum(decoded) == 400
+    assert summaries(found) == whole and sum(decoded) == 400
     every_third = [record for piece in cut[1::3] for record in read_records(piece, ImageColumns())]
-    assert told(every_third) == [record for at in range(1, 80, 3) for record in whole[5 * at :][:5]]
-    assert told(read_records(cut[2], ImageColumns())) == whole[10:15], "and back"
+    assert summaries(every_third) == [
+        record for at in range(1, 80, 3) for record in whole[5 * at :][:5]
+    ]
+    assert summaries(read_records(cut[2], ImageColumns())) == whole[10:15], "and back"
 
 
 def test_only_the_row_groups_of_a_piece_are_decoded(tmp_path):
@@ -259,7 +261,7 @@ def test_only_the_row_groups_of_a_piece_are_decoded(tmp_path):
 
 
 def damaged_parquet(at):
-    """A parquet file with its magic bytes and with zeros in its pages or its footer."""
+    """Return a parquet file with its magic bytes and with zeros in its pages or its footer."""
     file = io.BytesIO()
     pq.write_table(pa.table({"image": [b"x" * 50] * 300, "caption": ["y"] * 300}), file)
     data = bytearray(file.getvalue())
@@ -284,7 +286,7 @@ def test_a_damaged_manifest_is_a_broken_file(tmp_path, name, content, monkeypatc
     assert content_digest(str(tmp_path / name), ImageColumns())
 
 
-def test_a_manifest_of_fewer_rows_than_it_says_is_a_broken_file(tmp_path):
+def test_a_manifest_of_fewer_rows_than_its_footer_states_is_a_broken_file(tmp_path):
     rows = [{"image": IMAGES[0], "caption": "c"}] * 30
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=10)
     data = bytearray((tmp_path / "p.parquet").read_bytes())
