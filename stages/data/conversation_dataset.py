@@ -9,16 +9,16 @@ answer that a speaker model generates questions for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from stages.data import parquet_parts
+from stages.data.table_split import TableSplit
 
 KIND = "Conversations"
 VERSION = 1
@@ -102,33 +102,14 @@ def _check(conversation: Conversation) -> None:
         )
 
 
-class Conversations(Sequence[Conversation]):
+class Conversations(TableSplit[Conversation]):
     """The conversations of one split, or of all if `split` is None, by position."""
 
-    def __init__(self, path: Path, split: str | None = "train") -> None:
-        self.path = Path(path)
-        self.split = split
-        table = pa.Table.from_batches(parquet_parts.read_batches(self.path, KIND, VERSION), SCHEMA)
-        if split is not None:
-            table = table.filter(pc.equal(table["split"], split))
-        self._rows = table.combine_chunks()
+    kind, version, schema = KIND, VERSION, SCHEMA
 
-    def __len__(self) -> int:
-        return int(self._rows.num_rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        row = self._rows.slice(index, 1).to_pylist()[0]
-        return Conversation(
-            row["id"], _messages(row["messages"]), row["split"], json.loads(row["meta"])
+    def from_row(self, row: dict[str, Any]) -> Conversation:
+        """Build a conversation."""
+        messages = tuple(
+            Message(message["role"], message["content"]) for message in row["messages"]
         )
-
-
-def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
-    return tuple(Message(row["role"], row["content"]) for row in rows)
+        return Conversation(row["id"], messages, row["split"], json.loads(row["meta"]))

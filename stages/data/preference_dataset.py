@@ -6,17 +6,17 @@ part-00000.parquet   id, prompt: list<struct<role, content>>, responses: list<st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import InputError
 from stages.data import parquet_parts
 from stages.data.conversation_dataset import MESSAGES, Message
+from stages.data.table_split import TableSplit
 
 KIND = "Preferences"
 VERSION = 1
@@ -83,29 +83,13 @@ def _check(preference: Preference) -> None:
         )
 
 
-class Preferences(Sequence[Preference]):
+class Preferences(TableSplit[Preference]):
     """The preferences of one split, or of all if `split` is None, by position."""
 
-    def __init__(self, path: Path, split: str | None = "train") -> None:
-        self.path = Path(path)
-        self.split = split
-        table = pa.Table.from_batches(parquet_parts.read_batches(self.path, KIND, VERSION), SCHEMA)
-        if split is not None:
-            table = table.filter(pc.equal(table["split"], split))
-        self._rows = table.combine_chunks()
+    kind, version, schema = KIND, VERSION, SCHEMA
 
-    def __len__(self) -> int:
-        return int(self._rows.num_rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Preference: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Preference]: ...
-    def __getitem__(self, index: int | slice) -> Preference | list[Preference]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        row = self._rows.slice(index, 1).to_pylist()[0]
+    def from_row(self, row: dict[str, Any]) -> Preference:
+        """Build a preference."""
         return Preference(
             row["id"],
             tuple(Message(message["role"], message["content"]) for message in row["prompt"]),

@@ -141,12 +141,12 @@ class ShuffledLayout:
         cuts = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]]).tolist()
         for start, stop in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
             rows = self.order[split][start:stop].tolist()
-            ids = np.concatenate([self._document(row) for row in rows])
+            documents = [
+                self._maps[int(self._source[row])][int(self._starts[row]) : int(self._ends[row])]
+                for row in rows
+            ]
+            ids = np.concatenate(documents)
             yield ids, np.cumsum(lengths[start:stop]).astype(np.uint64)
-
-    def _document(self, row: int) -> npt.NDArray[np.generic]:
-        ids = self._maps[int(self._source[row])]
-        return np.asarray(ids[int(self._starts[row]) : int(self._ends[row])])
 
     @cached_property
     def _maps(self) -> list[npt.NDArray[np.generic]]:
