@@ -56,7 +56,7 @@ class SFTObjective(LanguageObjective):
             InputError: no conversation to train on fits into the context.
         """
         model = load_language_model(self.model_path, dropout=self.dropout).train()
-        self._experts: Any = getattr(model.config, "experts", None)
+        self._experts = model.config.experts
         self.flops_per_token = float(model.config.flops_per_token)
         limit = self.max_length or model.config.context_length
         data, too_long = self._encoded("train", limit)
@@ -101,7 +101,7 @@ class SFTObjective(LanguageObjective):
             padding_mask_BT=batch["real"],
             outputs=outputs,
         )
-        if not outputs.routing:
+        if self._experts is None:
             return Loss(total)
         tokens, layers = batch["real"].sum(), outputs.routing
         balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
