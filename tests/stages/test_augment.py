@@ -72,7 +72,7 @@ def test_questions_are_a_function_of_seed_and_target(config, targets, tmp_path):
     assert all(c.round_trip_gain is not None and c.log_prob < 0 for c in one)
 
 
-def test_a_shard_that_is_done_is_not_made_again(config, targets, tmp_path):
+def test_a_finished_shard_is_not_generated_again(config, targets, tmp_path):
     generate_questions(Rank(), targets, config, tmp_path)
     last = shard_file(tmp_path, 1).read_text()
     shard_file(tmp_path, 1).unlink()
@@ -83,7 +83,7 @@ def test_a_shard_that_is_done_is_not_made_again(config, targets, tmp_path):
 
 
 @pytest.mark.parametrize("reports", [True, False])
-def test_labelling_stops_within_a_shard_on_every_rank(config, targets, tmp_path, reports):
+def test_generation_stops_within_a_shard_on_every_rank(config, targets, tmp_path, reports):
     """A rank without a context is given the file: rank 0 may have done its share already."""
     ctx = Context.local(tmp_path)
     generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], config, ctx.scratch)
@@ -94,7 +94,7 @@ def test_labelling_stops_within_a_shard_on_every_rank(config, targets, tmp_path,
     assert shard_file(ctx.scratch, 0).exists() and not shard_file(ctx.scratch, 1).exists()
 
 
-def test_no_target_is_left_alone_in_a_shard(config, targets, tmp_path):
+def test_no_shard_has_a_single_answer(config, targets, tmp_path):
     """A question is weighed against another target's; a lone one would gain nothing."""
     sizes = {
         count: [len(part) for part in shard_answers(range(count))]
@@ -109,7 +109,7 @@ def test_no_target_is_left_alone_in_a_shard(config, targets, tmp_path):
         assert last.round_trip_gain != 0
 
 
-def test_of_a_long_answer_the_text_is_cut_and_not_its_frame(config, world):
+def test_a_long_answer_is_truncated_but_keeps_its_chat_tokens(config, world):
     generator = QuestionGenerator(config, Rank().device)
     tokenizer = Tokenizer(world / "speaker")
     ids = tokenizer.encode("the owl sleeps inside " * 30)
@@ -124,13 +124,13 @@ def test_of_a_long_answer_the_text_is_cut_and_not_its_frame(config, world):
     assert len(found) == 6 and all(c.round_trip_gain is not None for c in found)
 
 
-def test_questions_that_fill_the_context_are_refused(world):
+def test_questions_that_fill_the_context_are_rejected(world):
     wide = QuestionGenerationConfig(world / "speaker", None, 1, 37, 0.8, 0.95, seed=1)
     with pytest.raises(InputError, match="37 tokens leave no room for an answer"):
         QuestionGenerator(wide, Rank().device)
 
 
-def test_the_right_question_helps_more_than_anothers(world, config, targets, tmp_path):
+def test_round_trip_gains_have_both_signs(world, config, targets, tmp_path):
     """The round trip: what it measures is the forward model's, not the speaker's."""
     generate_questions(Rank(), targets[:ANSWERS_PER_SHARD], config, tmp_path)
     gains = [c.round_trip_gain for c in read_candidates(tmp_path, 1)]
@@ -145,7 +145,7 @@ def test_without_a_forward_model_there_is_no_round_trip(world, targets, tmp_path
     assert question_filters.fails_round_trip(0.0)(found) == [False] * 4
 
 
-def test_rules_take_what_they_say():
+def test_each_filter_drops_what_it_describes():
     words = [candidate(text) for text in ("why?", "what is it for", "a b a b a b a b", "it " * 50)]
     assert question_filters.length_out_of_range(3, 40)(words) == [True, False, False, True]
     assert question_filters.repetitive(0.2)(words) == [False, False, True, True]
@@ -174,14 +174,14 @@ def test_a_question_of_two_answers_is_ambiguous():
     assert question_filters.ambiguous(found) == [True, True, False, False]
 
 
-def test_the_unlikely_share_goes():
+def test_the_least_likely_share_is_dropped():
     found = [candidate(log_prob=-float(i)) for i in range(10)]
     assert question_filters.low_log_prob(0.2)(found) == [False] * 8 + [True] * 2
     assert question_filters.low_log_prob(0.0)(found) == [False] * 10
     assert question_filters.low_log_prob(0.5)([]) == []
 
 
-def test_one_question_a_target_the_best():
+def test_only_the_best_question_per_answer_is_kept():
     found = [
         candidate(target="a", log_prob=-1),
         candidate(target="a", log_prob=-0.5),
@@ -192,7 +192,7 @@ def test_one_question_a_target_the_best():
     assert question_filters.exceeds_quota(2)(found) == [True, True, False, False]
 
 
-def test_every_candidate_gets_one_verdict():
+def test_every_candidate_gets_one_outcome():
     found = [
         candidate("no"),
         candidate("what is it for", finished=False),
@@ -217,7 +217,7 @@ def test_questions_of_the_evaluation_are_never_kept():
     assert [c.outcome for c in found] == ["held out", "already asked"]
 
 
-def test_targets_of_held_out_objects_are_refused(tmp_path):
+def test_answers_about_held_out_objects_are_rejected(tmp_path):
     held_out = [talk("q1", "It reads.", "eval", "what?", object="pathlib.Path")]
     write_conversations(
         tmp_path, [*held_out, talk("t1", "It writes.", "unlabelled", object="pathlib.Path")]
@@ -226,7 +226,7 @@ def test_targets_of_held_out_objects_are_refused(tmp_path):
         select_answers(tmp_path, held_out, held_out, AugmentParams())
 
 
-def test_answers_that_are_known_are_no_targets(tmp_path):
+def test_known_answers_are_skipped(tmp_path):
     held_out = [talk("q1", "It reads.", "eval", "what?", object="a")]
     rows = [
         talk("t1", "it reads", "unlabelled"), talk("t2", "It writes.", "unlabelled"),
@@ -240,7 +240,7 @@ def test_answers_that_are_known_are_no_targets(tmp_path):
         select_answers(tmp_path, [*held_out, *rows], held_out, AugmentParams())
 
 
-def test_a_conversation_says_where_it_comes_from(config):
+def test_a_synthetic_conversation_records_its_provenance(config):
     inputs = {"speaker": SimpleNamespace(fingerprint="0123456789abcdef")}
     chosen = candidate(index=2, round_trip_gain=0.25, outcome="kept")
     found = to_conversation(chosen, UnlabelledAnswer("t", "It reads."), config, inputs)
@@ -257,7 +257,7 @@ def test_a_conversation_says_where_it_comes_from(config):
     assert object_ids(found) == {"t/question-2"}
 
 
-def test_bounds_that_cross_are_a_problem():
+def test_contradictory_length_limits_are_reported():
     params = AugmentParams(filters={"min_words": 9, "max_words": 3})
     (problem,) = params.check({})
     assert problem.key == "filters.min_words"

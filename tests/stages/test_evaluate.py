@@ -38,7 +38,7 @@ def farm(tmp_path):
     )
 
 
-def test_the_items_of_tasks_are_shared_by_the_ranks(world, farm, tmp_path):
+def test_ranks_share_the_items_of_tasks(world, farm, tmp_path):
     """What two ranks find is what one finds, each item once, in the order of the file."""
     tasks = farm.load_tasks()
     alone = run_tasks(Rank(), tasks, world / "policy", {})
@@ -57,7 +57,7 @@ def test_the_items_of_tasks_are_shared_by_the_ranks(world, farm, tmp_path):
         run_tasks(Rank(), tasks, world / "policy", {}, tmp_path / "cancel")
 
 
-def test_the_content_of_tasks_identifies_them_and_not_their_place(farm, tmp_path):
+def test_tasks_are_identified_by_content_not_path(farm, tmp_path):
     before = farm.externals()
     assert set(before) == {"tasks.farm", "tasks.words"}
     (tmp_path / "there").mkdir()
@@ -69,7 +69,7 @@ def test_the_content_of_tasks_identifies_them_and_not_their_place(farm, tmp_path
     assert {k for k, v in there.externals().items() if v != before[k]} == {"tasks.words"}
 
 
-def test_what_cannot_work_in_tasks_is_known_before_they_run(farm, tmp_path):
+def test_invalid_tasks_are_reported_before_the_run(farm, tmp_path):
     with pytest.raises(InputError, match="num_fewshot is 2, but only 0 other items"):
         farm.model_copy(
             update={"num_fewshot": 2}

@@ -79,7 +79,7 @@ def tokenizer(documents, tmp_path_factory):
     ).out
 
 
-def test_training_makes_a_tokenizer_and_says_how_it_cuts(documents, tokenizer, tmp_path):
+def test_training_writes_a_tokenizer_and_reports_its_compression(documents, tokenizer, tmp_path):
     ctx = run(
         train_tokenizer, tmp_path / "w", TokenizerTrainParams(vocab_size=400), documents=documents
     )
@@ -123,7 +123,7 @@ def test_a_tokenizer_of_several_documents_is_that_of_all_of_them(documents, toke
     assert table["rows"][0][1:3] == [120, sum(map(len, texts()))]
 
 
-def test_what_cannot_work_of_a_tokenizer_is_said_before():
+def test_invalid_tokenizer_params_are_reported_before_the_run():
     def said(**fields):
         return [str(problem) for problem in TokenizerTrainParams(**fields).check({})]
 
@@ -140,12 +140,12 @@ def test_what_cannot_work_of_a_tokenizer_is_said_before():
             TokenizerTrainParams(additional_special_tokens=(name,))
 
 
-def test_a_vocabulary_beyond_the_text_is_refused(documents, tmp_path):
+def test_a_vocabulary_too_large_for_the_text_is_rejected(documents, tmp_path):
     with pytest.raises(InputError, match="too small for a vocabulary of 50000: at most"):
         run(train_tokenizer, tmp_path, TokenizerTrainParams(vocab_size=50_000), documents=documents)
 
 
-def test_no_documents_no_tokenizer(tmp_path):
+def test_training_without_documents_fails(tmp_path):
     empty = write_documents(tmp_path / "d", [])
     with pytest.raises(InputError, match="no documents"):
         run(train_tokenizer, tmp_path / "w", TokenizerTrainParams(), documents=empty)
@@ -162,7 +162,7 @@ def test_the_sample_is_a_share_of_the_documents_by_hash(documents):
     assert sorted(some) == sorted(backwards)
 
 
-def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp_path):
+def test_the_store_holds_the_shuffled_documents_with_end_tokens(documents, tokenizer, tmp_path):
     params = TokenPackParams(eval_fraction=0.2, seed=7, shard_tokens=2_000)
     ctx = run(pack_tokens, tmp_path, params, documents=documents, tokenizer=tokenizer)
     encoder = Tokenizer(tokenizer)
@@ -186,7 +186,7 @@ def test_the_store_is_the_documents_shuffled_and_ended(documents, tokenizer, tmp
     assert results(ctx)["eval_tokens"] == tokens["eval"]
 
 
-def test_the_report_says_what_packing_costs_at_each_context(documents, tokenizer, tmp_path):
+def test_the_report_lists_packing_costs_per_context_length(documents, tokenizer, tmp_path):
     ctx = run(pack_tokens, tmp_path, TokenPackParams(), documents=documents, tokenizer=tokenizer)
     shown = json.loads((ctx.observed / "panels.json").read_text())
     store = TokenStore(ctx.out)
@@ -208,7 +208,7 @@ def test_tokens_are_counted_whatever_their_type(documents, tokenizer, tmp_path, 
     assert (tmp_path / "000000.bin").stat().st_size == expected * np.dtype(dtype).itemsize
 
 
-def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, monkeypatch):
+def test_neither_slicing_nor_a_kill_changes_the_store(documents, tokenizer, tmp_path, monkeypatch):
     inputs = {"documents": documents, "tokenizer": tokenizer}
     params = TokenPackParams(shard_tokens=3_000)
     expected = bytes_of(run(pack_tokens, tmp_path / "one", params, **inputs).out)
@@ -238,7 +238,7 @@ def test_neither_cut_nor_kill_changes_the_store(documents, tokenizer, tmp_path, 
         assert bytes_of(run(pack_tokens, folder, params, **inputs).out) == expected
 
 
-def test_the_seed_moves_documents_and_never_the_held_out(documents, tokenizer, tmp_path):
+def test_the_seed_changes_the_order_but_not_the_split(documents, tokenizer, tmp_path):
     inputs = {"documents": documents, "tokenizer": tokenizer}
     one, two = (
         run(
@@ -257,7 +257,7 @@ def test_the_seed_moves_documents_and_never_the_held_out(documents, tokenizer, t
     assert held[0] == held[1]
 
 
-def test_few_documents_still_hold_one_out(tokenizer, tmp_path):
+def test_at_least_one_of_few_documents_is_held_out(tokenizer, tmp_path):
     three = write_documents(tmp_path / "three", texts()[3:6])
     params = TokenPackParams(eval_fraction=1e-9)
     ctx = run(pack_tokens, tmp_path / "w", params, documents=three, tokenizer=tokenizer)
@@ -272,7 +272,7 @@ def test_few_documents_still_hold_one_out(tokenizer, tmp_path):
     assert TokenStore(none.out, "eval").tokens == 0
 
 
-def test_nothing_to_train_on_is_said(tokenizer, tmp_path):
+def test_an_empty_train_split_is_an_error(tokenizer, tmp_path):
     for name, found in (("none", []), ("one", ["x"])):
         folder = write_documents(tmp_path / name, found)
         with pytest.raises(InputError, match="no document remains"):
@@ -280,7 +280,7 @@ def test_nothing_to_train_on_is_said(tokenizer, tmp_path):
             run(pack_tokens, tmp_path / f"w{name}", params, documents=folder, tokenizer=tokenizer)
 
 
-def test_estimates_follow_the_documents_cap():
+def test_estimates_follow_max_characters():
     upstream = {"documents": CleanParams(sources=("a",), max_characters=7_000_000)}
     assert TokenPackParams().estimate(upstream)["tokens"] == 2_000_000
     assert TokenPackParams().estimate({}) == {}

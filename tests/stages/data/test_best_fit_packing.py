@@ -64,7 +64,7 @@ documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 @settings(max_examples=60, deadline=None)
 @given(documents, st.integers(1, 24), st.integers(0, 2**40), st.integers(0, 3))
-def test_every_token_is_a_target_once_and_no_document_that_fits_is_cut(
+def test_every_token_is_a_target_once_and_no_fitting_document_is_split(
     tmp_path_factory, lengths, length, seed, epoch
 ):
     tokens, flat = store(tmp_path_factory.mktemp("store"), lengths)
@@ -94,13 +94,13 @@ def test_every_token_is_a_target_once_and_no_document_that_fits_is_cut(
     assert samples.plan.num_split == sum(size > length for size in lengths)
 
 
-def test_a_long_document_is_cut_to_full_samples_first():
+def test_a_long_document_is_split_into_full_samples_first():
     found = plan_packing(np.array([25, 28]), 10)
     assert found.starts.tolist() == [0, 10, 20, 25] and found.lengths.tolist() == [10, 10, 5, 3]
     assert found.first.tolist() == [0, 1, 2, 4] and found.num_split == 1
 
 
-def test_less_is_padded_than_first_come_first_served():
+def test_best_fit_pads_less_than_first_fit():
     chance = np.random.default_rng(0)
     lengths = np.minimum(chance.lognormal(5, 1, 20_000).astype(np.int64) + 1, 1024)
     bins = best_fit(lengths, 1024)

@@ -34,7 +34,7 @@ def conversations(count=10):
     ]
 
 
-def test_conversations_come_back_by_split(tmp_path):
+def test_conversations_round_trip_by_split(tmp_path):
     written = conversations()
     assert write_conversations(tmp_path, written) == 10
     assert list(Conversations(tmp_path, None)) == written
@@ -46,7 +46,7 @@ def test_conversations_come_back_by_split(tmp_path):
         train[len(train)]
 
 
-def test_a_lone_question_is_all_prompt():
+def test_a_conversation_without_answer_is_all_prompt():
     alone = Conversation("x", (Message("user", "why?"),))
     assert alone.prompt == alone.messages and alone.response == ""
 
@@ -59,12 +59,12 @@ def test_a_lone_question_is_all_prompt():
         Conversation("x", (Message("user", "hi"),), "test"),
     ],
 )
-def test_wrong_conversations_are_refused(tmp_path, wrong):
+def test_invalid_conversations_are_rejected(tmp_path, wrong):
     with pytest.raises(InputError, match="conversation 'x'"):
         write_conversations(tmp_path, [wrong])
 
 
-def test_preferences_come_back(tmp_path):
+def test_preferences_round_trip(tmp_path):
     prompt = (Message("user", "which?"),)
     written = [
         Preference("a", prompt, ("good", "bad", "worse"), (0, 1, 2), "train"),
@@ -77,19 +77,19 @@ def test_preferences_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [(0,), (0, 0), (0, 1, 2)])
-def test_ranks_that_rank_nothing_are_refused(tmp_path, ranks):
+def test_equal_ranks_are_rejected(tmp_path, ranks):
     with pytest.raises(InputError, match="preference 'p'"):
         write_preferences(tmp_path, [Preference("p", (), ("a", "b"), ranks)])
 
 
-def test_the_same_rows_are_the_same_bytes(tmp_path):
+def test_equal_rows_give_equal_bytes(tmp_path):
     for folder in ("one", "two"):
         write_conversations(tmp_path / folder, conversations(300))
     one, two = (tmp_path / f / "part-00000.parquet" for f in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
+def test_parts_are_split_by_rows_and_by_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_parts, "ROWS_PER_PART", 4)
     monkeypatch.setattr(parquet_parts, "BYTES_PER_PART", 1_000)
     row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
@@ -106,7 +106,7 @@ def test_parts_are_cut_by_rows_and_by_bytes(tmp_path, monkeypatch):
     assert [d.text for d in Documents(tmp_path)] == texts and len(Documents(tmp_path)) == 11
 
 
-def test_rows_are_encoded_a_group_at_a_time(tmp_path, monkeypatch):
+def test_rows_are_encoded_one_row_group_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_parts, "BYTES_PER_GROUP", 1_000)
     row = {"id": "", "source": "s", "lang": "en", "meta": "{}"}
     with documents.documents_writer(tmp_path) as writer:
@@ -116,7 +116,7 @@ def test_rows_are_encoded_a_group_at_a_time(tmp_path, monkeypatch):
     assert [held.metadata.row_group(i).num_rows for i in range(held.num_row_groups)] == [3, 3, 1]
 
 
-def test_an_interrupted_writer_leaves_no_half_part(tmp_path):
+def test_an_interrupted_writer_leaves_no_partial_file(tmp_path):
     with pytest.raises(RuntimeError), documents.documents_writer(tmp_path) as writer:
         writer.write({"id": "", "text": "t", "source": "s", "lang": "en", "meta": "{}"})
         raise RuntimeError
@@ -149,12 +149,12 @@ def test_counts_that_do_not_add_up_are_never_written(tmp_path):
         write_stats(tmp_path, stats | {"dropped": {"documents": 1, "characters": 0}})
 
 
-def test_a_folder_without_parts_says_what_it_lacks(tmp_path):
+def test_a_folder_without_parts_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no Conversations here"):
         Conversations(tmp_path)
 
 
-def test_another_kind_or_a_torn_part_is_not_read(tmp_path):
+def test_other_kinds_and_damaged_parts_are_rejected(tmp_path):
     write_conversations(tmp_path, conversations())
     with pytest.raises(
         CorruptArtifact, match="expected a part of Preferences version 1, found Conv"
@@ -166,7 +166,7 @@ def test_another_kind_or_a_torn_part_is_not_read(tmp_path):
         Conversations(tmp_path)
 
 
-def test_an_empty_artifact_is_refused_by_those_who_need_documents(tmp_path):
+def test_require_nonempty_rejects_an_empty_artifact(tmp_path):
     with documents.documents_writer(tmp_path):
         pass
     assert list(Documents(tmp_path)) == []

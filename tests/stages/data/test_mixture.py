@@ -31,7 +31,7 @@ GPT3 = {  # tokens in billions, weight in per cent, epochs in 300 billion tokens
 
 @settings(max_examples=80, deadline=None)
 @given(weights_of_sources)
-def test_every_prefix_has_every_share_to_within_one_sample(weights):
+def test_every_prefix_has_each_proportion_within_one_sample(weights):
     schedule = MixtureSchedule.from_weights(weights)
     period = len(schedule.source)
     total = sum(weights)
@@ -44,7 +44,7 @@ def test_every_prefix_has_every_share_to_within_one_sample(weights):
 
 @given(weights_of_sources, st.integers(0, 10**9))
 @settings(max_examples=60, deadline=None)
-def test_a_source_gives_its_samples_in_order_none_twice(weights, start):
+def test_samples_of_a_source_are_consecutive(weights, start):
     schedule = MixtureSchedule.from_weights(weights)
     before = schedule.samples_per_source(start).tolist()
     assert sum(before) == start
@@ -63,7 +63,7 @@ def test_weights_that_are_decimals_are_exact():
 
 
 @given(st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=20))
-def test_other_weights_are_rounded_and_none_to_nothing(weights):
+def test_other_weights_are_rounded_but_never_to_zero(weights):
     counts = samples_per_period(weights)
     assert min(counts) >= 1 and sum(counts) <= PERIOD
     for count, weight in zip(counts, weights, strict=True):
@@ -72,7 +72,7 @@ def test_other_weights_are_rounded_and_none_to_nothing(weights):
 
 
 @pytest.mark.parametrize("weights", [[], [1, 0], [1, -1], [1, float("nan")], [float("inf")]])
-def test_weights_that_mean_nothing_are_refused(weights):
+def test_invalid_weights_are_rejected(weights):
     with pytest.raises(ValueError, match="positive"):
         samples_per_period(weights)
 
@@ -92,7 +92,7 @@ def test_the_weights_of_gpt_3_give_its_epochs():
         assert abs(epochs * 1.01 - published) <= 0.5 * 10**-digits + 1e-3
 
 
-def test_temperature_evens_sizes_out():
+def test_temperature_flattens_the_weights():
     sizes = [1_000_000, 10_000, 100]
     by_size = temperature_weights(sizes, 1.0)
     assert by_size[0] / by_size[1] == pytest.approx(100)

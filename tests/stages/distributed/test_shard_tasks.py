@@ -28,13 +28,13 @@ def run(ctx, works, **options):
     return run_shards(square, works, ctx.scratch / "s", workers=Workers(), ctx=ctx, **options)
 
 
-def test_every_shard_commits_in_its_place(ctx):
+def test_commit_files_are_named_by_position(ctx):
     seen = []
     commits = run(ctx, [3, 1, 2], on_commit=seen.append)
     assert [int(c.read_text()) for c in commits] == [9, 1, 4] and seen == [0, 1, 2]
 
 
-def test_a_commit_is_never_made_twice(ctx):
+def test_finished_shards_are_not_run_again(ctx):
     with pytest.raises(ValueError, match="unlucky"):
         run(ctx, [1, 2, 13, 4])
     assert CALLS == [1, 2, 13]
@@ -43,14 +43,14 @@ def test_a_commit_is_never_made_twice(ctx):
     assert CALLS == [1, 2, 13, 5, 4] and seen == [0, 1, 2, 3]
 
 
-def test_enough_is_a_prefix(ctx):
+def test_enough_ends_after_a_prefix(ctx):
     assert len(run(ctx, list(range(9)), enough=lambda leading: leading >= 4)) == 4
     assert CALLS == [0, 1, 2, 3]
     assert len(run(ctx, list(range(9)), enough=lambda leading: leading >= 4)) == 4
     assert CALLS == [0, 1, 2, 3]
 
 
-def test_cancelling_keeps_what_is_done(ctx):
+def test_cancellation_keeps_finished_shards(ctx):
     def cancel(shard):
         if shard == 1:
             ctx.cancel_file.touch()

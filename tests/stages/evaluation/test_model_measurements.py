@@ -50,7 +50,7 @@ def paths(world, scorer):
     }
 
 
-def test_what_can_be_measured_is(paths):
+def test_applicable_measurements_follow_the_inputs(paths):
     assert names(paths) == [
         "documents:base", "documents:sft", "documents:policy", "answers", "preferences", "policy",
     ]  # fmt: skip
@@ -59,7 +59,7 @@ def test_what_can_be_measured_is(paths):
     assert names({k: paths[k] for k in ("base", "preferences")}) == []
 
 
-def test_every_task_is_done_by_one_rank(paths):
+def test_every_measurement_runs_on_one_rank(paths):
     planned = names(paths)
     parts = [run_measurements(Rank(index=i, world=2), planned, paths, SETTINGS) for i in range(2)]
     assert sorted([*parts[0], *parts[1]]) == sorted(planned)
@@ -96,7 +96,7 @@ def test_the_perplexity_is_that_of_the_windows(world):
     assert found["bits_per_byte"] == pytest.approx(bits / size, rel=1e-6)
 
 
-def test_tokens_of_another_vocabulary_are_refused(world, tmp_path):
+def test_tokens_of_another_vocabulary_are_rejected(world, tmp_path):
     model, tokenizer = load_language_model(world / "policy"), Tokenizer(world / "policy")
     shutil.copytree(world / "tokens", tmp_path / "tokens")
     index = tmp_path / "tokens" / "index.json"
@@ -111,7 +111,7 @@ def test_tokens_of_another_vocabulary_are_refused(world, tmp_path):
         document_loss(small, world / "tokens", tokenizer)
 
 
-def test_tokens_of_another_tokenizer_of_the_same_size_are_refused(world, tmp_path):
+def test_tokens_of_another_tokenizer_of_the_same_size_are_rejected(world, tmp_path):
     model = load_language_model(world / "policy")
     other = Tokenizer(another_tokenizer(world / "policy", tmp_path / "other"))
     assert len(other) == model.config.vocab_size
@@ -127,7 +127,7 @@ def test_tokens_of_another_tokenizer_of_the_same_size_are_refused(world, tmp_pat
             run_measurements(Rank(), [task], paths, SETTINGS)
 
 
-def test_a_paired_gain_has_the_error_of_its_pairs():
+def test_the_standard_error_of_a_paired_gain():
     first = [Likelihood(-10.0, 5), Likelihood(-20.0, 10)]
     better = [Likelihood(-9.0, 5), Likelihood(-18.0, 10)]
     gain, error = paired_gain(first, better)
@@ -136,7 +136,7 @@ def test_a_paired_gain_has_the_error_of_its_pairs():
     assert paired_gain(first, [Likelihood(-9.0, 5), Likelihood(-20.0, 10)])[1] > 0.03
 
 
-def test_models_that_read_other_answers_are_not_compared():
+def test_models_with_different_answers_are_not_compared():
     first = [Likelihood(-10.0, 5), Likelihood(-20.0, 10)]
     for other in (first[:1], [Likelihood(-9.0, 5), Likelihood(-18.0, 11)]):
         with pytest.raises(InputError, match="scored different answers"):
@@ -147,7 +147,7 @@ def talk(key, answer, split):
     return Conversation(key, (Message("user", "why?"), Message("assistant", answer)), split)
 
 
-def test_no_answer_that_was_held_out_passes_no_gate(world, tmp_path):
+def test_an_empty_set_of_answers_is_an_error(world, tmp_path):
     """An empty mean would be a loss of 0: better than any model."""
     write_conversations(tmp_path, [talk("a", "so", "train"), talk("b", "so it is " * 40, "eval")])
     paths = {"sft": world / "policy", "conversations": tmp_path}

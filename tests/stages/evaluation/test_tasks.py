@@ -100,7 +100,7 @@ def write_items(path: Path, rows: list[dict[str, object]]) -> str:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_a_yaml_file_says_how_items_are_read(tmp_path: Path) -> None:
+def test_a_yaml_file_configures_a_task(tmp_path: Path) -> None:
     rows = [{**CAPITALS[0], "place": 7, "split": "train"}, CAPITALS[1] | {"place": "8"}]
     write_items(tmp_path / "items.jsonl", rows)
     (tmp_path / "farm.yaml").write_text(
@@ -164,7 +164,7 @@ GOOD = '{"question": "q", "choices": ["a", "b"], "answer": 0}\n'
         ('{"text": "a word", "target": "verb"}', ":1", "does not end with it"),
     ],
 )
-def test_what_is_broken_is_named(tmp_path: Path, text: str, line: str, said: str) -> None:
+def test_broken_items_are_located(tmp_path: Path, text: str, line: str, said: str) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match=said) as found:
@@ -187,7 +187,7 @@ def test_what_is_broken_is_named(tmp_path: Path, text: str, line: str, said: str
         ("items: x.jsonl\nitems: x.jsonl\n", None, "items"),
     ],
 )
-def test_what_is_broken_in_the_header_is_named(
+def test_broken_task_files_are_located(
     tmp_path: Path, text: str, line: int | None, said: str
 ) -> None:
     path = tmp_path / "task.yaml"
@@ -200,7 +200,7 @@ def test_what_is_broken_in_the_header_is_named(
     assert str(tmp_path) in str(found.value)
 
 
-def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
+def test_the_digest_covers_both_files(tmp_path: Path) -> None:
     write_items(tmp_path / "x.jsonl", CAPITALS)
     digests = set()
     for header in ("items: x.jsonl\n", "items: x.jsonl\nnum_fewshot: 1\n"):
@@ -223,7 +223,7 @@ def many(tmp_path: Path, train: int = 0) -> Task:
     return load_task(write_items(tmp_path / "many.jsonl", rows))
 
 
-def test_shots_are_the_same_each_time_and_others_for_other_seeds_and_items(tmp_path: Path) -> None:
+def test_few_shot_examples_depend_on_seed_and_item(tmp_path: Path) -> None:
     task = many(tmp_path)
     again = many(tmp_path)
     drawn = [task.fewshot_examples(item, 5, seed=0) for item in task.scored_items]
@@ -232,7 +232,7 @@ def test_shots_are_the_same_each_time_and_others_for_other_seeds_and_items(tmp_p
     assert drawn[0] != drawn[1]
 
 
-def test_an_item_is_never_its_own_shot_nor_is_one_that_says_the_same(tmp_path: Path) -> None:
+def test_few_shot_examples_exclude_equal_questions(tmp_path: Path) -> None:
     """q3 is there twice: the other one would give its answer away."""
     task = many(tmp_path)
     for item in task.scored_items:
@@ -241,7 +241,7 @@ def test_an_item_is_never_its_own_shot_nor_is_one_that_says_the_same(tmp_path: P
         assert item.context not in {shot.context for shot in shots}
 
 
-def test_a_question_with_its_choices_in_another_order_is_no_shot(tmp_path: Path) -> None:
+def test_few_shot_examples_exclude_reordered_questions(tmp_path: Path) -> None:
     """It would give the answer away; and a shot shows the answer by its own order."""
     colours = ["red", "green", "blue"]
     rows = [
@@ -262,7 +262,7 @@ def test_a_question_with_its_choices_in_another_order_is_no_shot(tmp_path: Path)
         task.fewshot_examples(task.scored_items[0], 5, seed=0)
 
 
-def test_shots_come_from_the_train_part_where_there_is_one(tmp_path: Path) -> None:
+def test_few_shot_examples_come_from_the_train_split(tmp_path: Path) -> None:
     task = many(tmp_path, train=6)
     assert len(task.scored_items) == 34
     for item in task.scored_items:
@@ -282,14 +282,14 @@ def test_a_pair_is_encoded_as_one_text(tokenizer: Tokenizer) -> None:
     assert list(asked.continuation) == tokenizer.encode("sleeps here")
 
 
-def test_space_at_the_end_of_a_context_begins_the_continuation(tokenizer: Tokenizer) -> None:
+def test_space_at_the_end_of_a_context_moves_to_the_continuation(tokenizer: Tokenizer) -> None:
     apart, early = encode_requests(
         tokenizer, [("the cat", " runs"), ("the cat ", "runs")], start_id=EOS
     )
     assert apart == early
 
 
-def test_a_token_over_the_border_is_scored_whole(tokenizer: Tokenizer) -> None:
+def test_a_token_across_the_border_belongs_to_the_continuation(tokenizer: Tokenizer) -> None:
     """Parted by number as elsewhere, `sleeps` would have no token left to score."""
     whole, context = tokenizer.encode("the cat sleeps"), tokenizer.encode("the cat sle")
     assert context[: len(whole)] != whole and len(context) >= len(whole)
@@ -298,7 +298,7 @@ def test_a_token_over_the_border_is_scored_whole(tokenizer: Tokenizer) -> None:
     assert asked.continuation == tuple(tokenizer.encode("sleeps"))
 
 
-def test_what_has_no_context_comes_after_the_start_of_a_document(tokenizer: Tokenizer) -> None:
+def test_an_empty_context_is_the_start_of_a_document(tokenizer: Tokenizer) -> None:
     pairs = [("", "the cat"), ("the", " cat")]
     empty, _ = encode_requests(tokenizer, pairs, start_id=EOS)
     assert empty == ((EOS,), tuple(tokenizer.encode("the cat")))
@@ -306,7 +306,7 @@ def test_what_has_no_context_comes_after_the_start_of_a_document(tokenizer: Toke
     assert [one.context for one in begun] == [(EOS,), (EOS, *tokenizer.encode("the"))]
 
 
-def test_a_long_context_is_cut_from_the_left_to_the_last_token_that_fits() -> None:
+def test_a_long_context_is_truncated_on_the_left() -> None:
     asked = LoglikelihoodRequest(tuple(range(10)), (20, 21, 22))
     assert truncate_left(asked, 12).context == tuple(range(10))
     assert truncate_left(asked, 11).context == tuple(range(1, 10))
@@ -341,9 +341,7 @@ def greedy(model: Any, context: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["folder", "switch"])
-def test_scores_are_those_of_a_pass_over_each_pair_by_itself(
-    family: str, request: pytest.FixtureRequest
-) -> None:
+def test_scores_equal_single_forward_passes(family: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family)
     rng = random.Random(0)
     model = load_language_model(folder)
@@ -387,7 +385,7 @@ def test_a_task_is_scored_as_by_brute_force(folder: Path, tmp_path: Path) -> Non
         assert answer.predict() == expected.index(max(expected))
 
 
-def test_contexts_that_are_cut_are_counted(folder: Path, tmp_path: Path) -> None:
+def test_truncated_contexts_are_counted(folder: Path, tmp_path: Path) -> None:
     long = {**CAPITALS[0], "question": "what does the cat do? " * 12}
     task = load_task(write_items(tmp_path / "farm.jsonl", [*CAPITALS, long]))
     answers = list(task_runner(folder).run(task, task.scored_items))
@@ -412,7 +410,7 @@ def answer(
     )
 
 
-def test_each_way_of_choosing() -> None:
+def test_predictions_by_metric() -> None:
     """By the sum: the short one. By bytes: "北京" has six, "abcd" four. Without what the choices
     are worth by themselves: the last."""
     found = answer(("北京", "abcd", "abcdefgh"), 0, [-5.0, -4.0, -6.9], [-4.0, -3.5, -9.0])
@@ -425,7 +423,7 @@ def task_of(task_type: TaskType, name: str = "t", num_fewshot: int = 0) -> Task:
     return Task(name, task_type, (), config, "x", "", num_fewshot)
 
 
-def test_the_figures_of_choices() -> None:
+def test_metrics_of_multiple_choice() -> None:
     right = answer(("a", "b"), 0, [-1.0, -2.0], [])
     wrong = answer(("a", "b", "c", "d"), 0, [-2.0, -1.0, -3.0, -3.0], [])
     metrics = compute_task_metrics(task_of("multiple_choice"), [right, right, right, wrong]).metrics
@@ -437,7 +435,7 @@ def test_the_figures_of_choices() -> None:
     assert "acc_stderr" not in compute_task_metrics(task_of("multiple_choice"), [right]).metrics
 
 
-def test_the_figures_of_cloze() -> None:
+def test_metrics_of_cloze() -> None:
     item = Item(1, "q", ("x",), 0, " ")
     said = [
         ItemResult(item, (LoglikelihoodResult(value, value > -1),)) for value in (-0.5, -2.0, -3.5)
@@ -448,7 +446,7 @@ def test_the_figures_of_cloze() -> None:
     assert metrics["perplexity_stderr"] == pytest.approx(math.exp(2.0) * 1.5 / math.sqrt(3))
 
 
-def test_the_mean_over_tasks_counts_tasks_not_items() -> None:
+def test_means_weight_tasks_equally() -> None:
     right = answer(("a", "b"), 0, [-1.0, -2.0], [])
     wrong = answer(("a", "b"), 1, [-1.0, -2.0], [])
     scored = [

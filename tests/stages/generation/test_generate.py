@@ -18,26 +18,26 @@ def greedy(world, ids, count):
     return Tokenizer(world / "policy").decode(drawn.ids(0))
 
 
-def test_a_chat_model_is_asked_in_its_format(world):
+def test_a_chat_model_gets_the_chat_format(world):
     ids = encode_prompt(Tokenizer(world / "policy"), [Message("user", "and the owl?")])
     text = generate_text(world / "policy", "and the owl?", 12, temperature=0)
     assert text == greedy(world, ids, 12)
 
 
-def test_a_plain_model_goes_on(world, tmp_path):
+def test_a_base_model_continues_the_prompt(world, tmp_path):
     save_language_model(load_language_model(world / "policy"), tmp_path, world / "tokenizer")
     ids = [EOS, *Tokenizer(tmp_path).encode("the owl")]
     assert generate_text(tmp_path, "the owl", 12, temperature=0) == greedy(world, ids, 12)
 
 
-def test_the_seed_decides(world):
+def test_samples_depend_on_the_seed(world):
     first, again, other = (
         generate_text(world / "policy", "and the owl?", 12, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
-def test_a_response_ends_with_the_context(world):
+def test_a_response_is_limited_by_the_context(world):
     assert generate_text(world / "policy", "tell me of the owl", 10_000, temperature=0)
 
 
@@ -49,7 +49,7 @@ def test_a_response_ends_with_the_context(world):
         ("the owl", {"top_p": 0}, "top_p must be in"),
     ],
 )
-def test_what_cannot_be_done_is_said(world, prompt, options, message):
+def test_invalid_options_are_rejected(world, prompt, options, message):
     with pytest.raises(InputError, match=message):
         generate_text(world / "policy", prompt, **options)
     assert torch.is_grad_enabled()

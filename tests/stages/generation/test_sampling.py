@@ -37,7 +37,7 @@ def run(model, decoding, prompts=PROMPTS, **options):
     return sample(model, prompts, decoding, eos_id=EOS, pad_id=PAD, **options)
 
 
-def test_greedy_is_that_of_transformers(model, tmp_path):
+def test_greedy_decoding_equals_transformers(model, tmp_path):
     save_language_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     ours = run(model, SamplingParams(20, temperature=0))
@@ -61,7 +61,7 @@ def test_a_row_does_not_depend_on_its_batch(model):
         )
 
 
-def test_seeds_and_indices_change_the_draw(model):
+def test_seeds_and_indices_change_the_samples(model):
     decoding = SamplingParams(20)
     first = run(model, decoding, [[2]] * 4, seed=1)
     assert len({tuple(first.ids(row)) for row in range(4)}) > 1
@@ -109,7 +109,7 @@ def test_frequencies_are_the_distribution(model, decoding):
     assert expected.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_cuts_keep_what_they_say():
+def test_top_k_top_p_and_suppressed_tokens_restrict_the_support():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     kept = {
         name: sampling_log_probs(logits, decoding)[0].exp().tolist()
@@ -126,7 +126,7 @@ def test_cuts_keep_what_they_say():
     assert kept["suppress_tokens"] == pytest.approx([0, 0.6, 0.3, 0.1])
 
 
-def test_only_the_whole_softmax_is_exact():
+def test_only_the_full_softmax_is_untruncated():
     assert SamplingParams().is_untruncated and SamplingParams(temperature=0.7).is_untruncated
     inexact = [
         SamplingParams(top_k=3),
@@ -140,12 +140,12 @@ def test_only_the_whole_softmax_is_exact():
 @pytest.mark.parametrize(
     "bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}]
 )
-def test_impossible_decoding_is_refused(bad):
+def test_invalid_sampling_params_are_rejected(bad):
     with pytest.raises(ValueError, match=r"top_p|not a way"):
         SamplingParams(**bad)
 
 
-def test_a_draw_stays_in_the_vocabulary():
+def test_sampled_tokens_are_in_the_vocabulary():
     log_probs = torch.tensor([[0.5, 0.5, 0.0]]).log()
     edges = torch.tensor([0.0, 0.4999999, 0.5, 1 - 2**-53])
     assert draw_tokens(log_probs.expand(4, -1), edges).tolist() == [0, 0, 1, 1]
@@ -161,7 +161,7 @@ def test_uniforms_are_uniform_and_a_function_of_their_keys():
     assert not np.array_equal(uniforms(8, [0], 5), uniforms(7, [0], 5))
 
 
-def test_batches_hold_alike_lengths_and_everything_once():
+def test_batches_have_similar_lengths_and_cover_everything_once():
     prompts = [[0] * n for n in (5, 1, 4, 1, 9)]
     found = list(length_sorted_batches(prompts, 2))
     assert found == [[1, 3], [2, 0], [4]]

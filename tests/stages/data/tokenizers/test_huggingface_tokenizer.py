@@ -33,7 +33,7 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
     path.write_text(json.dumps({**said, **changes}))
 
 
-def test_ids_are_those_of_transformers_and_never_a_mark(folder: Path) -> None:
+def test_ids_equal_transformers_and_are_never_special(folder: Path) -> None:
     tokenizer = open_tokenizer(folder)
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     auto = AutoTokenizer.from_pretrained(folder)
@@ -56,7 +56,7 @@ def test_bytes_of_ids_are_those_of_the_text(folder: Path) -> None:
         assert size == len(text.replace("\udcff", "\ufffd").encode())
 
 
-def test_documents_begin_with_the_mark_of_tokenizers_that_have_one(tmp_path: Path) -> None:
+def test_documents_start_with_the_start_token_if_there_is_one(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, begin=True)
     tokenizer = open_tokenizer(tmp_path)
     auto = AutoTokenizer.from_pretrained(tmp_path)
@@ -69,7 +69,7 @@ def test_documents_begin_with_the_mark_of_tokenizers_that_have_one(tmp_path: Pat
     )
 
 
-def test_sentencepiece_of_the_hub_is_read_as_our_own(tmp_path: Path) -> None:
+def test_sentencepiece_from_the_hub_equals_our_tokenizer(tmp_path: Path) -> None:
     """What we export, without what marks it as ours."""
     export_tokenizer(train_sentencepiece(TEXTS * 3, 320), tmp_path)
     ours = open_tokenizer(tmp_path)
@@ -85,7 +85,7 @@ def test_sentencepiece_of_the_hub_is_read_as_our_own(tmp_path: Path) -> None:
     assert foreign.digest != ours.digest
 
 
-def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: Path) -> None:
+def test_special_tokens_may_come_from_config_json(folder: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="no end-of-document token is defined"):
@@ -99,7 +99,7 @@ def test_marks_may_be_named_by_the_models_config_alone(folder: Path, tmp_path: P
     assert open_tokenizer(tmp_path).digest != found.digest, "documents end otherwise"
 
 
-def test_marks_that_disagree_or_are_no_pieces_are_refused(tmp_path: Path) -> None:
+def test_contradictory_or_unknown_special_tokens_are_rejected(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     edit(tmp_path, "config.json", eos_token_id=1)
     with pytest.raises(InputError, match=rf"is id {END_ID}, eos_token_id of config\.json is 1"):
@@ -114,7 +114,7 @@ def test_marks_that_disagree_or_are_no_pieces_are_refused(tmp_path: Path) -> Non
                 open_tokenizer(tmp_path)
 
 
-def test_a_mark_that_text_may_yield_is_refused(tmp_path: Path) -> None:
+def test_an_ordinary_token_is_rejected_as_special(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, begin=True)
     edit(tmp_path, "config.json", pad_token_id=1)
     with pytest.raises(InputError, match=r"the pad token .* is not a special token"):
@@ -139,23 +139,21 @@ def test_a_mark_that_text_may_yield_is_refused(tmp_path: Path) -> None:
         {"type": "Prepend", "prepend": "x"},
     ],
 )
-def test_a_normalizer_that_loses_something_is_refused(
-    normalizer: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_lossy_normalizer_is_rejected(normalizer: dict[str, Any], tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     edit(tmp_path, "tokenizer.json", normalizer=normalizer)
     with pytest.raises(InputError, match="not lossless: its normalizer"):
         open_tokenizer(tmp_path)
 
 
-def test_texts_come_back_as_nfc_from_tokenizers_that_take_it(tmp_path: Path) -> None:
+def test_texts_are_restored_as_nfc_with_an_nfc_normalizer(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     edit(tmp_path, "tokenizer.json", normalizer={"type": "NFC"})
     tokenizer = open_tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.encode("ne\u0301 A")) == "n\u00e9 A"
 
 
-def test_llama_2_puts_a_space_before_a_text_and_takes_it_away(tmp_path: Path) -> None:
+def test_the_space_that_llama_2_adds_is_removed(tmp_path: Path) -> None:
     """As its own `tokenizer.json` says it."""
     export_tokenizer(train_sentencepiece(TEXTS * 3, 320), tmp_path)
     (tmp_path / "tokenizer.model").unlink()
@@ -171,7 +169,7 @@ def test_llama_2_puts_a_space_before_a_text_and_takes_it_away(tmp_path: Path) ->
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_what_loses_text_or_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_lossy_or_broken_tokenizers_are_rejected(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     edit(tmp_path, "tokenizer.json", decoder={"type": "WordPiece", "prefix": "##", "cleanup": True})
     with pytest.raises(InputError, match=r"its decoder \(WordPiece\) does not restore"):
@@ -183,7 +181,9 @@ def test_what_loses_text_or_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         open_tokenizer(tmp_path / "nothing")
 
 
-def test_chats_want_a_tokenizer_of_ours(folder: Path, world: Path, tmp_path: Path) -> None:
+def test_chat_models_require_a_tokenizer_of_tokenize_train(
+    folder: Path, world: Path, tmp_path: Path
+) -> None:
     """Also where a SentencePiece model lies beside, as in Llama 2: 3 is no `</s>` there."""
     with pytest.raises(InputError, match="was not made by"):
         Tokenizer(folder)

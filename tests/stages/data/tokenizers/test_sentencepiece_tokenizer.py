@@ -93,7 +93,7 @@ def test_hostile_text_agrees_and_yields_no_control_id(tokenizer, auto, text):
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-def test_any_text_agrees_and_comes_back(tokenizer, auto, text):
+def test_any_text_agrees_and_is_restored(tokenizer, auto, text):
     ids = tokenizer.encode(text)
     assert auto(text)["input_ids"] == ids
     assert tokenizer.decode(ids) == text.replace("\u2581", " ")
@@ -154,7 +154,7 @@ def check_variant(variant, text):
     return ids
 
 
-def test_every_recipe_agrees_on_real_and_hostile_text(variant, real_documents):
+def test_every_config_agrees_on_real_and_hostile_text(variant, real_documents):
     ours, auto, config = variant
     texts = [*real_documents[:1000], *MIXED, *HOSTILE, "".join(real_documents[:100])]
     assert auto(texts)["input_ids"] == ours.encode_batch(texts) == ours.encode_batch(texts, 2)
@@ -180,7 +180,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 @settings(max_examples=120, deadline=None)
 @given(text=st.one_of(near, anything, st.lists(near, max_size=4).map("".join)))
-def test_every_recipe_agrees_on_any_text_and_brings_it_back(variant, text):
+def test_every_config_agrees_on_any_text_and_restores_it(variant, text):
     check_variant(variant, text)
 
 
@@ -216,7 +216,7 @@ def test_a_unigram_model_adds_without_rounding(variant):
     )
 
 
-def test_the_default_recipe_adds_nothing_to_the_model_file():
+def test_the_default_config_adds_nothing_to_the_model_file():
     lines = [f"the cat sat on </s> the <b>mat</b> and ate {k} mice" for k in range(500)]
     proto = ModelProto.FromString(train_sentencepiece(lines, 300)).trainer_spec
     assert not proto.HasField("required_chars") and not proto.user_defined_symbols
@@ -235,7 +235,7 @@ def test_ids_stand_for_the_bytes_of_the_text(tokenizer, real_documents):
         assert sum(counts[i] for i in tokenizer.encode(text)) == len(text.encode())
 
 
-def test_it_travels_between_processes(tokenizer):
+def test_a_tokenizer_can_be_pickled(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode("def f(): pass") == tokenizer.encode("def f(): pass")
 
@@ -266,17 +266,17 @@ def test_a_vocabulary_too_small_for_the_characters_is_refused():
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9000))
 @settings(max_examples=30, deadline=None)
-def test_lines_are_the_text_cut(text):
+def test_lines_concatenate_to_the_text(text):
     lines = list(split_lines(text))
     assert "".join(lines) == text and all(0 < len(line) <= MAX_LINE for line in lines)
 
 
-def test_lines_are_cut_where_lines_end():
+def test_texts_are_split_at_line_ends():
     text = "\n".join(["x" * 700] * 9)
     assert all(line.endswith("\n") for line in list(split_lines(text))[:-1])
 
 
-def test_disagreement_is_found(tokenizer, tmp_path):
+def test_a_difference_between_the_exports_is_an_error(tokenizer, tmp_path):
     export_tokenizer((tokenizer.path / "tokenizer.model").read_bytes(), tmp_path)
     check_same_ids(tokenizer, tmp_path, HOSTILE)
     fast = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -286,7 +286,7 @@ def test_disagreement_is_found(tokenizer, tmp_path):
         check_same_ids(tokenizer, tmp_path, ["Return the list of the files in the folder."])
 
 
-def test_a_missing_or_broken_tokenizer_is_said(tmp_path):
+def test_a_missing_or_broken_tokenizer_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no tokenizer"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"junk")
@@ -303,7 +303,7 @@ TURNS = (
 )
 
 
-def test_a_conversation_is_control_ids_around_text(tokenizer):
+def test_a_conversation_encodes_text_between_control_ids(tokenizer):
     encoded = encode_conversation(tokenizer, Conversation("x", TURNS))
     ids = encoded.ids.tolist()
     controls = [token for token in ids if token < FIRST_BYTE]
@@ -311,14 +311,14 @@ def test_a_conversation_is_control_ids_around_text(tokenizer):
     assert tokenizer.decode(ids) == "".join(message.content for message in TURNS)
 
 
-def test_the_mask_is_the_answers_and_their_ends(tokenizer):
+def test_the_loss_mask_covers_answers_and_their_end_tokens(tokenizer):
     encoded = encode_conversation(tokenizer, TURNS)
     learned = encoded.ids[encoded.loss_mask].tolist()
     assert learned == [*tokenizer.encode("Counts. <|user|>"), EOS, *tokenizer.encode("Text."), EOS]
     assert not encoded.loss_mask[encoded.ids == ASSISTANT].any()
 
 
-def test_a_prompt_is_the_beginning_of_its_conversation(tokenizer):
+def test_a_prompt_is_a_prefix_of_its_conversation(tokenizer):
     whole = encode_conversation(tokenizer, TURNS).ids.tolist()
     prompt = encode_prompt(tokenizer, TURNS[:-1])
     assert prompt[-1] == ASSISTANT and whole[: len(prompt)] == prompt

@@ -60,7 +60,7 @@ def test_codes_of_languages_without_spaces():
     assert not is_unspaced("en") and not is_unspaced("ko") and not is_unspaced("?")
 
 
-def test_a_document_that_does_not_come_back_is_named(documents, tokenizer, tmp_path, monkeypatch):
+def test_a_lossy_document_is_an_error(documents, tokenizer, tmp_path, monkeypatch):
     (work,) = check_tasks(documents, tokenizer.path, 0.0)
     real = Tokenizer.decode_batch
     broken = lambda self, ids: [text.replace("沒", "没") for text in real(self, ids)]  # noqa: E731
@@ -76,7 +76,7 @@ def test_a_document_that_does_not_come_back_is_named(documents, tokenizer, tmp_p
     assert not (tmp_path / "0").exists()
 
 
-def test_a_disagreement_of_any_document_is_found(documents, tokenizer, tmp_path):
+def test_a_document_with_other_ids_is_an_error(documents, tokenizer, tmp_path):
     folder = tmp_path / "t"
     folder.mkdir()
     export_tokenizer((tokenizer.path / "tokenizer.model").read_bytes(), folder)

@@ -18,7 +18,7 @@ sizes_by_language = st.dictionaries(
 
 
 @given(sizes_by_language, st.integers(1, 10**9), st.floats(0.05, 1))
-def test_shares_follow_the_power_and_nothing_is_repeated_too_often(sizes, characters, alpha):
+def test_rates_follow_alpha_up_to_the_maximum_repetition(sizes, characters, alpha):
     rates = language_rates(sizes, characters, alpha)
     assert set(rates) == set(sizes)
     assert all(0 <= rate <= MAX_REPEATS for rate in rates.values())
@@ -33,12 +33,12 @@ def test_shares_follow_the_power_and_nothing_is_repeated_too_often(sizes, charac
         assert sum(drawn.values()) <= budget * (1 + 1e-9)
 
 
-def test_a_power_of_one_is_the_share_of_the_text():
+def test_alpha_of_one_samples_proportionally():
     rates = language_rates({"en": 900, "zh": 100}, 500, 1.0)
     assert rates == pytest.approx({"en": 0.5, "zh": 0.5})
 
 
-def test_chinese_is_not_starved():
+def test_a_small_language_is_sampled_more():
     sizes = {"en": 98_000_000, "zh": 2_000_000}
     rates = language_rates(sizes, 10_000_000, 0.3)
     share = rates["zh"] * sizes["zh"] / 10_000_000
