@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.models.language_model_config import LanguageConfig
+from stages.models.language_model_config import LanguageModelConfig
 
 
 class KVCache:
@@ -18,7 +18,9 @@ class KVCache:
     so that a row continues exactly as it would alone.
     """
 
-    def __init__(self, config: LanguageConfig, batch: int, capacity: int, like: Tensor) -> None:
+    def __init__(
+        self, config: LanguageModelConfig, batch: int, capacity: int, like: Tensor
+    ) -> None:
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_size)
         self.keys = like.new_empty(shape)
         self.values = like.new_empty(shape)

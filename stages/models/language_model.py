@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.models.fused_ops import linear_cross_entropy
 from stages.models.kv_cache import KVCache, block_diagonal_causal_mask, causal_padding_mask
-from stages.models.language_model_config import ExpertsConfig, LanguageConfig, width_multiple
+from stages.models.language_model_config import ExpertsConfig, LanguageModelConfig, width_multiple
 
 INIT_STD = 0.02
 
@@ -83,7 +83,7 @@ class LanguageModel(nn.Module, ABC):
     `activation_checkpointing` trades a second forward pass for the memory of the activations.
     """
 
-    config: LanguageConfig
+    config: LanguageModelConfig
     activation_checkpointing = False
 
     @property

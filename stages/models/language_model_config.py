@@ -243,9 +243,6 @@ class LanguageModelConfig(ABC):
         return self.experts is not None and dense.experts is None
 
 
-LanguageConfig = LanguageModelConfig
-
-
 def width_multiple(config: LanguageModelConfig) -> float:
     """Return the hidden size over that at which the learning rate was tuned; 1 without muP."""
     return config.hidden_size / config.mup.base_width if config.mup else 1.0

@@ -38,7 +38,7 @@ from stages.contrastive.pair_dataset import Pair
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.language_model_config import ExpertsConfig, LanguageConfig
+from stages.models.language_model_config import ExpertsConfig, LanguageModelConfig
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
 from stages.objectives.contrastive import ContrastiveObjective
@@ -87,7 +87,7 @@ class Seen(NamedTuple):
 class Case:
     """A training of two steps."""
 
-    config: LanguageConfig
+    config: LanguageModelConfig
     zero: int
     micro: int = 4
     passes: int = 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.best_fit_packing import PackedSample
-from stages.models.language_model_config import ExpertsConfig, LanguageConfig, MuP
+from stages.models.language_model_config import ExpertsConfig, LanguageModelConfig, MuP
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.objectives.causal_lm import CausalLMObjective
 from stages.training.objective import Batch, Loss, Trainable
@@ -485,7 +485,7 @@ def routed_config(over: str = "sequence") -> LlamaConfig:
 class Routed(CausalLMObjective):
     """Pretraining of a model with experts on samples of two short documents, unequally padded."""
 
-    config: LanguageConfig = field(default_factory=routed_config)
+    config: LanguageModelConfig = field(default_factory=routed_config)
     corpus: Any = None
     tokenizer_folder: Path = Path()
     mask_documents: bool = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +15,12 @@ Size = Annotated[int | None, Field(ge=1)]
 
 class VisionSection(Section):
     """Shape of the image tower. Default: the `preset`'s."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "patch": "patch_size",
+        "layers": "num_layers",
+        "heads": "num_heads",
+    }
 
     patch_size: Size = None
     """Side of a patch, pixels (ViT)."""
@@ -32,6 +39,13 @@ class VisionSection(Section):
 class TextSection(Section):
     """Shape of the text tower. Default: the `preset`'s."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "context": "context_length",
+        "layers": "num_layers",
+        "width": "hidden_size",
+        "heads": "num_heads",
+    }
+
     context_length: Size = None
     """Longest caption with bos and eos, tokens; longer ones are truncated."""
     num_layers: Size = None
@@ -44,6 +58,11 @@ class TextSection(Section):
 
 class ClipModelSection(Section):
     """Shape of the model. Default: the `preset`'s."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "embed": "embed_dim",
+        "recompute": "activation_checkpointing",
+    }
 
     vision: VisionSection = VisionSection()
     text: TextSection = TextSection()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.initialization import initial_model
 from stages.models.language_model import LanguageModel
-from stages.models.language_model_config import ExpertsConfig, LanguageConfig, MuP
+from stages.models.language_model_config import ExpertsConfig, LanguageModelConfig, MuP
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.model_io import load_language_model, save_language_model
 from stages.models.mup import lr_multipliers
@@ -34,7 +34,7 @@ NARROW = 64
 SPREAD = ExpertsConfig(num_experts=4, moe_every=2, capacity_factor=None)
 
 
-def config(family: str, width: int, mup: MuP | None) -> LanguageConfig:
+def config(family: str, width: int, mup: MuP | None) -> LanguageModelConfig:
     """Two layers of four heads that grow with the width."""
     if family == "gpt2":
         return GPTConfig(VOCABULARY, CONTEXT, 2, width, 4, mup=mup)

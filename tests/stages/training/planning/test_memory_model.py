@@ -13,7 +13,7 @@ from saved_tensors import kept
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.initialization import initial_model
-from stages.models.language_model_config import ExpertsConfig, LanguageConfig, MuP
+from stages.models.language_model_config import ExpertsConfig, LanguageModelConfig, MuP
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.modeling_llama import Llama
 from stages.models.model_io import save_language_model
@@ -108,7 +108,7 @@ DEEP_SWITCH = replace(DEEP, experts=ExpertsConfig(num_experts=4))
     ids=["gpt2", "gpt2 with muP", "qwen3", "untied", "experts", "experts of a dense model"],
 )
 def test_a_model_to_start_from_is_held_beside_the_own(
-    config: LanguageConfig, given: LanguageConfig | None, least: float, tmp_path: Path
+    config: LanguageModelConfig, given: LanguageModelConfig | None, least: float, tmp_path: Path
 ) -> None:
     """What the code that reads it allocates; a dense model that gets experts takes less."""
     save_language_model(build_model(given or config), tmp_path)
