@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import glob
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ from typing import IO
 from pipeline.errors import InputError
 from stages.curation.source_piece import SourcePiece, list_pieces
 from stages.data import tar_format
+from stages.data.input_errors import as_input_error
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (*MANIFEST_SUFFIXES, ".tar")
@@ -110,16 +112,20 @@ def _folder_piece(path: Path, source: str) -> ImagePiece:
 
 def _split(piece: ImagePiece) -> Iterator[ImagePiece]:
     split = {"folder": _split_folder, "tar": _split_tar, "parquet": _split_parquet}.get(piece.kind)
-    try:
+    with read_errors(piece.path):
         yield from (split or _split_lines)(piece)
-    except OSError as error:
-        raise unreadable(piece.path, error) from error
 
 
-def unreadable(path: str, error: OSError) -> InputError:
-    """Return the error of a source file that cannot be opened."""
-    message = f"cannot read the source: {error.strerror or error}"
-    return InputError(message, where=path, remedy="check its file permissions")
+def read_errors(path: str) -> AbstractContextManager[None]:
+    """Return a context that raises system errors of a source file as `InputError`."""
+
+    def translate(error: Exception) -> InputError | None:
+        if not isinstance(error, OSError):
+            return None
+        message = f"cannot read the source: {error.strerror or error}"
+        return InputError(message, where=path, remedy="check its file permissions")
+
+    return as_input_error(translate)
 
 
 def _split_folder(piece: ImagePiece) -> Iterator[ImagePiece]:

@@ -20,7 +20,7 @@ from stages.curation.broken_files import BrokenFile
 from stages.curation.content_digest import digest_rows, file_digest
 from stages.data import tar_format
 from stages.images.columns import ImageColumns
-from stages.images.image_sources import ImagePiece, list_files, unreadable
+from stages.images.image_sources import ImagePiece, list_files, read_errors
 from stages.images.manifests import read_rows
 
 MAX_IMAGE_BYTES = 1 << 28
@@ -60,10 +60,8 @@ def read_records(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageReco
         InputError: the file cannot be opened, or lacks a column.
     """
     reader = {"folder": _read_folder, "tar": _read_tar}.get(piece.kind, _read_manifest)
-    try:
+    with read_errors(piece.path):
         yield from reader(piece, columns)
-    except OSError as error:
-        raise unreadable(piece.path, error) from error
 
 
 def content_digest(source: str, columns: ImageColumns) -> str:
@@ -77,10 +75,8 @@ def content_digest(source: str, columns: ImageColumns) -> str:
 
 def _digested_rows(source: str, columns: ImageColumns) -> Iterator[tuple[str, ...]]:
     for piece in list_files([source]):
-        try:
+        with read_errors(piece.path):
             digest = file_digest(Path(piece.path)) if piece.place else ""
-        except OSError as error:
-            raise unreadable(piece.path, error) from error
         yield piece.source, piece.place, digest
         for name, path in _referenced_files(piece, columns):
             yield name, _digest_or_reason(_root(piece, columns), path)
