@@ -99,7 +99,7 @@ def test_experts_are_checked_before_anything_starts() -> None:
         ({"family": "bert"}, "model.family: expected 'gpt2' or 'llama'"),
         ({"width": 64}, "model.width: renamed to 'hidden_size'"),
         (
-            {"family": "switch", "experts": {"num_experts": 4}},
+            {"family": "switch", "experts": {"num": 4}},
             "model.experts.num: renamed to 'num_experts'",
         ),
     ],
@@ -402,7 +402,7 @@ def test_by_temperature_and_what_cannot_be_mixed(world: Path, tmp_path: Path) ->
         expected = sizes[1] ** power / sum(size**power for size in sizes)
         assert corpus.mixture.proportions[1] == pytest.approx(expected, abs=1e-4)
     assert len(corpus.eval) == len(TokenStore(world / "tokens", "eval").samples(16))
-    with pytest.raises(InputError, match="3 weights for 2 stores"):
+    with pytest.raises(InputError, match="3 weights for 2 token stores"):
         _ = TokenDataset((world / "tokens", other), 16, 0, weights=(1, 2, 3)).train
     strange = second_store(tmp_path / "strange", vocab_size=500)
     with pytest.raises(InputError, match=r"340 ids, .*/strange with tokenizer unknown of 500"):
