@@ -332,7 +332,7 @@ def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_replaced_database_is_filled_again(mirrored: Run, tmp_path: Path) -> None:
     uri = mlflow_client.tracking_uri(mirrored.store)
     synchronizer = RunSynchronizer(mirrored, uri)
-    synchronizer._note(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
+    synchronizer._save_cursor(experiment="99", parent="0" * 32, stages={}, status="RUNNING")
     assert not synchronizer.try_sync()
     assert "No Experiment with id=99" in synchronizer.cursor["problem"]
     client = connect(uri)
@@ -415,13 +415,13 @@ def test_unmoved_alias_is_an_error(mirrored: Run, models: Registry) -> None:
 
     class Forgetful(MlflowClient):  # type: ignore[misc]
         def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
-            """A server that says yes and does nothing."""
+            """Ignore the request, like a broken server."""
 
     gpt, sft = artifact(mirrored, "gpt"), artifact(mirrored, "sft")
     models.promote(gpt, "stuck")
     models.promote(sft, "stuck", "spare")
-    with pytest.raises(Failure, match="stuck@champion is version 1, not 2"):
-        models._point(Forgetful(models.uri), "stuck", "champion", "2")
+    with pytest.raises(Failure, match="version 1 for stuck@champion, expected 2"):
+        models._move_alias(Forgetful(models.uri), "stuck", "champion", "2")
     sft.path.rename(sft.path.with_name("aside"))  # another alias's artifact is gone: left alone
     try:
         assert models.promote(gpt, "stuck")["to"] == 1
