@@ -7,6 +7,7 @@ fails: the list only shrinks.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import statistics
@@ -43,6 +44,7 @@ def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
             yield node.module
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=name(path))
 
@@ -217,11 +219,27 @@ def test_documentation_uses_the_fields_language(path: Path) -> None:
     check("prose", {name(path): "\n    ".join(problems)} if problems else {})
 
 
-FAMILY_BRANCH = re.compile(
-    r"isinstance\([^()]*\b(?:GPT|GPT2|Llama|Llama|Qwen3|Switch|CLIP|GPTConfig|GPT2Config|LlamaConfig"
-    r"|LlamaConfig|CLIPConfig|ResNetConfig|ViTConfig)\b|\b(?:family|model_type)\s*(?:==|!=|in\b|not in\b)"
-    r"|getattr\([^()]*\"experts\""
+FAMILIES = {"gpt2", "llama", "qwen3", "qwen3_moe", "switch", "clip"}
+FAMILY_CLASSES = re.compile(
+    r"(GPT2?|Llama|Qwen3|Switch|CLIP|VisionTransformer|ResNet|TextTransformer|ViT)(LM|Config|Model)?"
 )
+
+
+def family_branches(tree: ast.AST) -> Iterator[str]:
+    """Yield the expressions that decide by the family of a model."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = {getattr(side, "id", getattr(side, "attr", "")) for side in sides}
+            values = {n.value for s in sides for n in ast.walk(s) if isinstance(n, ast.Constant)}
+            if named & {"family", "model_type"} and values & FAMILIES:
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+            names = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node.args[1])}
+            if any(FAMILY_CLASSES.fullmatch(name) for name in names):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "hasattr"}:
+            yield from (ast.unparse(node) for a in node.args if ast.unparse(a) == "'experts'")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -229,5 +247,5 @@ def test_only_family_folders_and_the_registry_branch_on_a_family(path: Path) -> 
     parts = path.relative_to(ROOT).parts
     if parts[:2] == ("stages", "models") and (len(parts) > 3 or path.stem == "registry"):
         return
-    found = FAMILY_BRANCH.findall(path.read_text())
+    found = list(family_branches(parse(path)))
     check("family branch", {name(path): str(found)} if found else {})
