@@ -1,8 +1,8 @@
 """Crash-safe file I/O: atomic writes, durable appends, locks.
 
 No other module may call rename or replace: text files go through `write_atomic`, logs through
-`append_line`, folders through `move_folder` (and artifacts through `artifact.publish`). An I/O error
-is a `Failure`; it does not mean that the file is absent.
+`append_line`, folders through `move_folder` (and artifacts through `artifact.publish`). An I/O
+error is a `Failure`; it does not mean that the file is absent.
 """
 
 from __future__ import annotations

@@ -145,10 +145,9 @@ class Context:
 
     def log(self, message: str) -> None:
         """Write one line to the attempt's log."""
+        line = escape_control_characters(redact(message, self.secrets))
         with (self.attempt_dir / "log.txt").open("a") as log:
-            log.write(
-                f"{time.strftime('%H:%M:%S')} {escape_control_characters(redact(message, self.secrets))}\n"
-            )
+            log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Directed acyclic graphs, as pure functions.
 
-A graph maps each name to the names that it needs: `{"tokens": ["clean", "tokenizer"]}`. Needed names
-that are not keys are outside the graph and are ignored.
+A graph maps each name to the names that it needs: `{"tokens": ["clean", "tokenizer"]}`. Needed
+names that are not keys are outside the graph and are ignored.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
       forward: ${sft}                   # optional: p(answer | question), for the round trip;
                                         # best trained on data that the speaker has not seen
 
-Only the question is synthetic; the answer, which is the training target, stays real. The output holds
-the real conversations, held-out ones included, and the kept synthetic ones in `train`, with their
-provenance in `meta`. Dropped ones are in `rejected/` with the filter that dropped them.
+Only the question is synthetic; the answer, which is the training target, stays real. The output
+holds the real conversations, held-out ones included, and the kept synthetic ones in `train`, with
+their provenance in `meta`. Dropped ones are in `rejected/` with the filter that dropped them.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class QuestionFilterParams(Section):
     """Share of questions to drop that have the lowest log-probability under the speaker.
     Default: 0.1."""
     min_round_trip_gain: float = 0.0
-    """Gain of the answer's log-probability over that with another answer's question, nats per token,
-    that a question must exceed. Default: 0."""
+    """Gain of the answer's log-probability over that with another answer's question, nats per
+    token, that a question must exceed. Default: 0."""
 
 
 class AugmentParams(Params):
@@ -71,8 +71,8 @@ class AugmentParams(Params):
     seed: int = 0
     """Random seed of sampling. Default: the seed of the pipeline."""
     num_candidates: Annotated[int, Field(ge=1)] = 4
-    """Number of questions generated per answer: one greedy, the others sampled; at most one is kept.
-    Default: 4."""
+    """Number of questions generated per answer: one greedy, the others sampled; at most one is
+    kept. Default: 4."""
     temperature: Annotated[float, Field(gt=0)] = 0.8
     """Sampling temperature. Default: 0.8."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -86,7 +86,7 @@ class AugmentParams(Params):
     filters: QuestionFilterParams = QuestionFilterParams()
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield contradictory length limits, and questions that do not fit the speaker's context."""
+        """Yield contradictory length limits, and questions too long for the speaker's context."""
         if self.filters.min_words > self.filters.max_words:
             yield Problem(
                 "filters.min_words",

@@ -68,10 +68,10 @@ class CleanParams(Params):
     """Sources of text: `python:docs` (without the objects held out for evaluation); files,
     folders or globs of txt, md, rst, html, jsonl and csv (.gz, .zst), parquet, warc and wet (.gz);
     the same by any URL of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), whose user and
-    query appear neither in logs nor in documents; and `hf:NAME[@REVISION][?split=train&config=NAME]`,
-    a Hugging Face dataset: a folder (saved, or of parquet, arrow or json files) or one of the hub,
-    streamed at the commit of the revision. The content determines the artifact, not its location: a
-    storage's MD5, or a hash of the bytes."""
+    query appear neither in logs nor in documents; and
+    `hf:NAME[@REVISION][?split=train&config=NAME]`, a Hugging Face dataset: a folder (saved, or of
+    parquet, arrow or json files) or one of the hub, streamed at the commit of the revision. The
+    content determines the artifact, not its location: a storage's MD5, or a hash of the bytes."""
     text_column: str = "text"
     """Field of jsonl, csv and parquet files and of datasets that contains the text. Default:
     text."""

@@ -159,11 +159,12 @@ def _model_card(config: CLIPConfig, params: ClipParams) -> str:
     vision, text, train = config.vision, config.text, params.train
     return f"""# CLIP, {config.parameters / 1e6:.1f} M parameters
 
-{vision.description}, on images of {vision.image_size} pixels, and a text transformer of {text.num_layers}
-layers, width {text.hidden_size}, context {text.context_length}, with a joint embedding of
-{config.embed_dim} dimensions. Trained for {train.steps} steps of {train.global_batch_size} pairs
-with {train.optimizer} (peak learning rate {train.lr:g}, {train.lr_schedule}) and the {params.loss}
-loss. Captions are encoded between the ids {text.bos} and {text.eos}, and padded with {text.pad}.
+{vision.description}, on images of {vision.image_size} pixels, and a text transformer of
+{text.num_layers} layers, width {text.hidden_size}, context {text.context_length}, with a joint
+embedding of {config.embed_dim} dimensions. Trained for {train.steps} steps of
+{train.global_batch_size} pairs with {train.optimizer} (peak learning rate {train.lr:g},
+{train.lr_schedule}) and the {params.loss} loss. Captions are encoded between the ids {text.bos} and
+{text.eos}, and padded with {text.pad}.
 """
 
 

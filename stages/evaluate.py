@@ -13,8 +13,10 @@
 
 All inputs are optional: every measurement whose inputs are given is made. Data that one stage holds
 out may still occur in the corpus of another: the source `python:docs` excludes the objects that
-`python_questions` and `python_preferences` hold out (3 % of their sentences remain, as part of other
-texts); other corpora are the user's to separate. Metrics (named `evaluate.<metric>` in gates):
+`python_questions` and `python_preferences` hold out (3 % of their sentences remain, as part of
+other texts); other corpora are the user's to separate.
+
+Metrics (named `evaluate.<metric>` in gates):
   perplexity, bits_per_byte              of `base` on held-out documents; also sft_*, policy_*
   answer_loss, answer_loss_augmented     nats per token of held-out answers: sft, augmented
   augmentation_gain, *_stderr            their difference, positive if synthetic questions helped
@@ -32,8 +34,9 @@ evaluate.tasks: log-likelihood scores of a model on multiple-choice and cloze ta
       num_fewshot: 5
 
 Metrics, prefixed with the task's name: `capitals_acc`, `*_acc_norm`, `*_acc_pmi` (with `pmi`),
-`*_perplexity` (cloze), each with its standard error `*_stderr`; `*_chance`, `*_centered`, `*_items`,
-`*_truncated` (items whose context was too long). Means over all tasks: `acc`, `centered`.
+`*_perplexity` (cloze), each with its standard error `*_stderr`; `*_chance`, `*_centered`,
+`*_items`, `*_truncated` (items whose context was too long). Means over all
+tasks: `acc`, `centered`.
 
 The metrics equal those of lm-eval on the same items. `pip install 'headwater[eval]'` and
 
@@ -170,7 +173,7 @@ class EvaluateTasksParams(Params):
     pmi: bool = False
     """Also score choices without their context, for `acc_pmi`; doubles the work. Default: false."""
     add_bos_token: bool = False
-    """Start every context with the token that documents start after. Default: only empty contexts."""
+    """Start every context with the token that documents start after. Default: only empty ones."""
     seed: int = 0
     """Random seed of few-shot examples. Default: the seed of the pipeline."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 16

@@ -1,8 +1,8 @@
 """Prepare images with captions for training: sources -> ImageText.
 
 Reads folders of images, manifests and WebDataset tars, drops broken records, records outside the
-filters and duplicates, resizes the rest, and writes WebDataset tars with random access to samples in
-O(1). Dropped records are listed in `dropped/` with the rule and score; the counts always add up.
+filters and duplicates, resizes the rest, and writes WebDataset tars with random access to samples
+in O(1). Dropped records are listed in `dropped/` with the rule and score; the counts always add up.
 
     pairs:
       uses: image_text

@@ -62,8 +62,8 @@ class PPOTrain(TrainSection):
     eval_samples: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts for reward and KL; 0 takes all. Default: 64."""
     checkpoint_interval: Annotated[int, Field(ge=0), EXECUTION] = 1
-    """Iterations between checkpoints. Default: 1, because an iteration is long and cannot be resumed
-    halfway."""
+    """Iterations between checkpoints. Default: 1, because an iteration is long and cannot be
+    resumed halfway."""
 
     def check(self, workers: Workers, key: str = "train") -> Iterator[Problem]:
         """Yield the conflicts that every training may have, and a batch-size ramp-up."""
@@ -113,11 +113,13 @@ class PPOParams(Params):
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     """Score per nat of KL to the reference (beta), at the start if adaptive. Default: 0.05."""
     kl_target: Annotated[float | None, Field(gt=0)] = None
-    """KL of a response, in nats, that an adaptive `kl_coef` is steered to. Default: `kl_coef` is fixed."""
+    """KL of a response, in nats, that an adaptive `kl_coef` is steered to.
+    Default: `kl_coef` is fixed."""
     kl_horizon: Annotated[float, Field(gt=0)] = 10_000
     """Time constant of an adaptive `kl_coef`, episodes. Default: 10,000."""
     ptx_coef: Annotated[float, Field(ge=0)] = 0.5
-    """Coefficient of the mean pretraining loss per token (gamma). Used only with `tokens`. Default: 0.5."""
+    """Coefficient of the mean pretraining loss per token (gamma). Used only with `tokens`.
+    Default: 0.5."""
     ptx_ratio: Annotated[float, Field(gt=0)] = 0.5
     """Pretraining windows per episode of a minibatch. Default: 0.5."""
     ptx_length: Annotated[int | None, Field(ge=2)] = None
@@ -143,8 +145,8 @@ class PPOParams(Params):
         if self.train.global_batch_size % (parts * world):
             yield Problem(
                 "num_minibatches",
-                f"{self.train.global_batch_size} episodes do not make {parts} minibatches that fall "
-                f"evenly on {world} workers",
+                f"{self.train.global_batch_size} episodes do not make {parts} minibatches "
+                f"that fall evenly on {world} workers",
                 f"take a global_batch_size that {parts * world} divides",
             )
         context = getattr(getattr(upstream.get("policy"), "model", None), "context_length", None)

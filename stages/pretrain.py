@@ -92,8 +92,8 @@ class PretrainParams(Params):
     }
 
     preset: str = "tiny"
-    """Preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m... Those of GPT-1 and GPT-3 also
-    set the training parameters of the paper that `train` leaves out. Default: tiny."""
+    """Preset of `stages.models.presets`: tiny, small, gpt2, gpt3-125m... Those of GPT-1 and GPT-3
+    also set the training parameters of the paper that `train` leaves out. Default: tiny."""
     model: AnyLanguageModelSection = default_section()
     packing: Literal["windows", "best_fit"] = "windows"
     """Form of samples: `windows` of the concatenated documents, or whole documents packed by
@@ -275,8 +275,9 @@ def _card(params: PretrainParams, config: LanguageModelConfig) -> str:
     mup = f", muP from width {base.base_width}" if base else ""
     return f"""# {params.model.family}, {config.parameters / 1e6:.1f} M parameters
 
-A decoder of {config.num_layers} layers, width {config.hidden_size}, {config.num_heads} heads, context
-{config.context_length}, vocabulary {config.vocab_size}; {config.active_parameters / 1e6:.1f} M parameters
-work on a token. Trained for {train.steps} steps, on {train.total_samples} samples, with {train.optimizer}
-(peak learning rate {train.lr:g}{mup}, {train.lr_schedule}). Documents end with `</s>`.
+A decoder of {config.num_layers} layers, width {config.hidden_size}, {config.num_heads} heads,
+context {config.context_length}, vocabulary {config.vocab_size};
+{config.active_parameters / 1e6:.1f} M parameters work on a token. Trained for {train.steps} steps,
+on {train.total_samples} samples, with {train.optimizer} (peak learning rate {train.lr:g}{mup},
+{train.lr_schedule}). Documents end with `</s>`.
 """

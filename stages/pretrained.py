@@ -11,10 +11,10 @@
       init_from: ${base}
       model: {family: qwen3, …}         # the same shape
 
-`path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, a snapshot in the
-cache of the hub's library, or a name on the Hugging Face Hub (`owner/name`, with `revision`). A model
-of the hub is pinned to a commit: a branch or tag is resolved when the pipeline is planned, and the
-model card names the commit.
+`path` is a folder of GPT-2, Llama, Qwen3 or Qwen3-MoE as `transformers` writes it, a snapshot in
+the cache of the hub's library, or a name on the Hugging Face Hub (`owner/name`, with `revision`). A
+model of the hub is pinned to a commit: a branch or tag is resolved when the pipeline is planned,
+and the model card names the commit.
 
 Weights are read from safetensors only, checked against the config, and written as float32; the
 tokenizer's files are copied. It may be any byte-level BPE, or SentencePiece, of a `tokenizer.json`,
@@ -59,8 +59,8 @@ class PretrainedParams(Params):
 
     @property
     def known_ids(self) -> int | None:
-        """Rows of a local folder's embedding, for plans of what is trained from it; its tokenizer may
-        have fewer ids."""
+        """Rows of a local folder's embedding, for plans of what is trained from it; its tokenizer
+        may have fewer ids."""
         config: dict[str, Any] = read_json(Path(self.path) / "config.json", {})
         found = config.get("vocab_size")
         return found if isinstance(found, int) else None
@@ -155,7 +155,7 @@ def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
 
 
 def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:
-    """Return the special ids of the tokenizer; of several ends the config may name another first."""
+    """Return the tokenizer's special ids; of several ends the config may name another first."""
     from stages.models.hf_io import SpecialIds, special_ids
 
     if tokenizer is None:

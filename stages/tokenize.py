@@ -4,8 +4,8 @@
     tokenizer: {uses: tokenize.train, documents: ${clean}, vocab_size: 4096}
     tokens:    {uses: tokenize.pack, documents: ${clean}, tokenizer: ${tokenizer}}
 
-The tokenizer is a SentencePiece BPE or unigram model with byte fallback. `AutoTokenizer` loads it and
-produces the same ids. For code, `whitespace_runs: 16` makes every indentation one token; for
+The tokenizer is a SentencePiece BPE or unigram model with byte fallback. `AutoTokenizer` loads it
+and produces the same ids. For code, `whitespace_runs: 16` makes every indentation one token; for
 languages of very different sizes, `language_alpha: 0.3` gives the small ones a larger share:
 
     tokenizer:
@@ -17,8 +17,8 @@ languages of very different sizes, `language_alpha: 0.3` gives the small ones a 
       additional_special_tokens: ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
 
 Training reads the token store by memory map. To continue the training of a model that `pretrained`
-imported, pack with its own tokenizer, `tokenizer: ${base}`: byte-level BPE or SentencePiece from the
-Hugging Face Hub.
+imported, pack with its own tokenizer, `tokenizer: ${base}`: byte-level BPE or SentencePiece from
+the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -67,15 +67,16 @@ class TokenizerTrainParams(Params):
     split_digits: bool = True
     """Encode every digit as one piece. Default: true."""
     whitespace_runs: Annotated[int, Field(ge=0, le=64)] = 0
-    """Longest run of spaces, or of tabs, that is one piece; useful for code. 0 leaves runs of spaces
-    to the training, and tabs to bytes. Default: 0."""
+    """Longest run of spaces, or of tabs, that is one piece; useful for code. 0 leaves runs of
+    spaces to the training, and tabs to bytes. Default: 0."""
     character_coverage: Annotated[float, Field(gt=0.9, le=1)] = 0.9995
     """Share of the sample's characters that pieces cover; rarer characters are encoded as bytes.
     Default: 0.9995."""
     additional_special_tokens: Annotated[tuple[SpecialTokenName, ...], Field(max_length=9)] = ()
     """Names of the reserved control tokens, in order, such as `<|fim_prefix|>`. Default: none."""
     sample_characters: PositiveInt = 10_000_000
-    """Size of the training sample, characters; documents are sampled by hash. Default: 10 million."""
+    """Size of the training sample, characters; documents are sampled by hash.
+    Default: 10 million."""
     language_alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Exponent of language sampling: a language with n characters gets a share proportional to
     n ** alpha, at most four times its text. Default: 1 (proportional)."""

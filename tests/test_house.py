@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "launch")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 STAGES = sorted(path for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
-MARKDOWN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md",
-            *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+MARKDOWN = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 EXCEPTIONS = (ROOT / "tests" / "house_exceptions.txt").read_text().splitlines()
 MOST_MODULES = 20  # per folder
 HEAVY = {"torch", "ray", "mlflow", "deepspeed", "transformers", "datasets", "pyarrow"}

@@ -1,4 +1,4 @@
-"""Cancellation of a run by signal (Ctrl-C, SIGTERM) or by its cancel file, which any shell can write.
+"""Cancellation of a run by signal (Ctrl-C, SIGTERM) or by its cancel file, writable from any shell.
 
 After the first request stages stop at their next safe point and are killed after a grace period;
 after the second, or with `now` in the cancel file, they are killed at once. Both can be resumed.

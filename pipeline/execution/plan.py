@@ -7,8 +7,8 @@
 
 The fingerprint decides: a stage with an artifact is cached. The reason of a miss is the difference
 from the nearest artifact of the same stage. Changed code only gives a warning, because a comment
-must not retrain a model; `strict_code` makes it decide. Making a stage again (`rerun`, `from_`) does
-not change its fingerprint: its dependents stay cached unless they are named too.
+must not retrain a model; `strict_code` makes it decide. Making a stage again (`rerun`, `from_`)
+does not change its fingerprint: its dependents stay cached unless they are named too.
 """
 
 from __future__ import annotations

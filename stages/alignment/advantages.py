@@ -59,8 +59,8 @@ def gae(
 ) -> Tensor:
     """Return generalised advantage estimates_BR (Schulman et al. 2016, eq. 16).
 
-    A_t = sum over l of (gamma gae_lambda)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t; the value
-    after the last token of a response is 0, whether it ended or was truncated.
+    A_t = sum over l of (gamma gae_lambda)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t; the
+    value after the last token of a response is 0, whether it ended or was truncated.
     """
     values_BR = torch.where(mask_BR, values_BR, 0.0)
     rewards_BR = torch.where(mask_BR, rewards_BR, 0.0)

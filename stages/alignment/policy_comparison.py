@@ -66,8 +66,8 @@ def compare_policies(
 ) -> PolicyComparison:
     """Compare two policies by a reward model on the first `count` held-out prompts (0: on all).
 
-    The KL is that of the second to the first, in nats per response. `heartbeat` is called after each
-    batch of responses.
+    The KL is that of the second to the first, in nats per response. `heartbeat` is called after
+    each batch of responses.
 
     Raises:
         InputError: the tokenizers of the models differ.

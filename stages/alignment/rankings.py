@@ -57,8 +57,8 @@ def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) ->
 
 
 def collate_rankings(rankings: Sequence[Ranking]) -> dict[str, Tensor]:
-    """Return `tokens` (N, T) of all responses, `at` (N, T) that marks their last tokens, `real` (N, T)
-    that is False at padding, and `ranks` (P, K), padded."""
+    """Return `tokens` (N, T) of all responses, `at` (N, T) that marks their last tokens, `real`
+    (N, T) that is False at padding, and `ranks` (P, K), padded."""
     rows = [row for ranking in rankings for row in ranking.rows]
     tokens_NT = pad_right(rows, PAD)
     at_NT = torch.zeros_like(tokens_NT, dtype=torch.bool)

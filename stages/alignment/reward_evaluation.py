@@ -61,8 +61,8 @@ def mean_score(
     batch: int = 64,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> float:
-    """Return the mean score of sequences, each read at its last token. `heartbeat` is called after each
-    batch."""
+    """Return the mean score of sequences, each read at its last token. `heartbeat` is called after
+    each batch."""
     total = 0.0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -91,7 +91,7 @@ def evaluate_rankings(
     batch: int = 16,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> RewardEvaluation:
-    """Compare the scores of a reward model with the ranks; `heartbeat` is called after each batch."""
+    """Compare the scores of a reward model with the ranks; call `heartbeat` after each batch."""
     differences: dict[tuple[int, int], list[float]] = defaultdict(list)
     by_rank: dict[int, list[float]] = defaultdict(list)
     best = []

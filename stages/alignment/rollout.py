@@ -56,8 +56,8 @@ def generate_rollouts(
 ) -> Experience:
     """Return one episode per prompt, in the order given.
 
-    `indices` number the episodes of the whole run: with the seed, they fix the random draws. `heartbeat`
-    is called after each batch.
+    `indices` number the episodes of the whole run: with the seed, they fix the random draws.
+    `heartbeat` is called after each batch.
     """
     parts = []
     order: list[int] = []

@@ -67,7 +67,7 @@ class ClipTrain(TrainSection):
     steps: Annotated[int, Field(ge=1)] = 1000
     """Number of optimizer steps. Default: 1000."""
     global_batch_size: Annotated[int, Field(ge=2)] = 256
-    """Pairs per optimizer step; every image is compared with all of their captions. Default: 256."""
+    """Pairs per optimizer step; every image is compared with all their captions. Default: 256."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate. Default: 5e-4."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
@@ -75,7 +75,8 @@ class ClipTrain(TrainSection):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Last learning rate over the peak. Default: 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    """Decoupled weight decay of matrices; gains, biases and the logit scale have none. Default: 0.2."""
+    """Decoupled weight decay of matrices; gains, biases and the logit scale have none.
+    Default: 0.2."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     """Decay of Adam's second moment. Default: 0.98."""
     eps: Annotated[float, Field(gt=0)] = 1e-6

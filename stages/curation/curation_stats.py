@@ -1,4 +1,4 @@
-"""Counts of records that were read, kept and dropped, with the report panels and errors they give."""
+"""Counts of records read, kept and dropped, with the report panels and errors they give."""
 
 from __future__ import annotations
 

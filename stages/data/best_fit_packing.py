@@ -2,12 +2,12 @@
 arXiv 2404.10830).
 
 Documents longer than a sample are first split into full samples. The remainders are placed, longest
-first, where the least room remains, and padding fills the rest. The plan is a function of the document
-lengths, made when a store is opened, so another context length needs no repacking.
+first, where the least room remains, and padding fills the rest. The plan is a function of the
+document lengths, made when a store is opened, so another context length needs no repacking.
 
-Every token is the target of exactly one position. The input for the first token of a document is the
-end token of the document before it, as everywhere in the store; for the remainder of a split document
-it is the token before the split.
+Every token is the target of exactly one position. The input for the first token of a document is
+the end token of the document before it, as everywhere in the store; for the remainder of a split
+document it is the token before the split.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PackedSample:
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Assignment of document pieces to samples: sample s has the pieces `first[s]` to `first[s + 1]`."""
+    """Assignment of pieces of documents: pieces `first[s]` to `first[s + 1]` form sample s."""
 
     starts: npt.NDArray[np.int64]
     """(pieces,) start positions in the store."""
@@ -83,8 +83,8 @@ def best_fit(lengths: npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.in
     order in which they are opened.
 
     Items of equal length are placed together: while the fullest bins that fit them have the same
-    room, each takes as many as fit, bin after bin, which equals placing them one by one. Lengths are
-    from 1 to `capacity`.
+    room, each takes as many as fit, bin after bin, which equals placing them one by one. Lengths
+    are from 1 to `capacity`.
     """
     bins = np.empty(len(lengths), np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -114,8 +114,8 @@ class _OpenBins:
         self._present = 0
 
     def take(self, size: int, items: int) -> tuple[npt.NDArray[np.int64], int]:
-        """Remove and return bins for up to `items` items of one size, all with the same room, and that
-        room."""
+        """Remove and return bins for up to `items` items of one size, all with the same room, and
+        that room."""
         fitting = self._present >> size
         if not fitting:
             needed = -(-items // (self._capacity // size))

@@ -29,7 +29,7 @@ def hash128_hex(*parts: str) -> str:
 
 
 def hash_fraction(text: str) -> float:
-    """Return the hash of a text as a number in [0, 1); `hash_fraction(id) < p` selects a share p."""
+    """Return the hash of a text as a number in [0, 1); `hash_fraction(id) < p` selects share p."""
     return hash64(text) / 2.0**64
 
 
@@ -66,10 +66,10 @@ def fold64(*values: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """Return the position of `index` in the pseudo-random permutation `key` of `range(size)`, in O(1).
+    """Return the position of `index` in the pseudo-random permutation `key` of `range(size)`.
 
     A Feistel network over the next even number of bits, applied until the result is in the range
-    (cycle walking, Black and Rogaway 2002): less than four rounds of it on average.
+    (cycle walking, Black and Rogaway 2002): less than four rounds of it on average, so O(1).
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1

@@ -300,7 +300,7 @@ class ImageTextStore:
             os.close(descriptor)
 
     def _read_spans(self, shard: Mapping[str, Any]) -> Index:
-        """Return offset and size of the three files of each sample of a shard: int64 (samples, 6)."""
+        """Return offset and size of the three files of each sample: int64 (samples, 6)."""
         tar = self.folder / shard["name"]
         size = tar.stat().st_size if tar.exists() else -1
         if size != shard["size"]:

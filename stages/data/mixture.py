@@ -23,7 +23,7 @@ PERIOD = 1 << 16
 
 
 class SampleSource(Protocol):
-    """Samples of one source; `len()` is one epoch, and larger indices continue with the next ones."""
+    """Samples of one source; `len()` is one epoch, larger indices continue with the next ones."""
 
     def __getitem__(self, index: int) -> Any: ...
 
@@ -31,7 +31,7 @@ class SampleSource(Protocol):
 
 
 def temperature_weights(tokens: Sequence[int], temperature: float) -> list[float]:
-    """Return weights proportional to n ** (1 / temperature); 1 keeps the proportions of the sizes."""
+    """Return weights proportional to n ** (1 / temperature); 1 keeps the sizes' proportions."""
     largest = max(tokens)
     return [(n / largest) ** (1 / temperature) for n in tokens]
 
@@ -137,7 +137,7 @@ class Mixture:
 
 
 class Interleaved:
-    """All samples of several data sets once, interleaved so that every prefix covers all of them."""
+    """All samples of several data sets once, interleaved so that every prefix covers each set."""
 
     def __init__(self, parts: Sequence[SampleSource]) -> None:
         self.parts = parts

@@ -32,8 +32,8 @@ def versioned_schema(schema: pa.Schema, kind: str, version: int) -> pa.Schema:
 class PartEncoder:
     """Encoder of one part that keeps at most one row group of rows in memory.
 
-    A group ends after `ROWS_PER_GROUP` rows or, with a text column, `BYTES_PER_GROUP` characters of it
-    and of `meta`.
+    A group ends after `ROWS_PER_GROUP` rows or, with a text column, `BYTES_PER_GROUP` characters of
+    it and of `meta`.
     """
 
     def __init__(self, schema: pa.Schema, text_column: str | None = None) -> None:

@@ -122,8 +122,8 @@ def _check_end(descriptor: int, at: int) -> None:
 
 @dataclass(slots=True)
 class SampleGroup:
-    """A WebDataset sample: adjacent members with the same name up to the first dot of the last part.
-    A member with a problem is a group of its own."""
+    """A WebDataset sample: adjacent members with the same name up to the first dot of the last
+    part. A member with a problem is a group of its own."""
 
     key: str
     header: int

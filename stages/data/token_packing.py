@@ -1,8 +1,8 @@
 """Packing of documents into token shards: tasks encode slices of row groups, then the documents are
 written in shuffled order.
 
-Order and split of documents are functions of their ids and the seed, so neither the number of workers
-nor the slicing changes a byte.
+Order and split of documents are functions of their ids and the seed, so neither the number of
+workers nor the slicing changes a byte.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EncodingTask:
 
 
 def encoding_tasks(documents: Path, tokenizer: Path, seed: int) -> list[EncodingTask]:
-    """Return tasks for all rows of a Documents artifact, in order; a function of the documents only."""
+    """Return tasks for all rows of Documents, in order; a function of the documents only."""
     groups = [group for part in Documents(documents).files for group in _row_groups(part)]
     total = sum(size for *_, size in groups)
     least, most = SLICE_BYTES
@@ -104,7 +104,7 @@ def _ids_file(commit: Path) -> Path:
 
 
 class ShuffledLayout:
-    """Shuffled order and split of all encoded documents; arrays of shape (documents,) in input order."""
+    """Shuffled order and split of all encoded documents; arrays (documents,) are in input order."""
 
     def __init__(self, commits: Sequence[Path], vocab_size: int, eval_fraction: float) -> None:
         self._commits = commits
@@ -132,8 +132,8 @@ class ShuffledLayout:
     def shards(
         self, split: str, size: int
     ) -> Iterator[tuple[npt.NDArray[np.generic], npt.NDArray[np.uint64]]]:
-        """Yield shards of a split with at least `size` tokens (the last may have fewer): ids and ends
-        of documents."""
+        """Yield shards of a split with at least `size` tokens (the last may have fewer): ids and
+        ends of documents."""
         lengths = self.lengths(split)
         if not len(lengths):
             return
@@ -158,7 +158,7 @@ class ShuffledLayout:
 
 
 def _eval_mask(position: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.bool_]:
-    """Select the documents below `share`; if that selects none of two or more, select the lowest one."""
+    """Select the documents below `share`; if that selects none of several, select the lowest."""
     held_out = position < share
     if share > 0 and not held_out.any() and len(position) > 1:
         held_out[np.argmin(position)] = True

@@ -4,10 +4,10 @@
     train-00000.bin, eval-00000.bin  little-endian uint16 or uint32; `eos_id` ends each document
     train-00000.idx.npy              uint64: end position of each document of the shard
 
-Documents are shuffled when they are packed. An epoch reads all tokens of a split as a ring of windows:
-sample i is T inputs and the next token of each, T + 1 ids. Every epoch starts at another offset of the
-ring and visits its windows in another order, both functions of (seed, epoch), so that any sample of
-any epoch is read in O(1) without state.
+Documents are shuffled when they are packed. An epoch reads all tokens of a split as a ring of
+windows: sample i is T inputs and the next token of each, T + 1 ids. Every epoch starts at another
+offset of the ring and visits its windows in another order, both functions of (seed, epoch), so that
+any sample of any epoch is read in O(1) without state.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class TokenStore:
         return np.concatenate([np.empty(0, np.int64), *ends])
 
     def window(self, start: int, length: int) -> TokenIds:
-        """Return `length` ids from position `start` of the ring; the end continues at the beginning."""
+        """Return `length` ids from position `start` of the ring, which wraps around."""
         found = np.empty(length, np.int64)
         filled = 0
         while filled < length:
@@ -172,8 +172,8 @@ class TokenStore:
         raise IndexError(index)
 
     def require_tokenizer(self, tokenizer: Vocabulary) -> None:
-        """Check that the store was packed with this tokenizer. If the store has no tokenizer digest,
-        the vocabulary sizes are compared.
+        """Check that the store was packed with this tokenizer. If the store has no tokenizer
+        digest, the vocabulary sizes are compared.
 
         Raises:
             InputError: the store was packed with another tokenizer.
@@ -224,8 +224,8 @@ class TokenStore:
 class TokenWindows:
     """Samples of T inputs and their targets: sample i is T + 1 int64 ids.
 
-    `len()` and iteration cover one epoch. With a seed, larger indices continue with the next epochs,
-    without end. Without a seed there is one epoch, in stored order, for evaluation.
+    `len()` and iteration cover one epoch. With a seed, larger indices continue with the next
+    epochs, without end. Without a seed there is one epoch, in stored order, for evaluation.
 
     Raises:
         InputError: the split is shorter than one sample.
@@ -272,8 +272,8 @@ def document_boundaries(tokens: TokenIds, eos_id: int) -> tuple[TokenIds, TokenI
     """Return the segments and positions of documents in windows of the ring, both of the shape of
     `tokens` (..., T).
 
-    An end token is the first input of the next document, and the first token of that document is its
-    target. Segments count from 0 in each window, positions from 0 in each segment.
+    An end token is the first input of the next document, and the first token of that document is
+    its target. Segments count from 0 in each window, positions from 0 in each segment.
     """
     starts_document = tokens == eos_id
     starts_document[..., 0] = True

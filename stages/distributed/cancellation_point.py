@@ -1,4 +1,4 @@
-"""A check between batches of long work: sends a heartbeat and stops the work when the run is cancelled."""
+"""A check between batches of long work: sends a heartbeat and stops the work on cancellation."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _run_on_ray(
     todo: Sequence[int],
     workers: Workers,
 ) -> Any:
-    """Run at most `workers.num` tasks at a time, the number that the runner reserved resources for."""
+    """Run at most `workers.num` tasks at a time, as many as the runner reserved resources for."""
     import ray
 
     task = ray.remote(function).options(

@@ -82,8 +82,8 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def truncate_left(request: LoglikelihoodRequest, context_length: int) -> LoglikelihoodRequest:
-    """Drop tokens from the beginning of the context until the request fits the model. The last token
-    is predicted and not an input.
+    """Drop tokens from the beginning of the context until the request fits the model. The last
+    token is predicted and not an input.
 
     Raises:
         InputError: the continuation alone is too long.

@@ -1,7 +1,7 @@
 """Measurements of the models of a pipeline on held-out data, for the stage `evaluate`.
 
-A `Measurement` names the inputs that it needs. Those whose inputs are connected are distributed over
-the ranks in turn; each runs on one rank.
+A `Measurement` names the inputs that it needs. Those whose inputs are connected are distributed
+over the ranks in turn; each runs on one rank.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ A cloze item, as in LAMBADA; `target` is the end of the text. Default: its last 
 A template may name any other key. Without a template the context of a multiple-choice item is its
 `context` and `question`, those that exist, one per line; the context of a cloze item is its text up
 to the target (`{context}` in a template). Items with `"split": "train"` are not scored: few-shot
-examples are sampled from them, or from the other items if the split is empty; for each item anew, by
-seed and line number, and never an item with the same question.
+examples are sampled from them, or from the other items if the split is empty; for each item anew,
+by seed and line number, and never an item with the same question.
 
 Key names follow lm-eval.
 """

@@ -26,8 +26,8 @@ def generate_text(
 ) -> str:
     """Sample one response to a prompt from the model in `folder`.
 
-    A model whose model card declares the chat format of Headwater gets the prompt as a user message;
-    any other model continues the prompt as the beginning of a document.
+    A model whose model card declares the chat format of Headwater gets the prompt as a user
+    message; any other model continues the prompt as the beginning of a document.
 
     Raises:
         InputError: the folder has no model, the prompt fills the context, or an option is out of

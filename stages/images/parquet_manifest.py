@@ -57,7 +57,7 @@ class ParquetCursor:
         """Yield the rows from `start` to before `end` (None: all) with their numbers.
 
         Raises:
-            pa.ArrowException, OSError: the file is damaged, or has fewer rows than its footer states.
+            pa.ArrowException, OSError: the file is damaged, or shorter than its footer states.
         """
         end = self.num_rows if end is None else min(end, self.num_rows)
         while self.position < end:

@@ -5,7 +5,7 @@ are computed for some rows at a time and used at once: for the loss, and in the 
 gradient of hidden states and head (softmax minus one-hot, Bridle 1990). It takes memory for the
 hidden states instead of the vocabulary (as Liger, Hsu et al. 2024, arXiv 2410.10989).
 
-Shape suffixes as in `stages.models.language_model`: N positions, C width, V vocabulary, I hidden layer.
+Suffixes as in `stages.models.language_model`: N positions, C width, V vocabulary, I hidden layer.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from stages.models.language_model_config import LanguageModelConfig
 class KVCache:
     """The keys and values of earlier tokens: allocated once, filled in place.
 
-    Rows may be padded on either side: padding is recorded, never attended to, and takes no position,
-    so that a row continues exactly as it would alone.
+    Rows may be padded on either side: padding is recorded, never attended to, and takes no
+    position, so that a row continues exactly as it would alone.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
-"""The mixture-of-experts layer of MoELayer: each token goes to its most probable expert (Fedus, Zoph,
-Shazeer 2021).
+"""The mixture-of-experts layer: each token goes to its most probable expert (Fedus et al. 2021).
 
     x ─ router ─ top-k ─ capacity ─ sort by expert ─ [send] ─ experts ─ [send back] ─ × gate ─ add
 
-y = p_i(x) E_i(x), with the router's probability as the gate. The router computes in float32 (section
-2.4). Tokens beyond the capacity of their expert skip the layer on the residual. Sorting and one
-grouped product replace the one-hot dispatch, whose cost grows with tokens squared. Padding is neither
-sent nor counted: output, capacity, balance and metrics of a sequence are those of its real tokens.
+y = p_i(x) E_i(x), with the router's probability as the gate. The router computes in float32
+(section 2.4). Tokens beyond the capacity of their expert skip the layer on the residual. Sorting
+and one grouped product replace the one-hot dispatch, whose cost grows with tokens squared. Padding
+is neither sent nor counted: output, capacity, balance and metrics of a sequence are those of its
+real tokens.
 
 Communication between processes (experts on other ranks, loads of the whole batch) is an `Exchange`
 that training puts into the layer; by default a layer holds all its experts.
@@ -76,8 +76,8 @@ class Experts(nn.Module):
                     weight[expert - self.first_expert].copy_(drawn)
 
     def forward(self, x_AC: Tensor, counts_E: Tensor) -> Tensor:
-        """Return the output of its expert for each token; tokens are sorted by expert, `counts_E` for
-        each."""
+        """Return the output of its expert for each token; tokens are sorted by expert, `counts_E`
+        for each."""
         ends_E = counts_E.cumsum(0).to(torch.int32)
         hidden_AI = swiglu(_grouped(x_AC, self.gate_up, ends_E))
         if self.dropout:
@@ -150,8 +150,8 @@ class MoELayer(nn.Module):
     def forward(
         self, x_BTC: Tensor, padding_mask_BT: Tensor | None = None
     ) -> tuple[Tensor, Routing]:
-        """Return the experts' outputs times their gates (0 for padding, and beyond the capacity), and
-        the routing. `padding_mask_BT` is False at padding; without it all tokens are real."""
+        """Return the experts' outputs times their gates (0 for padding, and beyond the capacity),
+        and the routing. `padding_mask_BT` is False at padding; without it all tokens are real."""
         groups = Groups.of(x_BTC, padding_mask_BT)
         x_NC = x_BTC.flatten(0, 1)
         if padding_mask_BT is not None:
@@ -170,8 +170,8 @@ class MoELayer(nn.Module):
         return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
 
     def capacity(self, sizes_B: Tensor) -> Tensor | None:
-        """Return the tokens that an expert takes of each sequence, from its number of real tokens; None
-        for all."""
+        """Return the tokens that an expert takes of each sequence, from its number of real tokens;
+        None for all."""
         config = self.config
         factor = config.capacity_factor if torch.is_grad_enabled() else config.eval_capacity_factor
         if factor is None:

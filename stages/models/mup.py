@@ -1,8 +1,8 @@
 """The maximal update parametrization, muP (Yang et al. 2022, "Tensor Programs V", 2203.03466).
 
-Under it activations, and their change in a step of Adam, are as large in a wide model as in a narrow
-one, so that a learning rate tuned at the base width serves any other. With m the width over the base
-width, and everything that grows in proportion:
+Under it activations, and their change in a step of Adam, are as large in a wide model as in a
+narrow one, so that a learning rate tuned at the base width serves any other. With m the width over
+the base width, and everything that grows in proportion:
 
     parameter                     initial std   learning rate   forward pass
     matrices of blocks, experts   / sqrt(m)     / m             queries times keys / head size
@@ -19,8 +19,8 @@ matrices' learning rate in their own way (`OptimizerSpec.mup_matrix_lr`).
 A decayed weight loses as much per step at every width: the factor of the learning rate, which
 multiplies the decay, is divided out, as in the paper's own package (`MuAdamW`).
 
-`transformers` has no such factors: an export folds that of the logits into the last norm, which only
-the head reads, and that of attention into the queries.
+`transformers` has no such factors: an export folds that of the logits into the last norm, which
+only the head reads, and that of attention into the queries.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 
 The families of this package register in the `__init__` of their folder. A package outside the tree
 registers its own in a module that it names under the entry-point group `headwater.plugins`: one
-file with a section (`stages.models.model_params`), a config (`stages.models.language_model_config`),
-a model (`stages.models.language_model`) and a conversion. Such a module imports no torch at import,
-because `headwater plan` loads it: `build` and `conversion` import it when they are called.
+file with a section (`stages.models.model_params`), a config
+(`stages.models.language_model_config`), a model (`stages.models.language_model`) and a conversion.
+Such a module imports no torch at import, because `headwater plan` loads it: `build` and
+`conversion` import it when they are called.
 """
 
 from __future__ import annotations

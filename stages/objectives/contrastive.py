@@ -1,7 +1,8 @@
 """Contrastive training of a CLIP: pairs, towers, a loss over all ranks, held-out retrieval.
 
 A step compares the `global_batch_size` pairs of all ranks. Where a rank's part does not fit into
-memory, `micro_batch_size` computes the same gradient in parts (`stages.contrastive.gradient_cache`).
+memory, `micro_batch_size` computes the same gradient in parts
+(`stages.contrastive.gradient_cache`).
 
 Next to weights, the only state is the running statistics of batch norms (ResNet towers), averaged
 over ranks after every step.
@@ -89,7 +90,8 @@ class ContrastiveObjective:
         self.tokenizer = self._open_tokenizer()
         if len(store) < settings.global_batch_size:
             raise InputError(
-                f"a step takes {settings.global_batch_size} pairs, the train split has {len(store)}",
+                f"a step takes {settings.global_batch_size} pairs, "
+                f"the train split has {len(store)}",
                 where="train.global_batch_size",
                 remedy=f"set at most {len(store)}",
             )
@@ -183,7 +185,7 @@ class ContrastiveObjective:
         return StepResult(metrics, [update])
 
     def _loss_function(self, rank: Rank) -> LossFunction:
-        """Return the loss over the batches of a group; `Rank()` is a group of this process alone."""
+        """Return the loss over the batches of a group; `Rank()` is this process alone."""
         if self.sigmoid:
             return partial(sigmoid_loss, rank=rank)
         return lambda image_BE, text_BE, scale, bias: contrastive_loss(

@@ -205,7 +205,7 @@ class PPOObjective:
         return StepResult(metrics, updates, tokens=float(batch.at.numel()))
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Return reward and KL on held-out prompts, sampled with the same random numbers every time.
+        """Return reward and KL on held-out prompts, sampled with the same random numbers each time.
 
         Raises:
             Interrupted: the run is to stop; on every rank after the same batch.
@@ -221,7 +221,10 @@ class PPOObjective:
         return {f"eval_{name}": value for name, value in rollout_metrics(batch).items()}
 
     def _stop_together(self) -> None:
-        """Stop on all ranks or on none. Called between batches, because all ranks have equally many."""
+        """Stop on all ranks or on none.
+
+        Called between batches, because all ranks have equally many.
+        """
         self.rank.heartbeat()
         if self.rank.stop_requested():
             raise Interrupted("stopped while evaluating")
@@ -268,8 +271,8 @@ class PPOObjective:
 
     @contextmanager
     def _plain_policy(self, engine: Engine) -> Iterator[LanguageModel]:
-        """Yield the policy as a plain module. Sharded weights are copied into another module, because
-        hooks that gather them layer by layer would do so at every token."""
+        """Yield the policy as a plain module. Sharded weights are copied into another module,
+        because hooks that gather them layer by layer would do so at every token."""
         plain: Any = engine.module
         if engine.zero_stage < 3:
             yield plain
@@ -335,9 +338,11 @@ class PretrainingBatches:
         self.micro = objective.settings.update.micro_batch_size
         settings = objective.settings
         self.count = pretraining_windows(
-            objective.train_settings.global_batch_size, settings.update.num_minibatches, settings.ptx_ratio,
+            objective.train_settings.global_batch_size,
+            settings.update.num_minibatches,
+            settings.ptx_ratio,
             self.rank.world,
-        )  # fmt: skip
+        )
         self.first = (
             step * settings.update.ppo_epochs * settings.update.num_minibatches * self.count
         )

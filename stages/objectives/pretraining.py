@@ -130,7 +130,7 @@ def require_tokenizers(
 def mixture_table(
     corpus: TokenDataset, train: TrainSection, names: Sequence[str]
 ) -> tuple[Panel, list[float]]:
-    """Return a table of the samples that the run takes from each store, and the epochs over each."""
+    """Return a table of the samples that the run takes per store, and the epochs over each."""
     from pipeline import panels
 
     mixture, samples = corpus.mixture, train.total_samples

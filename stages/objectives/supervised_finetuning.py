@@ -88,7 +88,7 @@ class SFTObjective(LanguageObjective):
         return fitting, sum(len(e) > limit + 1 for e in encoded)
 
     def collate(self, samples: Sequence[EncodedConversation]) -> Batch:
-        """Convert to inputs and targets (B, T), padded on the right; see `collate_conversations`."""
+        """Convert to right-padded inputs and targets (B, T); see `collate_conversations`."""
         return collate_conversations(samples)
 
     def loss(self, model: Any, batch: Batch) -> Loss:

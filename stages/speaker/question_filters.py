@@ -1,7 +1,7 @@
 """Quality filters of generated questions.
 
-A filter sees the candidates of all answers at once, in a fixed order, and returns for each whether to
-drop it. Filters run in sequence; the first one that drops a candidate is its outcome.
+A filter sees the candidates of all answers at once, in a fixed order, and returns for each whether
+to drop it. Filters run in sequence; the first one that drops a candidate is its outcome.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def low_log_prob(quantile: float) -> QuestionFilter:
 
 
 def fails_round_trip(min_gain: float) -> QuestionFilter:
-    """Drop questions whose round-trip gain is at most `min_gain`: the forward model does not predict
-    the answer better from them."""
+    """Drop questions whose round-trip gain is at most `min_gain`: the forward model does not
+    predict the answer better from them."""
     return lambda candidates: [
         c.round_trip_gain is not None and c.round_trip_gain <= min_gain for c in candidates
     ]

@@ -75,8 +75,8 @@ class QuestionGenerationConfig:
     seed: int
 
     def sampling_params(self, greedy: bool) -> SamplingParams:
-        """Return the options of the greedy question of an answer, or of the others. `<unk>` is never
-        sampled."""
+        """Return the options of the greedy question of an answer, or of the others. `<unk>` is
+        never sampled."""
         if greedy:
             return SamplingParams(self.max_new_tokens, 0.0, suppress_tokens=(UNK,))
         return SamplingParams(
@@ -203,8 +203,8 @@ class QuestionGenerator:
         answers: Sequence[UnlabelledAnswer],
         candidates: Sequence[CandidateQuestion],
     ) -> None:
-        """Set the round-trip gain of one candidate per answer, with the question of another answer as
-        baseline; one answer alone has no baseline."""
+        """Set the round-trip gain of one candidate per answer, with the question of another answer
+        as baseline; one answer alone has no baseline."""
         if len(candidates) < 2:
             return
         half, max_prompt = len(candidates) // 2, forward.config.context_length // 2
@@ -218,7 +218,7 @@ class QuestionGenerator:
     def _truncated(
         self, model: LanguageModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     ) -> list[Likelihood]:
-        """Return the likelihoods of answers, truncated to what fits the context after the prompt."""
+        """Return the likelihoods of answers truncated to fit the context after the prompt."""
         room = model.config.context_length + 1
         fitting = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
         return self._likelihoods(model, prompts, fitting)

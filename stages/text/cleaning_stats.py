@@ -1,4 +1,4 @@
-"""Counts of a cleaned corpus: documents, characters, and words or tokens, by what became of them."""
+"""Counts of a cleaned corpus: documents, characters, and words or tokens, by outcome."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 safetensors.
 
     <folder>/000007-step-00000200/       save number and step
-        rank-0.safetensors               tensors saved by rank 0: "<engine>/<kind>/<parameter>@<start>"
+        rank-0.safetensors               tensors of rank 0: "<engine>/<kind>/<parameter>@<start>"
         rank-0.json                      size and sha256 of the file, and whether all is finite
         extra.safetensors                tensors of the objective's named extra state
         manifest.json                    written last: without it the checkpoint does not exist

@@ -25,8 +25,8 @@ def derive_seed(*values: int) -> int:
 
 
 class Shuffled:
-    """Endless samples of a sequence: each epoch visits every item once, in an order of its own. Takes
-    no memory, and constant time per sample."""
+    """Endless samples of a sequence: each epoch visits every item once, in an order of its own.
+    Takes no memory, and constant time per sample."""
 
     def __init__(self, items: Sequence[Any], seed: int) -> None:
         if not len(items):

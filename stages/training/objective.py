@@ -114,7 +114,7 @@ class Objective(Protocol):
         `eval_`.
 
         Raises:
-            Interrupted: the run is to stop (see `rank.stop_requested`): the trainer saves and stops.
+            Interrupted: the run is to stop (`rank.stop_requested`): the trainer saves and stops.
         """
 
     def state_dict(self) -> State:

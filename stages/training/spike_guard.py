@@ -4,8 +4,8 @@ An update is skipped if its loss or its norm is above
 
     mean + sigma * max(std, MIN_REL_STD * |mean|)
 
-of the last `window` observed updates; detection starts after window / 2 of them. This is the rule of
-OLMo-core's SkipStepOptimizer (OLMo 2, Walsh et al. 2024, section 3) with two differences: values
+of the last `window` observed updates; detection starts after window / 2 of them. This is the rule
+of OLMo-core's SkipStepOptimizer (OLMo 2, Walsh et al. 2024, section 3) with two differences: values
 that hardly vary have a standard deviation of at least `MIN_REL_STD` of their mean, rather than one
 of rounding errors, and low values are never spikes.
 

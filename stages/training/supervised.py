@@ -67,8 +67,8 @@ class SupervisedObjective(ABC):
     """True if samples differ in `length`: those of a step are grouped by length, so that
     micro-batches need little padding."""
     coefficients: Mapping[str, Coefficient] = {}
-    """Coefficients of named losses. Functions of the step are set in `open`, because an objective is
-    pickled. Default: 1 for each."""
+    """Coefficients of named losses. Functions of the step are set in `open`, because an objective
+    is pickled. Default: 1 for each."""
 
     @abstractmethod
     def open(self, rank: Rank) -> dict[str, Trainable]:

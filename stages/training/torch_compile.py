@@ -1,4 +1,4 @@
-"""Compiles the blocks of a model, one by one, by torch.compile (Ansel et al. 2024): one graph serves
+"""Compiles the blocks of a model one by one, by torch.compile (Ansel et al. 2024): one graph serves
 all blocks of the same shape, which takes seconds to compile where a whole model takes minutes.
 
 A block is compiled in place: its parameters keep their names and hooks, so that engines and

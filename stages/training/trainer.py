@@ -1,7 +1,7 @@
 """The training loop.
 
-    setup - resume -+- step: learning rate, seed, objective.step, anomaly check -+- evaluation - export
-                    +------- stop if requested, checkpoint, evaluate ------------+
+    setup - resume -+- step: lr, seed, objective.step, anomaly check -+- evaluation - export
+                    +--- stop if requested, checkpoint, evaluate -----+
 
 The path of a training batch, forward and back (a language model; other objectives differ in 2 and
 5 to 9):

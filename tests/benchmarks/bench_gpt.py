@@ -87,8 +87,8 @@ def huggingface(config: GPTConfig) -> Callable[[Tensor, Tensor], Tensor]:
 
     shape = GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.hidden_size,
-        n_layer=config.num_layers, n_head=config.num_heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        attn_implementation="sdpa",
+        n_layer=config.num_layers, n_head=config.num_heads, resid_pdrop=0, embd_pdrop=0,
+        attn_pdrop=0, attn_implementation="sdpa",
     )  # fmt: skip
     model = GPT2LMHeadModel(shape).train()
 

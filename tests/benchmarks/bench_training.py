@@ -181,7 +181,8 @@ def main(steps: int) -> None:
 
 def show(work: Work, found: dict[str, tuple[float, float, float]]) -> None:
     print(
-        f"width {work.config.hidden_size}, {work.config.num_layers} layers, global batch {work.batch}"
+        f"width {work.config.hidden_size}, {work.config.num_layers} layers, "
+        f"global batch {work.batch}"
     )
     base = found["DistributedDataParallel"]
     for name, (rate, cpu, loss) in found.items():

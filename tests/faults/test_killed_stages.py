@@ -125,7 +125,8 @@ import toy_alignment
 from pipeline.context import Context
 from stages.sft import SftParams, sft
 folder, world = Path(sys.argv[2]), Path(sys.argv[3])
-train = {"steps": 60, "global_batch_size": 8, "checkpoint_interval": 10, "checkpoint_keep_latest": 1}
+train = {"steps": 60, "global_batch_size": 8}
+train |= {"checkpoint_interval": 10, "checkpoint_keep_latest": 1}
 params = SftParams(train=train, dropout=0.1, workers={"num": 2})
 edges = toy_alignment.inputs(model=world / "policy", conversations=world / "conversations")
 ctx = Context.local(folder)

@@ -63,8 +63,8 @@ class Halves(CausalLMObjective):
         logits = model(batch["tokens"]).transpose(1, 2)
         parts = {"first": slice(0, half), "second": slice(half, None)}
         return {
-            name: Loss(F.cross_entropy(logits[..., part], batch["targets"][:, part], reduction="sum"))
-            for name, part in parts.items()
+            name: Loss(F.cross_entropy(logits[..., at], batch["targets"][:, at], reduction="sum"))
+            for name, at in parts.items()
         }
 '''
 TRAIN = """

@@ -132,7 +132,8 @@ def test_unreachable_cluster_is_one_line() -> None:
 def test_failed_start_is_one_line_and_leaves_nothing() -> None:
     program = (
         "import tempfile, sys\nfrom launch import ray_launcher\n"
-        "from pipeline.errors import Failure\nfrom pipeline.execution.stage_executor import Resources\n"
+        "from pipeline.errors import Failure\n"
+        "from pipeline.execution.stage_executor import Resources\n"
         "tempfile.tempdir = sys.argv[1]\nray_launcher.START_ATTEMPTS = 2\n"
         "try:\n    ray_launcher.EmbeddedRay(Resources(-1))\n"
         "except Failure as failure:\n    print(failure.message, failure.remedy)\n"

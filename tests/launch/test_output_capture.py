@@ -62,7 +62,8 @@ def test_a_child_that_prints_on_does_not_hold_the_stage_up(
 def test_last_words_of_a_killed_process_are_kept(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom launch.output_capture import capture_output\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from launch.output_capture import capture_output\n"
         "with capture_output(Path(sys.argv[1])):\n"
         "    os.write(2, b'last words\\n'); os.kill(os.getpid(), 9)\n"
     )

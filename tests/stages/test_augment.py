@@ -247,7 +247,8 @@ def test_a_synthetic_conversation_records_its_provenance(config):
     assert found.split == "train" and found.response == "It reads."
     assert found.prompt[0].content == "what does it do?"
     assert found.meta == {
-        "synthetic": True, "target": "t", "target_sha256": UnlabelledAnswer("t", "It reads.").digest,
+        "synthetic": True, "target": "t",
+        "target_sha256": UnlabelledAnswer("t", "It reads.").digest,
         "speaker": "0123456789abcdef", "forward": None, "seed": 1, "candidate": 2,
         "decoding": {"temperature": 0.8, "top_p": 0.95}, "log_prob": -1.0, "round_trip": 0.25,
         "outcome": "kept",

@@ -109,7 +109,7 @@ RESNET = preset("RN-tiny", vocab_size=512)
 
 
 def test_a_resnet_initializes_a_resnet() -> None:
-    """Check an initial model that the plan knows (of the same file) and one it does not (an artifact)."""
+    """Check an initial model that the plan knows (same file) and one it does not (an artifact)."""
     base = ClipParams(preset="RN-tiny", export="native")
     good, bad = ClipParams(export="native"), ClipParams()
     for upstream in (

@@ -431,7 +431,10 @@ def test_the_report_names_stores_and_epochs(world: Path, tmp_path: Path) -> None
 
 def test_experts_are_told_and_kept_busy(world: Path) -> None:
     params = PretrainParams.model_validate({
-        "model": {**SHAPE, "family": "switch", "experts": {"num_experts": 4, "moe_every": 1, "router_z_loss_coef": 0.5}},
+        "model": {
+            **SHAPE, "family": "switch",
+            "experts": {"num_experts": 4, "moe_every": 1, "router_z_loss_coef": 0.5},
+        },
         "objective": {"z_loss_coef": 0.25}, "train": {"global_batch_size": 8},
     })  # fmt: skip
     made = objective_of(params, (world / "tokens",), world / "tokenizer")

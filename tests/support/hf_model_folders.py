@@ -86,8 +86,9 @@ def shape(family: str) -> dict[str, Any]:
     if family == "gpt2":
         return {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": CONTEXT}
     said = {
-        "num_layers": 2, "hidden_size": 32, "num_heads": 2, "head_size": 16, "num_kv_heads": 1, "intermediate_size": 48,
-        "context_length": CONTEXT, "norm_eps": 1e-6, "tie_embeddings": False,
+        "num_layers": 2, "hidden_size": 32, "num_heads": 2, "head_size": 16, "num_kv_heads": 1,
+        "intermediate_size": 48, "context_length": CONTEXT, "norm_eps": 1e-6,
+        "tie_embeddings": False,
     }  # fmt: skip
     if family == "qwen3_moe":
         return {**said, "family": "switch", "experts": {"num_experts": 4, "moe_every": 1}}

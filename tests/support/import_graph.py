@@ -1,4 +1,4 @@
-"""The import graph of the packages: its cycles between files and between the children of folders."""
+"""The import graph of the packages: its cycles between files and between folders' children."""
 
 from __future__ import annotations
 

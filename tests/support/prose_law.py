@@ -1,4 +1,4 @@
-"""The project's language, as a check: docstring form and banned words, per module or Markdown file."""
+"""The project's language, as a check: docstring form and banned words, per module or document."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ _NOT_VERBS = frozenset(
 _VERBS_IN_S = {"process", "pass", "express", "compress", "access", "address", "press", "discuss",
                "guess", "cross", "miss", "toss", "dismiss", "focus", "bias", "canvass", "suppress",
                "progress", "assess", "decompress", "bypass", "reprocess", "preprocess"}  # fmt: skip
-_VERBS_IN_ED = {"embed", "feed", "read", "seed", "shred", "need", "speed", "heed", "reseed", "exceed",
-                "proceed", "succeed", "bleed", "weed", "shed", "wed"}  # fmt: skip
+_VERBS_IN_ED = {"embed", "feed", "read", "seed", "shred", "need", "speed", "heed", "reseed",
+                "exceed", "proceed", "succeed", "bleed", "weed", "shed", "wed"}  # fmt: skip
 _VERBS_IN_ING = {"bring", "string", "ring", "ping", "swing", "wing"}
 
 

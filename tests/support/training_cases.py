@@ -303,7 +303,7 @@ def late(rank: Any, whom: int, seconds: float) -> int:
 
 
 def norm_of_many(rank: Any, settings: Any, small: float, passes: int) -> float:
-    """Return the norm of a gradient of 1 and many small ones, of a weight of one number per rank."""
+    """Return the norm of a gradient of 1 and many small ones, with one weight per rank."""
     import torch
     from deepspeed.accelerator import get_accelerator
     from torch import nn
@@ -337,7 +337,7 @@ def fit_in_parts(rank: Any, *arguments: Any, numbers: int, **named: Any) -> Any:
 
 
 def odd_weights(rank: Any, settings: Any, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return all weights after a step of a module with a trained and a frozen matrix and a number."""
+    """Return the weights after a step of a module of a trained and a frozen matrix and a number."""
     import torch
     from torch import nn
 
@@ -369,7 +369,7 @@ def pid(rank: Any) -> int:
 
 
 def plain_losses(settings: Any, seed: int) -> list[float]:
-    """Return the losses of a loop in plain PyTorch: no engine, no shards, one process, one batch."""
+    """Return the losses of a plain PyTorch loop: no engine, no shards, one process, one batch."""
     import torch
 
     from stages.training.data_order import derive_seed
@@ -476,8 +476,9 @@ def routed_config(over: str = "sequence") -> LlamaConfig:
         num_experts=4, moe_every=2, aux_loss_scope=over, router_z_loss_coef=1e-3
     )
     return LlamaConfig(
-        VOCABULARY, CONTEXT, num_layers=2, hidden_size=104, num_heads=2, num_kv_heads=1, intermediate_size=56, head_size=52,
-        qk_norm=True, experts=experts, init_scale=0.1, mup=MuP(base_width=52),
+        VOCABULARY, CONTEXT, num_layers=2, hidden_size=104, num_heads=2, num_kv_heads=1,
+        intermediate_size=56, head_size=52, qk_norm=True, experts=experts, init_scale=0.1,
+        mup=MuP(base_width=52),
     )  # fmt: skip
 
 

@@ -105,8 +105,8 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
 
     @cached_property
     def document_start_id(self) -> int:
-        """Id that documents start after: the token that the tokenizer puts before texts, if it does;
-        otherwise the end token of the document before."""
+        """Id that documents start after: the token that the tokenizer puts before texts, if it
+        does; otherwise the end token of the document before."""
         encoded = self._fast.encode("", add_special_tokens=True).ids
         return self.bos_id if self.bos_id is not None and self.bos_id in encoded else self.eos_id
 
@@ -116,7 +116,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
         return found if found in self._special else None
 
     def document(self, text: str) -> list[int]:
-        """Return the ids of a text, after the start token if the tokenizer has one, and the end token."""
+        """Return the ids of a text, after the start token if there is one, and the end token."""
         start = [] if self.document_start_id == self.eos_id else [self.document_start_id]
         return [*start, *self.encode(text), self.eos_id]
 
@@ -191,8 +191,8 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
             found = self._piece_id(name, piece)
         if found is not None and found not in self._special:
             raise InputError(
-                f"the {name} token {self._fast.id_to_token(found)!r} is not a special token, so the "
-                "text of a document may contain it",
+                f"the {name} token {self._fast.id_to_token(found)!r} is not a special token, so "
+                "the text of a document may contain it",
                 where=str(self.path / "tokenizer.json"),
                 remedy="list it under added_tokens with special: true, or use another token",
             )

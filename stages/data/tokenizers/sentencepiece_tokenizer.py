@@ -60,8 +60,8 @@ class Tokenizer:
             )
         if not is_headwater_tokenizer(self.path):
             raise InputError(
-                "the tokenizer was not made by `tokenize.train`: it lacks <|user|> and <|assistant|> "
-                "at their ids",
+                "the tokenizer was not made by `tokenize.train`: it lacks <|user|> and "
+                "<|assistant|> at their ids",
                 where=str(self.path),
                 remedy="use models whose tokenizer `tokenize.train` made for sft, reward and ppo",
             )

@@ -1,7 +1,7 @@
 """Evaluation of a tokenizer on every document: lossless round trip, and number of tokens.
 
-One row group is one task, which writes its counts by language as JSON. Fertility is tokens per word,
-or tokens per character for languages that are written without spaces.
+One row group is one task, which writes its counts by language as JSON. Fertility is tokens per
+word, or tokens per character for languages that are written without spaces.
 """
 
 from __future__ import annotations

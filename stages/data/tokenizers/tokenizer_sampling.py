@@ -25,9 +25,9 @@ def sample_lines(
 ) -> Iterator[str]:
     """Yield the lines of a sample of about `characters` of the documents' `total` characters.
 
-    The hash of its id decides whether a document is in the sample, so that the sample does not depend
-    on the order and covers all sources. `rates` gives the expected number of repetitions of a
-    document by language. Default: the same rate for all.
+    The hash of its id decides whether a document is in the sample, so that the sample does not
+    depend on the order and covers all sources. `rates` gives the expected number of repetitions of
+    a document by language. Default: the same rate for all.
     """
     default_rate, rates = min(1.0, characters / max(1, total)), rates or {}
     for document in documents:

@@ -1,13 +1,13 @@
-"""Trains a SentencePiece tokenizer and exports it so that `transformers.AutoTokenizer` gives the same
-ids.
+"""Trains a SentencePiece tokenizer and exports it so that `transformers.AutoTokenizer` gives the
+same ids.
 
 SentencePiece runs with byte fallback, without normalization or dummy prefix, and keeps whitespace.
 One thread and a fixed sample: the same documents give the same bytes.
 
 The model is modified in two ways. Runs of whitespace are user-defined symbols during training, and
 become the pieces with the best scores, so that both libraries merge them alike. Unigram models add
-scores, in float32 in SentencePiece and float64 in `tokenizers`: scores are rounded to 1/64, and text
-is encoded in chunks that are short enough for exact sums.
+scores, in float32 in SentencePiece and float64 in `tokenizers`: scores are rounded to 1/64, and
+text is encoded in chunks that are short enough for exact sums.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class TokenizerConfig:
 
     @property
     def chunks(self) -> str | None:
-        """Pattern of the chunks that a unigram model encodes separately, None for BPE; learned pieces
-        do not cross chunks, except where a chunk has its maximum length."""
+        """Pattern of the chunks that a unigram model encodes separately, None for BPE; learned
+        pieces do not cross chunks, except where a chunk has its maximum length."""
         if self.model_type == "bpe":
             return None
         if not self.whitespace_runs:

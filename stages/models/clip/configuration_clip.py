@@ -1,4 +1,4 @@
-"""The shape of a CLIP, free of torch. That of its towers is in `stages.models.clip.tower_configs`."""
+"""The shape of a CLIP, free of torch. That of its towers: `stages.models.clip.tower_configs`."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class CLIPConfig:
         yield from self.text.block_matrices()
 
     def flops_per_pair(self, *, kept: int | None = None, tokens: int | None = None) -> int:
-        """Return the FLOPs of a forward and backward pass per image with `kept` patches and caption of
-        `tokens`."""
+        """Return the FLOPs of a forward and backward pass per image with `kept` patches and caption
+        of `tokens`."""
         vision = self.vision.flops(self.embed_dim, kept)
         return 3 * (vision + self.text.flops(self.embed_dim, tokens))

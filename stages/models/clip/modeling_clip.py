@@ -64,15 +64,15 @@ class CLIP(nn.Module):
     def forward(
         self, pixels_B3HW: Tensor, tokens_BT: Tensor, places_BK: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return both normalized embeddings_BE, the scale of the logits and their bias (0 by default),
-        all in float32. `places_BK`: see `encode_image`."""
+        """Return both normalized embeddings_BE, the scale of the logits and their bias (0 by
+        default), all in float32. `places_BK`: see `encode_image`."""
         scale = self.scale()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.float().sum()
         image_BE = self.encode_image(pixels_B3HW, places_BK)
         return image_BE, self.encode_text(tokens_BT), scale, bias
 
     def encode_image(self, pixels_B3HW: Tensor, places_BK: Tensor | None = None) -> Tensor:
-        """Return the embeddings_BE of images, of norm 1; of the patches at `places_BK` alone (ViT)."""
+        """Return images' embeddings_BE, of norm 1; of the patches at `places_BK` alone (ViT)."""
         patches = () if places_BK is None else (places_BK,)
         return F.normalize(self.visual(pixels_B3HW, *patches).float(), dim=1)
 

@@ -28,8 +28,8 @@ EXPANSION = 4
 
 
 class Norm(nn.BatchNorm2d):
-    """A batch norm whose statistics stay in float32 when the model is cast to half precision: a tenth
-    of a small difference would be rounded away, and they would not change."""
+    """A batch norm whose statistics stay in float32 when the model is cast to half precision: a
+    tenth of a small difference would be rounded away, and they would not change."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Norm:
         before = dict(self._buffers)

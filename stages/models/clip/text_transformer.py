@@ -17,8 +17,8 @@ from stages.models.clip.transformer_blocks import ClipBlocks
 
 
 class TextTransformer(nn.Module):
-    """The text transformer: captions to embeddings, read at the first end-of-text token; later tokens
-    have no effect."""
+    """The text transformer: captions to embeddings, read at the first end-of-text token; later
+    tokens have no effect."""
 
     def __init__(self, shape: TextConfig, config: CLIPConfig) -> None:
         super().__init__()

@@ -25,8 +25,8 @@ def check_heads(tower: str, width: int, num_heads: int) -> None:
 
 
 class TransformerTower:
-    """The costs of transformer blocks with a hidden layer of four times the width; one token of their
-    output is read."""
+    """The costs of transformer blocks with a hidden layer of four times the width; one token of
+    their output is read."""
 
     num_layers: int
     hidden_size: int

@@ -1,6 +1,6 @@
 """The vision transformer of CLIP.
 
-    pixels - patches - linear - (class token, +positions) - ln_pre - blocks - [class] - ln_post - proj
+    pixels - patches - linear - (class, +positions) - ln_pre - blocks - [class] - ln_post - proj
 
 Shape suffixes: see `stages.models.clip.transformer_blocks`.
 """

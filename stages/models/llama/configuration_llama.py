@@ -153,7 +153,7 @@ class LlamaConfig(LanguageModelConfig):
 
     @property
     def merged_parameters(self) -> int:
-        """Weights that are concatenated on loading: queries, keys and values; gate and up; experts."""
+        """Weights that are concatenated on loading: queries, keys, values; gate and up; experts."""
         heads = self.num_heads + 2 * self.num_kv_heads
         attention = self.num_layers * self.hidden_size * heads * self.head_size
         dense = self.num_layers - len(self.moe_layers)

@@ -4,8 +4,9 @@
     no experts, queries and keys normalized      Qwen3      (Qwen3ForCausalLM)
     experts, queries and keys normalized         Qwen3-MoE  (Qwen3MoeForCausalLM)
 
-Here matrices that read the same input are one, and the experts of a layer one tensor; `transformers`
-stores the parts. A config that the model here cannot compute is refused with the key at fault.
+Here matrices that read the same input are one, and the experts of a layer one tensor;
+`transformers` stores the parts. A config that the model here cannot compute is refused with the key
+at fault.
 """
 
 from __future__ import annotations

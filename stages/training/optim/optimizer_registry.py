@@ -179,8 +179,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             zero_stages=(0, 1, 2),
             zero_reason="Muon needs whole matrices, which ZeRO 3 cuts up",
             supports_offload=False,
-            offload_reason="Muon is not supported with optimizer offload: Newton-Schulz iterations on "
-            "a CPU are too slow",
+            offload_reason="Muon is not supported with optimizer offload: Newton-Schulz iterations "
+            "on a CPU are too slow",
             mup_matrix_lr=lambda width_multiple: 1 / math.sqrt(width_multiple),
         ),
     )

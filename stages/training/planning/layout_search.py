@@ -24,7 +24,7 @@ TUNABLES = {
     "train.expert_parallel_size": "expert_parallel_size",
     "train.offload_optimizer": "offload",
 }
-"""Keys that may be changed, with the fields of a layout that they set, in the order of a message."""
+"""Keys that may be changed, with the layout fields that they set, in the order of a message."""
 
 
 @dataclass(frozen=True)

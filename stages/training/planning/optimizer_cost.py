@@ -1,7 +1,7 @@
 """The costs of an optimizer on one model: memory, traffic and FLOPs of an update.
 
-Brings the update rules of `stages.training.optim.optimizer_registry` and the matrices of a model together.
-Imports no torch: `headwater plan` reads this module.
+Brings the update rules of `stages.training.optim.optimizer_registry` and the matrices of a model
+together. Imports no torch: `headwater plan` reads this module.
 """
 
 from __future__ import annotations

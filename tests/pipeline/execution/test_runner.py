@@ -188,7 +188,8 @@ def test_a_cached_run_imports_neither_ray_nor_anything_heavy(store: Store, toys:
     go(make(store, TWO_AND_SUM))
     again = make(store, TWO_AND_SUM)
     program = (
-        "import sys\nfrom pipeline.storage.store import Store\nfrom pipeline.execution.run import Run\n"
+        "import sys\nfrom pipeline.storage.store import Store\n"
+        "from pipeline.execution.run import Run\n"
         "from launch.ray_launcher import RayLauncher\n"
         "from pipeline.execution.runner import execute\n"
         "store = Store(sys.argv[1])\n"

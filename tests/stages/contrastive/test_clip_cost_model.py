@@ -45,8 +45,10 @@ RESNET = replace(VIT, vision=ResNetConfig(64, (2, 3, 4, 2), width=8, num_heads=4
 def test_the_published_sizes(
     name: str, millions: float, image: float, text: float, gigaflops: tuple[float, float]
 ) -> None:
-    """Compare with open_clip's docs/model_profile.csv: weights and FLOPs of a forward pass, by tower.
-    The pool of its ResNets has a query per position, ours only that of the mean."""
+    """Compare weights and forward FLOPs of each tower with open_clip's docs/model_profile.csv.
+
+    The pool of its ResNets has a query per position, ours only that of the mean.
+    """
     config = preset(name)
     run = ClipCost(config, 1)
     assert config.parameters / 1e6 == pytest.approx(millions, abs=0.01)
@@ -178,7 +180,7 @@ def test_an_initial_model_is_in_memory_next_to_the_own_one(
 
 
 def test_an_initial_model_takes_memory_of_the_host() -> None:
-    """Count float32 weights twice before they are rounded, and weights that are joined from parts."""
+    """Count float32 weights twice before they are rounded, and weights joined from parts."""
     alone, more = (params().estimate(above) for above in ({}, {"init_from": Params()}))
     config = params().config(4096)
     processes, whole = 8, 4 * config.parameters

@@ -76,8 +76,9 @@ def folder(root: Path) -> Path:
 def switch(root: Path) -> Path:
     """Rotary positions, grouped queries and experts."""
     config = LlamaConfig(
-        len(Tokenizer(root / "tokenizer")), CONTEXT, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2,
-        intermediate_size=48, head_size=8, qk_norm=True, experts=ExpertsConfig(num_experts=4, capacity_factor=None),
+        len(Tokenizer(root / "tokenizer")), CONTEXT, num_layers=2, hidden_size=32, num_heads=4,
+        num_kv_heads=2, intermediate_size=48, head_size=8, qk_norm=True,
+        experts=ExpertsConfig(num_experts=4, capacity_factor=None),
     )  # fmt: skip
     return saved(root, "switch", config)
 

@@ -92,8 +92,8 @@ def test_a_response_ends_at_its_end_token(model):
 
 @pytest.mark.parametrize(
     "decoding",
-    [SamplingParams(1), SamplingParams(1, temperature=0.5), SamplingParams(1, top_k=4), SamplingParams(1, top_p=0.6),
-     SamplingParams(1, suppress_tokens=(1, 2))],
+    [SamplingParams(1), SamplingParams(1, temperature=0.5), SamplingParams(1, top_k=4),
+     SamplingParams(1, top_p=0.6), SamplingParams(1, suppress_tokens=(1, 2))],
 )  # fmt: skip
 def test_frequencies_are_the_distribution(model, decoding):
     count = 20_000

@@ -18,8 +18,8 @@ from stages.models.llama.modeling_llama import Llama
 from stages.models.model_io import save_language_model
 
 DENSE = LlamaConfig(
-    vocab_size=53, context_length=16, num_layers=4, hidden_size=32, num_heads=2, num_kv_heads=1, intermediate_size=40, head_size=16,
-    qk_norm=True,
+    vocab_size=53, context_length=16, num_layers=4, hidden_size=32, num_heads=2, num_kv_heads=1,
+    intermediate_size=40, head_size=16, qk_norm=True,
 )  # fmt: skip
 
 

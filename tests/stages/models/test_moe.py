@@ -272,14 +272,16 @@ def started() -> Llama:
     """A decoder as it starts."""
     torch.manual_seed(3)
     return Llama(LlamaConfig(
-        vocab_size=32, context_length=8, num_layers=2, hidden_size=64, num_heads=2, num_kv_heads=2, intermediate_size=96, head_size=32,
+        vocab_size=32, context_length=8, num_layers=2, hidden_size=64, num_heads=2, num_kv_heads=2,
+        intermediate_size=96, head_size=32,
         experts=ExpertsConfig(num_experts=8, moe_every=2), init_scale=0.1,
     ))  # fmt: skip
 
 
 def test_a_trace_holds_one_routing_a_layer_and_the_cross_entropy():
     config = LlamaConfig(
-        vocab_size=32, context_length=8, num_layers=4, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=16, head_size=8,
+        vocab_size=32, context_length=8, num_layers=4, hidden_size=16, num_heads=2, num_kv_heads=1,
+        intermediate_size=16, head_size=8,
         experts=ExpertsConfig(num_experts=2, moe_every=2),
     )  # fmt: skip
     model, tokens_BT = Llama(config), torch.randint(0, 32, (2, 8))

@@ -88,7 +88,8 @@ from stages.pretrain import PretrainParams
 
 folder = Path(sys.argv[1])
 shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "context_length": 16}
-params = PretrainParams.model_validate({"model": {"family": "nope", **shape}, "train": {"steps": 3}})
+section = {"family": "nope", **shape}
+params = PretrainParams.model_validate({"model": section, "train": {"steps": 3}})
 assert not list(params.check({}))
 plan = {row["name"]: row["value"] for row in params.estimate_rows({})}
 assert "torch" not in sys.modules, "a plan loads no torch"

@@ -1,5 +1,5 @@
-"""The workarounds for DeepSpeed are still needed. If a test fails here after an update of DeepSpeed,
-remove the workaround that it names, or check it again."""
+"""The workarounds for DeepSpeed are still needed. If a test fails here after an update of
+DeepSpeed, remove the workaround that it names, or check it again."""
 
 from __future__ import annotations
 

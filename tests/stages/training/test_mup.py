@@ -41,7 +41,8 @@ def config(family: str, width: int, mup: MuP | None) -> LanguageModelConfig:
     experts = SPREAD if family == "switch" else None
     return LlamaConfig(
         VOCABULARY, CONTEXT, 2, width, 4, 2, 2 * width, width // 4, qk_norm=family != "llama",
-        tie_embeddings=family != "llama", experts=experts, init_scale=0.1 if experts else None, mup=mup,
+        tie_embeddings=family != "llama", experts=experts, init_scale=0.1 if experts else None,
+        mup=mup,
     )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from stages.pretrain import PretrainParams
 from stages.training.torch_compile import compile_blocks
 
 SWITCH = LlamaConfig(
-    50, 8, num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=8, head_size=8,
-    experts=ExpertsConfig(num_experts=2, moe_every=2),
+    50, 8, num_layers=2, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=8,
+    head_size=8, experts=ExpertsConfig(num_experts=2, moe_every=2),
 )  # fmt: skip
 
 

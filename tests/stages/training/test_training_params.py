@@ -24,7 +24,8 @@ def test_a_world_that_does_not_divide_the_batch_is_refused_with_a_remedy() -> No
 
 def test_micro_batches_must_divide_the_batch_of_a_rank() -> None:
     assert problems(workers=2, global_batch_size=32, micro_batch_size=5) == [
-        "train.global_batch_size: 32 is not divisible by workers.num (2) x train.micro_batch_size (5) (30 is)"
+        "train.global_batch_size: 32 is not divisible by workers.num (2) x "
+        "train.micro_batch_size (5) (30 is)"
     ]
     assert not problems(workers=2, global_batch_size=32, micro_batch_size=8)
 

@@ -142,7 +142,8 @@ def test_a_sequence_over_the_context_is_refused(model):
 
 def test_a_document_in_a_row_of_several_is_read_as_if_alone():
     families = [CONFIG, LlamaConfig(
-        vocab_size=61, context_length=24, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, intermediate_size=48, head_size=8
+        vocab_size=61, context_length=24, num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2,
+        intermediate_size=48, head_size=8,
     )]  # fmt: skip
     for config in families:
         torch.manual_seed(0)

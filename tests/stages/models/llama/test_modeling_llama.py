@@ -165,9 +165,8 @@ def test_the_count_of_parameters_is_exact(name):
     counted = sum(p.numel() for p in Llama(config).parameters())
     assert counted == config.parameters
     spared = config.parameters - config.active_parameters
-    per_layer = config.feed_forward_parameters * (config.experts.num_experts - config.experts.top_k) if (
-        config.experts
-    ) else 0  # fmt: skip
+    inactive = config.experts.num_experts - config.experts.top_k if config.experts else 0
+    per_layer = config.feed_forward_parameters * inactive
     assert spared == len(config.moe_layers) * per_layer
 
 

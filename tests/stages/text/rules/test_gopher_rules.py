@@ -128,7 +128,7 @@ def test_the_papers_rules_are_their_definition(text):
 @settings(max_examples=80, deadline=None)
 @given(TEXT)
 def test_datatroves_variant_is_its_definition_over_the_words_that_it_is_given(text):
-    """Punctuation is a set of marks there, the absence of letters and digits here: equal for these."""
+    """Punctuation is a set of marks there, no letters or digits here: equal for these."""
     words = re.findall(r"\w+|[^\w\s]", text)
     spoken = [word for word in words if any(c.isalnum() for c in word)]
     given_words = view(text, split=lambda text: re.findall(r"\w+|[^\w\s]", text))

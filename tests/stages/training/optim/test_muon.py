@@ -59,8 +59,9 @@ def test_block_matrices_exclude_routers() -> None:
     from stages.models.llama.modeling_llama import Llama
 
     shape = LlamaConfig(
-        50, 8, num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=8, head_size=8, tie_embeddings=False,
-        qk_norm=True, experts=ExpertsConfig(num_experts=2, moe_every=1),
+        50, 8, num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=1, intermediate_size=8,
+        head_size=8, tie_embeddings=False, qk_norm=True,
+        experts=ExpertsConfig(num_experts=2, moe_every=1),
     )  # fmt: skip
     found = {name.removeprefix("layers.0.") for name in block_matrices(Llama(shape))}
     assert found == {

@@ -22,7 +22,7 @@ class Scene:
         step: float,
         waits: int | None = None,
     ) -> None:
-        """Advance the clock, while these ranks report their counters twice per second; one `waits`."""
+        """Advance the clock, while these ranks report counters twice per second; one `waits`."""
         for _ in range(int(seconds * 2)):
             self.now += 0.5
             for rank in ranks:
