@@ -1,8 +1,9 @@
 """Experience: a batch of rollouts with everything that the PPO update needs.
 
 Shapes: B episodes, T tokens (prompt and response, padded on the right), R tokens of the longest
-response. Position t of `at` predicts token t + 1; the k-th marked position of a row belongs to
-column k of the response-shaped tensors, so that boolean indexing of both gives the same order.
+response. Position t of `position_mask` predicts token t + 1; the k-th marked position of a row
+belongs to column k of the response-shaped tensors, so that boolean indexing of both gives the same
+order.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Experience:
 
     tokens: Tensor
     """(B, T) prompt and response."""
-    at: Tensor
+    position_mask: Tensor
     """(B, T) True where the policy sampled the next token."""
     mask: Tensor
     """(B, R) True for tokens of the response."""
@@ -45,8 +46,8 @@ class Experience:
         index = torch.as_tensor(places, dtype=torch.long, device=self.tokens.device)
         taken = {field.name: getattr(self, field.name)[index] for field in fields(self)}
         length = int(taken["mask"].sum(1).max())
-        width = int(_ends(taken["at"]).max()) + 1
-        cut = {"tokens": width, "at": width}
+        width = int(_ends(taken["position_mask"]).max()) + 1
+        cut = {"tokens": width, "position_mask": width}
         return replace(
             self,
             **{
@@ -71,14 +72,15 @@ class Targets:
     """Targets of the critic."""
 
 
-def _ends(at_BT: Tensor) -> Tensor:
+def _ends(position_mask_BT: Tensor) -> Tensor:
     """Return index_B of the last response token: one after the last marked position."""
-    index_T = torch.arange(at_BT.shape[1], device=at_BT.device)
-    return torch.where(at_BT, index_T, -1).max(1).values + 1
+    index_T = torch.arange(position_mask_BT.shape[1], device=position_mask_BT.device)
+    return torch.where(position_mask_BT, index_T, -1).max(1).values + 1
 
 
 def mark_responses(prompt_lengths: Sequence[int], mask_BR: Tensor, width: int) -> Tensor:
-    """Return at_BT of responses that follow prompts of these lengths in rows of `width` tokens."""
+    """Return position_mask_BT of responses that follow prompts of these lengths in rows of `width`
+    tokens."""
     starts_B = torch.tensor(prompt_lengths, device=mask_BR.device) - 1
     index_T = torch.arange(width, device=mask_BR.device)[None]
     return (index_T >= starts_B[:, None]) & (index_T < (starts_B + mask_BR.sum(1))[:, None])

@@ -33,7 +33,7 @@ from stages.training.step_result import EngineStep
 class OptimizedModel(Protocol):
     """A module with its optimizer; `stages.training.engine.Engine` is one."""
 
-    def __call__(self, tokens_BT: Tensor, *, at_BT: Tensor) -> Tensor:
+    def __call__(self, tokens_BT: Tensor, *, position_mask_BT: Tensor) -> Tensor:
         """Evaluate the module, with gradients."""
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
@@ -171,10 +171,10 @@ class PPOStep:
         old, old_values = e.log_probs[mask], e.values[mask]
         advantages = self.targets.advantages[part][:, :length][mask]
         returns = self.targets.returns[part][:, :length][mask]
-        log_probs = next_log_probs(self.policy, e.tokens, e.at, c.temperature)
+        log_probs = next_log_probs(self.policy, e.tokens, e.position_mask, c.temperature)
         surrogate = policy_loss(log_probs, old, advantages, c.clip_range).sum() / tokens
         self.policy.backward(surrogate, last=last and not more)
-        values = self.critic(e.tokens, at_BT=e.at).float()
+        values = self.critic(e.tokens, position_mask_BT=e.position_mask).float()
         error = value_loss(values, old_values, returns, c.value_clip_range).sum() / tokens
         self.critic.backward(error, last=last)
         ratio_N = (log_probs.detach() - old).exp()

@@ -47,7 +47,10 @@ def score_responses(
     """Return scores_PK of a batch by one forward pass per response, 0 where a response is missing.
     `outputs` receives the routing of experts."""
     scores_N = model(
-        batch["tokens"], at_BT=batch["at"], padding_mask_BT=batch["real"], outputs=outputs
+        batch["tokens"],
+        position_mask_BT=batch["position_mask"],
+        padding_mask_BT=batch["real"],
+        outputs=outputs,
     ).float()
     real_PK = batch["ranks"] != NO_RESPONSE
     return torch.zeros_like(real_PK, dtype=scores_N.dtype).masked_scatter(real_PK, scores_N)

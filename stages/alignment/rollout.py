@@ -93,17 +93,23 @@ def _score_responses(
     ]
     tokens_BT = pad_right(rows, settings.pad_id, settings.device)
     mask_BR = drawn.mask.clone()  # tensors of inference mode cannot be saved for a backward pass
-    at_BT = mark_responses([len(prompt) for prompt in prompts], mask_BR, tokens_BT.shape[1])
-    reference_N = next_log_probs(models.reference, tokens_BT, at_BT, settings.decoding.temperature)
+    position_mask_BT = mark_responses(
+        [len(prompt) for prompt in prompts], mask_BR, tokens_BT.shape[1]
+    )
+    reference_N = next_log_probs(
+        models.reference, tokens_BT, position_mask_BT, settings.decoding.temperature
+    )
     last_B = torch.tensor([len(row) - 1 for row in rows], device=tokens_BT.device)
     return Experience(
         tokens=tokens_BT,
-        at=at_BT,
+        position_mask=position_mask_BT,
         mask=mask_BR,
         finished=drawn.finished.clone(),
         log_probs=drawn.log_probs.clone(),
         reference=scatter_to_responses(reference_N, mask_BR),
-        values=scatter_to_responses(models.critic(tokens_BT, at_BT=at_BT), mask_BR),
+        values=scatter_to_responses(
+            models.critic(tokens_BT, position_mask_BT=position_mask_BT), mask_BR
+        ),
         scores=models.score(tokens_BT, last_B).float(),
     )
 
@@ -117,8 +123,10 @@ def score_at_eos(scorer: PositionModel, eos_id: int) -> ScoreFunction:
     """
 
     def score(tokens_BT: Tensor, last_B: Tensor) -> Tensor:
-        at_BT = F.one_hot(last_B, tokens_BT.shape[1]).bool()
-        return scorer(tokens_BT.masked_fill(at_BT, eos_id), at_BT=at_BT)
+        position_mask_BT = F.one_hot(last_B, tokens_BT.shape[1]).bool()
+        return scorer(
+            tokens_BT.masked_fill(position_mask_BT, eos_id), position_mask_BT=position_mask_BT
+        )
 
     return score
 
@@ -138,7 +146,7 @@ def pad_to(part: Experience, width: int, length: int, pad_id: int) -> Experience
     def pad(name: str, value: Tensor) -> Tensor:
         if value.ndim == 1:
             return value
-        target = width if name in ("tokens", "at") else length
+        target = width if name in ("tokens", "position_mask") else length
         return F.pad(value, (0, target - value.shape[1]), value=pad_id if name == "tokens" else 0)
 
     values = {field.name: getattr(part, field.name) for field in fields(part)}

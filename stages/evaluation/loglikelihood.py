@@ -168,7 +168,7 @@ def _score_batch(
     last_BT = torch.zeros_like(mask_BT)
     last_BT[:, -1] = True
     padding_BT = None if bool(mask_BT.all()) else mask_BT
-    logits_BV = model(tokens_BT, mask_BT=padding_BT, cache=cache, at_BT=last_BT)
+    logits_BV = model(tokens_BT, mask_BT=padding_BT, cache=cache, position_mask_BT=last_BT)
     rows_R = torch.tensor([row for row, _ in continuations], device=device)
     firsts_R = torch.tensor([tokens[0] for _, tokens in continuations], device=device)
     scores = [[first] for first in _score_tokens(logits_BV[rows_R], firsts_R)]
@@ -178,8 +178,10 @@ def _score_batch(
         rest = [continuations[i][1] for i in longer]
         inputs_RT = pad_right([tokens[:-1] for tokens in rest], pad_id, device)
         lengths_R = torch.tensor([len(tokens) - 1 for tokens in rest], device=device)
-        at_RT = torch.arange(inputs_RT.shape[1], device=device) < lengths_R[:, None]
-        logits_NV = model(inputs_RT, mask_BT=at_RT, cache=cache, at_BT=at_RT)
+        position_mask_RT = torch.arange(inputs_RT.shape[1], device=device) < lengths_R[:, None]
+        logits_NV = model(
+            inputs_RT, mask_BT=position_mask_RT, cache=cache, position_mask_BT=position_mask_RT
+        )
         targets_N = torch.tensor([t for tokens in rest for t in tokens[1:]], device=device)
         following = iter(_score_tokens(logits_NV, targets_N))
         for i in longer:

@@ -14,7 +14,7 @@ from stages.generation.sampling import length_sorted_batches
 class PositionModel(Protocol):
     """A model with outputs at selected positions: logits_NV of a policy, values_N of a critic."""
 
-    def __call__(self, tokens_BT: Tensor, *, at_BT: Tensor) -> Tensor:
+    def __call__(self, tokens_BT: Tensor, *, position_mask_BT: Tensor) -> Tensor:
         """Return one row per selected position, in row-major order."""
 
 
@@ -60,11 +60,11 @@ def likelihoods(
     found: dict[int, Likelihood] = {}
     for indices in length_sorted_batches(rows, batch_size):
         tokens_BT = pad_right([rows[index] for index in indices], pad_id, device)
-        at_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        position_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
         for row, index in enumerate(indices):
-            at_BT[row, len(prefixes[index]) - 1 : len(rows[index]) - 1] = True
+            position_mask_BT[row, len(prefixes[index]) - 1 : len(rows[index]) - 1] = True
         counts = [len(continuations[index]) for index in indices]
-        log_probs = torch.split(next_log_probs(model, tokens_BT, at_BT).double(), counts)
+        log_probs = torch.split(next_log_probs(model, tokens_BT, position_mask_BT).double(), counts)
         sums = [part.sum().item() for part in log_probs]
         found |= {
             index: Likelihood(total, count)
@@ -75,10 +75,16 @@ def likelihoods(
 
 
 def next_log_probs(
-    model: PositionModel, tokens_BT: Tensor, at_BT: Tensor, temperature: float = 1.0
+    model: PositionModel, tokens_BT: Tensor, position_mask_BT: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """Return the log-probability_N of the token after each selected position under
     softmax(logits / temperature), in row-major order. The last column is never selected."""
-    inputs_BT, at_BT, targets_BT = tokens_BT[:, :-1], at_BT[:, :-1], tokens_BT[:, 1:]
-    log_probs_NV = (model(inputs_BT, at_BT=at_BT).float() / temperature).log_softmax(-1)
-    return log_probs_NV.gather(1, targets_BT[at_BT][:, None]).squeeze(1)
+    inputs_BT, position_mask_BT, targets_BT = (
+        tokens_BT[:, :-1],
+        position_mask_BT[:, :-1],
+        tokens_BT[:, 1:],
+    )
+    log_probs_NV = (
+        model(inputs_BT, position_mask_BT=position_mask_BT).float() / temperature
+    ).log_softmax(-1)
+    return log_probs_NV.gather(1, targets_BT[position_mask_BT][:, None]).squeeze(1)

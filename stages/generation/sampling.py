@@ -41,7 +41,7 @@ class GenerativeModel(Protocol):
         *,
         mask_BT: Tensor | None = None,
         cache: SamplingCache | None = None,
-        at_BT: Tensor | None = None,
+        position_mask_BT: Tensor | None = None,
     ) -> Tensor:
         """Return logits."""
 
@@ -187,7 +187,9 @@ def sample(
     last_BT = torch.zeros_like(mask_BT)
     last_BT[:, -1] = True
     padded = not bool(mask_BT.all())
-    logits_AV = model(tokens_BT, mask_BT=mask_BT if padded else None, cache=cache, at_BT=last_BT)
+    logits_AV = model(
+        tokens_BT, mask_BT=mask_BT if padded else None, cache=cache, position_mask_BT=last_BT
+    )
     for t in range(T):
         tokens_A, log_probs_A = select_tokens(logits_AV, params, uniforms_BT[active_A, t])
         _write_step(out, active_A, t, tokens_A, log_probs_A, eos_id)

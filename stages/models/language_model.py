@@ -133,13 +133,13 @@ class LanguageModel(nn.Module, ABC):
         positions_BT: Tensor | None = None,
         padding_mask_BT: Tensor | None = None,
         cache: KVCache | None = None,
-        at_BT: Tensor | None = None,
+        position_mask_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
         z_coef: float = 0.0,
         outputs: ForwardOutputs | None = None,
     ) -> Tensor:
-        """Return the next-token logits_BTV, or logits_NV at the positions that `at_BT` marks; with
-        `targets_BT` the loss instead.
+        """Return the next-token logits_BTV, or logits_NV at the positions that `position_mask_BT`
+        marks; with `targets_BT` the loss instead.
 
         Args:
             tokens_BT: token ids.
@@ -151,8 +151,8 @@ class LanguageModel(nn.Module, ABC):
             padding_mask_BT: False at padding, which experts neither take nor count. Attention does
                 not use it (see `mask_BT`).
             cache: the keys and values of earlier tokens; filled in place.
-            at_BT: True where logits are needed (row-major order), so that the head, the most
-                expensive layer of a small model, runs nowhere else.
+            position_mask_BT: True where logits are needed (row-major order), so that the head, the
+                most expensive layer of a small model, runs nowhere else.
             targets_BT: the next tokens, -100 at positions without a loss; the result is the sum of
                 the cross-entropies, nats, as a float32 scalar.
             z_coef: coefficient of the added z-loss, log^2 of the softmax's normalizer (Chowdhery et
@@ -173,7 +173,7 @@ class LanguageModel(nn.Module, ABC):
             outputs=outputs,
         )
         if targets_BT is None:
-            return self.head(x_BTC if at_BT is None else x_BTC[at_BT])
+            return self.head(x_BTC if position_mask_BT is None else x_BTC[position_mask_BT])
         total, cross_entropy = linear_cross_entropy(
             self._head_input(x_BTC.flatten(0, 1)),
             self.lm_head_weight,

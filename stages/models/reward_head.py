@@ -34,16 +34,17 @@ class RewardModel(nn.Module):
         self,
         tokens_BT: Tensor,
         *,
-        at_BT: Tensor | None = None,
+        position_mask_BT: Tensor | None = None,
         padding_mask_BT: Tensor | None = None,
         outputs: ForwardOutputs | None = None,
     ) -> Tensor:
-        """Return the scores_BT of every prefix, or scores_N at the positions that `at_BT` marks.
+        """Return the scores_BT of every prefix, or scores_N at the positions that
+        `position_mask_BT` marks.
 
         `padding_mask_BT` and `outputs` as in `LanguageModel.forward`.
         """
         x_BTC = self.body.hidden(tokens_BT, padding_mask_BT=padding_mask_BT, outputs=outputs)
-        scores = self.score(x_BTC if at_BT is None else x_BTC[at_BT])
+        scores = self.score(x_BTC if position_mask_BT is None else x_BTC[position_mask_BT])
         scores = cast(Tensor, scores.squeeze(-1))
         return scores + self.score_bias if self.score_bias else scores
 

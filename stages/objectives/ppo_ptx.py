@@ -202,7 +202,7 @@ class PPOObjective:
         self.kl_controller.update(summary["kl"], count)
         self._update_ema(engines["policy"])
         metrics = {**summary, **metrics, "kl_coef": kl_coef}
-        return StepResult(metrics, updates, tokens=float(batch.at.numel()))
+        return StepResult(metrics, updates, tokens=float(batch.position_mask.numel()))
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
         """Return reward and KL on held-out prompts, sampled with the same random numbers each time.

@@ -54,7 +54,7 @@ def test_each_response_is_read_once_at_its_end(objective):
     rankings = [Ranking(((2, 9, 3), (2, 9, 9, 9, 3)), (1, 0)), Ranking(((2, 3),) * 3, (0, 2, 1))]
     batch = collate_rankings(rankings)
     assert batch["tokens"].shape == (5, 5)
-    assert batch["tokens"][batch["at"]].tolist() == [3] * 5
+    assert batch["tokens"][batch["position_mask"]].tolist() == [3] * 5
     assert batch["ranks"].tolist() == [[1, 0, -1], [0, 2, 1]]
     scores = score_responses(objective.modules["model"].module, batch)
     assert scores.shape == (2, 3) and scores[0, 2] == 0

@@ -108,7 +108,7 @@ def gradient_by_hand(world: Path) -> dict[str, Array]:
     engines: Any = {name: Plain(made.module) for name, made in modules.items()}
     batch = objective._generate_rollouts(engines, objective.prompts, range(16), 9, lambda: None)
     policy: Any = modules["policy"].module
-    log_probs = next_log_probs(policy, batch.tokens, batch.at)
+    log_probs = next_log_probs(policy, batch.tokens, batch.position_mask)
     advantages = compute_targets(batch, beta=0.1).advantages[batch.mask]
     surrogate = policy_loss(log_probs, batch.log_probs[batch.mask], advantages).mean()
     assert objective.pretraining_corpus is not None

@@ -49,13 +49,13 @@ class Places:
     def __init__(self) -> None:
         self.tokens: Tensor | None = None
 
-    def marked(self, tokens_BT: Tensor, at_BT: Tensor) -> Tensor:
+    def marked(self, tokens_BT: Tensor, position_mask_BT: Tensor) -> Tensor:
         if self.tokens is None or self.tokens.data_ptr() != tokens_BT.data_ptr():
             self.tokens = tokens_BT
             actions_BR = F.pad(tokens_BT[:, 1:], (0, 1))[:, :LENGTH]
             self.places_BR = states(tokens_BT[:, 0], actions_BR)
-        width = min(self.places_BR.shape[1], at_BT.shape[1])
-        return self.places_BR[:, :width][at_BT[:, :width]]
+        width = min(self.places_BR.shape[1], position_mask_BT.shape[1])
+        return self.places_BR[:, :width][position_mask_BT[:, :width]]
 
 
 PLACES = Places()
@@ -81,14 +81,14 @@ class TablePolicy(nn.Module):
     def cache(self, batch: int, capacity: int) -> Prefixes:
         return Prefixes()
 
-    def forward(self, tokens_BT, *, mask_BT=None, cache=None, at_BT=None) -> Tensor:
+    def forward(self, tokens_BT, *, mask_BT=None, cache=None, position_mask_BT=None) -> Tensor:
         if cache is not None:
             grown = [tokens_BT] if cache.tokens is None else [cache.tokens, tokens_BT]
             cache.tokens = torch.cat(grown, 1)
             seen = cache.tokens
             place = states(seen[:, 0], torch.cat([seen[:, 1:], seen[:, :1]], 1))[:, -1]
-            return self.table[place][:, None] if at_BT is None else self.table[place]
-        return self.table[PLACES.marked(tokens_BT, at_BT)]
+            return self.table[place][:, None] if position_mask_BT is None else self.table[place]
+        return self.table[PLACES.marked(tokens_BT, position_mask_BT)]
 
 
 class TableCritic(nn.Module):
@@ -98,8 +98,8 @@ class TableCritic(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(PROMPTS * STATES))
 
-    def forward(self, tokens_BT, *, at_BT) -> Tensor:
-        return self.table[PLACES.marked(tokens_BT, at_BT)]
+    def forward(self, tokens_BT, *, position_mask_BT) -> Tensor:
+        return self.table[PLACES.marked(tokens_BT, position_mask_BT)]
 
 
 @dataclass

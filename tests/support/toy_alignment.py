@@ -110,7 +110,7 @@ def supervised(model: GPT, rows: list, steps: int, lr: float = 3e-3) -> None:
         part = rng.sample(rows, 16)
         tokens_BT = pad_right([row.ids.tolist() for row in part], 0)
         learnt_BT = pad_right([row.loss_mask.tolist() for row in part], 0)[:, 1:].bool()
-        logits_NV = model(tokens_BT[:, :-1], at_BT=learnt_BT)
+        logits_NV = model(tokens_BT[:, :-1], position_mask_BT=learnt_BT)
         F.cross_entropy(logits_NV, tokens_BT[:, 1:][learnt_BT]).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -62,18 +62,18 @@ class CLIP(nn.Module):
             self.logit_bias.fill_(SIGMOID_START[1])
 
     def forward(
-        self, pixels_B3HW: Tensor, tokens_BT: Tensor, places_BK: Tensor | None = None
+        self, pixels_B3HW: Tensor, tokens_BT: Tensor, kept_patches_BK: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return both normalized embeddings_BE, the scale of the logits and their bias (0 by
-        default), all in float32. `places_BK`: see `encode_image`."""
+        default), all in float32. `kept_patches_BK`: see `encode_image`."""
         scale = self.scale()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.float().sum()
-        image_BE = self.encode_image(pixels_B3HW, places_BK)
+        image_BE = self.encode_image(pixels_B3HW, kept_patches_BK)
         return image_BE, self.encode_text(tokens_BT), scale, bias
 
-    def encode_image(self, pixels_B3HW: Tensor, places_BK: Tensor | None = None) -> Tensor:
-        """Return images' embeddings_BE, of norm 1; of the patches at `places_BK` alone (ViT)."""
-        patches = () if places_BK is None else (places_BK,)
+    def encode_image(self, pixels_B3HW: Tensor, kept_patches_BK: Tensor | None = None) -> Tensor:
+        """Return images' embeddings_BE, of norm 1, computed from `kept_patches_BK` alone (ViT)."""
+        patches = () if kept_patches_BK is None else (kept_patches_BK,)
         return F.normalize(self.visual(pixels_B3HW, *patches).float(), dim=1)
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:

@@ -58,12 +58,12 @@ class QKVProjection(nn.Module):
         self.weight = nn.Parameter(torch.empty(3 * width, width))
         self.bias = nn.Parameter(torch.empty(3 * width))
 
-    def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return all three of all tokens; with `at_B`, the query of one token per sample only."""
-        if at_B is None:
+    def forward(self, x_BTC: Tensor, index_B: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return all three of all tokens; with `index_B`, the query of one token per sample."""
+        if index_B is None:
             return F.linear(x_BTC, self.weight, self.bias).chunk(3, dim=2)
         C = x_BTC.shape[2]
-        q_B1C = F.linear(select_token(x_BTC, at_B), self.weight[:C], self.bias[:C])
+        q_B1C = F.linear(select_token(x_BTC, index_B), self.weight[:C], self.bias[:C])
         return q_B1C, *F.linear(x_BTC, self.weight[C:], self.bias[C:]).chunk(2, dim=2)
 
 
@@ -76,16 +76,18 @@ class ClipAttention(nn.Module):
         self.qkv = QKVProjection(width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> Tensor:
-        """Attend; with `at_B`, for one token per sample only."""
+    def forward(self, x_BTC: Tensor, index_B: Tensor | None = None) -> Tensor:
+        """Attend; with `index_B`, for one token per sample only."""
         q, k, v = (
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.qkv(x_BTC, at_B)
+            for part in self.qkv(x_BTC, index_B)
         )
         mask = None
-        if self.causal and at_B is not None:
-            mask = (torch.arange(k.shape[2], device=at_B.device) <= at_B[:, None])[:, None, None]
-        causal = self.causal and at_B is None
+        if self.causal and index_B is not None:
+            mask = (torch.arange(k.shape[2], device=index_B.device) <= index_B[:, None])[
+                :, None, None
+            ]
+        causal = self.causal and index_B is None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return cast(Tensor, self.out(y.transpose(1, 2).flatten(2)))
 
@@ -114,16 +116,16 @@ class ClipBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = ClipMLP(width, config.activation)
 
-    def forward(self, x_BTC: Tensor, at_B: Tensor | None = None) -> Tensor:
-        """Return the stream after this layer; with `at_B`, that of one token per sample: x_B1C."""
-        mixed = self.attn(self.ln_1(x_BTC), at_B)
-        x_BTC = (x_BTC if at_B is None else select_token(x_BTC, at_B)) + mixed
+    def forward(self, x_BTC: Tensor, index_B: Tensor | None = None) -> Tensor:
+        """Return the stream after this layer; with `index_B`, of one token per sample: x_B1C."""
+        mixed = self.attn(self.ln_1(x_BTC), index_B)
+        x_BTC = (x_BTC if index_B is None else select_token(x_BTC, index_B)) + mixed
         return x_BTC + cast(Tensor, self.mlp(self.ln_2(x_BTC)))
 
 
-def select_token(x_BTC: Tensor, at_B: Tensor) -> Tensor:
+def select_token(x_BTC: Tensor, index_B: Tensor) -> Tensor:
     """Return one token of each sample, x_B1C."""
-    return x_BTC.gather(1, at_B[:, None, None].expand(-1, 1, x_BTC.shape[2]))
+    return x_BTC.gather(1, index_B[:, None, None].expand(-1, 1, x_BTC.shape[2]))
 
 
 class ClipBlocks(nn.Module):
@@ -139,14 +141,14 @@ class ClipBlocks(nn.Module):
             for _ in range(shape.num_layers)
         )
 
-    def forward(self, x_BTC: Tensor, at_B: Tensor) -> Tensor:
-        """Return the output for the token at `at_B`, x_BC."""
+    def forward(self, x_BTC: Tensor, index_B: Tensor) -> Tensor:
+        """Return the output for the token at `index_B`, x_BC."""
         for block in self.layers:
-            at = at_B if block is self.layers[-1] else None
+            index = index_B if block is self.layers[-1] else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTC = checkpoint(block, x_BTC, at, use_reentrant=False)
+                x_BTC = checkpoint(block, x_BTC, index, use_reentrant=False)
             else:
-                x_BTC = block(x_BTC, at)
+                x_BTC = block(x_BTC, index)
         return x_BTC.squeeze(1)
 
     @torch.no_grad()

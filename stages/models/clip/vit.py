@@ -43,12 +43,12 @@ class VisionTransformer(nn.Module):
         for norm in (self.ln_pre, self.ln_post):
             norm.reset_parameters()
 
-    def forward(self, pixels_B3HW: Tensor, places_BK: Tensor | None = None) -> Tensor:
+    def forward(self, pixels_B3HW: Tensor, kept_patches_BK: Tensor | None = None) -> Tensor:
         """Return the embeddings_BE, not normalized.
 
         Args:
             pixels_B3HW: the images.
-            places_BK: the patches of each image that are kept. Default: all.
+            kept_patches_BK: the patches of each image that are kept. Default: all.
 
         Raises:
             ValueError: the images have another size.
@@ -59,11 +59,11 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"images are 3x{size}x{size} here, not {given}")
         patches_BNP = split_patches(pixels_B3HW.to(self.patch.weight.dtype), self.shape.patch_size)
         positions_NC = self.position_embedding[1:]
-        if places_BK is None:
+        if kept_patches_BK is None:
             x_BNC = self.patch(patches_BNP) + positions_NC
         else:
-            columns = places_BK[..., None].expand(-1, -1, patches_BNP.shape[2])
-            x_BNC = self.patch(patches_BNP.gather(1, columns)) + positions_NC[places_BK]
+            columns = kept_patches_BK[..., None].expand(-1, -1, patches_BNP.shape[2])
+            x_BNC = self.patch(patches_BNP.gather(1, columns)) + positions_NC[kept_patches_BK]
         first_B1C = (self.class_embedding + self.position_embedding[0]).expand(len(x_BNC), 1, -1)
         first_B = torch.zeros(len(x_BNC), dtype=torch.long, device=x_BNC.device)
         x_BC = self.blocks(self.ln_pre(torch.cat([first_B1C, x_BNC], 1)), first_B)

@@ -35,8 +35,8 @@ class Table:
     def __post_init__(self):
         self.optimizer = torch.optim.Adam(self.model.parameters(), self.lr, fused=True)
 
-    def __call__(self, tokens_BT, *, at_BT):
-        return self.model(tokens_BT, at_BT=at_BT)
+    def __call__(self, tokens_BT, *, position_mask_BT):
+        return self.model(tokens_BT, position_mask_BT=position_mask_BT)
 
     def backward(self, loss, *, last=True):
         loss.backward()
@@ -170,9 +170,9 @@ def mismatched(decoding):
     def wrong(model, prompts, right, **options):
         drawn = sampling.sample(model, prompts, replace(decoding, max_new_tokens=LENGTH), **options)
         tokens_BT = torch.cat([torch.tensor(prompts), drawn.tokens], 1)
-        at_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-        at_BT[:, : drawn.mask.shape[1]] = drawn.mask
-        log_probs_N = rollout.next_log_probs(model, tokens_BT, at_BT)
+        position_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        position_mask_BT[:, : drawn.mask.shape[1]] = drawn.mask
+        log_probs_N = rollout.next_log_probs(model, tokens_BT, position_mask_BT)
         return replace(drawn, log_probs=experience.spread(log_probs_N, drawn.mask))
 
     return lambda patch: patch.setattr(rollout, "sample", wrong)

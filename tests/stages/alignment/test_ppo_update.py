@@ -55,8 +55,8 @@ class Recorder:
     def __init__(self, model, lr=0.0):
         self.model, self.lr, self.gradients, self.lasts = model, lr, [], []
 
-    def __call__(self, tokens_BT, *, at_BT):
-        return self.model(tokens_BT, at_BT=at_BT)
+    def __call__(self, tokens_BT, *, position_mask_BT):
+        return self.model(tokens_BT, position_mask_BT=position_mask_BT)
 
     def backward(self, loss, *, last=True):
         loss.backward()
@@ -122,7 +122,7 @@ def test_a_rollout_is_measured_as_by_plain_forward_passes(models, batch):
         assert ids[: len(prompt)].tolist() == prompt
         assert batch.finished[row] == (ids[-1] == EOS)
         places = torch.arange(len(prompt) - 1, len(ids) - 1)
-        assert batch.at[row].nonzero().flatten().tolist() == places.tolist()
+        assert batch.position_mask[row].nonzero().flatten().tolist() == places.tolist()
         for found, model in ((batch.log_probs, policy), (batch.reference, reference)):
             expected = model(ids[None])[0].log_softmax(-1)[places, ids[places + 1]]
             torch.testing.assert_close(found[row, :length], expected, rtol=0, atol=2e-5)
@@ -159,10 +159,13 @@ def test_responses_that_do_not_end_may_cost(batch):
 def test_some_rows_are_the_same_rows(models, batch):
     places = [5, 1, 3]
     few = batch.rows(places)
-    assert len(few) == 3 and few.tokens.shape == few.at.shape
+    assert len(few) == 3 and few.tokens.shape == few.position_mask.shape
     assert few.mask.shape[1] == int(batch.mask[places].sum(1).max())
     torch.testing.assert_close(
-        next_log_probs(models[0], few.tokens, few.at), few.log_probs[few.mask], rtol=0, atol=2e-5
+        next_log_probs(models[0], few.tokens, few.position_mask),
+        few.log_probs[few.mask],
+        rtol=0,
+        atol=2e-5,
     )
 
 
@@ -218,9 +221,9 @@ class Pages:
         return list(self.tokens[number])
 
     def loss(self, model, piece):
-        at_BT = torch.ones_like(piece, dtype=torch.bool)
-        at_BT[:, -1] = False
-        logits_NV = model(piece, at_BT=at_BT)
+        position_mask_BT = torch.ones_like(piece, dtype=torch.bool)
+        position_mask_BT[:, -1] = False
+        logits_NV = model(piece, position_mask_BT=position_mask_BT)
         return F.cross_entropy(logits_NV, piece[:, 1:].flatten(), reduction="sum") / 66
 
 
@@ -252,7 +255,7 @@ def test_the_first_gradient_is_that_of_policy_gradient(models, batch):
     policy = run(models, batch, num_minibatches=1)[0]
     model = copy.deepcopy(models[0])
     advantages = compute_targets(batch, beta=0.1).advantages[batch.mask]
-    (-(next_log_probs(model, batch.tokens, batch.at) * advantages).mean()).backward()
+    (-(next_log_probs(model, batch.tokens, batch.position_mask) * advantages).mean()).backward()
     assert_equal(policy.gradients[0], [p.grad for p in model.parameters()], atol=1e-5)
 
 
@@ -267,14 +270,14 @@ def test_steps_raise_what_was_good(models, batch):
     policy, _, _ = run(models, batch, num_minibatches=1, lr=0.05)
     advantages = compute_targets(batch, beta=0.1).advantages[batch.mask]
     before = batch.log_probs[batch.mask]
-    after = next_log_probs(policy.model, batch.tokens, batch.at).detach()
+    after = next_log_probs(policy.model, batch.tokens, batch.position_mask).detach()
     assert ((after - before) * advantages).sum() > 0
 
 
 def test_experience_keeps_its_fields_aligned(batch):
     assert isinstance(batch, Experience)
     assert batch.kl().shape == (8,)
-    assert (batch.at.sum(1) == batch.mask.sum(1)).all()
+    assert (batch.position_mask.sum(1) == batch.mask.sum(1)).all()
 
 
 def surrogate_gradient(ratio, advantage):
@@ -332,7 +335,9 @@ def test_the_end_token_is_learnt_from():
     torch.manual_seed(0)
     logits = torch.randn(1, 4, 9, requires_grad=True)
     tokens, at = torch.tensor([[2, 5, 7, 3]]), torch.tensor([[True, True, True, False]])
-    log_probs = next_log_probs(lambda tokens_BT, at_BT: logits[:, :-1][at_BT], tokens, at)
+    log_probs = next_log_probs(
+        lambda tokens_BT, position_mask_BT: logits[:, :-1][position_mask_BT], tokens, at
+    )
     policy_loss(log_probs, log_probs.detach(), torch.tensor([0.0, 0.0, 1.0])).sum().backward()
     assert logits.grad[0, 2, 3].abs() > 0.1
     assert logits.grad[0, :2].eq(0).all()

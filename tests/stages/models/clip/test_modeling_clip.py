@@ -46,9 +46,9 @@ def test_parameters_and_flops_are_those_counted(config):
 
 def test_hidden_patches_cost_nothing():
     model, kept = made(VIT), VIT.vision.kept_patches(0.5)
-    places_BK = torch.arange(kept).expand(3, -1)
+    kept_patches_BK = torch.arange(kept).expand(3, -1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images(VIT), captions(3, 7), places_BK)
+        model(images(VIT), captions(3, 7), kept_patches_BK)
     assert kept == 4
     unread = VIT.vision.skipped_flops(kept) + VIT.text.skipped_flops(7)
     assert counter.get_total_flops() == VIT.flops_per_pair(kept=4, tokens=7) - 3 * unread
@@ -61,11 +61,11 @@ def test_the_token_that_is_read_is_that_of_whole_blocks(tower, activation_checkp
     blocks = getattr(model, tower).blocks
     blocks.activation_checkpointing = activation_checkpointing
     x_BTC = torch.randn(3, 9, blocks.layers[0].ln_1.weight.shape[0], dtype=torch.double)
-    at_B, gradients = torch.tensor([0, 8, 5]), []
+    index_B, gradients = torch.tensor([0, 8, 5]), []
     whole_BTC = x_BTC
     for block in blocks.layers:
         whole_BTC = block(whole_BTC)
-    results = whole_BTC[torch.arange(3), at_B], blocks(x_BTC, at_B)
+    results = whole_BTC[torch.arange(3), index_B], blocks(x_BTC, index_B)
     for result_BC in results:
         gradients.append(torch.autograd.grad(result_BC.square().sum(), list(blocks.parameters())))
     torch.testing.assert_close(*results)

@@ -120,9 +120,11 @@ def test_left_padding_changes_nothing(model):
 
 def test_chosen_positions_are_those_of_the_whole(model):
     tokens_BT = random_tokens(3, 8)
-    at_BT = torch.zeros(3, 8, dtype=torch.bool)
-    at_BT[0, 2] = at_BT[2, 7] = at_BT[1, 0] = True
-    torch.testing.assert_close(model(tokens_BT, at_BT=at_BT), model(tokens_BT)[at_BT])
+    position_mask_BT = torch.zeros(3, 8, dtype=torch.bool)
+    position_mask_BT[0, 2] = position_mask_BT[2, 7] = position_mask_BT[1, 0] = True
+    torch.testing.assert_close(
+        model(tokens_BT, position_mask_BT=position_mask_BT), model(tokens_BT)[position_mask_BT]
+    )
 
 
 def test_recomputing_changes_no_gradient(model):
