@@ -112,11 +112,11 @@ class Groups(NamedTuple):
     """Tokens of each sequence."""
 
     @classmethod
-    def of(cls, x_BTC: Tensor, padding_mask_BT: Tensor | None) -> Groups:
+    def of(cls, x_BTC: Tensor, attention_mask_BT: Tensor | None) -> Groups:
         """Return the sequences of a batch, whose places may hold padding."""
         B, T, _ = x_BTC.shape
-        if padding_mask_BT is not None:
-            return cls(T, padding_mask_BT.reshape(-1).nonzero()[:, 0], padding_mask_BT.sum(1))
+        if attention_mask_BT is not None:
+            return cls(T, attention_mask_BT.reshape(-1).nonzero()[:, 0], attention_mask_BT.sum(1))
         places = torch.arange(B * T, device=x_BTC.device)
         return cls(T, places, torch.full((B,), T, device=x_BTC.device))
 
@@ -148,13 +148,13 @@ class MoELayer(nn.Module):
         self.exchange: Exchange = SingleProcessExchange()
 
     def forward(
-        self, x_BTC: Tensor, padding_mask_BT: Tensor | None = None
+        self, x_BTC: Tensor, attention_mask_BT: Tensor | None = None
     ) -> tuple[Tensor, Routing]:
         """Return the experts' outputs times their gates (0 for padding, and beyond the capacity),
-        and the routing. `padding_mask_BT` is False at padding; without it all tokens are real."""
-        groups = Groups.of(x_BTC, padding_mask_BT)
+        and the routing. `attention_mask_BT` is False at padding. Default: no padding."""
+        groups = Groups.of(x_BTC, attention_mask_BT)
         x_NC = x_BTC.flatten(0, 1)
-        if padding_mask_BT is not None:
+        if attention_mask_BT is not None:
             x_NC = x_NC[groups.at_N]
         logits_NE = self._logits(x_NC)
         probs_NE = logits_NE.softmax(-1)
@@ -166,7 +166,7 @@ class MoELayer(nn.Module):
         answers_AC = self.exchange.apply(self.experts, x_NC.gather(0, places_AC), sent.counts_E)
         gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(answers_AC.dtype)
         y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, answers_AC * gates_A1)
-        y_BTC = y_NC.view_as(x_BTC) if padding_mask_BT is None else groups.spread(y_NC)
+        y_BTC = y_NC.view_as(x_BTC) if attention_mask_BT is None else groups.spread(y_NC)
         return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
 
     def capacity(self, sizes_B: Tensor) -> Tensor | None:

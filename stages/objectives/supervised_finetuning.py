@@ -38,7 +38,7 @@ NUM_EXAMPLES = 6
 class SFTObjective(LanguageObjective):
     """Prediction of the assistant's tokens; the prompt is input only.
 
-    Conversations are padded on the right, where no real position attends, so that the rows of a
+    Conversations are padded on the right, where no other position attends, so that the rows of a
     batch do not affect each other.
     """
 
@@ -98,12 +98,12 @@ class SFTObjective(LanguageObjective):
         total = model(
             batch["tokens"],
             targets_BT=batch["targets"],
-            padding_mask_BT=batch["real"],
+            attention_mask_BT=batch["attention_mask"],
             outputs=outputs,
         )
         if self._experts is None:
             return Loss(total)
-        tokens, layers = batch["real"].sum(), outputs.routing
+        tokens, layers = batch["attention_mask"].sum(), outputs.routing
         balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
         total = total + router_aux_loss(self._experts, layers) * tokens
         metrics = {"balance_loss": MetricSum(balance * tokens, units=tokens)}
@@ -117,17 +117,17 @@ class SFTObjective(LanguageObjective):
 
 def collate_conversations(samples: Sequence[EncodedConversation]) -> dict[str, Any]:
     """Convert encoded conversations to `tokens` and `targets` (B, T), -100 where nothing is
-    predicted, and `real`, True where there is no padding."""
+    predicted, and `attention_mask`, False at padding."""
     T = max(map(len, samples)) - 1
     tokens = torch.full((len(samples), T), PAD)
     targets = torch.full((len(samples), T), IGNORED)
-    real = torch.zeros((len(samples), T), dtype=torch.bool)
+    attention_mask = torch.zeros((len(samples), T), dtype=torch.bool)
     for row, encoded in enumerate(samples):
         ids, mask = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.loss_mask)
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = torch.where(mask[1:], ids[1:], IGNORED)
-        real[row, : len(ids) - 1] = True
-    return {"tokens": tokens, "targets": targets, "real": real}
+        attention_mask[row, : len(ids) - 1] = True
+    return {"tokens": tokens, "targets": targets, "attention_mask": attention_mask}
 
 
 def reversed_conversation(conversation: Conversation) -> Conversation:
