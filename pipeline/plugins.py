@@ -8,7 +8,7 @@
 
 A plugin registers what it adds when it is imported, without torch, because `headwater plan` imports
 it. A registry calls `load_plugins` before it is read, never while the module that defines its
-`register` function is being imported.
+registering function is being imported.
 """
 
 from __future__ import annotations

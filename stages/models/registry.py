@@ -1,6 +1,8 @@
 """The registry of model families: one entry holds everything that other code needs of a family.
 
-    register(ModelFamily("gpt2", capabilities, section=GPT2Section, build=..., conversion=...))
+    register_family(
+        ModelFamily("gpt2", capabilities, section=GPT2Section, build=..., conversion=...)
+    )
 
 The families of this package register in the `__init__` of their folder. A package outside the tree
 registers its own in a module that it names under the entry-point group `headwater.plugins`: one
@@ -100,7 +102,7 @@ DEFAULT_FAMILY = "gpt2"
 _FAMILIES: dict[str, ModelFamily] = {}
 
 
-def register(family: ModelFamily) -> ModelFamily:
+def register_family(family: ModelFamily) -> ModelFamily:
     """Add a family to the registry and return it.
 
     Raises:

@@ -11,7 +11,11 @@ from pydantic import Field
 
 from pipeline import panels
 from stages.models.language_model_config import LanguageModelConfig
-from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, register
+from stages.objectives.objective_registry import (
+    ObjectiveParams,
+    PretrainingTask,
+    register_objective,
+)
 from stages.objectives.pretraining import PretrainingObjective
 from stages.training.objective import Batch, Loss, MetricSum
 from stages.training.supervised import num_targets
@@ -25,7 +29,7 @@ LOAD = "load_layer_"
 """Prefix of a layer number: load of the busiest expert of the layer over an even share."""
 
 
-@register
+@register_objective
 class CausalLMParams(ObjectiveParams):
     """Parameters of causal language modelling."""
 

@@ -3,7 +3,7 @@
 An objective is one file that holds its parameters and its class, here or in another package (see
 `pipeline.plugins`):
 
-    @register
+    @register_objective
     class ReversedParams(ObjectiveParams):
         type: Literal["reversed"] = "reversed"
 
@@ -87,7 +87,7 @@ S = TypeVar("S", bound=ObjectiveParams)
 _SECTIONS: dict[str, type[ObjectiveParams]] = {}
 
 
-def register(section: type[S]) -> type[S]:
+def register_objective(section: type[S]) -> type[S]:
     """Register the parameters of an objective under the value of its `type`.
 
     Raises:

@@ -20,11 +20,11 @@ from typing import Literal
 
 from pipeline import panels
 from stages.objectives.causal_lm import CausalLMObjective
-from stages.objectives.objective_registry import ObjectiveParams, register
+from stages.objectives.objective_registry import ObjectiveParams, register_objective
 from stages.training.objective import Loss
 
 
-@register
+@register_objective
 class HalvesParams(ObjectiveParams):
     """Parameters of a loss on each half of a window."""
 

@@ -1,7 +1,7 @@
 """An optimizer of a package outside the tree: its one file."""
 
 SGD_PLUGIN = """
-from stages.training.optim.optimizer_registry import OptimizerSpec, UpdateRule, register
+from stages.training.optim.optimizer_registry import OptimizerSpec, UpdateRule, register_optimizer
 
 def build(groups, settings):
     from stages.training.optim.hooked_optimizer import HookedOptimizer
@@ -15,5 +15,5 @@ def build(groups, settings):
 
     return SGD(groups, {"lr": settings.lr, "weight_decay": 0.0})
 
-register(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
+register_optimizer(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.models.clip.clip_sections import ClipModelSection
-from stages.models.registry import Conversion, HFClasses, ModelFamily, register
+from stages.models.registry import Conversion, HFClasses, ModelFamily, register_family
 
 if TYPE_CHECKING:
     from stages.models.clip.configuration_clip import CLIPConfig
@@ -31,7 +31,7 @@ def _smoke_test(folder: Path) -> str:
     return smoke_test(folder)
 
 
-register(
+register_family(
     ModelFamily(
         "clip",
         frozenset({"contrastive"}),

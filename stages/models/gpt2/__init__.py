@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.models.gpt2.configuration_gpt2 import GPT2Section, GPTConfig
-from stages.models.registry import Conversion, HFClasses, ModelFamily, register
+from stages.models.registry import Conversion, HFClasses, ModelFamily, register_family
 
 if TYPE_CHECKING:
     from stages.models.gpt2.modeling_gpt2 import GPT
@@ -23,7 +23,7 @@ def _conversion() -> Conversion:
     return GPT2Conversion()
 
 
-register(
+register_family(
     ModelFamily(
         "gpt2",
         frozenset({"causal", "kv_cache", "scalar_head"}),

@@ -10,7 +10,7 @@ from stages.models.llama.configuration_llama import (
     Qwen3Section,
     SwitchSection,
 )
-from stages.models.registry import Capability, Conversion, HFClasses, ModelFamily, register
+from stages.models.registry import Capability, Conversion, HFClasses, ModelFamily, register_family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def _upcycle(weights: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tenso
 
 
 _DENSE: frozenset[Capability] = frozenset({"causal", "kv_cache", "scalar_head"})
-register(
+register_family(
     ModelFamily(
         "llama",
         _DENSE,
@@ -47,7 +47,7 @@ register(
         hf_types={"llama": HFClasses("LlamaForCausalLM", "LlamaForSequenceClassification")},
     )
 )
-register(
+register_family(
     ModelFamily(
         "qwen3",
         _DENSE,
@@ -57,7 +57,7 @@ register(
         hf_types={"qwen3": HFClasses("Qwen3ForCausalLM", "Qwen3ForSequenceClassification")},
     )
 )
-register(
+register_family(
     ModelFamily(
         "switch",
         _DENSE | {"experts"},

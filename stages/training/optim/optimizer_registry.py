@@ -2,7 +2,7 @@
 
 An entry names the function that builds the optimizer and states what it keeps per weight, where it
 runs and what an update costs, so that no other module compares names of optimizers. A package of
-its own adds one with `register` (see `pipeline.plugins`):
+its own adds one with `register_optimizer` (see `pipeline.plugins`):
 
     def build(groups, settings):
         import torch
@@ -10,7 +10,7 @@ its own adds one with `register` (see `pipeline.plugins`):
         class SGD(HookedOptimizer): ...
         return SGD(groups, {"lr": settings.lr})
 
-    register(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
+    register_optimizer(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
 
 Imports no torch, because `headwater plan` reads this module.
 """
@@ -187,7 +187,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
 }
 
 
-def register(spec: OptimizerSpec) -> None:
+def register_optimizer(spec: OptimizerSpec) -> None:
     """Add an optimizer.
 
     Raises:

@@ -19,7 +19,7 @@ from stages.models.registry import (
     families,
     find_family,
     find_family_of_folder,
-    register,
+    register_family,
 )
 
 PLUGIN = '''
@@ -28,7 +28,7 @@ PLUGIN = '''
 from typing import Literal
 
 from stages.models.llama.configuration_llama import LlamaConfig, LlamaSection
-from stages.models.registry import HFClasses, ModelFamily, register
+from stages.models.registry import HFClasses, ModelFamily, register_family
 
 
 class NopeConfig(LlamaConfig):
@@ -69,7 +69,7 @@ def conversion():
     return NopeConversion()
 
 
-register(
+register_family(
     ModelFamily(
         "nope",
         frozenset({"causal", "kv_cache", "scalar_head"}),
@@ -146,12 +146,12 @@ def test_the_families_of_the_tree() -> None:
 
 def test_a_name_is_taken_once() -> None:
     known = families()["gpt2"]
-    assert register(known) is known
+    assert register_family(known) is known
     other = ModelFamily(
         "gpt2", frozenset(), known.section, known.build, known.conversion, known.hf_types
     )
     with pytest.raises(ValueError, match="two model families are named 'gpt2'"):
-        register(other)
+        register_family(other)
 
 
 def test_folders_of_unknown_types_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.errors import InputError
 from stages.objectives import objective_registry
 from stages.objectives.causal_lm import CausalLMParams
-from stages.objectives.objective_registry import ObjectiveParams, objective_union, register
+from stages.objectives.objective_registry import (
+    ObjectiveParams,
+    objective_union,
+    register_objective,
+)
 from stages.pretrain import PretrainParams, pretraining_task
 
 
@@ -31,7 +35,7 @@ class MaskedParams(ObjectiveParams):
 
 @pytest.mark.usefixtures("sections")
 def test_an_objective_is_selected_by_type_and_the_default_may_be_left_out() -> None:
-    register(MaskedParams)
+    register_objective(MaskedParams)
     adapter = TypeAdapter(objective_union())
     assert adapter.validate_python({"type": "masked", "probability": 0.3}).probability == 0.3
     assert adapter.validate_python({"z_loss_coef": 0.1}) == CausalLMParams(z_loss_coef=0.1)
@@ -56,10 +60,10 @@ def test_a_name_is_one_literal_and_registered_once() -> None:
         """No name."""
 
     with pytest.raises(TypeError, match="objective 'causal_lm' is registered twice"):
-        register(Same)
+        register_objective(Same)
     with pytest.raises(TypeError, match="a Literal of one name"):
-        register(Nameless)
-    assert register(CausalLMParams) is CausalLMParams
+        register_objective(Nameless)
+    assert register_objective(CausalLMParams) is CausalLMParams
 
 
 def test_a_special_token_that_the_tokenizer_lacks_is_an_error(

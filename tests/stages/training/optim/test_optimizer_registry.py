@@ -87,7 +87,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'lion'"):
-        registry.register(OptimizerSpec("lion", "a:b", UpdateRule((), 1)))
+        registry.register_optimizer(OptimizerSpec("lion", "a:b", UpdateRule((), 1)))
 
 
 def test_a_plan_reads_it_without_torch() -> None:
