@@ -221,7 +221,7 @@ def test_a_speaker_labels_what_has_no_question(world, tmp_path):
     edges = toy_alignment.inputs(
         speaker=world / "speaker", targets=world / "conversations", forward=world / "policy"
     )
-    augment(AugmentParams(max_new_tokens=12, candidates=3), edges, ctx.out, ctx)
+    augment(AugmentParams(max_new_tokens=12, num_candidates=3), edges, ctx.out, ctx)
     found, mixed = results(ctx), Conversations(ctx.out)
     made = [c for c in mixed if c.meta.get("synthetic")]
     assert len(made) == found["synthetic"] > 0
@@ -231,7 +231,7 @@ def test_a_speaker_labels_what_has_no_question(world, tmp_path):
     )
     rejected = Conversations(ctx.out / "rejected", None)
     assert len(made) + len(rejected) == found["candidates"]
-    assert all(c.meta["verdict"] == "kept" for c in made)
-    assert not any(c.meta["verdict"] == "kept" for c in rejected)
+    assert all(c.meta["outcome"] == "kept" for c in made)
+    assert not any(c.meta["outcome"] == "kept" for c in rejected)
     answers = {c.response for c in Conversations(world / "conversations", "unlabelled")}
     assert {c.response for c in made} <= answers

@@ -104,7 +104,7 @@ def plain(hot: Hot, made: ClipTrain) -> tuple[list[float], list[float], list[flo
         loss = (loss + torch.nn.functional.cross_entropy(logits_BB.T, own_B)) / 2
         adam.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), made.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), made.grad_clip)
         for group in adam.param_groups:
             group["lr"] = made.lr * lr_scale(made, step)
         adam.step()
@@ -288,7 +288,7 @@ def halves(rank: Rank, sigmoid: bool, local: bool) -> dict[str, torch.Tensor]:
     found = {"image": image_BE.grad, "text": text_BE.grad, "scale": scale.grad, "bias": bias.grad}
     return {
         "loss": share.loss.detach(),
-        "right": share.right,
+        "correct": share.correct,
         **{k: v for k, v in found.items() if v is not None},
     }
 
@@ -299,7 +299,7 @@ def test_two_ranks_halves_are_the_whole(
 ) -> None:
     (whole,) = single.group.run(halves, sigmoid, local)
     parts = pair.group.run(halves, sigmoid, local)
-    for name in ("loss", "right", "scale", *(["bias"] if sigmoid else [])):
+    for name in ("loss", "correct", "scale", *(["bias"] if sigmoid else [])):
         torch.testing.assert_close(parts[0][name] + parts[1][name], whole[name])
     for name in ("image", "text"):
         torch.testing.assert_close(torch.cat([p[name] for p in parts]), whole[name])
@@ -392,7 +392,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
 ) -> None:
     ctx = Context.local(tmp_path / "clip")
     params = ClipParams.model_validate({
-        "preset": "nano", "image_size": 24, "patch_dropout": 0.2, "threads": 1,
+        "preset": "nano", "image_size": 24, "patch_dropout": 0.2, "loader_threads": 1,
         "train": {"steps": 60, "global_batch_size": 32, "lr": 3e-3, "eval_interval": 30},
         "workers": {"num": 2},
     })  # fmt: skip
