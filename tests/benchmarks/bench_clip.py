@@ -47,8 +47,17 @@ from stages.training.training_params import TrainSection
 Step = Callable[[int], dict[str, float]]
 VOCABULARY, CONTEXT, PAIRS, BATCH = 8192, 32, 1024, 64
 SHAPE = CLIPConfig(
-    ViTConfig(64, 8, layers=6, width=256, heads=4),
-    TextConfig(VOCABULARY, CONTEXT, layers=4, width=256, heads=4, eos=VOCABULARY - 1, bos=1, pad=0),
+    ViTConfig(64, 8, num_layers=6, hidden_size=256, num_heads=4),
+    TextConfig(
+        VOCABULARY,
+        CONTEXT,
+        num_layers=4,
+        hidden_size=256,
+        num_heads=4,
+        eos=VOCABULARY - 1,
+        bos=1,
+        pad=0,
+    ),
     embed_dim=256,
 )
 

@@ -31,8 +31,8 @@ import torch
 
 from pipeline.context import Context
 from pipeline.stage import Workers
-from stages.contrastive import clip_cost_model
 from stages.contrastive.caption_tokenizer import add_special_tokens
+from stages.contrastive.clip_cost_model import ClipCost
 from stages.contrastive.clip_params import ClipTrain
 from stages.contrastive.pair_dataset import Pair
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
@@ -44,8 +44,9 @@ from stages.models.llama.modeling_llama import Llama
 from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.engine import Engine
 from stages.training.objective import Batch, Loss, Objective, Trainable
-from stages.training.planning.cost_model import Layout, traffic
-from stages.training.planning.memory_model import memory
+from stages.training.planning.cost_model import CostModel
+from stages.training.planning.device_layout import Layout
+from stages.training.planning.language_model_cost import LanguageModelCost
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.worker_group import WorkerGroup
 from stages.training.supervised import SupervisedObjective
@@ -83,6 +84,11 @@ class Seen(NamedTuple):
     sent: float
 
 
+def planned_of(cost: CostModel, layout: Layout) -> Seen:
+    """Return what a plan expects of a model."""
+    return Seen(cost.memory(layout).peak, cost.traffic(layout).total)
+
+
 @dataclass(frozen=True)
 class Case:
     """A training of two steps."""
@@ -118,8 +124,7 @@ class Case:
     @property
     def planned(self) -> Seen:
         """What `headwater plan` says of it."""
-        config, layout = self.config, self.layout
-        return Seen(memory(config, layout).peak, traffic(config, layout).total)
+        return planned_of(LanguageModelCost(self.config), self.layout)
 
     def __str__(self) -> str:
         name = "Switch" if isinstance(self.config, LlamaConfig) else "GPT"
@@ -160,10 +165,7 @@ class ClipCase:
         layout = Layout.of(
             self.settings, 2, activation_checkpointing=self.activation_checkpointing, gpu=False
         )
-        run = clip_cost_model.Run(self.config, self.settings.global_batch_size)
-        return Seen(
-            clip_cost_model.memory(run, layout).peak, clip_cost_model.traffic(run, layout).total
-        )
+        return planned_of(ClipCost(self.config, self.settings.global_batch_size), layout)
 
     def __str__(self) -> str:
         again = ", recomputed" if self.activation_checkpointing else ""
@@ -174,7 +176,7 @@ class Pairs(ContrastiveObjective):
     """Random images with random captions."""
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
-        self.rank, self.settings, self._peak = rank, settings, 1.0
+        self.rank, self.settings, self._peak_flops = rank, settings, 1.0
         share, own = settings.rank_batch_size(rank.world), np.random.default_rng(rank.index)
         side, text = self.config.vision.image_size, self.config.text
         ids = own.integers(4, text.vocab_size, (share, text.context_length - 2)).tolist()
@@ -187,7 +189,7 @@ class Pairs(ContrastiveObjective):
         return {"model": Trainable(self._model)}
 
     def _prefetch(self, views: Any) -> Any:
-        return SimpleNamespace(take=lambda step: views)
+        return SimpleNamespace(get=lambda step: views)
 
 
 @dataclass

@@ -95,5 +95,5 @@ def main(pairs: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+    sys.path[:0] = [str(ROOT / "tests" / "support"), str(Path(__file__).parent)]
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

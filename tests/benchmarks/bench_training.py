@@ -131,7 +131,7 @@ def ours(rank: Rank, zero: int, work: Work) -> Callable[[int], float]:
     def step(number: int) -> float:
         fit._step()
         fit._after_step()
-        return fit._last["loss"]
+        return fit._last_metrics["loss"]
 
     return step
 

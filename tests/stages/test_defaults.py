@@ -13,10 +13,16 @@ TRAINED = [stage for stage in STAGES if "train" in stage.params.model_fields]
 
 
 def defaults(model: type[Section]):
-    """Each section inside a model, with the type that a pipeline file's values are read into."""
+    """Yield each section inside a model: its place, its type and the default to compare with."""
     for name, info in model.model_fields.items():
-        for inner in nested_sections(info.annotation):
-            yield f"{model.__name__}.{name}", inner, info.get_default(call_default_factory=True)
+        if info.is_required():
+            continue
+        sections = list(nested_sections(info.annotation))
+        default = info.get_default(call_default_factory=True)
+        for inner in sections:
+            # A default is of one of the model families, and is compared with that one's.
+            other = type(default) is not inner and type(default) in sections
+            yield f"{model.__name__}.{name}", inner, None if other else default
             yield from defaults(inner)
 
 
