@@ -31,7 +31,7 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
     Args:
         path: the file; its folder exists.
         data: text is written as UTF-8.
-        durable: wait for the disk. False for what can be made again.
+        durable: wait for the disk. False for data that can be regenerated.
 
     Raises:
         Failure: the disk is full or the write fails; the old file is untouched.

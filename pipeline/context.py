@@ -168,5 +168,5 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that can be made again: atomic, but not durable."""
+    """Write a file that can be regenerated: atomic, but not durable."""
     write_atomic(path, text, durable=False)

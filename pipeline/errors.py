@@ -51,7 +51,7 @@ class InputError(UserError):
 
 
 class NotCanonical(UserError):
-    """A value has no one byte form, so it cannot identify anything."""
+    """A value without a unique byte representation, which cannot identify anything."""
 
 
 class NotFound(UserError):

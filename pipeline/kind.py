@@ -1,9 +1,9 @@
 """Kinds of artifacts: the types of a pipeline's edges.
 
 A plugin or a package of stages registers its kinds when it is imported, or in the module of the
-stage that makes them:
+stage that produces them:
 
-    register_kind(Kind("Documents", reader="stages.data.documents:DocumentReader"))
+    register_kind(Kind("Documents", reader="stages.data.documents:Documents"))
     register_kind(Kind("Model", promotable=True))
 """
 

@@ -39,7 +39,7 @@ def resolve_secrets(text: str) -> str:
 def redact(text: str, names: Iterable[str]) -> str:
     """Replace the values of these environment variables in a text by references to their names.
 
-    Values shorter than four characters are kept: they are no secrets and occur inside words.
+    Values shorter than four characters are kept: they are not secrets and occur inside words.
     """
     values = {os.environ[name]: name for name in names if len(os.environ.get(name, "")) > 3}
     for value in sorted(values, key=len, reverse=True):

@@ -51,20 +51,20 @@ class Workers(Section):
     """The processes that a stage needs."""
 
     num: Annotated[int, Field(ge=1)] = 1
-    """Processes (ranks) of the stage."""
+    """Number of processes (ranks) of the stage. Default: 1."""
     cpus: Annotated[float, Field(gt=0)] = 1
-    """CPU cores per process."""
+    """CPU cores, per process. Default: 1."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs per process."""
+    """GPUs, per process. Default: 0."""
 
 
 class Retries(Section):
     """The number of retries for each class of failure."""
 
     worker: Annotated[int, Field(ge=0)] = 2
-    """Retries after a process died, stalled or ran out of memory."""
+    """Retries after a process died, stalled or ran out of memory. Default: 2."""
     error: Annotated[int, Field(ge=0)] = 0
-    """Retries after the stage's own code raised an error."""
+    """Retries after the code of the stage raised an error. Default: 0."""
 
 
 class Params(Section):
@@ -177,7 +177,7 @@ def stage(
 
     Args:
         uses: the name in pipeline files; its part before the first dot is the module's name.
-        output: the kind of the artifact that it makes.
+        output: the kind of the artifact that it produces.
         version: raise it whenever the same inputs give other bytes than before.
         inputs: the kind of each edge; see `Input.parse` for the short forms.
 

@@ -203,8 +203,8 @@ def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) ->
     done = {
         stage.name
         for stage in plan.stages
-        if stage.verdict == "skip"
-        or (not stage.forced and store.latest_readable(stage.uses, stage.fingerprint))
+        if stage.action == "skip"
+        or (not stage.rerun and store.latest_readable(stage.uses, stage.fingerprint))
     }
     nodes = [node for name, node in spec.nodes.items() if name not in done]
     if problems := [problem for node in nodes for problem in _excess_requests(node, capacity)]:

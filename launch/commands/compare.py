@@ -88,12 +88,12 @@ def describe_group(group: list[TrainingCurve], *, named: bool) -> dict[str, Any]
     """Return a group of `--json`; see the module docstring."""
     from launch.report.training_curves import at_equal_cost, differences
 
-    meetings = {axis: at for axis in AGAINST if (at := at_equal_cost(group, axis))}
+    at_costs = {axis: at for axis in AGAINST if (at := at_equal_cost(group, axis))}
     return {
         "uses": "" if named else group[0].stage.uses,
         "lines": [_describe_curve(curve) for curve in group],
         "differences": differences(group),
-        "meetings": {a: {"at": at, "values": values} for a, (at, values) in meetings.items()},
+        "meetings": {a: {"at": at, "values": values} for a, (at, values) in at_costs.items()},
     }
 
 

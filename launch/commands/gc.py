@@ -24,7 +24,7 @@ from launch.ui.options import json_option, open_store, store_flag, store_option
 @store_option
 @json_option
 def gc(keep: int, delete: bool, store_path: str, as_json: bool) -> None:
-    """List, or delete, what neither the newest runs nor any model alias needs.
+    """List or delete artifacts not reachable from recent runs or model aliases.
 
     Artifacts of the last five promotions of each alias are always kept.
     """

@@ -49,7 +49,10 @@ TEMPLATES = {
 @click.argument("template", metavar="[TEMPLATE]", default="pipeline")
 @click.argument("folder", metavar="[FOLDER]", default=".", type=click.Path(file_okay=False))
 def init(template: str, folder: str) -> None:
-    """Write the files of a template: pipeline, stage or cluster. Existing files are kept."""
+    """Write the files of a template: pipeline, stage or cluster. Existing files are kept.
+
+    TEMPLATE: default pipeline, which writes pipeline.yaml. FOLDER: default the current folder.
+    """
     if template not in TEMPLATES:
         raise UserError(f"no template {template!r}", remedy=did_you_mean(template, TEMPLATES))
     files, next_command, purpose = TEMPLATES[template]

@@ -11,7 +11,7 @@ from pipeline.errors import Failure
 
 @click.command()
 @click.argument("name", metavar="RUN", default="latest")
-@click.option("--sync", is_flag=True, help="Also send MLflow what it lacks.")
+@click.option("--sync", is_flag=True, help="Also send missing data to MLflow.")
 @store_option
 def report(name: str, sync: bool, store_path: str) -> None:
     """Write the HTML report of a run (one self-contained file) and print its path."""

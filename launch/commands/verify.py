@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def verify(target: str, check_all: bool, store_path: str, as_json: bool) -> None:
     """Verify the checksums of all files of a run, of an artifact, or of the whole store.
 
-    A corrupt artifact is moved to quarantine, so that the next run makes it again.
+    A corrupt artifact is moved to quarantine, so that the next run produces it again.
     """
     store = open_store(store_path)
     folders = list(store.folders() if check_all else _artifact_folders(store, target))
@@ -35,7 +35,9 @@ def verify(target: str, check_all: bool, store_path: str, as_json: bool) -> None
     else:
         _print_entries(entries, corrupt)
         for run in dict.fromkeys(_newest_user(store, entry["fingerprint"]) for entry in corrupt):
-            console.suggest_command(f"headwater resume {run}{store_flag(store)}", "makes it again")
+            console.suggest_command(
+                f"headwater resume {run}{store_flag(store)}", "produces it again"
+            )
     if corrupt:
         sys.exit(1)
 
@@ -86,7 +88,7 @@ def _print_entries(entries: list[dict[str, Any]], corrupt: list[dict[str, Any]])
         console.echo(f"✗ {entry['uses']}/{entry['fingerprint']}", "red")
         for problem in entry["problems"]:
             console.echo(f"    {problem}")
-        console.echo("    moved to quarantine; the next run makes it again", "dim")
+        console.echo("    moved to quarantine; the next run produces it again", "dim")
     files, size = sum(e["files"] for e in entries), sum(e["bytes"] for e in entries)
     console.echo(
         f"{len(entries) - len(corrupt)} of {len(entries)} artifacts are intact: "

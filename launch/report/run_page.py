@@ -235,7 +235,7 @@ def _stage(
     ]
     return {
         "status": stage,
-        "verdict": decisions[-1].get("verdict", "") if decisions else "",
+        "action": decisions[-1].get("verdict", "") if decisions else "",
         "why": decisions[-1].get("reason", "") if decisions else "",
         "parameters": stage_parameters(run, stage.name, payload.get("params", {})),
         "panels": list(_panels(observed)),

@@ -254,7 +254,7 @@ class Registry:
             raise CorruptArtifact(
                 "; ".join(problems[:5]),
                 where=str(artifact.path),
-                remedy="`headwater resume RUN` makes it again",
+                remedy="`headwater resume RUN` produces it again",
             )
 
     def _commit(self, record: Record, append: bool = True) -> Record:

@@ -37,14 +37,14 @@ def print_plan(plan: Plan) -> None:
     )
     for stage in plan.stages:
         cells = [COSTS[key][1](stage.estimate.get(key)) for key in costs]
-        if stage.verdict in ("cached", "skip"):
+        if stage.action in ("cached", "skip"):
             cells = [""] * len(costs)
-        reason = "" if stage.reason == stage.verdict else stage.reason
-        table.add_row(stage.name, console.format_state(stage.verdict), reason, *cells)
+        reason = "" if stage.reason == stage.action else stage.reason
+        table.add_row(stage.name, console.format_state(stage.action), reason, *cells)
     console.echo(f"plan of {plan.pipeline}", "bold")
     console.print_table(table)
     for stage in plan.stages:
-        if stage.verdict in ("run", "resume") and stage.estimate_rows:
+        if stage.action in ("run", "resume") and stage.estimate_rows:
             print_estimate(stage.name, stage.estimate_rows)
     for stage in plan.stages:
         for warning in stage.warnings:
@@ -69,10 +69,10 @@ def estimate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
 def summarize_plan(plan: Plan) -> str:
     """Return the number of stages per action, with the estimated time where it is known:
     `3 cached, 5 to run, at least 2h 10m of work`."""
-    actions = [stage.verdict for stage in plan.stages]
+    actions = [stage.action for stage in plan.stages]
     labels = {"cached": "cached", "resume": "to resume", "run": "to run", "skip": "skipped"}
     parts = [f"{actions.count(key)} {label}" for key, label in labels.items() if key in actions]
-    work = [stage for stage in plan.stages if stage.verdict in ("run", "resume")]
+    work = [stage for stage in plan.stages if stage.action in ("run", "resume")]
     seconds = [stage.estimate["seconds"] for stage in work if stage.estimate.get("seconds")]
     time = f", at least {formatting.duration(sum(seconds))} of work" if seconds else ""
     return ", ".join(parts) + time

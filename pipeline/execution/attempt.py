@@ -4,15 +4,15 @@ The driver sends a `Job`. The process opens the inputs (their bytes are hashed),
 function and returns an `Outcome`: plain data with an error message and a status, which decides
 whether the attempt is repeated.
 
-    done         the driver publishes what is under out/
-    user         the input is wrong: never repeated, exit code 2
-    error        the stage's own code raised an error: repeated `retries.error` times
-    worker       a process died, stalled or ran out of memory: repeated `retries.worker` times
-    preempted    the machine was taken away: repeated forever
-    crowded      the cluster is fully used: repeated forever
-    corrupt      an input's bytes changed: it is made again first
-    interrupted  it stopped on request
-    killed       the driver killed it
+    done           the driver publishes what is under out/
+    user           the input is wrong: never repeated, exit code 2
+    error          the stage's own code raised an error: repeated `retries.error` times
+    worker         a process died, stalled or ran out of memory: repeated `retries.worker` times
+    preempted      the machine was taken away: repeated forever
+    unschedulable  the cluster is fully used: repeated forever
+    corrupt        an input's bytes changed: the input is produced again first
+    interrupted    it stopped on request
+    killed         the driver killed it
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ from pipeline.stage_registry import find_stage
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
 
-AttemptStatus = Literal[
-    "done", "user", "error", "worker", "preempted", "crowded", "corrupt", "interrupted", "killed"
-]
+FailureClass = Literal["user", "error", "worker", "preempted", "unschedulable", "corrupt"]
+AttemptStatus = FailureClass | Literal["done", "interrupted", "killed"]
 
 _STATUS_BY_ERROR: dict[type[HeadwaterError], AttemptStatus] = {
     errors.UserError: "user",
     errors.Interrupted: "interrupted",
     errors.CorruptArtifact: "corrupt",
-    errors.ResourcesUnavailable: "crowded",
+    errors.ResourcesUnavailable: "unschedulable",
     errors.WorkerDied: "worker",
     errors.StageStalled: "worker",
     errors.LeaseLost: "worker",

@@ -7,7 +7,7 @@
 
 The fingerprint decides: a stage with an artifact is cached. The reason of a miss is the difference
 from the nearest artifact of the same stage. Changed code only gives a warning, because a comment
-must not retrain a model; `strict_code` makes it decide. Making a stage again (`rerun`, `from_`)
+must not retrain a model; `strict_code` makes it decide. Running a stage again (`rerun`, `from_`)
 does not change its fingerprint: its dependents stay cached unless they are named too.
 """
 
@@ -37,6 +37,9 @@ InputSource = dict[str, str]
 ModelResolver = Callable[[ModelRef], Artifact]
 
 MAX_REASONS = 3  # differences that are listed
+JSON_KEYS = {"action": "verdict", "verdict": "action", "rerun": "forced", "forced": "rerun"}
+"""Fields of `PlannedStage` whose JSON key differs, in both directions: plan files, journals and
+`plan --json` keep their keys, because other programs read them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class PlannedStage:
     name: str
     uses: str
     kind: str
-    verdict: StageAction
+    action: StageAction
     reason: str
     fingerprint: str
     payload: dict[str, Any] = field(repr=False)
@@ -59,8 +62,8 @@ class PlannedStage:
     warnings: list[str]
     source_hash: str
     """Hash of the module that defines the stage."""
-    forced: bool = False
-    """True if the stage is made again although its artifact may exist: the new one is the next
+    rerun: bool = False
+    """True if the stage runs although its artifact may exist: the new artifact is the next
     generation, and unfinished work of the old one is discarded."""
     estimate_rows: list[Mapping[str, Any]] = field(default_factory=list)
     """See `Params.estimate_rows`."""
@@ -68,7 +71,7 @@ class PlannedStage:
     def __str__(self) -> str:
         """Return the action as a sentence: `RUN because train.lr 3e-4 -> 2e-4`."""
         words = {"run": f"RUN because {self.reason}", "resume": f"RESUME at {self.reason}"}
-        return words.get(self.verdict, self.verdict)
+        return words.get(self.action, self.action)
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,12 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads."""
-        return {"pipeline": self.pipeline, "stages": [asdict(stage) for stage in self.stages]}
+        return {"pipeline": self.pipeline, "stages": [_swap_keys(asdict(s)) for s in self.stages]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read the data of `to_json`."""
-        return cls(data["pipeline"], [PlannedStage(**stage) for stage in data["stages"]])
+        return cls(data["pipeline"], [PlannedStage(**_swap_keys(s)) for s in data["stages"]])
 
 
 def make_plan(
@@ -104,9 +107,9 @@ def make_plan(
         spec: the pipeline.
         store: where artifacts are searched.
         only: the one stage to run; its inputs must exist.
-        from_: make this stage and all that depend on it again.
-        rerun: make these stages again.
-        strict_code: make what was made by other code again.
+        from_: run this stage and all that depend on it again.
+        rerun: run these stages again.
+        strict_code: run the stages whose artifacts were produced by other code again.
         resolve_model: returns the artifact that `model:<name>@<alias>` refers to now.
 
     Raises:
@@ -145,7 +148,7 @@ def source_hash(stage: Stage) -> str:
 
 @dataclass
 class _Planner:
-    """Plans the stages in topological order; `planned` holds those that are done."""
+    """Planner of the stages in topological order; `planned` holds the stages planned so far."""
 
     spec: Spec
     store: Store
@@ -176,16 +179,16 @@ class _Planner:
         if found:
             self.found[node.name] = found
         drift = [warning for warning in warnings if warning.startswith("code changed")]
-        verdict: StageAction = "run"
-        forced = node.name in self.forced or bool(self.strict_code and drift)
+        action: StageAction = "run"
+        rerun = node.name in self.forced or bool(self.strict_code and drift)
         if node.name in self.forced:
             reason = self.forced[node.name]
-        elif forced:
+        elif rerun:
             reason = drift[0]
         elif found:
-            verdict, reason = "cached", f"made by {found.manifest['run'].get('id', 'hand')}"
+            action, reason = "cached", f"produced by {found.manifest['run'].get('id', 'hand')}"
         elif point := read_resume_point(self.store.work(node.uses, fp)):
-            verdict, reason = "resume", point
+            action, reason = "resume", point
         elif damage := self.store.corruption_reason(node.uses, fp):
             reason = f"artifact is corrupt: {damage}"
         else:
@@ -194,7 +197,7 @@ class _Planner:
             name=node.name,
             uses=node.uses,
             kind=node.stage.output,
-            verdict=verdict,
+            action=action,
             reason=reason,
             fingerprint=fp,
             payload=wanted,
@@ -204,21 +207,21 @@ class _Planner:
             estimate_rows=list(node.params.estimate_rows(self.spec.upstream(node.name))),
             warnings=warnings,
             source_hash=code,
-            forced=forced,
+            rerun=rerun,
         )
 
     def restrict_to(self, only: Node) -> None:
         """Skip all but one stage; its inputs must exist."""
         for name in only.needs:
             if name in self.planned and name not in self.found:
-                message = f"needs {name}, which was never made"
+                message = f"needs {name}, which has no artifact"
                 remedy = f"leave out --only, or run --only {name} first"
                 self.problems.append(Problem(only.name, message, remedy, only.where))
         for name, stage in self.planned.items():
             if name != only.name:
-                verdict: StageAction = "cached" if name in only.needs else "skip"
-                reason = "left out by --only" if verdict == "skip" else f"needed by {only.name}"
-                self.planned[name] = replace(stage, verdict=verdict, reason=reason, forced=False)
+                action: StageAction = "cached" if name in only.needs else "skip"
+                reason = "left out by --only" if action == "skip" else f"needed by {only.name}"
+                self.planned[name] = replace(stage, action=action, reason=reason, rerun=False)
 
     def _source(self, node: Node, edge: str, ref: Ref) -> InputSource | None:
         """Return the origin of an input; None, with a problem recorded, if it has none."""
@@ -257,7 +260,7 @@ class _Planner:
         made.sort(key=lambda manifest: str(manifest.get("created", "")), reverse=True)
         changes = [describe_changes(m["payload"], wanted, producers) for m in made]
         if not made:
-            return "never made"
+            return "no artifact yet"
         ranks = [
             (m["run"].get("stage") != node.name, len(c)) for m, c in zip(made, changes, strict=True)
         ]
@@ -288,8 +291,13 @@ class _Planner:
             for source, digest in zip(sources, digests, strict=False):
                 now = self.found.get(source.get("stage", ""))
                 if now and now.digest != digest:
-                    warnings.append(f"{source['stage']} was made again since, with other bytes")
+                    warnings.append(f"{source['stage']} was produced again since, with other bytes")
         return warnings
+
+
+def _swap_keys(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage with its fields named by their JSON keys, or the reverse."""
+    return {JSON_KEYS.get(key, key): value for key, value in stage.items()}
 
 
 def read_resume_point(work: Path) -> str:

@@ -1,4 +1,4 @@
-"""Executes a run: every stage whose inputs exist is made, independent ones in parallel.
+"""Execution of a run: every stage whose inputs exist is run, independent ones in parallel.
 
 The driver is stateless: it reads everything from the plan, the journal and the store, so that the
 same command continues a run that stopped. It never imports the stages' heavy libraries. Attempts
@@ -57,7 +57,7 @@ def execute(
     Args:
         launcher: where attempts run; it is closed at the end.
         observers: started after `run.started` and stopped after the run's last event.
-        on_finished: called when all stages are made (promotion). `GateRefused` makes the run
+        on_finished: called when all stages have finished (promotion). `GateRefused` makes the run
             `refused`, any other error makes it `failed`. A request to stop raises
             `KeyboardInterrupt` at any point in it, so that it must be safe to kill.
         grace: seconds for stages to stop on request.
@@ -86,8 +86,8 @@ def _plan_again(run: Run) -> Plan:
     """Plan a resumed run with its first options against the current store."""
     before = run.plan()
     made = {event["stage"] for event in run.events() if event["event"] == "stage.finished"}
-    rerun = [stage.name for stage in before.stages if stage.forced and stage.name not in made]
-    taken = [stage.name for stage in before.stages if stage.verdict != "skip"]
+    rerun = [stage.name for stage in before.stages if stage.rerun and stage.name not in made]
+    taken = [stage.name for stage in before.stages if stage.action != "skip"]
     edges = [sources for stage in before.stages for sources in stage.inputs.values()]
     pinned = {s["artifact"]: s for sources in edges for s in sources if "artifact" in s}
 
@@ -156,28 +156,30 @@ class Scheduler:
         self.backoff = backoff
         self.states: dict[str, StageState] = {}
         self._pool: ResourcePool | None = None
-        self._stale: dict[str, Artifact | None] = {}
-        self._remade: set[str] = set()
+        self._to_replace: dict[str, Artifact | None] = {}
+        self._reproduced: set[str] = set()
         self._threads: dict[str, threading.Thread] = {}
         self._ended: queue.Queue[tuple[str, StageState | BaseException]] = queue.Queue()
 
     def run_stages(self) -> RunState:
-        """Make what can be made and return the state of the run.
+        """Run the stages whose inputs exist and return the state of the run.
 
         Raises:
             UserError: a stage needs more than the cluster has; nothing was started.
             Failure: the journal or the store cannot be written.
         """
         for name, stage in self.stages.items():
-            self.states[name] = "skipped" if stage.verdict == "skip" else "pending"
-            if stage.verdict != "skip":
-                self._stale[name] = self.run.store.find(stage.uses, stage.fingerprint)
-                if self._stale[name] and not stage.forced:
+            self.states[name] = "skipped" if stage.action == "skip" else "pending"
+            if stage.action != "skip":
+                self._to_replace[name] = self.run.store.find(stage.uses, stage.fingerprint)
+                if self._to_replace[name] and not stage.rerun:
                     self.states[name] = "cached"
                     self.run.append("stage.cached", stage=name, fingerprint=stage.fingerprint)
         while True:
             self._skip_dependents_of_failed()
-            ready = [] if self.token.requested else self._ready()
+            pending = [s for s in self.stages.values() if self.states[s.name] == "pending"]
+            ready = [s for s in pending if all(self.states[n] in COMPLETED_STATES for n in s.needs)]
+            ready = [] if self.token.requested else ready
             for stage in ready:
                 self._begin(stage)
             if self._threads:
@@ -203,20 +205,15 @@ class Scheduler:
                 self.states[stage.name] = "skipped"
                 self.run.append("stage.skipped", stage=stage.name, reason=f"{lost[0]} failed")
 
-    def _ready(self) -> list[PlannedStage]:
-        """Return the pending stages whose upstream stages are complete."""
-        pending = [s for s in self.stages.values() if self.states[s.name] == "pending"]
-        return [s for s in pending if all(self.states[n] in COMPLETED_STATES for n in s.needs)]
-
     def _begin(self, stage: PlannedStage) -> None:
         """Start a stage's thread, if its inputs still exist."""
         inputs = self._inputs(stage)
         pool = self._pool or self._start_launcher()
         if inputs is None or pool is None:
             return
-        node, stale, token = self.nodes[stage.name], self._stale.get(stage.name), self.token
+        node, old, token = self.nodes[stage.name], self._to_replace.get(stage.name), self.token
         executor = StageExecutor(
-            self.run, stage, node, inputs, self.launcher, pool, token, self.backoff, stale
+            self.run, stage, node, inputs, self.launcher, pool, token, self.backoff, old
         )
 
         def execute_stage() -> None:
@@ -261,30 +258,30 @@ class Scheduler:
         return self._pool
 
     def _inputs(self, stage: PlannedStage) -> dict[str, tuple[Artifact, ...]] | None:
-        """Return the artifacts on each edge; None if one is gone and is to be made again."""
+        """Return the artifacts on each edge; None if one is gone and must be produced again."""
         inputs: dict[str, tuple[Artifact, ...]] = dict.fromkeys(stage.inputs, ())
         for edge, sources in stage.inputs.items():
             for source in sources:
                 artifact = self.run.store.find(source["uses"], source["fingerprint"])
                 if artifact is None:
-                    self._remake(stage, source["fingerprint"])
+                    self._reproduce_input(stage, source["fingerprint"])
                     return None
                 inputs[edge] += (artifact,)
         return inputs
 
-    def _remake(self, stage: PlannedStage, fingerprint: str) -> None:
-        """Make a damaged input again, once; otherwise fail the stage that needs it."""
+    def _reproduce_input(self, stage: PlannedStage, fingerprint: str) -> None:
+        """Produce a corrupt input again, once; otherwise fail the stage that needs it."""
         maker = next((s for s in self.stages.values() if s.fingerprint == fingerprint), None)
-        if maker is None or maker.name in self._remade:
+        if maker is None or maker.name in self._reproduced:
             self.states[stage.name] = "failed"
-            error = f"its input {fingerprint} is missing or damaged"
-            remedy = "`headwater verify --all` shows why; make it again with its own pipeline"
+            error = f"its input {fingerprint} is missing or corrupt"
+            remedy = "`headwater verify --all` shows why; produce it again with its own pipeline"
             facts = {"class": "corrupt", "error": error, "remedy": remedy}
             self.run.append("stage.failed", stage=stage.name, **facts)
             return
-        self._remade.add(maker.name)
+        self._reproduced.add(maker.name)
         self.states[maker.name] = "pending"
-        self.run.append("note", message=f"{maker.name} is damaged and is made again")
+        self.run.append("note", message=f"{maker.name} is corrupt; producing it again")
 
 
 @contextmanager

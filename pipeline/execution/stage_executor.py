@@ -1,8 +1,8 @@
-"""Executes one stage of a run: lease, resources, attempts, retries, publication.
+"""Executor of one stage of a run: lease, resources, attempts, retries, publication.
 
 One thread of the driver executes each stage, from top to bottom:
 
-    acquire the lease      if another run makes the artifact: wait, and use that one
+    acquire the lease      if another run produces the artifact: wait, and use that one
     reserve resources      after the lease, so that no stage holds resources while it waits
     attempt                in a process of its own (`pipeline.execution.attempt`), by a `Launcher`
     retry or give up       by the class of the failure, each with its own budget
@@ -35,7 +35,7 @@ from pipeline.storage.store import PublishRequest
 POLL_INTERVAL = 0.1  # seconds between two checks of a waiting thread
 MAX_PAUSE = 60.0  # seconds: the longest pause before a retry
 
-_UNCOUNTED = ("preempted", "crowded")  # not a fault of the stage: no retry is used up
+_UNCOUNTED = ("preempted", "unschedulable")  # not a fault of the stage: no retry is used up
 _STOPPED = ("interrupted", "killed", "worker", *_UNCOUNTED)  # how attempts end in a stopping run
 
 
@@ -102,7 +102,10 @@ class ResourcePool:
 
 
 class RetryBudget:
-    """The retries that a stage has left, by class of failure."""
+    """The retries that a stage has left, by class of failure.
+
+    Hand-written because budgets differ per class of failure and waits must end on cancellation.
+    """
 
     def __init__(self, retries: Retries, backoff: float) -> None:
         self._left = {"worker": retries.worker, "error": retries.error}
@@ -121,7 +124,7 @@ class RetryBudget:
 
 @dataclass
 class StageExecutor:
-    """Executes one planned stage."""
+    """Executor of one planned stage."""
 
     run: Run
     planned: PlannedStage
@@ -131,15 +134,15 @@ class StageExecutor:
     pool: ResourcePool
     token: CancellationToken
     backoff: float
-    stale: Artifact | None = None
-    """The existing artifact that is to be made again; it does not count as made."""
+    replaced: Artifact | None = None
+    """Existing artifact that this execution replaces; it does not count as cached."""
     _budget: RetryBudget = field(init=False)
 
     def __post_init__(self) -> None:
         self._budget = RetryBudget(self.node.params.retries, self.backoff)
 
     def execute(self) -> StageState:
-        """Execute the stage; return its state, `pending` if an input must be made again first."""
+        """Execute the stage; return its state, `pending` if an input is to be produced again."""
         state: StageState | None = None
         while state is None:
             state = self._execute_under_lease()
@@ -151,13 +154,13 @@ class StageExecutor:
         with store.lease(planned.uses, planned.fingerprint, self.run.id) as lease:
             if not lease.acquire(0.0):
                 owner = (lease.holder() or {}).get("owner", "another run")
-                self._note("waiting", reason=f"{owner} is making it")
+                self._note("waiting", reason=f"{owner} is producing it")
             while not lease.is_held():
                 if self.token.requested:
                     return "pending"
                 lease.acquire(POLL_INTERVAL)
             made = store.find_or_quarantine(planned.uses, planned.fingerprint)
-            if made and (self.stale is None or made.path != self.stale.path):
+            if made and (self.replaced is None or made.path != self.replaced.path):
                 self._note("cached", fingerprint=planned.fingerprint)
                 return "cached"
             need = Resources.required_by(self.node.params.workers)
@@ -169,7 +172,7 @@ class StageExecutor:
         work = self.run.store.work(planned.uses, planned.fingerprint)
         while True:
             attempt = self._next_attempt()
-            if attempt == 1 and planned.forced:  # the old artifact's work is not part of the new
+            if attempt == 1 and planned.rerun:  # the old artifact's work is not part of the new
                 shutil.rmtree(work, ignore_errors=True)
             self._note("started", attempt=attempt, fingerprint=planned.fingerprint)
             outcome = self._attempt(attempt, lease)
@@ -178,7 +181,7 @@ class StageExecutor:
                 return "finished"
             if status not in _STOPPED or not self.token.requested:
                 if status == "corrupt" and not self._inputs_exist():
-                    self._note("waiting", reason="a damaged input is to be made again")
+                    self._note("waiting", reason="a corrupt input must be produced again first")
                     return "pending"
                 if lease.lost.is_set():
                     status, error, remedy = "worker", "another run took it over", ""

@@ -1,12 +1,12 @@
 """The store: one folder of artifacts, runs and models.
 
-    artifacts/<uses>/<fp>/     published artifacts; made again on demand: <fp>.2, <fp>.3 …
+    artifacts/<uses>/<fp>/     published artifacts; produced again on demand: <fp>.2, <fp>.3 …
     work/<uses>/<fp>/          work in progress; survives kills
     quarantine/<uses>/         damaged artifacts, each with its reason
-    leases/  cache/  tmp/      who makes what; what can be made again; what is being deleted
+    leases/  cache/  tmp/      leases; regenerable data; folders being deleted
     runs/  registry/           folders of runs; promotion logs of models
 
-Of several generations of a fingerprint the newest sound one is read.
+Of several generations of a fingerprint the newest valid one is read.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Store:
     # --- reading -------------------------------------------------------------------------------
 
     def find(self, uses: str, fp: str) -> Artifact | None:
-        """Return the newest sound artifact of a fingerprint, or None; changes nothing.
+        """Return the newest valid artifact of a fingerprint, or None; changes nothing.
 
         Presence and size of every file are checked; damaged generations are skipped.
 
@@ -93,7 +93,7 @@ class Store:
         return None
 
     def corruption_reason(self, uses: str, fp: str) -> str:
-        """Return the damage of the newest artifact, quarantined or not; empty if it is sound."""
+        """Return the damage of the newest artifact, quarantined or not; empty if it is valid."""
         for _, found in self._inspect_generations(uses, fp):
             return found if isinstance(found, str) else ""
         notes: list[dict[str, Any]] = [
@@ -132,7 +132,7 @@ class Store:
         flip on the way to the disk and on it.
 
         Raises:
-            CorruptArtifact: bytes changed; it was quarantined, and a new run makes it again.
+            CorruptArtifact: bytes changed; it was quarantined, and a new run produces it again.
             Failure: the artifact cannot be read.
         """
         mark: Path | None = None
@@ -145,7 +145,7 @@ class Store:
         if problems := "; ".join(self.verify(artifact)):
             self.quarantine(artifact, problems)
             where = f"{artifact.uses}/{artifact.fingerprint}"
-            remedy = "it was quarantined; `headwater resume` makes it again"
+            remedy = "it was quarantined; `headwater resume` produces it again"
             raise CorruptArtifact(problems, where=where, remedy=remedy)
         if mark:
             with suppress(Failure, OSError):
@@ -154,7 +154,7 @@ class Store:
         return artifact
 
     def verify(self, artifact: Artifact | Path) -> list[str]:
-        """Return every difference from what was published; reads all bytes. Empty if it is sound.
+        """Return every difference from what was published; reads all bytes. Empty if it is valid.
 
         Raises:
             Failure: the artifact cannot be read.

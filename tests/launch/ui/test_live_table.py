@@ -26,7 +26,9 @@ WHOLE = status(
         "running",
         progress=progress(312, 10.0, loss=5.2134, tokens_per_second=4100.0),
     ),
-    StageStatus("sft-augmented", "sft", "waiting", reason="20261121-0201-bold-duck is making it"),
+    StageStatus(
+        "sft-augmented", "sft", "waiting", reason="20261121-0201-bold-duck is producing it"
+    ),
     StageStatus("reward", "reward", "failed", reason="seven is not a number"),
     StageStatus("evaluate", "evaluate"),
 )

@@ -154,7 +154,7 @@ def outcome_of(error: BaseException) -> Outcome:
         (CorruptArtifact("x"), "corrupt"),
         (WorkerDied("x"), "worker"),
         (StageStalled("x"), "worker"),
-        (ResourcesUnavailable("x"), "crowded"),
+        (ResourcesUnavailable("x"), "unschedulable"),
         (LeaseLost("x"), "worker"),
         (Failure("x"), "error"),
         (MemoryError(), "worker"),

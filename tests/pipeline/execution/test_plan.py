@@ -82,7 +82,7 @@ def stage_of(plan: Plan, name: str) -> PlannedStage:
 
 def test_all_is_to_be_made_in_an_empty_store(store: Store) -> None:
     plan = make_plan(spec(), store)
-    assert sentences(plan) == dict.fromkeys(STAGES, "RUN because never made")
+    assert sentences(plan) == dict.fromkeys(STAGES, "RUN because no artifact yet")
     assert not store.root.exists()
     juice = stage_of(plan, "juice")
     trees = stage_of(plan, "trees")
@@ -98,7 +98,7 @@ def test_what_was_made_is_cached(store: Store) -> None:
     publish_all(store, spec())
     plan = make_plan(spec("trees.workers.num=4", "trees.tools=3"), store)
     assert sentences(plan) == dict.fromkeys(STAGES, "cached")
-    assert stage_of(plan, "trees").reason == "made by 20260101-0000-able-bear"
+    assert stage_of(plan, "trees").reason == "produced by 20260101-0000-able-bear"
     assert stage_of(plan, "trees").warnings == []
 
 
@@ -135,7 +135,7 @@ def test_a_stage_resumes_from_where_it_says(store: Store) -> None:
     plan = make_plan(spec(), store)
     folder = store.work("orchard.plant", stage_of(plan, "trees").fingerprint)
     context = Context(folder, folder / "log", folder / "cancel", store.root / "cache")
-    assert stage_of(make_plan(spec(), store), "trees").verdict == "run"
+    assert stage_of(make_plan(spec(), store), "trees").action == "run"
     context.resume_point(1200, 5000)
     assert str(stage_of(make_plan(spec(), store), "trees")) == "RESUME at step 1200/5000"
     context.progress(3, 40, "shards")
@@ -151,14 +151,14 @@ def test_a_torn_resume_point_is_none(store: Store, torn: str) -> None:
     observed = store.work("orchard.plant", fp) / "observed"
     observed.mkdir(parents=True)
     (observed / "resume.json").write_text(torn)
-    assert stage_of(make_plan(spec(), store), "trees").reason == "never made"
+    assert stage_of(make_plan(spec(), store), "trees").reason == "no artifact yet"
 
 
 def test_a_damaged_artifact_is_made_again(store: Store) -> None:
     made = publish_all(store, spec())
     (made["juice"].path / "data.txt").unlink()
     found = stage_of(make_plan(spec(), store), "juice")
-    assert found.verdict == "run"
+    assert found.action == "run"
     assert found.reason.startswith("artifact is corrupt: ")
     assert "data.txt" in found.reason
     assert made["juice"].path.exists()
@@ -180,10 +180,10 @@ def test_what_was_damaged_before_the_garbage_was_collected_is_forgotten(store: S
     store.find_or_quarantine("orchard.press", made["juice"].fingerprint)
     assert "corrupt" in stage_of(make_plan(spec(), store), "juice").reason
     collect_garbage(store, dry=False)
-    assert stage_of(make_plan(spec(), store), "juice").reason == "never made"
+    assert stage_of(make_plan(spec(), store), "juice").reason == "no artifact yet"
 
 
-# --- made again on demand ----------------------------------------------------------------------
+# --- produced again on demand -------------------------------------------------------------------
 
 
 def test_rerun_makes_one_stage_again(store: Store) -> None:
@@ -191,13 +191,13 @@ def test_rerun_makes_one_stage_again(store: Store) -> None:
     plan = make_plan(spec(), store, rerun=["juice"])
     expected = {"trees": "cached", "juice": "RUN because forced by --rerun", "taste": "cached"}
     assert sentences(plan) == expected
-    assert [stage.forced for stage in plan.stages] == [False, True, False]
+    assert [stage.rerun for stage in plan.stages] == [False, True, False]
     again = publish(store, stage_of(plan, "juice"), code="other bytes")
     assert again.path != made["juice"].path
     assert made["juice"].path.exists()
     after = make_plan(spec(), store)
     assert sentences(after) == dict.fromkeys(STAGES, "cached")
-    warning = "juice was made again since, with other bytes"
+    warning = "juice was produced again since, with other bytes"
     assert stage_of(after, "taste").warnings == [warning]
 
 
@@ -214,12 +214,12 @@ def test_from_makes_a_stage_and_all_after_it_again(store: Store) -> None:
 def test_only_takes_one_stage_whose_inputs_are_there(store: Store) -> None:
     publish(store, stage_of(make_plan(spec(), store), "trees"))
     plan = make_plan(spec(), store, only="juice")
-    expected = {"trees": "cached", "juice": "RUN because never made", "taste": "skip"}
+    expected = {"trees": "cached", "juice": "RUN because no artifact yet", "taste": "skip"}
     assert sentences(plan) == expected
     with pytest.raises(SpecError) as caught:
         make_plan(spec(), store, only="taste")
     assert str(caught.value) == (
-        "run.yaml: taste: needs juice, which was never made "
+        "run.yaml: taste: needs juice, which has no artifact "
         "(leave out --only, or run --only juice first)"
     )
 
@@ -258,15 +258,15 @@ def written(tmp_path: Path) -> Iterator[Path]:
 def test_changed_code_warns_and_decides_only_on_demand(store: Store, written: Path) -> None:
     wanted = spec(weeds={"uses": "weeds"})
     made = publish(store, stage_of(make_plan(wanted, store), "weeds"))
-    assert stage_of(make_plan(wanted, store, strict_code=True), "weeds").verdict == "cached"
+    assert stage_of(make_plan(wanted, store, strict_code=True), "weeds").action == "cached"
     written.write_text(written.read_text() + "# a comment\n")
     lax = stage_of(make_plan(wanted, store), "weeds")
     since = str(made.manifest["code"]["commit"] or made.manifest["created"])[:7]
-    assert lax.verdict == "cached"
+    assert lax.action == "cached"
     assert lax.warnings[0].startswith(f"code changed since {since}")
     strict = stage_of(make_plan(wanted, store, strict_code=True), "weeds")
     assert str(strict) == f"RUN because {lax.warnings[0]}"
-    assert strict.forced
+    assert strict.rerun
 
 
 def test_a_stage_without_a_file_has_no_hash(store: Store, written: Path) -> None:

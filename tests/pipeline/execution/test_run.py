@@ -548,7 +548,7 @@ def test_stages_without_a_plan_have_no_folder(store: Store) -> None:
 def test_replanning_replaces_the_plan(store: Store, spec: Spec) -> None:
     run = Run.create(store, spec, make_plan(spec, store))
     run.write_plan(make_plan(spec, store, rerun=["one"]))
-    assert run.plan().stages[0].forced
+    assert run.plan().stages[0].rerun
     assert len([e for e in run.events() if e["event"] == "plan"]) == 2
 
 

@@ -329,7 +329,7 @@ def scripted(*endings: str) -> Threads:
         (["error"], "{error: 1}", "finished", 2, 0),
         (["user"], "{worker: 9, error: 9}", "failed", 1, 2),
         (["preempted"] * 7, "{worker: 0}", "finished", 8, 0),
-        (["crowded"] * 7, "{worker: 0}", "finished", 8, 0),
+        (["unschedulable"] * 7, "{worker: 0}", "finished", 8, 0),
         (["interrupted"], "{}", "finished", 2, 0),
         (["killed"], "{worker: 0}", "failed", 1, 1),
         (["corrupt"], "{error: 9}", "failed", 1, 1),
@@ -522,7 +522,7 @@ def test_a_stage_that_waits_for_resources_can_be_interrupted(store: Store, hold:
 
 def test_a_stage_without_room_can_be_interrupted(store: Store) -> None:
     run = make(store, "a: {uses: toy.count, retries: {worker: 0}}")
-    launcher = scripted("crowded")
+    launcher = scripted("unschedulable")
     launcher.before = lambda job: run.cancel_file.write_text("cancel\n") and None
     assert go(run, launcher).state == "cancelled"
     assert states(run) == {"a": "interrupted"}
@@ -549,7 +549,7 @@ def test_two_runs_at_once_make_everything_once(store: Store, hold: Path) -> None
     until(lambda: holds(one.run, "a"))
     two = Meanwhile(make(store, held(hold)))
     until(lambda: events(two.run, "stage.waiting", "a"))
-    assert events(two.run, "stage.waiting", "a")[0]["reason"] == f"{one.run.id} is making it"
+    assert events(two.run, "stage.waiting", "a")[0]["reason"] == f"{one.run.id} is producing it"
     hold.unlink()
     assert (one.end(), two.end()) == ("finished", "finished")
     made = events(one.run, "stage.finished") + events(two.run, "stage.finished")
@@ -608,7 +608,7 @@ def test_a_lost_lease_ends_the_stage_which_then_waits(store: Store, hold: Path) 
     thief = steal(store, meanwhile.run, "a")
     until(lambda: events(meanwhile.run, "stage.waiting"))
     assert events(meanwhile.run, "stage.retry")[0]["error"] == "another run took it over"
-    assert events(meanwhile.run, "stage.waiting")[0]["reason"] == "a-thief is making it"
+    assert events(meanwhile.run, "stage.waiting")[0]["reason"] == "a-thief is producing it"
     hold.unlink()
     thief.release()
     assert meanwhile.end() == "finished"
@@ -681,7 +681,7 @@ def test_a_damaged_input_is_made_again_and_then_used(store: Store) -> None:
     run, launcher = make(store, TWO_AND_SUM), Threads()
     assert go(run, launcher).state == "finished"
     assert launcher.jobs == [("sum", 1), ("a", 1), ("sum", 2)]
-    assert "damaged input" in events(run, "stage.waiting", "sum")[0]["reason"]
+    assert "corrupt input" in events(run, "stage.waiting", "sum")[0]["reason"]
     assert digests(run) == before
     assert states(run) == {"a": "finished", "b": "cached", "sum": "finished"}
 
@@ -702,7 +702,7 @@ def test_what_is_damaged_each_time_fails(store: Store) -> None:
     run, launcher = make(store, TWO_AND_SUM), Threads()
     launcher.before = lambda job: flip(made(store, run, "a")) if job.stage == "sum" else None
     assert go(run, launcher).state == "failed"
-    assert "is missing or damaged" in events(run, "stage.failed", "sum")[0]["error"]
+    assert "is missing or corrupt" in events(run, "stage.failed", "sum")[0]["error"]
     assert exit_code(run) == 1
 
 
