@@ -71,9 +71,9 @@ class Params(Section):
     """The parameters of a stage in a pipeline file. Subclass it with one field per key."""
 
     workers: Annotated[Workers, EXECUTION] = Workers()
-    """Processes the stage runs on."""
+    """Processes of the stage. Default: one process."""
     retries: Annotated[Retries, EXECUTION] = Retries()
-    """Retries after failures."""
+    """Retries after failures. Default: 2 after a lost process, none after an error."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = {}
     """Error messages for unknown keys anywhere in the stage's parameters."""

@@ -115,7 +115,7 @@ class AugmentParams(Params):
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Generate questions for unlabelled answers, filter them, and add them to the real ones."""
     from stages.data.conversation_dataset import Conversations, write_conversations
-    from stages.speaker.question_filters import KEPT, apply_filters
+    from stages.speaker.question_filters import KEPT, apply_question_filters
     from stages.speaker.question_generation import (
         QuestionGenerationConfig,
         generate_questions,
@@ -133,7 +133,7 @@ def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> N
     with WorkerGroup(params.workers, ctx) as group:
         shards = group.run(generate_questions, answers, config, ctx.scratch, ctx.cancel_file)[0]
     candidates = read_candidates(ctx.scratch, shards)
-    counts = apply_filters(question_filter_chain(params, real, held_out), candidates)
+    counts = apply_question_filters(question_filter_chain(params, real, held_out), candidates)
     by_id = {answer.id: answer for answer in answers}
     synthetic = [
         (candidate, to_conversation(candidate, by_id[candidate.target], config, inputs))
@@ -146,7 +146,7 @@ def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> N
         targets=len(answers), candidates=len(candidates), real=len(real), synthetic=len(kept),
         kept_share=len(kept) / max(1, len(candidates)),
     )  # fmt: skip
-    report(ctx, candidates, counts, by_id)
+    add_panels(ctx, candidates, counts, by_id)
 
 
 def select_answers(
@@ -208,12 +208,12 @@ def question_filter_chain(
 
     quota = int(params.max_synthetic_ratio * len(real))
     return [
-        ("unfinished", question_filters.truncated),
+        ("unfinished", question_filters.is_truncated),
         ("length", question_filters.length_out_of_range(limits.min_words, limits.max_words)),
-        ("repetition", question_filters.repetitive(limits.max_repetition)),
-        ("held out", question_filters.matches_known(questions(held_out))),
-        ("already asked", question_filters.matches_known(questions(real))),
-        ("ambiguous", question_filters.ambiguous),
+        ("repetition", question_filters.is_repetitive(limits.max_repetition)),
+        ("held out", question_filters.is_known(questions(held_out))),
+        ("already asked", question_filters.is_known(questions(real))),
+        ("ambiguous", question_filters.is_ambiguous),
         ("unlikely", question_filters.low_log_prob(limits.log_prob_quantile)),
         ("round trip", question_filters.fails_round_trip(limits.min_round_trip_gain)),
         ("not the best", question_filters.not_best_candidate),
@@ -257,7 +257,7 @@ def to_conversation(
     )
 
 
-def report(
+def add_panels(
     ctx: Context,
     candidates: Sequence[CandidateQuestion],
     counts: Sequence[tuple[str, int]],

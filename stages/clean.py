@@ -3,8 +3,8 @@
     sources --annotate--> annotation tables: text, language, score of every rule, hashes
                |  repairs Unicode, masks personal data, removes boilerplate (both on request)
             --filter----> the rule that each document fails: broken, language, then the limits
-            --dedup-----> the survivor of each group of exact and near copies; text that was read
-               |          before is removed (on request)
+            --dedup-----> the survivor of each group of exact and near copies; text that occurred
+               |          earlier is removed (on request)
             --write-----> documents/, dropped/ with rule and score, stats.json, index/
 
     clean: {uses: clean, sources: ["python:docs", "notes/"], languages: [en]}

@@ -66,10 +66,10 @@ class DecontaminateParams(Params):
     speech, and `items_common` counts the items without any other. Null ignores none. Default:
     10."""
     action: Literal["drop", "cut"] = "drop"
-    """Whether to drop a contaminated document, or to cut the matches out and keep the rest as one
-    document. Default: drop."""
+    """Treatment of a contaminated document: `drop`, or `cut`, which removes the matches and keeps
+    the rest as one document. Default: drop."""
     cut: CutSection = CutSection()
-    """What `action: cut` removes."""
+    """Sizes of the cuts of `action: cut`. Default: as GPT-3."""
 
     def externals(self) -> dict[str, str]:
         """Return the digest of each evaluation set."""

@@ -171,9 +171,11 @@ class EvaluateTasksParams(Params):
     limit: Annotated[int, Field(ge=0)] = 0
     """Number of items per task, from its beginning; 0 means all. Default: 0."""
     pmi: bool = False
-    """Also score choices without their context, for `acc_pmi`; doubles the work. Default: false."""
+    """Scoring of choices without their context too, for `acc_pmi`, at twice the work. Default:
+    false."""
     add_bos_token: bool = False
-    """Start every context with the token that documents start after. Default: only empty ones."""
+    """Insertion of the document-start token before every context. Default: false, only before empty
+    contexts."""
     seed: int = 0
     """Random seed of few-shot examples. Default: the seed of the pipeline."""
     batch_size: Annotated[int, Field(ge=1), EXECUTION] = 16

@@ -86,10 +86,10 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
         prompts=evaluation.prompts,
         demonstration_score=evaluation.demonstration_score,
     )
-    show(evaluation, ctx)
+    add_panels(evaluation, ctx)
 
 
-def show(evaluation: RewardEvaluation, ctx: Context) -> None:
+def add_panels(evaluation: RewardEvaluation, ctx: Context) -> None:
     """Add the report panels: the curves, the accuracy by pair of ranks, the mean score by rank."""
     ctx.panel(panels.curve("Ranking loss", ["loss", "eval_loss"], unit="nats per pair"))
     ctx.panel(panels.curve("Accuracy over pairs", ["accuracy", "eval_accuracy"]))

@@ -65,7 +65,7 @@ class TokenizerTrainParams(Params):
     """Algorithm: `bpe` merges pairs; `unigram` selects the vocabulary of maximum likelihood under a
     unigram language model (slower to train and to encode with). Default: bpe."""
     split_digits: bool = True
-    """Encode every digit as one piece. Default: true."""
+    """Encoding of every digit as one piece. Default: true."""
     whitespace_runs: Annotated[int, Field(ge=0, le=64)] = 0
     """Longest run of spaces, or of tabs, that is one piece; useful for code. 0 leaves runs of
     spaces to the training, and tabs to bytes. Default: 0."""

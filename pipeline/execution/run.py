@@ -188,7 +188,7 @@ class Run:
         self.journal.lease = lease
         for stage in status.stages:
             if stage.began:  # the driver died during this attempt
-                seen = format_timestamp(last_active_time(self._fill(stage)))
+                seen = format_timestamp(last_active_time(self._add_store_facts(stage)))
                 note = {"stage": stage.name, "attempt": stage.attempts, "time": seen}
                 self.append("stage.interrupted", **note)
         self.append("run.started", pid=os.getpid(), host=os.uname().nodename, **facts)
@@ -225,11 +225,11 @@ class Run:
         status = derive_status(self.id, self.events())
         if status.state == "running" and not self.has_driver():
             status = mark_interrupted(status)
-        stages = [self._fill(stage) for stage in status.stages]
+        stages = [self._add_store_facts(stage) for stage in status.stages]
         return replace(status, stages=stages, store=status.store or str(self.store.root))
 
-    def _fill(self, stage: StageStatus) -> StageStatus:
-        """Add what the store knows: the artifact's folder and metrics, or live progress."""
+    def _add_store_facts(self, stage: StageStatus) -> StageStatus:
+        """Add facts from the store: the artifact's folder and metrics, or live progress."""
         if not stage.fingerprint:
             return stage
         if stage.state in COMPLETED_STATES:

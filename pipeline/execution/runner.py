@@ -143,7 +143,7 @@ def _run_to_end(run: Run, scheduler: Scheduler, on_finished: Callable[[Run], Non
 
 
 class Scheduler:
-    """Runs the stages of a plan, each in a thread, as soon as their inputs exist."""
+    """Scheduler of the stages of a plan: each runs in a thread as soon as its inputs exist."""
 
     def __init__(
         self, run: Run, plan: Plan, launcher: Launcher, token: CancellationToken, backoff: float

@@ -44,7 +44,7 @@ def resolve_extends(path: Path, chain: tuple[Path, ...] = ()) -> Tree:
     elif not base.is_file():
         message, remedy = f"there is no file {base}", "the path is relative to this file"
     else:
-        return tree.merged_over(resolve_extends(base, chain))
+        return tree.merge_over(resolve_extends(base, chain))
     raise SpecError([Problem("extends", message, remedy, tree.location(("extends",)))])
 
 
@@ -62,7 +62,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
                 raise SpecError([Problem("", message, remedy, place)])
             stages = tree.data.get("stages") if isinstance(tree.data, dict) else None
             path = _key_path(key.strip(), stages if isinstance(stages, dict) else {}, place)
-            tree = _parse_value(value, path, place).merged_over(tree)
+            tree = _parse_value(value, path, place).merge_over(tree)
         except SpecError as error:
             tree.problems += error.problems
     return tree

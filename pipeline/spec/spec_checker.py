@@ -76,7 +76,7 @@ def spec_from_resolved(
 
 
 class _SpecChecker:
-    """Builds a Spec from a tree and collects the problems on the way.
+    """Builder of a Spec from a tree, which also collects the problems.
 
     Each step stores its results in `stages`, `params` and `edges`, by node name; later steps check
     what is there, so that one mistake does not hide another.

@@ -52,7 +52,7 @@ class Tree:
             path = path[:-1]
         return self.locations.get(path, "")
 
-    def merged_over(self, base: Tree) -> Tree:
+    def merge_over(self, base: Tree) -> Tree:
         """Merge this tree over another: mappings key by key, anything else is replaced."""
         replaced: list[KeyPath] = []
         data = _merge(base.data, self.data, (), replaced)
@@ -129,7 +129,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class _Parser:
-    """Builds the tree from YAML's events, which are flat: no input can overflow the stack."""
+    """Builder of the tree from YAML's events, which are flat: no input can overflow the stack."""
 
     def __init__(self, tree: Tree, where: Callable[[int], str]) -> None:
         self.tree = tree

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from stages.data import parquet_parts
+from stages.data import kinds, parquet_parts
 from stages.data.table_split import TableSplit
 
-KIND = "Conversations"
+KIND = kinds.CONVERSATIONS.name
 VERSION = 1
 SPLITS = ("train", "eval", "unlabelled")
 ROLES = ("system", "user", "assistant")

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import CorruptArtifact, InputError
-from stages.data import parquet_parts
+from stages.data import kinds, parquet_parts
 
-KIND = "Documents"
+KIND = kinds.DOCUMENTS.name
 VERSION = 1
 
 COLUMNS = ("id", "text", "source", "lang", "meta")

@@ -29,9 +29,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import CorruptArtifact, InputError
-from stages.data import tar_format
+from stages.data import kinds, tar_format
 
-KIND = "ImageText"
+KIND = kinds.IMAGE_TEXT.name
 VERSION = 1
 SPLITS = ("train", "eval")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")

@@ -1,6 +1,8 @@
 """The kinds of artifacts that the stages here make, with the readers that open them.
 
-Readers are named as text, because stage modules import this one and must stay light.
+They are declared here and not next to their readers, because stage modules import them and must
+stay light, while the readers import pyarrow or torch. Readers are therefore named as text, and take
+the names of their kinds from here. A package outside the tree registers its own kinds.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def encode_part(rows: Iterable[Row], schema: pa.Schema, text_column: str | None 
 
 
 class PartWriter:
-    """Splits a stream of rows into parts by fixed limits, so that parts depend only on the rows."""
+    """Writer of a stream of rows in parts of fixed limits, which depend on the rows alone."""
 
     def __init__(self, folder: Path, schema: pa.Schema, text_column: str | None = None) -> None:
         self.folder = folder

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from stages.data import parquet_parts
+from stages.data import kinds, parquet_parts
 from stages.data.conversation_dataset import MESSAGES, Message
 from stages.data.table_split import TableSplit
 
-KIND = "Preferences"
+KIND = kinds.PREFERENCES.name
 VERSION = 1
 SPLITS = ("train", "eval")
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from stages.data import token_store
 from stages.data.documents import Documents
 from stages.data.hashing import hash64, hash_fraction
-from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
+from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 
 SLICES = 64  # at least, if the corpus has a megabyte for each: workers then finish together
 SLICE_BYTES = (1 << 20, 16 << 20)  # of text: minimum and approximate maximum
@@ -69,16 +69,14 @@ def _row_group(part: Path, number: int) -> pa.Table:
     return pq.ParquetFile(part).read_row_group(number, columns=["id", "text"])
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> AnyTokenizer:
-    return open_tokenizer(folder)
+_open_tokenizer = lru_cache(maxsize=1)(open_tokenizer)
 
 
 def encode_shard(task: EncodingTask, commit: Path) -> None:
     """Encode some rows: ids to `<commit>.bin`, one record per document to the commit file."""
     from pipeline.atomic_io import write_atomic
 
-    tokenizer = _tokenizer(task.tokenizer)
+    tokenizer = _open_tokenizer(task.tokenizer)
     table = _row_group(task.part, task.row_group)[task.rows]
     dtype = token_store.token_dtype(len(tokenizer))
     encoded = [np.array(tokenizer.document(text), dtype) for text in table["text"].to_pylist()]

@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import CorruptArtifact, InputError
+from stages.data import kinds
 from stages.data.hashing import fold64, permute
 
-KIND = "Tokens"
+KIND = kinds.TOKENS.name
 VERSION = 1
 SPLITS = ("train", "eval")
 

@@ -44,9 +44,9 @@ class TaskRunner:
     seed: int = 0
     """Random seed of few-shot examples."""
     pmi: bool = False
-    """Also score choices without their context."""
+    """True if choices are also scored without their context."""
     add_bos_token: bool = False
-    """Start every context with `document_start_id`; otherwise only empty contexts."""
+    """True if every context starts with `document_start_id`; otherwise only empty contexts do."""
     batch_size: int = CONTEXTS_PER_BATCH
     device: torch.device | str = "cpu"
     heartbeat: Callable[[], None] = lambda: None

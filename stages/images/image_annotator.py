@@ -120,7 +120,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         rule, score = self._failed_image_rule(image) or (rule, score)
         if rule:
             return size | {"rule": rule, "score": score}
-        data, stored = self._stored_image(record.image, image)
+        data, stored = self._encode_image(record.image, image)
         place = {
             "key": escape_control_characters(record.key),
             "place": escape_control_characters(record.place),
@@ -174,7 +174,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
         limit = self.filters.max_aspect_ratio
         return ("aspect", aspect) if limit is not None and aspect > limit else None
 
-    def _stored_image(self, data: bytes, image: Image.Image) -> tuple[bytes, Image.Image]:
+    def _encode_image(self, data: bytes, image: Image.Image) -> tuple[bytes, Image.Image]:
         """Return the bytes to store and the image in them; the source's own if nothing changes.
 
         Raises:

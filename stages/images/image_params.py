@@ -54,7 +54,7 @@ class ImageDedup(Section):
     }
 
     exact: bool = True
-    """Drop images whose files are equal. Default: true."""
+    """Removal of images whose files are equal. Default: true."""
     max_hamming_distance: Annotated[int, Field(ge=0, le=15)] | None = None
     """Largest Hamming distance of 64-bit difference hashes at which two images are near-duplicates,
     bits. 4 finds rescaled and recompressed photographs, but takes many drawings that differ in a
@@ -63,7 +63,7 @@ class ImageDedup(Section):
     """Largest mean absolute difference of the colours of near-duplicates, each reduced to 4 x 4
     pixels, out of 255. Default: 4."""
     captions: bool = False
-    """Drop samples whose main captions are equal. Default: false."""
+    """Removal of samples whose main captions are equal. Default: false."""
 
 
 class ImageResize(Section):
@@ -82,7 +82,7 @@ class ImageResize(Section):
     longest_edge: PositiveInt | None = None
     """Length of the longer side, pixels, instead of `shortest_edge`. Default: no resizing."""
     upscale: bool = False
-    """Also enlarge images that are smaller. Default: false."""
+    """Enlargement of smaller images. Default: false."""
     encode_format: Literal["keep", "jpeg", "png", "webp"] = "keep"
     """Format of stored images; `keep` is the format of the source. Default: keep."""
     encode_quality: Annotated[int, Field(ge=1, le=100)] = 90

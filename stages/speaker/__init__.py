@@ -1,1 +1,1 @@
-"""Synthetic questions: a speaker model generates them, filters select them."""
+"""Synthetic questions for `augment`: a speaker model generates them, filters select them."""

@@ -18,7 +18,7 @@ QuestionFilter = Callable[[Sequence[CandidateQuestion]], list[bool]]
 """Remaining candidates -> whether to drop each."""
 
 
-def apply_filters(
+def apply_question_filters(
     filters: Sequence[tuple[str, QuestionFilter]], candidates: Sequence[CandidateQuestion]
 ) -> list[tuple[str, int]]:
     """Set the outcome of every candidate.
@@ -44,13 +44,13 @@ def normalize_question(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def truncated(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-    """Drop questions that reached the length limit."""
+def is_truncated(candidates: Sequence[CandidateQuestion]) -> list[bool]:
+    """Return which questions reached the length limit."""
     return [not candidate.finished for candidate in candidates]
 
 
 def length_out_of_range(min_words: int, max_words: int) -> QuestionFilter:
-    """Drop questions with fewer or more words."""
+    """Return a filter of questions with fewer or more words."""
 
     def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         return [not min_words <= len(c.text.split()) <= max_words for c in candidates]
@@ -58,8 +58,8 @@ def length_out_of_range(min_words: int, max_words: int) -> QuestionFilter:
     return drops
 
 
-def repetitive(max_repetition: float, n: int = 2) -> QuestionFilter:
-    """Drop questions in which a larger share of word n-grams repeats earlier ones."""
+def is_repetitive(max_repetition: float, n: int = 2) -> QuestionFilter:
+    """Return a filter of questions in which a larger share of word n-grams repeats earlier ones."""
 
     def repetition(text: str) -> float:
         words = text.lower().split()
@@ -69,14 +69,14 @@ def repetitive(max_repetition: float, n: int = 2) -> QuestionFilter:
     return lambda candidates: [repetition(c.text) > max_repetition for c in candidates]
 
 
-def matches_known(texts: Iterable[str]) -> QuestionFilter:
-    """Drop questions that equal one of these texts, after normalization."""
+def is_known(texts: Iterable[str]) -> QuestionFilter:
+    """Return a filter of questions that equal one of these texts after normalization."""
     known = {normalize_question(text) for text in texts}
     return lambda candidates: [normalize_question(c.text) in known for c in candidates]
 
 
-def ambiguous(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-    """Drop questions that were generated for several answers: they identify none."""
+def is_ambiguous(candidates: Sequence[CandidateQuestion]) -> list[bool]:
+    """Return which questions were generated for several answers: they identify no single one."""
     targets: dict[str, set[str]] = {}
     for candidate in candidates:
         targets.setdefault(normalize_question(candidate.text), set()).add(candidate.target)
@@ -84,7 +84,7 @@ def ambiguous(candidates: Sequence[CandidateQuestion]) -> list[bool]:
 
 
 def low_log_prob(quantile: float) -> QuestionFilter:
-    """Drop questions below a quantile of the speaker's log-probability per token."""
+    """Return a filter of questions below a quantile of the speaker's log-probability per token."""
 
     def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         ordered = sorted(c.log_prob for c in candidates)
@@ -97,15 +97,16 @@ def low_log_prob(quantile: float) -> QuestionFilter:
 
 
 def fails_round_trip(min_gain: float) -> QuestionFilter:
-    """Drop questions whose round-trip gain is at most `min_gain`: the forward model does not
-    predict the answer better from them."""
+    """Return a filter of questions whose round-trip gain is at most `min_gain`: the forward model
+    does not predict the answer better from them."""
     return lambda candidates: [
         c.round_trip_gain is not None and c.round_trip_gain <= min_gain for c in candidates
     ]
 
 
 def not_best_candidate(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-    """Drop all but the best question of each answer: by round-trip gain, then log-probability."""
+    """Return which questions are not the best of their answer: by round-trip gain, then
+    log-probability."""
     best: dict[str, CandidateQuestion] = {}
     for candidate in candidates:
         other = best.get(candidate.target)
@@ -115,7 +116,7 @@ def not_best_candidate(candidates: Sequence[CandidateQuestion]) -> list[bool]:
 
 
 def exceeds_quota(quota: int) -> QuestionFilter:
-    """Drop all but the `quota` best questions."""
+    """Return a filter of all but the `quota` best questions."""
 
     def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
         order = sorted(range(len(candidates)), key=lambda i: _score(candidates[i]), reverse=True)

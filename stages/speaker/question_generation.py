@@ -211,14 +211,14 @@ class QuestionGenerator:
         encoded = [[*self.tokenizer.encode(answer.text), EOS] for answer in answers]
         own = [self._prompt(candidate.text, max_prompt) for candidate in candidates]
         others = [*own[half:], *own[:half]]
-        gained, baseline = (self._truncated(forward, p, encoded) for p in (own, others))
+        gained, baseline = (self._truncate(forward, p, encoded) for p in (own, others))
         for candidate, a, b in zip(candidates, gained, baseline, strict=True):
             candidate.round_trip_gain = a.per_token - b.per_token
 
-    def _truncated(
+    def _truncate(
         self, model: LanguageModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     ) -> list[Likelihood]:
-        """Return the likelihoods of answers truncated to fit the context after the prompt."""
+        """Return the likelihoods of answers, truncated to fit the context after the prompt."""
         room = model.config.context_length + 1
         fitting = [answer[: room - len(p)] for p, answer in zip(prompts, answers, strict=True)]
         return self._likelihoods(model, prompts, fitting)

@@ -18,11 +18,12 @@ MAX_TABLE_ROWS = 40
 
 @dataclass
 class CleaningStats(CurationStats):
-    """Counts of documents, characters, and tokens or words, by what became of them."""
+    """Counts of documents, characters, and tokens or words, by outcome (kept, dropped,
+    removed)."""
 
     record_noun: ClassVar[str] = "documents"
     unit: str = "words"
-    """What is counted besides documents and characters: `words` or `tokens`."""
+    """Unit counted next to documents and characters: `words` or `tokens`."""
     by_language: defaultdict[str, Counter[str]] = field(
         default_factory=lambda: defaultdict(Counter)
     )

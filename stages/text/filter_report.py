@@ -31,7 +31,7 @@ EXCERPT_CHARACTERS = 200
 
 
 class FilterReport:
-    """Chooses documents by their scores alone, then stores them as they are written."""
+    """Collector of example documents: chosen by their scores alone, stored as they are written."""
 
     def __init__(
         self, decisions: FilterDecisions, limits: Mapping[str, Limit], duplicates: Duplicates

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts tokens of a tokenizer, or else words between white space (and characters of scripts
-    without spaces)."""
+    """Counter of the tokens of a tokenizer, or else of words between white space (and characters of
+    scripts without spaces)."""
 
     tokenizer: Tokenizer | None = None
 

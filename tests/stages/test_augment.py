@@ -9,9 +9,9 @@ from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
 from stages.augment import (
     AugmentParams,
+    add_panels,
     object_ids,
     question_filter_chain,
-    report,
     select_answers,
     to_conversation,
 )
@@ -148,11 +148,9 @@ def test_without_a_forward_model_there_is_no_round_trip(world, targets, tmp_path
 def test_each_filter_drops_what_it_describes():
     words = [candidate(text) for text in ("why?", "what is it for", "a b a b a b a b", "it " * 50)]
     assert question_filters.length_out_of_range(3, 40)(words) == [True, False, False, True]
-    assert question_filters.repetitive(0.2)(words) == [False, False, True, True]
-    assert question_filters.truncated([candidate(finished=False), candidate()]) == [True, False]
-    assert question_filters.matches_known(["What DOES it do?!"])(
-        [candidate(), candidate("who?")]
-    ) == [
+    assert question_filters.is_repetitive(0.2)(words) == [False, False, True, True]
+    assert question_filters.is_truncated([candidate(finished=False), candidate()]) == [True, False]
+    assert question_filters.is_known(["What DOES it do?!"])([candidate(), candidate("who?")]) == [
         True,
         False,
     ]
@@ -171,7 +169,7 @@ def test_a_question_of_two_answers_is_ambiguous():
         candidate("who?", "a"),
         candidate("who?", "a"),
     ]
-    assert question_filters.ambiguous(found) == [True, True, False, False]
+    assert question_filters.is_ambiguous(found) == [True, True, False, False]
 
 
 def test_the_least_likely_share_is_dropped():
@@ -198,9 +196,9 @@ def test_every_candidate_gets_one_outcome():
         candidate("what is it for", finished=False),
         candidate("what is it for"),
     ]
-    counts = question_filters.apply_filters(
+    counts = question_filters.apply_question_filters(
         [
-            ("unfinished", question_filters.truncated),
+            ("unfinished", question_filters.is_truncated),
             ("length", question_filters.length_out_of_range(3, 9)),
         ],
         found,
@@ -213,7 +211,9 @@ def test_questions_of_the_evaluation_are_never_kept():
     held_out = [talk("e", "an answer", "eval", "what is the cat for?")]
     real = [talk(f"r{i}", "text", "train", "and the dog, what of it?") for i in range(4)]
     found = [candidate("What is the cat for"), candidate("and the dog what of it")]
-    question_filters.apply_filters(question_filter_chain(AugmentParams(), real, held_out), found)
+    question_filters.apply_question_filters(
+        question_filter_chain(AugmentParams(), real, held_out), found
+    )
     assert [c.outcome for c in found] == ["held out", "already asked"]
 
 
@@ -267,10 +267,10 @@ def test_contradictory_length_limits_are_reported():
 def test_the_report_adds_up(tmp_path):
     ctx = Context.local(tmp_path)
     found = [candidate("no"), candidate("what is it for", round_trip_gain=0.5)]
-    counts = question_filters.apply_filters(
+    counts = question_filters.apply_question_filters(
         [("length", question_filters.length_out_of_range(3, 9))], found
     )
-    report(ctx, found, counts, {"t": UnlabelledAnswer("t", "It reads.")})
+    add_panels(ctx, found, counts, {"t": UnlabelledAnswer("t", "It reads.")})
     drawn = json.loads((ctx.observed / "panels.json").read_text())
     assert drawn[0]["steps"] == [["generated", 2], ["length", -1], ["kept", 1]]
     assert drawn[1]["items"][0]["scores"] == "log p -1.00, round trip +0.50"

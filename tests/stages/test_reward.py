@@ -21,7 +21,7 @@ from stages.alignment.reward_evaluation import (
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
-from stages.reward import RewardParams, show
+from stages.reward import RewardParams, add_panels
 from stages.training.ranks.rank import Rank
 from stages.training.supervised import by_name
 
@@ -135,7 +135,9 @@ def test_rankings_that_fit_no_context_are_an_error(world):
 
 def test_the_report_shows_accuracy_by_ranks(tmp_path):
     ctx = Context.local(tmp_path)
-    show(RewardEvaluation(0.8, 1.0, 2, {(0, 1): (0.8, 5)}, {0: [1.0, 3.0], 1: [0.0]}, 0.0), ctx)
+    add_panels(
+        RewardEvaluation(0.8, 1.0, 2, {(0, 1): (0.8, 5)}, {0: [1.0, 3.0], 1: [0.0]}, 0.0), ctx
+    )
     drawn = {
         panel["title"]: panel for panel in json.loads((ctx.observed / "panels.json").read_text())
     }

@@ -37,7 +37,7 @@ _LOSSLESS_NORMALIZERS: tuple[dict[str, Any], ...] = (
 
 
 class HuggingFaceEncoder:
-    """Encodes texts with a folder's `tokenizer.json`; any normalizer will do.
+    """Encoder of texts by the `tokenizer.json` of a folder; any normalizer is accepted.
 
     Text never yields a control id.
 
@@ -78,7 +78,7 @@ class HuggingFaceEncoder:
 
 
 class HuggingFaceTokenizer(HuggingFaceEncoder):
-    """Encodes and decodes with the `tokenizer.json` of a folder, with the interface of `Tokenizer`.
+    """Tokenizer by the `tokenizer.json` of a folder, with the interface of `Tokenizer`.
 
     Text is never encoded to a control id. There are no ids of chat roles.
 
@@ -185,7 +185,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
         config: dict[str, Any] = read_json(self.path / "tokenizer_config.json", {})
         value = config.get(f"{name}_token")
         if value is None:
-            found = next(iter(self._configured(name)), None)
+            found = next(iter(self._ids_from_config(name)), None)
         else:
             piece = value.get("content", value) if isinstance(value, dict) else value
             found = self._piece_id(name, piece)
@@ -220,7 +220,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
         Raises:
             InputError: it is not defined, or the config of the model has another one.
         """
-        found, configured = self._special_id("eos"), self._configured("eos")
+        found, configured = self._special_id("eos"), self._ids_from_config("eos")
         if found is None:
             raise InputError(
                 "no end-of-document token is defined",
@@ -236,7 +236,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
             )
         return found
 
-    def _configured(self, name: str) -> list[int]:
+    def _ids_from_config(self, name: str) -> list[int]:
         """Return the ids of a special token in the model's `config.json`; eos may have several."""
         config: dict[str, Any] = read_json(self.path / "config.json", {})
         value = config.get(f"{name}_token_id")

@@ -23,8 +23,9 @@ import xxhash
 
 from pipeline.atomic_io import read_json
 from pipeline.errors import CorruptArtifact, InputError
+from stages.data import kinds
 
-KIND = "Tokenizer"
+KIND = kinds.TOKENIZER.name
 PAD, UNK, BOS, EOS, SYSTEM, USER, ASSISTANT = range(7)
 RESERVED = 9
 CONTROL_TOKENS = (
@@ -42,7 +43,7 @@ FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
 class Tokenizer:
-    """Encodes and decodes with the SentencePiece model of a Tokenizer or Model folder.
+    """SentencePiece tokenizer of a Tokenizer or Model folder.
 
     Raises:
         InputError: the folder has none, or one with other control ids.

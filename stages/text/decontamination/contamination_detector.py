@@ -44,7 +44,7 @@ class Contamination:
 
 
 class ContaminationDetector:
-    """Decides from the n-grams in a document whether it is contaminated.
+    """Detector of contaminated documents by their n-grams.
 
     Args:
         index: items and n-grams of the evaluation sets.

@@ -1,4 +1,4 @@
-"""Counts of a decontaminated corpus, by what became of the documents and by evaluation set."""
+"""Counts of a decontaminated corpus, by outcome of the documents and by evaluation set."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class NgramHits:
 
 
 class NgramSearcher:
-    """Finds the n-grams of evaluation items in documents."""
+    """Finder of the n-grams of evaluation items in documents."""
 
     def __init__(self, ngrams: Hashes, lengths: Sequence[int]) -> None:
         self._grams = ngrams

@@ -31,9 +31,9 @@ class DedupParams(Section):
     }
 
     exact: bool = True
-    """Whether to drop documents whose text is equal to another's. Default: true."""
+    """Removal of documents whose text equals the text of another. Default: true."""
     near: bool = True
-    """Whether to drop documents that MinHash finds similar to another. Default: true."""
+    """Removal of documents that are similar to another by MinHash. Default: true."""
     ngram_size: PositiveInt = 5
     """Length of a shingle, words. Default: 5."""
     character_ngram_size: PositiveInt = 8
@@ -54,9 +54,9 @@ class DedupParams(Section):
     threshold."""
 
     verify: bool = False
-    """Whether near duplicates must also reach `threshold` (without one, the similarity at which the
-    bands tip over) in the Jaccard similarity that their whole signatures estimate. Then `num_bands`
-    and `rows_per_band` may be given with `threshold`. Default: false."""
+    """Verification that near duplicates reach `threshold` in the Jaccard similarity estimated from
+    their whole signatures; without `threshold`, the similarity at which the match probability is
+    1/2. Permits `num_bands` and `rows_per_band` together with `threshold`. Default: false."""
     prefer: tuple[str, ...] = ("length",)
     """Preferences that choose the surviving copy, the first one first: `source` (the earliest in
     `sources`), `length` (the longest), `language` (the most confident language), a rule
@@ -64,8 +64,8 @@ class DedupParams(Section):
     first or, with `-` in front, the lowest. Ties go to the document read first. Default:
     [length]."""
     save_index: bool = True
-    """Whether to store the hashes of the kept documents, so that a later `clean` can name this
-    artifact in `dedup_against`. Default: true."""
+    """Storage of the hashes of the kept documents, so that a later `clean` can name this artifact
+    in `dedup_against`. Default: true."""
 
     min_repeated_line: PositiveInt | None = None
     """Minimum length of a repeated line to remove, characters. Default: no line is removed."""

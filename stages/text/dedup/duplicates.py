@@ -39,17 +39,17 @@ class Duplicates:
     """The outcome of deduplication for N documents; arrays of shape (N,)."""
 
     passed: npt.NDArray[np.bool_]
-    """Whether the document passed all filters; only these are compared."""
+    """True if the document passed all filters; only these are compared."""
     characters: npt.NDArray[np.int64]
     survivor: Rows
     """Row of the document kept in its place; its own row for a kept document, and for a copy of a
     document of an earlier artifact."""
     reason: npt.NDArray[np.object_]
-    """Why it is dropped: `exact_duplicate`, `near_duplicate`, the same with `_earlier`,
+    """Reason of the drop: `exact_duplicate`, `near_duplicate`, the same with `_earlier`,
     `repeated_text`, or empty."""
     score: Floats
     """For a copy, the share of its bands that its survivor has too, or the share of its characters
-    that were read before."""
+    that occurred earlier."""
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -67,7 +67,7 @@ class TableGroup:
     """Row of the first document."""
     rows: int
     earlier: bool = False
-    """Whether it is an index of an earlier artifact, all documents of it kept."""
+    """True if it is an index of an earlier artifact, whose documents are all kept."""
 
     def read(self, columns: list[str]) -> pa.Table:
         """Read these columns of the group's documents."""

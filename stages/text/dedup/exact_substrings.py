@@ -1,4 +1,4 @@
-"""Removal of text that was read before.
+"""Removal of text that occurred earlier.
 
     line         the same line (regardless of case and blanks), as in C4
     paragraph    the same paragraph, as in CCNet

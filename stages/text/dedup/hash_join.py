@@ -218,7 +218,7 @@ def blocks(count: int, size: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class JaccardAtLeast:
-    """Keeps pairs whose signatures estimate at least a given Jaccard similarity."""
+    """Filter of pairs whose signatures estimate at least a given Jaccard similarity."""
 
     signatures: RowFiles
     threshold: float

@@ -28,7 +28,7 @@ class C4Variant:
     """Minimum length of a line, words."""
     end_marks: tuple[str, ...]
     citations_are_words: bool
-    """Whether words are counted before citations are removed."""
+    """True if words are counted before citations are removed."""
 
 
 VARIANTS = {

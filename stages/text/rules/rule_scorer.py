@@ -43,7 +43,7 @@ MEASURES: dict[str, Measure] = {
 
 
 class RuleScorer:
-    """Scores texts by every rule of some rule sets."""
+    """Scorer of texts by every rule of some rule sets."""
 
     def __init__(self, names: Sequence[str], lists: Blocklists | None = None) -> None:
         measures: dict[str, Measure] = {**MEASURES, "lists": lists or Blocklists()}

@@ -49,14 +49,14 @@ class WordArrays:
     lengths: npt.NDArray[np.int64]
     """Length, characters."""
     symbol: npt.NDArray[np.bool_]
-    """Whether it has neither a letter nor a digit."""
+    """True if it has neither a letter nor a digit."""
     letter: npt.NDArray[np.bool_]
-    """Whether it has a letter."""
+    """True if it has a letter."""
     folded: Hashes
     """Hash of the word in lower case without accents, outer punctuation and values of digits,
     Chinese characters simplified; 0 for a word of punctuation alone."""
     unspaced: npt.NDArray[np.bool_]
-    """Whether it is a character of a script that is written without spaces."""
+    """True if it is a character of a script that is written without spaces."""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -74,7 +74,7 @@ def shared_word_table() -> WordTable:
 
 
 class WordTable:
-    """Splits texts into `WordArrays` with a cache of words.
+    """Splitter of texts into `WordArrays`, with a cache of words.
 
     The cache is bounded and never changes a result.
     """

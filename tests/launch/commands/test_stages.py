@@ -49,7 +49,7 @@ def test_parameters_are_read_from_the_source() -> None:
     assert (found["lr"].default, found["longest"].default) == ("3e-4", "10")
     assert (found["lr"].role, found["block"].role) == ("identity", "execution")
     assert found["workers.num"].role == "execution"
-    assert found["workers.num"].meaning == "Processes (ranks) of the stage."
+    assert found["workers.num"].meaning == "Number of processes (ranks) of the stage. Default: 1."
 
 
 class Square(Section):

@@ -100,7 +100,7 @@ def test_paths_are_named_as_overrides_are() -> None:
 def test_layers_merge_key_by_key() -> None:
     base = parse_yaml("a: {x: 1, y: [1, 2], z: {k: 1}}\nb: 1", lambda line: f"base:{line}")
     over = parse_yaml("\na: {y: [3], z: 4, n: {m: 1}}", lambda line: f"over:{line}")
-    found = over.merged_over(base)
+    found = over.merge_over(base)
     assert found.data == {"a": {"x": 1, "y": [3], "z": 4, "n": {"m": 1}}, "b": 1}
     assert found.location(("a", "x")) == "base:1"
     assert found.location(("b",)) == "base:2"
