@@ -152,7 +152,7 @@ class PretrainParams(Params):
             self.workers,
             self.hardware,
             activation_checkpointing=self.model.activation_checkpointing,
-            masked=self.model.mask_documents,
+            document_mask=self.model.mask_documents,
             initialized="init_from" in upstream,
         )
 

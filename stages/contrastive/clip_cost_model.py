@@ -92,7 +92,7 @@ class ClipCost:
         vision, text = self.config.vision, self.config.text
         image_flops = self.image_flops - 3.0 * vision.skipped_flops(self.kept_patches)
         text_flops = self.text_flops - 3.0 * text.skipped_flops()
-        again = (image_flops + text_flops) / 3 if layout.passes > 1 else 0.0
+        again = (image_flops + text_flops) / 3 if layout.gradient_accumulation_steps > 1 else 0.0
         if layout.activation_checkpointing:
             again += (text_flops + (image_flops if vision.checkpointed else 0.0)) / 3
         similarity = self.similarity_flops
@@ -108,7 +108,8 @@ class ClipCost:
         around = (layout.world - 1) / layout.world
         ring = self.config.parameters * around * layout.bytes
         # Gradient caching embeds without a graph first.
-        reduced, gathered = weight_traffic(ring, layout, forwards=2 if layout.passes > 1 else 1)
+        forwards = 2 if layout.gradient_accumulation_steps > 1 else 1
+        reduced, gathered = weight_traffic(ring, layout, forwards=forwards)
         sides = 1 if self.sigmoid else 2
         features = sides * around * self.batch_size * self.config.embed_dim * FLOAT
         return Traffic(reduced, gathered, exchanged=3 * features)
@@ -124,7 +125,7 @@ class ClipCost:
             config.parameters,
             config.parameters / layout.world,
             self.activations(layout),
-            largest=float(max(config.vision.largest_matrix, embedding)),
+            largest_module_weights=float(max(config.vision.largest_matrix, embedding)),
             embedding=embedding,
         )
 
@@ -137,8 +138,8 @@ class ClipCost:
         image_gradients, text_gradients = self._gradient_bytes(layout)
         towers = max(image + text + text_gradients, image + image_gradients)
         similarity, batch = self.similarity_bytes(layout), self.batch_bytes(layout)
-        if layout.passes > 1:
-            pairs = layout.micro * layout.passes
+        if layout.gradient_accumulation_steps > 1:
+            pairs = layout.micro_batch_size * layout.gradient_accumulation_steps
             kept = 4.0 * FLOAT * pairs * self.config.embed_dim  # embeddings and their gradients
             return batch + kept + max(towers, similarity)
         return batch + max(towers, image + text + similarity)
@@ -147,12 +148,12 @@ class ClipCost:
         """Return the bytes of all pairs of a device in a step: pixels in float32 and ids."""
         vision, text = self.config.vision, self.config.text
         pair = FLOAT * 3.0 * vision.image_size**2 + 8 * text.context_length
-        return layout.micro * layout.passes * pair
+        return layout.micro_batch_size * layout.gradient_accumulation_steps * pair
 
     def similarity_bytes(self, layout: Layout) -> float:
         """Return the bytes of the loss: features of all devices with gradients, logits with what
         their softmax, or sigmoid, keeps and returns."""
-        B, G = layout.micro * layout.passes, self.batch_size
+        B, G = layout.micro_batch_size * layout.gradient_accumulation_steps, self.batch_size
         gathered = 0 if layout.world == 1 else 1 if self.sigmoid else 2
         features = gathered * 2.5 * G * self.config.embed_dim  # one at a time is copied
         if self.sigmoid:
@@ -165,14 +166,14 @@ class ClipCost:
 
     def image_bytes(self, layout: Layout) -> float:
         """Return the bytes that the image tower keeps of a micro-batch for its backward pass."""
-        return layout.micro * self.config.vision.activation_bytes(
+        return layout.micro_batch_size * self.config.vision.activation_bytes(
             layout.bytes, self.kept_patches, checkpointing=layout.activation_checkpointing
         )
 
     def text_bytes(self, layout: Layout) -> float:
         """Return the bytes that the text tower keeps of a micro-batch for its backward pass."""
         text = self.config.text
-        return layout.micro * text.kept_bytes(
+        return layout.micro_batch_size * text.kept_bytes(
             layout.bytes, text.context_length, checkpointing=layout.activation_checkpointing
         )
 
@@ -183,7 +184,7 @@ class ClipCost:
         size, checkpointing = layout.bytes, layout.activation_checkpointing
         image = vision.working_bytes(size, self.kept_patches, checkpointing=checkpointing)
         caption = text.context_length * text.gradient_bytes(size, checkpointing=checkpointing)
-        return layout.micro * image, layout.micro * caption
+        return layout.micro_batch_size * image, layout.micro_batch_size * caption
 
     # --- plan ------------------------------------------------------------------------------
 

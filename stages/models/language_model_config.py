@@ -216,13 +216,15 @@ class LanguageModelConfig(ABC):
     # --- memory ----------------------------------------------------------------------------
 
     @abstractmethod
-    def block_activation_bytes(self, itemsize: int, *, moe: bool, masked: bool, gpu: bool) -> float:
+    def block_activation_bytes(
+        self, itemsize: int, *, moe: bool, document_mask: bool, gpu: bool
+    ) -> float:
         """Return the bytes per position that one block keeps for its backward pass.
 
         Args:
             itemsize: bytes of an activation.
             moe: whether the block has experts.
-            masked: whether attention is given a mask.
+            document_mask: whether attention is given a mask.
             gpu: whether the operators are those of a GPU, where a norm is one kernel.
         """
 

@@ -12,7 +12,7 @@ Communication between processes (experts on other ranks, loads of the whole batc
 that training puts into the layer; by default a layer holds all its experts.
 
 Shape suffixes: B groups (sequences), T tokens of a group, N tokens that are real, K choices of a
-token, A = N K choices, E experts, C width, I hidden width of an expert.
+token, A = N K choices, E experts, C width, I hidden width of an expert, P = B T positions.
 """
 
 from __future__ import annotations
@@ -103,38 +103,40 @@ class Dispatch(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """The sequences of T places; capacity and balance are counted over each."""
+    """The sequences of a batch; capacity and balance are counted over each."""
 
-    T: int
-    at_N: Tensor
-    """The index of each token among all places of all sequences."""
-    sizes_B: Tensor
+    group_size: int
+    """Positions of a sequence, T."""
+    position_N: Tensor
+    """The index of each token among the positions of all sequences."""
+    tokens_B: Tensor
     """Tokens of each sequence."""
 
     @classmethod
     def of(cls, x_BTC: Tensor, attention_mask_BT: Tensor | None) -> Groups:
-        """Return the sequences of a batch, whose places may hold padding."""
+        """Return the sequences of a batch, which may contain padding."""
         B, T, _ = x_BTC.shape
         if attention_mask_BT is not None:
             return cls(T, attention_mask_BT.reshape(-1).nonzero()[:, 0], attention_mask_BT.sum(1))
-        places = torch.arange(B * T, device=x_BTC.device)
-        return cls(T, places, torch.full((B,), T, device=x_BTC.device))
+        position_N = torch.arange(B * T, device=x_BTC.device)
+        return cls(T, position_N, torch.full((B,), T, device=x_BTC.device))
 
     @property
     def num(self) -> int:
         """Number of sequences."""
-        return len(self.sizes_B)
+        return len(self.tokens_B)
 
     @property
-    def of_N(self) -> Tensor:  # noqa: N802
+    def group_N(self) -> Tensor:  # noqa: N802
         """The sequence of each token."""
-        return self.at_N // self.T
+        return self.position_N // self.group_size
 
-    def spread(self, values_NC: Tensor) -> Tensor:
-        """Return values at the places of their tokens, (B, T, C), and 0 elsewhere."""
+    def scatter(self, values_NC: Tensor) -> Tensor:
+        """Return values at the positions of their tokens, (B, T, C), and 0 elsewhere."""
         C = values_NC.shape[1]
-        places = values_NC.new_zeros(self.num * self.T, C)
-        return places.index_copy(0, self.at_N, values_NC).view(self.num, self.T, C)
+        zeros_PC = values_NC.new_zeros(self.num * self.group_size, C)
+        scattered_PC = zeros_PC.index_copy(0, self.position_N, values_NC)
+        return scattered_PC.view(self.num, self.group_size, C)
 
 
 class MoELayer(nn.Module):
@@ -155,28 +157,28 @@ class MoELayer(nn.Module):
         groups = Groups.of(x_BTC, attention_mask_BT)
         x_NC = x_BTC.flatten(0, 1)
         if attention_mask_BT is not None:
-            x_NC = x_NC[groups.at_N]
+            x_NC = x_NC[groups.position_N]
         logits_NE = self._logits(x_NC)
         probs_NE = logits_NE.softmax(-1)
         gates_NK, experts_NK = probs_NE.topk(self.config.top_k, dim=-1)
         if self.config.norm_topk_prob:
             gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
-        sent = dispatch(experts_NK, groups, self.config.num_experts, self.capacity(groups.sizes_B))
-        places_AC = sent.token_A[:, None].expand(-1, x_NC.shape[1])
-        answers_AC = self.exchange.apply(self.experts, x_NC.gather(0, places_AC), sent.counts_E)
-        gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(answers_AC.dtype)
-        y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, answers_AC * gates_A1)
-        y_BTC = y_NC.view_as(x_BTC) if attention_mask_BT is None else groups.spread(y_NC)
+        sent = dispatch(experts_NK, groups, self.config.num_experts, self.capacity(groups.tokens_B))
+        token_AC = sent.token_A[:, None].expand(-1, x_NC.shape[1])
+        outputs_AC = self.exchange.apply(self.experts, x_NC.gather(0, token_AC), sent.counts_E)
+        gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(outputs_AC.dtype)
+        y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, outputs_AC * gates_A1)
+        y_BTC = y_NC.view_as(x_BTC) if attention_mask_BT is None else groups.scatter(y_NC)
         return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
 
-    def capacity(self, sizes_B: Tensor) -> Tensor | None:
+    def capacity(self, tokens_B: Tensor) -> Tensor | None:
         """Return the tokens that an expert takes of each sequence, from its number of real tokens;
         None for all."""
         config = self.config
         factor = config.capacity_factor if torch.is_grad_enabled() else config.eval_capacity_factor
         if factor is None:
             return None
-        even_B = sizes_B.double() * config.top_k / config.num_experts
+        even_B = tokens_B.double() * config.top_k / config.num_experts
         return (even_B * factor).ceil().clamp(min=1).long()
 
     def _logits(self, x_NC: Tensor) -> Tensor:
@@ -200,10 +202,10 @@ class MoELayer(nn.Module):
         weighting each with its tokens."""
         chosen_BE = _counts(experts_NK, groups, self.config.num_experts)
         if self.config.aux_loss_scope == "sequence":
-            balance = balance_loss(chosen_BE, groups.spread(probs_NE).sum(1), groups.sizes_B)
+            balance = balance_loss(chosen_BE, groups.scatter(probs_NE).sum(1), groups.tokens_B)
         else:
             chosen_1E = self.exchange.total(chosen_BE.sum(0, keepdim=True))
-            tokens_1 = groups.sizes_B.sum(0, keepdim=True)
+            tokens_1 = groups.tokens_B.sum(0, keepdim=True)
             balance = balance_loss(chosen_1E, probs_NE.sum(0, keepdim=True), tokens_1)
         load_E = chosen_BE.sum(0) / experts_NK.numel()
         with torch.no_grad():
@@ -220,13 +222,13 @@ def dispatch(experts_NK: Tensor, groups: Groups, num: int, capacity_B: Tensor | 
     section 2.2; Lepikhin et al. 2020, algorithm 1).
     """
     N, K = experts_NK.shape
-    queue_A = (experts_NK.T * groups.num + groups.of_N).reshape(-1)
+    queue_A = (experts_NK.T * groups.num + groups.group_N).reshape(-1)
     sorted_A, choice_A = queue_A.sort(stable=True)
     if capacity_B is not None:
         sizes = torch.bincount(sorted_A, minlength=num * groups.num)
         starts = sizes.cumsum(0) - sizes
-        place_A = torch.arange(N * K, device=queue_A.device) - starts[sorted_A]
-        kept = place_A < capacity_B[sorted_A % groups.num]
+        queue_position_A = torch.arange(N * K, device=queue_A.device) - starts[sorted_A]
+        kept = queue_position_A < capacity_B[sorted_A % groups.num]
         sorted_A, choice_A = sorted_A[kept], choice_A[kept]
     counts_E = torch.bincount(sorted_A // groups.num, minlength=num)
     return Dispatch(choice_A % N, choice_A, counts_E)
@@ -243,6 +245,6 @@ def balance_loss(chosen_BE: Tensor, probs_BE: Tensor, tokens_B: Tensor) -> Tenso
 
 def _counts(experts_NK: Tensor, groups: Groups, num: int) -> Tensor:
     """Return the number of choices per sequence and expert, (B, E) as float32."""
-    cell_A = (groups.of_N[:, None] * num + experts_NK).reshape(-1)
+    cell_A = (groups.group_N[:, None] * num + experts_NK).reshape(-1)
     ones_A = torch.ones_like(cell_A, dtype=torch.float32)
     return ones_A.new_zeros(groups.num * num).scatter_add(0, cell_A, ones_A).view(-1, num)

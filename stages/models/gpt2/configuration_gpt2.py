@@ -91,11 +91,13 @@ class GPTConfig(LanguageModelConfig):
         for rows, columns in ((3 * width, width), (width, width), (inner, width), (width, inner)):
             yield Matrix(self.num_layers, rows, columns)
 
-    def block_activation_bytes(self, itemsize: int, *, moe: bool, masked: bool, gpu: bool) -> float:
+    def block_activation_bytes(
+        self, itemsize: int, *, moe: bool, document_mask: bool, gpu: bool
+    ) -> float:
         """Return the bytes per position that one block keeps: each norm's input and output,
         queries, keys and values, their result, both sides of GELU; a float32 per head and, of a
         mask, a number per position that may be attended to."""
-        softmax = 4 * self.num_heads + (itemsize * self.context_length if masked else 0)
+        softmax = 4 * self.num_heads + (itemsize * self.context_length if document_mask else 0)
         masks = 2 * self.hidden_size if self.dropout else 0
         activations = 8 * self.hidden_size + 2 * self.intermediate_size
         return itemsize * activations + softmax + 16 + masks

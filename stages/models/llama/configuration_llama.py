@@ -124,12 +124,14 @@ class LlamaConfig(LanguageModelConfig):
         yield Matrix(layers, 2 * inner, width)
         yield Matrix(layers, width, inner)
 
-    def block_activation_bytes(self, itemsize: int, *, moe: bool, masked: bool, gpu: bool) -> float:
+    def block_activation_bytes(
+        self, itemsize: int, *, moe: bool, document_mask: bool, gpu: bool
+    ) -> float:
         """Return the bytes per position that one block keeps: each norm's input and output,
         projections, queries and keys before and after rotation, the result of attention with a
         float32 per head and, of a mask, a number per position that may be attended to."""
         width, inner = self.hidden_size, self.intermediate_size
-        softmax = 4 * self.num_heads + (itemsize * self.context_length if masked else 0)
+        softmax = 4 * self.num_heads + (itemsize * self.context_length if document_mask else 0)
         heads = 3 * (self.num_heads + self.num_kv_heads) * self.head_size
         kept = itemsize * (4 * width + heads) + softmax + self._norm_bytes(gpu=gpu)
         if not (moe and self.experts):

@@ -5,7 +5,7 @@
     work, sent = cost.arithmetic(layout, samples), cost.traffic(layout)
     expected = forecast(cost, layout, work, sent, DEVICES["h100"], steps=1000)
 
-`CostModel` is what `stages.training.planning.estimate` needs to know of a model; memory is in
+`CostModel` is the part of a model that `stages.training.planning.estimate` needs; memory is in
 `stages.training.planning.memory_model`. The formulas are those of the papers, adapted to what the
 engine does (`stages.training.engine`). Imports no torch: `headwater plan` reads this module.
 
@@ -108,18 +108,19 @@ class CostModel(Protocol):
 def weight_traffic(ring: float, layout: Layout, *, forwards: int = 1) -> tuple[float, float]:
     """Return the bytes of gradients and of weights that one device sends in a step.
 
-    DeepSpeed foresees a backward pass after each forward pass, and at ZeRO 3 fetches for both
-    (measured).
+    At ZeRO 3 DeepSpeed gathers weights for the backward pass of every forward pass, also when none
+    follows (measured).
 
     Args:
         ring: bytes once around the ring.
         layout: how a step is divided among devices.
         forwards: forward passes before each backward pass.
     """
-    passes = layout.passes if layout.zero >= 2 else 1
-    reduced = ring * passes * (1 if layout.zero == 3 else 2)
-    gathered = ring * {0: 0, 1: 1, 2: 1, 3: 2 * forwards * layout.passes}[layout.zero]
-    if layout.zero in (1, 2):
+    passes = layout.gradient_accumulation_steps if layout.zero_stage >= 2 else 1
+    reduced = ring * passes * (1 if layout.zero_stage == 3 else 2)
+    times = {0: 0, 1: 1, 2: 1, 3: 2 * forwards * layout.gradient_accumulation_steps}
+    gathered = ring * times[layout.zero_stage]
+    if layout.zero_stage in (1, 2):
         share = (layout.world - 1) / layout.world
         gathered += 4 * layout.optimizer.gathered_weights * share
     return reduced, gathered
@@ -169,7 +170,7 @@ def forecast(
     computing = work.hardware_flops / steps / layout.world
     computing /= peak * device.efficiency(cost.matmul_width)
     gathering = _ring_seconds(sent.gathered, layout.world, device, devices_per_node)
-    if layout.zero == 3:
+    if layout.zero_stage == 3:
         gathering = max(0.0, gathering - computing)
     waiting = _ring_seconds(sent.reduced, layout.world, device, devices_per_node) + gathering
     waiting += _exchange_seconds(sent.exchanged, layout, device, devices_per_node)
@@ -180,9 +181,9 @@ def forecast(
 
 def _ring_seconds(sent: float, world: int, device: Device, devices_per_node: int) -> float:
     """Return a ring's time. Over several nodes each node's adapters carry it together, once."""
-    rate = device.within
+    rate = device.intra_node_bandwidth
     if world > devices_per_node:
-        rate = min(rate, devices_per_node * device.between)
+        rate = min(rate, devices_per_node * device.inter_node_bandwidth)
     return sent / (LINK * rate)
 
 
@@ -193,7 +194,8 @@ def _exchange_seconds(sent: float, layout: Layout, device: Device, devices_per_n
     if size == 1:
         return _ring_seconds(sent, layout.world, device, devices_per_node)
     inside = min(1.0, (devices_per_node - 1) / (size - 1))
-    return sent / LINK * (inside / device.within + (1 - inside) / device.between)
+    seconds = inside / device.intra_node_bandwidth + (1 - inside) / device.inter_node_bandwidth
+    return sent / LINK * seconds
 
 
 HOST_BANDWIDTH = 25e9
@@ -204,7 +206,7 @@ eight channels, and a PCIe 4 of sixteen lanes."""
 def _update_seconds(cost: CostModel, layout: Layout, device: Device, cores: float) -> float:
     """Return the time of an update: memory traffic, and the matrix products that some optimizers
     make, on all devices alike at ZeRO 0 and divided among them from ZeRO 1 on."""
-    shards = layout.world if layout.zero else 1
+    shards = layout.world if layout.zero_stage else 1
     weights, update_bytes = cost.parameters / shards, layout.optimizer.update_bytes
     if layout.offload:  # gradients go there, weights come back
         return (update_bytes + 2 * layout.bytes) * weights / HOST_BANDWIDTH

@@ -21,18 +21,18 @@ class Layout:
     """The division of a training step among devices."""
 
     world: int
-    zero: int
+    zero_stage: int
     """ZeRO stage that is run."""
     dtype: str
-    micro: int
+    micro_batch_size: int
     """Samples of one pass on one device."""
-    passes: int
+    gradient_accumulation_steps: int
     """Forward and backward passes of a step on one device."""
     activation_checkpointing: bool = False
     expert_parallel_size: int = 1
     """Devices over which one set of experts is sharded."""
-    masked: bool = False
-    """Whether attention is given a mask of documents."""
+    document_mask: bool = False
+    """Whether attention is limited by a mask to the token's document."""
     gpu: bool = True
     offload: bool = False
     """Whether master weights and optimizer states are kept, and updated, in host memory."""
@@ -45,22 +45,22 @@ class Layout:
         world: int,
         *,
         activation_checkpointing: bool = False,
-        masked: bool = False,
+        document_mask: bool = False,
         gpu: bool = True,
         optimizer: OptimizerCost | None = None,
     ) -> Layout:
         """Return the layout of a pipeline file's `train` on that many devices."""
-        micro = min(train.rank_micro_batch_size(world), max(1, train.rank_batch_size(world)))
-        passes = max(1, train.rank_batch_size(world) // micro)
+        rank_batch_size = max(1, train.rank_batch_size(world))
+        micro_batch_size = min(train.rank_micro_batch_size(world), rank_batch_size)
         return cls(
             world,
             train.effective_zero_stage(world),
             train.dtype,
-            micro,
-            passes,
+            micro_batch_size,
+            rank_batch_size // micro_batch_size,
             activation_checkpointing,
             train.expert_parallel_size,
-            masked,
+            document_mask,
             gpu,
             train.offload_optimizer != "none",
             optimizer or ADAMW,
@@ -72,6 +72,6 @@ class Layout:
         return BYTES[self.dtype]
 
     @property
-    def copies(self) -> int:
+    def expert_replicas(self) -> int:
         """Devices that hold the same experts."""
         return self.world // self.expert_parallel_size

@@ -1,8 +1,9 @@
 """Speed and memory of devices, for plans: a table of data sheets.
 
 Peaks are dense, without sparsity, of the unit that a matrix product runs on. Links are one way.
-`attainable` and `half_width` give the share of the peak that large models reach in training:
-matrices of width `half_width` reach half of `attainable`. They are fitted to published trainings:
+`max_efficiency` and `half_width` give the share of the peak that large models reach in training:
+matrices of width `half_width` reach half of `max_efficiency`. Both are fitted to published
+trainings:
 
     A100   44 % at width 2,304 to 52 % at 25,600, pipeline and tensor parallelism included
            (Narayanan et al. 2021, arXiv 2104.04473, table 1); 43 to 46 % for Llama 2 7B to 70B
@@ -46,11 +47,11 @@ class Device:
     """Bytes that the driver offers; infinite if unknown."""
     bandwidth: float
     """Bytes per second to and from its memory."""
-    within: float
+    intra_node_bandwidth: float
     """Bytes per second to others of its node, one way."""
-    between: float
+    inter_node_bandwidth: float
     """Bytes per second to other nodes, one way: its own share of the node's network."""
-    attainable: float
+    max_efficiency: float
     half_width: float
 
     @property
@@ -59,13 +60,13 @@ class Device:
         return self.name != "cpu"
 
     @property
-    def usable(self) -> float:
+    def usable_memory(self) -> float:
         """Bytes that a training can use."""
         return self.memory * (1 - SPARE)
 
     def efficiency(self, width: int) -> float:
         """Return the share of the peak that matrices of that width reach without waiting."""
-        return self.attainable * width / (width + self.half_width)
+        return self.max_efficiency * width / (width + self.half_width)
 
 
 DEVICES: Mapping[str, Device] = {
@@ -77,9 +78,9 @@ DEVICES: Mapping[str, Device] = {
             {"float32": 15.7e12, "float16": 125e12},
             memory=31.7 * GIB,
             bandwidth=0.9e12,
-            within=150e9,
-            between=6.25e9,
-            attainable=0.40,
+            intra_node_bandwidth=150e9,
+            inter_node_bandwidth=6.25e9,
+            max_efficiency=0.40,
             half_width=500,
         ),
         # DGX A100: NVLink 3, a 200 Gb/s adapter per GPU. float32 as torch computes by default: not
@@ -89,9 +90,9 @@ DEVICES: Mapping[str, Device] = {
             {"float32": 19.5e12, "float16": 312e12, "bfloat16": 312e12},
             memory=39.4 * GIB,
             bandwidth=1.555e12,
-            within=300e9,
-            between=25e9,
-            attainable=0.58,
+            intra_node_bandwidth=300e9,
+            inter_node_bandwidth=25e9,
+            max_efficiency=0.58,
             half_width=700,
         ),
         Device(
@@ -99,9 +100,9 @@ DEVICES: Mapping[str, Device] = {
             {"float32": 19.5e12, "float16": 312e12, "bfloat16": 312e12},
             memory=79.2 * GIB,
             bandwidth=2.039e12,
-            within=300e9,
-            between=25e9,
-            attainable=0.58,
+            intra_node_bandwidth=300e9,
+            inter_node_bandwidth=25e9,
+            max_efficiency=0.58,
             half_width=700,
         ),
         # DGX H100 (SXM): NVLink 4, a 400 Gb/s adapter per GPU.
@@ -110,9 +111,9 @@ DEVICES: Mapping[str, Device] = {
             {"float32": 67e12, "float16": 989e12, "bfloat16": 989e12},
             memory=79.1 * GIB,
             bandwidth=3.35e12,
-            within=450e9,
-            between=50e9,
-            attainable=0.50,
+            intra_node_bandwidth=450e9,
+            inter_node_bandwidth=50e9,
+            max_efficiency=0.50,
             half_width=1000,
         ),
         Device(
@@ -120,9 +121,9 @@ DEVICES: Mapping[str, Device] = {
             {"float32": 67e12, "float16": 989e12, "bfloat16": 989e12},
             memory=139.8 * GIB,
             bandwidth=4.8e12,
-            within=450e9,
-            between=50e9,
-            attainable=0.50,
+            intra_node_bandwidth=450e9,
+            inter_node_bandwidth=50e9,
+            max_efficiency=0.50,
             half_width=1000,
         ),
         # One core with AVX-512, measured: torch's product of two 2,048 x 2,048 matrices on one
@@ -132,9 +133,9 @@ DEVICES: Mapping[str, Device] = {
             {"float32": 110e9},
             memory=float("inf"),
             bandwidth=10e9,
-            within=1e9,
-            between=1e9,
-            attainable=0.7,
+            intra_node_bandwidth=1e9,
+            inter_node_bandwidth=1e9,
+            max_efficiency=0.7,
             half_width=150,
         ),
     )

@@ -45,7 +45,7 @@ class TrainingEstimate:
     workers: Workers
     hardware: HardwareSection
     activation_checkpointing: bool = False
-    masked: bool = False
+    document_mask: bool = False
     """Whether attention is limited to documents."""
     initialized: bool = False
     """Whether it starts from the weights of another model."""
@@ -72,7 +72,7 @@ class TrainingEstimate:
             self.train,
             world,
             activation_checkpointing=self.activation_checkpointing,
-            masked=self.masked,
+            document_mask=self.document_mask,
             gpu=self.device is None or self.device.gpu,
             optimizer=optimizer_cost(self._optimizer, matrices, self.cost.parameters),
         )
@@ -124,8 +124,8 @@ class TrainingEstimate:
             "step_seconds": expected.step_seconds,
             "mfu": expected.mfu,
         }
-        if math.isfinite(device.usable):
-            time["device_bytes"] = device.usable
+        if math.isfinite(device.usable_memory):
+            time["device_bytes"] = device.usable_memory
         return time
 
     def _forecast(self, layout: Layout, device: Device) -> Forecast:
@@ -190,10 +190,12 @@ class TrainingEstimate:
             dtypes = " or ".join(device.peak)
             message = f"{name} does not compute in {self.train.dtype}"
             yield Problem("train.dtype", message, f"{dtypes}, or another hardware.device")
-        elif (memory := self.cost.memory(self.layout)).peak > device.usable:
-            when = " before ZeRO 3 shards the weights" if memory.peak == memory.starting else ""
+        elif (memory := self.cost.memory(self.layout)).peak > device.usable_memory:
+            when = (
+                " before ZeRO 3 shards the weights" if memory.peak == memory.initialization else ""
+            )
             message = f"takes {format_bytes(memory.peak)} per device{when}"
-            message = f"{message}, {name} has room for {format_bytes(device.usable)}"
+            message = f"{message}, {name} has room for {format_bytes(device.usable_memory)}"
             changed = self._search(device).fewest_changes(self.workers.num)
             remedy = ", ".join(f"{key}: {value}" for key, value in changed.items())
             first = next(iter(changed), "model")

@@ -74,10 +74,12 @@ class LanguageModelCost:
         """
         experts = self.config.expert_parameters
         dense = self.config.parameters - experts
-        rings = ((dense, layout.world), (experts / layout.expert_parallel_size, layout.copies))
+        local_experts = experts / layout.expert_parallel_size
+        rings = ((dense, layout.world), (local_experts, layout.expert_replicas))
         ring = sum(numbers * (n - 1) / n for numbers, n in rings) * layout.bytes
         reduced, gathered = weight_traffic(ring, layout)
-        return Traffic(reduced, gathered, _exchanged(self.config, layout) * layout.passes)
+        exchanged = _all_to_all_bytes(self.config, layout) * layout.gradient_accumulation_steps
+        return Traffic(reduced, gathered, exchanged)
 
     def memory(self, layout: Layout) -> Memory:
         """Return what one device holds."""
@@ -100,11 +102,11 @@ def _recomputed_flops(config: LanguageModelConfig) -> float:
     return (config.flops_per_token - head) / 3
 
 
-def _exchanged(config: LanguageModelConfig, layout: Layout) -> float:
+def _all_to_all_bytes(config: LanguageModelConfig, layout: Layout) -> float:
     """Return the bytes of tokens that one device sends to experts in one pass: there and back,
     forward and backward, and with activation checkpointing once more. Of the tokens 1 / e stay."""
     away = (layout.expert_parallel_size - 1) / layout.expert_parallel_size
     ways = 6 if layout.activation_checkpointing else 4
     token = config.hidden_size * layout.bytes * config.experts_per_token
-    positions = layout.micro * config.context_length
+    positions = layout.micro_batch_size * config.context_length
     return ways * len(config.moe_layers) * token * positions * away

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from stages.training.training_params import TrainSection
 
 TUNABLES = {
-    "train.zero_stage": "zero",
-    "train.micro_batch_size": "micro",
+    "train.zero_stage": "zero_stage",
+    "train.micro_batch_size": "micro_batch_size",
     "model.activation_checkpointing": "activation_checkpointing",
     "train.expert_parallel_size": "expert_parallel_size",
     "train.offload_optimizer": "offload",
@@ -49,7 +49,7 @@ class LayoutSearch:
             fitting = [
                 (changes(own, layout), layout)
                 for layout in self._smaller_layouts(own)
-                if self.cost.memory(layout).peak <= self.device.usable
+                if self.cost.memory(layout).peak <= self.device.usable_memory
             ]
             if fitting and self.train.global_batch_size % world == 0:
                 best = min(fitting, key=lambda found: (len(found[0]), self.step_seconds(found[1])))
@@ -60,20 +60,21 @@ class LayoutSearch:
 
     def _smaller_layouts(self, own: Layout) -> Iterator[Layout]:
         """Yield the layouts on as many workers that take no more memory than the file's."""
-        samples, stages = own.micro * own.passes, self.optimizer.zero_stages
+        samples = own.micro_batch_size * own.gradient_accumulation_steps
+        stages = self.optimizer.zero_stages
         for offload, zero, micro, checkpointing, size in product(
             sorted({own.offload, True} if self.optimizer.supports_offload else {own.offload}),
-            [stage for stage in stages if stage >= own.zero],
-            [micro for micro in range(own.micro, 0, -1) if samples % micro == 0],
+            [stage for stage in stages if stage >= own.zero_stage],
+            [micro for micro in range(own.micro_batch_size, 0, -1) if samples % micro == 0],
             sorted({own.activation_checkpointing, True}),
             self._expert_parallel_sizes(own.world),
         ):
             yield replace(
                 own,
-                zero=max(zero, 1) if offload else zero,
+                zero_stage=max(zero, 1) if offload else zero,
                 offload=offload,
-                micro=micro,
-                passes=samples // micro,
+                micro_batch_size=micro,
+                gradient_accumulation_steps=samples // micro,
                 activation_checkpointing=checkpointing,
                 expert_parallel_size=size,
             )
@@ -90,6 +91,6 @@ def changes(own: Layout, layout: Layout) -> dict[str, str]:
     changed = {key: new for key, (old, new) in pairs.items() if old != new}
     if "train.offload_optimizer" in changed:
         changed["train.offload_optimizer"] = "cpu"
-        if layout.zero == 1:  # offload implies it
+        if layout.zero_stage == 1:  # offload implies it
             changed.pop("train.zero_stage", None)
     return {key: str(new).lower() for key, new in changed.items()}

@@ -51,7 +51,7 @@ class Memory:
     """Activations of one micro-batch, with the gradients at the start of its backward pass."""
     buffers: float
     """Buffers of collectives and the copies of an update: the most at one time."""
-    starting: float
+    initialization: float
     """Bytes before the first step: DeepSpeed moves all weights to the device before ZeRO 3 shards
     them."""
     peak: float
@@ -70,7 +70,7 @@ def language_model_memory(config: LanguageModelConfig, layout: Layout) -> Memory
         config.parameters - experts + experts / layout.expert_parallel_size,
         config.parameters / layout.world,
         activations(config, layout),
-        largest=_largest_module(config),
+        largest_module_weights=_largest_module(config),
         embedding=config.vocab_size * config.hidden_size,
         exchange=_exchange_bytes(config, layout),
     )
@@ -78,11 +78,11 @@ def language_model_memory(config: LanguageModelConfig, layout: Layout) -> Memory
 
 def device_memory(
     layout: Layout,
-    whole: float,
-    part: float,
+    num_weights: float,
+    num_owned_weights: float,
     activations: float,
     *,
-    largest: float,
+    largest_module_weights: float,
     embedding: float,
     exchange: float = 0.0,
 ) -> Memory:
@@ -90,38 +90,39 @@ def device_memory(
 
     Args:
         layout: how a step is divided among devices.
-        whole: weights that a device computes with.
-        part: weights that it alone updates.
+        num_weights: weights that a device computes with.
+        num_owned_weights: weights that it alone updates.
         activations: bytes of activations.
-        largest: weights of the largest module.
+        largest_module_weights: weights of the largest module.
         embedding: weights of the token embedding.
         exchange: bytes on their way to other devices and from them.
     """
-    size, zero, states = layout.bytes, layout.zero, layout.optimizer.state_bytes
-    weights = size * (part if zero == 3 else whole)
-    gradients = 4 * (part if zero >= 2 else whole)
-    optimizer = (4 + states) * part if zero else states * whole
+    size, zero, states = layout.bytes, layout.zero_stage, layout.optimizer.state_bytes
+    weights = size * (num_owned_weights if zero == 3 else num_weights)
+    gradients = 4 * (num_owned_weights if zero >= 2 else num_weights)
+    optimizer = (4 + states) * num_owned_weights if zero else states * num_weights
     if layout.offload:
         optimizer = 0.0
-    gathered = size * min(whole, LIVE + largest) if zero == 3 else 0.0
-    standing = size * _standing(layout, whole) + gathered + exchange
-    reducing = gathered + size * (_reducing(layout, whole, largest) + embedding)
-    updating = _updating(layout, whole, part)
-    kept = gradients if layout.passes > 1 or zero == 3 else 0.0
+    gathered = size * min(num_weights, LIVE + largest_module_weights) if zero == 3 else 0.0
+    preallocated = size * _preallocated_bucket_elements(layout, num_weights) + gathered + exchange
+    elements = _reduction_bucket_elements(layout, num_weights, largest_module_weights)
+    reduction = gathered + size * (elements + embedding)
+    update = _update_copy_bytes(layout, num_weights, num_owned_weights)
+    kept = gradients if layout.gradient_accumulation_steps > 1 or zero == 3 else 0.0
     phases = (
-        activations + kept + standing,
-        gradients + reducing,
-        (gradients if zero in (0, 3) else 0.0) + updating,
+        activations + kept + preallocated,
+        gradients + reduction,
+        (gradients if zero in (0, 3) else 0.0) + update,
     )
-    starting = size * whole if zero == 3 else weights + optimizer
+    initialization = size * num_weights if zero == 3 else weights + optimizer
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
-        buffers=max(standing, reducing, updating),
-        starting=starting,
-        peak=max(starting, weights + optimizer + max(phases)),
+        buffers=max(preallocated, reduction, update),
+        initialization=initialization,
+        peak=max(initialization, weights + optimizer + max(phases)),
     )
 
 
@@ -141,48 +142,54 @@ def host_memory(
         devices_per_node: processes of a node.
         load_overhead: bytes that each holds next to its own weights while it loads another model's.
     """
-    ranks, part = min(layout.world, devices_per_node), parameters / layout.world
+    ranks, owned_weights = min(layout.world, devices_per_node), parameters / layout.world
     states = layout.optimizer.state_bytes
-    whole, saved = 4.0 * parameters, (4 + states) * part
-    offloaded = (8 + states + layout.bytes) * part if layout.offload else 0.0
-    rounded = layout.bytes * parameters if layout.bytes < 4 else 0.0
-    drawn = whole + max(load_overhead, rounded)
-    return max(ranks * max(drawn, whole + offloaded), ranks * (offloaded + saved) + whole)
+    model_bytes, save_bytes = 4.0 * parameters, (4 + states) * owned_weights
+    offload_bytes = (8 + states + layout.bytes) * owned_weights if layout.offload else 0.0
+    rounded_bytes = layout.bytes * parameters if layout.bytes < 4 else 0.0
+    initialization = model_bytes + max(load_overhead, rounded_bytes)
+    return max(
+        ranks * max(initialization, model_bytes + offload_bytes),
+        ranks * (offload_bytes + save_bytes) + model_bytes,
+    )
 
 
-def _standing(layout: Layout, whole: float) -> float:
-    """Return the numbers of the bucket that ZeRO 3 allocates at the start (on a CPU, page by
+def _preallocated_bucket_elements(layout: Layout, num_weights: float) -> float:
+    """Return the elements of the bucket that ZeRO 3 allocates at the start (on a CPU, page by
     page)."""
-    if layout.zero < 3:
+    if layout.zero_stage < 3:
         return 0.0
-    return BUCKET if layout.gpu else min(whole, CPU_BUCKET)
+    return BUCKET if layout.gpu else min(num_weights, CPU_BUCKET)
 
 
-def _reducing(layout: Layout, whole: float, largest: float) -> float:
-    """Return the numbers of gradients that wait for a bucket to fill, and of their flat copy; a
-    tensor that is larger than a bucket is a bucket of its own."""
-    if layout.zero == 0:
-        return min(whole, PLAIN_BUCKET) if layout.world > 1 else 0.0
-    flat = min(whole, max(largest, BUCKET if layout.gpu else CPU_BUCKET))
-    waiting = flat if layout.zero == 2 else _standing(layout, whole)
-    return flat + waiting + _summed(layout, whole) / layout.bytes
+def _reduction_bucket_elements(
+    layout: Layout, num_weights: float, largest_module_weights: float
+) -> float:
+    """Return the elements of the gradients that wait for a bucket to fill, and of their flat copy;
+    a tensor that is larger than a bucket is a bucket of its own."""
+    if layout.zero_stage == 0:
+        return min(num_weights, PLAIN_BUCKET) if layout.world > 1 else 0.0
+    flat = min(num_weights, max(largest_module_weights, BUCKET if layout.gpu else CPU_BUCKET))
+    waiting = flat if layout.zero_stage == 2 else _preallocated_bucket_elements(layout, num_weights)
+    return flat + waiting + _reduced_gradient_bytes(layout, num_weights) / layout.bytes
 
 
-def _summed(layout: Layout, whole: float) -> float:
-    """Return the bytes of this device's share of reduced gradients next to the whole ones, at
-    ZeRO 1 in 16 bits."""
-    return 4 * whole / layout.world if layout.zero == 1 and layout.bytes < 4 else 0.0
+def _reduced_gradient_bytes(layout: Layout, num_weights: float) -> float:
+    """Return the bytes of the reduced gradients of a device's own weights, which ZeRO 1 in 16 bits
+    keeps next to the gradients of all weights."""
+    return 4 * num_weights / layout.world if layout.zero_stage == 1 and layout.bytes < 4 else 0.0
 
 
-def _updating(layout: Layout, whole: float, part: float) -> float:
+def _update_copy_bytes(layout: Layout, num_weights: float, num_owned_weights: float) -> float:
     """Return the bytes of the copies that an update makes: ZeRO 1 and 2 flatten a device's
     gradients, and those that are float32 already a second time; the momentum of whole matrices is
     gathered where the optimizer needs it."""
-    if layout.zero == 0 or layout.offload:
+    if layout.zero_stage == 0 or layout.offload:
         return 0.0
-    if layout.zero == 3:
-        return 4 * min(part, SUBGROUP)
-    return part * (8 if layout.bytes == 4 else 4) + 4 * layout.optimizer.gathered_weights
+    if layout.zero_stage == 3:
+        return 4 * min(num_owned_weights, SUBGROUP)
+    copies = num_owned_weights * (8 if layout.bytes == 4 else 4)
+    return copies + 4 * layout.optimizer.gathered_weights
 
 
 def _exchange_bytes(config: LanguageModelConfig, layout: Layout) -> float:
@@ -190,7 +197,7 @@ def _exchange_bytes(config: LanguageModelConfig, layout: Layout) -> float:
     even load."""
     if layout.expert_parallel_size == 1:
         return 0.0
-    positions = layout.micro * config.context_length
+    positions = layout.micro_batch_size * config.context_length
     return 2.0 * layout.bytes * config.hidden_size * config.experts_per_token * positions
 
 
@@ -206,7 +213,8 @@ def _largest_module(config: LanguageModelConfig) -> float:
 def activations(config: LanguageModelConfig, layout: Layout) -> float:
     """Return the bytes that one micro-batch keeps for its backward pass, at their most: the end of
     the forward pass, with what the head, and then the last block, work with."""
-    positions, stream = layout.micro * config.context_length, layout.bytes * config.hidden_size
+    positions = layout.micro_batch_size * config.context_length
+    stream = layout.bytes * config.hidden_size
     moe_layers = len(config.moe_layers)
     dense, moe = (positions * _block(config, layout, moe=moe) for moe in (False, True))
     if layout.activation_checkpointing:
@@ -223,7 +231,7 @@ def activations(config: LanguageModelConfig, layout: Layout) -> float:
 
 def _block(config: LanguageModelConfig, layout: Layout, *, moe: bool) -> float:
     return config.block_activation_bytes(
-        layout.bytes, moe=moe, masked=layout.masked, gpu=layout.gpu
+        layout.bytes, moe=moe, document_mask=layout.document_mask, gpu=layout.gpu
     )
 
 
@@ -238,7 +246,7 @@ def _block_gradients(config: LanguageModelConfig, layout: Layout) -> float:
 def _head(config: LanguageModelConfig, layout: Layout) -> float:
     """Return the bytes that the fused head works with: its input, some rows of logits, and the
     gradient of its weight in float32."""
-    positions = layout.micro * config.context_length
+    positions = layout.micro_batch_size * config.context_length
     low = layout.bytes < 4
     rows = head_rows(config.vocab_size, gpu=layout.gpu)
     logits = min(rows, positions) * config.vocab_size * (10 if low else 8)

@@ -173,7 +173,7 @@ def mismatched(decoding):
         position_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
         position_mask_BT[:, : drawn.mask.shape[1]] = drawn.mask
         log_probs_N = rollout.next_log_probs(model, tokens_BT, position_mask_BT)
-        return replace(drawn, log_probs=experience.spread(log_probs_N, drawn.mask))
+        return replace(drawn, log_probs=experience.scatter_to_responses(log_probs_N, drawn.mask))
 
     return lambda patch: patch.setattr(rollout, "sample", wrong)
 

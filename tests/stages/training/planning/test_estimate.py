@@ -184,7 +184,7 @@ def test_unnamed_devices_are_refused_nothing() -> None:
     assert "mfu" not in free.estimate({})
     assert free.estimate({})["seconds"] > 0
     cpu = PretrainParams().estimate({})
-    assert 0 < cpu["mfu"] < DEVICES["cpu"].attainable
+    assert 0 < cpu["mfu"] < DEVICES["cpu"].max_efficiency
     assert "device_bytes" not in cpu
 
 

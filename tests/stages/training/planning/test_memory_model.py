@@ -67,7 +67,7 @@ def test_what_is_offloaded_is_on_the_host(dtype: str) -> None:
         here, there = language_model_memory(GPT_7_5B, layout), language_model_memory(GPT_7_5B, away)
         part = GPT_7_5B.parameters / 16
         assert here.optimizer - there.optimizer == 12 * part
-        assert here.peak - there.peak >= 12 * part or there.peak == there.starting
+        assert here.peak - there.peak >= 12 * part or there.peak == there.initialization
         parameters = GPT_7_5B.parameters
         assert host_memory(parameters, away, 8) >= 8 * (4 * parameters + 16 * part)
         assert host_memory(parameters, replace(away, world=2), 2) > host_memory(
@@ -138,7 +138,7 @@ def test_what_needs_masters_apart_runs_at_stage_1_at_least(
 ) -> None:
     train = TrainSection.model_validate(fields)
     layouts = [Layout.of(train, world) for world in (1, 2)]
-    assert [layout.zero for layout in layouts] == [alone, together]
+    assert [layout.zero_stage for layout in layouts] == [alone, together]
     assert all(layout.offload is (train.offload_optimizer == "cpu") for layout in layouts)
 
 
@@ -157,10 +157,10 @@ def test_experts_are_shared_by_those_who_hold_them_together() -> None:
     assert held.optimizer == 12 * config.parameters / 4
 
 
-def kept_by_blocks(model: GPT | Llama, masked: bool) -> int:
+def kept_by_blocks(model: GPT | Llama, document_mask: bool) -> int:
     """Bytes that autograd keeps of a forward pass through the blocks."""
     tokens = torch.randint(0, 97, (3, 24), generator=torch.Generator().manual_seed(0))
-    segments = tokens.sort().values if masked else None
+    segments = tokens.sort().values if document_mask else None
     return kept(model, lambda: model.hidden(tokens, segments_BT=segments))
 
 
@@ -188,11 +188,11 @@ def test_a_block_keeps_what_its_operators_save(
     kind = GPT if isinstance(config, GPTConfig) else Llama
     deep = replace(config, num_layers=5)
     experts = isinstance(config, LlamaConfig) and config.experts is not None
-    for masked in (False, True):
-        many, few = (kept_by_blocks(kind(c), masked) for c in (deep, config))  # type: ignore[arg-type]
+    for document_mask in (False, True):
+        many, few = (kept_by_blocks(kind(c), document_mask) for c in (deep, config))  # type: ignore[arg-type]
         measured = (many - few) / 3 / (3 * 24)
         assert config.block_activation_bytes(
-            4, moe=experts, masked=masked, gpu=False
+            4, moe=experts, document_mask=document_mask, gpu=False
         ) == pytest.approx(measured, rel=close)
 
 
@@ -203,7 +203,9 @@ def test_recomputing_keeps_one_stream_a_block() -> None:
         activations(config, replace(plain, activation_checkpointing=r)) for r in (False, True)
     )
     saved = (
-        39 * (config.block_activation_bytes(2, moe=False, masked=False, gpu=True) - 2 * 5120) * 2048
+        39
+        * (config.block_activation_bytes(2, moe=False, document_mask=False, gpu=True) - 2 * 5120)
+        * 2048
     )
     # The block that is made again meets its gradients, and no longer the head.
     assert whole - thrifty == pytest.approx(saved, rel=0.03)
