@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 CHECKED_VERSION = "2.60.0"
 
@@ -34,6 +36,12 @@ MAX_SOCKET_PATH = 107  # bytes of a Unix socket path; Ray creates sockets below 
 LONGEST_SOCKET = (
     "/headwater-4194304-abcdefgh/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 )
+
+
+def temporary_root() -> Path:
+    """Return the folder for temporary files; /tmp if its path is too long for Ray's sockets."""
+    root = tempfile.gettempdir()
+    return Path(root if len(root) < 20 else "/tmp")  # noqa: S108
 
 
 def start_command(*options: str) -> list[str]:

@@ -19,7 +19,12 @@ import psutil
 
 from launch.output_capture import DRIVER_VARIABLE, capture_output
 from launch.process_reaper import Reaper
-from launch.ray_compat import embedded_env, preserve_signal_handlers, silence_worker_messages
+from launch.ray_compat import (
+    embedded_env,
+    preserve_signal_handlers,
+    silence_worker_messages,
+    temporary_root,
+)
 from pipeline.atomic_io import make_folder
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
@@ -78,8 +83,8 @@ class RayLauncher:
 
         if not ray.is_initialized():
             if self._address:
-                join(self._address)
-                self._close = leave
+                connect_to_cluster(self._address)
+                self._close = disconnect
             else:
                 embedded = EmbeddedRay(self._resources)
                 self._close, self._alive = embedded.close, embedded.alive
@@ -155,11 +160,11 @@ class EmbeddedRay:
     def close(self) -> None:
         """End all its processes and remove its files."""
         with suppress(Exception):
-            leave()
+            disconnect()
         self._reaper.close()
 
     def _start(self, resources: Resources | None) -> None:
-        folder = _short_folder()
+        folder = Path(tempfile.mkdtemp(prefix="headwater-", dir=temporary_root()))
         self._reaper = Reaper(folder.name, folder)
         os.environ.update(embedded_env())
         os.environ[DRIVER_VARIABLE] = folder.name
@@ -197,7 +202,7 @@ def _is_own_node_alive() -> bool:
     return False
 
 
-def join(address: str) -> None:
+def connect_to_cluster(address: str) -> None:
     """Connect to a running cluster.
 
     Raises:
@@ -217,15 +222,9 @@ def join(address: str) -> None:
     silence_worker_messages()
 
 
-def leave() -> None:
+def disconnect() -> None:
     """Disconnect from the cluster; an embedded one ends."""
     import ray
 
     with preserve_signal_handlers():
         ray.shutdown()
-
-
-def _short_folder() -> Path:
-    """Create a private temporary folder whose path is short enough for Ray's sockets."""
-    root = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="headwater-", dir=root if len(root) < 20 else "/tmp"))  # noqa: S108

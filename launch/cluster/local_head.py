@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ from launch.cluster.ray_jobs_client import (
     WrongToken,
     is_loopback,
 )
-from launch.ray_compat import LOOPBACK_ENV, PROCESS_ENV, start_command
+from launch.ray_compat import LOOPBACK_ENV, PROCESS_ENV, start_command, temporary_root
 from pipeline.atomic_io import make_folder, read_json, write_atomic
 from pipeline.errors import Failure, UserError
 from pipeline.storage.lease import process_start_time
@@ -157,9 +156,7 @@ def _token_file(cluster: Cluster) -> Path:
 def _short_folder(cluster: Cluster) -> Path:
     """Return a private folder whose path is short enough for Ray's sockets (107 bytes)."""
     word = hashlib.sha256(str(cluster.state).encode()).hexdigest()[:8]
-    root = Path(tempfile.gettempdir())
-    root = root if len(str(root)) < 20 else Path("/tmp")  # noqa: S108
-    return root / f"hw-{os.getuid()}-{word}"
+    return temporary_root() / f"hw-{os.getuid()}-{word}"
 
 
 def _start_process(cluster: Cluster, token: Path) -> None:

@@ -232,12 +232,12 @@ def _ray_listeners(servers: bool = False) -> list[str]:
             if not any(name in command for name in (SERVERS if servers else RAY_PROCESSES)):
                 continue
             for link in process.net_connections(kind="tcp"):
-                if link.status == psutil.CONN_LISTEN and not _is_loopback(link.laddr.ip):
+                if link.status == psutil.CONN_LISTEN and not _is_loopback_ip(link.laddr.ip):
                     found.append(f"{link.laddr.ip}:{link.laddr.port}")
     return sorted(set(found))
 
 
-def _is_loopback(ip: str) -> bool:
+def _is_loopback_ip(ip: str) -> bool:
     return ip == "::1" or ip.removeprefix("::ffff:").startswith("127.")
 
 

@@ -151,7 +151,10 @@ def load_template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=_format_cell, duration=formatting.duration, groups=_groups, excerpt=_excerpt
+        number=_format_cell,
+        duration=formatting.duration,
+        groups=_groups,
+        excerpt=lambda text: " ".join(text[: 2 * EXCERPT_LENGTH].split())[:EXCERPT_LENGTH],
     )
     return environment.from_string(Path(__file__).with_name(name).read_text())
 
@@ -167,10 +170,6 @@ def _groups(panels: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping
     """Return runs of adjacent panels by group name; empty for panels without a group."""
     named = itertools.groupby(panels, key=lambda panel: str(panel.get("group", "")))
     return [(name, list(members)) for name, members in named]
-
-
-def _excerpt(text: str) -> str:
-    return " ".join(text[: 2 * EXCERPT_LENGTH].split())[:EXCERPT_LENGTH]
 
 
 def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:

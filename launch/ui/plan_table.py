@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.ui import console, formatting
@@ -17,6 +18,8 @@ COSTS = {
     "disk_bytes": ("disk", formatting.size),
     "seconds": ("time", formatting.duration),
 }
+BREAKDOWN_WIDTH = 38  # columns; with the other two the table fits a terminal of 80
+NBSP = "\N{NO-BREAK SPACE}"  # `textwrap` does not break a line here
 WIDE_ONLY = ("flops", "disk_bytes")  # columns that a narrow terminal omits
 FORMATS: dict[str, Callable[[float], str]] = {
     "count": formatting.number,
@@ -43,27 +46,32 @@ def print_plan(plan: Plan) -> None:
         table.add_row(stage.name, console.format_state(stage.action), reason, *cells)
     console.echo(f"plan of {plan.pipeline}", "bold")
     console.print_table(table)
-    for stage in plan.stages:
-        if stage.action in ("run", "resume") and stage.estimate_rows:
-            print_estimate(stage.name, stage.estimate_rows)
+    print_estimates(plan)
     for stage in plan.stages:
         for warning in stage.warnings:
             console.echo(f"  warning: {stage.name}: {warning}", "yellow")
     console.echo(summarize_plan(plan), "dim")
 
 
-def print_estimate(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the estimate of a stage with its parts."""
-    table = console.make_table(name, "", "breakdown", right=[""], flexible=["breakdown"])
-    console.print_table(console.add_rows(table, map(estimate_cells, rows)))
+def print_estimates(plan: Plan) -> None:
+    """Print one table with the estimates of all stages that have some, with their parts."""
+    table = console.make_table("stage", "value", "breakdown", right=["value"])
+    for stage in plan.stages:
+        if stage.action in ("run", "resume") and stage.estimate_rows:
+            rows = map(estimate_cells, stage.estimate_rows)
+            console.add_rows(table, [(stage.name, "", ""), *rows])
+    if table.row_count:
+        console.print_table(table)
 
 
 def estimate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the cells of a row: name, value, parts (`image tower 304 M, text tower 124 M`)."""
+    """Return the cells of a row: indented name, value, and parts (`image tower 304 M, text tower
+    124 M`), wrapped between parts."""
     show = FORMATS[row["unit"]]
-    parts = [f"{label} {show(value)}" for label, value in row["parts"].items()]
+    parts = [f"{label} {show(value)}".replace(" ", NBSP) for label, value in row["parts"].items()]
     notes = [row["note"]] if row["note"] else []
-    return row["name"], show(row["value"]), ", ".join([*parts, *notes])
+    lines = textwrap.wrap(", ".join([*parts, *notes]), BREAKDOWN_WIDTH)
+    return f"  {row['name']}", show(row["value"]), "\n".join(lines).replace(NBSP, " ")
 
 
 def summarize_plan(plan: Plan) -> str:

@@ -25,7 +25,7 @@ from toy_runs import (
 )
 
 from launch.ray_compat import NODE_TIMEOUT_ENV
-from launch.ray_launcher import RayLauncher, join
+from launch.ray_launcher import RayLauncher, connect_to_cluster
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job
 from pipeline.execution.run import Run
@@ -125,7 +125,7 @@ def test_concurrent_runs_make_each_artifact_once(
 
 def test_unreachable_cluster_is_one_line() -> None:
     with pytest.raises(Failure, match="the Ray cluster does not answer") as caught:
-        join("not an address")
+        connect_to_cluster("not an address")
     assert "headwater cluster status" in caught.value.remedy
 
 
