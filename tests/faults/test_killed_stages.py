@@ -108,13 +108,13 @@ def test_ppo_killed_at_every_sort_of_place_ends_in_the_same_bytes(world, tmp_pat
 def stop_within_an_iteration(folder, objective, train, hit):
     """Rank 0 stops alone, in the middle of an iteration that would take long; its peer, which
     waits for it, is ended."""
-    patient, objective.grace = objective.grace, 0.0
+    patient, objective.stop_grace = objective.stop_grace, 0.0
     with group(folder) as ranks:
         Context.local(folder).cancel_file.touch()
         with pytest.raises(Interrupted, match="stopped on request"):
             ranks.run(fit, objective, train, **hit)
     Context.local(folder).cancel_file.unlink()
-    objective.grace = patient
+    objective.stop_grace = patient
 
 
 SFT_DRIVER = """
