@@ -59,8 +59,8 @@ def latest_job(run: Run, cluster: Cluster) -> dict[str, Any] | None:
 
 
 def is_job_gone(run: Run, cluster_file: str, now: bool) -> bool | None:
-    """Return whether no job of a submitted run is pending or running; None while the head knows
-    of no job.
+    """Return whether no job of a submitted run is pending or running; None while the head
+    has no record of a job.
 
     Args:
         now: stop an active job.

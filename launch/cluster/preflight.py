@@ -117,7 +117,7 @@ def _run_concurrently(checks: Mapping[str, Callable[[], Any]], seconds: float) -
 
 
 def check_head(cluster: Cluster) -> Capacity | None:
-    """Check that the head answers and accepts the token; return its capacity if it knows it.
+    """Check that the head answers and accepts the token; return its capacity if available.
 
     Raises:
         Unreachable: no answer.

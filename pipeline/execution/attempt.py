@@ -118,7 +118,7 @@ def run_attempt(job: Job) -> Outcome:
             message, remedy = "the stage returned without output", "write its files under `out`"
             raise errors.Failure(message, where=context.stage, remedy=remedy)
     except BaseException as error:  # a stage that calls sys.exit() must not end silently
-        text = str(error)  # of an error of ours; others are logged with their traceback
+        text = str(error)  # of a HeadwaterError; others are logged with their traceback
         if not isinstance(error, HeadwaterError):
             text = "".join(traceback.format_exception(error))
         log = context.log if context else print  # captured by the launcher

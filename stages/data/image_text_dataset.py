@@ -162,37 +162,6 @@ class ShardSplitter:
         return False
 
 
-def write_shards(
-    samples: Iterable[Sample],
-    folder: Path,
-    split: str,
-    *,
-    shard_samples: int = SHARD_SAMPLES,
-    shard_bytes: int = SHARD_BYTES,
-) -> list[dict[str, Any]]:
-    """Write the samples of a split as `SPLIT-00000.tar`, ... with their indexes.
-
-    The same samples give the same bytes. Call `write_index` afterwards.
-
-    Returns:
-        The entries of the shards in `index.json`.
-
-    Raises:
-        BadImage: an image is of another format.
-        InputError: a key or a caption cannot be stored.
-    """
-    splitter, shards = ShardSplitter(shard_samples, shard_bytes), list[dict[str, Any]]()
-    pending: list[Sample] = []
-    for sample in samples:
-        if splitter.starts_shard(stored_size(sample)) and pending:
-            shards.append(write_shard(pending, folder, f"{split}-{len(shards):05d}"))
-            pending = []
-        pending.append(sample)
-    if pending:
-        shards.append(write_shard(pending, folder, f"{split}-{len(shards):05d}"))
-    return shards
-
-
 def write_shard(samples: Iterable[Sample], folder: Path, stem: str) -> dict[str, Any]:
     """Write `STEM.tar` and its index; return its entry in `index.json`."""
     from pipeline.atomic_io import write_atomic

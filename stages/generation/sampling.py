@@ -70,13 +70,6 @@ class SamplingParams:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
-    @property
-    def is_untruncated(self) -> bool:
-        """True if the distribution is softmax(logits / temperature) over the whole vocabulary."""
-        return (
-            self.temperature > 0 and not self.top_k and self.top_p == 1 and not self.suppress_tokens
-        )
-
 
 @dataclass
 class Responses:

@@ -5,7 +5,7 @@
     dedup      the hashes of all shards -> the surviving copy of each group
     write      the annotation tables in order -> documents/, dropped/, stats.json
 
-Only annotation reads files and takes time; it runs one shard per task and knows no limit, so that
+Only annotation reads files and takes time; it runs one shard per task and uses no limit, so that
 other limits need no second pass. The other phases read scores, hashes, and a row group of text at
 a time.
 """

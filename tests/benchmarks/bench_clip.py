@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 
 from stages.contrastive.caption_tokenizer import CaptionTokenizer
-from stages.data.image_text_dataset import Sample, write_index, write_shards
+from stages.data.image_text_dataset import Sample, write_index, write_shard
 from stages.models.clip.configuration_clip import CLIPConfig, TextConfig, ViTConfig
 from stages.objectives.contrastive import ContrastiveObjective
 from stages.training.deepspeed_compat import import_deepspeed
@@ -96,7 +96,9 @@ def write_pairs(folder: Path) -> None:
         caption = " ".join(map(str, rng.integers(4, VOCABULARY - 1, CONTEXT - 2)))
         meta = {"width": 64, "height": 64, "source": "made"}
         samples.append(Sample(f"{number:05d}", packed.getvalue(), (caption,), meta))
-    shards = {split: write_shards(samples, folder, split) for split in ("train", "eval")}
+    shards = {
+        split: [write_shard(samples, folder, f"{split}-00000")] for split in ("train", "eval")
+    }
     write_index(folder, shards, image_size=64)
 
 

@@ -85,7 +85,9 @@ def test_the_ratio_is_held_tighter_in_float32():
     assert PPOParams().settings().update.ratio_tolerance == 1e-3
     low = PPOParams(train={"dtype": "bfloat16"}).settings()
     assert low.update.ratio_tolerance == 0.25
-    assert PPOParams().settings().decoding.is_untruncated
+    decoding = PPOParams().settings().decoding  # the softmax over the whole vocabulary
+    assert (decoding.top_k, decoding.top_p, decoding.suppress_tokens) == (0, 1, ())
+    assert decoding.temperature > 0
 
 
 def test_the_critic_starts_as_the_reward_model_apart_from_it(world, scorer):

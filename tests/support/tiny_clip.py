@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from image_text_shards import write_shards
 from PIL import Image, ImageDraw
 
-from stages.data.image_text_dataset import Sample, write_index, write_shards
+from stages.data.image_text_dataset import Sample, write_index
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.data.tokenizers.tokenizer_training import export_tokenizer, train_sentencepiece
 from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig

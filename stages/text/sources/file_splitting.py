@@ -1,6 +1,6 @@
 """Splitting of large files into parts, so that a task is bounded whatever the size of a file.
 
-Line-based files are split after a line, parquet files after a row group. A part knows how many
+Line-based files are split after a line, parquet files after a row group. A part stores how many
 records and lines precede it, so that each document and line keeps its number in the whole file.
 Compressed files cannot be read from the middle, and csv records may contain line ends: these files
 stay whole.

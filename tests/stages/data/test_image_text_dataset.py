@@ -13,6 +13,7 @@ import pytest
 from drawn_images import encode, jpeg, png, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_text_shards import write_shards
 from PIL import Image
 
 from pipeline.errors import CorruptArtifact, InputError
@@ -23,7 +24,6 @@ from stages.data.image_text_dataset import (
     Sample,
     decode_rgb,
     write_index,
-    write_shards,
 )
 
 KEYS = st.text("abcXYZ019_-", min_size=1, max_size=90)

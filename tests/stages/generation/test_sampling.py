@@ -126,17 +126,6 @@ def test_top_k_top_p_and_suppressed_tokens_restrict_the_support():
     assert kept["suppress_tokens"] == pytest.approx([0, 0.6, 0.3, 0.1])
 
 
-def test_only_the_full_softmax_is_untruncated():
-    assert SamplingParams().is_untruncated and SamplingParams(temperature=0.7).is_untruncated
-    inexact = [
-        SamplingParams(top_k=3),
-        SamplingParams(top_p=0.9),
-        SamplingParams(temperature=0),
-        SamplingParams(suppress_tokens=(1,)),
-    ]
-    assert not any(decoding.is_untruncated for decoding in inexact)
-
-
 @pytest.mark.parametrize(
     "bad", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}]
 )
