@@ -26,8 +26,8 @@ from stages.training.expert_parallel import (
     shard_experts,
     without_exchange,
 )
-from stages.training.optim.grad_clip import clip_gradients
-from stages.training.optim.param_groups import build_optimizer, set_lr
+from stages.training.optim.hooked_optimizer import clip_gradients
+from stages.training.optim.param_groups import build_optimizer
 from stages.training.planning.memory_model import BUCKET, CPU_BUCKET
 from stages.training.spike_guard import SpikeGuard
 from stages.training.step_result import EngineStep
@@ -118,7 +118,7 @@ class Engine:
             The learning rate of parameters without a multiplier of their own.
         """
         self.lr = self._peak_lr * scale
-        set_lr(self._optimizer, self.lr)
+        self._optimizer.set_lr(self.lr)
         return self.lr
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:

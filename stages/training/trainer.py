@@ -3,24 +3,29 @@
     setup - resume -+- step: lr, seed, objective.step, anomaly check -+- evaluation - export
                     +--- stop if requested, checkpoint, evaluate -----+
 
-The path of a training batch, forward and back (a language model; other objectives differ in 2 and
-5 to 9):
+The path of a training batch, forward and back (packed windows of text, GPT-2, AdamW):
 
-     1 trainer._step                      one step: learning rate, seed, then
-     2 supervised.step                    this rank's micro-batches: forward, backward, one update
-     3 data_order.micro_batches             which samples, on which rank
-     4 data/token_dataset                   a sample
-     5 objectives/causal_lm                 collate; loss
-     6 engine.__call__, backward, step      DeepSpeed around the module and the optimizer
-     7 models/language_model                forward pass of any decoder
-     8 models/gpt2/modeling_gpt2            its blocks
-     9 models/fused_ops                     head and cross-entropy
-    10 optim/hooked_optimizer               the update
+     1 trainer._step                      one step; returns its metrics to the series
+     2 lr_schedule                          its learning rate
+     3 supervised.step                      this rank's micro-batches: forward, backward, one update
+     4 data_order.micro_batches               the samples of this rank
+     5 data/token_store                       one sample: a window of tokens
+     6 objectives/causal_lm                   collate; loss
+     7 engine.__call__, backward, step        DeepSpeed around the module and the optimizer
+     8 models/language_model                    forward pass of any decoder
+     9 models/gpt2/modeling_gpt2                  its blocks
+    10 models/fused_ops                           head and cross-entropy
+    11 optim/hooked_optimizer                   clipping, and the update by AdamW
+    12 spike_guard                              the decision whether to update
 
-Each file calls the ones below it and returns to the one above: `objective.step` returns a
+Another objective, model family or optimizer replaces 6, 9 or 11. Other files on the path hold no
+step of the computation: types (`objective`, `step_result`), the arithmetic of batch sizes
+(`training_params`), sums over ranks (`ranks.rank`) and timing (`throughput`).
+
+Each file calls those that are indented below it and returns to it: `objective.step` returns a
 `StepResult` with the metrics and the outcome of every update. The one call upwards is
-`pre_update_hook`: the optimizer calls the engine, which clips the gradient or cancels the
-update, because only then is the norm known (`optim.hooked_optimizer`).
+`pre_update_hook`: the gradient norm is available only inside DeepSpeed's optimizer step, so the
+optimizer calls the engine, which clips the gradient or cancels the update.
 
 A step is a function of the weights and its number: the generators are seeded from (seed, step,
 rank), and the data is a function of the step. So a run that was killed and resumed computes the

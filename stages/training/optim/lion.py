@@ -8,12 +8,9 @@ The paper's coefficients are beta1 0.9 and beta2 0.99; `eps` has no effect.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stages.training.optim.hooked_optimizer import HookedOptimizer
-
-if TYPE_CHECKING:
-    from stages.training.optim.optimizer_registry import OptimizerSettings
+from stages.training.optim.hooked_optimizer import HookedOptimizer, OptimizerSettings
 
 
 class Lion(HookedOptimizer):

@@ -18,16 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from stages.training.optim.adamw import AdamW
-
-if TYPE_CHECKING:
-    from stages.training.optim.optimizer_registry import OptimizerSettings
+from stages.training.optim.hooked_optimizer import AdamW, OptimizerSettings
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -21,43 +21,15 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pipeline.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from stages.training.optim.hooked_optimizer import HookedOptimizer
+    from stages.training.optim.hooked_optimizer import HookedOptimizer, OptimizerSettings
 
 
-class OptimizerSettings(Protocol):
-    """The hyperparameters that optimizers read; `TrainSection` has them."""
-
-    @property
-    def optimizer(self) -> str:
-        """Return the name of the optimizer."""
-
-    @property
-    def lr(self) -> float:
-        """Return the peak learning rate."""
-
-    @property
-    def beta1(self) -> float:
-        """Return the decay rate of the first moment."""
-
-    @property
-    def beta2(self) -> float:
-        """Return the decay rate of the second moment."""
-
-    @property
-    def eps(self) -> float:
-        """Return the term added to the root of the second moment."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Return the decoupled weight decay."""
-
-
-Builder = Callable[[list[dict[str, Any]], OptimizerSettings], "HookedOptimizer"]
+Builder = Callable[[list[dict[str, Any]], "OptimizerSettings"], "HookedOptimizer"]
 """Builds an optimizer of parameter groups. Each group brings its own `weight_decay`."""
 
 FP32 = 4
@@ -165,7 +137,7 @@ _ADAM = UpdateRule(states=("exp_avg", "exp_avg_sq"), flops_per_weight=15)
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     spec.name: spec
     for spec in (
-        OptimizerSpec("adamw", "stages.training.optim.adamw:build_adamw", _ADAM),
+        OptimizerSpec("adamw", "stages.training.optim.hooked_optimizer:build_adamw", _ADAM),
         OptimizerSpec(
             "lion",
             "stages.training.optim.lion:build_lion",

@@ -11,8 +11,7 @@ from stages.training.expert_parallel import expert_group_name, is_expert_sharded
 from stages.training.optim.optimizer_registry import find_optimizer
 
 if TYPE_CHECKING:
-    from stages.training.optim.hooked_optimizer import HookedOptimizer
-    from stages.training.optim.optimizer_registry import OptimizerSettings
+    from stages.training.optim.hooked_optimizer import HookedOptimizer, OptimizerSettings
     from stages.training.trainable import Trainable
 
 
@@ -47,14 +46,8 @@ def build_optimizer(
             }
         )
     optimizer = spec.build(groups, settings)
-    set_lr(optimizer, lr)
+    optimizer.set_lr(lr)
     return optimizer
-
-
-def set_lr(optimizer: HookedOptimizer, lr: float) -> None:
-    """Set the learning rate of each group to its multiple of `lr`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_multiplier"]
 
 
 def block_matrices(module: nn.Module) -> set[str]:
