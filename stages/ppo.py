@@ -224,7 +224,7 @@ def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         seed=params.seed,
         count=params.train.eval_samples,
     )
-    final, comparison = run_training(objective, params, ctx, out, then=compare)
+    final, comparison = run_training(objective, params, ctx, out, after_export=compare)
     ctx.result(**comparison.metrics, tokens=final["tokens"])
     ctx.panel(panels.samples("Before and after", comparison.samples))
     ctx.panel(panels.histogram("Reward per response, before", *comparison.histograms[0]))

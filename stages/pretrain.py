@@ -53,7 +53,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -82,7 +82,7 @@ else:
 
 
 class PretrainParams(Params):
-    """See the module."""
+    """Parameters of `pretrain`."""
 
     unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
     renamed: ClassVar[Mapping[str, str]] = {
@@ -107,13 +107,21 @@ class PretrainParams(Params):
     seed: int = 0
     """Seed of initial weights and order of samples. Default: the seed of the pipeline."""
 
-    @model_validator(mode="after")
-    def _apply_recipe(self) -> PretrainParams:
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, given: Any) -> Any:
         """Fill in the training parameters of the preset's paper that the file leaves out."""
-        given = self.train.model_dump(exclude_unset=True)
-        filled = TrainSection.model_validate({**recipe(self.preset), **given})
-        self.__dict__["train"] = filled if recipe(self.preset) else self.train
-        return self
+        if not isinstance(given, Mapping):
+            return given
+        found = recipe(str(given.get("preset", cls.model_fields["preset"].default)))
+        train = given.get("train", {})
+        if isinstance(train, TrainSection):
+            train = train.model_dump(exclude_unset=True)
+        return (
+            {**given, "train": {**found, **train}}
+            if found and isinstance(train, Mapping)
+            else given
+        )
 
     def config(self, vocab_size: int) -> LanguageModelConfig:
         """Return the shape of the model.
@@ -180,7 +188,7 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
         ctx.result(**{f"epochs_{number}": value for number, value in enumerate(epochs)})
     final, texts = run_training(
         params.objective.build(task), params, ctx, out,
-        then=partial(continuations, folder=out, prompts=PROMPTS, seed=params.seed),
+        after_export=partial(continuations, folder=out, prompts=PROMPTS, seed=params.seed),
     )  # fmt: skip
     ctx.panel(panels.samples("Continuations", texts))
     ctx.result(

@@ -78,7 +78,7 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
         inputs.path("model"), preferences, params.dropout, params.centering_samples
     )
     then = partial(evaluate_folder, folder=out, preferences=preferences)
-    final, evaluation = run_training(objective, params, ctx, out, then=then)
+    final, evaluation = run_training(objective, params, ctx, out, after_export=then)
     ctx.result(
         loss=final["loss"],
         accuracy=evaluation.accuracy,

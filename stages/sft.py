@@ -101,7 +101,7 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     for panel in CURVES:
         ctx.panel(panel)
     then = partial(example_responses, objective=objective, folder=out, seed=params.seed)
-    final, examples = run_training(objective, params, ctx, out, then=then)
+    final, examples = run_training(objective, params, ctx, out, after_export=then)
     ctx.panel(panels.samples("Before and after", examples))
     ctx.result(
         loss=final["loss"],

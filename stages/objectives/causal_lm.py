@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -107,13 +106,9 @@ class CausalLMObjective(PretrainingObjective):
             units = num_targets(batch)
             assert self.config.experts is not None
             total = total + router_aux_loss(self.config.experts, outputs.routing) * units
-            layers = dict(zip(self._expert_layers, outputs.routing, strict=True))
+            layers = dict(zip(expert_layers(self.config), outputs.routing, strict=True))
             metrics |= router_metrics(layers, units)
         return Loss(total, metrics, reported=outputs.cross_entropy)
-
-    @cached_property
-    def _expert_layers(self) -> list[int]:
-        return expert_layers(self.config)
 
 
 def expert_layers(config: LanguageModelConfig) -> list[int]:

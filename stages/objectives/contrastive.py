@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ContrastiveObjective:
-    """Match images with their captions."""
+    """Matching of images with their captions."""
 
     pairs: Path
     tokenizer_folder: Path

@@ -116,8 +116,7 @@ def objective_union() -> Any:
     union: Any = sections[0]
     if len(sections) > 1:
         union = Annotated[Union[sections], Field(discriminator="type")]  # noqa: UP007
-    return Annotated[union, BeforeValidator(_with_default_type)]
-
-
-def _with_default_type(value: Any) -> Any:
-    return {"type": DEFAULT, **value} if isinstance(value, Mapping) else value
+    return Annotated[
+        union,
+        BeforeValidator(lambda v: {"type": DEFAULT, **v} if isinstance(v, Mapping) else v),
+    ]

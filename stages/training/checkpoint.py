@@ -10,7 +10,7 @@ safetensors.
 Each rank writes its own part in the background, from a copy in host memory, while training
 continues. No collective is used: rank 0 polls for the other ranks' completion files (rank-N.json),
 then writes the manifest. A save with a number that is not finite is never committed. Training
-resumes from the newest folder whose hashes are right; a damaged one is logged and removed. Some
+resumes from the newest folder whose hashes are right; a corrupt one is logged and removed. Some
 checkpoints are marked as rollback targets; which ones does not depend on interruptions.
 
 Torch's generators are not saved, because the trainer seeds them from (seed, step, rank).
@@ -70,18 +70,18 @@ class Checkpoint:
         """Return whether training may roll back to it."""
         return bool(self.manifest.get("anchor", False))
 
-    def damages(self, index: int = 0, of: int = 1) -> list[str]:
-        """Return how its files differ from what was written; checks every `of`-th file from `index`
-        on."""
+    def corruption_reasons(self, rank: int = 0, world: int = 1) -> list[str]:
+        """Return the differences of its files from what was written. A rank checks every `world`-th
+        file from the `rank`-th on."""
         return [
-            damage
-            for file in self.manifest["files"][index::of]
-            if (damage := _damage(self.path / file["name"], file))
+            reason
+            for file in self.manifest["files"][rank::world]
+            if (reason := _corruption_reason(self.path / file["name"], file))
         ]
 
 
 class CheckpointManager:
-    """Saves and finds the checkpoints of one training; every rank has one, and calls it alike."""
+    """Writer and finder of the checkpoints of one training, on every rank and called alike."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class CheckpointManager:
     def latest(self, *, for_rollback: bool = False) -> Checkpoint | None:
         """Return the newest checkpoint (or rollback target) whose bytes are those written.
 
-        The ranks divide the hashing among them. Damaged and uncommitted ones are removed.
+        The ranks divide the hashing among them. Corrupt and uncommitted ones are removed.
         """
         self.wait()
         names = self.rank.broadcast(self._remove_uncommitted() if self.rank.is_main else None)
@@ -128,13 +128,13 @@ class CheckpointManager:
             checkpoint = Checkpoint(self.folder / name, read_manifest(self.folder / name))
             if for_rollback and not checkpoint.for_rollback:
                 continue
-            own = checkpoint.damages(self.rank.index, self.rank.world)
-            damages = [d for found in self.rank.all_gather_object(own) for d in found]
-            if not damages:
+            own = checkpoint.corruption_reasons(self.rank.index, self.rank.world)
+            reasons = [r for found in self.rank.all_gather_object(own) for r in found]
+            if not reasons:
                 self.saved_step = checkpoint.step
                 return checkpoint
-            for damage in damages:
-                self._log(f"checkpoint {name} is damaged: {damage}")
+            for reason in reasons:
+                self._log(f"checkpoint {name} is corrupt: {reason}")
             self._log(f"falling back from checkpoint {name} to the one before")
             if self.rank.is_main:
                 remove(checkpoint.path)
@@ -356,7 +356,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 class CheckpointReader:
-    """Reads numbers of a checkpoint by parameter and place, whatever ranks wrote them."""
+    """Reader of a checkpoint by parameter and range, whatever ranks wrote it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -411,8 +411,8 @@ class CheckpointReader:
         return state
 
 
-def _damage(path: Path, entry: Mapping[str, Any]) -> str:
-    """Return how a file differs from its entry in the manifest, or an empty text."""
+def _corruption_reason(path: Path, entry: Mapping[str, Any]) -> str:
+    """Return the difference of a file from its entry in the manifest, or an empty text."""
     if not path.exists():
         return f"{path.name} is missing"
     if path.stat().st_size != entry["size"]:

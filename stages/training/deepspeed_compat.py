@@ -1,4 +1,4 @@
-"""Workarounds for DeepSpeed, checked against DeepSpeed 0.19.8.
+"""Workarounds for DeepSpeed, and accessors of its private state, checked against DeepSpeed 0.19.8.
 
 - `import_deepspeed`: its import builds extensions, imports MLflow (2 s, for its autotuner) and
   torch's compiler (5 s, for an optimizer that is not used here), and warns of what is intended.
@@ -6,10 +6,9 @@
 - `mark_expert_layer`: it reduces, shards and measures expert weights right only in layers of its
   own class.
 
-tests/stages/training/test_deepspeed_compat.py fails when one of them is no longer needed. What of
-DeepSpeed's private state is read, rather than changed, stands in `stages.training.zero_state` and
-`stages.training.optim.muon`. Imports neither DeepSpeed nor torch before a function is called,
-because a rank sets its environment first.
+tests/stages/training/test_deepspeed_compat.py fails when one of them is no longer needed. The other
+functions read private state of DeepSpeed that has no public accessor. Imports neither DeepSpeed nor
+torch before a function is called, because a rank sets its environment first.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 CHECKED_VERSION = "0.19.8"
 
@@ -119,3 +118,83 @@ def mark_expert_layer(layer: nn.Module, num_experts: int, size: int, group_name:
         parameter.allreduce, parameter.group_name = False, group_name
         parameter.ds_zero_placement_family = "autoep_expert"
         parameter.ds_zero_partition_group_name = group_name
+
+
+def global_grad_norm(engine: Any) -> float:
+    """Return the gradient norm that the ZeRO optimizer of an engine has computed in its step."""
+    return float(engine.optimizer._global_grad_norm)
+
+
+def set_gradient_allreduce(engine: Any, enabled: bool) -> None:
+    """Set whether `backward` reduces the gradient over the ranks."""
+    engine.enable_backward_allreduce = enabled
+
+
+def loss_scaler(engine: Any) -> Any:
+    """Return the dynamic loss scaler of a float16 engine, which does not raise at the smallest
+    scale: the trainer gives up, after rollbacks."""
+    scaler = engine.optimizer.loss_scaler
+    scaler.raise_error_at_min_scale = False
+    return scaler
+
+
+class FlatRange(NamedTuple):
+    """The range of a flat float32 tensor that holds a part of a parameter."""
+
+    flat: int
+    """Index of the flat tensor."""
+    offset: int
+    """Start of the range in the flat tensor."""
+    count: int
+    """Length of the range."""
+    start: int
+    """Start of the part in the flattened parameter."""
+
+
+def flat_groups(zero: Any) -> list[Tensor]:
+    """Return this rank's flat float32 range of each parameter group, at ZeRO 1 and 2."""
+    groups: list[Tensor] = zero.single_partition_of_fp32_groups
+    return groups
+
+
+def group_range(parameter: Any) -> FlatRange | None:
+    """Return the range of a parameter in `flat_groups`; None if this rank holds none of it."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    held = mapping.hp_fragment_address
+    start = mapping.lp_fragment_address.start
+    return FlatRange(mapping.param_group_index, held.start, held.numel, start)
+
+
+def flat_subgroups(zero: Any) -> list[tuple[Tensor, int]]:
+    """Return this rank's flat float32 tensors and their parameter groups, at ZeRO 3."""
+    flats = enumerate(zero.fp32_partitioned_groups_flat)
+    return [(flat, zero.sub_group_to_group_id[i]) for i, flat in flats]
+
+
+def subgroup_range(zero: Any, parameter: Any) -> FlatRange:
+    """Return the range of a parameter in `flat_subgroups`; its count is not positive where this
+    rank holds padding only."""
+    flat, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+    start = parameter.ds_zero_partition_rank * size
+    return FlatRange(flat, offset, min(size, parameter.ds_numel - start), start)
+
+
+def update_sharded_module(zero: Any, is_expert: Callable[[Tensor], bool]) -> None:
+    """Copy the float32 weights of ZeRO 3 into the module's own."""
+    zero._partition_all_parameters()
+    for flat in range(len(zero.fp32_partitioned_groups_flat)):
+        zero._reassign_or_swap_out_partitioned_parameters(flat)
+    for sharded in (False, True):
+        small = [p for p in zero.persistent_parameters if is_expert(p) is sharded]
+        if small:
+            small[0].all_gather(small)
+
+
+def group_layout(zero: Any, group: int) -> tuple[list[tuple[int, tuple[int, ...]]], Any]:
+    """Return start and shape of each parameter in a group that ZeRO 1 and 2 have flattened, and the
+    process group that shares it."""
+    shapes = [tuple(p.shape) for p in zero.round_robin_bit16_groups[group]]
+    starts = zero.round_robin_bit16_offsets[group]
+    return list(zip(starts, shapes, strict=True)), zero.real_dp_process_group[group]

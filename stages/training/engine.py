@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import Failure
-from stages.training.deepspeed_compat import one_zero_optimizer
+from stages.training.deepspeed_compat import (
+    global_grad_norm,
+    loss_scaler,
+    one_zero_optimizer,
+    set_gradient_allreduce,
+)
 from stages.training.expert_parallel import (
     all_reduce_over_experts,
     expert_group_name,
@@ -79,7 +84,7 @@ class Engine:
             )[0]
         if self.zero_stage:
             self._optimizer.attach_partitions(self._deepspeed.optimizer)
-        self._deepspeed.enable_backward_allreduce = rank.world > 1 or self.zero_stage > 0
+        set_gradient_allreduce(self._deepspeed, rank.world > 1 or self.zero_stage > 0)
         self.state = build_partitioned_state(
             self.zero_stage, self._deepspeed, self._optimizer, self.parameters, rank, expert_shards
         )
@@ -91,10 +96,7 @@ class Engine:
                 return unrounded[part.name].view(-1)[start : start + part.count]
 
             self.state.load(unrounded_part, ["fp32"])
-        self._scaler: Any = None
-        if settings.dtype == "float16":
-            self._scaler = self._deepspeed.optimizer.loss_scaler
-            self._scaler.raise_error_at_min_scale = False  # the trainer gives up, after rollbacks
+        self._scaler = loss_scaler(self._deepspeed) if settings.dtype == "float16" else None
         self.guard = SpikeGuard(settings.spike_sigma, settings.spike_window)
         self._loss: float | None = None
         self._outcome: EngineStep | None = None
@@ -162,7 +164,7 @@ class Engine:
         once per group of a step."""
         outcome = self._outcome
         if outcome is None:
-            outcome = self._decide(float(self._deepspeed.optimizer._global_grad_norm))
+            outcome = self._decide(global_grad_norm(self._deepspeed))
         if outcome.applied:
             mode, limit = self.settings.grad_clip_mode, self.settings.grad_clip
             clip_gradients(gradients, outcome.grad_norm, limit, mode)

@@ -36,23 +36,23 @@ def run_training(
     ctx: Context,
     out: Path,
     *,
-    then: Callable[[Rank], Any] | None = None,
+    after_export: Callable[[Rank], Any] | None = None,
 ) -> tuple[dict[str, float], Any]:
     """Train an objective on a group of ranks and export the model to `out`.
 
     Args:
-        objective: what to train.
-        params: how to train it, and on how many ranks.
+        objective: model, data and loss.
+        params: training parameters, and number of ranks.
         ctx: the context of the stage.
         out: folder of the model.
-        then: called with each rank after the export, in the same processes.
+        after_export: called with each rank after the export, in the same processes.
 
     Returns:
-        The final metrics, and what `then` returned on rank 0.
+        The final metrics, and what `after_export` returned on rank 0.
     """
     from stages.training.ranks.worker_group import WorkerGroup
     from stages.training.trainer import fit
 
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
         final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
-        return final, group.run(then)[0] if then else None
+        return final, group.run(after_export)[0] if after_export else None

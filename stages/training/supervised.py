@@ -188,7 +188,7 @@ class SupervisedObjective(ABC):
             ValueError: the checkpoint holds state.
         """
         if state:
-            raise ValueError(f"{type(self).__name__} does not know the state {sorted(state)}")
+            raise ValueError(f"{type(self).__name__} has no state named {', '.join(sorted(state))}")
 
 
 class LanguageObjective(SupervisedObjective):

@@ -29,10 +29,10 @@ class BatchSizeRampup(Section):
     renamed: ClassVar[Mapping[str, str]] = {"start": "initial_batch_size"}
 
     initial_batch_size: Annotated[int, Field(ge=0)] = 0
-    """Samples of the first step, a divisor of `global_batch_size`. Default: 0, constant batch
+    """Samples of the first step, a divisor of `global_batch_size`. Default: 0, a constant batch
     size."""
     steps: Annotated[int, Field(ge=0)] = 0
-    """Steps until the batch has `global_batch_size` samples."""
+    """Steps until the batch has `global_batch_size` samples. Default: 0."""
 
     def __bool__(self) -> bool:
         return self.initial_batch_size > 0
@@ -71,79 +71,82 @@ class TrainSection(Section):
     }
 
     steps: Annotated[int, Field(ge=1)] = 300
-    """Optimizer steps (PPO: iterations)."""
+    """Optimizer steps (PPO: iterations). Default: 300."""
     global_batch_size: Annotated[int, Field(ge=1)] = 32
-    """Samples per optimizer step, over all ranks and micro-batches."""
+    """Samples per optimizer step, over all ranks and micro-batches. Default: 32."""
     batch_size_rampup: BatchSizeRampup = BatchSizeRampup()
-    """Batch-size warm-up. Default: constant batch size."""
+    """Batch-size warm-up. Default: a constant batch size."""
     optimizer: Annotated[str, AfterValidator(lambda name: find_optimizer(name).name)] = "adamw"
-    """Optimizer: `adamw`; `lion` (Chen et al. 2023), which keeps one moment; `muon` (Jordan et al.
-    2024), which updates the matrices of the blocks by orthogonalized momentum and everything else
-    by AdamW, at ZeRO 0, 1 and 2; or one of a plugin."""
+    """Name of an optimizer in `stages.training.optim.optimizer_registry`, or of a plugin. Default:
+    adamw."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate. Default: 1e-3."""
     lr_schedule: LRSchedule = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up. Default: cosine."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.02
-    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
+    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`. Default:
+    0.02."""
     decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Fraction of `steps`, at the end, in which schedule `wsd` decays."""
+    """Fraction of `steps`, at the end, in which schedule `wsd` decays. Default: 0.2."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Final learning rate over peak learning rate."""
+    """Final learning rate over peak learning rate. Default: 0.1."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay of matrices; gains, biases and vectors have none."""
+    """Decoupled weight decay of matrices; gains, biases and vectors have none. Default: 0.1."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay rate of Adam's first moment; in Lion, of the momentum in the update."""
+    """Decay rate of Adam's first moment; in Lion, of the momentum in the update. Default:
+    0.9."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay rate of Adam's second moment; in Lion, of the momentum that is kept."""
+    """Decay rate of Adam's second moment; in Lion, of the momentum that is kept. Default:
+    0.95."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Term added to the square root of Adam's second moment."""
+    """Term added to the square root of Adam's second moment. Default: 1e-8."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global norm of the gradient (see `grad_clip_mode`); 0 disables clipping."""
+    """Largest global norm of the gradient (see `grad_clip_mode`); 0 disables clipping. Default:
+    1."""
     grad_clip_mode: GradClipMode = "norm"
     """Form of clipping: `norm` scales a gradient g longer than `grad_clip` down to it; `norm_soft`
     scales every g by grad_clip / (|g| + grad_clip); `value` clamps each element to
-    [-grad_clip, grad_clip]."""
+    [-grad_clip, grad_clip]. Default: norm."""
     dtype: Dtype = "float32"
     """Data type of activations and gradients. Master weights, moments, accumulated gradients and
     exported weights are always float32. float16 uses a dynamic loss scale; steps that overflow
-    it are skipped."""
+    it are skipped. Default: float32."""
     eval_interval: Annotated[int, Field(ge=0)] = 0
-    """Steps between evaluations; 0 evaluates at the end only."""
+    """Steps between evaluations. Default: 0, an evaluation at the end only."""
     eval_samples: Annotated[int, Field(ge=0)] = 256
-    """Held-out samples per evaluation; 0 takes all."""
+    """Held-out samples per evaluation; 0 takes all. Default: 256."""
     spike_sigma: Annotated[float, Field(ge=0)] = 6
-    """Standard deviations above the mean of the steps before from which on a loss or gradient norm
-    is a spike, whose update is skipped; 0 skips only non-finite gradients. A lasting rise of the
-    gradient norm alone is accepted after a few steps."""
+    """Threshold of spike detection for loss and gradient norm, standard deviations above the mean
+    of the window. The update of a spike is skipped; a lasting rise of the gradient norm alone is
+    accepted after a few steps. 0 skips only non-finite gradients. Default: 6."""
     spike_window: Annotated[int, Field(ge=4)] = 128
-    """Window of spike detection, in steps; detection starts after half a window."""
+    """Window of spike detection, steps. Detection starts after half a window. Default: 128."""
     skip_limit: Annotated[int, Field(ge=0)] = 5
     """Bad steps in a row (gradient not finite, or loss spike) that are tolerated before a
-    rollback."""
+    rollback. Default: 5."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 1
     """Rollbacks to the last scheduled checkpoint, after which training continues beyond the data
-    that broke it."""
+    that broke it. Default: 1."""
 
     micro_batch_size: Annotated[int | None, Field(ge=1), EXECUTION] = None
     """Samples per forward pass on one rank. Default: the rank's whole part of the batch. With
     dropout, other sizes draw other masks."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], EXECUTION] = 1
-    """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too."""
+    """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too. Default: 1."""
     offload_optimizer: Annotated[Literal["none", "cpu"], EXECUTION] = "none"
     """Place of optimizer states: `cpu` keeps master weights and moments in host memory and updates
-    them there (Ren et al. 2021); with ZeRO 1, 2 or 3, and not with Muon."""
+    them there (Ren et al. 2021), if the optimizer supports it. Default: none."""
     expert_parallel_size: Annotated[int, Field(ge=1), EXECUTION] = 1
-    """Workers that share the experts of a layer; with 1 each worker holds all experts."""
+    """Workers that share the experts of a layer. Default: 1, all experts on each worker."""
     checkpoint_interval: Annotated[int, Field(ge=0), EXECUTION] = 100
     """Steps between checkpoints; 0 saves only on interruption and at the end, and allows no
-    rollback."""
+    rollback. Default: 100."""
     checkpoint_keep_latest: Annotated[int, Field(ge=1), EXECUTION] = 2
-    """Newest checkpoints that are kept, in addition to the one to roll back to."""
+    """Newest checkpoints that are kept, in addition to the one to roll back to. Default: 2."""
     checkpoint_keep_interval: Annotated[int, Field(ge=0), EXECUTION] = 0
-    """Steps between checkpoints that are never removed; 0 keeps only the newest."""
+    """Steps between checkpoints that are never removed. Default: 0, only the newest are kept."""
     watchdog: Annotated[WatchdogSection, EXECUTION] = WatchdogSection()
-    """The time without progress after which a group of ranks counts as stuck."""
+    """Time without progress after which a group of ranks counts as stuck."""
 
     @model_validator(mode="after")
     def _validate_lengths(self) -> TrainSection:
@@ -266,7 +269,7 @@ class MixtureSection(Section):
     """Sampling weight per store, in their order, in any unit. Default: by `temperature`."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     """Without weights, a store of n tokens has weight n ** (1 / temperature): 1 samples by size,
-    larger values favor small stores."""
+    larger values favor small stores. Default: 1."""
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield the contradictions between this section and the edge `tokens`."""

@@ -18,12 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from stages.training.deepspeed_compat import (
+    flat_groups,
+    flat_subgroups,
+    group_range,
+    subgroup_range,
+    update_sharded_module,
+)
 from stages.training.expert_parallel import ExpertShard, is_expert_sharded
 
 if TYPE_CHECKING:
@@ -193,18 +201,15 @@ def _state_by_group(
     zero: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> PartitionedState:
     """Build the fragments of stages 1 and 2, from DeepSpeed's `DeepSpeedZeroOptimizer`."""
-    flats = zero.single_partition_of_fp32_groups
+    flats = flat_groups(zero)
     groups = optimizer.param_groups
     states = [_optimizer_state(optimizer, f, g) for f, g in zip(flats, groups, strict=True)]
     fragments = []
     for name, parameter in parameters.items():
-        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            continue
-        group, place = mapping.param_group_index, mapping.hp_fragment_address
-        views = _views(flats[group].data, states[group])
-        views = {kind: view.narrow(0, place.start, place.numel) for kind, view in views.items()}
-        fragments.append(Fragment(name, mapping.lp_fragment_address.start, views))
+        if held := group_range(parameter):
+            views = _views(flats[held.flat].data, states[held.flat])
+            views = {kind: view.narrow(0, held.offset, held.count) for kind, view in views.items()}
+            fragments.append(Fragment(name, held.start, views))
     steps = [state["step"] for state in states]
     return PartitionedState(fragments, fragments, steps, zero.update_lp_params)
 
@@ -213,32 +218,19 @@ def _state_by_parameter(
     zero: Any, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> PartitionedState:
     """Build the fragments of stage 3, from DeepSpeed's `DeepSpeedZeroOptimizer_Stage3`."""
-    flats = zero.fp32_partitioned_groups_flat
+    flats = flat_subgroups(zero)
     states = [
-        _optimizer_state(optimizer, flat, optimizer.param_groups[zero.sub_group_to_group_id[i]])
-        for i, flat in enumerate(flats)
+        _optimizer_state(optimizer, flat, optimizer.param_groups[group]) for flat, group in flats
     ]
     fragments = []
     for name, parameter in parameters.items():
-        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-        partitioned: Any = parameter
-        start = partitioned.ds_zero_partition_rank * size
-        count = min(size, partitioned.ds_numel - start)
-        if count > 0:  # the last ranks of a small parameter hold padding only
-            views = _views(flats[group].data, states[group])
-            views = {kind: view.narrow(0, offset, count) for kind, view in views.items()}
-            fragments.append(Fragment(name, start, views))
-
-    def update_module() -> None:
-        zero._partition_all_parameters()
-        for group in range(len(flats)):
-            zero._reassign_or_swap_out_partitioned_parameters(group)
-        for sharded in (False, True):
-            small = [p for p in zero.persistent_parameters if is_expert_sharded(p) is sharded]
-            if small:
-                small[0].all_gather(small)
-
+        held = subgroup_range(zero, parameter)
+        if held.count > 0:  # the last ranks of a small parameter hold padding only
+            views = _views(flats[held.flat][0].data, states[held.flat])
+            views = {kind: view.narrow(0, held.offset, held.count) for kind, view in views.items()}
+            fragments.append(Fragment(name, held.start, views))
     steps = [state["step"] for state in states]
+    update_module = partial(update_sharded_module, zero, is_expert_sharded)
     return PartitionedState(fragments, fragments, steps, update_module)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from stages.training.deepspeed_compat import group_layout
 from stages.training.optim.hooked_optimizer import AdamW, OptimizerSettings
 
 MOMENTUM = 0.95
@@ -50,15 +51,10 @@ class Muon(AdamW):
         self.param_groups = groups
 
     def attach_partitions(self, zero_optimizer: Any) -> None:
-        """Take note of where the matrices lie in the groups that ZeRO 1 and 2 have flattened."""
+        """Record where the matrices lie in the groups that ZeRO 1 and 2 have flattened."""
         for i, group in enumerate(self.param_groups):
             if group["block_matrices"]:
-                shapes = [tuple(p.shape) for p in zero_optimizer.round_robin_bit16_groups[i]]
-                starts = zero_optimizer.round_robin_bit16_offsets[i]
-                places = list(zip(starts, shapes, strict=True))
-                group["partition"] = PartitionedGroup(
-                    places, zero_optimizer.real_dp_process_group[i]
-                )
+                group["partition"] = PartitionedGroup(*group_layout(zero_optimizer, i))
 
     def _muon_update(self, group: dict[str, Any]) -> None:
         """Update the matrices of a group, or this rank's range of them."""

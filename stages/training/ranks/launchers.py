@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RankLauncher(Protocol):
-    """Starts and ends the processes of a group."""
+    """Launcher of the processes of a group."""
 
     host: str
     """The owner's address as the ranks see it."""

@@ -29,7 +29,7 @@ class RankProgress:
     count: int = 0
     """Units of work done. All ranks of a training count alike, so the smallest is behind."""
     waits: int = 0
-    """Signs of life while waiting for other ranks or for a disk."""
+    """Heartbeats while waiting for other ranks or for a disk."""
     step_seconds: float = 0.0
     """Median time of recent steps, in seconds; 0 before the first step and after the last."""
 

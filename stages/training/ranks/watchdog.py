@@ -1,7 +1,7 @@
 """Detects stalled ranks from their progress counters (pure, no I/O).
 
 Every rank reports its counters and its median step time (`rank.RankProgress`) twice per second. A
-group makes progress while every rank that still owes a reply does something, or reports that it
+group makes progress while every rank whose reply is pending does something, or reports that it
 waits. When one stands still for longer than the timeout, the stalled rank is one that reports
 nothing at all (stopped, swapped out), or else the one that has done least: its peers only wait for
 it.
@@ -23,7 +23,7 @@ SILENCE_LIMIT = 5.0
 
 
 class WatchdogSection(Section):
-    """The time without progress after which a group of ranks counts as stuck."""
+    """Time without progress after which a group of ranks counts as stuck."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "factor": "timeout_factor",
@@ -32,11 +32,11 @@ class WatchdogSection(Section):
     }
 
     timeout_factor: Annotated[float, Field(gt=1)] = 20
-    """Timeout, in median step times."""
+    """Timeout, median step times. Default: 20."""
     min_timeout: Annotated[float, Field(gt=0)] = 120
-    """Smallest timeout after the first step, in seconds."""
+    """Smallest timeout after the first step, seconds. Default: 120."""
     startup_timeout: Annotated[float, Field(gt=0)] = 900
-    """Timeout until the first step is done (imports, data, compilation), in seconds."""
+    """Timeout until the first step is done (imports, data, compilation), seconds. Default: 900."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class _Progress:
 
 
 class Watchdog:
-    """Watches the counters of the ranks that owe a reply."""
+    """Monitor of the counters of the ranks whose reply is pending."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Watchdog:
         self._ranks = {rank: _Progress(progressed_at=now, reported_at=now) for rank in ranks}
 
     def report(self, rank: int, count: int, waits: int, step_seconds: float) -> None:
-        """Take in the counters of a rank: units of work, waits, and the median step time in seconds
+        """Record the counters of a rank: units of work, waits, and the median step time in seconds
         (0 before the first step)."""
         if rank not in self._ranks:
             return

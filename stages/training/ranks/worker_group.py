@@ -168,12 +168,12 @@ class WorkerGroup:
                 raise WorkerDied(self._death(index)) from error
 
     def _gather_replies(self, ranks: Sequence[int] | None = None) -> list[Any]:
-        """Return the reply of each rank, and watch the ranks that still owe one."""
-        owing = list(range(self.world) if ranks is None else ranks)
+        """Return the reply of each rank, and watch the ranks whose reply is pending."""
+        pending = list(range(self.world) if ranks is None else ranks)
         self._replies, self._failures = {}, {}
-        self._watchdog = Watchdog(owing, self.limits)
+        self._watchdog = Watchdog(pending, self.limits)
         failed_at = float("inf")
-        while len(self._replies) + len(self._failures) < len(owing):
+        while len(self._replies) + len(self._failures) < len(pending):
             self._receive(POLL_INTERVAL)
             if self._failures:
                 failed_at = min(failed_at, time.monotonic())
@@ -189,7 +189,7 @@ class WorkerGroup:
                 )
         if self._failures:
             raise min(self._failures.values(), key=_causal_order)
-        return [self._replies[index] for index in owing]
+        return [self._replies[index] for index in pending]
 
     def _receive(self, seconds: float) -> None:
         """Receive reports and replies, and note the ranks that are gone."""
