@@ -42,7 +42,7 @@ class SftTrain(TrainSection):
     language model."""
 
     steps: Annotated[int, Field(ge=1)] = 200
-    """Optimizer steps."""
+    """Optimizer steps. Default: 200."""
     global_batch_size: Annotated[int, Field(ge=1)] = 16
     """Conversations per optimizer step, over all ranks and micro-batches. Default: 16."""
     lr: Annotated[float, Field(gt=0)] = 3e-4

@@ -71,7 +71,8 @@ class ClipTrain(TrainSection):
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate. Default: 5e-4."""
     warmup_steps: Annotated[float, Field(ge=0)] = 0.1
-    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`."""
+    """Steps of linear learning-rate warm-up; a value below 1 is a fraction of `steps`. Default:
+    0.1."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Last learning rate over the peak. Default: 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
