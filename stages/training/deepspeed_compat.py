@@ -145,7 +145,7 @@ class FlatRange(NamedTuple):
     """Index of the flat tensor."""
     offset: int
     """Start of the range in the flat tensor."""
-    count: int
+    length: int
     """Length of the range."""
     start: int
     """Start of the part in the flattened parameter."""
@@ -174,7 +174,7 @@ def flat_subgroups(zero: Any) -> list[tuple[Tensor, int]]:
 
 
 def subgroup_range(zero: Any, parameter: Any) -> FlatRange:
-    """Return the range of a parameter in `flat_subgroups`; its count is not positive where this
+    """Return the range of a parameter in `flat_subgroups`; its length is not positive where this
     rank holds padding only."""
     flat, offset, size = zero.grad_position[zero.get_param_id(parameter)]
     start = parameter.ds_zero_partition_rank * size

@@ -208,7 +208,7 @@ def _state_by_group(
     for name, parameter in parameters.items():
         if held := group_range(parameter):
             views = _views(flats[held.flat].data, states[held.flat])
-            views = {kind: view.narrow(0, held.offset, held.count) for kind, view in views.items()}
+            views = {kind: view.narrow(0, held.offset, held.length) for kind, view in views.items()}
             fragments.append(Fragment(name, held.start, views))
     steps = [state["step"] for state in states]
     return PartitionedState(fragments, fragments, steps, zero.update_lp_params)
@@ -225,9 +225,9 @@ def _state_by_parameter(
     fragments = []
     for name, parameter in parameters.items():
         held = subgroup_range(zero, parameter)
-        if held.count > 0:  # the last ranks of a small parameter hold padding only
+        if held.length > 0:  # the last ranks of a small parameter hold padding only
             views = _views(flats[held.flat][0].data, states[held.flat])
-            views = {kind: view.narrow(0, held.offset, held.count) for kind, view in views.items()}
+            views = {kind: view.narrow(0, held.offset, held.length) for kind, view in views.items()}
             fragments.append(Fragment(name, held.start, views))
     steps = [state["step"] for state in states]
     update_module = partial(update_sharded_module, zero, is_expert_sharded)
