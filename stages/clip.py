@@ -171,7 +171,9 @@ embedding of {config.embed_dim} dimensions. Trained for {train.steps} steps of
 @stage(
     "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=3
 )
-def evaluate(params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
+def evaluate_clip_stage(
+    params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context
+) -> None:
     """Evaluate a CLIP on held-out pairs: retrieval, zero-shot classification, linear probe."""
     from pipeline.atomic_io import write_atomic
     from stages.contrastive.clip_evaluation import ClipEvalConfig, evaluate_clip

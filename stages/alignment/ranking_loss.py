@@ -45,7 +45,7 @@ def kwise_loss(scores_PK: Tensor, ranks_PK: Tensor) -> Tensor:
     return total_P / pairs_PKK.sum((1, 2)).clamp(min=1)
 
 
-def compare(scores_PK: Tensor, ranks_PK: Tensor) -> Comparisons:
+def compare_pairs(scores_PK: Tensor, ranks_PK: Tensor) -> Comparisons:
     """Return how the scores order the responses of each prompt."""
     pairs_PKK = better_than(ranks_PK)
     margin_PKK = torch.where(pairs_PKK, scores_PK[:, :, None] - scores_PK[:, None, :], 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.alignment.ranking_loss import NO_RESPONSE
-from stages.data.preference_dataset import Preference, Preferences
+from stages.data.preference_dataset import Preferences
 from stages.data.tokenizers.chat_template import encode_response
 from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.generation.likelihood import pad_right
@@ -45,7 +45,11 @@ def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) ->
     Raises:
         InputError: none is left.
     """
-    encoded = [_encode(tokenizer, preference) for preference in Preferences(path, split)]
+    encoded = []
+    for preference in Preferences(path, split):
+        texts = preference.responses
+        rows = (encode_response(tokenizer, preference.prompt, text).ids.tolist() for text in texts)
+        encoded.append(Ranking(tuple(tuple(row) for row in rows), preference.ranks))
     fitting = [ranking for ranking in encoded if len(ranking) <= context]
     if not fitting:
         raise InputError(
@@ -74,8 +78,3 @@ def collate_rankings(rankings: Sequence[Ranking]) -> dict[str, Tensor]:
         "attention_mask": attention_mask_NT,
         "ranks": torch.tensor(ranks),
     }
-
-
-def _encode(tokenizer: Tokenizer, preference: Preference) -> Ranking:
-    rows = (encode_response(tokenizer, preference.prompt, text) for text in preference.responses)
-    return Ranking(tuple(tuple(row.ids.tolist()) for row in rows), preference.ranks)

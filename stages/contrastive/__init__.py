@@ -1,1 +1,1 @@
-"""Workshop: pairs of images and captions learned by contrast, and what they are worth."""
+"""Contrastive training: pair data, losses, gradient caching, evaluation."""

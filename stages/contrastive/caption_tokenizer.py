@@ -33,13 +33,13 @@ class CaptionTokenizer(Protocol):
 
 
 def open_caption_tokenizer(folder: Path) -> CaptionTokenizer:
-    """Open the tokenizer of a Tokenizer or Model folder: ours, or any `tokenizer.json`.
+    """Open the tokenizer of a Tokenizer or Model folder: Headwater's, or any `tokenizer.json`.
 
     Raises:
         InputError: the folder has no tokenizer, or it cannot be read.
     """
-    ours = (folder / "tokenizer.model").exists() or not (folder / "tokenizer.json").exists()
-    return Tokenizer(folder) if ours else HuggingFaceEncoder(folder)
+    is_headwater = (folder / "tokenizer.model").exists() or not (folder / "tokenizer.json").exists()
+    return Tokenizer(folder) if is_headwater else HuggingFaceEncoder(folder)
 
 
 def encode_captions(

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Params, Section, UnsupportedKeys, Workers
 from pipeline.storage.artifact import hash_file
 from stages.contrastive.clip_cost_model import ClipCost
-from stages.models.clip.clip_presets import PRESETS, preset
+from stages.models.clip.clip_presets import PRESETS, clip_preset
 from stages.models.clip.clip_sections import ClipModelSection, VisionSection
 from stages.models.clip.configuration_clip import CLIPConfig
 from stages.training.planning.device_specs import HardwareSection
@@ -107,7 +107,7 @@ class ClipParams(Params):
 
     preset: str = "tiny"
     """Preset of the model's shape: nano, tiny, small, RN-tiny, ViT-B/32, RN50, ... (see
-    `stages.models.clip.configuration_clip`). Default: tiny."""
+    `stages.models.clip.clip_presets`). Default: tiny."""
     model: ClipModelSection = ClipModelSection()
     image_size: Size = None
     """Side of an image, pixels. Default: the preset's."""
@@ -128,12 +128,12 @@ class ClipParams(Params):
     """Format of the model folder; ResNet towers have only `native`, which `transformers` cannot
     load. Default: transformers."""
     local_loss: Annotated[bool, EXECUTION] = True
-    """Compute only the rank's own rows and columns of the logits, for the same gradient with less
-    work. Default: true."""
+    """Restriction of each rank to its own rows and columns of the logits: the same gradient with
+    less work. Default: true."""
     loader_threads: Annotated[int, Field(ge=1), EXECUTION] = 1
     """Threads per rank that read, decode and augment the pairs of coming steps. Default: 1."""
     hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
-    """Hardware that the plan assumes."""
+    """Hardware that the plan assumes. Default: the CPU, or a GPU of unknown memory."""
 
     def config(self, vocab_size: int) -> CLIPConfig:
         """Return the model's configuration.
@@ -142,7 +142,7 @@ class ClipParams(Params):
             ValueError: its parts do not fit together.
         """
         own = self.model
-        base = preset(
+        base = clip_preset(
             self.preset,
             vocab_size=vocab_size,
             context_length=own.text.context_length,
@@ -252,8 +252,8 @@ class ClipEvaluateParams(Params):
     label_field: str | None = None
     """Metadata field that names a pair's class. Default: no classification."""
     prompt_ensemble: Literal["embeddings", "probabilities"] = "embeddings"
-    """What is averaged over a class's prompts: embeddings, as published, or probabilities among all
-    prompts, for heterogeneous classes and at the cost of all prompts. Default: embeddings."""
+    """Quantity averaged over a class's prompts: embeddings, as published, or probabilities among
+    all prompts, for heterogeneous classes and at the cost of all prompts. Default: embeddings."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Held-out pairs to evaluate, drawn at random; 0 takes all. Default: 0."""
     probe_limit: Annotated[int, Field(ge=0)] = 20_000

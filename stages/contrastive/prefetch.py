@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -44,9 +44,8 @@ class Prefetcher(Generic[T]):
         return [item for future in self._pending.pop(step) for item in future.result()]
 
     def _submit(self, numbers: range) -> list[Future[list[T]]]:
-        chunks = [numbers[at : at + _CHUNK] for at in range(0, len(numbers), _CHUNK)]
-        return [self._pool.submit(_make_all, self._make, chunk) for chunk in chunks]
+        def make_chunk(chunk: range) -> list[T]:
+            return [self._make(number) for number in chunk]
 
-
-def _make_all(make: Callable[[int], Any], numbers: range) -> list[Any]:
-    return [make(number) for number in numbers]
+        chunks = (numbers[at : at + _CHUNK] for at in range(0, len(numbers), _CHUNK))
+        return [self._pool.submit(make_chunk, chunk) for chunk in chunks]

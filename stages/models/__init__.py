@@ -1,1 +1,1 @@
-"""Workshop of models: single-device code; parallelism is applied from outside."""
+"""Model families and what they share: single-device code; training applies the parallelism."""

@@ -95,7 +95,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if outside := [name for name in names if PurePath(name).name != name]:
             raise ValueError(f"the index names {outside[0]!r}, which is not in the folder")
         if others := [name for name in names if not name.endswith(".safetensors")]:
-            raise ValueError(f"the index names {others[0]!r}, which is no safetensors")
+            raise ValueError(f"the index names {others[0]!r}, which is not a safetensors file")
         return {k: v for name in sorted(names) for k, v in load_file(folder / name).items()}
     except Exception as error:  # safetensors raises its own type, which it does not export
         raise InputError(f"cannot read the weights: {error}", where=str(folder)) from error

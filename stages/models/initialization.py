@@ -36,13 +36,17 @@ def initial_model(config: LanguageModelConfig, folder: Path | None) -> LanguageM
 def _check_compatible(
     wanted: LanguageModelConfig, given: LanguageModelConfig, folder: Path, *, upcycling: bool
 ) -> None:
-    ours, theirs = dict(wanted.architecture_fields), dict(given.architecture_fields)
+    wanted_fields, given_fields = dict(wanted.architecture_fields), dict(given.architecture_fields)
     if upcycling:
-        ours["experts"] = None
-    if ours.keys() != theirs.keys():
-        ours, theirs = ({"family": fields["family"]} for fields in (ours, theirs))
+        wanted_fields["experts"] = None
+    if wanted_fields.keys() != given_fields.keys():
+        wanted_fields, given_fields = (
+            {"family": fields["family"]} for fields in (wanted_fields, given_fields)
+        )
     differences = [
-        f"{key}: {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]
+        f"{key}: {given_fields[key]}, not {wanted_fields[key]}"
+        for key in wanted_fields
+        if wanted_fields[key] != given_fields[key]
     ]
     if differences:
         raise InputError(

@@ -71,7 +71,7 @@ def save_language_model(
 
 
 def load_language_model(folder: Path, *, dropout: float = 0.0) -> LanguageModel:
-    """Return the language model of a folder, of ours or of the hub, in evaluation mode.
+    """Return the language model of a folder, of Headwater or of the hub, in evaluation mode.
 
     Raises:
         InputError: no registered family reads the folder, or weights are missing or of another

@@ -1,7 +1,8 @@
 """The `model:` section of a pipeline file for language models, free of torch.
 
-A family derives its section from `LanguageModelSection` and registers it; `LanguageModel` in
-`stages.models.registry` is the union over all of them, discriminated by `family`.
+A family derives its section from `LanguageModelSection` and registers it;
+`AnyLanguageModelSection` in `stages.models.model_sections` is the union over all of them,
+discriminated by `family`.
 """
 
 from __future__ import annotations

@@ -57,16 +57,18 @@ def lr_multipliers(
 
 def fold_mup_scales(state: Mapping[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
     """Return the weights with which a model without muP is the same function."""
-    return _scaled(state, model, 1)
+    return _scale_weights(state, model, 1)
 
 
 def unfold_mup_scales(state: Mapping[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
     """Return the weights with which this model is the function that one without muP is with
     `state`."""
-    return _scaled(state, model, -1)
+    return _scale_weights(state, model, -1)
 
 
-def _scaled(state: Mapping[str, Tensor], model: LanguageModel, power: int) -> dict[str, Tensor]:
+def _scale_weights(
+    state: Mapping[str, Tensor], model: LanguageModel, power: int
+) -> dict[str, Tensor]:
     config, found = model.config, dict(state)
     if config.mup is None:
         return found

@@ -4,7 +4,7 @@ GPT-1: Radford et al. 2018, section 4.1 (vocabulary 40,478, context 512; its blo
 the sum, those here before).
 GPT-2: Radford et al. 2019, table 2 (the released checkpoints; vocabulary 50,257, context 1,024).
 GPT-3: Brown et al. 2020, table 2.1 (context 2,048; the vocabulary is that of GPT-2). Two of its
-rows are no multiples as printed (1.3B: 24 heads of 128 at width 2,048; 13B: width 5,140 with 40
+rows are not multiples (1.3B: 24 heads of 128 at width 2,048; 13B: width 5,140 with 40
 heads): here 16 heads and width 5,120. All layers attend densely; the paper alternates with
 locally banded ones.
 

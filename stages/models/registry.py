@@ -46,7 +46,7 @@ class Conversion(Protocol):
     body: str
     """Prefix of the stored tensors, without the head."""
     ignored: tuple[str, ...]
-    """Suffixes of stored tensors that are no weights."""
+    """Suffixes of stored tensors that are not weights."""
 
     def config_json(self, config: Any) -> dict[str, Any]:
         """Return the `config.json` of `transformers` without token ids.
@@ -68,12 +68,12 @@ class Conversion(Protocol):
 
 
 class HFClasses(NamedTuple):
-    """The classes of `transformers` that load a folder of some type; none for a type of our own."""
+    """The classes of `transformers` that load a folder of some type; none for Headwater's types."""
 
     causal_lm: str | None = None
     sequence_classification: str | None = None
     base: str | None = None
-    """The class of a model that is no language model."""
+    """The class of a model that is not a language model."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,13 @@ def build_model(config: Any) -> Any:
 def language_model_section() -> Any:
     """Return the type of `model:` in a pipeline file: the union of the sections of all language
     models, discriminated by `family`, whose default is `DEFAULT_FAMILY`."""
+    sections: Iterator[Any] = (
+        family.section for family in families().values() if "causal" in family.capabilities
+    )
+
+    def add_default_family(section: Any) -> Any:
+        return {"family": DEFAULT_FAMILY, **section} if isinstance(section, dict) else section
+
     return Annotated[
-        reduce(or_, _causal_sections()), Field(discriminator="family"), BeforeValidator(_default)
+        reduce(or_, sections), Field(discriminator="family"), BeforeValidator(add_default_family)
     ]
-
-
-def _causal_sections() -> Iterator[Any]:
-    return (f.section for f in families().values() if "causal" in f.capabilities)
-
-
-def _default(section: Any) -> Any:
-    return {"family": DEFAULT_FAMILY, **section} if isinstance(section, dict) else section

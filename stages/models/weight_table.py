@@ -25,7 +25,7 @@ class Transform(Protocol):
         """Return the weight of stored tensors."""
 
 
-class Same:
+class Identity:
     """The weight is stored as it is."""
 
     def split(self, weight: Tensor) -> Sequence[Tensor]:
@@ -38,10 +38,10 @@ class Same:
         return weight
 
 
-SAME = Same()
+IDENTITY = Identity()
 
 
-class Transposed(Same):
+class Transposed(Identity):
     """The matrix is stored input-major, as by the Conv1D of GPT-2."""
 
     def split(self, weight: Tensor) -> Sequence[Tensor]:
@@ -54,19 +54,19 @@ class Transposed(Same):
 
 
 @dataclass(frozen=True)
-class Reshaped(Same):
+class Reshaped(Identity):
     """The weight is stored in another shape."""
 
-    ours: tuple[int, ...]
-    theirs: tuple[int, ...]
+    model_shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
 
     def split(self, weight: Tensor) -> Sequence[Tensor]:
         """Return the weight in the stored shape."""
-        return [weight.reshape(self.theirs)]
+        return [weight.reshape(self.stored_shape)]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the stored tensor in the model's shape."""
-        return super().join(parts).reshape(self.ours)
+        return super().join(parts).reshape(self.model_shape)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class WeightEntry:
 
     name: str
     stored: tuple[str, ...]
-    transform: Transform = SAME
+    transform: Transform = IDENTITY
     merged: str | None = None
     """Another name under which some folders hold the joined weight as one tensor."""
 
@@ -132,7 +132,7 @@ def import_weights(
     Args:
         stored: the tensors of a folder.
         table: the weights of the model.
-        ignored: suffixes of stored tensors that are no weights.
+        ignored: suffixes of stored tensors that are not weights.
 
     Raises:
         ValueError: a tensor is missing, or no entry names it.

@@ -4,7 +4,8 @@ penalty to a frozen reference and a pretraining loss.
 The trainer has two engines, policy and critic. One step of the trainer is one iteration: generate
 rollouts, score them, give every rank the whole batch, update. An iteration is a function of the
 weights, the KL coefficient and the step: prompts, random draws, minibatches and pretraining windows
-are hashed from (seed, step), so that weights, moments and coefficient are the whole state.
+are hashed from (seed, step), so that weights, moments and coefficient are the whole state. The
+losses are in `stages.alignment.ppo_update`.
 """
 
 from __future__ import annotations

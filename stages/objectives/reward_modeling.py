@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from stages.alignment.ranking_loss import compare, kwise_loss
+from stages.alignment.ranking_loss import compare_pairs, kwise_loss
 from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.alignment.reward_evaluation import mean_score, score_responses
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class RewardObjective(SupervisedObjective):
         the loss of the routers if there are experts."""
         outputs = ForwardOutputs()
         scores_PK = score_responses(model, batch, outputs)
-        found = compare(scores_PK.detach(), batch["ranks"])
+        found = compare_pairs(scores_PK.detach(), batch["ranks"])
         pairs_P = found.pairs.clamp(min=1)
         ranking = Loss(
             kwise_loss(scores_PK, batch["ranks"]).sum(),

@@ -1,1 +1,1 @@
-"""Workshop: the one training loop, its DeepSpeed engines, worker groups and checkpoints."""
+"""Training: trainer, DeepSpeed engines, worker groups, checkpoints."""

@@ -19,7 +19,7 @@ from transformers import CLIPModel
 
 from pipeline.context import Context, read_series
 from pipeline.errors import Interrupted
-from stages.clip import clip, evaluate
+from stages.clip import clip, evaluate_clip_stage
 from stages.contrastive.augmentation import Augmentation
 from stages.contrastive.clip_evaluation import ClipEvalConfig, evaluate_clip
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams, ClipTrain
@@ -418,7 +418,7 @@ def test_the_stage_learns_and_leaves_a_folder_that_everybody_loads(
     told = {"templates": ["{}", "a {} thing"], "classes": ["red", "green", "blue", "black"]}
     classes.write_text(json.dumps(told))
     asked = ClipEvaluateParams(classes=str(classes), label_field="colour")
-    evaluate(asked, edges(model=ctx.out, pairs=world / "pairs"), worth.out, worth)
+    evaluate_clip_stage(asked, edges(model=ctx.out, pairs=world / "pairs"), worth.out, worth)
     figures = json.loads((worth.out / "metrics.json").read_text())
     assert figures["zero_shot"] > 0.6
     assert figures["linear_probe"] > 0.8

@@ -13,7 +13,7 @@ from pipeline.fingerprint import identity_fields
 from pipeline.stage import Params
 from stages.clip import _config
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
-from stages.models.clip.clip_presets import preset
+from stages.models.clip.clip_presets import clip_preset
 
 
 class Vocabulary(Params):
@@ -105,7 +105,7 @@ def test_what_cannot_work_is_said_before_anything_starts(
     assert found[0].startswith(said)
 
 
-RESNET = preset("RN-tiny", vocab_size=512)
+RESNET = clip_preset("RN-tiny", vocab_size=512)
 
 
 def test_a_resnet_initializes_a_resnet() -> None:
@@ -126,7 +126,7 @@ def test_a_resnet_initializes_a_resnet() -> None:
     with pytest.raises(InputError, match="the initial model has a ResNet as its image tower"):
         _config(bad, Path(), RESNET)
     with pytest.raises(InputError, match="a ViT is exported for transformers"):
-        _config(good, Path(), preset("tiny", vocab_size=512))
+        _config(good, Path(), clip_preset("tiny", vocab_size=512))
     with pytest.raises(InputError, match="images of 64 pixels, not 32"):
         _config(ClipParams(export="native", image_size=32), Path(), RESNET)
     plan = good.estimate({"init_from": base, "init_from.tokenizer": Vocabulary()})

@@ -2,7 +2,7 @@
 
 Radford et al. 2021, tables 19 and 20, and the configs of the released models. `ViT-L/14@336` is
 `ViT-L/14` on larger images. The counts of parameters are those of the released checkpoints, to the
-last weight; the small shapes are our own.
+last weight; the small shapes are Headwater's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PRESETS: dict[str, ClipShape] = {
 }
 
 
-def preset(
+def clip_preset(
     name: str,
     *,
     vocab_size: int | None = None,

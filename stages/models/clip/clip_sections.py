@@ -23,17 +23,17 @@ class VisionSection(Section):
     }
 
     patch_size: Size = None
-    """Side of a patch, pixels (ViT)."""
+    """Side of a patch, pixels (ViT). Default: the preset's."""
     num_layers: Size = None
-    """Number of blocks (ViT)."""
+    """Number of blocks (ViT). Default: the preset's."""
     blocks: tuple[int, int, int, int] | None = None
-    """Number of blocks in each of the four groups (ResNet)."""
+    """Number of blocks in each of the four groups (ResNet). Default: the preset's."""
     hidden_size: Size = None
-    """Width of the residual stream (ViT)."""
+    """Width of the residual stream (ViT). Default: the preset's."""
     width: Size = None
-    """Number of channels after the stem (ResNet)."""
+    """Number of channels after the stem (ResNet). Default: the preset's."""
     num_heads: Size = None
-    """Number of attention heads."""
+    """Number of attention heads. Default: the preset's."""
 
 
 class TextSection(Section):
@@ -47,13 +47,14 @@ class TextSection(Section):
     }
 
     context_length: Size = None
-    """Longest caption with bos and eos, tokens; longer ones are truncated."""
+    """Longest caption with bos and eos, tokens; longer ones are truncated. Default: the
+    preset's."""
     num_layers: Size = None
-    """Number of blocks."""
+    """Number of blocks. Default: the preset's."""
     hidden_size: Size = None
-    """Width of the residual stream; a multiple of `num_heads`."""
+    """Width of the residual stream, a multiple of `num_heads`. Default: the preset's."""
     num_heads: Size = None
-    """Number of attention heads."""
+    """Number of attention heads. Default: the preset's."""
 
 
 class ClipModelSection(Section):
@@ -67,8 +68,9 @@ class ClipModelSection(Section):
     vision: VisionSection = VisionSection()
     text: TextSection = TextSection()
     embed_dim: Size = None
-    """Dimension of the joint embedding space."""
+    """Dimension of the joint embedding space. Default: the preset's."""
     activation: Activation = "quick_gelu"
     """Activation of the feed-forward layers. Default: quick_gelu, as in the released models."""
     activation_checkpointing: Annotated[bool, EXECUTION] = False
-    """Recompute each transformer block in the backward pass to save memory. Default: false."""
+    """Recomputation of each transformer block in the backward pass, which saves memory. Default:
+    false."""

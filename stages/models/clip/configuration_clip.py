@@ -49,7 +49,7 @@ class TextConfig(TransformerTower):
         if self.context_length < 3:
             raise ValueError(f"a context of {self.context_length} has no room between bos and eos")
         if not 0 <= max(self.eos, self.bos, self.pad) < self.vocab_size:
-            raise ValueError(f"bos, eos or pad is no id of a vocabulary of {self.vocab_size}")
+            raise ValueError(f"bos, eos or pad is not an id of a vocabulary of {self.vocab_size}")
 
     def parameters(self, embed_dim: int) -> int:
         """Return the number of weights, with the projection to `embed_dim`."""
@@ -63,7 +63,7 @@ class TextConfig(TransformerTower):
         return self.block_flops(length) + 2 * self.hidden_size * embed_dim
 
     def skipped_flops(self, tokens: int | None = None) -> int:
-        """Return those of `flops` that are not computed."""
+        """Return the FLOPs included in `flops` that this implementation skips."""
         return self.skipped_block_flops(self.context_length if tokens is None else tokens)
 
 

@@ -33,7 +33,7 @@ from stages.models.clip.configuration_clip import (
 from stages.models.clip.modeling_clip import CLIP
 from stages.models.hf_io import copy_tokenizer, read_config, read_weights, write_json, write_weights
 from stages.models.weight_table import (
-    SAME,
+    IDENTITY,
     Concatenated,
     Reshaped,
     WeightEntry,
@@ -80,13 +80,13 @@ _LEGACY_EOS = 2
 
 
 class CLIPConversion:
-    """The conversion of a CLIP from and to a `CLIPModel`, or a folder of our own type."""
+    """The conversion of a CLIP from and to a `CLIPModel`, or a folder of Headwater's type."""
 
     body = ""
     ignored: tuple[str, ...] = ("embeddings.position_ids",)
 
     def config_json(self, config: CLIPConfig) -> dict[str, Any]:
-        """Return the `config.json` of a `CLIPModel`, or that of our own type for a ResNet."""
+        """Return the `config.json` of a `CLIPModel`, or that of Headwater's type for a ResNet."""
         if config.vision.in_transformers:
             return _config(config)
         return {"model_type": NATIVE, **asdict(config)}
@@ -137,7 +137,7 @@ def save_clip(
 
 
 def load_clip(folder: Path) -> CLIP:
-    """Return the CLIP of a folder, of `transformers` or our own type, in evaluation mode.
+    """Return the CLIP of a folder, of `transformers` or Headwater's type, in evaluation mode.
 
     Raises:
         InputError: the folder holds no CLIP, or weights are missing or of another shape.
@@ -282,19 +282,24 @@ def weight_table(config: CLIPConfig) -> list[WeightEntry]:
         "logit_scale": Reshaped((1,), ()),
     }
     return [
-        *(WeightEntry(ours, (name,), reshaped.get(ours, SAME)) for ours, name in _STORED.items()),
+        *(
+            WeightEntry(name, (stored,), reshaped.get(name, IDENTITY))
+            for name, stored in _STORED.items()
+        ),
         *_block_entries("visual", "vision_model", vision),
         *_block_entries("text", "text_model", config.text),
     ]
 
 
-def _block_entries(ours: str, theirs: str, tower: ViTConfig | TextConfig) -> Iterator[WeightEntry]:
+def _block_entries(
+    model_prefix: str, stored_prefix: str, tower: ViTConfig | TextConfig
+) -> Iterator[WeightEntry]:
     thirds = Concatenated((tower.hidden_size,) * 3)
     for layer in range(tower.num_layers):
         for module, stored in _BLOCK.items():
             for kind in ("weight", "bias"):
-                name = f"{ours}.blocks.layers.{layer}.{module}.{kind}"
-                to = f"{theirs}.encoder.layers.{layer}.{stored}"
+                name = f"{model_prefix}.blocks.layers.{layer}.{module}.{kind}"
+                to = f"{stored_prefix}.encoder.layers.{layer}.{stored}"
                 if module == "attn.qkv":
                     parts = tuple(f"{to}.{letter}_proj.{kind}" for letter in "qkv")
                     yield WeightEntry(name, parts, thirds)
@@ -306,8 +311,8 @@ def _add_special_tokens(folder: Path, text: TextConfig) -> None:
     """Rewrite the tokenizer's files so that `AutoTokenizer` adds bos and eos, truncates to the
     context and pads on the right."""
     fast, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    ours = (folder / "tokenizer.model").exists()  # others do so already
-    if not (ours and fast.exists() and settings.exists()):
+    is_headwater = (folder / "tokenizer.model").exists()  # others do so already
+    if not (is_headwater and fast.exists() and settings.exists()):
         return
     fields = json.loads(settings.read_text())
     special = {fields["bos_token"]: text.bos, fields["eos_token"]: text.eos}

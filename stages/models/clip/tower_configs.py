@@ -156,7 +156,7 @@ class VisionConfig(ABC):
 
     @abstractmethod
     def skipped_flops(self, kept: int | None = None) -> int:
-        """Return those of `flops` that are not computed."""
+        """Return the FLOPs included in `flops` that this implementation skips."""
 
     @abstractmethod
     def block_matrices(self) -> Iterator[Matrix]:
@@ -250,7 +250,7 @@ class ViTConfig(TransformerTower, VisionConfig):
         return ends + self.block_flops(patches + 1)
 
     def skipped_flops(self, kept: int | None = None) -> int:
-        """Return those of `flops` that are not computed."""
+        """Return the FLOPs included in `flops` that this implementation skips."""
         return self.skipped_block_flops(self._tokens(kept))
 
     def activation_bytes(

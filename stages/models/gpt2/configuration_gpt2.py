@@ -116,7 +116,7 @@ class GPTConfig(LanguageModelConfig):
         return found | {"norm_eps": self.norm_eps, "context_length": self.context_length}
 
 
-def preset(
+def gpt2_preset(
     name: str,
     *,
     vocab_size: int | None = None,

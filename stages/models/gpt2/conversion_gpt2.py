@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
-from stages.models.weight_table import SAME, Transposed, WeightEntry
+from stages.models.weight_table import IDENTITY, Transposed, WeightEntry
 
 _REQUIRED = {
     "tie_word_embeddings": True,
@@ -79,13 +79,13 @@ class GPT2Conversion:
     def weight_table(self, config: GPTConfig) -> list[WeightEntry]:
         """Return the correspondence of weights."""
         transposed = Transposed()
-        names = {"wte.weight": SAME, "wpe.weight": SAME}
+        names = {"wte.weight": IDENTITY, "wpe.weight": IDENTITY}
         for layer in range(config.num_layers):
             for module in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
                 for kind in ("weight", "bias"):
                     matrix = module in _PROJECTIONS and kind == "weight"
-                    names[f"h.{layer}.{module}.{kind}"] = transposed if matrix else SAME
-        names |= {"ln_f.weight": SAME, "ln_f.bias": SAME}
+                    names[f"h.{layer}.{module}.{kind}"] = transposed if matrix else IDENTITY
+        names |= {"ln_f.weight": IDENTITY, "ln_f.bias": IDENTITY}
         return [
             WeightEntry(name, (self.body + name,), transform) for name, transform in names.items()
         ]

@@ -125,38 +125,42 @@ def _entries(config: LlamaConfig) -> Iterator[WeightEntry]:
     rows = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
     heads = Concatenated(tuple(number * config.head_size for number in rows))
     for layer in range(config.num_layers):
-        ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
+        model_prefix, stored_prefix = f"layers.{layer}.", f"model.layers.{layer}."
         for name, stored in names.items():
-            yield WeightEntry(ours + name, (theirs + stored,))
-        qkv = tuple(f"{theirs}self_attn.{letter}_proj.weight" for letter in "qkv")
-        yield WeightEntry(f"{ours}attention.qkv.weight", qkv, heads)
+            yield WeightEntry(model_prefix + name, (stored_prefix + stored,))
+        qkv = tuple(f"{stored_prefix}self_attn.{letter}_proj.weight" for letter in "qkv")
+        yield WeightEntry(f"{model_prefix}attention.qkv.weight", qkv, heads)
         feed_forward = _expert_entries if config.has_experts(layer) else _dense_entries
-        yield from feed_forward(config, f"{ours}feed_forward.", f"{theirs}mlp.")
+        yield from feed_forward(config, f"{model_prefix}feed_forward.", f"{stored_prefix}mlp.")
     yield WeightEntry("final_norm.weight", ("model.norm.weight",))
     if not config.tie_embeddings:
         yield WeightEntry("lm_head.weight", ("lm_head.weight",))
 
 
-def _dense_entries(config: LlamaConfig, ours: str, theirs: str) -> Iterator[WeightEntry]:
-    gate_up = tuple(f"{theirs}{half}_proj.weight" for half in ("gate", "up"))
+def _dense_entries(
+    config: LlamaConfig, model_prefix: str, stored_prefix: str
+) -> Iterator[WeightEntry]:
+    gate_up = tuple(f"{stored_prefix}{half}_proj.weight" for half in ("gate", "up"))
     halves = Concatenated((config.intermediate_size, config.intermediate_size))
-    yield WeightEntry(f"{ours}gate_up.weight", gate_up, halves)
-    yield WeightEntry(f"{ours}down.weight", (f"{theirs}down_proj.weight",))
+    yield WeightEntry(f"{model_prefix}gate_up.weight", gate_up, halves)
+    yield WeightEntry(f"{model_prefix}down.weight", (f"{stored_prefix}down_proj.weight",))
 
 
-def _expert_entries(config: LlamaConfig, ours: str, theirs: str) -> Iterator[WeightEntry]:
+def _expert_entries(
+    config: LlamaConfig, model_prefix: str, stored_prefix: str
+) -> Iterator[WeightEntry]:
     """Yield a router and its experts, which some folders store as one tensor per layer."""
     assert config.experts is not None
-    experts = [f"{theirs}experts.{number}." for number in range(config.experts.num_experts)]
+    experts = [f"{stored_prefix}experts.{number}." for number in range(config.experts.num_experts)]
     gate_up = tuple(f"{e}{half}_proj.weight" for e in experts for half in ("gate", "up"))
     down = tuple(f"{expert}down_proj.weight" for expert in experts)
-    inner, merged = config.intermediate_size, f"{theirs}experts."
-    yield WeightEntry(f"{ours}router.weight", (f"{theirs}gate.weight",))
+    inner, merged = config.intermediate_size, f"{stored_prefix}experts."
+    yield WeightEntry(f"{model_prefix}router.weight", (f"{stored_prefix}gate.weight",))
     yield WeightEntry(
-        f"{ours}experts.gate_up", gate_up, Stacked((inner, inner)), f"{merged}gate_up_proj"
+        f"{model_prefix}experts.gate_up", gate_up, Stacked((inner, inner)), f"{merged}gate_up_proj"
     )
     yield WeightEntry(
-        f"{ours}experts.down", down, Stacked((config.hidden_size,)), f"{merged}down_proj"
+        f"{model_prefix}experts.down", down, Stacked((config.hidden_size,)), f"{merged}down_proj"
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.alignment.ranking_loss import NO_RESPONSE, compare, kwise_loss
+from stages.alignment.ranking_loss import NO_RESPONSE, compare_pairs, kwise_loss
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.reward_head import RewardModel
@@ -79,7 +79,7 @@ def test_ties_are_dropped():
 def test_comparisons_count_pairs():
     scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0]])
     ranks = torch.tensor([[0, 1, 2], [0, 1, NO_RESPONSE]])
-    found = compare(scores, ranks)
+    found = compare_pairs(scores, ranks)
     assert found.pairs.tolist() == [3, 1]
     assert found.correct.tolist() == [2, 0.5]
     assert found.margin.tolist() == [2 + 1 - 1, 0]

@@ -14,7 +14,7 @@ from saved_tensors import kept
 from pipeline.stage import Params
 from stages.contrastive.clip_cost_model import ClipCost
 from stages.contrastive.clip_params import ClipParams
-from stages.models.clip.clip_presets import preset
+from stages.models.clip.clip_presets import clip_preset
 from stages.models.clip.configuration_clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from stages.models.clip.conversion_clip import save_clip
 from stages.models.clip.modeling_clip import CLIP
@@ -49,7 +49,7 @@ def test_the_published_sizes(
 
     The pool of its ResNets has a query per position, ours only that of the mean.
     """
-    config = preset(name)
+    config = clip_preset(name)
     run = ClipCost(config, 1)
     assert config.parameters / 1e6 == pytest.approx(millions, abs=0.01)
     assert config.vision.parameters(config.embed_dim) / 1e6 == pytest.approx(image, abs=0.01)
@@ -142,7 +142,7 @@ def test_hidden_patches_are_not_kept() -> None:
 
 
 def test_recomputing_and_caching_take_activations_down() -> None:
-    run = ClipCost(preset("ViT-L/14"), 32768)
+    run = ClipCost(clip_preset("ViT-L/14"), 32768)
     layout = Layout(256, 1, "float16", 128, 1)
     plain = run.activations(layout)
     assert run.activations(replace(layout, activation_checkpointing=True)) < 0.25 * plain

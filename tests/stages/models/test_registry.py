@@ -12,8 +12,8 @@ import outside_package
 import pytest
 
 from pipeline.errors import InputError
-from stages.models.clip.clip_presets import preset as clip_preset
-from stages.models.gpt2.configuration_gpt2 import preset
+from stages.models.clip.clip_presets import clip_preset
+from stages.models.gpt2.configuration_gpt2 import gpt2_preset
 from stages.models.registry import (
     ModelFamily,
     families,
@@ -140,7 +140,7 @@ def test_a_family_of_another_package_is_one_file(tmp_path: Path) -> None:
 
 def test_the_families_of_the_tree() -> None:
     assert {"gpt2", "llama", "qwen3", "switch", "clip"} <= families().keys()
-    assert find_family(preset("gpt2")).name == "gpt2"
+    assert find_family(gpt2_preset("gpt2")).name == "gpt2"
     assert find_family(clip_preset("nano")).name == "clip"
 
 

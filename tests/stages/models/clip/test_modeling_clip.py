@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.models.clip.clip_presets import PRESETS, preset
+from stages.models.clip.clip_presets import PRESETS, clip_preset
 from stages.models.clip.modeling_clip import CLIP, LOG_SCALE_LIMIT
 from stages.models.clip.transformer_blocks import quick_gelu
 from stages.models.clip.vit import split_patches
@@ -29,9 +29,9 @@ from stages.models.clip.vit import split_patches
     ],
 )  # fmt: skip
 def test_sizes_are_those_of_the_released_checkpoints(name, released):
-    assert preset(name).parameters == released
+    assert clip_preset(name).parameters == released
     with torch.device("meta"):
-        assert sum(p.numel() for p in CLIP(preset(name)).parameters()) == released
+        assert sum(p.numel() for p in CLIP(clip_preset(name)).parameters()) == released
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET, replace(VIT, bias=True)])
@@ -101,9 +101,9 @@ def test_impossible_shapes_are_refused(change, message):
 
 def test_every_preset_takes_ones_own_vocabulary():
     for name in PRESETS:
-        config = preset(name, vocab_size=500, context_length=9, special_ids=(0, 2, 3))
+        config = clip_preset(name, vocab_size=500, context_length=9, special_ids=(0, 2, 3))
         assert (config.text.vocab_size, config.text.context_length, config.text.eos) == (500, 9, 3)
-    assert preset("tiny", image_size=96).vision.image_size == 96
+    assert clip_preset("tiny", image_size=96).vision.image_size == 96
 
 
 def test_patches_are_those_of_the_image():
@@ -239,7 +239,7 @@ def test_a_new_resnet_is_all_shortcuts():
 
 
 def test_the_start_is_that_of_the_paper():
-    config = preset("small", vocab_size=300)
+    config = clip_preset("small", vocab_size=300)
     model = made(config)
     blocks = model.text.blocks.layers
     assert blocks[0].attn.qkv.weight.std().item() == pytest.approx(256**-0.5, rel=0.03)

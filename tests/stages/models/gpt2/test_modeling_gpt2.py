@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.models.gpt2.configuration_gpt2 import GPTConfig, preset
+from stages.models.gpt2.configuration_gpt2 import GPTConfig, gpt2_preset
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.presets import PRESETS
@@ -35,7 +35,7 @@ def random_tokens(*shape):
     ],
 )
 def test_gpt2_sizes_are_those_published(name, millions):
-    assert preset(name).parameters / 1e6 == pytest.approx(millions, abs=5e-4)
+    assert gpt2_preset(name).parameters / 1e6 == pytest.approx(millions, abs=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_gpt2_sizes_are_those_published(name, millions):
     ],
 )  # fmt: skip
 def test_gpt3_sizes_are_those_published(name, published):
-    assert preset(name).parameters == pytest.approx(published, rel=0.02)
+    assert gpt2_preset(name).parameters == pytest.approx(published, rel=0.02)
 
 
 def test_the_count_of_parameters_is_exact(model):
@@ -55,7 +55,9 @@ def test_the_count_of_parameters_is_exact(model):
 
 def test_every_preset_is_a_valid_shape():
     for name in PRESETS:
-        assert preset(name, vocab_size=512, context_length=64, dropout=0.1).context_length == 64
+        assert (
+            gpt2_preset(name, vocab_size=512, context_length=64, dropout=0.1).context_length == 64
+        )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_impossible_shapes_are_refused(change, message):
 
 
 def test_flops_grow_with_context_only_by_attention():
-    short, long = preset("gpt2", context_length=512), preset("gpt2", context_length=1024)
+    short, long = gpt2_preset("gpt2", context_length=512), gpt2_preset("gpt2", context_length=1024)
     assert long.flops_per_token - short.flops_per_token == 12 * 12 * 768 * 512
 
 

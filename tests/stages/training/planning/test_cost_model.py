@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from stages.models.gpt2.configuration_gpt2 import GPTConfig, preset
+from stages.models.gpt2.configuration_gpt2 import GPTConfig, gpt2_preset
 from stages.models.language_model_config import ExpertsConfig
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.training.planning.cost_model import forecast
@@ -76,7 +76,7 @@ def test_megatrons_models(row: Row) -> None:
 @pytest.mark.parametrize(
     ("config", "tokens", "devices", "teraflops", "days"),
     [
-        (preset("gpt3-175b"), 300e9, 1024, 140, 34),
+        (gpt2_preset("gpt3-175b"), 300e9, 1024, 140, 34),
         (MEGATRON[-1].config, 450e9, 3072, 163, 84),
     ],
     ids=["gpt3-175b", "1T"],
@@ -106,7 +106,7 @@ def test_days_of_the_largest(
 )
 def test_gpt3(name: str, parameters: float, flops: float) -> None:
     """Brown et al. 2020, table D.1, which leaves attention out of the FLOPs: so does this."""
-    config = preset(name)
+    config = gpt2_preset(name)
     assert config.parameters == pytest.approx(parameters, rel=0.01)
     attention = 12 * config.num_layers * config.hidden_size * config.context_length
     matrices = config.flops_per_token - attention
@@ -223,7 +223,7 @@ def test_a_slow_network_and_a_narrow_model_take_their_share() -> None:
             LanguageModelCost(config), layout, work, sent, A100, steps=10, **options
         ).mfu
 
-    large, small = preset("gpt3-6.7b"), preset("gpt3-125m")
+    large, small = gpt2_preset("gpt3-6.7b"), gpt2_preset("gpt3-125m")
     layout = Layout(16, 1, "bfloat16", 4, 4)
     assert mfu(large, layout) > 1.3 * mfu(small, layout)
     assert mfu(large, layout, devices_per_node=16) > mfu(large, layout, devices_per_node=1)
