@@ -74,6 +74,6 @@ def is_promotable(name: str) -> bool:
 def headline_metrics(name: str) -> tuple[str, ...]:
     """Return the headline metrics of that kind; an unknown kind has none."""
     try:
-        return find_kind(name, import_stages=False).headline_metrics
+        return find_kind(name).headline_metrics
     except NotFound:
         return ()

@@ -138,7 +138,8 @@ def _apply_stage_event(stage: StageStatus, event: Event) -> StageStatus:
     elif kind == "interrupted" and event.get("at"):
         stage = replace(stage, reason=f"at {event['at']}")
     elif kind == "finished":
-        stage = replace(stage, metrics=event.get("metrics") or {})
+        # NaN and infinity are text in the journal.
+        stage = replace(stage, metrics={k: float(v) for k, v in event.get("metrics", {}).items()})
     state, fingerprint = _STAGE_STATES.get(kind, stage.state), event.get("fingerprint")
     return replace(stage, state=state, fingerprint=fingerprint or stage.fingerprint)
 

@@ -193,13 +193,10 @@ def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) ->
     ctx.panel(panels.samples("Continuations", texts))
     ctx.result(
         loss=final["loss"],
-        eval_loss=final["eval_loss"],
-        perplexity=final["eval_perplexity"],
-        bits_per_byte=final["eval_bits_per_byte"],
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
         parameters=task.config.parameters,
-        **{name: final[name] for name in ("padding", "cut_documents") if name in final},
+        **{name: final[key] for key, name in RESULTS.items() if key in final},
     )
 
 
@@ -243,6 +240,15 @@ def pretraining_task(
         card=_card(params, config),
     )
 
+
+RESULTS = {
+    "eval_loss": "eval_loss",
+    "eval_perplexity": "perplexity",
+    "eval_bits_per_byte": "bits_per_byte",
+    "padding": "padding",
+    "cut_documents": "cut_documents",
+}
+"""Metrics of a training that not every objective or packing has, and their names as results."""
 
 CURVES = (
     panels.curve("Loss", ["loss", "eval_loss"], unit="nats per token"),

@@ -140,8 +140,10 @@ def format_state(state: str) -> Text:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON value on standard output."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print one JSON value on standard output; NaN and infinity as text."""
+    from pipeline.execution.journal import to_plain
+
+    sys.stdout.write(json.dumps(to_plain(data), indent=2, ensure_ascii=False) + "\n")
 
 
 def order_metrics(metrics: Mapping[str, float], kind: str) -> list[str]:

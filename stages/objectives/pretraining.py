@@ -61,11 +61,12 @@ class PretrainingObjective(PretrainingTask, LanguageObjective):
         return total
 
     def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
-        """Return loss, perplexity, and bits per byte, which compare across tokenizers."""
+        """Return loss, perplexity and, of an objective that reports `bytes`, bits per byte, which
+        compare across tokenizers."""
         found = dict(super().evaluate(engines, step))
-        per_token = found.pop("eval_bytes", 0.0)
-        bits = found["eval_loss"] / math.log(2) / per_token if per_token else math.nan
-        return {**found, "eval_bits_per_byte": bits}
+        if bytes_per_token := found.pop("eval_bytes", 0.0):
+            found["eval_bits_per_byte"] = found["eval_loss"] / math.log(2) / bytes_per_token
+        return found
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model folder."""

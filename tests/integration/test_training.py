@@ -15,6 +15,7 @@ import pytest
 import torch
 from outside_optimizer import SGD_PLUGIN
 from rank_groups import RankGroup, copy_due, running_ranks
+from safetensors.torch import load_file
 from training_cases import (
     Faulty,
     Gathering,
@@ -213,8 +214,15 @@ def test_an_optimizer_of_a_package_outside_the_tree_trains_and_exports(
     with running_ranks(tmp_path / "run", 2) as pair:
         pair.group.run(fit, Toy(), made, seed=3, out=tmp_path / "model")
         losses = pair.series("train", "loss")
+        saved = pair.checkpoints("train")
     assert losses[6] < losses[1] - 0.05
     assert (tmp_path / "model" / "weights.pt").exists()
+    files = list(saved.rglob("rank-*.safetensors"))
+    names = {name.split("@")[0] for path in files for name in load_file(path)}
+    weights = {name for name in names if name.startswith("model/fp32/")}
+    assert len(files) == 2
+    assert "model/fp32/wte.weight" in weights
+    assert {name.replace("/fp32/", "/momentum/") for name in weights} <= names
 
 
 def stopped_at(

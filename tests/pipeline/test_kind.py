@@ -70,6 +70,15 @@ def test_the_readers_of_our_kinds_exist() -> None:
             assert callable(pkgutil.resolve_name(kind.reader))
 
 
+def test_headline_metrics_of_a_kind_in_a_stage_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_stage_packages(*, modules: bool = False) -> None:
+        if modules:
+            register_kind(Kind("Bark", headline_metrics=("depth",)))
+
+    monkeypatch.setattr("pipeline.kind.import_stage_packages", import_stage_packages)
+    assert headline_metrics("Bark") == ("depth",)
+
+
 def test_headline_metrics() -> None:
     assert headline_metrics("RewardModel") == ("accuracy", "loss")
     assert headline_metrics("Tokenz") == ()

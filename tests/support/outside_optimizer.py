@@ -10,10 +10,12 @@ def build(groups, settings):
         def update(self):
             for group in self.param_groups:
                 for parameter in group["params"]:
-                    self.state[parameter]["step"] += 1
-                    parameter.add_(parameter.grad, alpha=-group["lr"])
+                    state = self.state[parameter]
+                    state["step"] += 1
+                    state["momentum"].mul_(0.5).add_(parameter.grad)
+                    parameter.add_(state["momentum"], alpha=-group["lr"])
 
     return SGD(groups, {"lr": settings.lr, "weight_decay": 0.0})
 
-register_optimizer(OptimizerSpec("sgd", build, UpdateRule(states=(), flops_per_weight=2)))
+register_optimizer(OptimizerSpec("sgd", build, UpdateRule(states=("momentum",), flops_per_weight=4)))
 """

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 
 from launch.ui import console
@@ -9,6 +13,11 @@ from pipeline.errors import UserError
 def test_format_metrics_counts_the_rest() -> None:
     values = {"loss": 2.34567, "steps": 600.0, "a": 1.0, "b": 2.0}
     assert console.format_metrics(values, "Unknown", 2) == "loss 2.346  steps 600  +2"
+
+
+def test_json_has_no_numbers_that_are_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({"a": [math.nan, -math.inf, 1.5], "path": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": ["nan", "-inf", 1.5], "path": "x"}
 
 
 def test_piped_tables_are_plain_and_complete(capsys: pytest.CaptureFixture[str]) -> None:

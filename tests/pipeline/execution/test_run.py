@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import threading
@@ -510,6 +511,13 @@ def test_a_stage_is_where_its_last_event_says(
         assert stages == []
         return
     assert [(s.state, s.reason, s.attempts) for s in stages] == [(state, reason, attempts)]
+
+
+def test_metrics_that_are_not_finite_are_numbers() -> None:
+    finished = event("stage.finished", stage="s", metrics={"x": 1, "perplexity": "nan"})
+    metrics = derive_status("r", [finished]).stages[0].metrics
+    assert metrics["x"] == 1.0
+    assert math.isnan(metrics["perplexity"])
 
 
 @pytest.mark.parametrize(

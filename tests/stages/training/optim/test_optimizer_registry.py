@@ -105,6 +105,6 @@ def test_a_package_outside_the_tree_adds_an_optimizer_by_one_file(
         module = Blocks()
         built("sgd", module)
         assert torch.allclose(module.gain, torch.full((5,), 1 - TrainSection().lr))
-        assert find_optimizer("sgd").state_bytes(40, 15) == 0
+        assert find_optimizer("sgd").state_bytes(40, 15) == 4 * 55
     finally:
         load_plugins.cache_clear()
