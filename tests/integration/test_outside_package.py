@@ -1,4 +1,4 @@
-"""A package outside the tree adds a model family, an optimizer, an objective and a kind of artifact.
+"""A package outside the tree adds a model family, an optimizer, an objective and a kind.
 
 Each is one file of `tests/support/outside/acorn`. One pipeline uses all four through the commands:
 planned without torch, trained by two ranks, exported, and promoted.

@@ -17,5 +17,6 @@ def build(groups, settings):
 
     return SGD(groups, {"lr": settings.lr, "weight_decay": 0.0})
 
-register_optimizer(OptimizerSpec("sgd", build, UpdateRule(states=("momentum",), flops_per_weight=4)))
+rule = UpdateRule(states=("momentum",), flops_per_weight=4)
+register_optimizer(OptimizerSpec("sgd", build, rule))
 """

@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 from pipeline import panels
 from stages.objectives.causal_lm import CausalLMObjective
-from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, register_objective
+from stages.objectives.objective_registry import (
+    ObjectiveParams,
+    PretrainingTask,
+    register_objective,
+)
 from stages.training.objective import Batch, Loss
 
 

@@ -64,8 +64,10 @@ class ParallelConfig(LanguageModelConfig):
         yield Matrix(self.num_layers, 3 * width + inner, width)
         yield Matrix(self.num_layers, width, width + inner)
 
-    def block_activation_bytes(self, itemsize: int, *, moe: bool, masked: bool, gpu: bool) -> float:
-        mask = itemsize * self.context_length if masked else 0
+    def block_activation_bytes(
+        self, itemsize: int, *, moe: bool, document_mask: bool, gpu: bool
+    ) -> float:
+        mask = itemsize * self.context_length if document_mask else 0
         kept = 7 * self.hidden_size + 2 * self.intermediate_size
         return itemsize * kept + 4 * self.num_heads + 8 + mask
 

@@ -27,4 +27,6 @@ def build(groups: list[dict[str, Any]], settings: Any) -> Any:
     return Signum(groups, {"lr": settings.lr, "beta": beta, "weight_decay": decay})
 
 
-register_optimizer(OptimizerSpec("signum", build, UpdateRule(states=("momentum",), flops_per_weight=6)))
+register_optimizer(
+    OptimizerSpec("signum", build, UpdateRule(states=("momentum",), flops_per_weight=6))
+)
