@@ -44,7 +44,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in the forward pass, while the logits exist."""
+    """Cross-entropy of a linear layer that computes its gradients in the forward pass."""
 
     @staticmethod
     def forward(
@@ -108,7 +108,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Saves only its input, and writes both halves of the gradient in place."""
+    """SwiGLU that saves only its input and writes both halves of the gradient in place."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
