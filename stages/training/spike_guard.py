@@ -11,7 +11,7 @@ of rounding errors, and low values are never spikes.
 
 As there, the values of a skipped update still enter the window, unless its loss was a spike. A
 skipped update changes no weights, so where norms rise for good, the norms of the next batches are
-spikes as well: if they did not enter the window, no update would ever be made again. Because
+spikes as well: if they did not enter the window, no update would ever be applied again. Because
 rejected norms enter, a persistent new level is accepted after window / (1 + sigma²) updates: values
 that make up a fraction p of the window are sqrt((1 - p) / p) standard deviations above its mean. So
 a norm alone costs a few updates, and any number of them in a row is not an anomaly. A loss spike

@@ -15,6 +15,7 @@ BANNED = {
     r"for ever": "forever",
     r"of which|for it is|though it": "rewrite the clause",
     r"(?i:guilty|jury|census|exhibits?|museum|theatre)|[Vv]erdicts|Verdict": "no metaphors",
+    r"(?i:workshops?|crowded|never made|made again)": "package, unschedulable, produced",
     r"(?i:judged|judges|judging)": "evaluated, scored, annotated",
     r"(?i:says|tells|asks|wants|hopes|thinks)": "programs do not speak: states, shows, returns",
     r"figures|[Ff]igure(?! ?\d)": "metric",
