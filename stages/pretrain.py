@@ -53,7 +53,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -107,21 +107,16 @@ class PretrainParams(Params):
     seed: int = 0
     """Seed of initial weights and order of samples. Default: the seed of the pipeline."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_recipe(cls, given: Any) -> Any:
-        """Fill in the training parameters of the preset's paper that the file leaves out."""
-        if not isinstance(given, Mapping):
-            return given
-        found = recipe(str(given.get("preset", cls.model_fields["preset"].default)))
-        train = given.get("train", {})
-        if isinstance(train, TrainSection):
-            train = train.model_dump(exclude_unset=True)
-        return (
-            {**given, "train": {**found, **train}}
-            if found and isinstance(train, Mapping)
-            else given
-        )
+    @model_validator(mode="after")
+    def _apply_recipe(self) -> PretrainParams:
+        """Fill in the training parameters of the preset's paper that the file leaves out.
+
+        Not before validation, because strict types would then refuse the lists of a pipeline file.
+        """
+        if found := recipe(self.preset):
+            given = self.train.model_dump(exclude_unset=True)
+            self.__dict__["train"] = TrainSection.model_validate({**found, **given})
+        return self
 
     def config(self, vocab_size: int) -> LanguageModelConfig:
         """Return the shape of the model.
