@@ -155,7 +155,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def list_subfolders(folder: Path) -> Iterator[Path]:
-    """Yield the content of each folder in a folder."""
+    """Yield the entries of every subfolder."""
     return (path for child in list_folder(folder) for path in list_folder(child))
 
 

@@ -155,7 +155,7 @@ def select_answers(
     held_out: Sequence[Conversation],
     params: AugmentParams,
 ) -> list[UnlabelledAnswer]:
-    """Return the distinct answers without a question that no known conversation has.
+    """Return the distinct unlabelled answers that occur in no known conversation.
 
     Raises:
         InputError: no answer remains, or one is about an object that is held out for evaluation.

@@ -89,7 +89,7 @@ class _HammingIndex:
             rows.append(row)
 
     def neighbors(self, word: int) -> tuple[Rows, Rows]:
-        """Return the rows of hashes within the distance, and their distances; some repeat."""
+        """Return the rows of hashes within the distance, and their distances; rows can repeat."""
         rows, bits = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for buckets, (low, mask) in zip(self._buckets, self._bands, strict=True):
             bucket = buckets.get(word >> low & mask)

@@ -57,7 +57,9 @@ class Tokenizer:
         model = self.path / "tokenizer.model"
         if not model.exists() and not (self.path / "tokenizer.json").exists():
             raise InputError(
-                "no tokenizer here", where=str(model), remedy="name a Tokenizer artifact"
+                "the folder holds neither tokenizer.model nor tokenizer.json",
+                where=str(model),
+                remedy="name a Tokenizer artifact",
             )
         if not is_headwater_tokenizer(self.path):
             raise InputError(

@@ -47,7 +47,7 @@ class LlamaAttention(nn.Module):
         self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
-        """Attend; without a mask causally, or with a cache to all of it."""
+        """Return the output; causal without a mask, and over all positions of a cache."""
         B, T, _ = x_BTC.shape
         heads_BTHD = self.qkv(x_BTC).view(B, T, sum(self.heads), self.head_size)
         q, k, v = (part.transpose(1, 2) for part in heads_BTHD.split(self.heads, dim=2))

@@ -131,7 +131,7 @@ def weight_traffic(ring: float, layout: Layout, *, forwards: int = 1) -> tuple[f
 
 @dataclass(frozen=True)
 class Forecast:
-    """The expected time, within a third if the network is not the bottleneck."""
+    """Expected time of a training, within one third if the network is not the bottleneck."""
 
     step_seconds: float
     seconds: float

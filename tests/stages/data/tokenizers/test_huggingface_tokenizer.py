@@ -177,7 +177,7 @@ def test_lossy_or_broken_tokenizers_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot read the tokenizer"):
         open_tokenizer(tmp_path)
-    with pytest.raises(InputError, match="no tokenizer here"):
+    with pytest.raises(InputError, match="the folder holds neither"):
         open_tokenizer(tmp_path / "nothing")
 
 

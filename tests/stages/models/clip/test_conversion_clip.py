@@ -185,7 +185,7 @@ def test_the_tokenizer_of_the_folder_marks_captions_as_training_did(tmp_path):
 def test_tokenizers_that_cannot_be_read_are_refused(tmp_path):
     from stages.contrastive.caption_tokenizer import open_caption_tokenizer
 
-    with pytest.raises(InputError, match="no tokenizer here"):
+    with pytest.raises(InputError, match="the folder holds neither"):
         open_caption_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot read the tokenizer"):
