@@ -115,11 +115,11 @@ def register_family(family: ModelFamily) -> ModelFamily:
 
 
 def families() -> Mapping[str, ModelFamily]:
-    """Return all families by name, those of other packages included."""
+    """Return all families by name, sorted, those of other packages included."""
     for package in BUILT_IN:
         importlib.import_module(package)
     load_plugins()
-    return _FAMILIES
+    return dict(sorted(_FAMILIES.items()))
 
 
 def find_family(config: Any) -> ModelFamily:

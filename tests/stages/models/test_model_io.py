@@ -201,7 +201,7 @@ def test_an_index_leads_to_the_folders_own_safetensors_alone(tmp_path):
     (tmp_path / "model/model.bin").symlink_to(tmp_path / "elsewhere/model.safetensors")
     for name, said in (
         ("../elsewhere/model.safetensors", "not in the folder"),
-        ("model.bin", "no safetensors"),
+        ("model.bin", "not a safetensors file"),
     ):
         named = {"weight_map": {"transformer.wte.weight": name}}
         (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(named))

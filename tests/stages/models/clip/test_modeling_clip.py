@@ -89,7 +89,7 @@ def test_the_quick_gelu_is_the_published_one():
         (lambda: replace(RESNET.vision, blocks=(1, 1, 0, 1)), "four groups"),
         (lambda: replace(RESNET.vision, num_heads=3), "width 128 is not a multiple of 3"),
         (lambda: replace(TEXT, context_length=2), "no room"),
-        (lambda: replace(TEXT, eos=61), "no id of a vocabulary of 61"),
+        (lambda: replace(TEXT, eos=61), "is not an id of a vocabulary of 61"),
         (lambda: replace(TEXT, num_layers=0), "must be positive"),
         (lambda: replace(VIT, embed_dim=0), "embed_dim must be positive"),
     ],
