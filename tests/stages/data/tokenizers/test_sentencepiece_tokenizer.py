@@ -287,7 +287,7 @@ def test_a_difference_between_the_exports_is_an_error(tokenizer, tmp_path):
 
 
 def test_a_missing_or_broken_tokenizer_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no tokenizer"):
+    with pytest.raises(InputError, match="holds neither"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"junk")
     with pytest.raises(CorruptArtifact, match="unreadable tokenizer"):
