@@ -251,3 +251,50 @@ def test_only_family_folders_and_the_registry_branch_on_a_family(path: Path) -> 
         return
     found = list(family_branches(parse(path)))
     check("family branch", {name(path): str(found)} if found else {})
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ('def f():\n    """The loss."""', "imperative verb"),
+        ('def f():\n    """Returns the loss."""', "imperative verb"),
+        ('x: int\n"""Whether it is on."""', "question"),
+        ('"""What a plan is."""', "question"),
+        ("def told(): ...", "told"),
+        ('raise ValueError("4096 tokens a step")', "per"),
+        ("# nobody reads it", "nobody"),
+    ],
+)
+def test_the_law_of_prose_finds(source: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(source)
+    found = module_problems(tmp_path / "module.py")
+    assert len(found) == 1 and problem in found[0]
+
+
+def test_the_law_of_prose_accepts_plain_english(tmp_path: Path) -> None:
+    source = '''"""Losses per step."""\ndef f():\n    """Return the loss, nats per token."""'''
+    (tmp_path / "module.py").write_text(source)
+    assert module_problems(tmp_path / "module.py") == []
+
+
+def test_the_law_of_cycles_finds_late_typing_and_folder_cycles(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / "box" / folder).mkdir(parents=True)
+    (tmp_path / "box" / "one" / "a.py").write_text("def f():\n    from box.one import b")
+    (tmp_path / "box" / "one" / "b.py").write_text("if TYPE:\n    import box.one.a")
+    (tmp_path / "box" / "one" / "c.py").write_text("import box.two.d")
+    (tmp_path / "box" / "two" / "d.py").write_text("")
+    (tmp_path / "box" / "two" / "e.py").write_text("import box.one.c")
+    graph = import_graph(tmp_path, ["box"])
+    assert cycles(graph) == [("box.one.a", "box.one.b")]
+    assert folder_cycles(graph) == [("box.one", "box.two")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["family == 'gpt2'", "config.family in ('llama',)", "isinstance(config, LlamaConfig)",
+     "getattr(config, 'experts', None)"],
+)  # fmt: skip
+def test_the_law_of_families_finds(source: str) -> None:
+    assert list(family_branches(ast.parse(source))) == [source]
+    assert list(family_branches(ast.parse("self.model_type == 'bpe'"))) == []

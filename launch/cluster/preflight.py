@@ -54,7 +54,7 @@ class PreflightResult:
 
     @property
     def reachable(self) -> bool:
-        """Whether the head and the store answer."""
+        """True if the head and the store answer."""
         return self.store is None and not isinstance(self.head, HeadwaterError)
 
     def require_ready(self, promotes: bool) -> tuple[Capacity | None, list[str]]:

@@ -37,7 +37,7 @@ class ClipCost:
     kept_patches: int | None = None
     """Patches per image that patch dropout keeps. Default: all."""
     local_loss: bool = True
-    """Whether each device computes only its own rows and columns of the logits."""
+    """True if each device computes only its own rows and columns of the logits."""
 
     num_experts = 0
     sample_unit = "pairs"
@@ -60,7 +60,7 @@ class ClipCost:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether the loss is SigLIP's, for which only captions travel."""
+        """True if the loss is SigLIP's, for which only captions travel."""
         return self.config.bias
 
     def block_matrices(self) -> Iterator[Matrix]:

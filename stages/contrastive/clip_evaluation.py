@@ -48,7 +48,7 @@ class ClipEvalConfig:
     seed: int = 0
     """Seed of the draws."""
     prompt_ensemble: str = "embeddings"
-    """What is averaged over a class's prompts: `embeddings`, or `probabilities`."""
+    """Quantity averaged over the prompts of a class: `embeddings` or `probabilities`."""
 
 
 @dataclass

@@ -116,7 +116,7 @@ class LanguageModelConfig(ABC):
     num_heads: int
 
     gated: ClassVar[bool] = False
-    """Whether the feed-forward layer multiplies its hidden layer by a gate."""
+    """True if the feed-forward layer multiplies its hidden layer by a gate."""
 
     if TYPE_CHECKING:
 
@@ -134,7 +134,7 @@ class LanguageModelConfig(ABC):
 
         @property
         def tie_embeddings(self) -> bool:
-            """Whether the head is the embedding."""
+            """True if the head is the embedding."""
 
         @property
         def norm_eps(self) -> float:
@@ -238,7 +238,7 @@ class LanguageModelConfig(ABC):
     @property
     @abstractmethod
     def architecture_fields(self) -> dict[str, Any]:
-        """What the weights decide of the shape, by the keys of `model`."""
+        """Return the part of the shape that the weights determine, by the keys of `model`."""
 
     def can_upcycle(self, dense: LanguageModelConfig) -> bool:
         """Return whether the experts may start from a dense model's feed-forward layers."""

@@ -90,7 +90,7 @@ class LanguageModelSection(Section):
 
     @property
     def fits_heads(self) -> bool:
-        """Whether the hidden size need not be a multiple of the heads."""
+        """True if the hidden size need not be a multiple of the heads."""
         return False
 
     def check(self, preset: str, vocab_size: int, expert_parallel_size: int) -> Iterator[Problem]:

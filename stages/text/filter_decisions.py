@@ -40,7 +40,7 @@ class FilterDecisions:
 
     @property
     def passed(self) -> npt.NDArray[np.bool_]:
-        """Which documents passed all rules, shape (N,)."""
+        """Mask of the documents that passed all rules, shape (N,)."""
         return np.asarray(self.failed == "")
 
 

@@ -39,131 +39,21 @@ PER = re.compile(rf"\b(?:{UNITS}) an? (?:{DIVISORS})\b")
 """'tokens a step' for 'tokens per step'."""
 
 _BANNED = [(re.compile(rf"\b(?:{words})\b"), use) for words, use in BANNED.items()]
+_QUESTION = re.compile(r"(What|Whether|Which|How|Who|Whose|Where|When|Why)\b")
 _NOT_VERBS = frozenset(
-    [
-        "what",
-        "whether",
-        "which",
-        "how",
-        "who",
-        "whom",
-        "whose",
-        "where",
-        "when",
-        "why",
-        "a",
-        "an",
-        "the",
-        "all",
-        "as",
-        "if",
-        "one",
-        "two",
-        "three",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "they",
-        "their",
-        "them",
-        "each",
-        "every",
-        "any",
-        "some",
-        "no",
-        "not",
-        "none",
-        "in",
-        "on",
-        "at",
-        "of",
-        "for",
-        "from",
-        "by",
-        "with",
-        "without",
-        "to",
-        "into",
-        "than",
-        "then",
-        "there",
-        "here",
-        "only",
-        "also",
-        "both",
-        "either",
-        "neither",
-        "so",
-        "such",
-        "same",
-        "other",
-        "more",
-        "most",
-        "less",
-        "least",
-        "many",
-        "few",
-        "several",
-        "his",
-        "her",
-        "our",
-        "your",
-        "my",
-        "we",
-        "you",
-        "i",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "has",
-        "have",
-        "had",
-        "does",
-        "did",
-        "will",
-        "would",
-        "can",
-        "could",
-        "may",
-        "might",
-        "must",
-        "shall",
-        "should",
-        "never",
-        "always",
-        "once",
-        "again",
-        "yes",
-        "number",
-        "true",
-        "false",
-        "after",
-        "before",
-        "while",
-        "until",
-        "since",
-        "because",
-        "although",
-        "between",
-        "among",
-        "under",
-        "over",
-        "up",
-        "down",
-        "out",
-        "off",
-        "about",
-        "like",
-        "unlike",
-        "per",
-        "via",
-    ]
+    re.findall(
+        r"\w+",
+        """
+        what whether which how who whom whose where when why a an the all as if one two
+        three this that these those it its they their them each every any some no not none
+        in on at of for from by with without to into than then there here only also both
+        either neither so such same other more most less least many few several his her
+        our your my we you i is are was were be been has have had does did will would can
+        could may might must shall should never always once again yes number true false
+        after before while until since because although between among under over up down
+        out off about like unlike per via
+        """,
+    )
 )
 _VERBS_IN_S = {"process", "pass", "express", "compress", "access", "address", "press", "discuss",
                "guess", "cross", "miss", "toss", "dismiss", "focus", "bias", "canvass", "suppress",
@@ -221,19 +111,18 @@ def module_problems(path: Path) -> list[str]:
     source = path.read_text()
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
-            p := docstring_problem(node)
-        ):
-            found.append(f"{path}:{node.lineno}: {p}")
-        elif isinstance(node, ast.ClassDef | ast.Module) and re.match(
-            r"(What|Whether|Which|How|Who|Whose|Where|When|Why)\b", ast.get_docstring(node) or ""
-        ):
-            name = getattr(node, "name", "module")
-            found.append(f"{path}:1: {name}: docstring is a question")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found += [f"{path}:{node.lineno}: {p}" for p in [docstring_problem(node)] if p]
+        elif isinstance(node, ast.Expr) and _QUESTION.match(_text(node)):
+            found.append(f"{path}:{node.lineno}: documentation begins with a question")
     for number, line in enumerate(source.splitlines(), 1):
         plain = line.replace("_", " ")
         found += [f"{path}:{number}: {p}" for p in word_problems(plain)]
     return found
+
+
+def _text(node: ast.Expr) -> str:
+    return str(node.value.value) if isinstance(node.value, ast.Constant) else ""
 
 
 def markdown_problems(path: Path) -> list[str]:

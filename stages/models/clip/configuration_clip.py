@@ -78,7 +78,7 @@ class CLIPConfig:
     """Activation of the feed-forward layers; that of the released models is quick_gelu:
     x sigmoid(1.702 x)."""
     bias: bool = False
-    """Whether a learned number is added to every logit (SigLIP)."""
+    """True if a learned number is added to every logit (SigLIP)."""
     norm_eps: float = 1e-5
 
     family: ClassVar[str] = "clip"

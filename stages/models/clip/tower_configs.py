@@ -107,11 +107,11 @@ class VisionConfig(ABC):
     keys: ClassVar[tuple[str, ...]]
     """The keys of `model.vision` that apply to it."""
     in_transformers: ClassVar[bool]
-    """Whether `transformers` has a class for it."""
+    """True if `transformers` has a class for it."""
     has_patches: ClassVar[bool]
-    """Whether it can drop patches of an image."""
+    """True if it can drop patches of an image."""
     checkpointed: ClassVar[bool]
-    """Whether activation checkpointing applies to it."""
+    """True if activation checkpointing applies to it."""
 
     @property
     def patches(self) -> int:

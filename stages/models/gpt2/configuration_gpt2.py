@@ -110,7 +110,10 @@ class GPTConfig(LanguageModelConfig):
 
     @property
     def architecture_fields(self) -> dict[str, Any]:
-        """What the weights decide of the shape; positions are weights, so the context counts."""
+        """Return the part of the shape that the weights determine.
+
+        Positions are weights, so the context is part of it.
+        """
         keys = ("vocab_size", "num_layers", "hidden_size", "num_heads", "intermediate_size")
         found = {"family": self.family} | {key: getattr(self, key) for key in keys}
         return found | {"norm_eps": self.norm_eps, "context_length": self.context_length}

@@ -41,7 +41,7 @@ class LlamaConfig(LanguageModelConfig):
     """Hidden size of the feed-forward layer and of each expert."""
     head_size: int
     qk_norm: bool = False
-    """Whether queries and keys are normalized per head by RMSNorm (Henry et al. 2020)."""
+    """True if queries and keys are normalized per head by RMSNorm (Henry et al. 2020)."""
     tie_embeddings: bool = True
     dropout: float = 0.0
     rope_theta: float = 10_000.0
@@ -164,8 +164,10 @@ class LlamaConfig(LanguageModelConfig):
 
     @property
     def architecture_fields(self) -> dict[str, Any]:
-        """What the weights decide of the shape; no weight belongs to a position, so the context may
-        change."""
+        """Return the part of the shape that the weights determine.
+
+        No weight belongs to a position, so the context may change.
+        """
         sizes = ("vocab_size", "num_layers", "hidden_size", "num_heads", "intermediate_size")
         keys = (*sizes, "norm_eps", "num_kv_heads", "head_size", "tie_embeddings", "rope_theta")
         family = "qwen3 or switch" if self.qk_norm else "llama"
@@ -208,7 +210,7 @@ class LlamaSection(LanguageModelSection):
 
     @property
     def fits_heads(self) -> bool:
-        """Whether the hidden size need not be a multiple of the heads."""
+        """True if the hidden size need not be a multiple of the heads."""
         return self.head_size is not None
 
     def config(self, preset: str, vocab_size: int) -> LlamaConfig:

@@ -103,7 +103,7 @@ class DedupParams(Section):
 
     @property
     def removes_text(self) -> bool:
-        """Whether repeated text is removed from kept documents."""
+        """True if repeated text is removed from kept documents."""
         return bool(
             self.min_repeated_line or self.min_repeated_paragraph or self.min_repeated_substring
         )

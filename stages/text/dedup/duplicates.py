@@ -53,7 +53,7 @@ class Duplicates:
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
-        """Whether each document is kept."""
+        """Mask of the kept documents, shape (N,)."""
         kept: npt.NDArray[np.bool_] = self.passed & (self.reason == "")
         return kept
 

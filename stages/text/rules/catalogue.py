@@ -26,7 +26,7 @@ class Limit:
 
     @property
     def is_two_sided(self) -> bool:
-        """Whether both ends are finite."""
+        """True if both ends are finite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def __str__(self) -> str:

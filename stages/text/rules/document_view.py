@@ -52,7 +52,7 @@ class DocumentView:
 
     @property
     def is_spaced(self) -> bool:
-        """Whether the language puts spaces between words."""
+        """True if the language puts spaces between words."""
         return self.lang not in UNSPACED_LANGUAGES
 
     @cached_property

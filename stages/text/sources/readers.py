@@ -38,7 +38,7 @@ class RawDocument:
     text: str
     meta: dict[str, Any] = field(default_factory=dict)
     broken: str = ""
-    """Why the record could not be read; empty for one that could."""
+    """Reason why the record could not be read; empty for a readable one."""
 
 
 @dataclass(frozen=True, slots=True)

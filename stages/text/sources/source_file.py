@@ -31,12 +31,12 @@ class SourceFile(SourcePiece):
 
     @property
     def is_remote(self) -> bool:
-        """Whether `path` is a URL."""
+        """True if `path` is a URL."""
         return fsspec_files.is_url(self.path)
 
     @property
     def is_dataset(self) -> bool:
-        """Whether it is a part of a Hugging Face dataset."""
+        """True if it is a part of a Hugging Face dataset."""
         return self.path.startswith("hf:")
 
     @property

@@ -76,7 +76,7 @@ class OptimizerSpec:
     zero_reason: str = ""
     """Message: why it does not run at the other stages."""
     supports_offload: bool = True
-    """Whether its states may be kept, and updated, in host memory."""
+    """True if its states may be kept, and updated, in host memory."""
     offload_reason: str = ""
     """Message: why they may not."""
     mup_matrix_lr: Callable[[float], float] = lambda width_multiple: 1 / width_multiple

@@ -80,7 +80,7 @@ class CostModel(Protocol):
 
     @property
     def sample_unit(self) -> str:
-        """What the size of a training is counted in: `tokens` or `pairs`."""
+        """Unit of the size of a training: `tokens` or `pairs`."""
 
     @property
     def exchange(self) -> str:

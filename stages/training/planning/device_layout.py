@@ -32,10 +32,10 @@ class Layout:
     expert_parallel_size: int = 1
     """Devices over which one set of experts is sharded."""
     document_mask: bool = False
-    """Whether attention is limited by a mask to the token's document."""
+    """True if attention is limited by a mask to the token's document."""
     gpu: bool = True
     offload: bool = False
-    """Whether master weights and optimizer states are kept, and updated, in host memory."""
+    """True if master weights and optimizer states are kept, and updated, in host memory."""
     optimizer: OptimizerCost = ADAMW
 
     @classmethod

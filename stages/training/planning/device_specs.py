@@ -56,7 +56,7 @@ class Device:
 
     @property
     def gpu(self) -> bool:
-        """Whether the device is a GPU."""
+        """True if the device is a GPU."""
         return self.name != "cpu"
 
     @property

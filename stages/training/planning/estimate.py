@@ -46,9 +46,9 @@ class TrainingEstimate:
     hardware: HardwareSection
     activation_checkpointing: bool = False
     document_mask: bool = False
-    """Whether attention is limited to documents."""
+    """True if attention is limited to documents."""
     initialized: bool = False
-    """Whether it starts from the weights of another model."""
+    """True if it starts from the weights of another model."""
 
     @property
     def device(self) -> Device | None:
