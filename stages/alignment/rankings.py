@@ -62,19 +62,19 @@ def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) ->
 
 def collate_rankings(rankings: Sequence[Ranking]) -> dict[str, Tensor]:
     """Return `tokens` (N, T) of all responses, `position_mask` (N, T) that marks their last tokens,
-    `attention_mask` (N, T) that is False at padding, and `ranks` (P, K), padded."""
+    `token_mask` (N, T) that is False at padding, and `ranks` (P, K), padded."""
     rows = [row for ranking in rankings for row in ranking.rows]
     tokens_NT = pad_right(rows, PAD)
     position_mask_NT = torch.zeros_like(tokens_NT, dtype=torch.bool)
     position_mask_NT[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])] = True
     most = max(len(ranking.ranks) for ranking in rankings)
     ranks = [[*r.ranks, *[NO_RESPONSE] * (most - len(r.ranks))] for r in rankings]
-    attention_mask_NT = (
+    token_mask_NT = (
         torch.arange(tokens_NT.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     )
     return {
         "tokens": tokens_NT,
         "position_mask": position_mask_NT,
-        "attention_mask": attention_mask_NT,
+        "token_mask": token_mask_NT,
         "ranks": torch.tensor(ranks),
     }

@@ -49,7 +49,7 @@ def score_responses(
     scores_N = model(
         batch["tokens"],
         position_mask_BT=batch["position_mask"],
-        attention_mask_BT=batch["attention_mask"],
+        token_mask_BT=batch["token_mask"],
         outputs=outputs,
     ).float()
     real_PK = batch["ranks"] != NO_RESPONSE
@@ -71,7 +71,7 @@ def mean_score(
         part = rows[start : start + batch]
         tokens_BT = pad_right(part, PAD, device)
         last_B = torch.tensor([len(row) - 1 for row in part], device=device)
-        scores_BT = scorer(tokens_BT, attention_mask_BT=tokens_BT != PAD)
+        scores_BT = scorer(tokens_BT, token_mask_BT=tokens_BT != PAD)
         total += scores_BT.gather(1, last_B[:, None]).double().sum().item()
         heartbeat()
     return total / len(rows)

@@ -73,7 +73,7 @@ class AttentionContext(NamedTuple):
     cache: KVCache | None
     rotary: tuple[Tensor, Tensor] | None
     """Cosines and sines (B, 1, T, D) of the positions, in a family with rotary positions."""
-    attention_mask_BT: Tensor | None = None
+    token_mask_BT: Tensor | None = None
     """True at tokens, False at padding, which is not routed to experts; None without padding."""
 
 
@@ -131,7 +131,7 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
-        attention_mask_BT: Tensor | None = None,
+        token_mask_BT: Tensor | None = None,
         cache: KVCache | None = None,
         position_mask_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
@@ -148,7 +148,7 @@ class LanguageModel(nn.Module, ABC):
             segments_BT: the index of each token's document; it does not attend outside. Not with a
                 cache.
             positions_BT: of each token. Default: counted along the row. Not with a cache.
-            attention_mask_BT: True at tokens, False at padding (as in transformers), which experts
+            token_mask_BT: True at tokens, False at padding, which experts
                 neither take nor count. Attention itself needs `mask_BT` for padding on the left.
             cache: the keys and values of earlier tokens; filled in place.
             position_mask_BT: True where logits are needed (row-major order), so that the head, the
@@ -168,7 +168,7 @@ class LanguageModel(nn.Module, ABC):
             mask_BT=mask_BT,
             segments_BT=segments_BT,
             positions_BT=positions_BT,
-            attention_mask_BT=attention_mask_BT,
+            token_mask_BT=token_mask_BT,
             cache=cache,
             outputs=outputs,
         )
@@ -200,13 +200,13 @@ class LanguageModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
-        attention_mask_BT: Tensor | None = None,
+        token_mask_BT: Tensor | None = None,
         cache: KVCache | None = None,
         outputs: ForwardOutputs | None = None,
     ) -> Tensor:
         """Return the final hidden states_BTC, after the last norm. Arguments as in `forward`."""
         positions, mask = self._attention(tokens_BT, mask_BT, segments_BT, positions_BT, cache)
-        context = AttentionContext(mask, cache, self.rotary(positions), attention_mask_BT)
+        context = AttentionContext(mask, cache, self.rotary(positions), token_mask_BT)
         x_BTC = self.embed(tokens_BT, positions)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():

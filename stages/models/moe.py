@@ -113,11 +113,11 @@ class Groups(NamedTuple):
     """Tokens of each sequence."""
 
     @classmethod
-    def of(cls, x_BTC: Tensor, attention_mask_BT: Tensor | None) -> Groups:
+    def of(cls, x_BTC: Tensor, token_mask_BT: Tensor | None) -> Groups:
         """Return the sequences of a batch, which may contain padding."""
         B, T, _ = x_BTC.shape
-        if attention_mask_BT is not None:
-            return cls(T, attention_mask_BT.reshape(-1).nonzero()[:, 0], attention_mask_BT.sum(1))
+        if token_mask_BT is not None:
+            return cls(T, token_mask_BT.reshape(-1).nonzero()[:, 0], token_mask_BT.sum(1))
         position_N = torch.arange(B * T, device=x_BTC.device)
         return cls(T, position_N, torch.full((B,), T, device=x_BTC.device))
 
@@ -149,14 +149,12 @@ class MoELayer(nn.Module):
         self.experts = Experts(hidden_size, intermediate_size, config.num_experts, config.dropout)
         self.exchange: Exchange = SingleProcessExchange()
 
-    def forward(
-        self, x_BTC: Tensor, attention_mask_BT: Tensor | None = None
-    ) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTC: Tensor, token_mask_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Return the experts' outputs times their gates (0 for padding, and beyond the capacity),
-        and the routing. `attention_mask_BT` is False at padding. Default: no padding."""
-        groups = Groups.of(x_BTC, attention_mask_BT)
+        and the routing. `token_mask_BT` is False at padding. Default: no padding."""
+        groups = Groups.of(x_BTC, token_mask_BT)
         x_NC = x_BTC.flatten(0, 1)
-        if attention_mask_BT is not None:
+        if token_mask_BT is not None:
             x_NC = x_NC[groups.position_N]
         logits_NE = self._logits(x_NC)
         probs_NE = logits_NE.softmax(-1)
@@ -168,7 +166,7 @@ class MoELayer(nn.Module):
         outputs_AC = self.exchange.apply(self.experts, x_NC.gather(0, token_AC), sent.counts_E)
         gates_A1 = gates_NK.T.reshape(-1)[sent.choice_A, None].to(outputs_AC.dtype)
         y_NC = torch.zeros_like(x_NC).index_add(0, sent.token_A, outputs_AC * gates_A1)
-        y_BTC = y_NC.view_as(x_BTC) if attention_mask_BT is None else groups.scatter(y_NC)
+        y_BTC = y_NC.view_as(x_BTC) if token_mask_BT is None else groups.scatter(y_NC)
         return y_BTC, self._routing(logits_NE, probs_NE, experts_NK, sent, groups)
 
     def capacity(self, tokens_B: Tensor) -> Tensor | None:

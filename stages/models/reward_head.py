@@ -35,15 +35,15 @@ class RewardModel(nn.Module):
         tokens_BT: Tensor,
         *,
         position_mask_BT: Tensor | None = None,
-        attention_mask_BT: Tensor | None = None,
+        token_mask_BT: Tensor | None = None,
         outputs: ForwardOutputs | None = None,
     ) -> Tensor:
         """Return the scores_BT of every prefix, or scores_N at the positions that
         `position_mask_BT` marks.
 
-        `attention_mask_BT` and `outputs` as in `LanguageModel.forward`.
+        `token_mask_BT` and `outputs` as in `LanguageModel.forward`.
         """
-        x_BTC = self.body.hidden(tokens_BT, attention_mask_BT=attention_mask_BT, outputs=outputs)
+        x_BTC = self.body.hidden(tokens_BT, token_mask_BT=token_mask_BT, outputs=outputs)
         scores = self.score(x_BTC if position_mask_BT is None else x_BTC[position_mask_BT])
         scores = cast(Tensor, scores.squeeze(-1))
         return scores + self.score_bias if self.score_bias else scores

@@ -61,7 +61,7 @@ class CausalLMObjective(PretrainingObjective):
         """Convert windows of T + 1 ids, or packed samples, to inputs and targets (B, T).
 
         With document masks, also the segments (the documents of a sample, counted from 0) and the
-        positions within them; for packed samples also `attention_mask`, False at padding.
+        positions within them; for packed samples also `token_mask`, False at padding.
         """
         import numpy as np
         import torch
@@ -74,7 +74,7 @@ class CausalLMObjective(PretrainingObjective):
             packed = {
                 n: torch.from_numpy(np.stack([getattr(s, n) for s in samples])) for n in names
             }
-            return {**packed, "attention_mask": packed["targets"] != IGNORE_INDEX}
+            return {**packed, "token_mask": packed["targets"] != IGNORE_INDEX}
         windows = np.stack(samples)
         found = {
             "tokens": torch.from_numpy(windows)[:, :-1],
@@ -93,7 +93,7 @@ class CausalLMObjective(PretrainingObjective):
 
         from stages.models.language_model import ForwardOutputs, router_aux_loss
 
-        masks = {"attention_mask_BT": batch.get("attention_mask")}
+        masks = {"token_mask_BT": batch.get("token_mask")}
         if self.mask_documents:
             masks |= {"segments_BT": batch["segments"], "positions_BT": batch["positions"]}
         outputs, training = ForwardOutputs(), torch.is_grad_enabled()

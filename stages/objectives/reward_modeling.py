@@ -68,7 +68,7 @@ class RewardObjective(SupervisedObjective):
         prompts = float(len(batch["ranks"]))
         if self._experts is None:
             return prompts
-        return {"ranking": prompts, "router": float(batch["attention_mask"].sum())}
+        return {"ranking": prompts, "router": float(batch["token_mask"].sum())}
 
     def num_tokens(self, batch: Batch) -> float:
         """Return the number of positions that are computed."""
@@ -90,7 +90,7 @@ class RewardObjective(SupervisedObjective):
         )
         if self._experts is None:
             return ranking
-        router = router_aux_loss(self._experts, outputs.routing) * batch["attention_mask"].sum()
+        router = router_aux_loss(self._experts, outputs.routing) * batch["token_mask"].sum()
         return {"ranking": ranking, "router": Loss(router)}
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:

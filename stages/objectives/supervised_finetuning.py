@@ -98,12 +98,12 @@ class SFTObjective(LanguageObjective):
         total = model(
             batch["tokens"],
             targets_BT=batch["targets"],
-            attention_mask_BT=batch["attention_mask"],
+            token_mask_BT=batch["token_mask"],
             outputs=outputs,
         )
         if self._experts is None:
             return Loss(total)
-        tokens, layers = batch["attention_mask"].sum(), outputs.routing
+        tokens, layers = batch["token_mask"].sum(), outputs.routing
         balance = torch.stack([layer.balance.detach() for layer in layers]).mean()
         total = total + router_aux_loss(self._experts, layers) * tokens
         metrics = {"balance_loss": MetricSum(balance * tokens, units=tokens)}
@@ -117,17 +117,17 @@ class SFTObjective(LanguageObjective):
 
 def collate_conversations(samples: Sequence[EncodedConversation]) -> dict[str, Any]:
     """Convert encoded conversations to `tokens` and `targets` (B, T), -100 where nothing is
-    predicted, and `attention_mask`, False at padding."""
+    predicted, and `token_mask`, False at padding."""
     T = max(map(len, samples)) - 1
     tokens = torch.full((len(samples), T), PAD)
     targets = torch.full((len(samples), T), IGNORED)
-    attention_mask = torch.zeros((len(samples), T), dtype=torch.bool)
+    token_mask = torch.zeros((len(samples), T), dtype=torch.bool)
     for row, encoded in enumerate(samples):
         ids, mask = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.loss_mask)
         tokens[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = torch.where(mask[1:], ids[1:], IGNORED)
-        attention_mask[row, : len(ids) - 1] = True
-    return {"tokens": tokens, "targets": targets, "attention_mask": attention_mask}
+        token_mask[row, : len(ids) - 1] = True
+    return {"tokens": tokens, "targets": targets, "token_mask": token_mask}
 
 
 def reversed_conversation(conversation: Conversation) -> Conversation:

@@ -115,17 +115,17 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     samples = sorted((made.train_samples[i] for i in range(12)), key=len)
     samples = [samples[0], samples[-1]]
     batch = made.collate(samples)
-    assert batch["attention_mask"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
-    assert not batch["attention_mask"].all()
+    assert batch["token_mask"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
+    assert not batch["token_mask"].all()
     found, outputs = made.loss(module, batch), ForwardOutputs()
     alone = module(
         batch["tokens"],
         targets_BT=batch["targets"],
-        attention_mask_BT=batch["attention_mask"],
+        token_mask_BT=batch["token_mask"],
         outputs=outputs,
     )
     balance = torch.stack([layer.balance for layer in outputs.routing]).sum()
-    tokens = batch["attention_mask"].sum()
+    tokens = batch["token_mask"].sum()
     torch.testing.assert_close(found.reported, alone.detach())
     torch.testing.assert_close(found.total, alone + 0.5 * balance * tokens)
     assert found.metrics["balance_loss"].total == pytest.approx(balance.item() / 2 * tokens)

@@ -88,9 +88,7 @@ class LlamaMLP(nn.Module):
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, x_BTC: Tensor, attention_mask_BT: Tensor | None = None
-    ) -> tuple[Tensor, None]:
+    def forward(self, x_BTC: Tensor, token_mask_BT: Tensor | None = None) -> tuple[Tensor, None]:
         """Transform each token by itself, padding too."""
         return self.down(swiglu(self.gate_up(x_BTC))), None
 
@@ -113,7 +111,7 @@ class LlamaBlock(nn.Module):
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
         """Return the stream after this layer, and the routing if it has experts."""
         x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), context)
-        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), context.attention_mask_BT)
+        y_BTC, routing = self.feed_forward(self.feed_forward_norm(x_BTC), context.token_mask_BT)
         return x_BTC + self.dropout(y_BTC), routing
 
 

@@ -110,21 +110,21 @@ def test_padding_is_neither_sent_nor_counted(over):
     """A padded batch is to the layer what its sequences are without their padding."""
     switch = layer(capacity_factor=0.75, aux_loss_scope=over)
     rows = [torch.randn(1, length, C) for length in (9, 4, 6)]
-    x_BTC, attention_mask_BT = torch.full((3, 9, C), 7.0), torch.zeros(3, 9, dtype=torch.bool)
+    x_BTC, token_mask_BT = torch.full((3, 9, C), 7.0), torch.zeros(3, 9, dtype=torch.bool)
     for b, row_1TC in enumerate(rows):
-        x_BTC[b, : row_1TC.shape[1]], attention_mask_BT[b, : row_1TC.shape[1]] = row_1TC[0], True
+        x_BTC[b, : row_1TC.shape[1]], token_mask_BT[b, : row_1TC.shape[1]] = row_1TC[0], True
     x_BTC.requires_grad_()
-    y_BTC, routing = switch(x_BTC, attention_mask_BT)
+    y_BTC, routing = switch(x_BTC, token_mask_BT)
     alone = [switch(row_1TC) for row_1TC in rows]
-    torch.testing.assert_close(y_BTC[attention_mask_BT], torch.cat([y[0] for y, _ in alone]))
-    assert y_BTC[~attention_mask_BT].eq(0).all()
+    torch.testing.assert_close(y_BTC[token_mask_BT], torch.cat([y[0] for y, _ in alone]))
+    assert y_BTC[~token_mask_BT].eq(0).all()
     figures = ["z", "load_E", "dropped", "entropy", *(["balance"] if over == "sequence" else [])]
     for figure in figures:
         weighed = [getattr(told, figure) * y.shape[1] / 19 for y, told in alone]
         torch.testing.assert_close(getattr(routing, figure), sum(weighed), msg=figure)
     (y_BTC.square().sum() + routing.balance + routing.z).backward()
-    assert x_BTC.grad[~attention_mask_BT].eq(0).all()
-    assert x_BTC.grad[attention_mask_BT].ne(0).any(-1).all()
+    assert x_BTC.grad[~token_mask_BT].eq(0).all()
+    assert x_BTC.grad[token_mask_BT].ne(0).any(-1).all()
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zero():

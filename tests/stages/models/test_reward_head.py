@@ -119,7 +119,7 @@ def test_a_body_has_no_head_of_its_own() -> None:
 def test_routing_is_reported_without_padding() -> None:
     model, outputs = reward_model("switch"), ForwardOutputs()
     tokens_BT = torch.ones(2, 6, dtype=torch.long)
-    attention_mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-    attention_mask_BT[1, 3:] = False
-    model(tokens_BT, attention_mask_BT=attention_mask_BT, outputs=outputs)
+    token_mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+    token_mask_BT[1, 3:] = False
+    model(tokens_BT, token_mask_BT=token_mask_BT, outputs=outputs)
     assert len(outputs.routing) == 1
