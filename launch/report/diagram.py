@@ -21,7 +21,7 @@ NODE_WIDTH, NODE_HEIGHT = 188.0, 48.0
 BEND_WIDTH = 16.0  # of an edge that passes a layer
 GAP, LAYER_HEIGHT = 20.0, 92.0  # between boxes; from layer to layer
 SWEEPS = 12
-TIMELINE_WIDTH, NAME_WIDTH, ROW_HEIGHT = 1000.0, 130.0, 26.0
+TIMELINE_WIDTH, NAME_WIDTH, ROW_HEIGHT = 1000.0, 175.0, 26.0
 
 Layers = list[list[str]]
 Span = tuple[float, float, str]
