@@ -16,7 +16,7 @@ from pipeline.status import TERMINAL_STATES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.execution.plan import Plan
+    from pipeline.execution.plan import ModelResolver, Plan
     from pipeline.execution.run import Run
     from pipeline.execution.runner import Observer
     from pipeline.spec.pipeline_spec import ModelRef, Spec
@@ -42,12 +42,8 @@ def plan_pipeline(
     Raises:
         UserError: a named stage does not exist, or a source cannot be read.
     """
+    from launch.source_code import source_hash
     from pipeline.execution.plan import make_plan
-
-    def resolve_model(ref: ModelRef) -> Artifact:
-        from launch.tracking.model_registry import Registry
-
-        return Registry(store, mlflow_uri()).resolve(ref.model, ref.alias)
 
     return make_plan(
         spec,
@@ -56,8 +52,20 @@ def plan_pipeline(
         only=only,
         rerun=rerun,
         strict_code=strict_code,
-        resolve_model=resolve_model,
+        resolve_model=model_resolver(store),
+        source_hash=source_hash,
     )
+
+
+def model_resolver(store: Store) -> ModelResolver:
+    """Return the function that finds the artifact of a registered model."""
+
+    def resolve(ref: ModelRef) -> Artifact:
+        from launch.tracking.model_registry import Registry
+
+        return Registry(store, mlflow_uri()).resolve(ref.model, ref.alias)
+
+    return resolve
 
 
 class Reporter:
@@ -98,7 +106,7 @@ def execute_run(run: Run, address: str | None = None) -> int:
         f"to follow it from another shell: headwater status --watch{store_flag(run.store)}", "dim"
     )
     console.echo()
-    set_crash_log_dir(run.folder)
+    set_crash_log_dir(run.folder, run.secrets())
     mirror = Mirror(run.store, run, mlflow_uri())
     observers: list[Observer] = [Reporter(run), mirror]  # type: ignore[list-item]
     try:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from launch.output_capture import DRIVER_VARIABLE
+from stages.distributed.output_capture import DRIVER_VARIABLE
 
 REAP_TIMEOUT = 8.0  # seconds until all processes are gone
 GOODBYE = b"goodbye"

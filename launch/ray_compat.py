@@ -31,7 +31,8 @@ PROCESS_ENV = {
 }
 """Environment of every Ray that is started here."""
 LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Makes every server of a head bind loopback; there is no documented setting."""
+"""Makes every server of a Ray that is started here bind loopback, metrics included; there is no
+documented setting, and `_node_ip_address` of `ray.init` has no effect on a new cluster."""
 MAX_SOCKET_PATH = 107  # bytes of a Unix socket path; Ray creates sockets below its folder
 LONGEST_SOCKET = (
     "/headwater-4194304-abcdefgh/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -58,6 +59,15 @@ def embedded_env() -> dict[str, str]:
     if "RAY_AUTH_TOKEN_PATH" in os.environ:  # the token of the cluster that this process is part of
         del env["RAY_AUTH_TOKEN"]
     return {name: value for name, value in env.items() if name not in os.environ}
+
+
+def bind_to_loopback() -> None:
+    """Bind the Ray that this process starts next to loopback, also if Ray was imported before the
+    variable was set."""
+    from ray._private import ray_constants
+
+    os.environ.update(LOOPBACK_ENV)
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def silence_worker_messages() -> None:

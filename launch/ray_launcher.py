@@ -17,19 +17,22 @@ from typing import Any
 
 import psutil
 
-from launch.output_capture import DRIVER_VARIABLE, capture_output
 from launch.process_reaper import Reaper
 from launch.ray_compat import (
+    bind_to_loopback,
     embedded_env,
     preserve_signal_handlers,
     silence_worker_messages,
     temporary_root,
 )
+from launch.source_code import code_version, source_hash
 from pipeline.atomic_io import make_folder
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job, Outcome, classify_error, run_attempt
-from pipeline.execution.stage_executor import POLL_INTERVAL, Resources
+from pipeline.execution.resources import POLL_INTERVAL, Resources
+from pipeline.stage import Stage
 from pipeline.storage.lease import process_start_time
+from stages.distributed.output_capture import DRIVER_VARIABLE, capture_output
 
 START_ATTEMPTS = 4  # a slow machine can exceed Ray's own limit of 30 s, which cannot be changed
 NODE_CHECK_INTERVAL = 2.0  # seconds between two checks that the driver's node is alive
@@ -71,8 +74,8 @@ class RayLauncher:
         self._alive = _is_own_node_alive
         self._task: Any = None
 
-    def start(self) -> Resources:
-        """Join or start the cluster and return its resources.
+    def start(self) -> list[Resources]:
+        """Join or start the cluster and return the resources of each node.
 
         Raises:
             Failure: the cluster cannot be reached or does not start.
@@ -89,8 +92,16 @@ class RayLauncher:
                 embedded = EmbeddedRay(self._resources)
                 self._close, self._alive = embedded.close, embedded.alive
         self._task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_captured_attempt)
-        total = ray.cluster_resources()
-        return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [Resources(total.get("CPU", 0.0), total.get("GPU", 0.0)) for total in totals]
+
+    def source_hash(self, stage: Stage) -> str:
+        """Return the hash of the code of a stage."""
+        return source_hash(stage)
+
+    def code(self, stage: Stage) -> dict[str, Any]:
+        """Return {commit, dirty, source_hash} of the code of a stage."""
+        return {**code_version(stage), "source_hash": source_hash(stage)}
 
     def run(self, job: Job, stop: Callable[[], bool]) -> Outcome:
         """Run one attempt and return its outcome; kill its process once `stop()` returns True.
@@ -170,6 +181,7 @@ class EmbeddedRay:
         os.environ[DRIVER_VARIABLE] = folder.name
         import ray
 
+        bind_to_loopback()
         limits = (
             {"num_cpus": int(resources.cpus), "num_gpus": int(resources.gpus)} if resources else {}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from launch.stage_warnings import print_warnings
 from launch.tracking.cursor import unsynced_reason
 from launch.ui import console
 from launch.ui.options import mlflow_uri, store_flag
@@ -21,6 +22,7 @@ def print_summary(run: Run, status: RunStatus) -> None:
     console.echo(f"{status.pipeline} {status.run}: {status.state}", console.STYLES[status.state])
     for line in output_locations(run, status):
         console.echo(line)
+    print_warnings(run, status)
     if reason := unsynced_reason(run):
         command = f"headwater report {run.id} --sync{store_flag(run.store)}"
         message = f"warning: MLflow lacks part of this run ({reason}); `{command}` sends the rest"

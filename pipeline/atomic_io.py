@@ -83,7 +83,7 @@ def append_line(path: Path, line: str | Callable[[], str]) -> int:
 def _exclusively_locked(path: Path) -> Iterator[int]:
     """Open a file to append under a lock that excludes other appenders inside the block."""
     with ExitStack() as undo:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         undo.callback(os.close, descriptor)
         _flock(descriptor, fcntl.LOCK_EX)
         undo.callback(_flock, descriptor, fcntl.LOCK_UN)  # a fork may hold the descriptor too

@@ -7,14 +7,14 @@ microseconds:
     <work>/out/                     becomes the artifact
     <work>/scratch/                 survives kills, is never published
     <work>/observed/progress.json   the newest progress
-    <work>/observed/metrics.jsonl   {"step", "time", values…}, one line per call of `metrics`
+    <work>/observed/metrics.jsonl   {"step", "time", values…, "crc32"}, a line per call of `metrics`
     <work>/observed/panels.json     the panels of the report
     <work>/observed/results.json    final metrics (the manifest's `metrics`)
+    <work>/reported.json            panels and metrics so far, for the next attempt
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -24,9 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_io import complete_lines_size, disk_errors, read_json, read_lines, write_atomic
+from pipeline.atomic_io import NOT_FOUND, complete_lines_size, disk_errors, read_lines, write_atomic
+from pipeline.checksum import parse_record, with_checksum
 from pipeline.errors import Interrupted
 from pipeline.panels import Panel
+from pipeline.plain_data import read_numbers, to_json, to_plain
 from pipeline.redaction import escape_control_characters, redact
 
 PROGRESS_INTERVAL = 0.2  # seconds between two writes of the progress
@@ -48,11 +50,11 @@ class Context:
     stage: str = "stage"
     attempt: int = 1
     secrets: frozenset[str] = frozenset()
-    """Names of environment variables whose values never reach a log."""
+    """Names of environment variables whose values reach neither a log nor `observed/`."""
     externals: Mapping[str, str] = field(default_factory=dict)
     """The result of `Params.externals` when the stage was planned; part of its identity."""
     _last_progress: float = field(default=-math.inf, repr=False)
-    _results: dict[str, float] = field(default_factory=dict, repr=False)
+    _results: dict[str, float | None] = field(default_factory=dict, repr=False)
     _panels: list[Panel] = field(default_factory=list, repr=False)
     _repaired: bool = field(default=False, repr=False)
 
@@ -60,8 +62,10 @@ class Context:
         for folder in (self.out, self.scratch, self.observed, self.attempt_dir, self.cache):
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        self._results.update(read_json(self.observed / "results.json", {}))
-        self._panels += read_json(self.observed / "panels.json", [])
+        with suppress(*NOT_FOUND, ValueError):  # a damaged file counts as none
+            reported = parse_record((self.work / "reported.json").read_bytes())
+            self._results.update(read_numbers(reported["results"]))
+            self._panels += reported["panels"]
 
     @classmethod
     def local(cls, folder: Path) -> Context:
@@ -109,15 +113,16 @@ class Context:
             return
         self._last_progress = now
         line = {"done": done, "total": total, "unit": unit, "time": time.time(), **rates}
-        _write(self.observed / "progress.json", json.dumps(_finite(line)))
+        self._write("progress.json", line)
 
     def resume_point(self, step: int, total: int) -> None:
         """Record that the stage would resume at `step` after a kill (for `headwater plan`)."""
-        _write(self.observed / "resume.json", json.dumps({"step": step, "total": total}))
+        self._write("resume.json", {"step": step, "total": total})
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
         """Append one point to the stage's metric series."""
-        line = json.dumps(_finite({"step": step, "time": time.time(), **values}))
+        point = to_plain({"step": step, "time": time.time(), **values}, self.secrets)
+        line = to_json(with_checksum(point))
         if not self._repaired and self._series.exists():  # a kill may have left a part of a line
             os.truncate(self._series, complete_lines_size(self._series))
         self._repaired = True
@@ -130,18 +135,36 @@ class Context:
 
     def truncate_series(self, step: int) -> None:
         """Remove the points after `step`, because the work continues from there."""
-        kept = [point for point in read_series(self._series) if point["step"] <= step]
-        _write(self._series, "".join(json.dumps(point) + "\n" for point in kept))
+        kept = [to_json(with_checksum(p)) for p in read_series(self._series) if p["step"] <= step]
+        write_atomic(self._series, "".join(f"{line}\n" for line in kept), durable=False)
 
-    def result(self, **values: float) -> None:
-        """Set final metrics; gates, tables and comparisons read them as `<stage>.<name>`."""
-        self._results.update({name: float(value) for name, value in values.items()})
-        _write(self.observed / "results.json", json.dumps(_finite(self._results), sort_keys=True))
+    def result(self, **values: float | None) -> None:
+        """Set final metrics; gates, tables and comparisons read them as `<stage>.<name>`.
+
+        A metric without a value is None; NaN and infinity count as such.
+
+        Raises:
+            TypeError, ValueError: a value is not a number.
+        """
+        real = {k: float(v) if not isinstance(v, int | None) else v for k, v in values.items()}
+        self._results.update(read_numbers(real))
+        self._write("results.json", dict(sorted(self._results.items())))
+        self._keep_reported()
 
     def panel(self, panel: Panel) -> None:
         """Add a panel to the report (see `pipeline.panels`), or replace the one of that title."""
         self._panels = [old for old in self._panels if old["title"] != panel["title"]] + [panel]
-        _write(self.observed / "panels.json", json.dumps(self._panels))
+        self._write("panels.json", self._panels)
+        self._keep_reported()
+
+    def _keep_reported(self) -> None:
+        """Keep results and panels, with a checksum, for the next attempt."""
+        reported = to_plain({"results": self._results, "panels": self._panels}, self.secrets)
+        write_atomic(self.work / "reported.json", to_json(with_checksum(reported)), durable=False)
+
+    def _write(self, name: str, data: Any) -> None:
+        """Write a file of `observed/`: atomic, but not durable, because it can be regenerated."""
+        write_atomic(self.observed / name, to_json(data, self.secrets), durable=False)
 
     def log(self, message: str) -> None:
         """Write one line to the attempt's log."""
@@ -152,21 +175,12 @@ class Context:
 
 def read_series(path: Path) -> list[dict[str, Any]]:
     """Return the points of a series file; a torn last line (a kill) is left out."""
-    lines = []
-    for line in read_lines(path):
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
+    return [point for line in read_lines(path) if (point := read_point(line))]
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace non-finite floats by their names, because JSON has none."""
-    return {
-        key: repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that can be regenerated: atomic, but not durable."""
-    write_atomic(path, text, durable=False)
+def read_point(line: bytes) -> dict[str, Any]:
+    """Return a point of a series, a number or None per key; empty for a damaged line."""
+    with suppress(ValueError, AttributeError, RecursionError):
+        point = read_numbers(parse_record(line))
+        return point if point.get("step") is not None else {}
+    return {}

@@ -43,8 +43,10 @@ def histogram(
     return {**panel, "thresholds": list(thresholds), "group": group}
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Number]]) -> Panel:
-    """Draw a table; numbers are aligned right."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Number | None]]
+) -> Panel:
+    """Draw a table; numbers are aligned right, and one that is missing (None) is a dash."""
     cells = [list(row) for row in rows]
     return {"type": "table", "title": title, "columns": list(columns), "rows": cells}
 

@@ -6,9 +6,13 @@ never enters the file, the store or a log.
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+from urllib.parse import quote, quote_plus
 
 from pipeline.errors import InputError
 
@@ -39,14 +43,36 @@ def resolve_secrets(text: str) -> str:
 def redact(text: str, names: Iterable[str]) -> str:
     """Replace the values of these environment variables in a text by references to their names.
 
-    Values shorter than four characters are kept: they are not secrets and occur inside words.
+    Call it where text enters, before it is escaped or split into lines.
     """
-    values = {os.environ[name]: name for name in names if len(os.environ.get(name, "")) > 3}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, f"${{env:{values[value]}}}")
-    return text
+    pattern, references = secret_pattern(names)
+    return pattern.sub(lambda match: references[match[0]], text)
+
+
+def secret_pattern(names: Iterable[str]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """Return a pattern of everything to replace, and the reference that replaces each match.
+
+    These are the values, each of their lines, and the forms in which Python, JSON, HTML and URLs
+    quote them. What is shorter than four characters is kept: it occurs inside words.
+    """
+    return _secret_pattern(tuple((name, os.environ.get(name, "")) for name in names))
+
+
+@lru_cache(maxsize=8)
+def _secret_pattern(values: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    forms: dict[str, str] = {}
+    for name, value in values:
+        for part in (value, *value.splitlines()):
+            quoted = repr(part)[1:-1], json.dumps(part)[1:-1], html.escape(part)
+            urls = [q(os.fsencode(part), safe) for q in (quote, quote_plus) for safe in ("", "/")]
+            known = part, part.strip(), *quoted, *urls
+            forms |= dict.fromkeys(known if len(part.strip()) > 3 else (), f"${{env:{name}}}")
+    longest_first = sorted(forms, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), forms
 
 
 def escape_control_characters(text: str) -> str:
-    """Write control characters and bidi marks as codes, so that text cannot move the cursor."""
-    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
+    """Write control characters, bidi marks and the like as codes of Python, except tabs, so that
+    text can neither move the cursor nor reorder what surrounds it."""
+    unsafe = {ord(c): c for c in set(text) if not c.isprintable() and c != "\t"}
+    return text.translate({key: c.encode("unicode_escape").decode() for key, c in unsafe.items()})

@@ -86,6 +86,18 @@ class Params(Section):
         """
         return {}
 
+    def changed_externals(self, planned: Mapping[str, str]) -> list[str]:
+        """Return the names of the external contents that are not those of the plan, sorted.
+
+        It is called before and after the stage. Override it where the stage reads what was planned
+        whatever a name refers to now (a commit).
+
+        Args:
+            planned: the result of `externals` when the run was planned.
+        """
+        now = self.externals()
+        return sorted(key for key in {*planned, *now} if planned.get(key) != now.get(key))
+
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what cannot work, alone or together with the stages upstream.
 

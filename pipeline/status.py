@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from pipeline.plain_data import read_numbers
+
 Event = dict[str, Any]
 
 RunState = Literal[
@@ -42,7 +44,7 @@ class StageStatus:
     attempts: int = 0
     seconds: float | None = None
     """Duration of all attempts together, up to now if one is running."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     progress: Mapping[str, Any] = field(default_factory=dict)
     """The newest {done, total, unit, …} of an unfinished stage; not part of the JSON."""
     began: str = ""
@@ -138,8 +140,7 @@ def _apply_stage_event(stage: StageStatus, event: Event) -> StageStatus:
     elif kind == "interrupted" and event.get("at"):
         stage = replace(stage, reason=f"at {event['at']}")
     elif kind == "finished":
-        # NaN and infinity are text in the journal.
-        stage = replace(stage, metrics={k: float(v) for k, v in event.get("metrics", {}).items()})
+        stage = replace(stage, metrics=read_numbers(event.get("metrics", {})))
     state, fingerprint = _STAGE_STATES.get(kind, stage.state), event.get("fingerprint")
     return replace(stage, state=state, fingerprint=fingerprint or stage.fingerprint)
 
@@ -168,7 +169,7 @@ def with_elapsed_time(stage: StageStatus) -> StageStatus:
 
 def last_active_time(stage: StageStatus) -> float:
     """Return the last Unix time at which the newest attempt is known to have been running."""
-    return max(parse_timestamp(stage.began), float(stage.progress.get("time", 0.0)))
+    return max(parse_timestamp(stage.began), stage.progress.get("time") or 0.0)
 
 
 def parse_timestamp(stamp: str) -> float:

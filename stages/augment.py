@@ -47,7 +47,8 @@ class QuestionFilterParams(Section):
     }
 
     min_words: Annotated[int, Field(ge=1)] = 3
-    """Minimum length of a question, words. Default: 3."""
+    """Minimum length of a question, words; a character of a script without spaces is a word.
+    Default: 3."""
     max_words: Annotated[int, Field(ge=1)] = 40
     """Maximum length of a question, words. Default: 40."""
     max_repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -110,7 +111,7 @@ class AugmentParams(Params):
         "forward": "Model?",
     },
     output="Conversations",
-    version=3,
+    version=4,
 )
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Generate questions for unlabelled answers, filter them, and add them to the real ones."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from stages.text.sources.source_file import SourceFile
     from stages.text.token_counter import TokenCounter
 
-VERSION = 6
+VERSION = 7
 META_FIELDS = ("place", "line", "row", "error")  # set by readers in the metadata
 CHARACTERS_PER_SECOND = 0.5e6  # of kept text on one busy core, parsing of sources included
 
@@ -66,15 +66,16 @@ class CleanParams(Params):
 
     sources: Annotated[tuple[str, ...], Field(min_length=1), EXECUTION]
     """Sources of text: `python:docs` (without the objects held out for evaluation); files,
-    folders or globs of txt, md, rst, html, jsonl and csv (.gz, .zst), parquet, warc and wet (.gz);
-    the same by any URL of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), whose user and
+    folders or globs of txt, md, rst, html, jsonl, ndjson, json (lines, an array or one record),
+    csv, tsv, parquet, warc and wet, and all but parquet compressed (.gz, .zst, .bz2, .xz); the
+    same by any URL of fsspec (`s3://bucket/folder`, `https://host/*.jsonl.gz`), whose user and
     query appear neither in logs nor in documents; and
     `hf:NAME[@REVISION][?split=train&config=NAME]`, a Hugging Face dataset: a folder (saved, or of
     parquet, arrow or json files) or one of the hub, streamed at the commit of the revision. The
     content determines the artifact, not its location: a storage's MD5, or a hash of the bytes."""
     text_column: str = "text"
-    """Field of jsonl, csv and parquet files and of datasets that contains the text. Default:
-    text."""
+    """Field of json, csv and parquet files and of datasets that contains the text, or a list of
+    texts, which are joined by line breaks. Default: text."""
     meta_columns: tuple[str, ...] = ()
     """Other fields to keep in a document's `meta` where present (`url`, `title`). Default: none."""
     languages: tuple[str, ...] = ()
@@ -157,6 +158,8 @@ class CleanParams(Params):
 )
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, filter and deduplicate text."""
+    from stages.curation.folder_listing import LeftOut
+    from stages.curation.left_out import report_left_out, report_unread
     from stages.text.annotate import annotated_rows
     from stages.text.dedup.duplicates import find_duplicates
     from stages.text.dedup.exact_substrings import remove_repeated_text, rows_after_removal
@@ -168,12 +171,15 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     from stages.text.filter_report import FilterReport
     from stages.text.read_limits import ReadLimits
     from stages.text.rules.rule_scorer import RuleScorer
+    from stages.text.sources.source_listing import list_files
     from stages.text.token_counter import TokenCounter
 
     earlier = index_files(inputs.paths("dedup_against"), params.dedup)
     counter = TokenCounter.from_artifact(inputs.get_path("tokenizer"))
     read_limits = ReadLimits(params.max_documents, params.max_characters)
-    annotations = _annotate(params, read_limits, counter, ctx)
+    unread = LeftOut()
+    files = list_files(params.sources, unread)
+    annotations = _annotate(params, files, read_limits, counter, ctx)
     documents = read_limits.documents_within(len(annotations))
     if not documents:
         raise InputError(
@@ -206,18 +212,37 @@ def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     stats.report_broken(params.max_broken, ctx)
     _check_kept(stats)
     _report(stats, report, ctx)
+    reasons = {rule: counts["documents"] for rule, counts in stats.by_rule.items()}
+    keys = {rule: f"limits.{rule}" for rule in rules} | _PARAMETERS
+    report_left_out(ctx, "documents", stats.records_read, reasons, keys)
+    report_unread(ctx, len(files), unread)
+
+
+_PARAMETERS = {
+    "broken.text_column": "text_column",
+    "language": "languages",
+    "repeated_text": "dedup.min_remaining",
+    **{f"exact_duplicate{end}": "dedup.exact" for end in ("", "_earlier")},
+    **{f"near_duplicate{end}": "dedup.near" for end in ("", "_earlier")},
+}
+"""The parameter that changes how many documents a rule drops."""
 
 
 def _annotate(
-    params: CleanParams, read_limits: ReadLimits, counter: TokenCounter, ctx: Context
+    params: CleanParams,
+    files: Sequence[SourceFile],
+    read_limits: ReadLimits,
+    counter: TokenCounter,
+    ctx: Context,
 ) -> list[Path]:
     """Annotate the sources' files, one shard per task, until the read limits are reached."""
     from stages.curation.annotation import run_annotation
+    from stages.distributed.shard_tasks import share_commits
     from stages.text.annotate import DocumentAnnotator
     from stages.text.rules.word_list_rules import Blocklists
-    from stages.text.sources.source_listing import list_files, make_shards
+    from stages.text.sources.source_listing import make_shards
 
-    shards = make_shards(list_files(params.sources))
+    shards = make_shards(files)
     annotator = DocumentAnnotator(
         rules=params.rules,
         lists=Blocklists.read(params.lists),
@@ -229,19 +254,27 @@ def _annotate(
         meta_columns=params.meta_columns,
         counter=counter,
     )
-    return run_annotation(
+    planned = ctx.externals or params.externals()
+    shared = ctx.cache / "annotated" / _annotation_key(params, planned, shards, counter)
+    commits = run_annotation(
         annotator,
         shards,
         ctx,
         params.workers,
         on_commit=read_limits.add,
         enough=read_limits.reached,
-        shared=ctx.cache / "annotated" / _annotation_key(params, shards, counter),
+        shared=shared,
     )
+    if not params.changed_externals(planned):  # else the commits may hold other content
+        share_commits(commits, shared)
+    return commits
 
 
 def _annotation_key(
-    params: CleanParams, shards: list[list[SourceFile]], counter: TokenCounter
+    params: CleanParams,
+    contents: Mapping[str, str],
+    shards: list[list[SourceFile]],
+    counter: TokenCounter,
 ) -> str:
     """Return a hash of all that determines the annotations and their shards; no limit is in it."""
     from stages.data.hashing import hash128_hex
@@ -250,9 +283,8 @@ def _annotation_key(
     if "languages" in params.edits:
         fields.add("languages")
     measured = params.model_dump(mode="json", include=fields)
-    contents = sorted(params.externals().items())
     tasks = [[(file.place, file.part and file.part.start) for file in files] for files in shards]
-    decisive = [measured, params.dedup.hash_description, contents, tasks, VERSION]
+    decisive = [measured, params.dedup.hash_description, sorted(contents.items()), tasks, VERSION]
     if counter.tokenizer:
         decisive.append(counter.tokenizer.digest)
     return hash128_hex(json.dumps(decisive, sort_keys=True))
@@ -261,11 +293,8 @@ def _annotation_key(
 def _check_kept(stats: CleaningStats) -> None:
     if stats.records_kept:
         return
-    worst = max(stats.by_rule, key=lambda rule: stats.by_rule[rule]["documents"])
-    remedy = f"loosen the limit of {worst} under `limits`, or name other sources"
-    if worst == "language":
-        remedy = "set `languages` to those of the text, or lower `language_threshold`"
-    raise InputError(stats.no_records_message(), where="rules", remedy=remedy)
+    where = "; ".join(stats.broken_places[:3]) or "sources"
+    raise InputError(stats.no_records_message(), where=where, remedy=stats.empty_remedy())
 
 
 def _report(stats: CleaningStats, report: FilterReport, ctx: Context) -> None:

@@ -29,13 +29,13 @@ recalls, `pairs`, `parameters`. Metrics of `clip.evaluate`: see `ClipEvaluatePar
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import panels
 from pipeline.errors import InputError
+from pipeline.plain_data import to_json
 from pipeline.stage import Inputs, stage
 from stages.contrastive.clip_params import ClipEvaluateParams, ClipParams
 from stages.models.clip.configuration_clip import CLIPConfig
@@ -197,4 +197,4 @@ def evaluate_clip_stage(
     rows = [(name, round(value, 4)) for name, value in result.metrics.items()]
     ctx.panel(panels.table("Evaluation", ["metric", "value"], rows))
     ctx.result(**result.metrics)
-    write_atomic(out / "metrics.json", json.dumps(result.metrics, indent=1, sort_keys=True) + "\n")
+    write_atomic(out / "metrics.json", to_json(result.metrics, indent=1, sort_keys=True) + "\n")

@@ -53,8 +53,8 @@ class DecontaminateParams(Params):
     """Evaluation sets: files, folders, globs, URLs and datasets, as `clean` reads them. The content
     determines the artifact, not its location."""
     text_columns: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
-    """Fields of jsonl, csv and parquet files that contain texts; each is an item of its own.
-    Default: [text]."""
+    """Fields of json, csv and parquet files that contain texts; each text is an item of its own,
+    also in lists and objects, such as the choices of a question. Default: [text]."""
     ngram_size: Annotated[int, Field(ge=8, le=13)] = 13
     """Length of an n-gram, words; characters in scripts that are written without spaces. Shorter
     items, down to 8 words, are searched for as a whole. Default: 13."""
@@ -63,8 +63,8 @@ class DecontaminateParams(Params):
     contaminates."""
     max_document_frequency: PositiveInt | None = 10
     """Maximum number of documents that contain an n-gram; more frequent ones are ignored as common
-    speech, and `items_common` counts the items without any other. Null ignores none. Default:
-    10."""
+    speech, except in documents that contain the whole item. `items_common` counts the items without
+    any other n-gram. Null ignores none. Default: 10."""
     action: Literal["drop", "cut"] = "drop"
     """Treatment of a contaminated document: `drop`, or `cut`, which removes the matches and keeps
     the rest as one document. Default: drop."""
@@ -92,7 +92,7 @@ class DecontaminateParams(Params):
     "decontaminate",
     inputs={"documents": "Documents", "tokenizer": "Tokenizer?"},
     output="Documents",
-    version=4,
+    version=5,
 )
 def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Drop documents that contain evaluation items, or cut the items out."""
@@ -167,6 +167,10 @@ def _report(
     detector: ContaminationDetector,
     ctx: Context,
 ) -> None:
+    from stages.curation.folder_listing import LeftOut
+    from stages.curation.left_out import report_left_out, report_unread
+    from stages.text.sources.source_listing import list_files
+
     for unit in stats.units:
         steps = stats.waterfall_steps(unit, "cut out")
         ctx.panel(panels.waterfall(f"Decontamination: {unit}", unit, steps))
@@ -200,3 +204,8 @@ def _report(
         items_common=detector.common_items,
         common_ngrams=int(detector.ignored.sum()),
     )
+    reasons = {rule: counts["documents"] for rule, counts in stats.by_rule.items()}
+    keys = dict.fromkeys(reasons, "max_overlap")
+    report_left_out(ctx, "documents", stats.records_read, reasons, keys)
+    unread = LeftOut()
+    report_unread(ctx, len(list_files(params.eval_sets, unread)), unread)

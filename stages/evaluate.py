@@ -50,7 +50,6 @@ the way documents start.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -59,6 +58,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import InputError
+from pipeline.plain_data import to_json
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _publish_metrics(metrics: dict[str, float], out: Path, ctx: Context) -> None
     from pipeline.atomic_io import write_atomic
 
     ctx.result(**metrics)
-    write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    write_atomic(out / "metrics.json", to_json(metrics, indent=1, sort_keys=True) + "\n")
 
 
 class EvaluateTasksParams(Params):
@@ -232,7 +232,7 @@ def evaluate_tasks(params: EvaluateTasksParams, inputs: Inputs, out: Path, ctx: 
     ]
     (out / "items").mkdir(exist_ok=True)
     for one in scored:
-        lines = [json.dumps(result_record(result)) + "\n" for result in one.results]
+        lines = [to_json(result_record(result)) + "\n" for result in one.results]
         write_atomic(out / "items" / f"{one.task.name}.jsonl", "".join(lines))
     for panel in result_panels(scored):
         ctx.panel(panel)

@@ -2,7 +2,9 @@
 
 Reads folders of images, manifests and WebDataset tars, drops broken records, records outside the
 filters and duplicates, resizes the rest, and writes WebDataset tars with random access to samples
-in O(1). Dropped records are listed in `dropped/` with the rule and score; the counts always add up.
+in O(1). Rows of a manifest that name one image are one sample with the captions of all. Dropped
+records are listed in `dropped/` with the rule and score, merged rows by the rule `merged`; the
+counts always add up. Files of other endings are counted in the report.
 
     pairs:
       uses: image_text
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
     from pipeline.context import Context
     from stages.curation.decisions import Decisions
     from stages.images.columns import ImageColumns
+    from stages.images.image_sources import ImagePiece
     from stages.images.image_stats import ImageStats
-    from stages.images.selection import RecordTable, ShardPlan
+    from stages.images.selection import RecordTable
+    from stages.images.shard_writer import ShardTask
 
 BYTES_PER_SECOND = 4e6  # of small images on one busy core: read, decoded, hashed and written
 
@@ -62,7 +66,7 @@ class ImageTextParams(Params):
     """Folders of jpg, png and webp images (captions in `NAME.txt` next to `NAME.jpg`, one per line;
     metadata in `NAME.json`), manifests (csv, tsv, jsonl, parquet: one image per row, by its path
     from the manifest's folder; in parquet also by its bytes) and WebDataset tars; globs. The
-    content decides the artifact, not its location."""
+    content decides the artifact, not its location; text may be in any encoding."""
     eval_sources: Annotated[tuple[str, ...], EXECUTION] = ()
     """Sources whose records all go to the eval split. Default: none."""
     image_column: str | None = None
@@ -152,41 +156,67 @@ class ImageTextParams(Params):
         return {"seconds": size / BYTES_PER_SECOND / self.workers.num, **disk}
 
 
-@stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=3)
+@stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=4)
 def image_text(params: ImageTextParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Filter, deduplicate, resize and shard images with captions."""
+    from stages.curation.folder_listing import LeftOut
+    from stages.curation.left_out import report_left_out, report_unread
     from stages.data.image_text_dataset import write_index
+    from stages.images.caption_merging import merge_captions
+    from stages.images.image_sources import list_files
     from stages.images.image_stats import write_dropped, write_stats
     from stages.images.selection import (
+        MERGED,
         RecordTable,
         drop_duplicates,
         eval_mask,
         filter_by_score,
         plan_shards,
     )
+    from stages.images.shard_writer import shard_tasks
 
     _check_model(params, inputs)
-    records = RecordTable.read(_annotate(params, ctx))
+    unread = LeftOut()
+    files = list_files((*params.sources, *params.eval_sources), unread)
+    records = RecordTable.read(_annotate(params, files, ctx))
     decisions = drop_duplicates(records, params.dedup)
     ctx.check_cancelled()
     if params.filters.min_clip_score is not None:
         scores = _clip_scores(records, decisions, inputs.path("model"), params, ctx)
         filter_by_score(decisions, scores, params.filters.min_clip_score)
-    stats = write_dropped(records, decisions, out)
+    merged = merge_captions(records, decisions)
+    stats = write_dropped(records, decisions, merged, out)
     stats.report_broken(params.max_broken, ctx)
     held_out = eval_mask(records, decisions.kept, params.eval_fraction, len(params.sources))
     if held_out.all():
         raise _no_training_data(stats)
-    plans = list(
-        plan_shards(records, decisions.kept, held_out, params.shard_samples, params.shard_bytes)
-    )
-    splits = _write_shards(plans, records, params, out, ctx)
+    limits = params.shard_samples, params.shard_bytes
+    plans = list(plan_shards(records, decisions.kept, held_out, *limits, merged.extra_bytes))
+    tasks = shard_tasks(plans, records, merged.added, out)
+    splits = _write_shards(tasks, params, ctx)
     counts = {split: sum(s["samples"] for s in shards) for split, shards in splits.items()}
     totals = {**stats.stats(), "splits": counts}
     write_stats(out, totals)
     samples = {name: totals[name]["samples"] for name in ("read", "kept", "dropped")}
     write_index(out, splits, image_size=params.resize.edge, counts=samples)
     _report(stats, counts, ctx)
+    rules = {rule: n["samples"] for rule, n in stats.by_rule.items() if rule != MERGED}
+    report_left_out(ctx, "images", stats.records_read, rules, _PARAMETERS)
+    report_unread(ctx, sum(len(file.names) or 1 for file in files), unread)
+
+
+_PARAMETERS = {
+    "width": "filters.width",
+    "height": "filters.height",
+    "aspect": "filters.max_aspect_ratio",
+    "caption_characters": "filters.caption_characters",
+    "caption_words": "filters.caption_words",
+    "clip_score": "filters.min_clip_score",
+    "exact_duplicate": "dedup.exact",
+    "near_duplicate": "dedup.max_hamming_distance",
+    "caption_duplicate": "dedup.captions",
+}
+"""The parameter behind each reason to leave an image out."""
 
 
 def _check_model(params: ImageTextParams, inputs: Inputs) -> None:
@@ -199,7 +229,7 @@ def _check_model(params: ImageTextParams, inputs: Inputs) -> None:
         )
 
 
-def _annotate(params: ImageTextParams, ctx: Context) -> list[Path]:
+def _annotate(params: ImageTextParams, files: list[ImagePiece], ctx: Context) -> list[Path]:
     """Annotate the records of the sources, one piece per task."""
     from stages.curation.annotation import run_annotation
     from stages.images.image_annotator import ImageAnnotator
@@ -213,8 +243,8 @@ def _annotate(params: ImageTextParams, ctx: Context) -> list[Path]:
         group_field=params.eval_group_field,
         split_field=params.split_field,
     )
-    pieces = split_files((*params.sources, *params.eval_sources))
-    return run_annotation(annotator, [[piece] for piece in pieces], ctx, params.workers)
+    tasks = [[piece] for piece in split_files(files)]
+    return run_annotation(annotator, tasks, ctx, params.workers)
 
 
 def _clip_scores(
@@ -244,24 +274,20 @@ def _clip_scores(
 
 
 def _write_shards(
-    plans: list[ShardPlan],
-    records: RecordTable,
-    params: ImageTextParams,
-    out: Path,
-    ctx: Context,
+    tasks: list[ShardTask], params: ImageTextParams, ctx: Context
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the shards, one per task; return their index entries by split."""
     from stages.data.image_text_dataset import SPLITS
     from stages.distributed.shard_tasks import run_shards
-    from stages.images.shard_writer import shard_tasks, write_planned_shard
+    from stages.images.shard_writer import write_planned_shard
 
     commits = run_shards(
         write_planned_shard,
-        shard_tasks(plans, records, out),
+        tasks,
         ctx.scratch / "written",
         workers=params.workers,
         ctx=ctx,
-        on_commit=_progress(ctx, [len(plan.keys) for plan in plans], "images written"),
+        on_commit=_progress(ctx, [len(task.keys) for task in tasks], "images written"),
     )
     shards = [json.loads(commit.read_text()) for commit in commits]
     return {
@@ -305,7 +331,7 @@ def _no_training_data(stats: ImageStats) -> InputError:
         remedy = "hold out fewer records, or add sources"
     else:
         message = stats.no_records_message()
-        remedy = "loosen the filters, or add sources"
+        remedy = "loosen `filters`, or add sources"
         if stats.broken:
             remedy = "the stage's log lists what is broken; check caption_columns and image_column"
     return InputError(message, where="sources", remedy=remedy)

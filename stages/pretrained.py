@@ -17,35 +17,48 @@ model of the hub is pinned to a commit: a branch or tag is resolved when the pip
 and the model card names the commit.
 
 Weights are read from safetensors only, checked against the config, and written as float32; the
-tokenizer's files are copied. It may be any byte-level BPE, or SentencePiece, of a `tokenizer.json`,
-for training and measuring language models; fine-tuning and later stages need a tokenizer of
-`tokenize.train`, because chats use its control tokens. Metrics: `parameters`, `active_parameters`.
+tokenizer's files, chat templates, generation settings, all tokens that end a text, license and card
+(as `README.origin.md`) are kept. Other files, and fields of `config.json` that the model here has
+no use for, are listed in the report and the stage's log. The tokenizer may be any byte-level BPE,
+or SentencePiece, of a `tokenizer.json`, for training and measuring language models; fine-tuning and
+later stages need a tokenizer of `tokenize.train`, because chats use its control tokens. Metrics:
+`parameters`, `active_parameters`, `left_out`.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import panels
 from pipeline.atomic_io import DISK_FULL, disk_errors, read_json
 from pipeline.errors import InputError
 from pipeline.stage import Inputs, Params, stage
 from stages.data.input_errors import as_input_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from pipeline.context import Context
     from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer
     from stages.models.hf_io import SpecialIds
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-DESCRIPTION = ("*.json", "*.txt", "*.model", "README.md")
+DESCRIPTION = (
+    *("*.json", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja"),
+    *("README.md", "LICENSE*", "NOTICE*"),
+)
 """Files of a folder that are read: never a pickle."""
+_LONGEST = 200  # characters of a value in the list of what is left out
 _TIMEOUT = 10  # seconds for a response of the hub
-_OURS = ("config.json", "generation_config.json", "model.safetensors.index.json")
+_WRITTEN = ("config.json", "generation_config.json", "model.safetensors.index.json")
+"""Files that are written anew."""
 
 
 class PretrainedParams(Params):
@@ -82,7 +95,8 @@ class PretrainedParams(Params):
                     where="revision",
                     remedy="remove it; the folder's content counts",
                 )
-            found = {path.name: hash_file(path) for path in _files(folder)}
+            files = _files(folder)
+            found = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
             if "config.json" not in found or not any(n.endswith(".safetensors") for n in found):
                 raise InputError(
                     "no config.json next to safetensors",
@@ -95,6 +109,11 @@ class PretrainedParams(Params):
                 "no such folder", where=self.path, remedy="give a folder, or owner/name of the hub"
             )
         return {"hub": f"{self.path}@{self.commit()}"}
+
+    def changed_externals(self, planned: Mapping[str, str]) -> list[str]:
+        """Return the files of a local folder that are not those of the plan; a commit of the hub,
+        which is read whatever its branch names now, never changes."""
+        return [] if "hub" in planned else super().changed_externals(planned)
 
     def commit(self) -> str:
         """Return the hub's commit of the revision.
@@ -111,7 +130,7 @@ class PretrainedParams(Params):
             return str(info.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=4)
+@stage("pretrained", inputs={}, output="Model", version=5)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Import a pretrained language model."""
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
@@ -120,17 +139,66 @@ def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context
 
     origin = (ctx.externals or params.externals()).get("hub")  # as planned: a branch may have moved
     folder = _download(origin, ctx.scratch / "hub") if origin else Path(params.path)
-    described = [path for path in _files(folder) if path.suffix != ".safetensors"]
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     model = load_language_model(folder)
     tokenizer = _tokenizer(folder, model.config.vocab_size)
     card = f"# {Path(params.path).name}\n\nImported from `{origin or params.path}`."
     chat = isinstance(tokenizer, Tokenizer) and is_chat(folder)
     save_language_model(model, out, folder, card=card, chat=chat, ids=_ids(tokenizer, folder))
-    for path in described:
-        if not (out / path.name).exists() and path.name not in _OURS:
-            shutil.copyfile(path, out / path.name)
+    for name, path in files.items():
+        target = out / {"README.md": "README.origin.md"}.get(name, name)
+        if path.suffix != ".safetensors" and name not in _WRITTEN and not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     _tokenizer(out, model.config.vocab_size)  # reads the config that was written
-    ctx.result(parameters=model.config.parameters, active_parameters=model.config.active_parameters)
+    left_out = [*_unread_files(_names(folder, origin, ctx), files), *_changed_fields(folder, out)]
+    if left_out:
+        columns = ["what", "name", "original", "imported"]
+        ctx.panel(panels.table("Left out or changed", columns, left_out))
+    for what, name, original, imported in left_out:
+        ctx.log(f"{what} {name}: original {original}, imported {imported}")
+    ctx.result(
+        parameters=model.config.parameters,
+        active_parameters=model.config.active_parameters,
+        left_out=len(left_out),
+    )
+
+
+def _names(folder: Path, origin: str | None, ctx: Context) -> list[str]:
+    """Return the names of all files of a folder, or of `owner/name@commit` on the hub; none if the
+    hub cannot be reached, because files may come from its cache."""
+    if origin is None:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(folder).as_posix() for path in found)
+    from huggingface_hub import HfApi
+
+    name, _, commit = origin.rpartition("@")
+    try:
+        with _hub_errors(name):
+            return sorted(HfApi().list_repo_files(name, revision=commit))
+    except InputError as error:
+        ctx.log(f"the files that are left out cannot be listed: {error.message}")
+        return []
+
+
+def _unread_files(names: Iterable[str], read: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
+    """Yield a row per file that is not read; of hidden folders none, of others one per folder."""
+    shown = {name if name.count("/") < 1 else name.partition("/")[0] + "/" for name in names}
+    taken = set(read) | {f"{name.partition('/')[0]}/" for name in read}
+    for name in sorted(shown - taken):
+        if not name.startswith("."):
+            yield "file", name, "present", "left out"
+
+
+def _changed_fields(folder: Path, out: Path) -> Iterator[tuple[str, ...]]:
+    """Yield a row per field of `config.json` that is not written, or written with another value."""
+    from stages.models.hf_io import read_config
+
+    there, here = read_config(folder), read_config(out)
+    for key, value in sorted(there.items()):
+        if key not in here or here[key] != value:
+            written = json.dumps(here[key]) if key in here else "left out"
+            yield "field", key, json.dumps(value)[:_LONGEST], written[:_LONGEST]
 
 
 def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
@@ -191,18 +259,26 @@ def _files(folder: Path) -> list[Path]:
 def _download(origin: str, scratch: Path) -> Path:
     """Download the files of `owner/name@commit` into a folder of that commit, and return it.
 
+    A download that was completed before is reused if its files are intact.
+
     Raises:
         InputError: the hub has no such repository, or cannot be reached.
         Failure: the disk is full or broken.
     """
     from huggingface_hub import snapshot_download
 
+    from stages.distributed.commit_seals import is_intact, seal_of, write_seal
+
     name, _, commit = origin.rpartition("@")
-    folder = scratch / commit
+    folder, config = scratch / commit, scratch / commit / "config.json"
+    if seal_of(config).exists() and not is_intact(config):
+        shutil.rmtree(folder)
     with disk_errors(folder), _hub_errors(name):
         patterns = [*WEIGHTS, *DESCRIPTION]
-        found = snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=folder)
-    return Path(found)
+        snapshot_download(name, revision=commit, allow_patterns=patterns, local_dir=folder)
+    if config.exists():
+        write_seal(config, _files(folder))
+    return folder
 
 
 def _hub_errors(name: str) -> AbstractContextManager[None]:

@@ -88,6 +88,7 @@ class SftParams(Params):
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
+    from stages.curation.left_out import report_left_out
     from stages.objectives.supervised_finetuning import SFTObjective, example_responses
     from stages.training.run_training import run_training
 
@@ -105,13 +106,17 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     ctx.panel(panels.samples("Before and after", examples))
     ctx.result(
         loss=final["loss"],
-        eval_loss=final.get("eval_loss", float("nan")),
-        perplexity=final.get("eval_perplexity", float("nan")),
+        eval_loss=final.get("eval_loss"),
+        perplexity=final.get("eval_perplexity"),
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
         conversations=final["conversations"],
         too_long=final["too_long"],
     )
+    too_long = int(final["too_long"])
+    read = int(final["conversations"]) + too_long
+    keys = {"too_long": "max_length"}
+    report_left_out(ctx, "conversations", read, {"too_long": too_long}, keys)
 
 
 CURVES = (

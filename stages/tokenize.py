@@ -73,7 +73,8 @@ class TokenizerTrainParams(Params):
     """Share of the sample's characters that pieces cover; rarer characters are encoded as bytes.
     Default: 0.9995."""
     additional_special_tokens: Annotated[tuple[SpecialTokenName, ...], Field(max_length=9)] = ()
-    """Names of the reserved control tokens, in order, such as `<|fim_prefix|>`. Default: none."""
+    """Names of the reserved control tokens, in order, such as `<|fim_prefix|>`; in `transformers`
+    they begin with U+FDD0, so that no text spells one. Default: none."""
     sample_characters: PositiveInt = 10_000_000
     """Size of the training sample, characters; documents are sampled by hash.
     Default: 10 million."""
@@ -118,7 +119,7 @@ class TokenizerTrainParams(Params):
         return {"seconds": 1 + self.sample_characters / 1e6}
 
 
-@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=2)
+@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=3)
 def train_tokenizer(params: TokenizerTrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a SentencePiece tokenizer and export it for AutoTokenizer."""
     from stages.data.documents import Documents, read_stats

@@ -48,11 +48,13 @@ def ray_session() -> Iterator[Any]:
     import ray
 
     from launch.ray_launcher import EmbeddedRay
-    from pipeline.execution.stage_executor import Resources
+    from pipeline.execution.resources import Resources
 
     paths = [str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        # No machine can join a Ray that is bound to loopback, and one test needs a second one.
+        patch.setattr("launch.ray_launcher.bind_to_loopback", lambda: None)
         embedded = EmbeddedRay(Resources(2))
     yield ray
     embedded.close()

@@ -108,6 +108,13 @@ def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500, f"{name(path)} has more than one subject"
 
 
+def test_only_the_terminal_folder_makes_styled_text() -> None:
+    """`launch.ui.console` escapes what comes from data; a `Text` or a `Table` of rich does not."""
+    rich = re.compile(r"from rich\.(?:text|table|markup|console) import")
+    outside = [path for path in SOURCES if "launch/ui/" not in name(path)]
+    assert not [name(path) for path in outside if rich.search(path.read_text())]
+
+
 def function_lengths() -> list[tuple[int, str]]:
     found = []
     for path in SOURCES:

@@ -28,12 +28,14 @@ class JobRecord:
     """Directory that the run was submitted from."""
     jobs: tuple[str, ...] = ()
     """Ids of the run's Ray jobs, oldest first."""
+    code: str = ""
+    """Name of the newest job's code package, which contains its hash; empty for installed code."""
 
     @classmethod
     def read(cls, run: Run) -> JobRecord | None:
         """Read the record of a run; None if the run was never submitted."""
         data: dict[str, Any] = read_json(run.folder / RECORD, {})
-        return cls(data["cluster"], data["root"], tuple(data["jobs"])) if data else None
+        return cls(**{**data, "jobs": tuple(data["jobs"])}) if data else None
 
     def write(self, run: Run) -> None:
         """Write the record to the run's folder."""

@@ -22,33 +22,35 @@ from launch.cluster.ray_jobs_client import ACTIVE
 from launch.driver import FINALIZE_SECONDS
 from launch.ui import console, formatting
 from launch.ui.options import store_flag
-from pipeline.errors import HeadwaterError, Interrupted
+from pipeline.errors import HeadwaterError, Interrupted, UserError
 from pipeline.status import TERMINAL_STATES
 
 if TYPE_CHECKING:
     from launch.cluster.code_package import CodePackage
     from launch.cluster.config import Cluster
     from launch.cluster.preflight import PreflightResult
-    from launch.cluster.ray_jobs_client import Capacity, RayJobsClient
+    from launch.cluster.ray_jobs_client import RayJobsClient
+    from pipeline.execution.resources import Resources
     from pipeline.execution.run import Run
     from pipeline.spec.pipeline_spec import Spec
 
 STOP_WAIT = 120  # seconds between a job's SIGTERM and SIGKILL; Ray's 3 s lose the checkpoint
 
 
-def print_capacity(preflight: PreflightResult, cluster: Cluster, spec: Spec) -> Capacity | None:
-    """Print warnings and the capacity of the cluster, and return the capacity if it is known.
+def print_capacity(preflight: PreflightResult, cluster: Cluster, spec: Spec) -> list[Resources]:
+    """Print warnings and the resources of the cluster; return those of each node if known.
 
     Raises:
         PreflightError: all problems that prevent the submission.
     """
+    from pipeline.execution.resources import Resources
+
     capacity, warnings = preflight.require_ready(promotes=spec.promote is not None)
     for warning in warnings:
         console.echo(f"warning: {warning}", "yellow", stderr=True)
     offer = ""
     if capacity:
-        nodes = len(capacity.nodes)
-        offer = f": {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs on {nodes} nodes"
+        offer = f": {sum(capacity, Resources(0))} on {len(capacity)} nodes"
     console.echo(f"connected to {cluster.name} at {cluster.address}{offer}", "dim")
     return capacity
 
@@ -70,6 +72,7 @@ def submit_job(run: Run, cluster: Cluster, package: CodePackage | None) -> None:
     """Submit a run as a job, unless a job of it is already pending or running.
 
     Raises:
+        UserError: that job has other code.
         Failure: the head refused; the run's folder stays, and `resume` tries again.
         Interrupted: the run was cancelled meanwhile.
     """
@@ -77,6 +80,13 @@ def submit_job(run: Run, cluster: Cluster, package: CodePackage | None) -> None:
     record = JobRecord.read(run)
     assert record is not None
     job_id, active = _next_job_id(run, jobs)
+    code = package.name if package else ""
+    if active and record.code != code:
+        raise UserError(
+            f"the job {job_id} of run {run.id} is active with other code",
+            where=cluster.address,
+            remedy=f"headwater cancel {run.id}{store_flag(run.store)}, then resume it",
+        )
     if active:
         return
     if run.status().state in TERMINAL_STATES:
@@ -89,7 +99,7 @@ def submit_job(run: Run, cluster: Cluster, package: CodePackage | None) -> None:
         if run.status().state not in TERMINAL_STATES:
             run.append("run.finished", state="cancelled")
         raise Interrupted(f"run {run.id} was cancelled before submission", remedy=resume)
-    replace(record, jobs=(*record.jobs, job_id)).write(run)
+    replace(record, jobs=(*record.jobs, job_id), code=code).write(run)
     metadata = {
         "run": run.id,
         "pipeline": run.status().pipeline,
@@ -140,7 +150,7 @@ def _runtime_env(cluster: Cluster, package: CodePackage | None) -> dict[str, Any
     if cluster.mlflow:
         names["MLFLOW_TRACKING_URI"] = cluster.mlflow
     if package and package.commit:
-        names["HEADWATER_COMMIT"] = package.commit  # the uploaded code is not a git checkout
+        names["HEADWATER_JOB_COMMIT"] = package.commit  # the uploaded code is not a git checkout
     code = {"working_dir": f"gcs://{package.name}"} if package else {}
     return {**code, "env_vars": names}
 

@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 
 from launch.cluster.config import Cluster
 from launch.cluster.ray_jobs_client import (
-    Capacity,
     RayJobsClient,
     Unreachable,
     WrongToken,
@@ -213,18 +212,18 @@ def _environment(token: Path, temp: Path) -> dict[str, str]:
     }
 
 
-def _wait_until_up(cluster: Cluster) -> Capacity | None:
-    """Wait for the new head; return its capacity, or None if it does not come up."""
+def _wait_until_up(cluster: Cluster) -> bool:
+    """Wait for the new head; return whether it comes up and knows its resources."""
     deadline = time.monotonic() + START_TIMEOUT
     jobs: RayJobsClient = cluster.jobs()
     while time.monotonic() < deadline and pid(cluster):
         try:
-            if capacity := jobs.capacity():
-                return capacity
+            if jobs.capacity():
+                return True
         except (Failure, WrongToken):
             pass
         time.sleep(0.2)
-    return None
+    return False
 
 
 def _record(cluster: Cluster) -> dict[str, Any]:

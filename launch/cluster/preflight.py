@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launch.cluster.config import Cluster
-from launch.cluster.ray_jobs_client import Capacity, Unreachable, WrongToken
+from launch.cluster.ray_jobs_client import Unreachable, WrongToken
 from launch.tracking.mlflow_client import has_password, hide_credentials
-from pipeline.errors import Failure, HeadwaterError, Problem, SpecError, UserError
+from pipeline.errors import Failure, HeadwaterError, UserError
 from pipeline.execution.plan import Plan
-from pipeline.spec.pipeline_spec import Node, Spec
+from pipeline.execution.resources import Resources, check_placement
+from pipeline.spec.pipeline_spec import Spec
 from pipeline.storage.store import Store
 
 TIMEOUT = 2.0  # seconds per request
@@ -46,8 +47,8 @@ class PreflightError(HeadwaterError):
 class PreflightResult:
     """Results of the checks; an error where a check failed."""
 
-    head: Capacity | HeadwaterError | None
-    """None while the head does not know its resources yet."""
+    head: list[Resources] | HeadwaterError
+    """Resources of each node; empty while the head does not know them yet."""
     store: HeadwaterError | None
     mlflow: HeadwaterError | None
     warnings: tuple[str, ...]
@@ -57,8 +58,8 @@ class PreflightResult:
         """True if the head and the store answer."""
         return self.store is None and not isinstance(self.head, HeadwaterError)
 
-    def require_ready(self, promotes: bool) -> tuple[Capacity | None, list[str]]:
-        """Return the capacity of the cluster, if it is known, and warnings.
+    def require_ready(self, promotes: bool) -> tuple[list[Resources], list[str]]:
+        """Return the resources of each node, if they are known, and warnings.
 
         Args:
             promotes: the run registers a model, which needs MLflow; other runs are mirrored later.
@@ -72,7 +73,7 @@ class PreflightResult:
         found = [self.head, self.store, self.mlflow if promotes else None]
         if errors := [error for error in found if isinstance(error, HeadwaterError)]:
             raise PreflightError(errors)
-        return self.head if isinstance(self.head, Capacity) else None, warnings
+        return self.head if isinstance(self.head, list) else [], warnings
 
 
 def run_preflight(cluster: Cluster) -> PreflightResult:
@@ -116,8 +117,8 @@ def _run_concurrently(checks: Mapping[str, Callable[[], Any]], seconds: float) -
     ]
 
 
-def check_head(cluster: Cluster) -> Capacity | None:
-    """Check that the head answers and accepts the token; return its capacity if available.
+def check_head(cluster: Cluster) -> list[Resources]:
+    """Check that the head answers and accepts the token; return the resources of its nodes.
 
     Raises:
         Unreachable: no answer.
@@ -194,11 +195,11 @@ def check_mlflow(uri: str | None) -> None:
     )
 
 
-def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) -> None:
-    """Check that each stage that is still to run fits the cluster.
+def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Sequence[Resources]) -> None:
+    """Check that each stage that is still to run fits the nodes of the cluster.
 
     Raises:
-        SpecError: all stages that request more than the cluster has.
+        SpecError: all stages that request more.
     """
     done = {
         stage.name
@@ -206,27 +207,7 @@ def check_resources(spec: Spec, plan: Plan, store: Store, capacity: Capacity) ->
         if stage.action == "skip"
         or (not stage.rerun and store.latest_readable(stage.uses, stage.fingerprint))
     }
-    nodes = [node for name, node in spec.nodes.items() if name not in done]
-    if problems := [problem for node in nodes for problem in _excess_requests(node, capacity)]:
-        raise SpecError(problems)
-
-
-def _excess_requests(node: Node, capacity: Capacity) -> Iterator[Problem]:
-    """Yield the request of a stage that can never be placed; each of its processes is placed on
-    one node."""
-    workers, key = node.params.workers, f"{node.name}.workers"
-    requests = (("CPUs", workers.cpus, capacity.cpus), ("GPUs", workers.gpus, capacity.gpus))
-    for what, each, total in requests:
-        if workers.num * each > total:
-            message = f"requests {workers.num * each:g} {what}, the cluster has {total:g}"
-            yield Problem(key, message, f"lower {key}.num or use a larger cluster", node.where)
-            return
-    fitting = capacity.max_processes(workers.cpus, workers.gpus)
-    if fitting < workers.num:
-        one = " and ".join(f"{each:g} {what}" for what, each, _ in requests if each)
-        message = f"requests {workers.num} times {one} on one node, {fitting} fit"
-        hint = f"lower {key}.num or the resources per process, or use a larger cluster"
-        yield Problem(key, message, hint, node.where)
+    check_placement([node for name, node in spec.nodes.items() if name not in done], capacity)
 
 
 def _plaintext(cluster: Cluster) -> Iterator[str]:

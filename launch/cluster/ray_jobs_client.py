@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pipeline.errors import Failure, UserError
+from pipeline.execution.resources import Resources
 
 TIMEOUT = 2.0  # seconds for a query
 UPLOAD_TIMEOUT = 60.0  # seconds for an upload or a submission
@@ -30,33 +29,6 @@ class Unreachable(Failure):
 
 class WrongToken(UserError):
     """The head requires a token or rejects the one that was sent."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """CPUs and GPUs of a cluster."""
-
-    nodes: tuple[tuple[float, float], ...]
-    """CPUs and GPUs of each node."""
-
-    @property
-    def cpus(self) -> float:
-        """Total number of CPUs."""
-        return sum(cpus for cpus, _ in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """Total number of GPUs."""
-        return sum(gpus for _, gpus in self.nodes)
-
-    def max_processes(self, cpus: float, gpus: float) -> int:
-        """Return how many processes fit at once that need so many CPUs and GPUs of one node
-        each."""
-
-        def count(each: float, available: float) -> int:
-            return int(available / each + 1e-9) if each else sys.maxsize
-
-        return sum(min(count(cpus, c), count(gpus, g)) for c, g in self.nodes)
 
 
 class RayJobsClient:
@@ -80,13 +52,12 @@ class RayJobsClient:
             raise Unreachable("the server at this address is not a Ray head", where=self.address)
         return answer
 
-    def capacity(self) -> Capacity | None:
-        """Return the capacity of the alive nodes; None while the head does not know it yet."""
+    def capacity(self) -> list[Resources]:
+        """Return the resources of each alive node; empty while the head does not know them yet."""
         answer = self._request("GET", "/api/v0/nodes?detail=true&limit=10000")
         nodes = [n for n in answer["data"]["result"]["result"] if n["state"] == "ALIVE"]
         totals = [node.get("resources_total") or {} for node in nodes]
-        pairs = tuple((total.get("CPU", 0.0), total.get("GPU", 0.0)) for total in totals)
-        return Capacity(pairs) if pairs else None
+        return [Resources(total.get("CPU", 0.0), total.get("GPU", 0.0)) for total in totals]
 
     def has_package(self, name: str) -> bool:
         """Return whether a package of this content-addressed name was uploaded before."""

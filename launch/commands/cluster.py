@@ -33,13 +33,18 @@ def up(name: str, store_path: str) -> None:
     """Start a Ray head on this machine, on loopback only and with a private token."""
     from launch.cluster import local_head
     from launch.cluster.config import load_cluster
+    from pipeline.execution.resources import Resources
 
     found = load_cluster(name, store_path)
     started = local_head.start(found)
     capacity = found.jobs().capacity()
     console.echo(f"{found.name} is {'' if started else 'already '}up at {found.address}", "green")
     if capacity:
-        console.echo(f"  resources   {capacity.cpus:g} CPUs, {capacity.gpus:g} GPUs")
+        total, wanted = sum(capacity, Resources(0)), found.file.resources
+        console.echo(f"  resources   {total}")
+        if not started and (wanted.cpus or total.cpus, wanted.gpus) != (total.cpus, total.gpus):
+            down = f"headwater cluster down {name}"
+            console.echo(f"  the cluster file has other resources; `{down}` first", "yellow")
     console.echo(f"  token       {found.token_path} (mode 600)")
     console.echo(f"  log         {found.state / local_head.LOG}")
     console.suggest_command(f"headwater submit CONFIG --cluster {name}{store_flag(found.store)}")
@@ -110,6 +115,7 @@ def cluster_status(name: str, store_path: str, as_json: bool) -> None:
 def describe_cluster(found: Cluster) -> dict[str, Any]:
     """Return what `cluster status --json` prints."""
     from launch.cluster import local_head
+    from pipeline.execution.resources import Resources
 
     data: dict[str, Any] = {
         "cluster": found.name,
@@ -126,11 +132,7 @@ def describe_cluster(found: Cluster) -> dict[str, Any]:
         jobs = found.jobs()
         data["ray"] = jobs.version()["ray_version"]
         if capacity := jobs.capacity():
-            data["resources"] = {
-                "nodes": len(capacity.nodes),
-                "cpus": capacity.cpus,
-                "gpus": capacity.gpus,
-            }
+            data["resources"] = {"nodes": len(capacity), **vars(sum(capacity, Resources(0)))}
         keys = ("submission_id", "status", "start_time")
         data["jobs"] = [{key: job[key] for key in keys} for job in jobs.active()]
     except HeadwaterError as error:

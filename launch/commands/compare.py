@@ -141,6 +141,6 @@ def _print_group(group: list[TrainingCurve]) -> None:
     if differing := differences(group):
         table = console.make_table("parameter", *names, flexible=names)
         for key, settings in differing.items():
-            console.add_rows(table, [[key, *("–" if v is None else v for v in settings)]])
+            table.add_row(key, *(formatting.DASH if v is None else v for v in settings))
         console.print_table(table)
     console.echo()

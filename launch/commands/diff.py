@@ -76,7 +76,7 @@ def diff_artifacts(name: str, a: Artifact, b: Artifact) -> dict[str, Any]:
 
 
 def _changed_metrics(
-    a: Mapping[str, float], b: Mapping[str, float]
+    a: Mapping[str, float | None], b: Mapping[str, float | None]
 ) -> dict[str, list[float | None]]:
     """Return [value in a, value in b] of each metric that differs."""
     names = dict.fromkeys([*a, *b])
@@ -93,8 +93,7 @@ def _print_entries(entries: list[dict[str, Any]]) -> None:
             console.echo(f"  {change}")
         table = console.make_table("metric", "A", "B", "B - A", right=["A", "B", "B - A"])
         for name, (a, b) in entry["metrics"].items():
-            both = a is not None and b is not None
-            cells = ["" if value is None else formatting.metric(value) for value in (a, b)]
-            table.add_row(name, *cells, f"{b - a:+.4g}" if both else "")
+            change = None if a is None or b is None else b - a
+            table.add_row(name, *map(formatting.metric, (a, b)), formatting.change(change))
         if entry["metrics"]:
             console.print_table(table)

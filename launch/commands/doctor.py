@@ -21,15 +21,25 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from rich.text import Text
 
 from launch.ui import console, formatting
 from launch.ui.options import json_option, open_store, store_option
 from pipeline.errors import HeadwaterError
 
 GIB = 1024**3
-RAY_PROCESSES = ("dashboard/dashboard.py", "gcs_server", "raylet/raylet")
-SERVERS = ("dashboard/dashboard.py", "mlflow server", "mlflow.server")
+PROGRAMS = {
+    "Ray": re.compile(r"\bray::|/ray/|\b(raylet|gcs_server)\b"),
+    "MLflow": re.compile(r"\bmlflow\b"),
+    "Headwater": re.compile(r"\bheadwater\b|\blaunch\.cli\b|\bstages\.training\b"),
+}
+"""Programs whose sockets are checked, by their command lines."""
+SERVICES = {
+    "/api/version": ("Ray", re.compile(rb"ray_version")),
+    "/version": ("MLflow", re.compile(rb"\A\s*\d+\.\d+")),
+    "/metrics": ("metrics of Ray", re.compile(rb"^# HELP (ray|autoscaler)_", re.M)),
+}
+"""Paths, and what answers there without a token: service and content."""
+SERVERS = ("Ray", "MLflow")  # services that must not be open; metrics of a cluster have no token
 MIN_DISK = 10 * GIB
 MIN_SHARED_MEMORY = 1 * GIB
 STALE_LOCK_AGE = 600.0  # seconds; no compilation takes longer
@@ -37,7 +47,6 @@ MIN_VERSIONS = {"torch": "2.13", "deepspeed": "0.19", "ray": "2.54", "mlflow": "
 """Older versions of Ray and MLflow have known vulnerabilities."""
 
 Level = Literal["ok", "warn", "fail"]
-_VERSION = re.compile(rb"\d+\.\d+")  # the whole answer of MLflow's /version
 LEVELS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 
 
@@ -72,6 +81,7 @@ def run_checks(store_path: str) -> Iterator[Finding]:
         yield _package(name, least)
     yield _compiler()
     store = open_store(store_path).root
+    listeners = list_listeners()
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: iter([_disk(store)]),
         lambda: iter([_writable("store", store)]),
@@ -79,8 +89,8 @@ def run_checks(store_path: str) -> Iterator[Finding]:
         lambda: iter([_socket_paths()]),
         _shared_memory,
         lambda: iter([_compile_locks()]),
-        _authentication,
-        lambda: iter([_open_servers()]),
+        lambda: iter([_authentication(listeners)]),
+        lambda: iter([_open_servers(listeners)]),
         lambda: _clusters(store_path),
         lambda: iter([_mlflow()]),
     ]
@@ -92,10 +102,10 @@ def _print_findings(findings: list[Finding]) -> None:
     table = console.make_table("", "check", "found", flexible=["found"])
     for finding in findings:
         mark, style = LEVELS[finding.level]
-        found = Text(finding.found)
+        found = console.plain_text(finding.found)
         if finding.remedy:
-            found.append(f"\n{finding.remedy}", "cyan")
-        table.add_row(Text(mark, style=style), Text(finding.check), found)
+            found.append("\n").append_text(console.plain_text((finding.remedy, "cyan")))
+        table.add_row(console.plain_text((mark, style)), finding.check, found)
     console.print_table(table)
     failed = sum(finding.level == "fail" for finding in findings)
     warned = sum(finding.level == "warn" for finding in findings)
@@ -194,71 +204,87 @@ def _compile_locks() -> Finding:
     )
 
 
-def _authentication() -> Iterator[Finding]:
+def _authentication(listeners: list[Listener]) -> Finding:
     """Check that Ray tokens are enabled, at least where Ray listens beyond loopback."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if mode.lower() != "disabled":
-        yield Finding(
-            "Ray tokens", "ok", f"RAY_AUTH_MODE is {mode or 'unset (a local Ray has a token)'}"
-        )
-        return
-    listeners = _ray_listeners()
-    level: Level = "fail" if listeners else "warn"
-    found = "RAY_AUTH_MODE=disabled" + (f", and Ray listens on {listeners[0]}" if listeners else "")
-    yield Finding("Ray tokens", level, found, "unset RAY_AUTH_MODE, or set it to token")
+        found = f"RAY_AUTH_MODE is {mode or 'unset (a local Ray has a token)'}"
+        return Finding("Ray tokens", "ok", found)
+    rays = [listener for listener in listeners if listener.program == "Ray"]
+    found = "RAY_AUTH_MODE=disabled" + (f", and Ray listens on {rays[0]}" if rays else "")
+    remedy = "unset RAY_AUTH_MODE, or set it to token"
+    return Finding("Ray tokens", "fail" if rays else "warn", found, remedy)
 
 
-def _open_servers() -> Finding:
-    """Find dashboards and MLflow servers that other machines can reach without a token."""
-    found = [address for address in _ray_listeners(servers=True) if _is_open(address)]
-    if not found:
-        return Finding("open servers", "ok", "no server answers other machines without a token")
-    remedy = "bind 127.0.0.1 and enable tokens: RAY_AUTH_MODE=token"
-    return Finding("open servers", "fail", f"{', '.join(found)} answers without a token", remedy)
+def _open_servers(listeners: list[Listener]) -> Finding:
+    """Find the servers that other machines can reach, above all those that need no token."""
+    services = {listener: _service(listener) for listener in listeners}
+    if open_ := [f"{listener} ({what})" for listener, what in services.items() if what in SERVERS]:
+        remedy = "bind 127.0.0.1, and enable tokens: RAY_AUTH_MODE=token"
+        return Finding("open servers", "fail", f"without a token: {', '.join(open_)}", remedy)
+    programs = {listener: services[listener] or listener.program for listener in listeners}
+    if found := [f"{listener} ({what})" for listener, what in programs.items() if what]:
+        remedy = "bind 127.0.0.1 (a cluster of several nodes: a private network or a firewall)"
+        return Finding("open servers", "warn", f"beyond loopback: {', '.join(found)}", remedy)
+    nothing = "no server of Ray, MLflow or Headwater listens beyond loopback"
+    return Finding("open servers", "ok", nothing)
 
 
-def _ray_listeners(servers: bool = False) -> list[str]:
-    """Return host:port of Ray's sockets that listen beyond loopback.
+@dataclass(frozen=True)
+class Listener:
+    """TCP socket that listens beyond loopback."""
 
-    Args:
-        servers: of Ray's dashboards and MLflow's servers instead.
-    """
+    ip: str
+    port: int
+    program: str
+    """Ray, MLflow or Headwater; empty for others and for processes of other users."""
+
+    def __str__(self) -> str:
+        return f"{self.ip}:{self.port}"
+
+
+def list_listeners() -> list[Listener]:
+    """Return the sockets of this machine that listen beyond loopback, whatever opened them."""
     import psutil
 
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            command = " ".join(process.cmdline())
-            if not any(name in command for name in (SERVERS if servers else RAY_PROCESSES)):
-                continue
-            for link in process.net_connections(kind="tcp"):
-                if link.status == psutil.CONN_LISTEN and not _is_loopback_ip(link.laddr.ip):
-                    found.append(f"{link.laddr.ip}:{link.laddr.port}")
-    return sorted(set(found))
+    found = {
+        Listener(link.laddr.ip, link.laddr.port, _program(link.pid))
+        for link in psutil.net_connections(kind="tcp")
+        if link.laddr and link.status == psutil.CONN_LISTEN and not _is_loopback_ip(link.laddr.ip)
+    }
+    return sorted(found, key=lambda listener: (listener.port, listener.ip))
+
+
+def _program(pid: int | None) -> str:
+    """Return the program of a process by its command line; empty if it is another one."""
+    import psutil
+
+    with suppress(psutil.Error):
+        command = " ".join(psutil.Process(pid).cmdline()) if pid else ""
+        return next((name for name, words in PROGRAMS.items() if words.search(command)), "")
+    return ""
 
 
 def _is_loopback_ip(ip: str) -> bool:
     return ip == "::1" or ip.removeprefix("::ffff:").startswith("127.")
 
 
-def _is_open(address: str) -> bool:
-    """Return whether a server answers without a token at the address on which it listens."""
+def _service(listener: Listener) -> str:
+    """Return the service that answers without a token at the socket; empty if none does."""
     import http.client
     import urllib.request
 
-    ip, _, port = address.rpartition(":")
-    ip = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)  # noqa: S104
+    ip = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.ip, listener.ip)  # noqa: S104
     host = f"[{ip}]" if ":" in ip else ip
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for path in ("/api/version", "/version"):
+    for path, (service, answer) in SERVICES.items():
         with (
             suppress(OSError, http.client.HTTPException),
-            opener.open(f"http://{host}:{port}{path}", timeout=1.0) as answer,
+            opener.open(f"http://{host}:{listener.port}{path}", timeout=1.0) as response,
         ):
-            body = answer.read(1000)
-            if b"ray_version" in body or _VERSION.match(body):
-                return True
-    return False
+            if answer.search(response.read(1_000_000)):
+                return service
+    return ""
 
 
 def _clusters(store_path: str) -> Iterator[Finding]:

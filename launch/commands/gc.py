@@ -28,7 +28,7 @@ def gc(keep: int, delete: bool, store_path: str, as_json: bool) -> None:
 
     Artifacts of the last five promotions of each alias are always kept.
     """
-    from pipeline.storage.garbage_collection import collect_garbage
+    from launch.garbage_collection import collect_garbage
 
     store = open_store(store_path)
     found = collect_garbage(store, keep, dry=not delete)
@@ -45,7 +45,7 @@ def gc(keep: int, delete: bool, store_path: str, as_json: bool) -> None:
         table = console.make_table(*titles, right=["size"], flexible=["folder", "reason"])
         for entry in entries:
             folder = str(Path(entry["path"]).relative_to(store.root))
-            console.add_rows(table, [[folder, formatting.size(entry["bytes"]), entry["why"]]])
+            table.add_row(folder, formatting.size(entry["bytes"]), entry["why"])
         console.print_table(table)
     verb = "freed" if delete else "would free"
     size = formatting.size(found.size)

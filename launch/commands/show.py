@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.text import Text
 from rich.tree import Tree
 
 from launch.run_summary import format_registered
@@ -89,10 +88,8 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 def _print_run(run: Run, data: dict[str, Any]) -> None:
     status = run.status()
-    console.get_console().print(
-        Text.assemble((status.pipeline, "bold"), "  ", (run.id, "cyan"), "  "),
-        console.format_state(status.state),
-    )
+    state = console.format_state(status.state)
+    console.print_line((status.pipeline, "bold"), "  ", (run.id, "cyan"), "   ", state)
     titles = ("stage", "kind", "state", "fingerprint", "size", "time", "metrics")
     wide = console.get_console().width >= console.NARROW
     table = console.make_table(
@@ -106,7 +103,7 @@ def _print_run(run: Run, data: dict[str, Any]) -> None:
             entry["fingerprint"],
             formatting.size(entry.get("bytes")),
             formatting.duration(entry["seconds"]),
-            *([Text(console.format_metrics(entry["metrics"], entry["kind"], 2))] if wide else []),
+            *([console.format_metrics(entry["metrics"], entry["kind"], 2)] if wide else []),
         )
     console.print_table(table)
     if status.origin:
@@ -122,7 +119,8 @@ def describe_artifact(store: Store, artifact: Artifact) -> dict[str, Any]:
         {"uses": reader.uses, "fingerprint": reader.fingerprint}
         for reader in _readers(store, artifact)
     ]
-    return {**artifact.manifest, "path": str(artifact.path), "read_by": readers}
+    facts = {"metrics": artifact.metrics, "path": str(artifact.path), "read_by": readers}
+    return {**artifact.manifest, **facts}
 
 
 def _readers(store: Store, artifact: Artifact) -> Iterator[Artifact]:
@@ -152,9 +150,9 @@ def _print_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> N
     ]
     console.echo(f"{artifact.uses}/{artifact.fingerprint}", "bold")
     for name, value in facts:
-        console.get_console().print(Text(f"  {name:<12}", "dim") + Text(value), soft_wrap=True)
+        console.print_line((f"  {name:<12}", "dim"), value)
     for name, number in artifact.metrics.items():
-        console.get_console().print(Text(f"  {name:<24}", "dim") + Text(formatting.metric(number)))
+        console.print_line((f"  {name:<24}", "dim"), formatting.metric(number))
     _print_panels(artifact)
     console.get_console().print(lineage_tree(store, artifact))
     for reader in data["read_by"]:
@@ -173,16 +171,17 @@ def _print_panels(artifact: Artifact) -> None:
             columns, lines = panel["columns"], panel["rows"]
         else:
             continue
-        console.echo(f"\n{panel['title']}", "bold")
+        console.echo()
+        console.print_line((panel["title"], "bold"))
         numbers = {
             column
             for column, cell in zip(columns, lines[0] if lines else [], strict=False)
-            if isinstance(cell, int | float)
+            if not isinstance(cell, str)
         }
         table = console.make_table(*columns, right=numbers, flexible=set(columns) - numbers)
         for line in lines[:MAX_ROWS]:
-            cells = [cell if isinstance(cell, str) else formatting.number(cell) for cell in line]
-            console.add_rows(table, [cells])
+            cells = (cell if isinstance(cell, str) else formatting.number(cell) for cell in line)
+            table.add_row(*cells)
         console.print_table(table)
         if len(lines) > MAX_ROWS:
             console.echo(f"  {len(lines) - MAX_ROWS} more rows: see the report", "dim")
@@ -191,7 +190,7 @@ def _print_panels(artifact: Artifact) -> None:
 
 def lineage_tree(store: Store, artifact: Artifact) -> Tree:
     """Return the tree of all inputs of an artifact; a repeated one is not expanded again."""
-    tree = Tree(Text("made from", style="dim"), guide_style="dim")
+    tree = Tree(console.plain_text(("made from", "dim")), guide_style="dim")
     _add_inputs(store, tree, artifact, set())
     return tree
 
@@ -199,7 +198,7 @@ def lineage_tree(store: Store, artifact: Artifact) -> Tree:
 def _add_inputs(store: Store, branch: Tree, artifact: Artifact, expanded: set[str]) -> None:
     for edge, references in artifact.manifest["inputs"].items():
         for reference in references:
-            label = Text.assemble(
+            label = console.plain_text(
                 (f"{edge} ", "dim"), reference["uses"], " ", (reference["fingerprint"], "cyan")
             )
             parent = store.latest_readable(
@@ -213,4 +212,5 @@ def _add_inputs(store: Store, branch: Tree, artifact: Artifact, expanded: set[st
                 expanded.add(parent.digest)
                 _add_inputs(store, branch.add(label), parent, expanded)
     for source, digest in artifact.manifest["payload"].get("externals", {}).items():
-        branch.add(Text.assemble(("external source ", "dim"), source, (f"  {digest[:16]}", "cyan")))
+        cells = ("external source ", "dim"), source, (f"  {digest[:16]}", "cyan")
+        branch.add(console.plain_text(*cells))

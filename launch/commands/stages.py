@@ -220,8 +220,9 @@ def _print_stage(stage: Stage) -> None:
     console.echo(stage.summary)
     if stage.inputs:
         table = console.make_table("input", "kind")
-        kinds = [(name, str(kind)) for name, kind in stage.inputs.items()]
-        console.print_table(console.add_rows(table, kinds))
+        for name, kind in stage.inputs.items():
+            table.add_row(name, str(kind))
+        console.print_table(table)
     titles = ("parameter", "type", "default", "meaning")
     for role in ROLES:
         found = [p for p in list_parameters(stage.params) if p.role == role]
@@ -230,8 +231,9 @@ def _print_stage(stage: Stage) -> None:
         console.echo()
         console.echo(f"{role} parameters {ROLES[role]}", "dim")
         table = console.make_table(*titles, flexible=["type", "default", "meaning"])
-        rows = [(p.name, p.type, p.default, p.meaning) for p in found]
-        console.print_table(console.add_rows(table, rows))
+        for p in found:
+            table.add_row(p.name, p.type, p.default, p.meaning)
+        console.print_table(table)
 
 
 def markdown_page(found: list[Stage]) -> str:

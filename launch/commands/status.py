@@ -58,8 +58,10 @@ def _print_footnotes(run: Run) -> None:
     """Print what the table has no room for: origin, registered models, errors, next command."""
     from launch.cluster.job_record import submitted_cluster
     from launch.run_summary import print_failure
+    from launch.stage_warnings import print_warnings
 
     status = run.status()
+    print_warnings(run, status)
     if status.origin:
         console.echo(f"continues run {status.origin}", "dim")
     if status.registered:

@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("target", metavar="[RUN|ARTIFACT]", default="latest")
 @click.option("--all", "check_all", is_flag=True, help="Verify every artifact of the store.")
+@click.option(
+    "--relocate", is_flag=True, help="Also make MLflow's locations follow a store that has moved."
+)
 @store_option
 @json_option
-def verify(target: str, check_all: bool, store_path: str, as_json: bool) -> None:
+def verify(target: str, check_all: bool, relocate: bool, store_path: str, as_json: bool) -> None:
     """Verify the checksums of all files of a run, of an artifact, or of the whole store.
 
     A corrupt artifact is moved to quarantine, so that the next run produces it again.
     """
     store = open_store(store_path)
+    if relocate:
+        _relocate(store)
     folders = list(store.folders() if check_all else _artifact_folders(store, target))
     entries = [verify_artifact(store, folder) for folder in folders]
     corrupt = [entry for entry in entries if entry["problems"]]
@@ -40,6 +45,16 @@ def verify(target: str, check_all: bool, store_path: str, as_json: bool) -> None
             )
     if corrupt:
         sys.exit(1)
+
+
+def _relocate(store: Store) -> None:
+    from launch.tracking import mlflow_client
+    from launch.tracking.model_registry import LOCK_TIMEOUT
+
+    uri = mlflow_client.tracking_uri(store)
+    with mlflow_client.mlflow_errors(uri), mlflow_client.writer_lock(store, LOCK_TIMEOUT):
+        count = mlflow_client.relocate(store, uri)
+    console.echo(f"{count} locations in MLflow were replaced", "dim", stderr=True)
 
 
 def _artifact_folders(store: Store, target: str) -> Iterator[Path]:

@@ -22,7 +22,6 @@ from launch.report.training_curves import (
 )
 from launch.ui import formatting
 from pipeline.atomic_io import write_atomic
-from pipeline.redaction import redact
 
 TITLES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "time", "step": "steps"}
 TIME_UNITS = (
@@ -48,13 +47,12 @@ def render_comparison(groups: Sequence[Sequence[TrainingCurve]], axes: Sequence[
     from markupsafe import Markup
 
     curves = [curve for group in groups for curve in group]
-    text = load_template("compare.html.j2").render(
+    return load_template("compare.html.j2").render(
         metric=curves[0].metric,
         runs=len({curve.run.id for curve in curves}),
         groups=[_group(group, axes) for group in groups],
         style=Markup(STYLE),  # noqa: S704
     )
-    return redact(text, {name for curve in curves for name in curve.run.secrets()})
 
 
 def _group(group: Sequence[TrainingCurve], axes: Sequence[str]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from launch.report.svg import (
     LEFT,
     NUM_COLOURS,
     RIGHT,
+    SMALLEST,
     TOP,
     WIDTH,
     Axes,
+    drawable,
     rect,
     svg,
     text,
@@ -35,7 +37,7 @@ Point = tuple[float, float]
 
 def draw_panel_curves(panel: Panel, series: Sequence[Mapping[str, Any]]) -> str:
     """Draw a curve panel: its keys by step; empty if the series has none of them."""
-    lines = {key: found for key in panel["keys"] if (found := points_of(series, key))}
+    lines = {key: found for key in panel["keys"] if (found := _drawable(points_of(series, key)))}
     if not lines:
         return ""
     xs = [x for line in lines.values() for x, _ in line]
@@ -78,14 +80,14 @@ def draw_curves(
             decrease of an untrained model, which would compress the rest.
         wide: use twice the usual width.
     """
+    curves = {name: _drawable(curve) for name, curve in curves.items()}
     xs = [x for curve in curves.values() for x, _ in curve]
     if not xs:
         return ""
-    log = log and min(xs) > 0
+    log = log and min(xs) > SMALLEST
     visible = [curve if log else curve[len(curve) // 20 :] for curve in curves.values()]
     axes = Axes(xs, [y for curve in visible for _, y in curve], log=log)
-    axes.low_x = min(xs) if log else min(0.0, *xs)
-    axes.high_x = max(xs) if max(xs) > axes.low_x else axes.low_x + 1
+    axes.set_range_x(min(xs) if log else min(0.0, *xs), max(xs))
     axes.log_x, axes.format_x = log, format_x
     axes.width, axes.height = WIDE if wide else (WIDTH, HEIGHT)
     elements = axes.grid()
@@ -100,15 +102,17 @@ def _curve_elements(axes: Axes, curve: Sequence[Point], index: int, *, raw: bool
     """Yield one curve: a smoothed line, over its points where they are noisy."""
     low, high = axes.y_ticks[0], axes.y_ticks[-1]
 
+    def clamp(points: Iterable[Point]) -> list[Point]:
+        return [(x, max(low, min(y, high))) for x, y in points]
+
     def clip(points: Sequence[Point]) -> list[Point]:
-        inside = dropwhile(lambda point: point[1] > high, decimate(points))
-        return [(x, max(low, min(y, high))) for x, y in inside]
+        return clamp(dropwhile(lambda point: point[1] > high, decimate(points)))
 
     if raw and is_noisy(curve):
         yield polyline(axes, clip(curve), f"ln s{index % NUM_COLOURS} raw")
     yield polyline(axes, clip(smooth(curve)), f"ln {curve_class('s', index)}")
     if len(curve) == 1:
-        yield _dot(axes, clip(curve)[0], curve_class("f", index))
+        yield _dot(axes, clamp(curve)[0], curve_class("f", index))
 
 
 def curve_class(kind: str, index: int) -> str:
@@ -161,12 +165,12 @@ def _value_tooltips(
 
 def points_of(series: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
     """Return the finite values of a key by step; of a repeated step, the newest value."""
-    found: dict[float, float] = {}
-    for row in series:
-        value, step = row.get(key), row.get("step")
-        if isinstance(value, int | float) and isinstance(step, int | float):  # "nan" is a string
-            found[step] = float(value)
+    found = {row["step"]: row[key] for row in series if row.get(key) is not None}
     return sorted(found.items())
+
+
+def _drawable(points: Iterable[Point]) -> list[Point]:
+    return [point for point in points if drawable(point[0]) and drawable(point[1])]
 
 
 def is_noisy(line: Sequence[Point]) -> bool:

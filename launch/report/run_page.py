@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.report import charts, diagram, svg
+from launch.stage_warnings import stage_warnings
 from launch.ui import formatting
 from launch.ui.console import order_metrics
 from pipeline.atomic_io import read_json, write_atomic
 from pipeline.context import read_series
 from pipeline.execution.run import Run
-from pipeline.redaction import redact
+from pipeline.plain_data import to_plain
 from pipeline.status import Event, RunStatus, StageStatus
 from pipeline.storage.artifact import OBSERVED, Artifact
 from pipeline.storage.store import Store
@@ -61,7 +62,7 @@ def render_run_page(run: Run, store: Store) -> str:
     script = (
         _search_script() if any(p["type"] == "browser" for s in stages for p in s["panels"]) else ""
     )
-    text = load_template("page.html.j2").render(
+    return load_template("page.html.j2").render(
         run=status,
         origin=status.origin,
         stages=stages,
@@ -76,17 +77,17 @@ def render_run_page(run: Run, store: Store) -> str:
         script=Markup(script),  # noqa: S704
         policy=Markup(_script_policy(script)),  # noqa: S704
     )
-    return redact(text, run.secrets())
 
 
 def stage_parameters(run: Run, stage: str, identity: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of a stage by dotted key: those of the pipeline file, and the defaults
-    that enter the fingerprint.
+    """Return the parameters of a stage by dotted key, without secrets: those of the pipeline file,
+    and the defaults that enter the fingerprint.
 
     Args:
         identity: `params` of the stage's payload; empty if unknown.
     """
-    written = dict((run.resolved().get("stages") or {}).get(stage) or {})
+    resolved = to_plain(run.resolved(), run.secrets())
+    written = dict((resolved.get("stages") or {}).get(stage) or {})
     written.pop("uses", None)
     return dict(flatten({**written, **identity})) | dict(flatten(written))
 
@@ -154,16 +155,14 @@ def load_template(name: str) -> Template:
         number=_format_cell,
         duration=formatting.duration,
         groups=_groups,
-        excerpt=lambda text: " ".join(text[: 2 * EXCERPT_LENGTH].split())[:EXCERPT_LENGTH],
+        excerpt=lambda text: " ".join(str(text)[: 2 * EXCERPT_LENGTH].split())[:EXCERPT_LENGTH],
     )
     return environment.from_string(Path(__file__).with_name(name).read_text())
 
 
 def _format_cell(value: Any) -> str:
     """Format a table cell; text is kept."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return formatting.number(value)
+    return str(value) if isinstance(value, str | bool) else formatting.number(value)
 
 
 def _groups(panels: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -192,7 +191,9 @@ def _facts(status: RunStatus, events: list[Event]) -> Iterator[tuple[str, str]]:
     yield "store", status.store
 
 
-def _headlines(status: RunStatus, needs: Mapping[str, Iterable[str]]) -> list[tuple[str, float]]:
+def _headlines(
+    status: RunStatus, needs: Mapping[str, Iterable[str]]
+) -> list[tuple[str, float | None]]:
     """Return the metrics of the last stages, those that no other stage needs."""
     needed = {need for found in needs.values() for need in found}
     last = [stage for stage in status.stages if stage.name not in needed]
@@ -237,17 +238,18 @@ def _stage(
         "action": decisions[-1].get("verdict", "") if decisions else "",
         "why": decisions[-1].get("reason", "") if decisions else "",
         "parameters": stage_parameters(run, stage.name, payload.get("params", {})),
-        "panels": list(_panels(observed)),
+        "panels": list(_panels(observed, run.secrets())),
+        "warnings": stage_warnings(store, stage),
         "artifact": _artifact(found, store) if found else None,
     }
 
 
-def _panels(observed: Path) -> Iterator[dict[str, Any]]:
+def _panels(observed: Path, secret_names: frozenset[str]) -> Iterator[dict[str, Any]]:
     """Yield the panels of a stage with their drawings, without empty panels."""
     from markupsafe import Markup
 
     series = read_series(observed / "metrics.jsonl")
-    for panel in charts.read_panels(observed) or _default_panels(series):
+    for panel in charts.read_panels(observed, secret_names) or _default_panels(series):
         drawing = charts.draw(panel, series)
         if drawing or charts.table_of(panel):
             yield {**panel, "drawing": Markup(drawing)}  # noqa: S704

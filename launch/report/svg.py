@@ -20,6 +20,8 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 10, 28, 38  # margins around the plot area
 NUM_COLOURS = 6
 LABEL_MARGIN = 16  # half the width of a wide number, which must not be cut off at the right end
 DECADE_TICKS = (1, 1.5, 2, 3, 4, 5, 7)  # ticks of a logarithmic axis over one decade
+SMALLEST, LARGEST = 1e-290, 1e300  # beyond them the arithmetic of an axis under- or overflows
+RESOLUTION = 1e-9  # of an interval, relative to its ends; a smaller one is a single value
 
 STYLE = """
 :root { color-scheme: light dark; --ink:#1c2530; --soft:#5d6b7a; --line:#e3e8ee; --card:#fff;
@@ -86,6 +88,11 @@ def segment(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
 
 
+def drawable(value: object) -> bool:
+    """Return whether a value is a number that an axis can show."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
 def shorten(text: str, length: int) -> str:
     """Cut text to at most `length` characters, at its end."""
     return text if len(text) <= length else text[: length - 1] + "…"
@@ -99,14 +106,19 @@ def shorten_start(text: str, length: int) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers that enclose the interval."""
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
+    if _is_single(low, high):
+        pad = abs(low) * 0.1 if abs(low) > SMALLEST else 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def _is_single(low: float, high: float) -> bool:
+    """Return whether an interval is too small to be divided by ticks."""
+    return high - low <= max(SMALLEST, RESOLUTION * max(abs(low), abs(high)))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -127,11 +139,16 @@ class Axes:
     """Formats the ticks of the horizontal axis."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], log: bool) -> None:
-        self.log = log and min(ys) > 0
+        self.log = log and min(ys) > SMALLEST
         self.log_x = False
-        self.low_x, self.high_x = min(xs), max(max(xs), min(xs) + 1)
+        self.set_range_x(min(xs), max(max(xs), min(xs) + 1))
         self.y_ticks = (_log_ticks if self.log else ticks)(min(ys), max(ys))
         self.low_y, self.high_y = self._scale(self.y_ticks[0]), self._scale(self.y_ticks[-1])
+
+    def set_range_x(self, low: float, high: float) -> None:
+        """Set the ends of the horizontal axis; a single value gets some space."""
+        self.low_x = low
+        self.high_x = low + max(1.0, abs(low)) if _is_single(low, high) else high
 
     def _scale(self, y: float) -> float:
         return math.log10(y) if self.log else y

@@ -9,7 +9,7 @@ attempts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -137,6 +137,8 @@ def _load_run(run: Run, wanted: str, metric: str) -> Iterator[TrainingCurve]:
         elif wanted:
             keys = {key for point in curve.series for key in point} - {"step", "time"}
             message = f"no series of {metric!r}" if keys else "no series"
+            if metric in keys:
+                message = f"no value of {metric!r} is a finite number"
             where = f"{run.id}:{name}"
             raise UserError(message, where=where, remedy=did_you_mean(metric, keys))
 
@@ -213,19 +215,21 @@ def at_equal_cost(
 
 def summary_columns(curves: Sequence[TrainingCurve]) -> dict[str, list[str]]:
     """Return the summaries as table columns, title -> cell per curve, without empty columns."""
-    titles = [curves[0].metric, "eval loss", "bits per byte", "tokens", "FLOPs", "time", "tokens/s"]
-    columns = zip(*[_summary_cells(curve.summary()) for curve in curves], strict=True)
-    return {title: list(cells) for title, cells in zip(titles, columns, strict=True) if any(cells)}
-
-
-def _summary_cells(summary: Mapping[str, float | None]) -> list[str]:
-    return [
-        *(formatting.number(summary[key]) for key in ("final", "eval_loss", "bits_per_byte")),
-        formatting.number(summary["tokens"]),
-        formatting.scientific(summary["flops"]),
-        formatting.duration(summary["seconds"]),
-        formatting.number(summary["tokens_per_second"]),
-    ]
+    columns = {
+        "final": (curves[0].metric, formatting.number),
+        "eval_loss": ("eval loss", formatting.number),
+        "bits_per_byte": ("bits per byte", formatting.number),
+        "tokens": ("tokens", formatting.number),
+        "flops": ("FLOPs", formatting.scientific),
+        "seconds": ("time", formatting.duration),
+        "tokens_per_second": ("tokens/s", formatting.number),
+    }
+    summaries = [curve.summary() for curve in curves]
+    return {
+        title: [show(summary[key]) or formatting.DASH for summary in summaries]
+        for key, (title, show) in columns.items()
+        if any(summary[key] is not None for summary in summaries)
+    }
 
 
 def format_axis_value(axis: str, value: float) -> str:

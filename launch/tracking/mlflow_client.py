@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from launch.tracking.mlflow_compat import configure_client, create_database, silence_loggers
+from launch.tracking.mlflow_compat import (
+    configure_client,
+    create_database,
+    database_uri,
+    default_location,
+    replace_locations,
+    silence_loggers,
+)
 from pipeline.atomic_io import move_folder
 from pipeline.errors import Failure, HeadwaterError
 from pipeline.storage.store import Store
@@ -34,7 +44,12 @@ _QUERY = re.compile(r"([?&](?:password|passwd|sslpassword|token|secret)=)[^&\s]+
 
 def tracking_uri(store: Store, uri: str | None = None) -> str:
     """Return the given URI, else MLFLOW_TRACKING_URI, else the database inside the store."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root / DATABASE}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or own_uri(store.root)
+
+
+def own_uri(root: Path) -> str:
+    """Return the URI of the database inside the store at a path."""
+    return database_uri(root / DATABASE)
 
 
 def is_server(uri: str) -> bool:
@@ -90,13 +105,47 @@ def ensure_database(store: Store, uri: str) -> None:
     again. The caller holds `writer_lock`.
     """
     target = store.root / DATABASE
-    if uri != f"sqlite:///{target}" or target.exists():
+    if uri != own_uri(store.root) or target.exists():
         return
     incomplete = target.with_name(f".{DATABASE}.new")
     incomplete.unlink(missing_ok=True)
     (store.root / ARTIFACTS).mkdir(exist_ok=True)
     create_database(incomplete, store.root / ARTIFACTS)
     move_folder(incomplete, target)
+
+
+def former_roots(store: Store, own: bool) -> list[Path]:
+    """Return the folders where the store was when its runs were created, and the one that its `own`
+    database was last made to follow, if it has moved since."""
+    roots = set()
+    for journal in store.root.glob("runs/*/journal.jsonl"):
+        with suppress(OSError, ValueError), journal.open("rb") as lines:
+            roots.add(Path(json.loads(lines.readline()).get("store") or store.root))
+    if own:
+        location, found, _ = default_location(own_uri(store.root)).rpartition(f"/{ARTIFACTS}/")
+        roots |= {Path(url2pathname(urlsplit(location).path))} if found else set()
+    # Another name of the folder is no other place.
+    return sorted(root for root in roots if not (root.exists() and root.samefile(store.root)))
+
+
+def relocate(store: Store, uri: str) -> int:
+    """Make MLflow's locations in a store that has moved those where the store is now.
+
+    The caller holds `writer_lock`. A server keeps files of its own, which do not move. A database
+    outside the store follows only if nothing is left at the old place: else the store is a copy.
+
+    Returns:
+        The number of locations that were replaced.
+    """
+    own = uri == own_uri(store.root)
+    if is_server(uri) or (own and not (store.root / DATABASE).exists()):
+        return 0
+    former = [root for root in former_roots(store, own) if own or not root.exists()]
+    return sum(
+        replace_locations(uri, f"{old}/", f"{new}/")
+        for root in former
+        for old, new in ((root.as_uri(), store.root.as_uri()), (str(root), str(store.root)))
+    )
 
 
 @contextmanager

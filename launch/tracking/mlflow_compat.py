@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +42,66 @@ def silence_loggers() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+LOCATION_COLUMNS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "model_versions": ("source", "storage_location"),
+    "logged_models": ("artifact_location",),
+    "tags": ("value",),
+    "logged_model_tags": ("tag_value",),
+}
+"""Columns of a tracking database that hold absolute locations; no API of MLflow changes them."""
+
+
+def database_uri(path: Path) -> str:
+    """Return the URI of a SQLite file.
+
+    SQLAlchemy decodes `%` and ends the path at a `?`, so that both are encoded; MLflow makes the
+    parent folder of a path with the prefix `sqlite:///` without decoding it, hence the driver.
+    """
+    if not {"%", "?"} & set(str(path)):
+        return f"sqlite:///{path}"
+    return f"sqlite+pysqlite:///{quote(str(path))}"
+
+
+def default_location(uri: str) -> str:
+    """Return the location of the experiment that every tracking database is created with; empty if
+    the database has no tables yet."""
+    from sqlalchemy import Integer, String, column, create_engine, select, table
+    from sqlalchemy.exc import OperationalError
+
+    location, number = column("artifact_location", String), column("experiment_id", Integer)
+    query = select(location).select_from(table("experiments", location, number)).where(number == 0)
+    engine = create_engine(uri)
+    try:
+        with suppress(OperationalError), engine.connect() as connection:
+            return str(connection.execute(query).scalar() or "")
+    finally:
+        engine.dispose()
+    return ""
+
+
+def replace_locations(uri: str, old: str, new: str) -> int:
+    """Replace a prefix of all locations in a tracking database; return the number replaced."""
+    from sqlalchemy import String, column, create_engine, func, literal, table, update
+
+    count = 0
+    engine = create_engine(uri)
+    with engine.begin() as connection:
+        for name, columns in LOCATION_COLUMNS.items():
+            for location in (column(found, String) for found in columns):
+                moved = literal(new) + func.substr(location, len(old) + 1)
+                statement = update(table(name, location)).values({location: moved})
+                found = statement.where(
+                    func.substr(location, 1, len(old)) == old,
+                    func.substr(location, 1, len(new))
+                    != new,  # the new place may be within the old
+                )
+                count += connection.execute(found).rowcount
+    engine.dispose()
+    return count
+
+
 def create_database(path: Path, artifacts: Path) -> None:
     """Create a tracking database, including its migrations, in a SQLite file.
 
@@ -51,7 +113,7 @@ def create_database(path: Path, artifacts: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     silence_loggers()
-    SqlAlchemyStore(f"sqlite:///{path}", artifacts.as_uri()).engine.dispose()
+    SqlAlchemyStore(database_uri(path), artifacts.as_uri()).engine.dispose()
 
 
 def mark_finished(client: MlflowClient, run_id: str) -> None:

@@ -15,7 +15,6 @@ later ones.
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import traceback
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.report import charts, svg
 from launch.report.run_page import stage_parameters
-from launch.tracking.cursor import CURSOR, read_cursor
+from launch.tracking.cursor import CURSOR, read_cursor, recorded_uri
 from launch.tracking.mlflow_client import (
     ARTIFACTS,
     connect,
@@ -33,6 +32,7 @@ from launch.tracking.mlflow_client import (
     hide_credentials,
     is_server,
     mlflow_errors,
+    relocate,
     writer_lock,
 )
 from launch.tracking.mlflow_compat import (
@@ -44,9 +44,10 @@ from launch.tracking.mlflow_compat import (
 )
 from launch.ui.formatting import timestamp
 from pipeline.atomic_io import write_atomic
-from pipeline.context import read_series
+from pipeline.context import read_point, read_series
 from pipeline.execution.run import Run
 from pipeline.kind import is_promotable
+from pipeline.plain_data import to_json
 from pipeline.redaction import redact
 from pipeline.status import COMPLETED_STATES, RunStatus, StageStatus
 from pipeline.storage.artifact import OBSERVED, Artifact
@@ -64,8 +65,8 @@ STATES = {
 }
 NOT_STARTED = ("pending", "waiting", "skipped")
 
-Point = tuple[str, float, int, int]
-"""Key, value, Unix time in ms, step."""
+Point = tuple[str, float | None, int, int]
+"""Key, value (None if it is not finite), Unix time in ms, step."""
 
 LoggedValues = dict[str, dict[int, float]]
 """Value of each key at each step."""
@@ -82,7 +83,7 @@ class RunSynchronizer:
         self._offsets: dict[Path, tuple[int, int]] = {}  # series file -> (inode, bytes sent)
         self._logged: dict[Path, LoggedValues] = {}  # of series files that were reread
         self.cursor = read_cursor(run)
-        if self.cursor.get("uri") != hide_credentials(uri):
+        if recorded_uri(run) != hide_credentials(uri):
             self._reset()
 
     def try_sync(self, timeout: float = 1.0) -> bool:
@@ -92,6 +93,7 @@ class RunSynchronizer:
             with mlflow_errors(self.uri), writer_lock(self.run.store, timeout):
                 ensure_database(self.run.store, self.uri)
                 if not self._connected:
+                    relocate(self.run.store, self.uri)
                     self.client = connect(self.uri)
                     self._connected = True
                 self._sync_once()
@@ -99,10 +101,10 @@ class RunSynchronizer:
             if getattr(error.__cause__, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 self._reset()  # the database was replaced
             if str(error) != self.cursor.get("problem"):
-                sys.stderr.write(hide_credentials(traceback.format_exc()))
+                sys.stderr.write(self._redact(traceback.format_exc()))
             self._save_cursor(problem=str(error))
             return False
-        self._save_cursor(problem="")
+        self._save_cursor(problem="", uri=hide_credentials(self.uri))
         return True
 
     def _reset(self) -> None:
@@ -219,8 +221,8 @@ class RunSynchronizer:
             appended = file.read()
         appended = appended[: appended.rfind(b"\n") + 1]
         known = self._logged[path]
-        read = [point for line in appended.splitlines() for point in parse_points(line)]
-        points = [p for p in read if not is_logged(p[1], known.get(p[0], {}).get(p[3]))]
+        read = [point for line in appended.split(b"\n") for point in parse_points(line)]
+        points = [p for p in read if p[1] != known.get(p[0], {}).get(p[3])]
         for start in range(0, len(points), MAX_METRICS_PER_BATCH):
             batch = points[start : start + MAX_METRICS_PER_BATCH]
             self._log_points(entry["run"], batch)
@@ -234,11 +236,11 @@ class RunSynchronizer:
         """Send the panels of a stage: charts as SVG, tables and samples as MLflow tables."""
         series = read_series(artifact.path / OBSERVED / "metrics.jsonl")
         tables = []
-        for panel in charts.read_panels(artifact.path / OBSERVED):
+        for panel in charts.read_panels(artifact.path / OBSERVED, self.run.secrets()):
             slug = re.sub(r"\W+", "-", panel["title"].lower()).strip("-") or "panel"
             if grid := charts.table_of(panel):
                 tables.append({"path": f"tables/{slug}.json", "type": "table"})
-                self._log_text(run_id, json.dumps(grid), tables[-1]["path"])
+                self._log_text(run_id, to_json(grid), tables[-1]["path"])
             elif drawing := charts.draw(panel, series):
                 self._log_text(run_id, svg.standalone(drawing), f"plots/{slug}.svg")
         if tables:
@@ -296,9 +298,11 @@ class RunSynchronizer:
             self.client.log_batch(run_id, params=known[start : start + MAX_PARAMS_PER_BATCH])
 
     def _log_points(self, run_id: str, points: Iterable[Point], model: str | None = None) -> None:
+        """Log the points that have a value: MLflow shows a gap at the others."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, v, when, step, model) for key, v, when, step in points]
+        known = (point for point in points if point[1] is not None)
+        metrics = [Metric(key, v, when, step, model) for key, v, when, step in known]
         if metrics:
             self.client.log_batch(run_id, metrics=metrics)
 
@@ -382,31 +386,17 @@ def milliseconds(stamp: str) -> int:
     return round(timestamp(stamp) * 1000)
 
 
-def is_logged(value: float, sent: float | None) -> bool:
-    """Return whether MLflow has that value; it stores infinities as the largest number."""
-    if sent is None or math.isnan(value):
-        return sent is not None and math.isnan(sent)
-    largest = sys.float_info.max
-    return min(max(value, -largest), largest) == sent
-
-
 def metric_key(name: str) -> str:
     """Return a name that MLflow accepts for a metric or a parameter."""
     return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII).strip("/")
 
 
 def parse_points(line: bytes) -> Iterator[Point]:
-    """Yield the numbers of one line of a series; text and damaged lines are skipped."""
-    try:
-        row = json.loads(line)
+    """Yield the values of one line of a series; damaged lines are skipped."""
+    row = read_point(line)
+    if row and row.get("time") is not None:
         step, when = int(row.pop("step")), round(row.pop("time") * 1000)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return
-    for key, value in row.items():
-        try:
-            yield metric_key(key), float(value), when, step  # "nan" and "inf" are strings
-        except (ValueError, TypeError):
-            continue
+        yield from ((metric_key(key), value, when, step) for key, value in row.items())
 
 
 def identity_params(run: Run, stage: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ completes a promotion that was killed in between. A record is a JSON object:
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +32,13 @@ from launch.tracking.mlflow_client import (
     ensure_database,
     is_server,
     mlflow_errors,
+    relocate,
     tracking_uri,
     writer_lock,
 )
 from launch.tracking.mlflow_compat import mark_finished
 from pipeline.atomic_io import append_line, make_folder, read_lines
+from pipeline.checksum import parse_record, with_checksum
 from pipeline.errors import (
     CorruptArtifact,
     Failure,
@@ -49,6 +50,7 @@ from pipeline.errors import (
 )
 from pipeline.kind import is_promotable
 from pipeline.naming import check_name
+from pipeline.plain_data import read_numbers, to_json, to_plain
 from pipeline.promotion_gates import Gate, check_alias
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
@@ -119,7 +121,7 @@ class Registry:
         model: str,
         alias: str = "champion",
         require: Sequence[str] = (),
-        stage_metrics: Mapping[str, Mapping[str, float]] | None = None,
+        stage_metrics: Mapping[str, Mapping[str, float | None]] | None = None,
         *,
         dry_run: bool = False,
         smoke_test: SmokeTest | None = None,
@@ -148,7 +150,7 @@ class Registry:
         check_alias(alias)
         gates = [Gate.parse(text) for text in require]
         metrics = flat_metrics(stage_metrics or {})
-        check_metrics_exist(gates, metrics)
+        check_metrics_exist(gates, stage_metrics or {})
         _require_model(artifact)
         self._verify(artifact)
         _run_smoke_test(smoke_test, artifact)
@@ -216,8 +218,9 @@ class Registry:
 
     def _read(self, log: Path) -> list[Record]:
         try:
-            return [json.loads(line) for line in read_lines(log)]
-        except ValueError:
+            records = [parse_record(line) for line in read_lines(log)]
+            return [{**record, "metrics": read_numbers(record["metrics"])} for record in records]
+        except (ValueError, KeyError, TypeError, AttributeError):
             remedy = "restore the file from a backup; artifacts and runs are not affected"
             raise Failure("the promotion log is corrupt", where=str(log), remedy=remedy) from None
 
@@ -226,7 +229,7 @@ class Registry:
     ) -> Record:
         """Return the fields of a record that do not depend on the registry."""
         return {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "time": _now(),
             "user": user or _user_name(),
             "action": action,
             "model": model,
@@ -260,19 +263,34 @@ class Registry:
     def _commit(self, record: Record, append: bool = True) -> Record:
         """Register the version, log the promotion, then move MLflow's aliases to match the log.
 
-        All aliases of the model are moved, which completes promotions that were killed.
+        All aliases of the model are moved, which completes promotions that were killed. Versions
+        that MLflow lost are registered before the new one, in their order, so that they get their
+        numbers back where MLflow counts from 1 again; another number is logged.
         """
         model, log = record["model"], self._log(record["model"])
         with mlflow_errors(self.uri):
             ensure_database(self.store, self.uri)
+            relocate(self.store, self.uri)
             client = connect(self.uri, TIMEOUT)
+            held = current(self._read(log))
+            for alias, holder in sorted(held.items(), key=lambda item: int(item[1]["to"])):
+                if (self.store.root / holder["path"]).exists():
+                    version = self._register(client, holder)
+                    if version != holder["to"]:
+                        moved = {"from": holder["to"], "to": version, "user": _user_name()}
+                        held[alias] = self._append({**holder, **moved, "time": _now()})
             if append:
-                record = {**record, "to": int(self._register(client, record))}
-                make_folder(log.parent)
-                append_line(log, json.dumps(record, sort_keys=True))
-            for alias, holder in current(self._read(log)).items():
+                version = self._register(client, record)
+                held[record["alias"]] = self._append({**record, "to": version})
+            for alias, holder in held.items():
                 if alias == record["alias"] or (self.store.root / holder["path"]).exists():
-                    self._move_alias(client, model, alias, self._register(client, holder))
+                    self._move_alias(client, model, alias, str(holder["to"]))
+        return held[record["alias"]]
+
+    def _append(self, record: Record) -> Record:
+        log = self._log(record["model"])
+        make_folder(log.parent)
+        append_line(log, to_json(with_checksum(to_plain(record)), sort_keys=True))
         return record
 
     def _move_alias(self, client: MlflowClient, model: str, alias: str, version: str) -> None:
@@ -284,8 +302,12 @@ class Registry:
         if found != version:
             raise Failure(f"MLflow reports version {found} for {model}@{alias}, expected {version}")
 
-    def _register(self, client: MlflowClient, record: Record) -> str:
-        """Return the version of a record's artifact; create it if it does not exist."""
+    def _register(self, client: MlflowClient, record: Record) -> int:
+        """Return the version of a record's artifact; create it if it does not exist.
+
+        After a model was deleted, MLflow counts its versions from 1 again: a number that the log
+        gives to another artifact is used up by a version that is deleted at once.
+        """
         from mlflow.exceptions import MlflowException
 
         model = record["model"]
@@ -298,15 +320,21 @@ class Registry:
         query = f"name='{model}' and tags.digest='{record['digest']}'"
         found = client.search_model_versions(query)
         same = [v for v in found if v.tags.get("fingerprint") == record["fingerprint"]]
-        if same:
-            return str(max(int(version.version) for version in same))
+        if numbers := {int(version.version) for version in same}:
+            return int(record["to"]) if record["to"] in numbers else max(numbers)
         source, run_id = self._source(client, record)
         tags = {
             key: str(record[key]) for key in ("fingerprint", "digest", "run", "stage", "commit")
         }
-        tags |= {f"metric.{key}": str(value) for key, value in record["metrics"].items()}
-        created = client.create_model_version(model, source, run_id, tags, await_creation_for=0)
-        return str(created.version)
+        known = {key: value for key, value in record["metrics"].items() if value is not None}
+        tags |= {f"metric.{key}": str(value) for key, value in known.items()}
+        logged = {old["to"]: _identity(old) for old in self._read(self._log(model))}
+        while True:
+            made = client.create_model_version(model, source, run_id, tags, await_creation_for=0)
+            number = int(made.version)
+            if logged.get(number, _identity(record)) == _identity(record):
+                return number
+            client.delete_model_version(model, str(number))
 
     def _source(self, client: MlflowClient, record: Record) -> tuple[str, str | None]:
         """Return the URI of the files, in the store or uploaded to a server, and the MLflow run."""
@@ -368,6 +396,8 @@ def _previous_holder(records: Sequence[Record], alias: str) -> Record | None:
         if record["action"] == "rollback":
             places = [i for i, old in enumerate(stack) if old["digest"] == record["digest"]]
             stack = stack[: places[-1]] if places else stack
+        if stack and stack[-1]["digest"] == record["digest"]:  # the same under another number
+            stack.pop()
         stack.append(record)
     return stack[-2] if len(stack) > 1 else None
 
@@ -385,6 +415,14 @@ def _find_version(records: Sequence[Record], to: int | str) -> Record:
 def _known_version(records: Sequence[Record], artifact: Artifact) -> int | None:
     versions = [record["to"] for record in records if record["digest"] == artifact.digest]
     return versions[-1] if versions else None
+
+
+def _identity(record: Record) -> tuple[str, str]:
+    return record["digest"], record["fingerprint"]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _user_name() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import Box
@@ -20,6 +20,7 @@ from rich.text import Text
 from launch.ui.formatting import number
 from pipeline.errors import HeadwaterError, SpecError
 from pipeline.kind import headline_metrics
+from pipeline.plain_data import to_json
 from pipeline.redaction import escape_control_characters
 
 NARROW = 100  # terminal columns; narrower tables drop their least important columns
@@ -63,19 +64,41 @@ def get_console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     piped = not stream.isatty()
     width = PIPED if piped and not os.environ.get("COLUMNS") else None
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
+    return Console(
+        stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False, markup=False
+    )
 
 
 def echo(message: str = "", style: str = "", stderr: bool = False) -> None:
-    """Print plain text; markup is not interpreted, control characters are escaped, lines are not
-    wrapped."""
+    """Print plain text, with its lines as they are: not wrapped, control characters escaped."""
     get_console(stderr).print(Text(escape_lines(message), style=style), soft_wrap=True)
+
+
+def plain_text(*parts: str | tuple[str, str] | Text, style: str = "") -> Text:
+    """Return text, of parts with styles, that is shown as it is: markup is not interpreted, and
+    control characters, line breaks too, are escaped.
+
+    All text of a table, a tree or a live display is made here.
+    """
+    whole = Text(style=style)
+    for part in parts:
+        words, own_style = part if isinstance(part, tuple) else (part, "")
+        if isinstance(words, Text):
+            whole.append_text(words)
+        else:
+            whole.append(escape_control_characters(words), own_style)
+    return whole
+
+
+def print_line(*parts: str | tuple[str, str] | Text, stderr: bool = False) -> None:
+    """Print `plain_text` as one line, not wrapped."""
+    get_console(stderr).print(plain_text(*parts), soft_wrap=True)
 
 
 def suggest_command(command: str, why: str = "") -> None:
     """Print the command to type next on standard error."""
-    text = Text.assemble(("next: ", "bold"), (command, "cyan"), (f"   {why}" if why else "", "dim"))
-    get_console(stderr=True).print(text, soft_wrap=True)
+    why = f"   {why}" if why else ""
+    print_line(("next: ", "bold"), (command, "cyan"), (why, "dim"), stderr=True)
 
 
 def print_error(error: HeadwaterError) -> None:
@@ -100,30 +123,33 @@ def escape_lines(text: str) -> str:
     return "\n".join(escape_control_characters(line) for line in text.splitlines())
 
 
-def make_table(*columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()) -> Table:
+class PlainTable(Table):
+    """Table whose cells are shown as they are: `plain_text` of each text."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Append a row."""
+        shown = (plain_text(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
+
+
+def make_table(
+    *columns: str, right: Iterable[str] = (), flexible: Iterable[str] = ()
+) -> PlainTable:
     """Return an empty table in the style of all commands.
 
     Args:
         right: right-aligned columns (numbers).
         flexible: columns that may wrap on a narrow terminal; the others never do.
     """
-    table = Table(box=_TABLE_BOX, show_edge=False, pad_edge=False, header_style="dim")
+    table = PlainTable(box=_TABLE_BOX, show_edge=False, pad_edge=False, header_style="dim")
     table.padding = (0, 1, 0, 0)
     for column in columns:
         table.add_column(
-            column,
+            plain_text(column),
             justify="right" if column in right else "left",
             no_wrap=column not in flexible,
             overflow="fold" if column in flexible else "ellipsis",
         )
-    return table
-
-
-def add_rows(table: Table, rows: Iterable[Sequence[Any]]) -> Table:
-    """Append rows to a table, with text escaped and markup not interpreted; return the table."""
-    for row in rows:
-        cells = [Text(escape_lines(cell)) if isinstance(cell, str) else cell for cell in row]
-        table.add_row(*cells)
     return table
 
 
@@ -140,19 +166,20 @@ def format_state(state: str) -> Text:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON value on standard output; NaN and infinity as text."""
-    from pipeline.execution.journal import to_plain
+    """Print one JSON value on standard output; NaN and infinity are null, and control characters
+    are escaped."""
+    text = to_json(data, indent=2, ensure_ascii=False)
+    unsafe = {c for c in text if not c.isprintable() and c != "\n"}
+    sys.stdout.write(text.translate({ord(c): json.dumps(c)[1:-1] for c in unsafe}) + "\n")
 
-    sys.stdout.write(json.dumps(to_plain(data), indent=2, ensure_ascii=False) + "\n")
 
-
-def order_metrics(metrics: Mapping[str, float], kind: str) -> list[str]:
+def order_metrics(metrics: Mapping[str, float | None], kind: str) -> list[str]:
     """Return the metric names of an artifact, with the headline metrics of its kind first."""
     names = [name for name in headline_metrics(kind) if name in metrics]
     return names + [name for name in metrics if name not in names]
 
 
-def format_metrics(metrics: Mapping[str, float], kind: str, limit: int = 3) -> str:
+def format_metrics(metrics: Mapping[str, float | None], kind: str, limit: int = 3) -> str:
     """Return the first `limit` metrics of an artifact on one line."""
     shown = [f"{name} {number(metrics[name])}" for name in order_metrics(metrics, kind)[:limit]]
     more = len(metrics) - limit

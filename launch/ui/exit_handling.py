@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -15,8 +16,10 @@ from typing import NoReturn
 import click
 
 from pipeline.errors import HeadwaterError
+from pipeline.redaction import redact
 
 _CRASH_LOG_DIRS: list[Path] = []
+_SECRET_NAMES: set[str] = set()
 
 
 def exit_with_error(error: HeadwaterError) -> NoReturn:
@@ -38,7 +41,8 @@ def exit_with_crash_log(error: Exception) -> NoReturn:
     from launch.ui.console import echo, suggest_command
 
     path = _write_traceback(error)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = redact(str(error), _SECRET_NAMES).strip()
+    first = (reason or type(error).__name__).splitlines()[0]
     echo(f"error: {type(error).__name__}: {first}", "bold red", stderr=True)
     echo(f"the traceback is in {path}", stderr=True)
     suggest_command("headwater doctor", "checks the environment")
@@ -49,7 +53,7 @@ def _write_traceback(error: Exception) -> Path:
     """Write the traceback to the run's folder, else to the temporary folder; return its path."""
     import tempfile
 
-    text = "".join(traceback.format_exception(error))
+    text = redact("".join(traceback.format_exception(error)), _SECRET_NAMES)
     name = f"headwater-error-{time.strftime('%Y%m%d-%H%M%S')}.log"
     for folder in [*_CRASH_LOG_DIRS, Path(tempfile.gettempdir())]:
         with suppress(OSError):
@@ -59,9 +63,10 @@ def _write_traceback(error: Exception) -> Path:
     return Path("(not written: no folder is writable)")
 
 
-def set_crash_log_dir(folder: Path) -> None:
-    """Write the tracebacks of later crashes to this folder."""
+def set_crash_log_dir(folder: Path, secret_names: Iterable[str]) -> None:
+    """Write the tracebacks of later crashes to this folder, without these secrets."""
     _CRASH_LOG_DIRS.insert(0, folder)
+    _SECRET_NAMES.update(secret_names)
 
 
 def exit_interrupted() -> NoReturn:

@@ -1,4 +1,7 @@
-"""Numbers, durations and times as text, the same on the terminal and in HTML reports."""
+"""Numbers, durations and times as text, the same on the terminal and in HTML reports.
+
+A metric without a finite value is a dash everywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import math
 from datetime import datetime
 
 from pipeline.atomic_io import format_bytes
+from pipeline.plain_data import read_number
 
+DASH = "–"
+"""The text of a metric that has no finite value."""
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -24,11 +30,9 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Format a number compactly: 0.0312, 12.5, 1,234, 3.41 M, 3.14e23, 3e-5; empty for None."""
-    if value is None:
-        return ""
-    if not math.isfinite(value):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "nan")
+    """Format a number compactly: 0.0312, 12.5, 1,234, 3.41 M, 3.14e23, 3e-5; a dash for none."""
+    if (value := read_number(value)) is None:
+        return DASH
     size = abs(value)
     if value == int(value) and size < 1e5:
         return f"{int(value):,}"
@@ -43,21 +47,30 @@ def number(value: float | None) -> str:
 
 
 def scientific(value: float | None) -> str:
-    """Format a number in scientific notation: 3.14e23; empty for None."""
-    if value is None:
-        return ""
+    """Format a number in scientific notation: 3.14e23; a dash for none."""
+    if (value := read_number(value)) is None:
+        return DASH
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def metric(value: float) -> str:
-    """Format a metric for comparison: counts in full, other values with four digits."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+def metric(value: float | None) -> str:
+    """Format a metric for comparison: counts in full, other values with six digits; a dash for
+    none."""
+    if (value := read_number(value)) is None:
+        return DASH
+    return str(int(value)) if value.is_integer() and abs(value) < 1e9 else f"{value:.6g}"
+
+
+def change(difference: float | None) -> str:
+    """Format the difference of two metrics with its sign; a dash for none."""
+    known = read_number(difference)
+    return DASH if known is None else f"{known:+.4g}"
 
 
 def size(number: float | None) -> str:
-    """Format a number of bytes; empty for None."""
-    return "" if number is None else format_bytes(number)
+    """Format a number of bytes; empty for None and infinity."""
+    return "" if number is None or not math.isfinite(number) else format_bytes(number)
 
 
 def timestamp(text: str) -> float:

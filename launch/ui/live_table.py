@@ -23,6 +23,7 @@ from rich.text import Text
 
 from launch.ui import console, formatting
 from pipeline.errors import HeadwaterError
+from pipeline.redaction import escape_control_characters
 from pipeline.status import COMPLETED_STATES
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class RateEstimator:
         now, done = progress.get("time"), progress.get("done")
         if now is None or done is None:
             return None
-        now, done = float(now), float(done)
         points = self._points.setdefault(stage, [])
         if points and done < points[-1][1]:
             points.clear()
@@ -83,15 +83,16 @@ def _format_count(number: float) -> str:
 def format_loss(progress: Mapping[str, Any]) -> str:
     """Return the reward, else the loss, of a progress record."""
     for name in ("reward", "loss"):
-        if isinstance(value := progress.get(name), int | float):
-            return f"{name} {value:.3f}"
+        if name in progress:
+            value = progress[name]
+            return f"{name} {formatting.DASH if value is None else format(value, '.3f')}"
     return ""
 
 
 def format_rate(progress: Mapping[str, Any], rate: float | None) -> str:
     """Return the rate that the stage reports (`tokens_per_second`), else the observed one."""
     for name, value in progress.items():
-        if name.endswith("_per_second") and isinstance(value, int | float):
+        if name.endswith("_per_second") and value is not None:
             unit = name.removesuffix("_per_second")
             return f"{formatting.number(value)} {_UNITS.get(unit, unit)}/s"
     if rate is None:
@@ -115,11 +116,11 @@ class StatusTable:
         for stage in status.stages:
             table.add_row(*self._row(stage, width < console.NARROW))
         parts: list[Any] = [self._title(status), Padding(table, (0, 0, 0, 2), expand=False)]
-        return Group(*parts, *([Text(footer, style="magenta")] if footer else []))
+        return Group(*parts, *([console.plain_text(footer, style="magenta")] if footer else []))
 
     def _title(self, status: RunStatus) -> Text:
         done = sum(stage.state in COMPLETED_STATES for stage in status.stages)
-        return Text.assemble(
+        return console.plain_text(
             (status.pipeline, "bold"),
             ("  ", ""),
             (status.run, "cyan"),
@@ -129,7 +130,7 @@ class StatusTable:
 
     def _row(self, stage: StageStatus, narrow: bool) -> list[Any]:
         style = console.STYLES.get(stage.state, "")
-        name = Text.assemble((console.MARKS.get(stage.state, "·"), style), " ", stage.name)
+        name = console.plain_text((console.MARKS.get(stage.state, "·"), style), " ", stage.name)
         if stage.state != "running":
             return [name, Text(stage.state, style), *self._idle(stage, narrow)]
         return [name, *self._running(stage, narrow)]
@@ -139,30 +140,30 @@ class StatusTable:
         reason why it waits."""
         if stage.state in COMPLETED_STATES:
             metric = console.format_metrics(stage.metrics, stage.kind, 1)
-            return [Text(metric, "dim"), "", "", Text(formatting.duration(stage.seconds), "dim")]
-        has_reason = stage.state in ("waiting", "interrupted")
-        reason = console.escape_lines(stage.reason) if has_reason else ""
+            took = formatting.duration(stage.seconds)
+            return [console.plain_text((metric, "dim")), "", "", Text(took, "dim")]
+        reason = stage.reason if stage.state in ("waiting", "interrupted") else ""
         if len(reason) > (limit := 20 if narrow else 48):
             reason = reason[: limit - 1] + "…"
-        return [Text(reason, "dim"), "", "", ""]
+        return [console.plain_text((reason, "dim")), "", "", ""]
 
     def _running(self, stage: StageStatus, narrow: bool) -> list[Any]:
         progress = stage.progress
         rate = self.rates.rate(stage.name, progress)
         left = self.rates.remaining(stage.name, progress)
         gauge: Any = Text("starting" if not progress else "running", "yellow")
-        if progress.get("total"):
-            gauge = ProgressBar(
-                total=progress["total"], completed=progress["done"], width=8 if narrow else 24
-            )
+        done, total = progress.get("done"), progress.get("total")
+        if done is not None and (total or 0) > 0:
+            share = min(1.0, max(0.0, done / total))
+            gauge = ProgressBar(total=1.0, completed=share, width=8 if narrow else 24)
         time_left = formatting.duration(left)
         if time_left:
             time_left = f"~{time_left}" if narrow else f"{time_left} left"
         return [
             gauge,
-            Text(format_progress(progress)),
+            console.plain_text(format_progress(progress)),
             Text(format_loss(progress), "bold"),
-            Text(format_rate(progress, rate), "dim"),
+            console.plain_text((format_rate(progress, rate), "dim")),
             Text(time_left),
         ]
 
@@ -183,12 +184,13 @@ class StatusLines:
             self._states[stage.name] = stage.state
             if changed and stage.state not in ("pending", "skipped"):
                 self._printed_at[stage.name] = now
-                yield f"{stage.name:<{wide}}  {self._idle(stage)}".rstrip()
+                line = f"{stage.name:<{wide}}  {self._idle(stage)}".rstrip()
+                yield escape_control_characters(line)
             elif stage.state == "running" and stage.progress:
                 text = self._running(stage)
                 if now - self._printed_at.get(stage.name, 0.0) >= LINE_INTERVAL:
                     self._printed_at[stage.name] = now
-                    yield f"{stage.name:<{wide}}  {text}"
+                    yield escape_control_characters(f"{stage.name:<{wide}}  {text}")
 
     def _idle(self, stage: StageStatus) -> str:
         seconds = formatting.duration(stage.seconds) if stage.state in COMPLETED_STATES else ""
@@ -215,7 +217,7 @@ def run_note(run: Run, status: RunStatus) -> str:
     if status.state in ("finished", "failed", "refused"):
         return "writing the report and sending the rest to MLflow"
     try:
-        request = run.cancel_file.read_text()
+        request = run.cancel_file.read_text(errors="replace")
     except OSError:
         return ""
     if "now" in request:

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from launch.ui import console, formatting
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ def print_plan(plan: Plan) -> None:
         "stage", "action", "reason", *titles, right=titles, flexible=["reason"]
     )
     for stage in plan.stages:
-        cells = [COSTS[key][1](stage.estimate.get(key)) for key in costs]
+        found = stage.estimate
+        cells = [COSTS[key][1](found[key]) if key in found else "" for key in costs]
         if stage.action in ("cached", "skip"):
             cells = [""] * len(costs)
         reason = "" if stage.reason == stage.action else stage.reason
@@ -59,19 +62,21 @@ def print_estimates(plan: Plan) -> None:
     for stage in plan.stages:
         if stage.action in ("run", "resume") and stage.estimate_rows:
             rows = map(estimate_cells, stage.estimate_rows)
-            console.add_rows(table, [(stage.name, "", ""), *rows])
+            for row in [(stage.name, "", ""), *rows]:
+                table.add_row(*row)
     if table.row_count:
         console.print_table(table)
 
 
-def estimate_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def estimate_cells(row: Mapping[str, Any]) -> tuple[str, str, Text]:
     """Return the cells of a row: indented name, value, and parts (`image tower 304 M, text tower
     124 M`), wrapped between parts."""
     show = FORMATS[row["unit"]]
     parts = [f"{label} {show(value)}".replace(" ", NBSP) for label, value in row["parts"].items()]
     notes = [row["note"]] if row["note"] else []
     lines = textwrap.wrap(", ".join([*parts, *notes]), BREAKDOWN_WIDTH)
-    return f"  {row['name']}", show(row["value"]), "\n".join(lines).replace(NBSP, " ")
+    breakdown = Text("\n").join(console.plain_text(line.replace(NBSP, " ")) for line in lines)
+    return f"  {row['name']}", show(row["value"]), breakdown
 
 
 def summarize_plan(plan: Plan) -> str:

@@ -1,8 +1,8 @@
 """One attempt of a stage, executed in a process of its own.
 
 The driver sends a `Job`. The process opens the inputs (their bytes are hashed), calls the stage's
-function and returns an `Outcome`: plain data with an error message and a status, which decides
-whether the attempt is repeated.
+function, compares the sources with the plan before and after it, and returns an `Outcome`: plain
+data with an error message and a status, which decides whether the attempt is repeated.
 
     done           the driver publishes what is under out/
     user           the input is wrong: never repeated, exit code 2
@@ -30,6 +30,7 @@ from pipeline.atomic_io import DISK_FULL, disk_full_error
 from pipeline.context import Context
 from pipeline.errors import HeadwaterError
 from pipeline.execution.orphans import kill_orphaned_predecessor
+from pipeline.redaction import redact
 from pipeline.stage import Inputs, Params
 from pipeline.stage_registry import find_stage
 from pipeline.storage.artifact import Artifact
@@ -112,8 +113,10 @@ def run_attempt(job: Job) -> Outcome:
             found = tuple(store.ensure_verified(Artifact.open(f), job.run) for f in folders)
             inputs[name] = found if stage.inputs[name].many else found[0]
         context.check_cancelled()
+        _check_externals(job, context.work)
         start = time.monotonic()
         stage.run(job.params, Inputs(inputs), context.out, context)
+        _check_externals(job, context.work)
         if not any(path.is_file() for path in context.out.rglob("*")):
             message, remedy = "the stage returned without output", "write its files under `out`"
             raise errors.Failure(message, where=context.stage, remedy=remedy)
@@ -123,11 +126,26 @@ def run_attempt(job: Job) -> Outcome:
             text = "".join(traceback.format_exception(error))
         log = context.log if context else print  # captured by the launcher
         with suppress(OSError):
-            for line in text.splitlines():
+            for line in redact(text, job.secrets).splitlines():
                 log(line)
         remedy = f"`headwater logs {job.run} {job.stage}` shows more"
-        return classify_error(error, job.store, remedy)
+        end = classify_error(error, job.store, remedy)
+        # The driver may not know the values of the secrets.
+        return Outcome(end.status, redact(end.error, job.secrets), redact(end.remedy, job.secrets))
     return Outcome("done", seconds=time.monotonic() - start)
+
+
+def _check_externals(job: Job, work: Path) -> None:
+    """Check that the sources are those of the plan; work that may hold others is quarantined.
+
+    Raises:
+        InputError: a source was edited since, or cannot be read.
+    """
+    if changed := job.params.changed_externals(job.externals):
+        why = f"{', '.join(changed)} changed since the run was planned"
+        Store(job.store).quarantine(work, why)
+        remedy = f"`headwater resume {job.run}` plans again, with the present content"
+        raise errors.InputError(why, where=job.stage, remedy=remedy)
 
 
 def classify_error(error: BaseException, place: Path, remedy: str = "") -> Outcome:

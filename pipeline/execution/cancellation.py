@@ -107,7 +107,7 @@ class CancellationToken:
 
     def _file_text(self) -> str:
         try:
-            return self._file.read_text() or "interrupted"
+            return self._file.read_text(errors="replace") or "interrupted"
         except OSError:  # it does not exist, or cannot be read now: it is read again soon
             return ""
 

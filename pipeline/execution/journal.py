@@ -1,6 +1,6 @@
 """The append-only journal of a run: the one record of what happened in it.
 
-    {"seq", "time", "event", …}    one line per event of <store>/runs/<run-id>/journal.jsonl
+    {"seq", "time", "event", …, "crc32"}   a line per event of <store>/runs/<run-id>/journal.jsonl
 
 A journal has one writer at a time, the driver, which holds the run's lease. Status is derived from
 the events on demand (`pipeline.status`) and is stored nowhere.
@@ -9,16 +9,16 @@ the events on demand (`pipeline.status`) and is stored nowhere.
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_io import append_line, read_lines
-from pipeline.redaction import redact
+from pipeline.checksum import parse_record, with_checksum
+from pipeline.plain_data import to_plain
 from pipeline.status import Event, format_timestamp
 from pipeline.storage.lease import Lease
 
@@ -51,7 +51,7 @@ class Journal:
                 seq = max((event["seq"] for event in self.events()), default=0)
             raw = {"seq": seq + 1, "time": format_timestamp(time.time()), "event": event, **fields}
             line.update(to_plain(raw, self._secret_names()))
-            return json.dumps(line, ensure_ascii=False)
+            return json.dumps(with_checksum(line), ensure_ascii=False)
 
         with self._lock:
             if self.lease:
@@ -64,20 +64,7 @@ class Journal:
         events = []
         for line in read_lines(self.path):
             with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event and type(event.get("seq")) is int:
+                event = parse_record(line)
+                if "event" in event and type(event.get("seq")) is int:
                     events.append(event)
         return events
-
-
-def to_plain(value: Any, secret_names: frozenset[str] = frozenset()) -> Any:
-    """Convert to JSON's own types, with the values of secrets replaced by their names."""
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item, secret_names) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_plain(item, secret_names) for item in value]
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
-    return redact(str(value), secret_names)

@@ -13,8 +13,6 @@ does not change its fingerprint: its dependents stay cached unless they are name
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +33,8 @@ StageAction = Literal["cached", "resume", "run", "skip"]
 InputSource = dict[str, str]
 """The origin of an input: {stage | artifact, uses, fingerprint}."""
 ModelResolver = Callable[[ModelRef], Artifact]
+SourceHash = Callable[[Stage], str]
+"""Hash of the code of a stage; empty if it is not known."""
 
 MAX_REASONS = 3  # differences that are listed
 JSON_KEYS = {"action": "verdict", "verdict": "action", "rerun": "forced", "forced": "rerun"}
@@ -61,7 +61,7 @@ class PlannedStage:
     """See `Params.estimate`."""
     warnings: list[str]
     source_hash: str
-    """Hash of the module that defines the stage."""
+    """Hash of the code of the stage, if there is an artifact to compare it with."""
     rerun: bool = False
     """True if the stage runs although its artifact may exist: the new artifact is the next
     generation, and unfinished work of the old one is discarded."""
@@ -80,15 +80,20 @@ class Plan:
 
     pipeline: str
     stages: list[PlannedStage]
+    only: str | None = None
+    """The one stage that the run was asked for."""
+    strict_code: bool = False
+    """True if changed code runs a stage again."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads."""
-        return {"pipeline": self.pipeline, "stages": [_swap_keys(asdict(s)) for s in self.stages]}
+        return {**vars(self), "stages": [_swap_keys(asdict(stage)) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read the data of `to_json`."""
-        return cls(data["pipeline"], [PlannedStage(**_swap_keys(s)) for s in data["stages"]])
+        stages = [PlannedStage(**_swap_keys(stage)) for stage in data["stages"]]
+        return cls(**{**data, "stages": stages})
 
 
 def make_plan(
@@ -100,6 +105,7 @@ def make_plan(
     rerun: Sequence[str] = (),
     strict_code: bool = False,
     resolve_model: ModelResolver | None = None,
+    source_hash: SourceHash = lambda stage: "",
 ) -> Plan:
     """Plan a pipeline against a store, which is only read.
 
@@ -111,6 +117,8 @@ def make_plan(
         rerun: run these stages again.
         strict_code: run the stages whose artifacts were produced by other code again.
         resolve_model: returns the artifact that `model:<name>@<alias>` refers to now.
+        source_hash: returns the hash of the code that a stage has now. Default: code is not
+            compared.
 
     Raises:
         NotFound: a named stage is not in the pipeline.
@@ -127,23 +135,14 @@ def make_plan(
         after = {from_, *graph.downstream(needs, from_)}
         forced = dict.fromkeys(after, f"forced by --from {from_}")
     forced.update(dict.fromkeys(rerun, "forced by --rerun"))
-    planner = _Planner(spec, store, forced, strict_code, resolve_model)
+    planner = _Planner(spec, store, forced, strict_code, resolve_model, source_hash)
     for node in spec.nodes.values():
         planner.plan(node)
     if only:
         planner.restrict_to(spec.nodes[only])
     if planner.problems:
         raise SpecError(planner.problems)
-    return Plan(spec.name, list(planner.planned.values()))
-
-
-def source_hash(stage: Stage) -> str:
-    """Return the sha256 of the file that defines the stage; empty if there is no file."""
-    try:
-        path = inspect.getsourcefile(stage.run)
-        return hashlib.sha256(Path(path or "").read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return ""
+    return Plan(spec.name, list(planner.planned.values()), only, strict_code)
 
 
 @dataclass
@@ -155,6 +154,7 @@ class _Planner:
     forced: Mapping[str, str]
     strict_code: bool
     resolve_model: ModelResolver | None
+    source_hash: SourceHash
     planned: dict[str, PlannedStage] = field(default_factory=dict)
     found: dict[str, Artifact] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -173,8 +173,9 @@ class _Planner:
             return
         prints = {edge: [s["fingerprint"] for s in sources] for edge, sources in known.items()}
         wanted = identity_payload(node.stage, node.params, prints, externals)
-        fp, code = fingerprint(wanted), source_hash(node.stage)
+        fp = fingerprint(wanted)
         found = self.store.find(node.uses, fp)
+        code = self.source_hash(node.stage) if found else ""
         warnings = self._warnings(found, code, known) if found else []
         if found:
             self.found[node.name] = found

@@ -11,21 +11,32 @@ A driver that dies leaves a run whose status is `interrupted`, because nothing r
 
 from __future__ import annotations
 
+import calendar
 import difflib
-import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.atomic_io import disk_errors, fsync_path, make_folder, read_json, write_atomic
+from pipeline.atomic_io import (
+    NOT_FOUND,
+    disk_errors,
+    fsync_path,
+    list_folder,
+    make_folder,
+    read_json,
+    write_atomic,
+)
+from pipeline.checksum import parse_record, with_checksum
 from pipeline.errors import Failure, NotFound, UserError
-from pipeline.execution.journal import Journal, to_plain
+from pipeline.execution.journal import Journal
 from pipeline.execution.plan import Plan
 from pipeline.naming import check_name
+from pipeline.plain_data import read_numbers, to_json, to_plain
 from pipeline.redaction import secret_names
 from pipeline.spec.pipeline_spec import Spec
 from pipeline.spec.spec_checker import spec_from_resolved
@@ -40,6 +51,7 @@ from pipeline.status import (
     mark_interrupted,
     with_elapsed_time,
 )
+from pipeline.storage.artifact import hash_file
 from pipeline.storage.store import Store
 
 # Both lists are sorted, so that ids sort by the second and the 64th of a second they stand for.
@@ -77,7 +89,9 @@ class Run:
             origin: the run that this one continues with a changed configuration.
         """
         make_folder(store.root / "runs")
-        instant = time.time()
+        before = [_instant_of(folder.name) for folder in list_folder(store.root / "runs")]
+        # Another host's clock may be ahead: an id sorts after those that exist, not by the clock.
+        instant = max(time.time(), max(before, default=0.0) + 1 / len(_NOUNS))
         while True:
             run = cls(store, new_run_id(instant))
             try:
@@ -90,7 +104,8 @@ class Run:
         resolved = yaml.safe_dump(to_plain(spec.resolved), sort_keys=False, allow_unicode=True)
         write_atomic(run.folder / "run.yaml", resolved)
         facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
-        run.append("run.created", **facts, origin=origin)
+        digest = hash_file(run.folder / "run.yaml")
+        run.append("run.created", **facts, origin=origin, run_yaml_sha256=digest)
         run.write_plan(plan)
         return run
 
@@ -131,8 +146,17 @@ class Run:
         return self.folder / "stages" / check_name(stage, "a stage") / f"attempt-{attempt}"
 
     def resolved(self) -> dict[str, Any]:
-        """Return the resolved pipeline, the content of run.yaml."""
-        return dict(yaml.safe_load((self.folder / "run.yaml").read_text()))
+        """Return the resolved pipeline, the content of run.yaml.
+
+        Raises:
+            Failure: its bytes are not those that were written when the run was created.
+        """
+        path = self.folder / "run.yaml"
+        recorded = next((event.get("run_yaml_sha256") for event in self.events()), None)
+        if recorded not in (None, hash_file(path)):
+            remedy = "restore it, or start the pipeline file again"
+            raise Failure("its bytes changed", where=str(path), remedy=remedy)
+        return dict(yaml.safe_load(path.read_text()))
 
     def spec(self) -> Spec:
         """Check the run's pipeline again and return it."""
@@ -142,11 +166,11 @@ class Run:
         """Return the newest plan.
 
         Raises:
-            Failure: no plan exists, because the creation of the run was interrupted.
+            Failure: no plan exists (the creation of the run was interrupted), or it is damaged.
         """
-        if plan := self._raw_plan():
-            return Plan.from_json(plan)
-        remedy = "its creation was interrupted: start it again"
+        with suppress(KeyError, TypeError):
+            return Plan.from_json(self._raw_plan())
+        remedy = "its creation was interrupted, or its plan.json is damaged: start it again"
         raise Failure(f"run {self.id} has no plan", where=str(self.folder), remedy=remedy)
 
     def payload(self, stage: str) -> dict[str, Any]:
@@ -155,12 +179,15 @@ class Run:
         return next((dict(s.get("payload") or {}) for s in stages if s["name"] == stage), {})
 
     def _raw_plan(self) -> dict[str, Any]:
-        return read_json(self.folder / "plan.json", {})
+        with disk_errors(self.folder / "plan.json", to="read"), suppress(*NOT_FOUND, ValueError):
+            return parse_record((self.folder / "plan.json").read_bytes())
+        return {}
 
     def write_plan(self, plan: Plan) -> None:
         """Replace the plan: a resumed run finds other stages cached than before."""
-        described = plan.to_json()
-        write_atomic(self.folder / "plan.json", json.dumps(described, indent=1) + "\n")
+        described = to_plain(plan.to_json())
+        written = to_json(with_checksum(described), indent=1)
+        write_atomic(self.folder / "plan.json", written + "\n")
         keys = ("name", "uses", "kind", "verdict", "reason", "fingerprint")
         stages = [{key: stage.get(key, "") for key in keys} for stage in described["stages"]]
         self.append("plan", stages=stages)
@@ -211,7 +238,8 @@ class Run:
         """Return the names of the secrets that the pipeline refers to."""
         if self._secrets is None:
             try:
-                self._secrets = secret_names((self.folder / "run.yaml").read_text())
+                text = (self.folder / "run.yaml").read_text(errors="backslashreplace")
+                self._secrets = secret_names(text)
             except FileNotFoundError:
                 return frozenset()
         return self._secrets
@@ -226,7 +254,7 @@ class Run:
         if status.state == "running" and not self.has_driver():
             status = mark_interrupted(status)
         stages = [self._add_store_facts(stage) for stage in status.stages]
-        return replace(status, stages=stages, store=status.store or str(self.store.root))
+        return replace(status, stages=stages, store=str(self.store.root))  # it may have moved
 
     def _add_store_facts(self, stage: StageStatus) -> StageStatus:
         """Add facts from the store: the artifact's folder and metrics, or live progress."""
@@ -241,11 +269,12 @@ class Run:
             return replace(stage, path=str(artifact.path), metrics=metrics, seconds=seconds)
         work = self.store.work(stage.uses, stage.fingerprint)
         progress: dict[str, Any] = read_json(work / "observed" / "progress.json", {})
-        return with_elapsed_time(replace(stage, progress=progress))
+        known = read_numbers(progress) | {key: progress[key] for key in progress if key == "unit"}
+        return with_elapsed_time(replace(stage, progress=known))
 
 
 def list_runs(store: Store) -> list[Run]:
-    """Return all runs of a store, the oldest first."""
+    """Return all runs of a store, in the order in which they were created."""
     journals = sorted(store.root.glob("runs/*/journal.jsonl"))
     return [Run(store, path.parent.name) for path in journals]
 
@@ -258,3 +287,13 @@ def new_run_id(instant: float) -> str:
     """
     utc, tick = time.gmtime(instant), int(instant % 1 * len(_NOUNS))
     return f"{time.strftime('%Y%m%d-%H%M', utc)}-{_ADJECTIVES[utc.tm_sec]}-{_NOUNS[tick]}"
+
+
+def _instant_of(run_id: str) -> float:
+    """Return the Unix time that an id was made of; 0 for another name."""
+    try:
+        day, minute, second, tick = run_id.split("-")
+        start = calendar.timegm(time.strptime(day + minute, "%Y%m%d%H%M"))
+        return start + _ADJECTIVES.index(second) + _NOUNS.index(tick) / len(_NOUNS)
+    except ValueError:
+        return 0.0

@@ -18,10 +18,11 @@ from typing import Protocol
 
 from pipeline.errors import Failure, GateRefused, HeadwaterError, UserError
 from pipeline.execution.cancellation import CancellationToken
-from pipeline.execution.plan import Plan, PlannedStage, make_plan
+from pipeline.execution.plan import ModelResolver, Plan, PlannedStage, SourceHash, make_plan
+from pipeline.execution.resources import ResourcePool, Resources, check_placement
 from pipeline.execution.run import Run
-from pipeline.execution.stage_executor import Launcher, ResourcePool, Resources, StageExecutor
-from pipeline.spec.pipeline_spec import ModelRef
+from pipeline.execution.stage_executor import Launcher, StageExecutor
+from pipeline.spec.pipeline_spec import ModelRef, Spec
 from pipeline.status import COMPLETED_STATES, RunState, RunStatus, StageState
 from pipeline.storage.artifact import Artifact
 
@@ -64,7 +65,7 @@ def execute(
         backoff: seconds before the first retry.
 
     Raises:
-        UserError: another driver executes this run, or a stage needs more resources than exist.
+        UserError: another driver executes this run, or a stage can be placed on no node.
         Failure: the engine cannot continue (a full disk, a lost lease); `resume` can.
     """
     resumed = any(event["event"] == "run.started" for event in run.events())
@@ -73,7 +74,7 @@ def execute(
     try:
         with _observed(run, observers), token.handle_signals():
             if resumed:
-                run.write_plan(_plan_again(run))
+                run.write_plan(plan_again(run, run.spec(), launcher.source_hash))
             with closing(launcher):
                 scheduler = Scheduler(run, run.plan(), launcher, token, backoff)
                 _run_to_end(run, scheduler, on_finished)
@@ -82,22 +83,48 @@ def execute(
     return run.status()
 
 
-def _plan_again(run: Run) -> Plan:
-    """Plan a resumed run with its first options against the current store."""
+def plan_again(
+    run: Run,
+    spec: Spec,
+    source_hash: SourceHash,
+    from_: str | None = None,
+    resolve_model: ModelResolver | None = None,
+) -> Plan:
+    """Plan a run with its first options against the current store.
+
+    Args:
+        run: the run whose options are kept: `only`, `strict_code`, and what it was to run again.
+        spec: its pipeline, or the one of the run that continues it.
+        source_hash: see `make_plan`.
+        from_: also run this stage and all that depend on it again.
+        resolve_model: resolver of the models that its plan does not name.
+
+    Raises:
+        NotFound, SpecError, Failure: see `make_plan`.
+    """
     before = run.plan()
     made = {event["stage"] for event in run.events() if event["event"] == "stage.finished"}
-    rerun = [stage.name for stage in before.stages if stage.rerun and stage.name not in made]
-    taken = [stage.name for stage in before.stages if stage.action != "skip"]
+    left = {stage.name for stage in before.stages if stage.rerun} - made
     edges = [sources for stage in before.stages for sources in stage.inputs.values()]
     pinned = {s["artifact"]: s for sources in edges for s in sources if "artifact" in s}
 
     def resolve(model: ModelRef) -> Artifact:
         """Return the artifact from the first plan, because the alias may have moved since."""
+        if str(model) not in pinned and resolve_model:
+            return resolve_model(model)
         source = pinned[str(model)]
         return run.store.by_fingerprint(f"{source['uses']}/{source['fingerprint']}")
 
-    only = taken[-1] if len(taken) < len(before.stages) else None
-    return make_plan(run.spec(), run.store, only=only, rerun=rerun, resolve_model=resolve)
+    return make_plan(
+        spec,
+        run.store,
+        only=before.only,
+        from_=from_,
+        rerun=[name for name in spec.nodes if name in left],
+        strict_code=before.strict_code,
+        resolve_model=resolve,
+        source_hash=source_hash,
+    )
 
 
 def exit_code(run: Run) -> int:
@@ -156,6 +183,7 @@ class Scheduler:
         self.backoff = backoff
         self.states: dict[str, StageState] = {}
         self._pool: ResourcePool | None = None
+        self._capacity: Sequence[Resources] = ()
         self._to_replace: dict[str, Artifact | None] = {}
         self._reproduced: set[str] = set()
         self._threads: dict[str, threading.Thread] = {}
@@ -165,7 +193,7 @@ class Scheduler:
         """Run the stages whose inputs exist and return the state of the run.
 
         Raises:
-            UserError: a stage needs more than the cluster has; nothing was started.
+            SpecError: stages need more than the cluster has; nothing was started.
             Failure: the journal or the store cannot be written.
         """
         for name, stage in self.stages.items():
@@ -211,6 +239,7 @@ class Scheduler:
         pool = self._pool or self._start_launcher()
         if inputs is None or pool is None:
             return
+        check_placement([self.nodes[stage.name]], self._capacity)  # it may have been cached before
         node, old, token = self.nodes[stage.name], self._to_replace.get(stage.name), self.token
         executor = StageExecutor(
             self.run, stage, node, inputs, self.launcher, pool, token, self.backoff, old
@@ -243,18 +272,13 @@ class Scheduler:
         """Start the launcher; return None if a stop is requested before it is ready.
 
         Raises:
-            UserError: a pending stage needs more than the cluster has.
+            SpecError: pending stages need more than the nodes of the cluster have.
         """
         with self.token.interruptible():
-            self._pool = ResourcePool(self.launcher.start())
-        for name, state in self.states.items():
-            need = Resources.required_by(self.nodes[name].params.workers)
-            if self._pool and state == "pending" and not self._pool.total.fits(need):
-                raise UserError(
-                    f"it needs {need}, the cluster has {self._pool.total}",
-                    where=f"{self.nodes[name].where} {name}.workers",
-                    remedy=f"lower it ({name}.workers.num=1) or name a larger cluster",
-                )
+            self._capacity = self.launcher.start()
+            pending = [self.nodes[name] for name, s in self.states.items() if s == "pending"]
+            check_placement(pending, self._capacity)
+            self._pool = ResourcePool(sum(self._capacity, Resources(0)))
         return self._pool
 
     def _inputs(self, stage: PlannedStage) -> dict[str, tuple[Artifact, ...]] | None:

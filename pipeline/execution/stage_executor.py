@@ -12,93 +12,48 @@ One thread of the driver executes each stage, from top to bottom:
 from __future__ import annotations
 
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.atomic_io import disk_errors
 from pipeline.errors import HeadwaterError, LeaseLost
 from pipeline.execution.attempt import AttemptStatus, Job, Outcome, classify_error
 from pipeline.execution.cancellation import CancellationToken
 from pipeline.execution.plan import PlannedStage, read_resume_point
+from pipeline.execution.resources import POLL_INTERVAL, ResourcePool, Resources
 from pipeline.execution.run import Run
 from pipeline.spec.pipeline_spec import Node
-from pipeline.stage import Retries, Workers
+from pipeline.stage import Retries, Stage
 from pipeline.status import StageState
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.lease import Lease
 from pipeline.storage.store import PublishRequest
 
-POLL_INTERVAL = 0.1  # seconds between two checks of a waiting thread
 MAX_PAUSE = 60.0  # seconds: the longest pause before a retry
 
 _UNCOUNTED = ("preempted", "unschedulable")  # not a fault of the stage: no retry is used up
 _STOPPED = ("interrupted", "killed", "worker", *_UNCOUNTED)  # how attempts end in a stopping run
 
 
-@dataclass(frozen=True)
-class Resources:
-    """CPU cores and GPUs of a cluster or of a stage."""
-
-    cpus: float
-    gpus: float = 0.0
-
-    @classmethod
-    def required_by(cls, workers: Workers) -> Resources:
-        """Return the sum over the processes of a stage."""
-        return cls(workers.num * workers.cpus, workers.num * workers.gpus)
-
-    def fits(self, other: Resources) -> bool:
-        """Return whether these resources contain the others."""
-        return other.cpus <= self.cpus + 1e-9 and other.gpus <= self.gpus + 1e-9
-
-    def __add__(self, other: Resources) -> Resources:
-        return Resources(self.cpus + other.cpus, self.gpus + other.gpus)
-
-    def __sub__(self, other: Resources) -> Resources:
-        return Resources(self.cpus - other.cpus, self.gpus - other.gpus)
-
-    def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
-
-
 class Launcher(Protocol):
     """The machines or processes where attempts run."""
 
-    def start(self) -> Resources:
-        """Start, and return the resources that there are."""
+    def start(self) -> Sequence[Resources]:
+        """Start, and return the resources of each node."""
+
+    def source_hash(self, stage: Stage) -> str:
+        """Return the hash of the code of a stage."""
+
+    def code(self, stage: Stage) -> Mapping[str, Any]:
+        """Return {commit, dirty, source_hash} of the code of a stage."""
 
     def run(self, job: Job, stop: Callable[[], bool]) -> Outcome:
         """Run one attempt; kill its process as soon as `stop()` is true."""
 
     def close(self) -> None:
         """Release everything."""
-
-
-class ResourcePool:
-    """The resources of the cluster that no stage of this run has reserved."""
-
-    def __init__(self, total: Resources) -> None:
-        self.total = total
-        self._free = total
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def reserve(self, need: Resources, give_up: Callable[[], bool]) -> Iterator[bool]:
-        """Reserve resources inside the block; yield False if `give_up()` is true before."""
-        with self._changed:
-            while not (lost := give_up()) and not self._free.fits(need):
-                self._changed.wait(POLL_INTERVAL)
-            self._free -= need if not lost else Resources(0)
-        try:
-            yield not lost
-        finally:
-            with self._changed:
-                self._free += need if not lost else Resources(0)
-                self._changed.notify_all()
 
 
 class RetryBudget:
@@ -223,6 +178,7 @@ class StageExecutor:
             secrets=run.secrets(),
             externals=planned.payload["externals"],
         )
+        code = self.launcher.code(self.node.stage)  # it may have changed since the plan
         outcome = self.launcher.run(job, lambda: self.token.expired() or lease.lost.is_set())
         if outcome.status != "done":
             return outcome
@@ -235,7 +191,7 @@ class StageExecutor:
             inputs=self.inputs,
             run={"id": run.id, "stage": planned.name, "attempt": attempt},
             seconds=outcome.seconds,
-            source_hash=planned.source_hash,
+            code=code,
         )
         try:
             made = run.store.publish(request, lease)

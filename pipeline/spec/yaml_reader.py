@@ -34,7 +34,6 @@ _INTEGER = re.compile(r"[-+]?[0-9]{1,30}")
 _BASED = re.compile(r"0o[0-7]{1,30}|0x[0-9a-fA-F]{1,30}")
 _DECIMAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _EDGE = re.compile(r"\$\{([^{}\n]*)\}")
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private characters: see `parse_yaml`
 _EXACT = 2**53  # integers up to here have an exact float
 
 
@@ -87,7 +86,9 @@ def read_yaml(path: Path) -> Tree:
 def parse_yaml(text: str, where: Callable[[int], str], root: KeyPath = ()) -> Tree:
     """Parse YAML text.
 
-    Inside `{…}` YAML would end a scalar at the brace of `${clean}`: it is replaced while parsing.
+    Inside `{…}` YAML would end a scalar at the brace of `${clean}`: while parsing, braces are
+    replaced by two characters for private use, which occur in the text neither themselves nor as
+    escape sequences.
 
     Args:
         where: the location of a line (from 1).
@@ -96,13 +97,18 @@ def parse_yaml(text: str, where: Callable[[int], str], root: KeyPath = ()) -> Tr
     Raises:
         SpecError: as `read_yaml`.
     """
-    parser = _Parser(Tree(locations={root: where(1)}), where)
-    key, shielded = format_key_path(root), _EDGE.sub(rf"${_OPEN}\1{_CLOSE}", text)
+    lower, private = text.lower(), range(0xE000, 0xF900)
+    unused = (code for code in private if chr(code) not in text and f"{code:x}" not in lower)
+    # A text that has them all is read too, but cannot have an edge: YAML refuses U+0000.
+    braces = {next(unused, 0): "{", next(unused, 1): "}"}
+    opening, closing = map(chr, braces)
+    parser = _Parser(Tree(locations={root: where(1)}), where, braces)
+    key, shielded = format_key_path(root), _EDGE.sub(rf"${opening}\1{closing}", text)
     try:
         parser.document(yaml.parse(shielded, Loader=yaml.SafeLoader), root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        _fail(where(line), f"this is not YAML: {_restore_edges(str(error.problem))}", key=key)
+        _fail(where(line), f"this is not YAML: {str(error.problem).translate(braces)}", key=key)
     except yaml.reader.ReaderError as error:
         message = f"the character U+{error.character:04X} is not allowed in YAML"
         _fail(where(1), message, key=key)
@@ -131,9 +137,10 @@ def parse_scalar(text: str) -> Any:
 class _Parser:
     """Builder of the tree from YAML's events, which are flat: no input can overflow the stack."""
 
-    def __init__(self, tree: Tree, where: Callable[[int], str]) -> None:
+    def __init__(self, tree: Tree, where: Callable[[int], str], braces: Mapping[int, str]) -> None:
         self.tree = tree
         self._where = where
+        self._braces = braces
         self._nodes = 0
 
     def document(self, events: Iterator[Any], root: KeyPath) -> None:
@@ -164,7 +171,7 @@ class _Parser:
                 self.tree.locations[*path, len(items)] = self._location(event)
                 items.append(self._node(event, (*path, len(items))))
             return items
-        text = _restore_edges(event.value)
+        text = event.value.translate(self._braces)
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
             self._reject(path, event, "the text holds a character that is not text")
         return parse_scalar(text) if event.implicit[0] else text
@@ -178,7 +185,7 @@ class _Parser:
                 self._node(next(self._events), path)
                 continue
             self._reject_marks(event, path)
-            key = _restore_edges(event.value)
+            key = event.value.translate(self._braces)
             if key in data:
                 self._reject((*path, key), event, f"the key {key!r} is a duplicate", "remove one")
             self.tree.locations[*path, key] = self._location(event)
@@ -214,10 +221,6 @@ def _merge(base: Any, over: Any, path: KeyPath, replaced: list[KeyPath]) -> Any:
     for key, value in over.items():
         merged[key] = _merge(base[key], value, (*path, key), replaced) if key in base else value
     return merged
-
-
-def _restore_edges(text: str) -> str:
-    return text.replace("$" + _OPEN, "${").replace(_CLOSE, "}")
 
 
 def _fail(location: str, message: str, remedy: str = "", key: str = "") -> NoReturn:

@@ -27,6 +27,7 @@ from pipeline.atomic_io import (
     write_atomic,
 )
 from pipeline.errors import CorruptArtifact, Failure, UserError
+from pipeline.plain_data import read_numbers
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -86,9 +87,9 @@ class Artifact:
         return str(self.manifest["digest"])
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The final metrics of the stage."""
-        return {name: float(value) for name, value in self.manifest["metrics"].items()}
+    def metrics(self) -> dict[str, float | None]:
+        """The final metrics of the stage; None where there is no finite value."""
+        return read_numbers(self.manifest["metrics"])
 
     @property
     def size(self) -> int:

@@ -169,7 +169,7 @@ class Lease(AbstractContextManager["Lease"]):
             with suppress(OSError, Failure):
                 if self.is_held():  # the same length over the old number fits on a full disk
                     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-                    descriptor = os.open(self._file(epoch, "beat"), flags, 0o644)
+                    descriptor = os.open(self._file(epoch, "beat"), flags, 0o666)
                     try:
                         os.write(descriptor, f"{count:020d}".encode())
                     finally:
@@ -197,7 +197,7 @@ class Lease(AbstractContextManager["Lease"]):
 
     def _text(self, epoch: int, suffix: str) -> str:
         try:
-            return self._file(epoch, suffix).read_text()
+            return self._file(epoch, suffix).read_text(errors="replace")  # a bit may have flipped
         except FileNotFoundError:
             return ""
 

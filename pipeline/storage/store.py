@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserE
 from pipeline.naming import check_name
 from pipeline.storage.artifact import OBSERVED, Artifact, publish
 from pipeline.storage.lease import Lease, machine_id
-from pipeline.storage.provenance import code_version, environment
+from pipeline.storage.provenance import environment
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class PublishRequest:
     run: Mapping[str, Any]
     """{id, stage, attempt}."""
     seconds: float
-    source_hash: str = ""
+    code: Mapping[str, Any] = field(default_factory=dict)
+    """{commit, dirty, source_hash} of the stage."""
 
 
 class Store:
@@ -245,12 +246,10 @@ class Store:
             **vars(request),
             "inputs": {name: self._references(found) for name, found in request.inputs.items()},
             "metrics": read_json(work / "out" / OBSERVED / "results.json", {}),
-            "code": {**code_version(), "source_hash": request.source_hash},
             "environment": environment(),
             "run": dict(request.run),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        del facts["source_hash"]
         first, newest = self._path("artifacts", uses, fp), self.generations(uses, fp)[:1]
         target = first.with_name(f"{fp}.{_generation(newest[0], fp) + 1}") if newest else first
         try:

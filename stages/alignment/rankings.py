@@ -55,7 +55,7 @@ def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) ->
         raise InputError(
             f"none of {len(encoded)} {split} preferences fits a context of {context} tokens",
             where=str(path),
-            remedy="lengthen model.context, or shorten the responses",
+            remedy="shorten the responses, or use a model with a longer context",
         )
     return fitting
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from stages.data.formats.text_encoding import decode_text
 
 EncodeTexts = Callable[[Sequence[str]], Tensor]
 """Texts -> embeddings (texts, E) of norm 1."""
@@ -68,7 +69,7 @@ def read_classes(path: Path, label: str) -> ClassPrompts:
         InputError: the file does not have that format.
     """
     try:
-        raw: Any = json.loads(path.read_text())
+        raw: Any = json.loads(decode_text(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the classes: {error}", where=str(path)) from error
     remedy = 'write {"templates": ["a photo of {}"], "classes": ["cat", "dog"]}'

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import CorruptArtifact, InputError
+from pipeline.plain_data import to_json
 from stages.data import kinds, parquet_parts
 
 KIND = kinds.DOCUMENTS.name
@@ -71,7 +72,7 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
             raise CorruptArtifact(
                 f"{kept} kept, {dropped} dropped and {removed} removed of {read} {unit} read"
             )
-    write_atomic(out / "stats.json", json.dumps(stats, indent=1, sort_keys=True))
+    write_atomic(out / "stats.json", to_json(stats, indent=1, sort_keys=True))
 
 
 def read_stats(path: Path) -> dict[str, Any]:

@@ -72,8 +72,9 @@ def _row_group(part: Path, number: int) -> pa.Table:
 _open_tokenizer = lru_cache(maxsize=1)(open_tokenizer)
 
 
-def encode_shard(task: EncodingTask, commit: Path) -> None:
-    """Encode some rows: ids to `<commit>.bin`, one record per document to the commit file."""
+def encode_shard(task: EncodingTask, commit: Path) -> list[Path]:
+    """Encode some rows: ids to `<commit>.bin`, one record per document to the commit file; return
+    the file of the ids."""
     from pipeline.atomic_io import write_atomic
 
     tokenizer = _open_tokenizer(task.tokenizer)
@@ -89,6 +90,7 @@ def encode_shard(task: EncodingTask, commit: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, index)
     write_atomic(commit, buffer.getvalue(), durable=False)
+    return [_ids_file(commit)]
 
 
 def count_tokens(commit: Path) -> int:

@@ -1,26 +1,27 @@
 """Tasks over shards with one commit file each, so that a kill loses only the tasks in flight.
 
-The function of a shard writes its commit file atomically; a shard whose commit exists is not run
-again. With several workers, shards run as Ray tasks, at most one per worker at a time; otherwise
-in this process. Neither the number of workers nor a kill changes a byte of the results.
+The function of a shard writes its commit file atomically, which is then sealed
+(`stages.distributed.commit_seals`); a shard whose commit is intact is not run again. With several
+workers, shards run as Ray tasks, at most one per worker at a time; otherwise in this process.
+Neither the number of workers nor a kill changes a byte of the results.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pipeline.context import Context
 from pipeline.errors import HeadwaterError, WorkerDied
 from pipeline.stage import Workers
+from stages.distributed.commit_seals import is_intact, link_commit, write_seal
 
 Work = TypeVar("Work")
-ShardFunction = Callable[[Work, Path], None]
-"""Takes the input of a shard and writes its commit file atomically."""
+ShardFunction = Callable[[Work, Path], Sequence[Path] | None]
+"""Takes the input of a shard, writes its commit file atomically, and returns the other files that
+it wrote, if any."""
 
 
 class HasSize(Protocol):
@@ -60,7 +61,7 @@ def run_shards(
     enough: Callable[[int], bool] = lambda leading: False,
     shared: Path | None = None,
 ) -> list[Path]:
-    """Run every shard that has no commit file yet.
+    """Run every shard that has no intact commit file yet.
 
     Args:
         function: a module-level function; it runs in other processes.
@@ -71,8 +72,8 @@ def run_shards(
         on_commit: called with the position of a shard when its commit file exists.
         enough: called with the number of leading finished shards; if it returns true, the remaining
             ones are skipped (a limit is reached).
-        shared: folder in the cache of the store that keeps a hard link to every commit file, for
-            later stages with the same work; its name must identify the work.
+        shared: folder in the cache of the store with commits of an earlier stage with the same
+            work (see `share_commits`), which are reused if they are intact.
 
     Returns:
         The commit files of the leading finished shards.
@@ -83,11 +84,7 @@ def run_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     commits = [folder / f"{index:06d}" for index in range(len(works))]
-    if shared is not None:
-        shared.mkdir(parents=True, exist_ok=True)
-        for commit in commits:
-            _link(shared / commit.name, commit)
-    done = {index for index, commit in enumerate(commits) if commit.exists()}
+    done = _find_intact(commits, shared, ctx)
     for index in sorted(done):
         on_commit(index)
     leading = _count_leading(done, 0)
@@ -98,8 +95,6 @@ def run_shards(
         try:
             for index in running:
                 done.add(index)
-                if shared is not None:
-                    _link(commits[index], shared / commits[index].name)
                 on_commit(index)
                 leading = _count_leading(done, leading)
                 if enough(leading):
@@ -110,10 +105,35 @@ def run_shards(
     return commits[:leading]
 
 
-def _link(file: Path, name: Path) -> None:
-    """Create a hard link to a file if possible; deleting one name keeps the other."""
-    with suppress(FileNotFoundError, FileExistsError, PermissionError):
-        os.link(file, name)
+def _find_intact(commits: Sequence[Path], shared: Path | None, ctx: Context) -> set[int]:
+    """Return the positions of the intact commits, those that are linked from the cache included."""
+    done, damaged = set(), 0
+    for index, commit in enumerate(commits):
+        for file in [commit, *([shared / commit.name] if shared else [])]:
+            existed = file.exists()
+            if is_intact(file):
+                if file is not commit:
+                    link_commit(file, commit.parent)
+                if commit.exists():
+                    done.add(index)
+                    break
+            damaged += existed
+    if damaged:
+        ctx.log(f"{damaged} commits of shards were incomplete or changed on disk: produced again")
+    return done
+
+
+def share_commits(commits: Iterable[Path], shared: Path) -> None:
+    """Keep a second name of each commit in the cache of the store, for later stages with the same
+    work.
+
+    Args:
+        commits: commit files without other files.
+        shared: folder whose name identifies the work.
+    """
+    shared.mkdir(parents=True, exist_ok=True)
+    for commit in commits:
+        link_commit(commit, shared)
 
 
 def _count_leading(done: set[int], start: int) -> int:
@@ -138,8 +158,12 @@ def _run_here(
     workers: Workers,
 ) -> Any:
     for index in todo:
-        function(works[index], commits[index])
+        _run_and_seal(function, works[index], commits[index])
         yield index
+
+
+def _run_and_seal(function: ShardFunction[Work], work: Work, commit: Path) -> None:
+    write_seal(commit, function(work, commit) or ())
 
 
 def _run_on_ray(
@@ -152,7 +176,7 @@ def _run_on_ray(
     """Run at most `workers.num` tasks at a time, as many as the runner reserved resources for."""
     import ray
 
-    task = ray.remote(function).options(
+    task = ray.remote(_run_and_seal).options(
         num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=_RETRIES
     )
     pending = list(reversed(todo))
@@ -161,7 +185,7 @@ def _run_on_ray(
         while pending or in_flight:
             while pending and len(in_flight) < workers.num:
                 index = pending.pop()
-                in_flight[task.remote(works[index], commits[index])] = index
+                in_flight[task.remote(function, works[index], commits[index])] = index
             ready, _ = ray.wait(list(in_flight), num_returns=1)
             _wait_for(ready[0])
             yield in_flight.pop(ready[0])

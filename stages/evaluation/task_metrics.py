@@ -123,9 +123,9 @@ def result_panels(scored: Sequence[TaskMetrics]) -> Iterator[panels.Panel]:
         yield panels.samples(f"{one.task.name}: correct and wrong items", list(_samples(one)))
 
 
-def _row(one: TaskMetrics, shown: Sequence[str]) -> list[str | float]:
-    def cell(name: str) -> str | float:
-        return round(one.metrics[name], 4) if name in one.metrics else "-"
+def _row(one: TaskMetrics, shown: Sequence[str]) -> list[str | float | None]:
+    def cell(name: str) -> float | None:
+        return round(one.metrics[name], 4) if name in one.metrics else None
 
     measured = [cell(key) for name in shown for key in (name, f"{name}_stderr")]
     ends = [cell(name) for name in ("chance", "centered", "truncated")]

@@ -47,6 +47,7 @@ from pipeline.atomic_io import disk_errors
 from pipeline.errors import InputError, SpecError, did_you_mean
 from pipeline.spec.yaml_reader import format_key_path, read_yaml
 from pipeline.stage import Section
+from stages.data.formats.text_encoding import UndecodableText, decode_text
 
 _TEMPLATE_KEY = re.compile(r"\{(\w+)\}")
 
@@ -252,7 +253,11 @@ def _read_bytes(path: Path) -> bytes:
 
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a JSONL file with their line numbers; blank lines are skipped."""
-    for line, raw in enumerate(_read_bytes(path).split(b"\n"), 1):
+    try:
+        text = decode_text(_read_bytes(path))
+    except UndecodableText as error:
+        _raise_invalid(str(error), f"{path}:{error.line}", "save the file as UTF-8")
+    for line, raw in enumerate(text.split("\n"), 1):
         if not raw.strip():
             continue
         try:

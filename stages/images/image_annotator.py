@@ -35,7 +35,7 @@ from stages.images.image_sources import ImagePiece
 from stages.images.perceptual_hash import perceptual_hash
 from stages.images.records import ImageRecord, read_records
 from stages.text.unicode_repair import repair
-from stages.text.words.word_table import word_spans
+from stages.text.words.word_borders import word_spans
 
 _ENCODERS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "jpg": "JPEG"}
 
@@ -66,13 +66,13 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
                 *((name, pa.int64()) for name in ("captions_read", "width", "height", "stored")),
                 ("resized", pa.bool_()),
                 ("image_digest", pa.binary(16)),
-                *((name, pa.uint64()) for name in ("dhash", "caption_hash")),
+                *((name, pa.uint64()) for name in ("dhash", "caption_hash", "image_name_hash")),
                 ("colors", pa.binary()),
                 ("origin", pa.int64()),
             ]
         ),
         "AnnotatedImages",
-        2,
+        3,
     )
 
     def read(self, piece: ImagePiece) -> Iterator[ImageRecord]:
@@ -146,6 +146,7 @@ class ImageAnnotator(Annotator[ImagePiece, ImageRecord]):
             "image_digest": xxhash.xxh3_128_digest(record.image),
             "dhash": dhash,
             "caption_hash": hash64(captions[0]),
+            "image_name_hash": hash64(f"{piece.source}\0{record.image_name}"),
             "colors": colors,
         }
 

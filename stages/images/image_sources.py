@@ -11,22 +11,28 @@ from __future__ import annotations
 
 import csv
 import glob
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
+from stages.curation.folder_listing import LeftOut, describe_left_out, list_folder, list_glob
 from stages.curation.source_piece import SourcePiece, list_pieces
 from stages.data import tar_format
 from stages.data.input_errors import as_input_error
 
+if TYPE_CHECKING:
+    from stages.data.formats.encoded_lines import EncodedLines
+
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (*MANIFEST_SUFFIXES, ".tar")
+SIDECARS = (".txt", ".json")
+"""Suffixes of the captions and the metadata of an image in a folder, or the same in capitals."""
 PIECE_BYTES = 16 << 20  # of images: a task takes seconds, so that a kill loses only seconds
 PIECE_RECORDS = 256  # the rows of a manifest do not give the sizes of its images
-MAX_FIELD = 1 << 24  # characters of a csv field
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,9 @@ class ImagePiece(SourcePiece):
     end: int | None = None
     """End of the bytes or rows, exclusive; None reads to the end of the file."""
     names: tuple[str, ...] = ()
-    """Images of a folder, or columns of a csv file."""
+    """Images of a folder, or columns of a csv file whose header is before the piece."""
+    encoding: str = ""
+    """Python codec of a csv, tsv or jsonl file; empty to find it."""
 
     @property
     def first_record(self) -> int:
@@ -53,61 +61,87 @@ class ImagePiece(SourcePiece):
         return Path(self.path).suffix.lower().removeprefix(".") if self.place else "folder"
 
 
-def list_files(sources: Sequence[str]) -> list[ImagePiece]:
+def list_files(sources: Sequence[str], left_out: LeftOut | None = None) -> list[ImagePiece]:
     """Return the files and folders of the sources, each as one piece, in a fixed order.
+
+    Args:
+        sources: files, folders and globs.
+        left_out: counts the files that are not read.
 
     Raises:
         InputError: a source does not exist, or has no file of a known type.
     """
-    return list_pieces(sources, _list_source)
+    unread = LeftOut() if left_out is None else left_out
+    return list_pieces(sources, lambda source: _list_source(source, unread))
 
 
-def split_files(sources: Sequence[str]) -> list[ImagePiece]:
-    """Return the same in pieces of about `PIECE_BYTES` or `PIECE_RECORDS`, whichever is less.
+def split_files(files: Iterable[ImagePiece]) -> list[ImagePiece]:
+    """Return files in pieces of about `PIECE_BYTES` or `PIECE_RECORDS`, whichever is less.
 
     Raises:
-        InputError: as `list_files`, or a file cannot be opened.
+        InputError: a file cannot be opened.
     """
-    return [piece for whole in list_files(sources) for piece in _split(whole)]
+    return [piece for whole in files for piece in _split(whole)]
 
 
-def _list_source(source: str) -> Iterator[ImagePiece]:
+def _list_source(source: str, left_out: LeftOut) -> Iterator[ImagePiece]:
     path = Path(source).expanduser().absolute()
+    unread = LeftOut()
     if path.is_dir():
-        yield _folder_piece(path, source)
+        yield _folder_piece(path, source, unread)
+        left_out.update(unread)
         return
     if path.is_file():
-        root, found = path.parent, [path]
+        root, found = path.parent, [path] if _is_file_of_images(path.name) else []
     elif glob.has_magic(source):
         root = next(p for p in path.parents if not glob.has_magic(str(p)))
-        found = sorted(p for p in root.glob(str(path.relative_to(root))) if p.is_file())
+        found = list_glob(root, str(path.relative_to(root)), _is_file_of_images, unread)
     else:
         remedy = "check the path; name local files, folders or globs"
         raise InputError(f"source {source!r} does not exist", where=str(path), remedy=remedy)
-    readable = [file for file in found if file.name.lower().endswith(SUFFIXES)]
-    if not readable:
+    if not found:
         raise InputError(
-            f"source {source!r} has no file of a known type",
+            f"source {source!r} has no file of a known type{_parenthesis(unread)}",
             where=str(path),
             remedy=f"name folders of images, or files {' '.join(SUFFIXES)}",
         )
-    for file in readable:
+    left_out.update(unread)
+    for file in found:
         place = file.relative_to(root).as_posix()
         yield ImagePiece(root.name or "/", place, str(file), file.stat().st_size)
 
 
-def _folder_piece(path: Path, source: str) -> ImagePiece:
-    endings = tuple(f".{suffix}" for suffix in tar_format.IMAGE_SUFFIXES)
-    found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(endings))
-    names = tuple(file.relative_to(path).as_posix() for file in found)
-    if not names:
+def _is_file_of_images(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _folder_piece(path: Path, source: str, unread: LeftOut) -> ImagePiece:
+    images = tuple(f".{suffix}" for suffix in tar_format.IMAGE_SUFFIXES)
+    sidecars = (*SIDECARS, *map(str.upper, SIDECARS))
+
+    def is_readable(name: str) -> bool:
+        return name.lower().endswith(images) or name.endswith(sidecars)
+
+    listed = list_folder(path, is_readable, unread)
+    found = [file for file in listed if file.name.lower().endswith(images)]
+    described = {file.with_suffix("") for file in found}
+    for file in listed:
+        if file.suffix.lower() in SIDECARS and file.with_suffix("") not in described:
+            unread[f"files {file.suffix.lower()} without an image of their name"] += 1
+    if not found:
         raise InputError(
-            f"source {source!r} has no {', '.join(tar_format.IMAGE_SUFFIXES)} file",
+            f"source {source!r} has no {', '.join(tar_format.IMAGE_SUFFIXES)} file"
+            f"{_parenthesis(unread)}",
             where=str(path),
             remedy="name files in it by a glob, as in 'folder/*.tar'",
         )
-    size = sum(file.stat().st_size for file in found if file.is_file())
+    names = tuple(file.relative_to(path).as_posix() for file in found)
+    size = sum(file.stat().st_size for file in found)
     return ImagePiece(path.name or "/", "", str(path), size, names=names)
+
+
+def _parenthesis(unread: LeftOut) -> str:
+    return f" ({describe_left_out(unread)})" if unread else ""
 
 
 def _split(piece: ImagePiece) -> Iterator[ImagePiece]:
@@ -159,64 +193,67 @@ def _split_tar(piece: ImagePiece) -> Iterator[ImagePiece]:
     yield replace(piece, start=start, size=piece.size - start, first=first)
 
 
+def delimiter_of(piece: ImagePiece) -> str:
+    """Return the delimiter of a csv or tsv file."""
+    return "\t" if piece.kind == "tsv" else ","
+
+
 def _split_lines(piece: ImagePiece) -> Iterator[ImagePiece]:
+    from stages.data.formats.csv_table import CsvTable
+    from stages.data.formats.encoded_lines import EncodedLines
+
     with Path(piece.path).open("rb") as stream:
-        lines = CountedLines(stream)
+        lines = EncodedLines(stream)
         if piece.kind == "jsonl":
-            yield from _line_ranges(piece, lines, lines)
+            ends = (lines.bytes_read for _ in lines)
+            cuts = [(0, 0), *((end, n) for n, end in enumerate(ends, 1) if n % PIECE_RECORDS == 0)]
+            yield from _line_ranges(piece, cuts, lines.encoding)
             return
-        rows = csv_rows(lines, piece.kind)
+        starts = _LineStarts(lines)
         try:
-            names = tuple(next(rows, []))
+            table = CsvTable(starts, delimiter_of(piece))
         except csv.Error:
             yield piece  # its reader reports the error
             return
-        yield from _line_ranges(replace(piece, names=names), rows, lines)
+        cuts, before = [(lines.bytes_read, 0)], ""
+        for number, row in enumerate(table):
+            start = starts.positions[row.line - 1]
+            if number == 0 and start < 0:  # the header and the rows are one line of the file
+                yield piece
+                return
+            if number - cuts[-1][1] >= PIECE_RECORDS and start >= 0 and not before:
+                cuts.append((start, number))
+            before = row.broken
+    yield from _line_ranges(replace(piece, names=tuple(table.columns)), cuts, lines.encoding)
+
+
+class _LineStarts:
+    """Iterator over the lines of a text that stores where each one begins."""
+
+    def __init__(self, lines: EncodedLines) -> None:
+        self._lines = lines
+        self.positions = array("q")
+        """First byte of each line; -1 for a line within a longer one of the file."""
+
+    def __iter__(self) -> Iterator[str]:
+        end = -1
+        start = self._lines.bytes_read
+        for line in self._lines.decoded():
+            self.positions.append(-1 if self._lines.bytes_read == end else start)
+            start = end = self._lines.bytes_read
+            yield line
 
 
 def _line_ranges(
-    piece: ImagePiece, records: Iterator[object], lines: CountedLines
+    piece: ImagePiece, cuts: Sequence[tuple[int, int]], encoding: str
 ) -> Iterator[ImagePiece]:
-    """Yield ranges of bytes with `PIECE_RECORDS` records each; the last one is open."""
-    start, first = lines.bytes_read, 0
-    try:
-        for number, _ in enumerate(records, 1):
-            if number % PIECE_RECORDS == 0:
-                end = lines.bytes_read
-                yield replace(piece, start=start, end=end, size=end - start, first=first)
-                start, first = end, number
-    except csv.Error:
-        pass
-    if start < piece.size or not first:
-        yield replace(piece, start=start, size=piece.size - start, first=first)
-
-
-class CountedLines:
-    """Iterator over the lines of a file as text, with the number of bytes read so far."""
-
-    def __init__(self, stream: IO[bytes], end: int | None = None) -> None:
-        self._stream = stream
-        self._end = end
-        self.bytes_read = stream.tell()
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if self._end is not None and self.bytes_read >= self._end:
-            raise StopIteration
-        line = self._stream.readline()
-        if not line:
-            raise StopIteration
-        first = self.bytes_read == 0
-        self.bytes_read += len(line)
-        return line.decode("utf-8-sig" if first else "utf-8", "replace")
-
-
-def csv_rows(lines: Iterator[str], kind: str) -> Iterator[list[str]]:
-    """Return an iterator over the rows of a csv or tsv file."""
-    csv.field_size_limit(MAX_FIELD)
-    return csv.reader(lines, delimiter="\t" if kind == "tsv" else ",")
+    """Yield a piece per cut, which is its first byte and the records before it."""
+    for (start, first), (end, _) in zip(cuts, [*cuts[1:], (piece.size, 0)], strict=True):
+        if start < end or not first:
+            until = None if end == piece.size else end
+            yield replace(
+                piece, start=start, end=until, size=end - start, first=first, encoding=encoding
+            )
 
 
 def is_corruption(error: Exception) -> bool:
@@ -230,7 +267,7 @@ def _split_parquet(piece: ImagePiece) -> Iterator[ImagePiece]:
 
     try:
         rows = pq.ParquetFile(piece.path).metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if not is_corruption(error):
             raise
         yield piece  # its reader reports the error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import panels
+from pipeline.plain_data import to_json
 from stages.curation.curation_stats import CurationStats
 from stages.curation.decisions import Decisions
 from stages.data import parquet_parts
 from stages.data.image_text_dataset import KIND, VERSION
-from stages.images.selection import RecordTable
+from stages.images.caption_merging import MergedCaptions
+from stages.images.selection import MERGED, RecordTable
+from stages.text.words.word_borders import word_spans
 
 SHOWN = 20  # kept captions, and dropped duplicates
 UNITS = ("samples", "captions")
@@ -65,22 +67,30 @@ class ImageStats(CurationStats):
         """Units that are counted; the first one counts records."""
         return UNITS
 
-    def record(self, row: dict[str, Any], rule: str) -> None:
-        """Count one record: dropped by `rule`, or kept if it is empty."""
+    def record(self, row: dict[str, Any], rule: str, moved: int = 0) -> None:
+        """Count one record: dropped by `rule`, or kept if it is empty.
+
+        Args:
+            row: its annotations.
+            rule: name of the rule.
+            moved: number of captions that a dropped record gives to a kept one, or that a kept
+                record gets.
+        """
         if rule:
-            self.count(row["source"], rule, {"samples": 1, "captions": row["captions_read"]})
+            dropped = row["captions_read"] - moved
+            self.count(row["source"], rule, {"samples": 1, "captions": dropped})
             if rule.startswith("broken."):
                 reason = row["reason"] or rule.removeprefix("broken.")
                 self.count_broken(f"{row['source']}/{row['place']}", reason)
             return
         kept = len(row["captions"])
-        self.count(row["source"], "", {"samples": 1, "captions": kept})
+        self.count(row["source"], "", {"samples": 1, "captions": kept + moved})
         self.count_removed({"captions": row["captions_read"] - kept})
         self.resized += row["resized"]
         self.stored += row["stored"]
         self.shorter.append(min(row["width"], row["height"]))
         self.longer.append(max(row["width"], row["height"]))
-        self.words.append(len(row["captions"][0].split()))
+        self.words.append(len(word_spans(row["captions"][0])))
         if self.records_kept & (self.records_kept - 1) == 0 and len(self.shown) < SHOWN:
             self.shown.append({"place": row["place"], "captions": " | ".join(row["captions"])})
 
@@ -127,7 +137,9 @@ def _log_histogram(title: str, values: npt.NDArray[Any], factor: float) -> panel
     return panels.histogram(title, edges, counts.tolist())
 
 
-def write_dropped(records: RecordTable, decisions: Decisions, out: Path) -> ImageStats:
+def write_dropped(
+    records: RecordTable, decisions: Decisions, merged: MergedCaptions, out: Path
+) -> ImageStats:
     """Write the table of dropped records; return the counts of all records."""
     shutil.rmtree(out / "dropped", ignore_errors=True)
     stats, shown = ImageStats(), _shown_copies(decisions)
@@ -137,7 +149,8 @@ def write_dropped(records: RecordTable, decisions: Decisions, out: Path) -> Imag
         for number, (row, (rule, score)) in enumerate(
             zip(_annotations(records.commits), outcomes, strict=True)
         ):
-            stats.record(row, rule)
+            moved = merged.given.get(number, 0) or len(merged.added.get(number, ()))
+            stats.record(row, rule, moved)
             if number in shown:
                 places[number] = f"{row['place']}: {(row['captions'] or ['-'])[0]}"
             if rule:
@@ -159,7 +172,8 @@ def _annotations(commits: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _shown_copies(decisions: Decisions) -> dict[int, int]:
     """Return the survivor of some duplicates and of each of these survivors: itself."""
-    copies = np.flatnonzero(decisions.survivor != np.arange(len(decisions.rule)))
+    others = decisions.survivor != np.arange(len(decisions.rule))
+    copies = np.flatnonzero(others & (decisions.rule != MERGED))
     some = copies[:: max(1, len(copies) // SHOWN)].tolist()
     survivor = {row: int(decisions.survivor[row]) for row in some}
     return {**{kept: kept for kept in survivor.values()}, **survivor}
@@ -169,4 +183,4 @@ def write_stats(out: Path, stats: dict[str, Any]) -> None:
     """Write `stats.json`."""
     from pipeline.atomic_io import write_atomic
 
-    write_atomic(out / "stats.json", json.dumps(stats, indent=1, sort_keys=True))
+    write_atomic(out / "stats.json", to_json(stats, indent=1, sort_keys=True))

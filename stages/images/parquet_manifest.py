@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data.formats.arrow_rows import ArrowRow, arrow_rows
 from stages.images.columns import ImageColumns
 from stages.images.image_sources import ImagePiece
 
@@ -53,7 +54,7 @@ class ParquetCursor:
         """Return true if the row lies ahead in the current row group."""
         return self._starts[self._group(row)] <= self.position <= row
 
-    def rows(self, start: int, end: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    def rows(self, start: int, end: int | None) -> Iterator[tuple[int, ArrowRow]]:
         """Yield the rows from `start` to before `end` (None: all) with their numbers.
 
         Raises:
@@ -70,7 +71,7 @@ class ParquetCursor:
             rest, at = self._rest, self.position
             low, high = (min(max(row - at, 0), len(rest)) for row in (start, end))
             self._rest, self.position = rest.slice(high), at + high
-            yield from enumerate(rest.slice(low, high - low).to_pylist(), at + low)
+            yield from enumerate(arrow_rows(rest.slice(low, high - low)), at + low)
 
     def _group(self, row: int) -> int:
         """Return the row group that holds a row; 0 for an empty file."""

@@ -7,7 +7,6 @@ stopping the stage. A damaged or truncated file yields its records up to the dam
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -19,9 +18,12 @@ from typing import Any
 from stages.curation.broken_files import BrokenFile
 from stages.curation.content_digest import digest_rows, file_digest
 from stages.data import tar_format
+from stages.data.formats.json_values import as_json, parse_json
+from stages.data.formats.surrogates import replace_surrogates
+from stages.data.formats.text_encoding import UndecodableText, decode_text
 from stages.images.columns import ImageColumns
-from stages.images.image_sources import ImagePiece, list_files, read_errors
-from stages.images.manifests import read_rows
+from stages.images.image_sources import SIDECARS, ImagePiece, list_files, read_errors
+from stages.images.manifests import ManifestRow, read_rows
 
 MAX_IMAGE_BYTES = 1 << 28
 MAX_TEXT_BYTES = 1 << 22
@@ -42,6 +44,8 @@ class ImageRecord:
     """Rule `broken.KIND` if the record cannot be used, else empty."""
     error: str = ""
     """Reason in words."""
+    image_name: str = ""
+    """Name of the image in its source: the same for the rows of a manifest that name one image."""
 
 
 class _BrokenRecord(ValueError):
@@ -88,12 +92,12 @@ def _referenced_files(piece: ImagePiece, columns: ImageColumns) -> Iterator[tupl
     if piece.kind == "folder":
         for name in piece.names:
             path = root / name
-            for file in (path, path.with_suffix(".txt"), path.with_suffix(".json")):
+            for file in (path, *(_sidecar(path, suffix) for suffix in SIDECARS)):
                 yield f"{name}{file.suffix}", file
     elif piece.kind != "tar":
         with suppress(BrokenFile):  # the digest covers the bytes of the manifest itself
-            for _, row, found in read_rows(piece, columns):
-                value = _image_value(row.get(found.image or ""))
+            for row in read_rows(piece, columns):
+                value = _image_value(row.values.get(row.columns.image or ""))
                 if isinstance(value, str):
                     yield value, Path(root, value)
 
@@ -123,11 +127,18 @@ def _read_folder(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageReco
         path = root / name
         try:
             image = _read_bytes(root, path, MAX_IMAGE_BYTES)
-            meta, listed = _parse_metadata(_read_sidecar(root, path.with_suffix(".json")), columns)
-            lines = _caption_lines(_read_sidecar(root, path.with_suffix(".txt")))
-            yield ImageRecord(key, name, image, (*lines, *listed), meta)
+            text, metadata = (_read_sidecar(root, _sidecar(path, suffix)) for suffix in SIDECARS)
+            meta, listed = _parse_metadata(metadata, columns)
+            lines = _caption_lines(text)
+            yield ImageRecord(key, name, image, (*lines, *listed), meta, image_name=name)
         except _BrokenRecord as error:
             yield _broken(key, name, error)
+
+
+def _sidecar(image: Path, suffix: str) -> Path:
+    """Return the path of a file next to an image, whose suffix may be in capitals."""
+    plain, capital = image.with_suffix(suffix), image.with_suffix(suffix.upper())
+    return capital if os.path.lexists(capital) and not os.path.lexists(plain) else plain
 
 
 def _read_sidecar(root: Path, path: Path) -> bytes:
@@ -155,11 +166,13 @@ def _group_record(
             raise _BrokenRecord("broken.member", group.problem)
         image = _read_member(group.first(tar_format.IMAGE_SUFFIXES), descriptor, MAX_IMAGE_BYTES)
         if not image:
-            raise _BrokenRecord("broken.image", "no image")
+            others = ", ".join(sorted(group.members))
+            raise _BrokenRecord("broken.image", f"no image (its files: {others})")
         text = _read_member(group.members.get("txt"), descriptor, MAX_TEXT_BYTES)
         encoded = _read_member(group.members.get("json"), descriptor, MAX_TEXT_BYTES)
         meta, listed = _parse_metadata(encoded, columns)
-        return ImageRecord(group.key, place, image, (*_caption_lines(text), *listed), meta)
+        captions = (*_caption_lines(text), *listed)
+        return ImageRecord(group.key, place, image, captions, meta, image_name=place)
     except _BrokenRecord as error:
         return _broken(group.key, place, error)
 
@@ -174,10 +187,14 @@ def _read_member(member: tar_format.TarMember | None, descriptor: int, limit: in
 
 def _caption_lines(data: bytes) -> list[str]:
     """Return the captions of a text file."""
+    return _decoded(data).splitlines()
+
+
+def _decoded(data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise _BrokenRecord("broken.caption", f"not UTF-8: {error.reason}") from error
+        return decode_text(data)
+    except UndecodableText as error:
+        raise _BrokenRecord("broken.encoding", str(error)) from error
 
 
 def _parse_metadata(data: bytes, columns: ImageColumns) -> tuple[dict[str, Any], list[str]]:
@@ -185,8 +202,10 @@ def _parse_metadata(data: bytes, columns: ImageColumns) -> tuple[dict[str, Any],
     if not data:
         return {}, []
     try:
-        meta = json.loads(data)
+        meta = as_json(parse_json(_decoded(data)))
     except (ValueError, RecursionError) as error:
+        if isinstance(error, _BrokenRecord):
+            raise
         raise _BrokenRecord("broken.json", str(error)[:200]) from error
     if not isinstance(meta, dict):
         raise _BrokenRecord("broken.json", "not an object")
@@ -196,30 +215,49 @@ def _parse_metadata(data: bytes, columns: ImageColumns) -> tuple[dict[str, Any],
 
 
 def _texts(value: object) -> list[str]:
-    """Return the texts of a caption field: a text, or a list of texts."""
-    if isinstance(value, str):
-        return [value]
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+    """Return the texts of a caption field: a text, or a list of texts; bytes are UTF-8."""
+    if isinstance(value, list):
+        return [text for item in value if not isinstance(item, list) for text in _texts(item)]
+    if isinstance(value, bytes):
+        try:
+            return [value.decode()]
+        except UnicodeDecodeError as error:
+            raise _BrokenRecord("broken.encoding", str(error)) from error
+    return [replace_surrogates(value)] if isinstance(value, str) else []
 
 
 def _read_manifest(piece: ImagePiece, columns: ImageColumns) -> Iterator[ImageRecord]:
     root = _root(piece, columns)
-    for number, row, found in read_rows(piece, columns):
-        place = f"{piece.place}, record {number + 1}"
-        key = str(number)
+    for row in read_rows(piece, columns):
+        place = f"{piece.place}, record {row.number + 1}"
+        key = str(row.number)
         try:
-            if row.get(None):
-                raise _BrokenRecord("broken.columns", row[None])
-            value = _image_value(row.get(found.image or ""))
-            if isinstance(value, str) and Path(value).name:
-                key = str(Path(value).with_suffix(""))
+            if row.broken:
+                raise _BrokenRecord(row.broken, row.error)
+            value = _image_value(row.values.get(row.columns.image or ""))
+            named = isinstance(value, str) and Path(value).name
+            if named:
+                key = str(Path(str(value)).with_suffix(""))
             image = _image_bytes(value, root)
-            captions = tuple(text for name in found.captions for text in _texts(row.get(name)))
-            meta = {name: row[name] for name in found.meta if row.get(name) is not None}
-            meta = json.loads(json.dumps(meta, default=str))
-            yield ImageRecord(key, place, image, captions, meta)
+            captions = tuple(
+                text for name in row.columns.captions for text in _texts(row.values.get(name))
+            )
+            meta = _manifest_metadata(row)
+            name = str(value) if named else "in the manifest"
+            yield ImageRecord(key, place, image, captions, meta, image_name=name)
         except _BrokenRecord as error:
             yield _broken(key, place, error)
+
+
+def _manifest_metadata(row: ManifestRow) -> dict[str, Any]:
+    """Return the metadata of a row, as JSON can hold it."""
+    kept = {name: row.values.get(name) for name in row.columns.meta}
+    try:
+        found = {name: as_json(value) for name, value in kept.items()}
+    except ValueError as error:
+        rule = "broken.encoding" if isinstance(error, UnicodeDecodeError) else "broken.value"
+        raise _BrokenRecord(rule, str(error)) from error
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _image_value(value: object) -> object:

@@ -6,7 +6,7 @@ It reads the hashes and sizes of the annotation tables, never an image.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -22,6 +22,8 @@ from stages.data.image_text_dataset import SPLITS, ShardSplitter
 from stages.images.image_params import ImageDedup
 from stages.images.perceptual_hash import COLOR_BYTES, find_near_duplicates
 
+MERGED = "merged"
+"""Rule of a row whose image is that of an earlier row, to which its captions are added."""
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_KEY = 64
 EVAL_NAMES = ("eval", "val", "valid", "validation", "test", "heldout")
@@ -43,7 +45,7 @@ class RecordTable:
         """Read the columns that selection needs."""
         columns = [
             *("id", "key", "rule", "score", "split", "split_hash", "stored"),
-            *("image_digest", "dhash", "caption_hash", "colors", "origin"),
+            *("image_digest", "dhash", "caption_hash", "image_name_hash", "colors", "origin"),
         ]
         tables = [pq.read_table(commit, columns=columns) for commit in commits]
         return cls(commits, [len(table) for table in tables], pa.concat_tables(tables))
@@ -66,12 +68,22 @@ class RecordTable:
 
 
 def drop_duplicates(records: RecordTable, dedup: ImageDedup) -> Decisions:
-    """Return the decisions of filters and deduplication; of duplicates the first read is kept."""
+    """Return the decisions of filters and deduplication; of duplicates the first read is kept.
+
+    Rows of a manifest that name one image are not duplicates: by the rule `MERGED` their captions
+    go to the first of them.
+    """
     rule = np.array(records.table["rule"].to_pylist(), object)
     score = records.table["score"].to_numpy().copy()
     decisions = Decisions(rule, score, np.arange(len(records)))
     if dedup.exact:
         _drop_equal(records, decisions, "image_digest", "exact_duplicate")
+        copies = np.flatnonzero(decisions.rule == "exact_duplicate")
+        survivors = decisions.survivor[copies]
+        name, first = (
+            records.take("image_name_hash", rows).to_numpy() for rows in (copies, survivors)
+        )
+        decisions.rule[copies[name == first]] = MERGED
     if dedup.max_hamming_distance is not None:
         _drop_near(records, decisions, dedup.max_hamming_distance, dedup.max_color_distance)
     if dedup.captions:
@@ -147,10 +159,15 @@ def plan_shards(
     held_out: npt.NDArray[np.bool_],
     shard_samples: int,
     shard_bytes: int,
+    extra_bytes: Mapping[int, int],
 ) -> Iterator[ShardPlan]:
-    """Yield the shards of both splits; samples stay in the order in which they were read."""
+    """Yield the shards of both splits; samples stay in the order in which they were read.
+
+    `extra_bytes` is the size of the captions that are added to a row.
+    """
     keys = list(_unique_keys(records, rows))
-    sizes = records.take("stored", rows).to_pylist()
+    stored = records.take("stored", rows).to_pylist()
+    sizes = [n + extra_bytes.get(row, 0) for n, row in zip(stored, rows.tolist(), strict=True)]
     for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
         splitter, shards = ShardSplitter(shard_samples, shard_bytes), list[list[int]]()
         for at in np.flatnonzero(chosen).tolist():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,41 @@ class ShardTask:
     keys: list[str]
     parts: list[tuple[Path, npt.NDArray[np.int64]]]
     """Annotation tables, each with the numbers of its rows to write, in order."""
+    added: list[Sequence[str]]
+    """Captions that are added to each sample."""
 
 
-def shard_tasks(plans: Sequence[ShardPlan], records: RecordTable, out: Path) -> list[ShardTask]:
-    """Return the tasks that write the planned shards."""
-    return [ShardTask(out, plan.stem, plan.keys, records.by_commit(plan.rows)) for plan in plans]
+def shard_tasks(
+    plans: Sequence[ShardPlan],
+    records: RecordTable,
+    added: Mapping[int, Sequence[str]],
+    out: Path,
+) -> list[ShardTask]:
+    """Return the tasks that write the planned shards; `added` are further captions by row."""
+    return [
+        ShardTask(
+            out,
+            plan.stem,
+            plan.keys,
+            records.by_commit(plan.rows),
+            [added.get(row, ()) for row in plan.rows.tolist()],
+        )
+        for plan in plans
+    ]
 
 
-def write_planned_shard(task: ShardTask, commit: Path) -> None:
-    """Write one shard and commit its entry of the index."""
+def write_planned_shard(task: ShardTask, commit: Path) -> list[Path]:
+    """Write one shard and commit its entry of the index; return the files of the shard."""
     from pipeline.atomic_io import write_atomic
 
     columns = ["image", "captions", "meta"]
     rows = (row for table, numbers in task.parts for row in read_rows_of(table, numbers, columns))
     samples = (
-        Sample(key, row["image"], tuple(row["captions"]), json.loads(row["meta"]))
-        for key, row in zip(task.keys, rows, strict=True)
+        Sample(key, row["image"], (*row["captions"], *added), json.loads(row["meta"]))
+        for key, row, added in zip(task.keys, rows, task.added, strict=True)
     )
     write_atomic(commit, json.dumps(write_shard(samples, task.out, task.stem)), durable=False)
+    return [task.out / f"{task.stem}.tar", task.out / "index" / f"{task.stem}.npy"]
 
 
 def read_rows_of(

@@ -13,12 +13,18 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from stages.models import safetensors_io
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+CHAT_TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
+    *CHAT_TEMPLATES,
+)
+"""Names and patterns of the files that encode texts and chats."""
 _CHAT_TAG = "conversational"
 
 
@@ -43,10 +49,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: the file is missing or not JSON.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return _read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         raise InputError(f"not a model folder: {error}", where=str(folder)) from error
-    return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        OSError, ValueError: the file is missing, or not JSON, or not an object.
+    """
+    found = json.loads(path.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -65,16 +82,65 @@ def special_ids(folder: Path) -> SpecialIds:
 
 
 def _first_id(value: Any) -> int | None:
-    """Return one id: of several ends the first counts, and -1 is a former way to write none."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return None if value is None or value < 0 else int(value)
+    """Return one id: of several ends the first counts."""
+    return next(iter(_all_ids(value)), None)
 
 
-def token_id_fields(ids: SpecialIds) -> dict[str, int | None]:
+def _all_ids(value: Any) -> list[int]:
+    """Return the ids of a field of a config: one id or several; -1 is a former way to write none.
+
+    Floating-point numbers and texts are not ids.
+    """
+    listed = value if isinstance(value, list) else [value]
+    return [i for i in listed if isinstance(i, int) and i >= 0]
+
+
+def token_id_fields(
+    ids: SpecialIds, source: Path | None = None
+) -> dict[str, int | list[int] | None]:
     """Return the fields of a config for token ids; a missing field would mean the default of the
-    family in `transformers`, so None is written too."""
-    return {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
+    family in `transformers`, so None is written too.
+
+    Args:
+        ids: the special ids; of several ends the one that ends documents.
+        source: model folder whose other ends are kept. Default: none.
+    """
+    ends = [] if ids.eos is None else [ids.eos]
+    for config in (_model_config(source), generation_config(source)):
+        ends += [end for end in _all_ids(config.get("eos_token_id")) if end not in ends]
+    eos = ends if len(ends) > 1 else next(iter(ends), None)
+    return {"bos_token_id": ids.bos, "eos_token_id": eos, "pad_token_id": ids.pad}
+
+
+def generation_config(folder: Path | None) -> dict[str, Any]:
+    """Return the folder's `generation_config.json`; empty if it has no such file.
+
+    Raises:
+        InputError: the file is not a JSON object.
+    """
+    if folder is None or not (path := folder / "generation_config.json").exists():
+        return {}
+    try:
+        return _read_object(path)
+    except (OSError, ValueError) as error:
+        remedy = "repair or remove the file"
+        raise InputError(f"not a config: {error}", where=str(path), remedy=remedy) from error
+
+
+def write_generation_config(folder: Path, ids: SpecialIds, source: Path | None = None) -> None:
+    """Write `generation_config.json`: the settings of the folder that the tokenizer comes from,
+    with the token ids that they lack; sampling if that is not a model folder."""
+    brought = {key: v for key, v in generation_config(source).items() if v is not None}
+    default = {} if _model_config(source) else {"do_sample": True}
+    fields = {**token_id_fields(ids, source), **(brought or default)}
+    write_json(folder / "generation_config.json", fields)
+
+
+def _model_config(folder: Path | None) -> dict[str, Any]:
+    """Return the folder's `config.json`; empty if it is not a model folder."""
+    if folder is None or not (folder / "config.json").exists():
+        return {}
+    return read_config(folder)
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -102,12 +168,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights on the CPU, floating-point ones as float32."""
+    """Write weights on the CPU, floating-point ones as float32.
+
+    The file has the mode of its neighbours: that of the safetensors library would be readable by
+    its owner alone.
+    """
     plain = {}
-    for name, value in weights.items():
+    for name, value in sorted(weights.items()):
         dtype = torch.float32 if value.is_floating_point() else value.dtype
-        plain[name] = value.detach().to("cpu", dtype).contiguous()
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+        plain[name] = value.detach().to("cpu", dtype)
+    safetensors_io.write(folder / "model.safetensors", plain)
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -126,10 +196,18 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files that are there."""
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+    """Copy the tokenizer's files that are there, its chat templates included."""
+    for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def update_tokenizer_config(folder: Path, **fields: Any) -> None:
+    """Set fields of the folder's `tokenizer_config.json`, if there is one."""
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        write_json(path, {**_read_object(path), **fields})
 
 
 def write_card(

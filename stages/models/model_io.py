@@ -23,7 +23,9 @@ from stages.models.hf_io import (
     read_config,
     read_weights,
     token_id_fields,
+    update_tokenizer_config,
     write_card,
+    write_generation_config,
     write_json,
     write_weights,
 )
@@ -34,6 +36,10 @@ from stages.models.reward_head import RewardModel
 from stages.models.weight_table import export_weights, import_weights
 
 _SCORE = "score.weight"
+_BIAS_NOTE = """
+
+The score is the logit plus {bias:g}, the `score_bias` of `config.json`. `transformers` has no such
+field: add the number to its logits."""
 
 
 def save_language_model(
@@ -50,7 +56,8 @@ def save_language_model(
     Args:
         model: the weights, whole (not sharded), of any floating type; written as float32.
         folder: created if missing.
-        tokenizer_folder: where the tokenizer's files are copied from.
+        tokenizer_folder: where the tokenizer's files are copied from, and of a model folder the
+            generation settings and all ends of texts.
         card: the text of the model card.
         chat: whether prompts are given in the chat format; the card then has its tag.
         ids: the ids of pad, bos and eos.
@@ -65,8 +72,8 @@ def save_language_model(
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
     write_weights(folder, export_weights(fold_mup_scales(model.state_dict(), model), table))
-    write_json(folder / "config.json", config | token_id_fields(ids))
-    write_json(folder / "generation_config.json", {**token_id_fields(ids), "do_sample": True})
+    write_json(folder / "config.json", config | token_id_fields(ids, tokenizer_folder))
+    write_generation_config(folder, ids, tokenizer_folder)
     write_card(folder, "text-generation", card, chat=chat)
 
 
@@ -96,9 +103,11 @@ def save_reward_model(
 ) -> None:
     """Write a folder that `AutoModelForSequenceClassification` loads: one label, no bias.
 
-    It reads the score at the last token that is not padding, as the reward model here. A
-    `score_bias` other than 0 is kept in config.json, where `transformers` does not read it: its
-    logits are the scores without the bias. Arguments as in `save_language_model`.
+    It reads the score at the last token that is not padding, as the reward model here. The
+    tokenizer pads on the right: on the left, a classifier with learned positions would shift
+    those of a text by its padding. A `score_bias` other than 0 is kept in config.json, where
+    `transformers` does not read it: the card instructs to add it to the logits. Arguments as in
+    `save_language_model`.
     """
     family = find_family(model.body.config)
     conversion = family.conversion()
@@ -112,11 +121,13 @@ def save_reward_model(
     }
     if model.score_bias:
         config["score_bias"] = model.score_bias
+        card += _BIAS_NOTE.format(bias=model.score_bias)
     table = conversion.weight_table(model.body.config)
     weights = export_weights(model.body.state_dict(), table) | {_SCORE: model.score.weight}
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer_folder is not None:
         copy_tokenizer(tokenizer_folder, folder)
+        update_tokenizer_config(folder, padding_side="right")
     write_weights(folder, weights)
     write_json(folder / "config.json", config | token_id_fields(ids))
     write_card(folder, "text-classification", card, tags=["reward-model"])

@@ -6,11 +6,14 @@ to drop it. Filters run in sequence; the first one that drops a candidate is its
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
-from stages.speaker.question_generation import CandidateQuestion
+import regex
 
+from stages.speaker.question_generation import CandidateQuestion
+from stages.text.words.word_borders import word_spans
+
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+")  # `\w` lacks the vowel signs of Indic and Thai
 KEPT = "kept"
 """The outcome of candidates that no filter drops."""
 
@@ -41,7 +44,7 @@ def apply_question_filters(
 
 def normalize_question(text: str) -> str:
     """Return the lower-case words and numbers of a question; equal questions have equal results."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(_WORD.findall(text.lower()))
 
 
 def is_truncated(candidates: Sequence[CandidateQuestion]) -> list[bool]:
@@ -50,10 +53,11 @@ def is_truncated(candidates: Sequence[CandidateQuestion]) -> list[bool]:
 
 
 def length_out_of_range(min_words: int, max_words: int) -> QuestionFilter:
-    """Return a filter of questions with fewer or more words."""
+    """Return a filter of questions with fewer or more words; a character of a script without spaces
+    is a word."""
 
     def drops(candidates: Sequence[CandidateQuestion]) -> list[bool]:
-        return [not min_words <= len(c.text.split()) <= max_words for c in candidates]
+        return [not min_words <= len(word_spans(c.text)) <= max_words for c in candidates]
 
     return drops
 
@@ -62,7 +66,8 @@ def is_repetitive(max_repetition: float, n: int = 2) -> QuestionFilter:
     """Return a filter of questions in which a larger share of word n-grams repeats earlier ones."""
 
     def repetition(text: str) -> float:
-        words = text.lower().split()
+        lower = text.lower()
+        words = [lower[start:end] for start, end in word_spans(lower)]
         ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 

@@ -14,6 +14,7 @@ from stages.data.conversation_dataset import Message
 from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, UNK, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
+from stages.distributed.commit_seals import is_intact, write_seal
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.generation.sampling import SamplingParams, sample
 from stages.models.language_model import LanguageModel
@@ -91,7 +92,7 @@ def generate_questions(
     folder: Path,
     cancel_file: Path | None = None,
 ) -> int:
-    """Generate the candidates of this rank's shards, one file per shard; existing files are kept.
+    """Generate the candidates of this rank's shards, one file per shard; intact files are kept.
 
     Returns:
         The number of shards.
@@ -108,10 +109,11 @@ def generate_questions(
     own = range(rank.index, len(shards), rank.world)
     for done, number in enumerate(own):
         path = shard_file(folder, number)
-        if not path.exists():
+        if not is_intact(path):
             generator = generator or QuestionGenerator(config, rank.device, check_cancelled)
             found = generator.generate(shards[number], first=number * ANSWERS_PER_SHARD)
             write_atomic(path, json.dumps([asdict(candidate) for candidate in found]))
+            write_seal(path)
         check_cancelled()
         if rank.ctx:
             finished = min(len(answers), (done + 1) * ANSWERS_PER_SHARD * rank.world)

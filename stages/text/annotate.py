@@ -128,8 +128,12 @@ class DocumentAnnotator(Annotator[SourceFile, RawDocument]):
         }
 
     def _near_hashes(self, view: DocumentView | None) -> dict[str, bytes | None]:
-        near = view is not None and self.dedup.near
-        signature = self._minhash.text_signature(view.words) if view and near else None
+        signature = None
+        if view is not None and self.dedup.near:
+            words = view.words
+            if not self.dedup.normalize_digits:
+                words = shared_word_table(equal_digits=False).words(view.text)
+            signature = self._minhash.text_signature(words)
         if signature is None:
             return {"bands": None, "signature": None}
         bands = self._minhash.band_hashes(signature).astype("<u8").tobytes()

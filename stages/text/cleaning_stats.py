@@ -16,6 +16,22 @@ from stages.curation.curation_stats import CurationStats
 MAX_TABLE_ROWS = 40
 
 
+_REPAIR = "repair what the stage's log names, or name other sources"
+_EARLIER = "name other sources, or fewer artifacts in `dedup_against`"
+_REMEDIES = {
+    "broken.json": "write one JSON object per line, or name a file of one JSON array `.json`",
+    "broken.text_column": "set `text_column` to the field that contains the text",
+    "broken.columns": "give each row the columns of the first line",
+    "broken.encoding": "convert the sources to UTF-8, or declare their encoding",
+    "empty": "name sources of text, or set `text_column` to the field that contains the text",
+    "language": "set `languages` to those of the text, or lower `language_threshold`",
+    "exact_duplicate_earlier": _EARLIER,
+    "near_duplicate_earlier": _EARLIER,
+    "repeated_text": "lower `dedup.min_remaining`",
+}
+"""Remedy by the reason of a drop that is not a rule with a limit."""
+
+
 @dataclass
 class CleaningStats(CurationStats):
     """Counts of documents, characters, and tokens or words, by outcome (kept, dropped,
@@ -72,6 +88,12 @@ class CleaningStats(CurationStats):
             "taken_out": dict(self.changed),
             "by_language": self._columns_of(self.by_language),
         }
+
+    def empty_remedy(self) -> str:
+        """Return the remedy against the rule that dropped the most documents."""
+        worst = max(self.by_rule, key=lambda rule: self.by_rule[rule]["documents"], default="empty")
+        limit = f"loosen `limits.{worst}`, or name other sources"
+        return _REMEDIES.get(worst, _REPAIR if worst.startswith("broken.") else limit)
 
     def _all_units(self, counts: Counter[str]) -> dict[str, int]:
         return {unit: counts[unit] for unit in self.units}

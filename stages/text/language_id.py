@@ -23,9 +23,12 @@ def _detector() -> object:
 
 def detect_language(text: str) -> tuple[str, float]:
     """Return the most likely language's ISO 639 code and its probability; `und` and 0 for a text
-    without words. A text classified as Japanese is Chinese if it has no kana and few characters in
-    a form that only Japanese uses."""
+    without words. Capitals count as lower case where most letters are capitals, which the model
+    has hardly seen. A text classified as Japanese is Chinese if it has no kana and few characters
+    in a form that only Japanese uses."""
     sample = " ".join(_sample(text).split())
+    if sum(map(str.isupper, sample)) > sum(map(str.islower, sample)):
+        sample = sample.lower()
     if not any(map(str.isalpha, sample)):
         return UNKNOWN, 0.0
     found = _detector().detect(sample, model="lite", k=1)  # type: ignore[attr-defined]

@@ -22,11 +22,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from operator import attrgetter
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from pipeline.stage import Section
+from stages.text.words.word_borders import JOINED, LATIN, LATIN_END, LATIN_LETTERS, LATIN_START
 
 PiiEntity = Literal["secret", "email", "cn_id", "card", "us_ssn", "ip", "phone"]
 ENTITIES: tuple[PiiEntity, ...] = get_args(PiiEntity)
@@ -85,15 +87,17 @@ def mask_pii(
 
 def find_pii(text: str, entities: Sequence[PiiEntity], regions: Sequence[str]) -> list[PiiSpan]:
     """Return the spans of these entities in the text, in order and without overlaps."""
-    taken: list[PiiSpan] = []
+    found: list[PiiSpan] = []
+    taken = bytearray(len(text))  # 1 within a span
     digits = _ENOUGH_DIGITS.search(text) is not None
     for entity in ENTITIES:
         if entity not in entities or (entity in _NUMBERS and not digits):
             continue
         for start, stop in _RECOGNIZERS[entity](text, regions):
-            if not any(start < other.stop and other.start < stop for other in taken):
-                taken.append(PiiSpan(start, stop, entity))
-    return sorted(taken)
+            if taken.find(1, start, stop) < 0:
+                taken[start:stop] = b"\1" * (stop - start)
+                found.append(PiiSpan(start, stop, entity))
+    return sorted(found, key=attrgetter("start"))
 
 
 Span = tuple[int, int]
@@ -102,8 +106,25 @@ Recognizer = Callable[[str, Sequence[str]], Iterator[Span]]
 _NUMBERS = frozenset({"cn_id", "card", "us_ssn", "phone"})
 _ENOUGH_DIGITS = re.compile(r"\d(?:[ ().\-]{0,3}\d){6}")
 
-_LOCAL = re.compile(r"[A-Za-z0-9\u00c0-\u024f.%+'_-]{1,64}$")
-_DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_LOCAL = re.compile(r"[A-Za-z0-9\u00c0-\u024f.%+'_-]{1,64}\Z")
+_JOINED_TOP_LEVEL = """
+    嘉里大酒店 電訊盈科 香格里拉 组织机构 中文网 天主教 我爱你 新加坡 淡马锡 飞利浦 中信 中国
+    中國 世界 企业 佛山 信息 健康 公司 公益 台湾 台灣 商城 商店 商标 嘉里 在线 大拿 娱乐 家電
+    广东 微博 慈善 手机 招聘 政务 政府 新闻 时尚 書籍 机构 游戏 澳門 点看 移动 网址 网店 网站
+    网络 联通 谷歌 购物 通販 集团 食品 餐厅 香港 ファッション アマゾン クラウド グーグル
+    ポイント みんな ストア セール コム 닷넷 닷컴 삼성 한국 ไทย คอม ລາວ ישראל קום الجزائر
+    السعودية المغرب الاردن البحرين امارات ابوظبي ارامكو اتصالات العليان موريتانيا فلسطين كاثوليك
+    پاکستان مليسيا سورية سوريا شبكة بازار بيتك بھارت ڀارت تونس عراق عرب عمان قطر كوم مصر موقع
+    همراه ایران
+"""
+"""Top-level domains of the root zone (IANA) in scripts whose words touch others: only a list shows
+where an address ends and the text behind it begins."""
+_TOP_LEVEL = (
+    rf"(?:(?:[{LATIN_LETTERS}]{{2,24}}|xn--[A-Za-z0-9-]{{1,58}}[A-Za-z0-9])(?![{LATIN}-])"
+    rf"|[^\W\d_{LATIN_LETTERS}{JOINED}]{{2,24}}(?![^\W{JOINED}]|-)"
+    rf"|{'|'.join(_JOINED_TOP_LEVEL.split())})"
+)
+_DOMAIN = re.compile(rf"(?:[^\W_](?:[\w-]{{0,62}}[^\W_])?\.){{1,8}}{_TOP_LEVEL}")
 _NO_LOCAL_AFTER = frozenset("/%+._-")
 
 
@@ -119,9 +140,11 @@ def _email_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
         at = text.find("@", at + 1)
 
 
-_IPV4 = re.compile(r"(?<![\w.\-])(?:\d{1,3}\.){3}\d{1,3}(?![\w\-]|\.\d)")
+_IPV4 = re.compile(rf"(?<![{LATIN}.\-])(?:[0-9]{{1,3}}\.){{3}}[0-9]{{1,3}}(?![{LATIN}\-]|\.\d)")
 _SMALL = 25
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+_IPV6 = re.compile(
+    rf"(?<![{LATIN}:.])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}}(?![{LATIN}:])"
+)
 
 
 def _ip_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
@@ -145,7 +168,7 @@ def _is_public(written: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
-_CARD = re.compile(r"(?<![A-Za-z0-9_.\-])\d(?:[ \-]?\d){12,18}(?![A-Za-z0-9_\-]|\.\d)")
+_CARD = re.compile(rf"(?<![{LATIN}.\-])\d(?:[ \-]?\d){{12,18}}(?![{LATIN}\-]|\.\d)")
 _ISSUERS = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
     r"|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|5\d\d|4[4-9]\d)\d{12}|35(?:2[89]|[3-8]\d)\d{12}"
@@ -167,7 +190,7 @@ def has_luhn_checksum(number: str) -> bool:
     return (sum(doubled) + sum(map(int, number[-1::-2]))) % 10 == 0
 
 
-_CN_ID = re.compile(r"(?<![A-Za-z0-9_.\-])[1-9]\d{16}[\dXx](?![A-Za-z0-9_\-])")
+_CN_ID = re.compile(rf"(?<![{LATIN}.\-])[1-9]\d{{16}}[\dXx](?![{LATIN}\-])")
 _WEIGHTS = tuple(pow(2, power, 11) for power in range(17, -1, -1))
 
 
@@ -191,7 +214,7 @@ def is_resident_id(number: str) -> bool:
     return born.year >= 1850 and weighed % 11 == 1
 
 
-_SSN = re.compile(r"(?<![\w.\-/])(\d{3})([ \-])(\d{2})\2(\d{4})(?![\w\-/]|\.\d)")
+_SSN = re.compile(rf"(?<![{LATIN}.\-/])(\d{{3}})([ \-])(\d{{2}})\2(\d{{4}})(?![{LATIN}\-/]|\.\d)")
 _ADVERTISED = frozenset({"078-05-1120", "219-09-9999"})
 
 
@@ -205,10 +228,11 @@ def _ssn_spans(text: str, _: Sequence[str]) -> Iterator[Span]:
             yield match.span()
 
 
+_PHONE_START = rf"(?<![{LATIN}.\-/+=#@])"
 _PHONE = re.compile(
-    r"(?<![A-Za-z0-9_.\-/+=#@])(?<!\d:)(?:\+|00(?=[1-9]))?(?:\(\d{2,5}\)|\d)(?:[ .\-]?\d){5,16}"
-    r"(?![A-Za-z0-9_\-/=@]|[.:,]\d)"
-    r"|(?<![A-Za-z0-9_.\-/+=#@])(?:\+?\d{1,3} ?)?\(\d{2,5}\) ?\d(?:[ .\-]?\d){4,11}(?![A-Za-z0-9_])"
+    _PHONE_START + r"(?<!\d:)(?:\+|00(?=[1-9]))?(?:\(\d{2,5}\)|\d)(?:[ .\-]?\d){5,16}"
+    rf"(?![{LATIN}\-/=@]|[.:,]\d)"
+    rf"|{_PHONE_START}(?:\+?\d{{1,3}} ?)?\(\d{{2,5}}\) ?\d(?:[ .\-]?\d){{4,11}}{LATIN_END}"
 )
 _CN_MOBILE = re.compile(r"1[3-9]\d{9}")
 _DATED = re.compile(r"(?:19|20)\d\d[ .\-/]|\d{1,2}[.\-/]\d{1,2}[.\-/](?:19|20)\d\d")
@@ -254,22 +278,25 @@ def _is_in_numbering_plan(written: str, regions: Sequence[str]) -> bool:
 
 
 _SECRET = re.compile(
-    r"""(?x)
-    -----BEGIN\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----
-        [\s\S]{0,8192}?-----END\ (?:[A-Z]+\ ){0,3}PRIVATE\ KEY-----
-    | \b(?:AKIA|ASIA)[A-Z2-7]{16}\b                                # Amazon Web Services
-    | \b(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{36,}\b                   # GitHub
-    | \bgithub_pat_[A-Za-z0-9_]{40,}\b
-    | \bglpat-[A-Za-z0-9_\-]{20,}                                    # GitLab
-    | \bhf_[A-Za-z0-9]{30,}\b                                        # Hugging Face
-    | \bsk-(?:proj-|ant-[a-z0-9]+-)?[A-Za-z0-9_\-]{32,}              # OpenAI, Anthropic
-    | \b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}\b                       # Stripe
-    | \bxox[abeoprs]-[A-Za-z0-9\-]{10,}                              # Slack
-    | \bAIza[A-Za-z0-9_\-]{35}                                       # Google
-    | \bpypi-AgE[A-Za-z0-9_\-]{50,}                                  # Python Package Index
-    | \bnpm_[A-Za-z0-9]{36}\b
-    | \bSG\.[A-Za-z0-9_\-]{22}\.[A-Za-z0-9_\-]{43}                   # SendGrid
-    | \beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{16,}  # JSON Web Token
+    rf"""(?x)
+    -----BEGIN\ (?:[A-Z]+\ ){{0,3}}PRIVATE\ KEY-----
+        (?:(?!-----)[\s\S]){{0,16384}}+-----END\ (?:[A-Z]+\ ){{0,3}}PRIVATE\ KEY-----
+    | (?<![{LATIN}\-])eyJ[A-Za-z0-9_\-]{{8,}}\.eyJ[A-Za-z0-9_\-]{{8,}}
+        \.[A-Za-z0-9_\-]{{16,}}                                     # JSON Web Token
+    | {LATIN_START}(?:
+          (?:AKIA|ASIA)[A-Z2-7]{{16}}{LATIN_END}                    # Amazon Web Services
+        | (?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{{36,}}{LATIN_END}     # GitHub
+        | github_pat_[A-Za-z0-9_]{{40,}}{LATIN_END}
+        | glpat-[A-Za-z0-9_\-]{{20,}}                               # GitLab
+        | hf_[A-Za-z0-9]{{30,}}{LATIN_END}                          # Hugging Face
+        | sk-(?:proj-|ant-[a-z0-9]+-)?[A-Za-z0-9_\-]{{32,}}         # OpenAI, Anthropic
+        | [sr]k_(?:live|test)_[A-Za-z0-9]{{16,}}{LATIN_END}         # Stripe
+        | xox[abeoprs]-[A-Za-z0-9\-]{{10,}}                         # Slack
+        | AIza[A-Za-z0-9_\-]{{35}}                                  # Google
+        | pypi-AgE[A-Za-z0-9_\-]{{50,}}                             # Python Package Index
+        | npm_[A-Za-z0-9]{{36}}{LATIN_END}
+        | SG\.[A-Za-z0-9_\-]{{22}}\.[A-Za-z0-9_\-]{{43}}           # SendGrid
+    )
     """
 )
 _SIGNS = (

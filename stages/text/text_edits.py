@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from stages.text.chinese_variants import to_simplified
 from stages.text.rules import c4_rules, chinese_rules
 from stages.text.rules.language_rules import remove_foreign_paragraphs
+from stages.text.words.word_borders import LATIN_END
 
 _BOILERPLATE = re.compile(
     r"^[ \t]*(?:"
-    r"(?:copyright\b|©|\(c\) *\d{4}).{0,200}|.{0,80}all rights reserved\.?"
+    rf"(?:copyright{LATIN_END}|©|\(c\) *\d{{4}}).{{0,200}}|.{{0,80}}all rights reserved\.?"
     r"|(?:skip|jump) to (?:main |primary )?(?:content|navigation).{0,40}"
-    r"|(?:click here|read more|share this|share on|follow us|sign up|log in|subscribe)\b.{0,60}"
+    r"|(?:click here|read more|share this|share on|follow us|sign up|log in|subscribe)"
+    rf"{LATIN_END}.{{0,60}}"
     r"|(?:home|menu|search|next|previous|print|back to top)"
     r"|.{0,120}(?:terms of (?:use|service)|(?:privacy|cookie) policy|uses? (?:of )?cookies).{0,200}"
     r"|(?:版权所有|返回首页|上一页|下一页|首页|打印本页|关闭窗口|点击这里).{0,60}"

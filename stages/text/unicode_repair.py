@@ -9,7 +9,7 @@ import re
 
 import ftfy
 
-from stages.data.tokenizers.sentencepiece_tokenizer import replace_surrogates
+from stages.data.formats.surrogates import replace_surrogates
 
 # Control characters except tab and newline, bidi overrides, zero-width marks except joiners, and
 # the noncharacters: invisible, and able to reorder displayed text.

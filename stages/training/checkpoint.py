@@ -34,8 +34,8 @@ from torch import Tensor
 from pipeline.atomic_io import NOT_FOUND, disk_errors, make_folder, write_atomic
 from pipeline.errors import Failure
 from pipeline.storage.artifact import hash_file
-from stages.training import safetensors_io
-from stages.training.safetensors_io import SafetensorsFile
+from stages.models import safetensors_io
+from stages.models.safetensors_io import SafetensorsFile
 from stages.training.zero_state import Fragment
 
 if TYPE_CHECKING:

@@ -354,8 +354,8 @@ class Trainer:
                 if (own := {k[length:]: v for k, v in point.items() if k.startswith(self.prefix)})
             ]
             evaluations = [
-                (at, {key: float(v) for key, v in point.items() if key.startswith("eval_")})
-                for at, point in points
+                (at, {k: math.nan if v is None else v for k, v in own.items() if k[:5] == "eval_"})
+                for at, own in points
             ]
             self._reported_step = max((at for at, _ in points), default=-1)
             self._evaluated_step = max((at for at, found in evaluations if found), default=-1)

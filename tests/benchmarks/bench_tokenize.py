@@ -167,7 +167,7 @@ def halve(documents: Path, folder: Path, rows: int | None = None) -> Path:
 
 def main(megabytes: float, repeats: int) -> None:
     from launch.ray_launcher import EmbeddedRay
-    from pipeline.execution.stage_executor import Resources
+    from pipeline.execution.resources import Resources
 
     texts = list(installed_texts(int(megabytes * 1e6)))
     size = sum(len(text.encode()) for text in texts) / 1e6

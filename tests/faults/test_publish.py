@@ -19,12 +19,12 @@ from faulty_disk import READS, WRITES, Operation, fault_at
 from memory_folders import Folders, folders_in_memory
 from toy_runs import until
 
+from launch.garbage_collection import collect_garbage
 from pipeline.atomic_io import append_line, write_atomic
 from pipeline.context import Context
 from pipeline.errors import CorruptArtifact, Failure
 from pipeline.execution.run import Run
 from pipeline.storage.artifact import MANIFEST, Artifact, list_files, publish
-from pipeline.storage.garbage_collection import collect_garbage
 from pipeline.storage.store import PublishRequest, Store
 
 pytestmark = pytest.mark.faults

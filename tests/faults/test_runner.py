@@ -39,7 +39,7 @@ PROGRAM = """
 import sys
 from launch.ray_launcher import RayLauncher
 from pipeline.execution.run import Run
-from pipeline.execution.stage_executor import Resources
+from pipeline.execution.resources import Resources
 from pipeline.execution.runner import execute, exit_code
 from pipeline.storage.store import Store
 run = Run.find(Store(sys.argv[1]), sys.argv[2])

@@ -156,11 +156,11 @@ def test_a_driver_killed_anywhere_goes_on_to_the_same_bytes(corpus, cleaned, tmp
     while not (out / "documents").exists():
         driver = subprocess.Popen(command)
         while driver.poll() is None and not (out / "documents").exists():
-            if len(list(annotated.glob("0*"))) > seen:
+            if len(list(annotated.glob("*.seal"))) > seen:
                 break
             time.sleep(0.002)
         driver.kill()
         driver.wait()
-        seen = len(list(annotated.glob("0*"))) + 1
+        seen = len(list(annotated.glob("*.seal"))) + 1
     subprocess.run(command, check=True)
     assert bytes_of(out) == bytes_of(cleaned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from launch.tracking.mirror import Mirror
 from launch.tracking.mlflow_client import connect
 from launch.tracking.mlflow_sync import RunSynchronizer
 from launch.tracking.model_registry import Registry
+from pipeline import panels
 from pipeline.errors import CorruptArtifact, Failure, GateRefused, NotFound
 from pipeline.execution.run import Run
 from pipeline.storage.artifact import Artifact
@@ -225,7 +227,7 @@ def test_failed_stage_and_cached_stages(mirrored: Run) -> None:
     assert runs["gpt"].data.tags["headwater.cached"] == "true"
     assert not client.get_metric_history(runs["gpt"].info.run_id, "lr")  # the other run has them
     assert runs["sft"].data.tags["headwater.error"] == "loss is nan"
-    assert len(client.get_metric_history(runs["sft"].info.run_id, "loss")) == 4
+    assert len(client.get_metric_history(runs["sft"].info.run_id, "loss")) == 3  # not NaN
     assert runs["sft"].data.metrics["top 5_"] == 0.5
     run.open()
     run.append("promoted", model="talker", version=1, alias="champion", stage="gpt")
@@ -305,7 +307,30 @@ def test_points_after_a_rewind_are_the_newest(tmp_path: Path) -> None:
     assert len(history("loss")) == 20 + 15
     assert RunSynchronizer(run, synchronizer.uri).try_sync()
     assert len(history("loss")) == 20 + 15
-    assert len(history("bad")) == 25
+    assert history("bad") == []  # NaN has no value
+
+
+def test_odd_values_are_sent_as_numbers_or_not_at_all(mirrored: Run) -> None:
+    odd = [math.nan, 1.7e308, math.inf, 5e-324, None, -0.0, 10**400, -2.5]
+    run = sample_run.make(mirrored.store.root, run_id="odd-otter", names=(), finish=False)
+    run.append("plan", stages=[sample_run._planned("evaluate")])
+    context = sample_run.begin(run, "evaluate")
+    for step, value in enumerate(odd):
+        context.metrics(step, {"loss": value})
+    context.result(**{f"odd_{number}": value for number, value in enumerate(odd)})
+    context.panel(panels.table("Odd", ["value"], [[value] for value in odd]))
+    (context.out / "data.bin").write_bytes(b"odd")
+    sample_run.commit(run, "evaluate")
+    synchronizer = RunSynchronizer(run, mlflow_client.tracking_uri(run.store))
+    assert synchronizer.try_sync(), synchronizer.cursor["problem"]
+    client = connect(synchronizer.uri)
+    sent = runs_of(client, run)["evaluate"]
+    history = client.get_metric_history(sent.info.run_id, "loss")
+    assert {p.step: p.value for p in history} == {1: 1.7e308, 3: 5e-324, 5: 0.0, 7: -2.5}
+    finals = {key: value for key, value in sent.data.metrics.items() if key.startswith("final")}
+    assert finals == {
+        f"final/odd_{n}": v for n, v in ((1, 1.7e308), (3, 5e-324), (5, 0), (7, -2.5))
+    }
 
 
 def test_secrets_are_never_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +433,58 @@ def test_next_call_completes_an_interrupted_promotion(mirrored: Run, models: Reg
     assert models.rollback("walker")["to"] == 3
     assert str(client.get_model_version_by_alias("walker", "champion").version) == "3"
     assert client.get_model_version("walker", "3").source == gpt.path.as_uri()
+
+
+def test_version_numbers_survive_the_deletion_of_a_model(mirrored: Run, models: Registry) -> None:
+    first, second, third = (artifact(mirrored, name) for name in ("gpt", "sft", "reward"))
+    models.promote(first, "runner")
+    models.promote(second, "runner")
+    client = connect(models.uri)
+    client.delete_registered_model("runner")
+    assert models.promote(third, "runner")["to"] == 3
+    found = client.search_model_versions("name='runner'")
+    assert {int(version.version): version.tags["digest"] for version in found} == {
+        2: second.digest,
+        3: third.digest,
+    }
+    assert [record["to"] for record in models.history("runner")] == [1, 2, 3]
+    assert models.rollback("runner")["to"] == 2
+    assert models.rollback("runner")["to"] == 4  # version 1 is lost, its number stays used
+    assert client.get_model_version("runner", "4").tags["digest"] == first.digest
+    assert str(client.get_model_version_by_alias("runner", "champion").version) == "4"
+
+
+def test_a_model_whose_files_are_gone_is_not_registered_again(
+    mirrored: Run, models: Registry
+) -> None:
+    first, second = (artifact(mirrored, name) for name in ("gpt", "sft"))
+    models.promote(first, "hurdler")
+    client = connect(models.uri)
+    client.delete_registered_model("hurdler")
+    aside = first.path.rename(first.path.with_name("aside"))
+    try:
+        assert models.promote(second, "hurdler")["to"] == 2
+    finally:
+        aside.rename(first.path)
+    (version,) = client.search_model_versions("name='hurdler'")
+    assert version.tags["digest"] == second.digest
+
+
+def test_the_number_of_a_deleted_version_is_not_used_again(mirrored: Run, models: Registry) -> None:
+    first, second, third = (artifact(mirrored, name) for name in ("gpt", "sft", "reward"))
+    models.promote(first, "jumper")
+    models.promote(second, "jumper", "spare")
+    client = connect(models.uri)
+    client.delete_model_version("jumper", "2")
+    assert models.promote(third, "jumper")["to"] == 4
+    history = models.history("jumper")
+    logged = [(record["alias"], record["from"], record["to"]) for record in history]
+    assert logged[:2] == [("champion", None, 1), ("spare", None, 2)]
+    assert logged[2:] == [("spare", 2, 3), ("champion", 1, 4)]
+    assert client.get_model_version_by_alias("jumper", "spare").tags["digest"] == second.digest
+    with pytest.raises(NotFound, match="is the first of jumper@spare"):
+        models.rollback("jumper", "spare")
+    assert models.rollback("jumper")["to"] == 1
 
 
 def test_unmoved_alias_is_an_error(mirrored: Run, models: Registry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,9 @@ from launch.ray_compat import NODE_TIMEOUT_ENV
 from launch.ray_launcher import RayLauncher, connect_to_cluster
 from pipeline.errors import Failure
 from pipeline.execution.attempt import Job
+from pipeline.execution.resources import Resources
 from pipeline.execution.run import Run
 from pipeline.execution.runner import execute
-from pipeline.execution.stage_executor import Resources
 from pipeline.stage_registry import find_stage
 from pipeline.status import RunStatus
 from pipeline.storage.store import Store
@@ -68,6 +69,31 @@ def test_embedded_ray_has_long_node_timeouts() -> None:
         assert all(name.encode() in program for name in NODE_TIMEOUT_ENV)
 
 
+LISTENERS = """
+import json, psutil
+from launch.ray_launcher import EmbeddedRay
+from pipeline.execution.resources import Resources
+embedded = EmbeddedRay(Resources(1))
+me = psutil.Process()
+print(json.dumps([
+    (process.name(), link.laddr.ip.removeprefix("::ffff:"))
+    for process in [me, *me.children(recursive=True)]
+    for link in process.net_connections("tcp")
+    if link.status == psutil.CONN_LISTEN
+]))
+embedded.close()
+"""
+
+
+def test_embedded_ray_listens_on_loopback_only() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENERS], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= {name for name, _ in found}
+    assert {ip for _, ip in found} == {"127.0.0.1"}
+
+
 def test_task_of_a_stage_requests_no_cpu(store: Store) -> None:
     run = make(store, "a: {uses: toy.fan, workers: {num: 2}}")
     assert go(run).state == "finished"
@@ -90,7 +116,7 @@ def test_errors_of_nested_tasks_keep_their_class(
 
 def test_killed_attempt_leaves_no_process(store: Store, tmp_path: Path, ray_session: Any) -> None:
     launcher = RayLauncher()
-    assert launcher.start() == Resources(2)
+    assert launcher.start() == [Resources(2)]
     hold = tmp_path / "hold"
     hold.touch()
     params = find_stage("toy.count").params.model_validate({"hold": str(hold), "deaf": True})
@@ -133,7 +159,7 @@ def test_failed_start_is_one_line_and_leaves_nothing() -> None:
     program = (
         "import tempfile, sys\nfrom launch import ray_launcher\n"
         "from pipeline.errors import Failure\n"
-        "from pipeline.execution.stage_executor import Resources\n"
+        "from pipeline.execution.resources import Resources\n"
         "tempfile.tempdir = sys.argv[1]\nray_launcher.START_ATTEMPTS = 2\n"
         "try:\n    ray_launcher.EmbeddedRay(Resources(-1))\n"
         "except Failure as failure:\n    print(failure.message, failure.remedy)\n"

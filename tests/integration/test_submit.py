@@ -250,7 +250,8 @@ def test_promotion_requires_mlflow(site: Site) -> None:
 def test_resources_that_the_cluster_lacks(site: Site) -> None:
     config = pipeline(site, "wide", {"one": {**COUNT, "workers": {"num": 64}}})
     said = refused(site, "here", config, 2)
-    assert "wide.yaml:1: one.workers: requests 64 CPUs, the cluster has 2" in said
+    assert "wide.yaml:1: one.workers: requests 64 times 1 CPUs" in said
+    assert "each on one node; 2 fit" in said
 
 
 # --- runs ----------------------------------------------------------------------------------------

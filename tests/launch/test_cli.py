@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from command_calls import Call
 
 from launch.cli import cli
+from launch.ui.exit_handling import set_crash_log_dir
 from pipeline.execution.run import Run
 
 
@@ -24,14 +25,18 @@ def test_unexpected_exception_is_one_line_and_a_file(
     import launch.commands.status
 
     def broken(name: str, path: str) -> None:
-        raise ZeroDivisionError("seven\nby nothing")
+        raise ZeroDivisionError("seven\nby nothing, not even by quince & medlar")
 
     monkeypatch.setattr(launch.commands.status, "find_run", broken)
-    monkeypatch.setattr("launch.ui.exit_handling._CRASH_LOG_DIRS", [tmp_path])
+    monkeypatch.setattr("launch.ui.exit_handling._CRASH_LOG_DIRS", [])
+    monkeypatch.setattr("launch.ui.exit_handling._SECRET_NAMES", set())
+    monkeypatch.setenv("ORCHARD_KEY", "quince & medlar")
+    set_crash_log_dir(tmp_path, ["ORCHARD_KEY"])
     done = call("status", code=1)
     lines = done.stderr.splitlines()
     assert lines[0] == "error: ZeroDivisionError: seven"
     assert lines[2].startswith("next: headwater doctor")
     log = Path(lines[1].removeprefix("the traceback is in "))
     assert log.parent == tmp_path
-    assert "by nothing" in log.read_text()
+    assert "by nothing, not even by ${env:ORCHARD_KEY}" in log.read_text()
+    assert "quince" not in log.read_text()

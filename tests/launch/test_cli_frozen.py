@@ -20,7 +20,7 @@ OPTIONS = {
     "diff": "A B --store --json",
     "compare": "RUN[:STAGE]... --stage --metric --against --output -o --store --json",
     "report": "RUN --sync --store",
-    "verify": "[RUN|ARTIFACT] --all --store --json",
+    "verify": "[RUN|ARTIFACT] --all --relocate --store --json",
     "gc": "--keep --delete --store --json",
     "promote": "RUN[:STAGE] --model --alias --require --dry-run --store --json",
     "rollback": "--model --alias --to --store --json",

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from toy_runs import until
 
-from launch.output_capture import DRIVER_VARIABLE
 from launch.process_reaper import DRIVER_DIED, Reaper, reap
 from pipeline.storage.lease import process_start_time
+from stages.distributed.output_capture import DRIVER_VARIABLE
 
 SLEEPER = [sys.executable, "-S", "-c", "print(flush=True); input()"]
 

@@ -33,7 +33,7 @@ def test_progress_is_written_now_and_then_but_always_at_the_end(context: Context
     context.progress(2, 9, "shards")
     first = read(context, "progress.json")
     assert isinstance(first, dict)
-    assert (first["done"], first["total"], first["unit"], first["rate"]) == (1, 9, "shards", "inf")
+    assert (first["done"], first["total"], first["unit"], first["rate"]) == (1, 9, "shards", None)
     context.progress(9, 9)
     assert read(context, "progress.json")["done"] == 9  # type: ignore[index]
 
@@ -44,8 +44,20 @@ def test_series_rewind_to_where_the_work_goes_on(context: Context) -> None:
     context.truncate_series(2)
     points = read_series(context.observed / "metrics.jsonl")
     assert [point["step"] for point in points] == [0, 1, 2]
-    assert points[1]["loss"] == "nan"
+    assert points[1]["loss"] is None
     assert read_series(context.observed / "none.jsonl") == []
+    (context.observed / "old.jsonl").write_text('{"step": 3, "loss": "inf"}\n[1]\n{"loss": 2}\n')
+    assert read_series(context.observed / "old.jsonl") == [{"step": 3.0, "loss": None}]
+
+
+def test_a_flipped_bit_of_a_point_takes_the_point(context: Context) -> None:
+    for step in range(3):
+        context.metrics(step, {"loss": 2.5})
+    context.truncate_series(2)
+    path = context.observed / "metrics.jsonl"
+    for at in range(len(whole := path.read_bytes())):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert {point.get("loss", 2.5) for point in read_series(path)} == {2.5}
 
 
 def test_a_torn_point_does_not_take_the_next_one_with_it(context: Context, tmp_path: Path) -> None:
@@ -109,6 +121,23 @@ def test_a_stage_stops_on_request(context: Context) -> None:
         context.check_cancelled()
 
 
+def test_no_file_of_a_stage_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = 'row one: quince\nrow two: "medlar" & <sorb>'
+    monkeypatch.setenv("ORCHARD_KEY", value)
+    cache, secrets = tmp_path / "cache", frozenset({"ORCHARD_KEY"})
+    context = Context(tmp_path / "w", tmp_path / "a", tmp_path / "c", cache, secrets=secrets)
+    rows = [[f"a {value} b"], *([line] for line in value.splitlines())]
+    context.panel(panels.table(value, [value], rows))
+    context.panel(panels.bars("b", {value: 1}))
+    context.metrics(1, {value: 2.0})
+    context.result(**{value: 3.0})
+    context.progress(1, 1, value)
+    context.log(f"it is {value}, also {value!r} and {json.dumps(value)}")
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "${env:ORCHARD_KEY}" in written
+    assert not [word for word in ("quince", "medlar", "sorb") if word in written]
+
+
 def test_logs_hold_neither_control_characters_nor_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,4 +145,13 @@ def test_logs_hold_neither_control_characters_nor_secrets(
     context = Context(tmp_path, tmp_path, tmp_path / "c", tmp_path, secrets=frozenset({"HF_TOKEN"}))
     context.log("a\x1b[2J\u202eb\tuses hf_secret")
     line = (tmp_path / "log.txt").read_text()
-    assert line.endswith(" a\\x1b[2J\\x202eb\tuses ${env:HF_TOKEN}\n")
+    assert line.endswith(" a\\x1b[2J\\u202eb\tuses ${env:HF_TOKEN}\n")
+
+
+def test_a_result_that_is_no_number_is_an_error_and_none_is_no_value(tmp_path: Path) -> None:
+    context = Context.local(tmp_path)
+    with pytest.raises(ValueError, match="text"):
+        context.result(loss="text")  # type: ignore[arg-type]
+    context.result(loss=None, gain=float("nan"), count=True)
+    stored = json.loads((context.observed / "results.json").read_text())
+    assert stored == {"count": 1.0, "gain": None, "loss": None}

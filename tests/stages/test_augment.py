@@ -75,10 +75,10 @@ def test_questions_are_a_function_of_seed_and_target(config, targets, tmp_path):
 def test_a_finished_shard_is_not_generated_again(config, targets, tmp_path):
     generate_questions(Rank(), targets, config, tmp_path)
     last = shard_file(tmp_path, 1).read_text()
-    shard_file(tmp_path, 1).unlink()
-    shard_file(tmp_path, 0).write_text("[]")
+    shard_file(tmp_path, 1).write_text(last.replace("1", "2"))  # it changed on disk
+    written = shard_file(tmp_path, 0).stat().st_mtime_ns
     generate_questions(Rank(), targets, config, tmp_path)
-    assert shard_file(tmp_path, 0).read_text() == "[]"
+    assert shard_file(tmp_path, 0).stat().st_mtime_ns == written
     assert shard_file(tmp_path, 1).read_text() == last
 
 
@@ -149,6 +149,10 @@ def test_each_filter_drops_what_it_describes():
     words = [candidate(text) for text in ("why?", "what is it for", "a b a b a b a b", "it " * 50)]
     assert question_filters.length_out_of_range(3, 40)(words) == [True, False, False, True]
     assert question_filters.is_repetitive(0.2)(words) == [False, False, True, True]
+    unspaced = [candidate(text) for text in ("何？", "字节序列怎样排序？", "排序排序排序排序")]
+    assert question_filters.length_out_of_range(3, 40)(unspaced) == [True, False, False]
+    assert question_filters.is_repetitive(0.2)(unspaced) == [False, False, True]
+    assert question_filters.is_known(["की"])([candidate("का"), candidate("की?")]) == [False, True]
     assert question_filters.is_truncated([candidate(finished=False), candidate()]) == [True, False]
     assert question_filters.is_known(["What DOES it do?!"])([candidate(), candidate("who?")]) == [
         True,

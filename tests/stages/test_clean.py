@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -18,9 +20,10 @@ from pipeline.stage import Inputs
 from stages.clean import CleanParams, clean
 from stages.data.documents import Documents, read_stats
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.text.cleaning_stats import CleaningStats
 from stages.text.sources import source_listing
 from stages.text.token_counter import TokenCounter
-from stages.text.words.word_table import word_spans
+from stages.text.words.word_borders import word_spans
 from stages.tokenize import TokenizerTrainParams, train_tokenizer
 
 SENTENCE = """the of and to that have with be library function returns value object file names
@@ -108,6 +111,21 @@ def test_every_document_ends_in_one_place_with_its_reason(corpus, tmp_path):
     assert all(d.lang == "en" and d.source == "corpus" for d in kept)
     places = [json.loads(d.meta) for d in kept]
     assert places[0] == {"line": 1, "place": "a.jsonl"} and places[-1] == {"place": "d.txt"}
+
+
+def test_texts_that_differ_in_numbers_alone_are_kept_on_request(tmp_path):
+    texts = [
+        f"A tank holds {7 * i + 40} litres and loses {i + 3} litres in {i + 5} hours: after "
+        f"{2 * i + 9} hours some {5 * i + 11} of {7 * i + 40} litres are left in the tank."
+        for i in range(9)
+    ]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    equal = run(tmp_path / "x", tmp_path / "a.jsonl", rules=())
+    exact = run(tmp_path / "y", tmp_path / "a.jsonl", rules=(), dedup={"normalize_digits": False})
+    assert len(list(Documents(equal.out))) == 1
+    assert [document.text for document in Documents(exact.out)] == texts
+    with pytest.raises(InputError, match="numbers compared"):
+        run(tmp_path / "z", tmp_path / "a.jsonl", rules=(), dedup_against=[exact])
 
 
 def test_of_copies_the_first_stays_and_of_near_copies_the_longest(corpus, tmp_path):
@@ -306,7 +324,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(corpus, tmp_path, monkeyp
         real = Context.check_cancelled
 
         def check(self, annotated=annotated, stop=stop, real=real):
-            if len(list(annotated.iterdir())) > stop:
+            if len(list(annotated.glob("*.seal"))) > stop:
                 self.cancel_file.touch()
             real(self)
 
@@ -438,7 +456,7 @@ def test_broken_records_are_reported_and_stop_nothing(tmp_path):
     assert broken == {"broken.file": 2, "broken.json": 1, "broken.text_column": 1}
     log = (ctx.attempt_dir / "log.txt").read_text()
     assert "a.jsonl.gz: cannot read the source: Compressed file ended" in log
-    assert "b.jsonl line 2: json" in log and "c.parquet: not a parquet file" in log
+    assert "b.jsonl line 2: not JSON" in log and "c.parquet: not a parquet file" in log
     assert json.loads((ctx.observed / "results.json").read_text())["broken"] == 4
     with pytest.raises(InputError, match=r"4 records or files are broken, more than .* \(3\)"):
         run(tmp_path / "x", tmp_path / "*.*", max_broken=3)
@@ -460,7 +478,42 @@ def test_an_empty_result_is_explained(tmp_path):
     assert "languages" in error.value.remedy and error.value.exit_code == 2
     with pytest.raises(InputError, match=r"3 by length\.characters") as error:
         run(tmp_path / "x", tmp_path / "a.jsonl")
-    assert "characters" in error.value.remedy
+    assert "`limits.length.characters`" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "remedy"),
+    [
+        ('{"text": "one\n{"text": "two\n', "a.jsonl line 1", "one JSON object per line"),
+        ('{"body": "one"}\n{"body": "two"}', "a.jsonl line 1", "set `text_column`"),
+        ('{"text": " "}\n', "sources", "name sources of text"),
+    ],
+)
+def test_the_remedy_of_an_empty_result_fits_its_reason(tmp_path, content, place, remedy):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InputError, match="is kept: dropped") as error:
+        run(tmp_path / "w", tmp_path / "a.jsonl", rules=())
+    assert place in error.value.where and remedy in error.value.remedy
+
+
+def test_copies_of_earlier_documents_alone_are_explained(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [prose(1)])
+    earlier = run(tmp_path / "w", tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="1 by exact_duplicate_earlier") as error:
+        run(tmp_path / "x", tmp_path / "a.jsonl", dedup_against=[earlier])
+    assert "`dedup_against`" in error.value.remedy
+
+
+def test_remedies_name_a_limit_where_there_is_one():
+    code = "".join(path.read_text() for path in Path("stages/text").rglob("*.py"))
+    reasons = set(re.findall(r'"(broken\.\w+|\w+_duplicate|repeated_text|language|empty)"', code))
+    assert len(reasons) > 8
+    for reason in reasons - {"exact_duplicate", "near_duplicate"}:  # of these, one is kept
+        stats = CleaningStats()
+        stats.count("s", reason, {"documents": 1})
+        assert "limits" not in stats.empty_remedy()
+    stats.count("s", "length.characters", {"documents": 2})
+    assert stats.empty_remedy().startswith("loosen `limits.length.characters`")
 
 
 def test_sources_without_documents_are_refused(tmp_path):
@@ -589,19 +642,17 @@ def test_other_limits_need_no_second_reading(corpus, tmp_path, monkeypatch):
 def test_what_is_measured_otherwise_is_read_again(corpus, tmp_path, change):
     from stages.clean import _annotation_key
 
+    def key(params, shards=(), counter=TokenCounter()):  # noqa: B008
+        return _annotation_key(params, params.externals(), list(shards), counter)
+
     plain = CleanParams(sources=(str(corpus),))
-    words, by_tokens = TokenCounter(), TokenCounter(SimpleNamespace(digest="a tokenizer"))
-    before = _annotation_key(plain, [], words)
-    assert _annotation_key(CleanParams(sources=(str(corpus),), **change), [], words) != before
-    assert (
-        _annotation_key(
-            plain, source_listing.make_shards(source_listing.list_files(plain.sources)), words
-        )
-        != before
-    )
-    assert _annotation_key(plain, [], by_tokens) != before
+    before = key(plain)
+    assert key(CleanParams(sources=(str(corpus),), **change)) != before
+    shards = source_listing.make_shards(source_listing.list_files(plain.sources))
+    assert key(plain, shards) != before
+    assert key(plain, counter=TokenCounter(SimpleNamespace(digest="a tokenizer"))) != before
     (corpus / "d.txt").write_text(prose(501))
-    assert _annotation_key(plain, [], words) != before
+    assert key(plain) != before
 
 
 def test_what_edits_take_out_is_counted(tmp_path):

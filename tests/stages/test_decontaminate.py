@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from unittest.mock import ANY
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,8 @@ from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.decontaminate import DecontaminateParams, decontaminate
 from stages.text.char_spans import complement_spans, merge_spans
 from stages.text.decontamination.contamination_detector import SpanRemoval
-from stages.text.words.word_table import WordTable, word_spans
+from stages.text.words.word_borders import word_spans
+from stages.text.words.word_table import WordTable
 from stages.tokenize import TokenizerTrainParams, train_tokenizer
 
 WORDS = [a + b + c for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
@@ -84,7 +86,9 @@ def brute_overlap(document, items, n, most, corpus):
         counted = [
             g for g in ngrams(item, n) if most is None or sum(holds(t, g) for t in corpus) <= most
         ]
-        if counted:
+        if holds(document, item):
+            best = 1.0
+        elif counted:
             best = max(best, sum(holds(document, g) for g in counted) / len(counted))
     return best
 
@@ -198,12 +202,25 @@ def test_common_ngrams_count_for_nothing(tmp_path):
     name = write_set(tmp_path / "a.jsonl", [f"{licence} {sentence(50)}"])
     assert dropped(run(tmp_path / "w", corpus, name)) == {}
     alone = write_set(tmp_path / "b.jsonl", [licence])
-    results = run(tmp_path / "x", corpus, alone).observed / "results.json"
-    assert json.loads(results.read_text())["items_common"] == 1, "nothing of it is looked for"
     leaked = write_documents(tmp_path / "l", [" ".join([licence] * 12), sentence(3)])
     assert list(dropped(run(tmp_path / "z", leaked, alone))) == ["d0"], "one document, not common"
     with pytest.raises(InputError, match="all 12 documents are contaminated"):
         run(tmp_path / "y", corpus, name, max_document_frequency=12)
+
+
+def test_many_whole_copies_of_an_item_are_found(tmp_path):
+    question = sentence(60, 24)
+    texts = [f"{sentence(i)} {question}" for i in range(14)]
+    texts += [sentence(20), " ".join(question.split()[2:])]
+    corpus = write_documents(tmp_path / "c", texts)
+    ctx = run(tmp_path / "w", corpus, write_set(tmp_path / "a.jsonl", [question, sentence(61)]))
+    assert dropped(ctx) == {f"d{i}": 1.0 for i in range(14)}
+    assert json.loads((ctx.observed / "results.json").read_text())["items_common"] == 1
+    short = sentence(62, 9)  # one n-gram
+    corpus = write_documents(tmp_path / "d", [*[f"{sentence(i)} {short}" for i in range(12)], "x"])
+    ctx = run(tmp_path / "v", corpus, write_set(tmp_path / "b.jsonl", [short]), action="cut")
+    assert len(pq.read_table(ctx.out / "matches")) == 12
+    assert all(short not in text for text in kept(ctx).values())
 
 
 def test_the_share_is_of_the_ngrams_that_count(tmp_path):
@@ -315,3 +332,56 @@ def test_content_decides_not_where_the_sets_lie(tmp_path):
     assert [problem.key for problem in doubled.check({})] == ["eval_sets", "text_columns"]
     problems = DecontaminateParams(eval_sets=("https://me:pass@host/a.jsonl",)).check({})
     assert [problem.key for problem in problems] == ["eval_sets"]
+
+
+def test_every_text_in_a_list_or_object_is_an_item(tmp_path):
+    choices = [sentence(seed, 14) for seed in (1, 2, 3)]
+    rows = [
+        {"question": sentence(4, 20), "choices": choices[:2], "answer": 0},
+        {
+            "question": sentence(5, 20),
+            "choices": {"text": choices[2:], "label": ["A"]},
+            "answer": 1,
+        },
+    ]
+    path = tmp_path / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [f"{sentence(10 + n)} {choice} {sentence(20 + n)}" for n, choice in enumerate(choices)]
+    corpus = write_documents(tmp_path / "c", [*texts, sentence(6)])
+    columns = ("question", "choices")
+    ctx = run(tmp_path / "w", corpus, str(path), text_columns=columns)
+    assert set(kept(ctx)) == {"d3"}
+    found = {row["item"] for row in pq.read_table(ctx.out / "matches").to_pylist()}
+    assert found == {
+        "quiz.jsonl 1 choices[0]",
+        "quiz.jsonl 1 choices[1]",
+        "quiz.jsonl 2 choices[text][0]",
+    }
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert results["left_out"] == results["left_out_contaminated"] == 3
+    with pytest.raises(InputError, match="no evaluation set has a text in answer") as error:
+        run(tmp_path / "x", corpus, str(path), text_columns=(*columns, "answer"))
+    assert error.value.where == "text_columns"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "nested"])
+def test_an_item_that_cannot_be_read_is_an_error_with_its_place(tmp_path, kind):
+    if kind == "bytes":
+        path = tmp_path / "quiz.parquet"
+        pq.write_table(pa.table({"text": pa.array([b"caf\xe9"], pa.binary())}), path)
+    else:
+        path = tmp_path / "quiz.jsonl"
+        path.write_text(f'{{"text": {"[" * 1000}"a"{"]" * 1000}}}')
+    corpus = write_documents(tmp_path / "corpus", [sentence(1)])
+    with pytest.raises(InputError, match="record 1 of an evaluation set cannot be read") as caught:
+        run(tmp_path / "run", corpus, str(path))
+    assert path.name in str(caught.value)
+
+
+def test_files_of_a_set_that_are_not_read_are_counted(tmp_path):
+    corpus = write_documents(tmp_path / "corpus", [sentence(1), sentence(2)])
+    write_set(tmp_path / "sets" / "a.jsonl", [sentence(3)])
+    (tmp_path / "sets" / "b.pickle").write_bytes(b"")
+    ctx = run(tmp_path / "run", corpus, str(tmp_path / "sets"))
+    (warning,) = json.loads((ctx.observed / "warnings.json").read_text())
+    assert "files .pickle: 1" in warning["message"]

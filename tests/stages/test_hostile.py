@@ -198,5 +198,5 @@ def _from_text_to_tokens(hostile, folder, longest):
     ids, counts = np.unique(store.window(0, store.tokens), return_counts=True)
     controls = {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i < FIRST_BYTE}
     assert controls == {EOS: len(kept)}
-    texts = {document.text.replace("\u2581", " ") for document in kept}
+    texts = {document.text for document in kept}
     assert all(tokenizer.decode(store.document(at)[:-1]) in texts for at in range(200))

@@ -7,6 +7,7 @@ import tarfile
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_a_stopped_stage_resumes_where_it_stopped(world, tmp_path, monkeypatch):
     Context.local(tmp_path / "w").cancel_file.unlink()
     again = run(tmp_path / "w", *world, shard_samples=2)
     folder = again.scratch / "annotated"
-    assert len(annotated) == len(set(annotated)) == len(list(folder.iterdir()))
+    assert len(annotated) == len(set(annotated)) == len(list(folder.glob("*.seal")))
     assert bytes_of(again) == bytes_of(whole)
 
 
@@ -314,6 +315,74 @@ def test_an_image_that_no_file_can_hold_is_dropped(tmp_path, long, resize, reaso
     assert row["reason"].startswith(reason)
 
 
+def write_caption_rows(folder, order):
+    """Write a manifest with one row per caption of three images, and return its path."""
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(png(number))
+    rows = [f"{n}.png,about {n} in words {k}" for n, k in order]
+    (folder / "rows.csv").write_text("\n".join(["filepath,title", *rows, "2.png,about 2", ""]))
+    return folder / "rows.csv"
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("count", [4, 256])
+def test_captions_of_rows_of_one_image_are_merged(tmp_path, interleaved, count, monkeypatch):
+    """Check the captions, the counts and the report, wherever the manifest is cut."""
+    monkeypatch.setattr(image_sources, "PIECE_RECORDS", count)
+    order = [(n, k) for n in range(3) for k in range(5)]
+    order = sorted(order, key=lambda pair: pair[::-1]) if interleaved else order
+    manifest = write_caption_rows(tmp_path, [*order, (0, 0)])
+    ctx = run(tmp_path / "w", manifest)
+    found = {sample.key: sample.captions for sample in stored(ctx)}
+    expected = {str(n): tuple(f"about {n} in words {k}" for k in range(5)) for n in range(3)}
+    assert found == expected | {"2": (*expected["2"], "about 2")}
+    stats = stats_of(ctx)
+    assert stats["read"] == {"samples": 17, "captions": 17}
+    assert stats["kept"] == {"samples": 3, "captions": 16}
+    assert stats["by_rule"] == {"merged": {"samples": 14, "captions": 1}}
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert (results["captions"], results["left_out"], results["duplicates"]) == (16, 0, 0)
+
+
+def test_captions_of_other_images_with_equal_bytes_are_not_merged(tmp_path):
+    """Check that placeholders of a failed download do not collect captions."""
+    pairs = write_pairs(tmp_path / "p", {"a.png": png(1), "b.png": png(1)})
+    ctx = run(tmp_path / "w", pairs)
+    assert [sample.captions for sample in stored(ctx)] == [("caption of a.png",)]
+    assert reasons(ctx) == {"b": "exact_duplicate"}
+
+
+def test_captions_of_equal_images_within_parquet_are_merged(tmp_path):
+    rows = [{"image": png(n), "caption": f"{n} {k}"} for k in range(2) for n in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    ctx = run(tmp_path / "w", tmp_path / "p.parquet")
+    assert [sample.captions for sample in stored(ctx)] == [("0 0", "0 1"), ("1 0", "1 1")]
+    ctx = run(tmp_path / "v", tmp_path / "p.parquet", dedup={"exact": False})
+    assert [sample.captions for sample in stored(ctx)] == [("0 0",), ("1 0",), ("0 1",), ("1 1",)]
+
+
+def test_files_that_are_not_read_are_reported(tmp_path):
+    folder = write_pairs(tmp_path / "p", {f"{n}.png": png(n) for n in range(3)})
+    for name in ("a.gif", "b.tif", "__MACOSX/._1.png", "notes.txt", "list.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    ctx = run(tmp_path / "w", folder)
+    (panel,) = (
+        panel
+        for panel in json.loads((ctx.observed / "panels.json").read_text())
+        if panel["title"] == "Not read"
+    )
+    assert dict(panel["rows"]) == {
+        "files .gif": 1,
+        "files .tif": 1,
+        "files .jsonl": 1,
+        "folders named __MACOSX": 1,
+        "files .txt without an image of their name": 1,
+    }
+    (warning,) = json.loads((ctx.observed / "warnings.json").read_text())
+    assert warning["message"].startswith("5 files or folders of the sources are not read")
+
+
 def test_three_sources_of_one_name_have_keys_of_their_own(tmp_path):
     folders = [
         write_pairs(tmp_path / where / "photos", {"a.png": png(n)}) for n, where in enumerate("xyz")
@@ -399,7 +468,7 @@ def test_hostile_names_captions_and_metadata_reach_no_terminal(tmp_path):
         *((b"b\xff.png".decode("utf-8", "surrogateescape"), png(2)), ("b.txt", b"alone")),
         *(
             ("c.png", png(3)),
-            ("c.txt", "one\x1b[31m \u202etwo\ud800".encode("utf-8", "surrogatepass")),
+            ("c.txt", b"\xff\xfeo\x00\x00\xd8"),
         ),
         *(("d.png", png(4)), ("d.txt", "one\x1b[31m \u202etwo\r\n\x00".encode())),
         *(("e.png", png(5)), ("e.txt", b"deep"), ("e.json", deep)),
@@ -410,8 +479,9 @@ def test_hostile_names_captions_and_metadata_reach_no_terminal(tmp_path):
     write_pairs(odd, {b"g\xfe.png".decode("utf-8", "surrogateescape"): png(7)}, "good")
     ctx = run(tmp_path / "w", tar, odd, split_field="s")
     found = {s.key: s for s in stored(ctx)}
-    assert found["d"].captions == ("one two",) and found["f"].meta["s"] == "\ud800\x1b"
-    assert {"d", "f", "g-xdcfe"} <= set(found) and reasons(ctx)["c"] == "broken.caption"
+    assert found["d"].captions == ("one two",) and found["f"].meta["s"] == "\ufffd\x1b"
+    assert found["f"].meta["n"] is None
+    assert {"d", "f", "g-udcfe"} <= set(found) and reasons(ctx)["c"] == "broken.encoding"
     stats = stats_of(ctx)
     assert stats["read"]["samples"] == stats["kept"]["samples"] + stats["dropped"]["samples"]
     shown = [json.loads(path.read_text()) for path in ctx.observed.glob("*s.json")]

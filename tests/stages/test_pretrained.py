@@ -18,7 +18,7 @@ import pytest
 import torch
 from hf_model_folders import BEGIN, FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
 from hf_parity import assert_transformers_agree
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
 
 from pipeline.context import Context
 from pipeline.errors import Failure, InputError
@@ -28,8 +28,8 @@ from stages.data.token_store import TokenStore
 from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
 from stages.evaluation.perplexity import document_loss
 from stages.generation.generate import generate_text
-from stages.models.hf_io import is_chat, special_ids
-from stages.models.model_io import load_language_model
+from stages.models.hf_io import SpecialIds, is_chat, special_ids
+from stages.models.model_io import load_language_model, save_language_model
 from stages.objectives.pretraining import continuations
 from stages.pretrain import PretrainParams, pretraining_task
 from stages.pretrained import PretrainedParams, pretrained
@@ -162,6 +162,59 @@ def test_weights_config_and_tokenizer_come_along(elsewhere: Path, tmp_path: Path
     assert not (out / "pytorch_model.bin").exists()
 
 
+def test_what_a_chat_model_brings_is_kept_and_the_rest_is_listed(
+    elsewhere: Path, tmp_path: Path
+) -> None:
+    """Templates, both ends, sampling settings, license and card, also in a model trained on."""
+    end = open_tokenizer(elsewhere).eos_id
+    template = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}"
+    (elsewhere / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        (elsewhere / name).write_text(template)
+    (elsewhere / "LICENSE").write_text("Do good.")
+    (elsewhere / "README.md").write_text("# Mini")
+    (elsewhere / "onnx").mkdir()
+    (elsewhere / "onnx/model.onnx").write_bytes(b"graph")
+    edit(elsewhere, eos_token_id=[end, 7], sliding_window=None, rotary_percent=1.0)
+    settings = {"eos_token_id": [7, end], "pad_token_id": 7, "do_sample": True, "top_p": 0.95}
+    (elsewhere / "generation_config.json").write_text(json.dumps(settings))
+    ctx = Context.local(tmp_path / "w")
+    pretrained(PretrainedParams(path=str(elsewhere)), Inputs({}), ctx.out, ctx)
+    auto = AutoTokenizer.from_pretrained(ctx.out)
+    assert auto.chat_template == {"default": template, "tools": template}
+    generation = GenerationConfig.from_pretrained(ctx.out)
+    assert (generation.do_sample, generation.top_p, generation.pad_token_id) == (True, 0.95, 7)
+    assert generation.eos_token_id == [7, end]
+    assert Qwen3ForCausalLM.from_pretrained(ctx.out).config.eos_token_id == [end, 7]
+    assert (ctx.out / "LICENSE").read_text() == "Do good."
+    assert (ctx.out / "README.origin.md").read_text() == "# Mini"
+    (panel,) = json.loads((ctx.observed / "panels.json").read_text())
+    rows = {row[1]: row[2:] for row in panel["rows"]}
+    assert rows["pytorch_model.bin"] == rows["onnx/"] == ["present", "left out"]
+    assert rows["rotary_percent"] == ["1.0", "left out"]
+    assert "hidden_size" not in rows and "additional_chat_templates/" not in rows
+    result = json.loads((ctx.observed / "results.json").read_text())
+    assert result["left_out"] == len(rows)
+    again = save_again(ctx.out, tmp_path / "trained")
+    assert AutoTokenizer.from_pretrained(again).chat_template == auto.chat_template
+    assert GenerationConfig.from_pretrained(again).to_diff_dict() == generation.to_diff_dict()
+
+
+def save_again(folder: Path, target: Path) -> Path:
+    """As a stage does that trains the model further."""
+    tokenizer = open_tokenizer(folder)
+    ids = SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+    save_language_model(load_language_model(folder), target, folder, ids=ids)
+    return target
+
+
+def test_a_generation_config_that_is_no_object_is_refused(elsewhere: Path, tmp_path: Path) -> None:
+    (elsewhere / "generation_config.json").write_text("[1]")
+    with pytest.raises(InputError, match="is not a JSON object") as found:
+        bring_in(elsewhere, tmp_path)
+    assert found.value.where.endswith("generation_config.json")
+
+
 def test_identity_is_the_content_and_no_pickle(elsewhere: Path) -> None:
     params = PretrainedParams(path=str(elsewhere))
     first = params.externals()
@@ -276,6 +329,8 @@ def test_the_commit_that_was_planned_is_brought_in(hub: type[Hub], tmp_path: Pat
     assert f"org/name@{'a' * 40}" in (ctx.out / "README.md").read_text()
     assert (ctx.out / "merges.txt").read_text() == "a b"
     assert not (ctx.out / "pytorch_model.bin").exists()
+    (panel,) = json.loads((ctx.observed / "panels.json").read_text())
+    assert ["file", "pytorch_model.bin", "present", "left out"] in panel["rows"]
 
 
 def test_a_disk_that_refuses_is_not_the_hubs_fault(hub: type[Hub], tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_fewer_objects_are_the_first_of_more(tmp_path):
 def test_a_killed_run_goes_on(tmp_path):
     whole = part(run(tmp_path / "whole", max_objects=200))
     first = run(tmp_path / "killed", max_objects=60)
-    left = sorted((first.scratch / "summaries").iterdir())
+    left = sorted((first.scratch / "summaries").glob("*[0-9]"))
     left[-1].unlink()
     times = [path.stat().st_mtime_ns for path in left[:-1]]
     again = run(tmp_path / "killed", max_objects=200)

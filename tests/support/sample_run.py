@@ -178,7 +178,7 @@ def commit(run: Run, name: str) -> Artifact:
             inputs=inputs,
             run={"id": run.id, "stage": name, "attempt": 1},
             seconds=3.5 + 7.0 * len(name),
-            source_hash="5a" * 32,
+            code={"commit": "c" * 40, "dirty": False, "source_hash": "5a" * 32},
         )
     )
     run.append(

@@ -64,7 +64,7 @@ def _print_versions(entries: list[dict[str, Any]]) -> None:
             *[entry["fingerprint"]] * wide,
             _format_time(entry, wide),
         ]
-        console.add_rows(table, [row])
+        table.add_row(*row)
     console.print_table(table)
 
 
@@ -83,7 +83,7 @@ def _print_history(records: list[dict[str, Any]]) -> None:
             f"{record['run']}:{record['stage']}",
             *["  ".join(gate["gate"] for gate in record.get("gates", []))] * wide,
         ]
-        console.add_rows(table, [row])
+        table.add_row(*row)
     console.print_table(table)
 
 

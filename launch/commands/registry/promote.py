@@ -52,7 +52,7 @@ def promote(
 def _print_gates(gates: list[dict[str, Any]]) -> None:
     table = console.make_table("gate", "value", "threshold", "", right=["value", "threshold"])
     for gate in gates:
-        threshold = "" if gate["threshold"] is None else formatting.metric(gate["threshold"])
+        threshold = formatting.metric(gate["threshold"])
         mark = "✓ passed" if gate["passed"] else "✗ refused"
         note = f"  {gate['note']}" if gate.get("note") else ""
         table.add_row(gate["gate"], formatting.metric(gate["value"]), threshold, f"{mark}{note}")

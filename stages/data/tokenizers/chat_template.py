@@ -2,7 +2,10 @@
 
     <s> <|user|> question <|assistant|> answer </s> <|user|> ... <|assistant|> answer </s>
 
-Control tokens are ids, never text: `<|assistant|>` within a message is encoded as plain text.
+Control tokens are ids, never text: `<|assistant|>` within a message is encoded as plain text. The
+exported tokenizer gives the same ids in plain `transformers`, which tokenizes the rendered template
+as one text: there the names of control tokens begin with `CONTROL_MARK`, which the template writes
+and removes from messages.
 """
 
 from __future__ import annotations
@@ -15,16 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.data.conversation_dataset import Conversation, Message
-from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, ROLE_IDS
+from stages.data.tokenizers.sentencepiece_tokenizer import (
+    ASSISTANT,
+    BOS,
+    CONTROL_MARK,
+    EOS,
+    ROLE_IDS,
+)
 
 CHAT_TEMPLATE = (
-    "{{ '<s>' }}"
+    "{{ '@<s>' }}"
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}"
+    "{{ '@<|' + message['role'] + '|>' + message['content'].replace('@', '\ufffd') }}"
+    "{% if message['role'] == 'assistant' %}{{ '@</s>' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+    "{% if add_generation_prompt %}{{ '@<|assistant|>' }}{% endif %}"
+).replace("@", CONTROL_MARK)
 """The same format as a Jinja chat template of `transformers`."""
 
 

@@ -2,7 +2,8 @@
 
 Supported are byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece in the format of `tokenizers`
 (Llama 2). Decoding restores a text, or its NFC form if the tokenizer normalizes to NFC (Qwen);
-tokenizers that lose more, such as case, are rejected. The tokens that start and end a document are
+tokenizers that lose more, such as case, are rejected. SentencePiece models of the hub write U+2581
+for a space, so a U+2581 of the text becomes one. The tokens that start and end a document are
 read from `tokenizer_config.json`, or from `config.json` as in the folder of GPT-2.
 """
 
@@ -19,11 +20,11 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pipeline.atomic_io import disk_errors, read_json
 from pipeline.errors import InputError
+from stages.data.formats.surrogates import replace_surrogates
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     SPACE,
     Tokenizer,
     is_headwater_tokenizer,
-    replace_surrogates,
 )
 
 BYTE_LEVEL, SENTENCEPIECE = "ByteLevel", "ByteFallback"

@@ -6,7 +6,8 @@ The ids have a fixed layout:
     7..15 <|reserved_0|>..<|reserved_8|>, or `additional_special_tokens`
     16..271 the bytes   272.. the pieces, runs of whitespace first
 
-Text is never encoded to a control id; use the constants below.
+Text is never encoded to a control id; use the constants below. SentencePiece writes U+2581 for a
+space, so a U+2581 of the text itself is encoded as its three bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import xxhash
 from pipeline.atomic_io import read_json
 from pipeline.errors import CorruptArtifact, InputError
 from stages.data import kinds
+from stages.data.formats.surrogates import replace_surrogates
 
 KIND = kinds.TOKENIZER.name
 PAD, UNK, BOS, EOS, SYSTEM, USER, ASSISTANT = range(7)
@@ -36,8 +38,16 @@ FIRST_BYTE = len(CONTROL_TOKENS)
 FIRST_PIECE = FIRST_BYTE + 256
 SPACE = "\u2581"
 """The character that SentencePiece writes for a space."""
+CONTROL_MARK = "\ufdd0"
+"""First character of the names of control tokens in `tokenizer.json`, so that no text spells one: a
+noncharacter of Unicode, which no text that is meant for others contains."""
 CHUNK_PATTERN_KEY = "chunks"
 """Key of `tokenizer_config.json`: the pattern that splits text into chunks before encoding."""
+SPACE_AS_BYTES_KEY = "u2581_as_bytes"
+"""Key of `tokenizer_config.json`: true where a U+2581 of the text is its bytes; in tokenizers of
+earlier versions it is a space."""
+_SPACE_IDS = [FIRST_BYTE + byte for byte in SPACE.encode()]
+_AT_SPACE = re.compile(f"({SPACE})")
 ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
@@ -74,6 +84,7 @@ class Tokenizer:
         self._chunk_pattern = (
             re.compile(config[CHUNK_PATTERN_KEY]) if CHUNK_PATTERN_KEY in config else None
         )
+        self._space_as_bytes = bool(config.get(SPACE_AS_BYTES_KEY))
 
     def __len__(self) -> int:
         return int(self._pieces.vocab_size())
@@ -85,25 +96,35 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, never a control id. Lone surrogates are encoded as U+FFFD."""
-        if self._chunk_pattern:
+        if self._chunk_pattern or SPACE in text:
             return self.encode_batch([text])[0]
-        ids: list[int] = self._pieces.encode(replace_surrogates(text))
+        ids: list[int] = self._pieces.encode(replace_surrogates(text))  # starts no thread
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """Return the ids of each text, encoded on `threads` threads."""
         formed = [replace_surrogates(text) for text in texts]
-        if self._chunk_pattern:
-            return self._encode_chunks(formed, self._chunk_pattern, threads)
-        ids: list[list[int]] = self._pieces.encode(formed, num_threads=threads)
-        return ids
-
-    def _encode_chunks(
-        self, texts: Sequence[str], pattern: re.Pattern[str], threads: int
-    ) -> list[list[int]]:
-        chunks = [pattern.findall(text.replace(" ", SPACE)) for text in texts]
+        chunks = [self._chunks(text) for text in formed]
         ids = iter(self._pieces.encode(list(chain(*chunks)), num_threads=threads))
-        return [list(chain.from_iterable(next(ids) for _ in each)) for each in chunks]
+        joined = []
+        for text, each in zip(formed, chunks, strict=True):
+            parts = list(islice(ids, len(each)))
+            if self._space_as_bytes and SPACE in text:
+                marked = zip(each, parts, strict=True)
+                parts = [_SPACE_IDS if chunk == SPACE else part for chunk, part in marked]
+            joined.append(list(chain(*parts)))
+        return joined
+
+    def _chunks(self, text: str) -> list[str]:
+        """Return the parts of a text that are encoded separately."""
+        if self._chunk_pattern:
+            text = text if self._space_as_bytes else text.replace(" ", SPACE)
+            chunks = self._chunk_pattern.findall(text)
+        else:
+            chunks = [text]
+        if not self._space_as_bytes or SPACE not in text:
+            return chunks
+        return [part for chunk in chunks for part in _AT_SPACE.split(chunk) if part]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; control ids are skipped, invalid UTF-8 becomes U+FFFD."""
@@ -133,7 +154,8 @@ class Tokenizer:
     def digest(self) -> str:
         """Hash of everything that determines the ids of a text."""
         pattern = self._chunk_pattern.pattern if self._chunk_pattern else ""
-        return xxhash.xxh3_128_hexdigest(self._model + pattern.encode())
+        space = SPACE_AS_BYTES_KEY if self._space_as_bytes else ""
+        return xxhash.xxh3_128_hexdigest(self._model + pattern.encode() + space.encode())
 
     def require_equal(self, other: Tokenizer) -> None:
         """Check that another tokenizer encodes every text to the same ids.
@@ -161,7 +183,8 @@ class Tokenizer:
         return [0] * FIRST_BYTE + [1] * 256 + counts[FIRST_PIECE:]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_model": self._model, "_chunk_pattern": self._chunk_pattern}
+        kept = ("path", "_model", "_chunk_pattern", "_space_as_bytes")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -187,12 +210,3 @@ def _processor(model: Path) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
     except RuntimeError as error:
         raise CorruptArtifact(f"unreadable tokenizer: {error}", where=str(model)) from error
-
-
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which cannot be encoded as UTF-8, by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

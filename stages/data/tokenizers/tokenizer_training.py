@@ -8,6 +8,10 @@ The model is modified in two ways. Runs of whitespace are user-defined symbols d
 become the pieces with the best scores, so that both libraries merge them alike. Unigram models add
 scores, in float32 in SentencePiece and float64 in `tokenizers`: scores are rounded to 1/64, and
 text is encoded in chunks that are short enough for exact sums.
+
+In `tokenizer.json` the name of a control token begins with `CONTROL_MARK`, so that no text spells
+one, while the chat template does. It has pieces with spaces where SentencePiece has U+2581, so that
+a U+2581 of the text is no piece there and falls back to its bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,17 +27,20 @@ from typing import Any, Literal
 import sentencepiece
 
 from pipeline.errors import Failure, InputError
+from stages.data.formats.surrogates import replace_surrogates
 from stages.data.hashing import hash64
 from stages.data.tokenizers.chat_template import CHAT_TEMPLATE
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     CHUNK_PATTERN_KEY,
+    CONTROL_MARK,
     CONTROL_TOKENS,
+    FIRST_BYTE,
     FIRST_PIECE,
     RESERVED,
     SPACE,
+    SPACE_AS_BYTES_KEY,
     UNK,
     Tokenizer,
-    replace_surrogates,
 )
 
 MAX_LINE = 2_000  # characters per training line; longer texts are split at line ends
@@ -44,6 +51,7 @@ _SCORES_PER_NAT = (
 _EXCLUDED_SCORE = (
     -1e9
 )  # score of pieces that text must not use: worse than every path of real pieces
+_RESERVED = re.compile("[\u2581\u2585]")  # a space, and an unknown character in training
 _MAX_VOCAB_SIZE = re.compile(r"value <= (\d+)")
 
 ModelType = Literal["bpe", "unigram"]
@@ -72,6 +80,11 @@ class TokenizerConfig:
         )
 
     @property
+    def marked_control_tokens(self) -> tuple[str, ...]:
+        """Names of the control tokens in `tokenizer.json`, by id."""
+        return tuple(CONTROL_MARK + token for token in self.control_tokens)
+
+    @property
     def runs(self) -> list[str]:
         """Runs of whitespace that become pieces, best score first; a single space is learned."""
         longest = range(self.whitespace_runs, 0, -1)
@@ -84,22 +97,23 @@ class TokenizerConfig:
         if self.model_type == "bpe":
             return None
         if not self.whitespace_runs:
-            return f"{SPACE}{{0,{MAX_CHUNK}}}[^{SPACE}]{{1,{MAX_CHUNK}}}|{SPACE}{{1,{MAX_CHUNK}}}"
+            return f" {{0,{MAX_CHUNK}}}[^ ]{{1,{MAX_CHUNK}}}| {{1,{MAX_CHUNK}}}"
         k = self.whitespace_runs
-        runs = f"{SPACE}{{2,{k}}}|\t{{1,{k}}}"
-        return f"{runs}|{SPACE}?[^{SPACE}\t]{{1,{MAX_CHUNK}}}|{SPACE}"
+        return f" {{2,{k}}}|\t{{1,{k}}}| ?[^ \t]{{1,{MAX_CHUNK}}}| "
 
 
 def split_lines(text: str) -> Iterator[str]:
-    """Yield pieces of at most `MAX_LINE` characters, split at line ends where possible."""
-    start = 0
-    while start < len(text):
-        stop = min(len(text), start + MAX_LINE)
-        if stop < len(text):
-            stop = text.rfind("\n", start, stop) + 1 or stop
-            stop = stop if stop > start else start + MAX_LINE
-        yield replace_surrogates(text[start:stop].replace("\0", ""))
-        start = stop
+    """Yield pieces of at most `MAX_LINE` characters, split at line ends where possible, without the
+    characters that SentencePiece reserves."""
+    for part in _RESERVED.split(text):
+        start = 0
+        while start < len(part):
+            stop = min(len(part), start + MAX_LINE)
+            if stop < len(part):
+                stop = part.rfind("\n", start, stop) + 1 or stop
+                stop = stop if stop > start else start + MAX_LINE
+            yield replace_surrogates(part[start:stop].replace("\0", ""))
+            start = stop
 
 
 def train_sentencepiece(
@@ -200,6 +214,10 @@ def _training_error(error: RuntimeError, vocab_size: int) -> Exception:
             where="vocab_size",
             remedy="raise vocab_size",
         )
+    if "sentences_.empty()" in str(error):
+        return InputError(
+            "the sample contains no text to learn from", where="documents", remedy="read more text"
+        )
     return Failure(f"tokenizer training failed: {error}")
 
 
@@ -217,14 +235,15 @@ def export_tokenizer(
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     write_atomic(out / "tokenizer.json", _fast_tokenizer(pieces, config).to_str(pretty=False))
     options = _tokenizer_config_json(model_max_length, config)
-    text = json.dumps(options, indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(options, indent=1, sort_keys=True)  # ASCII, which shows the control mark
     write_atomic(out / "tokenizer_config.json", text)
 
 
 def _tokenizer_config_json(model_max_length: int | None, config: TokenizerConfig) -> dict[str, Any]:
-    controls = config.control_tokens
+    controls = config.marked_control_tokens
     return {
         **({CHUNK_PATTERN_KEY: config.chunks} if config.chunks else {}),
+        SPACE_AS_BYTES_KEY: True,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": controls[0],
         "unk_token": controls[1],
@@ -232,7 +251,6 @@ def _tokenizer_config_json(model_max_length: int | None, config: TokenizerConfig
         "eos_token": controls[3],
         "additional_special_tokens": list(controls[4:]),
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # control tokens within text are plain text
         "padding_side": "left",
         "model_max_length": model_max_length or 1_000_000,
         "chat_template": CHAT_TEMPLATE,
@@ -241,48 +259,51 @@ def _tokenizer_config_json(model_max_length: int | None, config: TokenizerConfig
 
 def _fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor, config: TokenizerConfig) -> Any:
     """Build the same tokenizer with the `tokenizers` library."""
-    from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
 
-    fast = FastTokenizer(_fast_unigram(pieces) if config.chunks else _fast_bpe(pieces))
-    fast.normalizer = normalizers.Replace(" ", SPACE)
+    names = [*config.marked_control_tokens]
+    names += [_with_spaces(pieces.id_to_piece(i)) for i in range(FIRST_BYTE, pieces.vocab_size())]
+    build = _fast_unigram if config.chunks else _fast_bpe
+    fast = FastTokenizer(build(pieces, names))
     if config.chunks:
         fast.pre_tokenizer = pre_tokenizers.Split(Regex(config.chunks), "isolated")
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     fast.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in config.control_tokens]
+        [AddedToken(token, normalized=False, special=True) for token in names[:FIRST_BYTE]]
     )
-    fast.encode_special_tokens = True
     return fast
 
 
-def _fast_bpe(pieces: sentencepiece.SentencePieceProcessor) -> Any:
+def _fast_bpe(pieces: sentencepiece.SentencePieceProcessor, names: Sequence[str]) -> Any:
     from tokenizers.models import BPE
 
     return BPE(
-        {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())},
-        bpe_merges(pieces),
-        unk_token=CONTROL_TOKENS[UNK],
+        {name: i for i, name in enumerate(names)},
+        [(_with_spaces(left), _with_spaces(right)) for left, right in bpe_merges(pieces)],
+        unk_token=names[UNK],
         byte_fallback=True,
         fuse_unk=True,
     )
 
 
-def _fast_unigram(pieces: sentencepiece.SentencePieceProcessor) -> Any:
+def _fast_unigram(pieces: sentencepiece.SentencePieceProcessor, names: Sequence[str]) -> Any:
     """Build the unigram model.
 
-    `tokenizers` also finds the names of control tokens and bytes in text, so they get a score that
-    loses to spelling them, which is always possible. It scores an unknown character with the worst
-    score, on every path alike.
+    `tokenizers` also finds the names of bytes in text, so they get a score that loses to spelling
+    them, which is always possible. It scores an unknown character with the worst score, on every
+    path alike.
     """
     from tokenizers.models import Unigram
 
-    real = range(FIRST_PIECE, pieces.vocab_size())
-    vocab = [(pieces.id_to_piece(i), _EXCLUDED_SCORE) for i in range(FIRST_PIECE)]
-    vocab += [(pieces.id_to_piece(i), pieces.get_score(i)) for i in real]
+    scores = [_EXCLUDED_SCORE] * FIRST_PIECE
+    scores += [pieces.get_score(i) for i in range(FIRST_PIECE, pieces.vocab_size())]
+    vocab = list(zip(names, scores, strict=True))
     return Unigram(vocab, UNK, byte_fallback=True)
+
+
+def _with_spaces(piece: str) -> str:
+    return piece.replace(SPACE, " ")
 
 
 def bpe_merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
@@ -306,14 +327,17 @@ def bpe_merges(pieces: sentencepiece.SentencePieceProcessor) -> list[tuple[str, 
 def check_same_ids(tokenizer: Tokenizer, out: Path, texts: Iterable[str]) -> None:
     """Check on these texts that the exported `tokenizer.json` gives the ids of `tokenizer.model`.
 
+    Texts with `CONTROL_MARK` are not compared.
+
     Raises:
         Failure: it does not; the message names the first text that differs.
     """
     from tokenizers import Tokenizer as FastTokenizer
 
     fast = FastTokenizer.from_file(str(out / "tokenizer.json"))
-    fast.encode_special_tokens = True
     for text in texts:
+        if CONTROL_MARK in text:
+            continue
         expected, found = tokenizer.encode(text), fast.encode(text, add_special_tokens=False).ids
         if expected != found:
             at = next(

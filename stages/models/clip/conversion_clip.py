@@ -31,7 +31,14 @@ from stages.models.clip.configuration_clip import (
     ViTConfig,
 )
 from stages.models.clip.modeling_clip import CLIP
-from stages.models.hf_io import copy_tokenizer, read_config, read_weights, write_json, write_weights
+from stages.models.hf_io import (
+    copy_tokenizer,
+    read_config,
+    read_weights,
+    update_tokenizer_config,
+    write_json,
+    write_weights,
+)
 from stages.models.weight_table import (
     IDENTITY,
     Concatenated,
@@ -325,9 +332,7 @@ def _add_special_tokens(folder: Path, text: TextConfig) -> None:
         "special_tokens": {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in special.items()},
     }
     fast.write_text(json.dumps({**json.loads(fast.read_text()), "post_processor": rule}))
-    write_json(
-        settings, {**fields, "padding_side": "right", "model_max_length": text.context_length}
-    )
+    update_tokenizer_config(folder, padding_side="right", model_max_length=text.context_length)
 
 
 def _preprocessor(size: int) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def _model_type(config: LlamaConfig) -> str:
     if not config.qk_norm:
         raise InputError(
             "transformers has no model with experts whose queries and keys are not normalized",
-            where="model.qk_norm",
-            remedy="set it to true",
+            where="model.family",
+            remedy="choose qwen3 or switch",
         )
     return "qwen3_moe"
 
@@ -197,5 +197,5 @@ def _refuse(raw: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 f"models with {key} = {raw.get(key)!r} cannot be read",
                 where=where,
-                remedy="see the module stages.models.llama.conversion_llama for what can",
+                remedy="use a model without it",
             )

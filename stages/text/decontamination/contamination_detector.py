@@ -2,7 +2,8 @@
 
 A document is contaminated by an item if it contains more than `max_overlap` of the item's n-grams
 (Brown et al. 2020, appendix C, where a single one suffices). N-grams that are common in the corpus
-are ignored.
+are ignored, except in a document that contains all n-grams of the item: many copies of an item do
+not make it common speech.
 """
 
 from __future__ import annotations
@@ -65,24 +66,26 @@ class ContaminationDetector:
         if max_document_frequency is not None:
             self.ignored = frequencies > max_document_frequency
         self._sizes = index.sizes(self.ignored)
+        self._whole_sizes = index.sizes(np.zeros_like(self.ignored))
         self._max_overlap = max_overlap
 
     @property
     def common_items(self) -> int:
-        """Number of items whose n-grams are all ignored; they are not searched for."""
+        """Number of items whose n-grams are all ignored; only whole copies of them are found."""
         return int((self._sizes == 0).sum())
 
     def detect(self, hits: NgramHits) -> Contamination | None:
         """Return the contamination of a document with these n-grams, or None if it is clean."""
         ngrams, first = np.unique(hits.ngram, return_index=True)
-        counted = ~self.ignored[ngrams]
-        ngrams, first = ngrams[counted], first[counted]
         owners = self.index.owners_of_ngrams(ngrams)
         widths = self.index.starts[ngrams + 1] - self.index.starts[ngrams]
         items, place, found = np.unique(owners, return_inverse=True, return_counts=True)
+        whole = found == self._whole_sizes[items]
+        counted = np.repeat(~self.ignored[ngrams], widths) | whole[place]
         earliest = np.full(len(items), len(hits.ngram))
-        np.minimum.at(earliest, place, np.repeat(first, widths))
-        overlap = found / self._sizes[items]
+        np.minimum.at(earliest, place[counted], np.repeat(first, widths)[counted])
+        sizes = np.where(whole, self._whole_sizes[items], np.maximum(self._sizes[items], 1))
+        overlap = np.bincount(place[counted], minlength=len(items)) / sizes
         contaminating = overlap > self._max_overlap
         if not contaminating.any():
             return None
@@ -95,7 +98,7 @@ class ContaminationDetector:
                 strict=True,
             )
         ]
-        matched = np.repeat(ngrams, widths)[np.isin(owners, items[contaminating])]
+        matched = np.repeat(ngrams, widths)[counted & contaminating[place]]
         spans = np.stack([hits.start, hits.end], 1)[np.isin(hits.ngram, matched)]
         return Contamination(float(overlap.max()), matches, spans)
 

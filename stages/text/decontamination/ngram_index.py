@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +24,25 @@ import numpy.typing as npt
 from pipeline.errors import InputError
 from stages.curation.broken_files import BrokenFile
 from stages.text.sources.readers import read
+from stages.text.sources.record_readers import (
+    RawRecord,
+    RecordFields,
+    has_records,
+    read_records,
+)
 from stages.text.sources.source_file import SourceFile
 from stages.text.sources.source_listing import list_files
 from stages.text.unicode_repair import repair
+from stages.text.words.word_borders import word_spans
 from stages.text.words.word_table import (
     Hashes,
     WordArrays,
     ngram_hashes,
     shared_word_table,
-    word_spans,
 )
 
 MIN_WORDS = 8  # words of an item: GPT-3's least n
 NAME_FIELDS = "name the fields that contain its texts in text_columns"
-_FIELDED = (".jsonl", ".csv", ".parquet")
 _FILTER_BITS_PER_NGRAM = 16
 _LARGEST_FILTER = 28  # log2 of its slots: a quarter of a gigabyte
 
@@ -93,9 +100,11 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
     short: list[EvaluationItem] = []
     lengths: set[int] = set()
     found: list[Hashes] = []
-    for name in sets:
+    unused = set(fields)
+    for origin, files in groupby(list_files(sets), lambda file: file.origin):
         before = len(items)
-        for item, text in _file_items(list_files([name]), fields):
+        for item, field, text in chain.from_iterable(_file_items(file, fields) for file in files):
+            unused.discard(field)
             folded = _searchable_words(shared_word_table().words(repair(text)))[0]
             if len(folded) < MIN_WORDS:
                 short.append(item)
@@ -105,10 +114,16 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
             found.append(np.unique(ngram_hashes(folded, min(n, len(folded)))))
         if len(items) == before:
             raise InputError(
-                f"evaluation set {name!r} has no item of at least {MIN_WORDS} words",
+                f"evaluation set {sets[origin]!r} has no item of at least {MIN_WORDS} words",
                 where="eval_sets",
                 remedy=NAME_FIELDS,
             )
+    if len(fields) > 1 and unused:
+        raise InputError(
+            f"no evaluation set has a text in {' or '.join(sorted(unused))}",
+            where="text_columns",
+            remedy="correct the name, or leave it out",
+        )
     hashes = np.concatenate(found)
     owners = np.repeat(np.arange(len(items)), [len(ngrams) for ngrams in found])
     order = np.lexsort((owners, hashes))
@@ -118,39 +133,63 @@ def read_evaluation_sets(sets: Sequence[str], fields: Sequence[str], n: int) -> 
 
 
 def _file_items(
-    files: Sequence[SourceFile], fields: Sequence[str]
-) -> Iterator[tuple[EvaluationItem, str]]:
-    for file in files:
-        fielded = file.is_dataset or any(suffix in file.place.lower() for suffix in _FIELDED)
-        present, absent = 0, None
-        for field in fields if fielded else ("",):
+    file: SourceFile, fields: Sequence[str]
+) -> Iterator[tuple[EvaluationItem, str, str]]:
+    """Yield the items of a file, each with the field that holds it and its text.
+
+    Raises:
+        InputError: no record has a text, or one cannot be read.
+    """
+    present = 0
+    for number, record in enumerate(_records(file, fields), file.first_record + 1):
+        if record.broken:
+            raise _broken_item(file, number, record.broken)
+        for field, value in record.values.items():
             try:
-                for item, text in _field_items(file, field):
-                    present += 1
-                    yield item, text
-            except BrokenFile:
-                raise
-            except InputError as error:
-                absent = error
-        if not present:
-            raise absent or InputError(
-                f"no record has a text in {' or '.join(fields)}",
-                where=file.display_path,
-                remedy=NAME_FIELDS,
-            )
+                texts = list(_texts_within(value, field))
+            except (UnicodeDecodeError, RecursionError) as error:
+                raise _broken_item(file, number, f"{field}: {error}") from error
+            for element, text in texts:
+                present += 1
+                place = f"{file.place} {number} {element}".rstrip()
+                yield EvaluationItem(file.source, place), field, text
+    if not present:
+        raise InputError(
+            f"no record has a text in {' or '.join(fields)}",
+            where=file.display_path,
+            remedy=NAME_FIELDS,
+        )
 
 
-def _field_items(file: SourceFile, field: str) -> Iterator[tuple[EvaluationItem, str]]:
-    """Yield the items in one field of a file's records, without records that lack the field."""
-    for number, raw in enumerate(read(file, field), file.first_record + 1):
-        if raw.broken and raw.broken != "broken.text_column":
-            raise BrokenFile(
-                f"record {number} of an evaluation set cannot be read ({raw.broken})",
-                where=file.display_path,
-                remedy="repair the file: what is not read is not searched for",
-            )
-        if not raw.broken:
-            yield EvaluationItem(file.source, f"{file.place} {number} {field}".rstrip()), raw.text
+def _broken_item(file: SourceFile, number: int, reason: str) -> BrokenFile:
+    return BrokenFile(
+        f"record {number} of an evaluation set cannot be read ({reason})",
+        where=file.display_path,
+        remedy="repair the file: what is not read is not searched for",
+    )
+
+
+def _records(file: SourceFile, fields: Sequence[str]) -> Iterator[RawRecord]:
+    """Yield the records of a file with these fields; a document is one of a field without name."""
+    if not has_records(file):
+        for raw in read(file):
+            yield RawRecord({"": raw.text}, raw.meta, raw.broken)
+        return
+    for record in read_records(file, RecordFields(tuple(fields))):
+        values = {name: record.values[name] for name in fields if name in record.values}
+        yield replace(record, values=values)
+
+
+def _texts_within(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts in a field with their names: itself, or those of a list or object in it, as
+    the choices of a question."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, str):
+        yield name, value
+    elements = value.items() if isinstance(value, dict) else ()
+    for key, item in enumerate(value) if isinstance(value, list) else elements:
+        yield from _texts_within(item, f"{name}[{key}]")
 
 
 def _searchable_words(words: WordArrays) -> tuple[Hashes, Numbers]:

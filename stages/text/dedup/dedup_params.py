@@ -38,6 +38,10 @@ class DedupParams(Section):
     """Length of a shingle, words. Default: 5."""
     character_ngram_size: PositiveInt = 8
     """Length of a shingle in scripts that are written without spaces, characters. Default: 8."""
+    normalize_digits: bool = True
+    """Equality of all numbers in shingles, as in FineWeb: pages that differ in dates and counts
+    alone are near duplicates. False compares the numbers, for exercises and tables. Default:
+    true."""
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Jaccard similarity from which texts count as near duplicates; chooses `num_bands` and
     `rows_per_band`. Default: `num_bands` and `rows_per_band` as given."""
@@ -115,9 +119,10 @@ class DedupParams(Section):
             return "exact hashes only"
         bands, rows = self.band_shape
         verified = ", verified" if self.verify else ""
+        numbers = "" if self.normalize_digits else ", numbers compared"
         return (
             f"{self.ngram_size}-grams of words and {self.character_ngram_size}-grams of "
-            f"(simplified) characters, {bands} bands of {rows}{verified}"
+            f"(simplified) characters, {bands} bands of {rows}{verified}{numbers}"
         )
 
 

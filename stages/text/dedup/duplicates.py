@@ -200,18 +200,18 @@ def _find_near(
         duplicates.score[dropped[block]] = (left == right).mean(axis=1)
 
 
-def commit_band_hashes(work: tuple[TableGroup, Path, DedupParams], commit: Path) -> None:
-    """Commit the band hashes of a group's documents that are kept so far; next to them, by row,
-    the bands and (to verify) the signatures."""
+def commit_band_hashes(work: tuple[TableGroup, Path, DedupParams], commit: Path) -> list[Path]:
+    """Commit the band hashes of a group's documents that are kept so far; return the files next to
+    them, by row: the bands and (to verify) the signatures."""
     group, kept_mask, dedup = work
     table = group.read(["bands", "signature"] if dedup.verify else ["bands"])
     bands, hashed = _byte_matrix(table["bands"], dedup.band_shape[0], "<u8")
-    write_array(_sidecar(commit, "bands"), bands)
+    sidecars = {"bands": bands}
     if dedup.verify:
         width = dedup.band_shape[0] * dedup.band_shape[1]
-        write_array(
-            _sidecar(commit, "signatures"), _byte_matrix(table["signature"], width, "<u4")[0]
-        )
+        sidecars["signatures"] = _byte_matrix(table["signature"], width, "<u4")[0]
+    for name, array in sidecars.items():
+        write_array(_sidecar(commit, name), array)
     if not group.earlier:
         hashed &= np.load(kept_mask, mmap_mode="r")[group.row_slice]
     rows = np.flatnonzero(hashed)
@@ -220,6 +220,7 @@ def commit_band_hashes(work: tuple[TableGroup, Path, DedupParams], commit: Path)
     records["check"] = np.arange(bands.shape[1])
     records["row"] = group.start + rows[:, None]
     write_records(commit, records.reshape(-1))
+    return [_sidecar(commit, name) for name in sidecars]
 
 
 def _byte_matrix(

@@ -82,11 +82,11 @@ def installed_files() -> tuple[InstalledFile, ...]:
     return tuple(sorted({file.path: file for file in found}.values(), key=_sort_key))
 
 
-@cache
 def installation_digest() -> str:
     """Return what identifies the documentation of this installation: version, names and hashes.
 
-    Only RECORD files are opened, because `headwater plan` calls this.
+    Only RECORD files are opened, because `headwater plan` calls this. It is not cached: a package
+    that is installed while a stage reads changes it.
     """
     state = xxhash.xxh3_128(repr((sys.implementation.name, sys.version_info[:5])).encode())
     state.update(repr(sorted(_stdlib(sysconfig.get_path("stdlib")))).encode())

@@ -56,6 +56,10 @@ def _visible_characters(text: str) -> int | None:
     """Return the number of visible characters of an HTML page, or None for other files."""
     if not _HTML.search(text[:1_000]):
         return None
-    from stages.text.sources.html_extraction import page_text
+    from stages.text.sources.main_content import extract_main_content
+    from stages.text.sources.page_blocks import PageTooComplex
 
-    return len(page_text(text.encode("utf-8", "replace")))
+    try:
+        return len(extract_main_content(text))
+    except PageTooComplex:
+        return 0

@@ -9,8 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError
+from stages.data.formats.text_encoding import UndecodableText, decode_text
 from stages.text.rules.document_view import DocumentView, Scores
 from stages.text.rules.rule_params import ListFiles
+from stages.text.words.word_borders import whole_word
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Blocklists:
     """Blocked words and phrases, and blocked URLs."""
 
     words: tuple[str, ...] = ()
-    """Words and phrases, in any case; whole words in scripts with spaces."""
+    """Words and phrases, in any case; whole words in scripts that separate words."""
     urls: tuple[str, ...] = field(default=(), repr=False)
     """Hosts (including their subdomains) and URL prefixes."""
 
@@ -36,10 +38,7 @@ class Blocklists:
         if not self.words:
             return None
         ordered = sorted(self.words, key=lambda word: (-len(word), word))
-        bounded = (
-            rf"\b{re.escape(word)}\b" if word.isascii() else re.escape(word) for word in ordered
-        )
-        return re.compile("|".join(bounded), re.I)
+        return re.compile("|".join(map(whole_word, ordered)), re.I)
 
     @cached_property
     def _addresses(self) -> frozenset[str]:
@@ -71,9 +70,10 @@ def read_list(path: str) -> tuple[str, ...]:
         InputError: the file cannot be read.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decode_text(Path(path).expanduser().read_bytes()).splitlines()
+    except (OSError, UndecodableText) as error:
+        where = f"{path}:{error.line}" if isinstance(error, UndecodableText) else path
         raise InputError(
-            f"cannot read the list: {error}", where=path, remedy="name a text file in UTF-8"
+            f"cannot read the list: {error}", where=where, remedy="name a text file in UTF-8"
         ) from error
     return tuple(line for raw in lines if (line := raw.strip()) and not line.startswith("#"))

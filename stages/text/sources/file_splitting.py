@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import IO
 
+from stages.data.formats.encoded_lines import EncodedLines
+from stages.text.sources.file_formats import compression, file_format
 from stages.text.sources.file_io import open_file, read_errors
 from stages.text.sources.source_file import FilePart, SourceFile
 
@@ -19,30 +20,29 @@ from stages.text.sources.source_file import FilePart, SourceFile
 def split_file(file: SourceFile, size: int) -> Iterator[SourceFile]:
     """Yield the file in parts of about `size` bytes, each of at least a line or a row group, and
     at most one more than fits."""
-    name = file.place.lower()
-    if file.size > size and name.endswith(".jsonl"):
+    splittable = file.size > size and not compression(file.place)
+    if splittable and file_format(file.place) in (".jsonl", ".ndjson"):
         with read_errors(file), open_file(file) as stream:
-            for start, end, records, lines in _line_ranges(stream, size):
-                yield replace(file, size=end - start, part=FilePart(start, end, records, lines))
-    elif file.size > size and name.endswith(".parquet"):
+            for part in _line_ranges(EncodedLines(stream), size):
+                yield replace(file, size=part.end - part.start, part=part)
+    elif splittable and file_format(file.place) == ".parquet":
         yield from _row_groups(file, size)
     else:
         yield file
 
 
-def _line_ranges(stream: IO[bytes], size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield first byte, end, and the records and lines before each range; blank lines are not
-    records."""
+def _line_ranges(lines: EncodedLines, size: int) -> Iterator[FilePart]:
+    """Yield ranges of lines; blank lines are not records."""
     start = end = records = 0
     before = 0, 0
-    for lines, line in enumerate(stream, 1):
-        end += len(line)
+    for number, line in enumerate(lines, 1):
+        end = lines.bytes_read
         records += not line.isspace()
         if end - start >= size:
-            yield start, end, *before
-            start, before = end, (records, lines)
+            yield FilePart(start, end, *before, lines.encoding)
+            start, before = end, (records, number)
     if end > start:
-        yield start, end, *before
+        yield FilePart(start, end, *before, lines.encoding)
 
 
 def _row_groups(file: SourceFile, size: int) -> Iterator[SourceFile]:
@@ -52,7 +52,7 @@ def _row_groups(file: SourceFile, size: int) -> Iterator[SourceFile]:
     try:
         with read_errors(file), open_file(file) as stream:
             footer = pq.ParquetFile(stream).metadata
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, ValueError):
         yield file  # its reader reports the damage
         return
     start = rows = before = bytes_in_part = 0

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import IO, Any, cast
+from pathlib import PurePosixPath
+from typing import Any, cast
 
 import xxhash
 
 from pipeline.errors import InputError
-from pipeline.redaction import resolve_secrets
+from pipeline.redaction import redact, resolve_secrets, secret_names
+from stages.curation.folder_listing import LeftOut, is_within_ignored, unread_reason
 from stages.data.input_errors import as_input_error
+from stages.text.sources.file_formats import KNOWN
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:::|://)")
 _SECRET_PART = re.compile(
@@ -56,8 +60,15 @@ def _strip_secrets(url: re.Match[str]) -> str:
     return re.sub(r"[?#][^\s'\"]*", "", re.sub(r"://[^/\s]*@", "://", url[0]))
 
 
-def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[str, str, int]]]:
+def list_url(
+    source: str, is_readable: Callable[[str], bool], left_out: LeftOut
+) -> tuple[str, list[tuple[str, str, int]]]:
     """List the files that a URL names: itself, those below it, or those that match `*` in it.
+
+    Args:
+        source: the URL.
+        is_readable: true for the name of a file that can be read.
+        left_out: counts the others.
 
     Returns:
         The name of their source, and for each file its name within the source, its full URL, and
@@ -74,15 +85,16 @@ def list_url(source: str, readable: tuple[str, ...]) -> tuple[str, list[tuple[st
     files = []
     for name, info in sorted(found.items()):
         plain = name.removesuffix(query) if query else name
-        if info.get("type") != "directory" and plain.lower().endswith(readable):
-            url = resolve_secrets(source) if name == path else str(system.unstrip_protocol(name))
-            place = plain.removeprefix(root).strip("/")
-            files.append((place, url, int(info.get("size") or 0)))
+        place = plain.removeprefix(root).strip("/")
+        if info.get("type") == "directory" or is_within_ignored(place, left_out):
+            continue
+        if reason := unread_reason(PurePosixPath(place).name, is_readable):
+            left_out[reason] += 1
+            continue
+        url = resolve_secrets(source) if name == path else str(system.unstrip_protocol(name))
+        files.append((place, url, int(info.get("size") or 0)))
     if not files:
-        raise InputError(
-            f"source {redact_urls(source)!r} holds no readable file",
-            remedy=f"known suffixes are {' '.join(readable)}",
-        )
+        raise InputError(f"source {redact_urls(source)!r} holds no readable file", remedy=KNOWN)
     return root.rstrip("/").rpartition("/")[2] or "/", files
 
 
@@ -132,13 +144,13 @@ def _checksum(info: dict[str, Any], protocol: str | tuple[str, ...]) -> str:
     return f"md5:{known}" if known else ""
 
 
-def open_url(url: str) -> IO[bytes]:
+def open_url(url: str) -> io.BufferedReader:
     """Open a URL for reading its bytes as stored, with read-ahead."""
     system, path = _filesystem(url)
     stream = system.open(path, "rb")
     if getattr(stream, "size", 0) is None and path.endswith(".parquet"):
         with stream:  # the server sends no ranges, and a footer is read first
-            return io.BytesIO(stream.read())
+            return io.BufferedReader(io.BytesIO(stream.read()))
     return io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER)
 
 
@@ -172,7 +184,8 @@ def url_error(url: str, error: Exception) -> InputError:
     elif isinstance(error, PermissionError) or status in {401, 403} or "Credentials" in repr(error):
         message, remedy = f"no permission to read source {source!r}", _CREDENTIALS
     else:
-        why = f"{type(error).__name__}: {redact_urls(str(error))[:300]}"
+        text = redact_urls(redact(str(error), secret_names(url)))  # before it is cut
+        why = f"{type(error).__name__}: {text[:300]}"
         message, remedy = f"cannot read source {source!r}: {why}", "check the URL and the network"
     return InputError(message, remedy=remedy)
 

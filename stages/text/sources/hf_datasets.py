@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import xxhash
@@ -25,7 +27,12 @@ from stages.data.input_errors import as_input_error
 from stages.text.sources.file_io import file_digest
 from stages.text.sources.source_file import FilePart, SourceFile
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 PREFIX = "hf:"
+_BATCH = 1024  # rows in memory
+_DAMAGE = (ValueError, OSError, EOFError, zlib.error)
 _TIMEOUT = 10  # seconds, of a request to the hub
 _FORM = "write hf:NAME[@REVISION][?split=train&config=NAME]"
 _NO_DATA = re.compile(r"\.|cache-|state\.json$|dataset_info\.json$|dataset_dict\.json$")
@@ -134,11 +141,18 @@ def dataset_digest(source: str) -> str:
     return state.hexdigest()
 
 
-def dataset_rows(file: SourceFile, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a part, with these columns.
+def dataset_tables(
+    file: SourceFile, select: Callable[[Sequence[str], str], list[str]]
+) -> Iterator[pa.Table]:
+    """Yield the rows of a part as Arrow tables, whose strings are not validated.
+
+    Args:
+        file: the part.
+        select: returns the columns to read, from all columns and the name of the dataset; not
+            called where the dataset does not list its columns.
 
     Raises:
-        InputError: there is no column of the first name, or the part cannot be read.
+        InputError: the part cannot be read, or as `select`.
     """
     import datasets
 
@@ -150,16 +164,16 @@ def dataset_rows(file: SourceFile, columns: tuple[str, ...]) -> Iterator[dict[st
             rows = table.select(range(part.start, part.end))
         else:
             rows = _stream(dataset).shard(num_shards=part.end, index=part.start)
-        names = rows.column_names
-        if names is not None and columns[0] not in names:
-            raise InputError(
-                f"no column {columns[0]!r}",
-                where=str(dataset),
-                remedy=f"set text_column to one of {', '.join(names)}",
-            )
-        if names is not None:
-            rows = rows.select_columns([name for name in columns if name in names])
-    yield from rows
+        if rows.column_names is not None:
+            rows = rows.select_columns(select(rows.column_names, str(dataset)))
+        rows = rows.with_format("arrow")
+    done = 0
+    try:
+        for table in rows.iter(_BATCH):
+            yield table
+            done += table.num_rows
+    except _DAMAGE:
+        yield from rows.skip(done).iter(1)  # the rows before the damage, then its error
 
 
 def _saved_parts(dataset: HFDataset, size: int) -> Iterator[SourceFile]:
@@ -196,11 +210,17 @@ def _resolve_revision(dataset: HFDataset) -> HFDataset:
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
     if dataset.folder is not None or (commit and offline):
         return dataset
+    with _dataset_errors(dataset):
+        return replace(dataset, revision=_hub_commit(dataset.name, dataset.revision))
+
+
+@cache
+def _hub_commit(name: str, revision: str | None) -> str:
+    """Return the commit that a branch or tag names: the same one throughout a process, so that a
+    stage reads the commit that it compared with the plan."""
     from huggingface_hub import HfApi
 
-    with _dataset_errors(dataset):
-        found = HfApi().dataset_info(dataset.name, revision=dataset.revision, timeout=_TIMEOUT)
-        return replace(dataset, revision=found.sha)
+    return str(HfApi().dataset_info(name, revision=revision, timeout=_TIMEOUT).sha)
 
 
 def _dataset_errors(dataset: HFDataset) -> AbstractContextManager[None]:

@@ -20,6 +20,8 @@ class FilePart:
     """Documents of the file before the part."""
     lines_before: int
     """Lines, or rows, of the file before the part."""
+    encoding: str = ""
+    """Codec of the lines of the file; empty if those of the part are ASCII."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 python:docs                    the documentation of the running Python installation, without the
                                objects that `python_questions` and `python_preferences` hold out
 notes.txt  data/*.jsonl.zst    a file or a glob
-corpus/                        a folder: every file of a known suffix below it
+corpus/                        a folder: every file of a known ending below it, but for
+                               hidden folders and those of tools
 hf:corpus  hf:org/name@v1      a Hugging Face dataset: a folder, or one of the hub
 s3://b/corpus  https://…/*.gz  the same by any URL of fsspec, where the storage can list
 """
@@ -13,32 +14,35 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.errors import InputError
 from stages.curation.content_digest import digest_rows
+from stages.curation.folder_listing import LeftOut, describe_left_out, list_folder, list_glob
 from stages.curation.source_piece import list_pieces
 from stages.distributed.shard_tasks import group_by_size
 from stages.text.sources import fsspec_files
+from stages.text.sources.file_formats import KNOWN, file_format
 from stages.text.sources.file_io import file_digest
 from stages.text.sources.file_splitting import split_file
 from stages.text.sources.source_file import SourceFile
 
 PYTHON_DOCS = "python:docs"
-SUFFIXES = (
-    *(".txt", ".md", ".rst", ".html", ".htm", ".parquet"),
-    *(".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".csv.zst"),
-    *(".warc", ".warc.gz", ".warc.wet", ".warc.wet.gz"),
-)
 SHARD_BYTES = 4 << 20  # of source files: a task of seconds, so that a kill costs seconds
 
 
-def list_files(sources: Sequence[str]) -> list[SourceFile]:
+def list_files(sources: Sequence[str], left_out: LeftOut | None = None) -> list[SourceFile]:
     """List the files of the sources, those of each source in a fixed order.
+
+    Args:
+        sources: their names.
+        left_out: counts the files that are not read, by reason.
 
     Raises:
         InputError: a source does not exist, has no readable file, or is of an unknown type.
     """
-    return list_pieces(sources, _source_files)
+    counts = LeftOut() if left_out is None else left_out
+    return list_pieces(sources, lambda source: _source_files(source, counts))
 
 
 def content_digest(source: str) -> str:
@@ -55,7 +59,7 @@ def content_digest(source: str) -> str:
         from stages.text.sources.hf_datasets import dataset_digest
 
         return dataset_digest(source)
-    files = _source_files(source)
+    files = _source_files(source, LeftOut())
     return digest_rows((file.source, file.place, file_digest(file)) for file in files)
 
 
@@ -70,7 +74,7 @@ def make_shards(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
     return group_by_size(parts, SHARD_BYTES)
 
 
-def _source_files(source: str) -> Iterator[SourceFile]:
+def _source_files(source: str, left_out: LeftOut) -> Iterator[SourceFile]:
     if source == PYTHON_DOCS:
         from stages.text.python_docs.installed_files import installed_files
 
@@ -85,8 +89,10 @@ def _source_files(source: str) -> Iterator[SourceFile]:
         return
     if source.startswith("file://"):
         source = source.removeprefix("file://")
+        if not Path(source).exists() and Path(unquote(source)).exists():
+            source = unquote(source)  # of a URI, as opposed to a path with a prefix
     elif fsspec_files.is_url(source):
-        name, found = fsspec_files.list_url(source, SUFFIXES)
+        name, found = fsspec_files.list_url(source, _is_readable, left_out)
         yield from (SourceFile(name, place, url, size) for place, url, size in found)
         return
     if ":" in source.split("/", 1)[0]:
@@ -94,38 +100,35 @@ def _source_files(source: str) -> Iterator[SourceFile]:
             f"unknown source {source!r}",
             remedy=f"use {PYTHON_DOCS!r}, a file, a folder, a glob pattern, a URL or hf:NAME",
         )
-    root, paths = _local_files(source)
+    here = LeftOut()
+    root, paths = _local_files(source, here)
     if not paths:
+        there = f" (it has {describe_left_out(here)})" if here else ""
         raise InputError(
-            f"source {source!r} has no readable file",
-            where=str(root),
-            remedy=f"known suffixes are {' '.join(SUFFIXES)}",
+            f"source {source!r} has no readable file{there}", where=str(root), remedy=KNOWN
         )
+    left_out.update(here)
     for path in paths:
         name = path.relative_to(root).as_posix()
         yield SourceFile(root.name or "/", name, str(path), path.stat().st_size)
 
 
-def _local_files(source: str) -> tuple[Path, list[Path]]:
+def _local_files(source: str, left_out: LeftOut) -> tuple[Path, list[Path]]:
     """Return the folder that names are relative to, and the files in order."""
     path = Path(source).expanduser().absolute()
     if path.is_file():
-        if not _is_readable(path):
-            raise InputError(
-                f"source {source!r} is of an unknown type",
-                remedy=f"known suffixes are {' '.join(SUFFIXES)}",
-            )
+        if not file_format(path.name):
+            raise InputError(f"source {source!r} is of an unknown type", remedy=KNOWN)
         return path.parent, [path]
     if path.is_dir():
-        return path, sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p))
+        return path, list_folder(path, _is_readable, left_out)
     if glob.has_magic(source):
         fixed = next(p for p in path.parents if not glob.has_magic(str(p)))
-        found = fixed.glob(str(path.relative_to(fixed)))
-        return fixed, sorted(p for p in found if p.is_file() and _is_readable(p))
+        return fixed, list_glob(fixed, str(path.relative_to(fixed)), _is_readable, left_out)
     raise InputError(
         f"source {source!r} does not exist", where=str(path), remedy="check the path in `sources`"
     )
 
 
-def _is_readable(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
+def _is_readable(name: str) -> bool:
+    return bool(file_format(name))

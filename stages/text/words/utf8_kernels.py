@@ -7,23 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.text.numba_kernels import inline_kernel, kernel
+from stages.text.words.word_borders import UNSPACED_RANGES
 
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-UNSPACED_RANGES = (
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x3FFFF),
-)
-"""Ranges of characters in scripts that are written without spaces, first and last."""
 _SPACES = (0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
 MAX_HASHED = 128  # bytes of a word; xxh3 uses another algorithm for longer input
 _WINDOW = 8  # characters: the longest word that `split_word` keeps whole by a list
@@ -320,7 +310,7 @@ def _xxh3(data: Bytes, start: int, size: int) -> np.uint64:
 
 
 @inline_kernel
-def _fold_ascii(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
+def _fold_ascii(data: Bytes, start: int, stop: int, folded: Bytes, equal_digits: bool) -> int:
     """Write an ASCII word folded as by `word_table.fold_word`; return its size in bytes."""
     while not _KINDS[data[start]] & _ALNUM:
         start += 1
@@ -329,19 +319,20 @@ def _fold_ascii(data: Bytes, start: int, stop: int, folded: Bytes) -> int:
     size = 0
     for at in range(start, stop):
         kind = _KINDS[data[at]]
-        if kind & _DIGIT and at > start and _KINDS[data[at - 1]] & _DIGIT:
+        digit = equal_digits and kind & _DIGIT != 0
+        if digit and at > start and _KINDS[data[at - 1]] & _DIGIT:
             continue
-        folded[size] = _ZERO if kind & _DIGIT else data[at] + 32 * (kind & _UPPER > 0)
+        folded[size] = _ZERO if digit else data[at] + 32 * (kind & _UPPER > 0)
         size += 1
     return size
 
 
 @kernel(
     "Tuple((uint64[::1], boolean[::1], boolean[::1], uint64[::1], int64[::1]))"
-    "(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1])"
+    "(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], boolean)"
 )
 def ascii_features(
-    data: Bytes, starts: Places, stops: Places
+    data: Bytes, starts: Places, stops: Places, equal_digits: bool
 ) -> tuple[Hashes, Flags, Flags, Hashes, Places]:
     """Return the columns `hashes`, `symbol`, `letter` and `folded` of `WordArrays`, shape (N,)
     each, and the rows without values: words that are long, empty or not ASCII."""
@@ -363,5 +354,5 @@ def ascii_features(
         if kinds == _LOWER:
             folded[k] = hashes[k]
         elif not symbol[k]:
-            folded[k] = _xxh3(buffer, 0, _fold_ascii(data, start, stops[k], buffer))
+            folded[k] = _xxh3(buffer, 0, _fold_ascii(data, start, stops[k], buffer, equal_digits))
     return hashes, symbol, letter, folded, others[:left].copy()

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from stages.data.hashing import GOLDEN_GAMMA, hash64, mix64
 from stages.text.chinese_variants import to_simplified
 from stages.text.words.utf8_kernels import (
-    UNSPACED_RANGES,
     as_array,
     ascii_features,
     token_bounds,
@@ -26,6 +25,7 @@ from stages.text.words.utf8_kernels import (
     word_bounds,
     words_to_split,
 )
+from stages.text.words.word_borders import UNSPACED
 from stages.text.words.word_tokenizer import split_word
 
 Hashes = npt.NDArray[np.uint64]
@@ -33,9 +33,7 @@ Places = npt.NDArray[np.int64]
 _PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 _ASCII_MARKS = "".join(c for c in map(chr, range(128)) if not c.isalnum())
 _DIGITS = re.compile(r"\d+")
-_UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
-_UNSPACED_SCRIPT = re.compile(f"[{_UNSPACED}]")
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_UNSPACED_SCRIPT = re.compile(f"[{UNSPACED}]")
 _CACHED_WORDS = 1 << 18
 _CACHED_BYTES = 1 << 23
 
@@ -53,8 +51,8 @@ class WordArrays:
     letter: npt.NDArray[np.bool_]
     """True if it has a letter."""
     folded: Hashes
-    """Hash of the word in lower case without accents, outer punctuation and values of digits,
-    Chinese characters simplified; 0 for a word of punctuation alone."""
+    """Hash of the word in lower case without accents, outer punctuation and (in a table of equal
+    digits) values of numbers, Chinese characters simplified; 0 for a word of punctuation alone."""
     unspaced: npt.NDArray[np.bool_]
     """True if it is a character of a script that is written without spaces."""
 
@@ -68,18 +66,22 @@ class WordArrays:
 
 
 @cache
-def shared_word_table() -> WordTable:
+def shared_word_table(*, equal_digits: bool = True) -> WordTable:
     """Return the table of this process, whose cached words serve all shards."""
-    return WordTable()
+    return WordTable(equal_digits=equal_digits)
 
 
 class WordTable:
     """Splitter of texts into `WordArrays`, with a cache of words.
 
     The cache is bounded and never changes a result.
+
+    Args:
+        equal_digits: all numbers have the same `folded` hash.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, equal_digits: bool = True) -> None:
+        self._equal_digits = equal_digits
         self._clear()
 
     def words(self, text: str) -> WordArrays:
@@ -106,7 +108,9 @@ class WordTable:
 
     def _at(self, data: bytes, starts: Places, stops: Places) -> WordArrays:
         """Return the words between these places in the UTF-8, shape (N,) each."""
-        hashes, symbol, letter, folded, others = ascii_features(as_array(data), starts, stops)
+        hashes, symbol, letter, folded, others = ascii_features(
+            as_array(data), starts, stops, self._equal_digits
+        )
         words = WordArrays(hashes, stops - starts, symbol, letter, folded, np.zeros_like(symbol))
         if len(others):
             self._limit_cache()
@@ -140,7 +144,8 @@ class WordTable:
                 column[: len(old)] = old
             self._columns = grown
         self._bytes += sum(map(len, words))
-        summaries = zip(*map(_word_features, map(_text, words)), strict=True)
+        features = (_word_features(_text(word), self._equal_digits) for word in words)
+        summaries = zip(*features, strict=True)
         for column, values in zip(self._columns, summaries, strict=True):
             column[start:stop] = values
         words.clear()
@@ -202,7 +207,7 @@ def _columns(size: int) -> _Columns:
     )
 
 
-def _word_features(word: str) -> tuple[int, int, bool, bool, int, bool]:
+def _word_features(word: str, equal_digits: bool) -> tuple[int, int, bool, bool, int, bool]:
     letter = any(map(str.isalpha, word))
     symbol = not letter and not any(map(str.isalnum, word))
     unspaced = _UNSPACED_SCRIPT.match(word) is not None
@@ -211,26 +216,23 @@ def _word_features(word: str) -> tuple[int, int, bool, bool, int, bool]:
         len(word),
         symbol,
         letter,
-        0 if symbol else hash64(fold_word(word)),
+        0 if symbol else hash64(fold_word(word, equal_digits=equal_digits)),
         unspaced,
     )
 
 
-def fold_word(word: str) -> str:
-    """Fold a word for near-duplicate search: lower case, no accents, equal digits, Chinese
-    characters simplified."""
+def fold_word(word: str, *, equal_digits: bool = True) -> str:
+    """Fold a word for near-duplicate search: lower case, no accents, numbers equal unless their
+    values count, Chinese characters simplified."""
     word = word.lower()
     if word.isascii():
         word = word.strip(_ASCII_MARKS)
-        return word if word.isalpha() else _DIGITS.sub("0", word)
-    word = _DIGITS.sub("0", _PUNCTUATION.sub("", word))
+        return _DIGITS.sub("0", word) if equal_digits and not word.isalpha() else word
+    word = _PUNCTUATION.sub("", word)
+    if equal_digits:
+        word = _DIGITS.sub("0", word)
     split = unicodedata.normalize("NFD", word)
     return to_simplified("".join(c for c in split if unicodedata.category(c) != "Mn"))
-
-
-def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return first character and one past the last of each word of `WordTable.words`."""
-    return [match.span() for match in _WORD.finditer(text)]
 
 
 def ngram_hashes(words: Hashes, n: int) -> Hashes:

@@ -27,10 +27,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import Failure, HeadwaterError
+from stages.distributed.output_capture import capture_output
 
 if TYPE_CHECKING:
     from stages.training.ranks.rank import RankProgress
 
+LOOPBACK = "127.0.0.1"
+"""Address at which ranks meet that are all on one machine."""
 REPORT_INTERVAL = 0.5
 """Seconds between two reports of the progress counters."""
 _PR_SET_PDEATHSIG = 1
@@ -51,6 +54,8 @@ class RankSpec:
     environment: Mapping[str, str]
     import_paths: tuple[str, ...] = ()
     """The owner's `sys.path`: the functions that it sends must be importable here too."""
+    secrets: tuple[str, ...] = ()
+    """Names of environment variables whose values do not reach the log."""
 
 
 def rank_environment(cpus: float, gpu: bool, cache: Path) -> dict[str, str]:
@@ -74,8 +79,16 @@ def rank_environment(cpus: float, gpu: bool, cache: Path) -> dict[str, str]:
 
 
 def run_rank(spec: RankSpec, connection: Connection | None = None) -> None:
-    """Run the owner's commands until it closes the connection."""
-    stacks = _redirect_output(Path(spec.log_dir), spec.index)
+    """Run the owner's commands until it closes the connection, which ends the process."""
+    log = Path(spec.log_dir) / f"rank-{spec.index}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    with capture_output(log, spec.secrets):
+        _run_commands(spec, connection)
+
+
+def _run_commands(spec: RankSpec, connection: Connection | None) -> None:
+    stacks = _prepare_stack_dumps(Path(spec.log_dir) / f"stacks-{spec.index}.txt")
     os.environ.update(spec.environment)
     sys.path += [path for path in spec.import_paths if path not in sys.path]
     owner = OwnerConnection(connection or connect(spec), spec)
@@ -113,13 +126,23 @@ class RankServer:
         torch.set_num_threads(int(self._spec.environment["OMP_NUM_THREADS"]))
 
     def host(self, address: str) -> int:
-        """Open the store at which the ranks meet, and return its port; rank 0 only."""
+        """Open the store at which the ranks meet, and return its port; rank 0 only.
+
+        Where all ranks are on this machine, the store listens on loopback: without a socket of its
+        own it would listen on every interface.
+        """
         from torch._C._distributed_c10d import TCPStore
 
         from stages.training.ranks.rank import COLLECTIVE_TIMEOUT
 
+        options: dict[str, Any] = {"wait_for_workers": False}
+        port = 0
+        if address == LOOPBACK:
+            listener = socket.create_server((address, 0))
+            port = listener.getsockname()[1]
+            options["master_listen_fd"] = listener.detach()  # the store closes it
         world = self._spec.world
-        self._store = TCPStore(address, 0, world, True, COLLECTIVE_TIMEOUT, wait_for_workers=False)
+        self._store = TCPStore(address, port, world, True, COLLECTIVE_TIMEOUT, **options)
         return int(self._store.port)
 
     def join(self, address: str, port: int, ctx: Any) -> None:
@@ -129,9 +152,10 @@ class RankServer:
         from stages.training.ranks.rank import COLLECTIVE_TIMEOUT, Rank
 
         index, world = self._spec.index, self._spec.world
-        if address == "127.0.0.1" and sys.platform == "linux":
-            # All ranks are on this machine: they connect whatever its host name resolves to.
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        if address == LOOPBACK and sys.platform == "linux":
+            # All ranks are on this machine: they connect whatever its host name resolves to, and
+            # no other machine can connect.
+            os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
         if self._store is None:
             self._store = TCPStore(address, port, world, False, COLLECTIVE_TIMEOUT)
         self._rank = Rank.join(
@@ -221,16 +245,9 @@ def connect(spec: RankSpec) -> Connection:
     return connection
 
 
-def _redirect_output(folder: Path, index: int) -> IO[str]:
-    """Write all output, that of C libraries too, to the rank's log, and return the file for
-    stacks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / f"rank-{index}.log").open("a", buffering=1)
-    sys.stdout.flush()
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    sys.stdout = sys.stderr = log
-    stacks = (folder / f"stacks-{index}.txt").open("a")
+def _prepare_stack_dumps(path: Path) -> IO[str]:
+    """Let crashes and SIGUSR1 dump the stacks of all threads to a file, and return the file."""
+    stacks = path.open("a")
     faulthandler.enable(stacks)
     faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
     with suppress(ValueError):  # not the main thread, which alone receives Ctrl-C

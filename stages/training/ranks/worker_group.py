@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import HeadwaterError, Interrupted, StageStalled, UserError, WorkerDied
 from stages.training.ranks.handshake import accept_ranks
 from stages.training.ranks.launchers import make_rank_launcher
-from stages.training.ranks.rank_process import RankSpec, rank_environment
+from stages.training.ranks.rank_process import LOOPBACK, RankSpec, rank_environment
 from stages.training.ranks.watchdog import Watchdog, WatchdogSection
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class WorkerGroup:
                         str(self._ctx.attempt_dir),
                         environment,
                         tuple(str(Path(path).absolute()) for path in sys.path),
+                        tuple(sorted(self._ctx.secrets)),
                     )
                     for index in range(self.world)
                 ]
@@ -145,7 +146,7 @@ class WorkerGroup:
         """Import the libraries on all ranks at the same time, then join them in a process group."""
         self._send_command("prepare")
         self._gather_replies()
-        address = "127.0.0.1"
+        address = LOOPBACK
         if {host for _, host in self._pids.values()} != {socket.gethostname()}:
             # Rank 0's address, as its connection shows it.
             with socket.socket(fileno=os.dup(self._connections[0].fileno())) as end:

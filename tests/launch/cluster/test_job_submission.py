@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from fake_ray_head import FakeRayHead, make_submitted_run
 
+from launch.cluster.code_package import CodePackage
 from launch.cluster.job_submission import submit_job
-from pipeline.errors import Failure, Interrupted
+from pipeline.errors import Failure, Interrupted, UserError
 from pipeline.storage.store import Store
 
 
@@ -21,3 +22,13 @@ def test_a_cancelled_run_is_not_submitted(store: Store, head: FakeRayHead) -> No
         submit_job(run, far, None)
     assert run.status().state == "pending"
     assert not run.cancel_file.exists()
+
+
+def test_an_active_job_keeps_its_code(store: Store, head: FakeRayHead) -> None:
+    run, far = make_submitted_run(store, head.address)
+    head.answers[f"/api/jobs/{run.id}"] = {"submission_id": run.id, "status": "PENDING"}
+    run.append("run.resubmitted")
+    submit_job(run, far, None)
+    with pytest.raises(UserError, match="is active with other code") as caught:
+        submit_job(run, far, CodePackage("_ray_pkg_b.zip", b"", 1, ""))
+    assert caught.value.remedy.startswith(f"headwater cancel {run.id}")

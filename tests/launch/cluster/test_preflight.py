@@ -15,9 +15,10 @@ import pytest
 
 from launch.cluster import preflight
 from launch.cluster.config import load_cluster
-from launch.cluster.ray_jobs_client import Capacity, RayJobsClient, Unreachable
+from launch.cluster.ray_jobs_client import RayJobsClient, Unreachable
 from pipeline.errors import Failure, SpecError, UserError
 from pipeline.execution.plan import make_plan
+from pipeline.execution.resources import Resources
 from pipeline.spec import spec_checker
 from pipeline.storage.store import PublishRequest, Store
 
@@ -155,7 +156,8 @@ def refused_resources(tmp_path: Path, stages: str, *nodes: tuple[float, float]) 
     file.write_text(f"name: toy\nstages:\n{stages}")
     asked, store = spec_checker.load_spec(file), Store(tmp_path / "store")
     try:
-        preflight.check_resources(asked, make_plan(asked, store), store, Capacity(nodes))
+        machines = [Resources(cpus, gpus) for cpus, gpus in nodes]
+        preflight.check_resources(asked, make_plan(asked, store), store, machines)
     except SpecError as refused:
         return [str(problem).removeprefix(f"{file}:") for problem in refused.problems]
     return []
@@ -172,15 +174,15 @@ def test_excess_requests_are_refused(tmp_path: Path) -> None:
   apart: {uses: toy.count, workers: {cpus: 4, gpus: 1}}
 """
     assert refused_resources(tmp_path, stages, (3.0, 1.0), (5.0, 0.0)) == [
-        "4: much.workers: requests 9 CPUs, the cluster has 8 "
-        "(lower much.workers.num or use a larger cluster)",
-        "6: fast.workers: requests 2 GPUs, the cluster has 1 "
-        "(lower fast.workers.num or use a larger cluster)",
-        "8: apart.workers: requests 1 times 4 CPUs and 1 GPUs on one node, 0 fit "
+        "4: much.workers: requests 9 times 1 CPUs and 0 GPUs, each on one node; 8 fit "
+        "(lower much.workers.num or the resources per process, or use a larger cluster)",
+        "6: fast.workers: requests 2 times 1 CPUs and 1 GPUs, each on one node; 1 fit "
+        "(lower fast.workers.num or the resources per process, or use a larger cluster)",
+        "8: apart.workers: requests 1 times 4 CPUs and 1 GPUs, each on one node; 0 fit "
         "(lower apart.workers.num or the resources per process, or use a larger cluster)",
     ]
     assert refused_resources(tmp_path, stages.splitlines()[4] + "\n", (3.0, 0.0), (3.0, 0.0)) == [
-        "3: cut.workers: requests 3 times 2 CPUs on one node, 2 fit "
+        "3: cut.workers: requests 3 times 2 CPUs and 0 GPUs, each on one node; 2 fit "
         "(lower cut.workers.num or the resources per process, or use a larger cluster)"
     ]
     assert refused_resources(tmp_path, stages.splitlines()[0] + "\n", (8.0, 0.0)) == []
@@ -209,7 +211,7 @@ def test_cached_stages_need_no_resources(tmp_path: Path) -> None:
                 inputs={},
                 run={},
                 seconds=0.0,
-                source_hash=stage.source_hash,
+                code={"source_hash": stage.source_hash},
             ),
             lease=lease,
         )

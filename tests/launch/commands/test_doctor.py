@@ -7,6 +7,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def test_this_machine_passes(tmp_path: Path) -> None:
 
 def test_json_and_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["doctor", "--json", "--store", str(tmp_path)]
-    monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: [])
+    monkeypatch.setattr(doctor, "list_listeners", list)
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0
     assert {"check", "level", "found", "remedy"} == set(json.loads(done.stdout)[0])
@@ -62,34 +64,48 @@ def test_stale_compile_lock(tmp_path: Path) -> None:
 
 def test_disabled_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: [])
+    monkeypatch.setattr(doctor, "list_listeners", list)
     assert examined(tmp_path)["Ray tokens"].level == "warn"
-    monkeypatch.setattr(doctor, "_ray_listeners", lambda servers=False: ["192.0.2.1:8265"])
+    listener = doctor.Listener("192.0.2.1", 8265, "Ray")
+    monkeypatch.setattr(doctor, "list_listeners", lambda: [listener])
+    monkeypatch.setattr(doctor, "_service", lambda listener: "")
     finding = examined(tmp_path)["Ray tokens"]
     assert finding.level == "fail"
     assert "192.0.2.1:8265" in finding.found
 
 
-def test_listeners_beyond_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take this process for a dashboard."""
-    monkeypatch.setattr(doctor, "RAY_PROCESSES", ("pytest",))
+def test_every_socket_beyond_loopback_is_listed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as private, socket.create_server(("", 0)) as open_:
-        found = doctor._ray_listeners()
-        assert any(where.endswith(f":{open_.getsockname()[1]}") for where in found)
-        assert not any(where.endswith(f":{private.getsockname()[1]}") for where in found)
+        ports = {listener.port for listener in doctor.list_listeners()}
+        assert open_.getsockname()[1] in ports
+        assert private.getsockname()[1] not in ports
 
 
 @pytest.mark.parametrize(
-    ("bound", "seen"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "0.0.0.0"), ("127.0.0.1", "::")]
+    ("command", "program"),
+    [
+        ("ray::RuntimeEnvAgent", "Ray"),
+        ("/venv/site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp", "Ray"),
+        ("python -m mlflow server --port 5000", "MLflow"),
+        ("/venv/bin/headwater run p.yaml", "Headwater"),
+        ("python -m stages.training.ranks.rank_process", "Headwater"),
+        ("sshd -D", ""),
+    ],
 )
-def test_open_server_is_queried_at_its_own_address(bound: str, seen: str) -> None:
-    """Query each server at its own address: it may answer on no other."""
+def test_programs_are_identified_by_their_command_lines(command: str, program: str) -> None:
+    found = [name for name, words in doctor.PROGRAMS.items() if words.search(command)]
+    assert found == [program] * bool(program)
+
+
+@contextmanager
+def serve(bound: str, path: str, body: bytes) -> Iterator[int]:
+    """Answer one path at an address, and yield the port."""
 
     class Head(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(200 if self.path == path else 404)
             self.end_headers()
-            self.wfile.write(b'{"ray_version": "2.60.0"}')
+            self.wfile.write(body if self.path == path else b"")
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -97,12 +113,39 @@ def test_open_server_is_queried_at_its_own_address(bound: str, seen: str) -> Non
     with ThreadingHTTPServer((bound, 0), Head) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        port = server.server_address[1]
-        answers = doctor._is_open(f"{seen}:{port}")
+        yield server.server_address[1]
         server.shutdown()
         thread.join()
-    assert answers is (seen != "::")
-    assert not doctor._is_open(f"{seen}:{port}")
+
+
+@pytest.mark.parametrize(
+    ("bound", "seen"), [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "0.0.0.0"), ("127.0.0.1", "::")]
+)
+def test_open_server_is_queried_at_its_own_address(bound: str, seen: str) -> None:
+    """Query each server at its own address: it may answer on no other."""
+    with serve(bound, "/api/version", b'{"ray_version": "2.60.0"}') as port:
+        answers = doctor._service(doctor.Listener(seen, port, ""))
+    assert answers == ("" if seen == "::" else "Ray")
+    assert doctor._service(doctor.Listener(seen, port, "")) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "program", "level", "what"),
+    [
+        ("/api/version", b'{"ray_version": "2.60.0"}', "", "fail", "(Ray)"),
+        ("/version", b"3.7.1", "Ray", "fail", "(MLflow)"),
+        ("/metrics", b"# HELP ray_tasks Tasks\nray_tasks 1\n", "", "warn", "(metrics of Ray)"),
+        ("/other", b"", "Headwater", "warn", "(Headwater)"),
+        ("/metrics", b"# HELP other_tasks Tasks\n", "", "ok", "no server"),
+    ],
+)
+def test_open_servers_by_what_they_answer(
+    path: str, body: bytes, program: str, level: str, what: str
+) -> None:
+    with serve("0.0.0.0", path, body) as port:
+        finding = doctor._open_servers([doctor.Listener("0.0.0.0", port, program)])
+    assert finding.level == level
+    assert what in finding.found
 
 
 @pytest.mark.parametrize(

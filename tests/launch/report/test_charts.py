@@ -30,7 +30,7 @@ def widths(drawing: str) -> list[float]:
     return [float(bar.get("width", 0)) for bar in bars]
 
 
-SERIES = [{"step": i, "time": i, "loss": 5 / (i + 1), "lr": 1e-3, "name": "nan"} for i in range(30)]
+SERIES = [{"step": i, "time": i, "loss": 5 / (i + 1), "lr": 1e-3, "name": None} for i in range(30)]
 
 
 def test_waterfall_bars() -> None:
@@ -104,16 +104,17 @@ def test_decimation_keeps_every_spike() -> None:
 
 
 def test_repeated_step_counts_once() -> None:
-    rows = [{"step": 1, "y": 5}, {"step": 0, "y": 4}, {"step": 1, "y": 6}, {"step": 2, "y": "nan"}]
+    rows = [{"step": 1, "y": 5}, {"step": 0, "y": 4}, {"step": 1, "y": 6}, {"step": 2, "y": None}]
     assert curve_charts.points_of(rows, "y") == [(0, 4.0), (1, 6.0)]
 
 
 def test_bars_grow_from_zero_both_ways() -> None:
     values = {"a": 4, "b": -2.0, "c": math.nan, "d": "text"}
     drawing = charts.draw({"type": "bars", "title": "x", "values": values, "unit": "nats"})
-    a, b = widths(drawing)
+    a, b, c = widths(drawing)
     assert a == pytest.approx(2 * b, abs=0.2)
-    assert "−2 nats" in drawing
+    assert c == 0
+    assert "−2 nats" in drawing and "– nats" in drawing
 
 
 def test_geometric_bins_have_equal_width() -> None:

@@ -56,11 +56,32 @@ def test_absolute_gate_shows_the_champions_value() -> None:
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:
+    stages = {"evaluate": {"perplexity": 18.4, "accuracy": None}, "clean": {}}
     gates = [Gate.parse("evaluate.perplexity<20"), Gate.parse("evaluate.perplexty<20")]
-    check_metrics_exist(gates[:1], METRICS)
+    check_metrics_exist(gates[:1], stages)
     with pytest.raises(UserError) as caught:
-        check_metrics_exist(gates, METRICS)
+        check_metrics_exist(gates, stages)
     assert "evaluate.perplexity" in caught.value.remedy
+    assert caught.value.message.endswith("but evaluate recorded perplexity, accuracy")
+    with pytest.raises(UserError, match="but clean recorded no metrics"):
+        check_metrics_exist([Gate.parse("clean.documents>1")], stages)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "nan"])
+def test_a_metric_without_a_number_passes_no_gate_and_says_why(value: float | None) -> None:
+    for text in ("sft.loss<9", "sft.loss>=0", "sft.loss<champion+1"):
+        row = evaluate_gate(Gate.parse(text), {"sft.loss": value}, {"sft.loss": value})
+        assert not row["passed"]
+        assert row["value"] is None
+        assert "sft recorded no number as loss" in format_gate_table([row])
+        assert f"{text}: –" in format_gate_table([row])
+
+
+def test_a_champion_without_a_number_was_not_recorded() -> None:
+    gate = Gate.parse("reward.accuracy>=champion")
+    row = evaluate_gate(gate, METRICS, {"reward.accuracy": float("nan")})
+    assert not row["passed"]
+    assert row["note"] == "the champion's value was not recorded"
 
 
 def test_a_refusal_shows_the_whole_table() -> None:

@@ -111,7 +111,7 @@ def test_only_models_are_promoted(store: Store) -> None:
 
 
 def test_unknown_metric(store: Store, model: Artifact) -> None:
-    with pytest.raises(UserError, match="which no stage recorded"):
+    with pytest.raises(UserError, match="the run has no stage 'a'"):
         Registry(store).promote(model, "talker", require=["a.b<3"], stage_metrics=FIGURES)
 
 

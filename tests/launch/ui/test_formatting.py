@@ -32,7 +32,7 @@ def test_durations(seconds: float | None, expected: str) -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (None, ""),
+        (None, "–"),
         (0, "0"),
         (12.0, "12"),
         (4190, "4,190"),
@@ -50,16 +50,18 @@ def test_durations(seconds: float | None, expected: str) -> None:
         (0.03125, "0.03125"),
         (3e-5, "3e-5"),
         (-1.5e-7, "-1.5e-7"),
-        (math.inf, "∞"),
-        (-math.inf, "−∞"),
-        (math.nan, "nan"),
+        (math.inf, "–"),
+        (-math.inf, "–"),
+        (math.nan, "–"),
     ],
 )
 def test_numbers(value: float | None, expected: str) -> None:
     assert formatting.number(value) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1234567.0, "1234567"), (0.000512, "0.000512")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1234567.0, "1234567"), (0.000512, "0.000512"), (None, "–")]
+)
 def test_metric(value: float, expected: str) -> None:
     assert formatting.metric(value) == expected
 
@@ -70,7 +72,7 @@ def test_to_minute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(None, ""), (0, "0e0"), (3.14159e23, "3.14e23"), (1e17, "1e17")]
+    ("value", "expected"), [(None, "–"), (0, "0e0"), (3.14159e23, "3.14e23"), (1e17, "1e17")]
 )
 def test_large_numbers(value: float | None, expected: str) -> None:
     assert formatting.scientific(value) == expected

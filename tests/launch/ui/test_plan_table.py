@@ -21,7 +21,7 @@ MEMORY: dict[str, Any] = {
 def test_breakdowns_wrap_between_parts() -> None:
     name, value, parts = estimate_cells(MEMORY)
     assert (name, value) == ("  memory per device", "94.0 MiB")
-    assert parts.splitlines() == [
+    assert parts.plain.splitlines() == [
         "weights 5.0 MiB, gradients 5.0 MiB,",
         "optimizer 8.0 MiB, buffers 76.0 MiB",
     ]

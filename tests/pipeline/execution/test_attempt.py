@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def number(root: Path, fp: str, value: int) -> Artifact:
             seconds=0.1,
         )
     )
+
+
+def test_errors_leave_the_process_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHARD_KEY", "quince\nab\nmedlar & sorb")
+    source = tmp_path / "quince\nab\nmedlar & sorb"
+    reading = job(tmp_path, "toy.read", source=str(source))
+    attempt = replace(reading, secrets=frozenset({"ORCHARD_KEY"}))
+    outcome = run_attempt(attempt)
+    assert "${env:ORCHARD_KEY}" in outcome.error
+    for text in (outcome.error, outcome.remedy, log(attempt)):
+        assert not [word for word in ("quince", "medlar", "sorb") if word in text]
 
 
 def test_the_work_is_left_for_the_driver_to_publish(tmp_path: Path) -> None:

@@ -95,6 +95,32 @@ def test_a_run_is_created_with_its_pipeline_and_plan(store: Store, spec: Spec) -
     assert repr(made) == f"Run({made.id!r})"
 
 
+def flip(path: Path, found: bytes) -> None:
+    """Flip a bit of the first occurrence of some bytes in a file."""
+    content = bytearray(path.read_bytes())
+    content[content.index(found)] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_of_a_runs_files_is_noticed(store: Store, spec: Spec) -> None:
+    made = Run.create(store, spec, make_plan(spec, store))
+    made.append("stage.finished", stage="one", metrics={"total": 6})
+    flip(made.folder / "run.yaml", b"seed: 0")
+    with pytest.raises(Failure, match=r"run\.yaml: its bytes changed") as caught:
+        made.spec()
+    assert "restore it" in caught.value.remedy
+    flip(made.folder / "plan.json", b"toy.count")
+    with pytest.raises(Failure, match="has no plan") as caught:
+        made.plan()
+    flip(made.folder / "plan.json", b"uoy.count")  # as it was
+    assert made.plan()
+    flip(made.folder / "plan.json", b"rc32")  # reads like a plan of another version
+    with pytest.raises(Failure, match="has no plan"):
+        made.plan()
+    flip(made.folder / "journal.jsonl", b'{"total": 6')
+    assert [event["event"] for event in made.events()] == ["run.created", "plan"]
+
+
 def test_a_store_that_cannot_be_written_is_named(toys: Path, spec: Spec) -> None:
     store = Store("/sys/no-store-here")
     with pytest.raises(Failure, match="cannot write: ") as caught:
@@ -132,6 +158,7 @@ def test_runs_of_one_instant_get_different_ids(
     store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module.time, "time", lambda: 1_795_226_580.99)
+    monkeypatch.setattr(run_module, "list_folder", lambda folder: [])  # other hosts cache listings
     ids = [Run.create(store, spec, make_plan(spec, store)).id for _ in range(3)]
     assert ids == sorted(set(ids))
     assert [found.id for found in list_runs(store)] == ids
@@ -143,6 +170,19 @@ def test_ids_sort_by_time(a: float, b: float) -> None:
     assert new_run_id(early) <= new_run_id(late)
     if late - early > 1 / 32:
         assert new_run_id(early) < new_run_id(late)
+
+
+def test_a_run_comes_after_those_of_a_host_whose_clock_is_ahead(
+    store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.root / "runs" / "zebra-of-another-program").mkdir(parents=True)
+    ids = []
+    for clock in (1_795_226_639.99, 1_795_223_000.0, 1_795_226_580.5, 1_795_230_000.0):
+        monkeypatch.setattr(run_module.time, "time", lambda clock=clock: clock)
+        ids.append(Run.create(store, spec, make_plan(spec, store)).id)
+        assert Run.find(store).id == ids[-1]
+    assert ids == sorted(set(ids))
+    assert ids[-1] == new_run_id(1_795_230_000.0)  # the clock counts again once it has caught up
 
 
 def test_an_id_is_pronounceable() -> None:
@@ -214,7 +254,7 @@ def test_whatever_is_given_is_written_as_json(run: Run) -> None:
     line = run.append("note", **fields)
     assert run.events()[-1] == line
     assert line["path"] == "/x"
-    assert (line["t"], line["s"], line["m"], line["f"]) == ([1, None], [2], {"3": "inf"}, 0.5)
+    assert (line["t"], line["s"], line["m"], line["f"]) == ([1, None], [2], {"3": None}, 0.5)
 
 
 def test_secrets_are_written_as_their_names(
@@ -513,11 +553,11 @@ def test_a_stage_is_where_its_last_event_says(
     assert [(s.state, s.reason, s.attempts) for s in stages] == [(state, reason, attempts)]
 
 
-def test_metrics_that_are_not_finite_are_numbers() -> None:
-    finished = event("stage.finished", stage="s", metrics={"x": 1, "perplexity": "nan"})
+@pytest.mark.parametrize("old", ["nan", "-inf", math.nan, None])
+def test_metrics_that_are_not_finite_have_no_value(old: object) -> None:
+    finished = event("stage.finished", stage="s", metrics={"x": 1, "perplexity": old})
     metrics = derive_status("r", [finished]).stages[0].metrics
-    assert metrics["x"] == 1.0
-    assert math.isnan(metrics["perplexity"])
+    assert metrics == {"x": 1.0, "perplexity": None}
 
 
 @pytest.mark.parametrize(

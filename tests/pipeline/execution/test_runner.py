@@ -26,12 +26,14 @@ from toy_runs import (
     until,
 )
 
-from pipeline.errors import Failure, GateRefused, HeadwaterError, LeaseLost, UserError
+from pipeline.errors import Failure, GateRefused, HeadwaterError, LeaseLost, SpecError, UserError
 from pipeline.execution.attempt import Job, Outcome, run_attempt
+from pipeline.execution.resources import ResourcePool, Resources
 from pipeline.execution.run import Run
-from pipeline.execution.runner import execute, exit_code
-from pipeline.execution.stage_executor import ResourcePool, Resources, RetryBudget
-from pipeline.stage import Retries
+from pipeline.execution.runner import execute, exit_code, plan_again
+from pipeline.execution.stage_executor import RetryBudget
+from pipeline.spec.spec_checker import spec_from_resolved
+from pipeline.stage import Retries, Stage
 from pipeline.status import RunStatus
 from pipeline.storage.lease import Lease
 from pipeline.storage.store import Store
@@ -43,7 +45,7 @@ class Threads:
     """Attempts in threads of this process: same code as in a stage's own, nothing to start."""
 
     def __init__(self, cpus: float = 4, script: dict[tuple[str, int], Outcome] | None = None):
-        self.total = Resources(cpus)
+        self.nodes = [Resources(cpus)]
         self.script = script or {}
         self.before: Callable[[Job], None] = lambda job: None
         self.after: Callable[[Job], None] = lambda job: None
@@ -54,9 +56,15 @@ class Threads:
         self._now = 0
         self._lock = threading.Lock()
 
-    def start(self) -> Resources:
+    def start(self) -> list[Resources]:
         self.starts += 1
-        return self.total
+        return self.nodes
+
+    def source_hash(self, stage: Stage) -> str:
+        return ""
+
+    def code(self, stage: Stage) -> dict[str, Any]:
+        return {"commit": "b" * 40, "dirty": False, "source_hash": self.source_hash(stage)}
 
     def run(self, job: Job, stop: Callable[[], bool]) -> Outcome:
         with self._lock:
@@ -175,6 +183,34 @@ def test_a_stage_receives_its_planned_externals(store: Store, tmp_path: Path) ->
     assert f"planned as {planned}" in (run.attempt_dir("a", 1) / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("when", ["before its stage starts", "while its stage reads"])
+def test_a_source_that_is_edited_after_the_plan_is_refused_and_planned_again(
+    store: Store, tmp_path: Path, when: str
+) -> None:
+    source = tmp_path / "number.txt"
+    source.write_text("3")
+    edited = ", edited: '4'" if when.startswith("while") else ""
+    run = make(store, f"a: {{uses: toy.read, source: {source}{edited}}}")
+    first = run.plan().stages[0].fingerprint
+    source.write_text("3" if edited else "4")
+    assert go(run).state == "failed"
+    assert exit_code(run) == 2
+    (failed,) = events(run, "stage.failed")
+    assert failed["error"] == f"a: {source} changed since the run was planned"
+    assert failed["remedy"].startswith(f"`headwater resume {run.id}`")
+    assert not list(store.artifacts())
+    assert not store.work("toy.read", first).exists()  # no later run reads what was made of "4"
+
+    assert go(run).state == "finished"
+    assert numbers(run) == {"a": "4"}
+    assert run.plan().stages[0].fingerprint != first
+    source.write_text("3")
+    run = make(store, f"a: {{uses: toy.read, source: {source}}}")
+    assert run.plan().stages[0].action == "run"
+    go(run)
+    assert numbers(run) == {"a": "3"}
+
+
 def test_what_is_cached_starts_nothing(store: Store) -> None:
     go(make(store, TWO_AND_SUM))
     again, launcher = make(store, TWO_AND_SUM), Threads()
@@ -257,6 +293,20 @@ def test_a_resumed_run_keeps_the_model_that_it_began_with(store: Store) -> None:
     assert numbers(run) == {"sum": "10"}
 
 
+def test_a_continued_run_resolves_only_models_that_are_new(store: Store) -> None:
+    first = make(store, TWO_AND_SUM)
+    go(first)
+    a, b = (store.find("toy.count", made(store, first, name).name) for name in "ab")
+    assert a and b
+    numbers_of = "sum: {uses: toy.add, numbers: ['model:toy@champion']}"
+    run = make(store, numbers_of, resolve_model=lambda ref: a)
+    both = {"sum": {"uses": "toy.add", "numbers": ["model:toy@champion", "model:new@champion"]}}
+    spec = spec_from_resolved({**run.resolved(), "stages": both})
+    plan = plan_again(run, spec, lambda stage: "", resolve_model=lambda ref: b)
+    used = [source["fingerprint"] for source in plan.stages[0].inputs["numbers"]]
+    assert used == [a.fingerprint, b.fingerprint]
+
+
 # --- resources ---------------------------------------------------------------------------------
 
 
@@ -273,13 +323,36 @@ def test_what_can_never_fit_is_refused_before_anything_starts(store: Store) -> N
     b: {uses: toy.count, value: 1, workers: {num: 3, cpus: 2}}
     """
     run, launcher = make(store, stages), Threads(cpus=4)
-    with pytest.raises(UserError, match="needs 6 CPUs and 0 GPUs, the cluster has 4 CPUs"):
+    with pytest.raises(UserError, match="3 times 2 CPUs and 0 GPUs, each on one node; 2 fit"):
         go(run, launcher)
     assert launcher.jobs == []
     assert launcher.closed
     assert run.status().state == "failed"
     assert exit_code(run) == 2
     assert "b.workers" in events(run, "run.finished")[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "fits"),
+    [
+        ("{num: 1, cpus: 4}", False),
+        ("{num: 2, cpus: 2}", False),
+        ("{num: 5, cpus: 1}", True),
+        ("{num: 1, cpus: 2, gpus: 1}", False),
+        ("{num: 1, cpus: 1, gpus: 1}", True),
+        ("{num: 20, cpus: 0.25}", True),
+    ],
+)
+def test_a_process_needs_one_node_that_holds_it(store: Store, workers: str, fits: bool) -> None:
+    run, launcher = make(store, f"a: {{uses: toy.count, workers: {workers}}}"), Threads()
+    launcher.nodes = [Resources(3), Resources(1), Resources(1, 1)]
+    if fits:
+        assert go(run, launcher).state == "finished"
+    else:
+        with pytest.raises(SpecError, match=r"a\.workers: requests"):
+            go(run, launcher)
+        assert (launcher.jobs, events(run, "stage.started")) == ([], [])
+    assert launcher.closed
 
 
 def test_resources_are_compared_by_kind() -> None:
@@ -531,7 +604,7 @@ def test_a_stage_without_room_can_be_interrupted(store: Store) -> None:
 
 def test_a_start_can_be_interrupted(store: Store) -> None:
     class Slow(Threads):
-        def start(self) -> Resources:
+        def start(self) -> list[Resources]:
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the start went on")
 
@@ -684,6 +757,16 @@ def test_a_damaged_input_is_made_again_and_then_used(store: Store) -> None:
     assert "corrupt input" in events(run, "stage.waiting", "sum")[0]["reason"]
     assert digests(run) == before
     assert states(run) == {"a": "finished", "b": "cached", "sum": "finished"}
+
+
+def test_a_damaged_input_that_no_node_can_make_again_is_an_error(store: Store) -> None:
+    large = TWO_AND_SUM.replace("value: 1", "value: 1, workers: {cpus: 4}")
+    first = make(store, large)
+    go(first)
+    flip(made(store, first, "a"))
+    shutil.rmtree(made(store, first, "sum"))
+    with pytest.raises(SpecError, match=r"a\.workers: requests 1 times 4 CPUs"):
+        go(make(store, large), Threads(cpus=2))
 
 
 def test_what_vanishes_after_the_plan_is_made_again(store: Store) -> None:

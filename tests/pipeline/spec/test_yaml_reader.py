@@ -79,6 +79,21 @@ def test_references_need_no_quotes_anywhere() -> None:
     }
 
 
+@pytest.mark.parametrize("code", ["e000", "e001", "e002", "f8ff"])
+def test_characters_for_private_use_stay_what_they_are(code: str) -> None:
+    character = chr(int(code, 16))
+    text = f'a: [{{b: ${{c}}, d: "x{character}\\u{code.upper()}$\\U0000{code}"}}]'
+    assert tree(text).data == {"a": [{"b": "${c}", "d": f"x{character * 2}${character}"}]}
+    assert tree(f"{character}: {character}").data == {character: character}
+
+
+def test_a_text_with_all_characters_for_private_use_is_read_without_edges() -> None:
+    every = "".join(map(chr, range(0xE000, 0xF900)))
+    assert tree(f"a: {every}").data == {"a": every}
+    with pytest.raises(SpecError, match="not allowed in YAML"):
+        tree(f"a: {every}\nb: ${{c}}")
+
+
 def test_every_key_and_item_knows_its_line() -> None:
     found = tree("a:\n  b: 1\n  c:\n  - x\n  - {d: 2}\n")
     assert found.location(("a",)) == "f:1"
@@ -209,7 +224,7 @@ def test_a_path_that_is_no_path() -> None:
 
 # --- properties --------------------------------------------------------------------------------
 
-texts = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]))
+texts = st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Cn", "Zl", "Zp"]))
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner) | st.dictionaries(texts, inner),

@@ -75,6 +75,14 @@ def test_the_counter_moves_while_it_is_held(tmp_path: Path) -> None:
     held.release()
 
 
+def test_a_heartbeat_whose_bytes_are_damaged_is_one_like_any_other(tmp_path: Path) -> None:
+    elsewhere(tmp_path).write_bytes(b"000\xb0")
+    waiter = claim(tmp_path, expiry=0.1)
+    assert not waiter.acquire()
+    assert waiter.acquire(20) and waiter.epoch == 2
+    waiter.release()
+
+
 def test_a_holder_that_stands_still_is_replaced_and_notices(tmp_path: Path) -> None:
     slow = claim(tmp_path, "slow", heartbeat=3600)
     fast = claim(tmp_path, "fast", expiry=0.1)

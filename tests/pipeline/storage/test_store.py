@@ -11,10 +11,10 @@ import pytest
 from faulty_disk import out_of_descriptors
 from store_cases import A, B, C, damage, publish, work
 
+from launch.garbage_collection import collect_garbage
 from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
 from pipeline.storage import store as module
 from pipeline.storage.artifact import MANIFEST, Artifact
-from pipeline.storage.garbage_collection import collect_garbage
 from pipeline.storage.store import PublishRequest, Store
 
 
@@ -32,7 +32,7 @@ def test_what_is_published_is_found_with_its_facts(store: Store) -> None:
     assert store.find("clean", A) == made
     assert made.path == store.root / "artifacts" / "clean" / A
     assert made.metrics == {"loss": 2.0}
-    assert made.manifest["code"]["source_hash"] == ""
+    assert made.manifest["code"] == {}
     assert made.manifest["payload"] == {"stage": "clean"}
     assert made.manifest["run"]["id"] == "r"
     assert (made.path / "observed" / "metrics.jsonl").read_text().startswith('{"step": 1')

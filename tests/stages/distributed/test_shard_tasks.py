@@ -1,12 +1,14 @@
 """Shards: each made once, a prefix when it is enough, and nothing lost to a failure."""
 
+import shutil
+
 import pytest
 
 from pipeline.atomic_io import write_atomic
 from pipeline.context import Context
 from pipeline.errors import Interrupted
 from pipeline.stage import Workers
-from stages.distributed.shard_tasks import run_shards
+from stages.distributed.shard_tasks import run_shards, share_commits
 
 CALLS = []
 
@@ -60,3 +62,56 @@ def test_cancellation_keeps_finished_shards(ctx):
     assert CALLS == [1, 2]
     ctx.cancel_file.unlink()
     assert len(run(ctx, [1, 2, 3])) == 3 and CALLS == [1, 2, 3]
+
+
+def with_sidecar(work, commit):
+    CALLS.append(work)
+    sidecar = commit.with_name(f"{commit.name}.bin")
+    write_atomic(sidecar, f"ids of {work}", durable=False)
+    write_atomic(commit, str(work), durable=False)
+    return [sidecar]
+
+
+def flip_bit(file, position=0, bit=0):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["000001", "000001.bin", "000001.seal"])
+def test_a_shard_with_a_flipped_bit_is_made_again(ctx, name):
+    def run():
+        return run_shards(with_sidecar, [5, 6, 7], ctx.scratch / "s", workers=Workers(), ctx=ctx)
+
+    commits = run()
+    contents = {file.name: file.read_bytes() for file in (ctx.scratch / "s").iterdir()}
+    assert run() == commits and CALLS == [5, 6, 7]
+    for position in range(len(contents[name])):
+        CALLS.clear()
+        flip_bit(ctx.scratch / "s" / name, position, position % 8)
+        assert run() == commits and CALLS == [6]
+        assert {file.name: file.read_bytes() for file in (ctx.scratch / "s").iterdir()} == contents
+    assert "produced again" in (ctx.attempt_dir / "log.txt").read_text()
+
+
+def test_a_commit_without_a_seal_is_made_again(ctx):
+    run(ctx, [2])
+    (ctx.scratch / "s" / "000000.seal").unlink()  # a kill between the two
+    run(ctx, [2])
+    assert CALLS == [2, 2]
+
+
+@pytest.mark.parametrize("damage", ["", "000001", "000001.seal"])
+def test_shared_commits_are_reused_if_they_are_intact(ctx, damage):
+    shared = ctx.cache / "squares"
+    share_commits(run(ctx, [1, 2, 3]), shared)
+    (ctx.scratch / "s").rename(ctx.scratch / "another stage")
+    CALLS.clear()
+    if damage:
+        flip_bit(shared / damage)
+    for again in ([2], []) if damage else ([], []):
+        commits = run(ctx, [1, 2, 3], shared=shared)
+        assert [int(c.read_text()) for c in commits] == [1, 4, 9] and again == CALLS
+        share_commits(commits, shared)
+        shutil.rmtree(ctx.scratch / "s")
+        CALLS.clear()

@@ -117,6 +117,20 @@ def test_a_yaml_file_configures_a_task(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030"])
+def test_a_task_may_be_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    question = "河边那座古老的磨坊里住着什么动物？"
+    row = {"question": question, "choices": ["猫", "狗"], "answer": 0}
+    path = tmp_path / "farm.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding=encoding)
+    (item,) = load_task(str(path)).items
+    assert question in item.context
+    path.write_bytes((json.dumps(row, ensure_ascii=False) + "\n").encode() + b'{"question": "\xff')
+    with pytest.raises(InputError, match=r"byte 0xff at \d+ is not UTF-8") as caught:
+        load_task(str(path))
+    assert caught.value.where == f"{path}:2"
+
+
 def test_a_jsonl_file_is_a_task_by_itself(tmp_path: Path) -> None:
     rows = [{"context": "A cat.", **CAPITALS[0]}, {"question": "so?", "choices": ["a", "b"],
              "answer": 0}]  # fmt: skip

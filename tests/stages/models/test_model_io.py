@@ -1,9 +1,11 @@
 """Both directions between our folders and `transformers`, in float32 to 1e-5."""
 
 import json
+import os
 
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -14,7 +16,7 @@ from transformers import (
 from pipeline.errors import InputError
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
-from stages.models.hf_io import is_chat, special_ids
+from stages.models.hf_io import is_chat, special_ids, write_weights
 from stages.models.model_io import (
     load_language_model,
     load_reward_model,
@@ -150,6 +152,24 @@ def test_the_card_says_chat_and_the_tokenizer_travels(tmp_path):
     assert is_chat(tmp_path / "chat") and not is_chat(tmp_path / "plain")
     assert (tmp_path / "chat/tokenizer.json").read_text() == "{}"
     assert special_ids(tmp_path / "chat") == (0, 2, 3)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_has_the_mode_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_language_model(GPT(CONFIG), tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask) and "model.safetensors" in modes
+
+
+def test_weights_are_the_bytes_of_the_safetensors_library(tmp_path):
+    weights = {"b": torch.randn(3, 4).t(), "é": torch.ones(5), "a": torch.zeros(2).half()}
+    write_weights(tmp_path, weights)
+    plain = {name: weight.float().contiguous() for name, weight in weights.items()}
+    assert (tmp_path / "model.safetensors").read_bytes() == save(plain, {"format": "pt"})
 
 
 def test_several_eos_ids_count_by_the_first(tmp_path):

@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from stages.data.tokenizers.tokenizer_training import (
+    TokenizerConfig,
+    export_tokenizer,
+    train_sentencepiece,
+)
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.language_model import ForwardOutputs
 from stages.models.language_model_config import ExpertsConfig, LanguageModelConfig
@@ -105,6 +110,33 @@ def test_a_bias_shifts_every_score_and_is_saved(
     expected_B = theirs(tokens_BT).logits[:, 0] + config.get("score_bias", 0.0)
     torch.testing.assert_close(expected_B, before_BT[:, -1] - 2.5, rtol=0, atol=1e-5)
     assert ("score_bias" in config) == (family != "gpt2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_transformers_scores_a_text_the_same_alone_and_in_a_batch(
+    family: str, tmp_path: Path
+) -> None:
+    """With the tokenizer's own padding, and the bias that the card says to add."""
+    texts = ["a", "a longer text with more words", "a text"]
+    config = TokenizerConfig(whitespace_runs=2)
+    sentencepiece = train_sentencepiece(texts * 50, 300, config)
+    export_tokenizer(sentencepiece, tmp_path, config=config)
+    torch.manual_seed(0)
+    model = RewardModel(build_model(replace(FAMILIES[family], vocab_size=300))).eval()
+    model.add_bias(1.5)
+    out = tmp_path / "reward"
+    save_reward_model(model, out, tmp_path, card="# Scores")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    theirs = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        together_B = theirs(**batch).logits[:, 0]
+        alone = [theirs(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+        ours = [model(tokenizer(text, return_tensors="pt")["input_ids"])[0, -1:] for text in texts]
+    torch.testing.assert_close(together_B, torch.cat(alone), rtol=0, atol=1e-5)
+    bias = json.loads((out / "config.json").read_text()).get("score_bias", 0.0)
+    torch.testing.assert_close(together_B + bias, torch.cat(ours), rtol=0, atol=1e-5)
+    assert ("plus 1.5" in (out / "README.md").read_text()) == bool(bias)
 
 
 def test_a_body_has_no_head_of_its_own() -> None:

@@ -34,6 +34,23 @@ def test_languages_are_detected_without_a_network(text, code, monkeypatch):
     assert detect_language(f"{text} " * 200)[0] == code
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("The river rose overnight and the lower meadow was flooded.", "en"),
+        ("Der Fluss stieg über Nacht und die untere Wiese wurde überflutet.", "de"),
+        ("La rivière a débordé pendant la nuit et le pré est inondé.", "fr"),
+        ("Rzeka podniosła się w nocy i łąka została zalana.", "pl"),
+        ("Nehir gece boyunca yükseldi ve çayır sular altında kaldı.", "tr"),
+        ("Река поднялась за ночь и затопила нижний луг.", "ru"),
+    ],
+)
+def test_capitals_change_no_language(text, code):
+    for written in (text.upper(), f"NOTICE. {text.upper()} See page 7."):
+        found, confidence = detect_language(written)
+        assert found == code and confidence > 0.5
+
+
 @pytest.mark.parametrize("text", ["", " \n ", "123 456", "---", "\0"])
 def test_no_words_no_language(text):
     assert detect_language(text) == ("und", 0.0)

@@ -107,10 +107,79 @@ def test_what_is_masked_holds_nothing_more(text: str) -> None:
     assert all(one.stop <= other.start for one, other in pairwise(spans))
 
 
+ALONE = {
+    "secret": "ASIAQ7RSTUVWXYZ23456",
+    "email": "o.weber@post.example.net",
+    "ip": "198.41.0.4",
+    "phone": "+49 30 901820",
+    "us_ssn": "536-22-1874",
+    "cn_id": "110105194912314119",
+    "card": "5166131860913906",
+}
+BESIDE = {
+    "Chinese": ("请看", "这里的内容"),
+    "Japanese": ("こちらは", "までお願いします"),
+    "half-width kana": ("ｶﾅ", "ﾃﾞｽ"),
+    "Korean": ("주소는", "으로 보내세요"),
+    "Thai": ("ติดต่อ", "ได้ทุกวัน"),
+    "Lao": ("ຕິດຕໍ່", "ໄດ້"),
+    "Khmer": ("ទាក់ទង", "បាន"),
+    "Burmese": ("ဆက်သွယ်ရန်", "သို့"),
+    "Arabic": ("إلى", "فقط"),
+    "Hebrew": ("אל", "בלבד"),
+    "Russian": ("адрес", "здесь"),
+    "Hindi": ("पता", "पर"),
+}
+
+
+@pytest.mark.parametrize("script", BESIDE)
+@pytest.mark.parametrize("entity", ALONE)
+def test_letters_of_other_scripts_are_borders(entity: str, script: str) -> None:
+    before, after = BESIDE[script]
+    kind = next(kind for kind in ENTITIES if kind == entity)
+    text = f"{before}{ALONE[entity]}{after}"
+    assert mask_pii(text, ENTITIES, REGIONS)[0] == f"{before}{PLACEHOLDERS[kind]}{after}"
+
+
+@pytest.mark.parametrize("entity", set(ALONE) - {"email", "phone"})
+@pytest.mark.parametrize(("before", "after"), [("ab", ""), ("", "cd"), ("é", ""), ("7", "7")])
+def test_latin_letters_and_digits_are_no_borders(entity: str, before: str, after: str) -> None:
+    text = f"{before}{ALONE[entity]}{after}"
+    assert mask_pii(text, ENTITIES, REGIONS)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("写信给li@例子.中国就可以", "写信给[EMAIL]就可以"),
+        ("메일은lee@예시.한국으로 보내세요", "메일은[EMAIL]으로 보내세요"),
+        ("пишите на anna@почта.рф сегодня", "пишите на [EMAIL] сегодня"),
+        ("an rike@post.example.xn--p1ai, bitte", "an [EMAIL], bitte"),
+        ("请看 li@example.org.谢谢", "请看 [EMAIL].谢谢"),
+        ("two lines: rike\n@example.org", "two lines: rike\n@example.org"),
+    ],
+)
+def test_an_address_ends_at_its_top_level_domain(text: str, masked: str) -> None:
+    assert mask_pii(text, ["email"], REGIONS)[0] == masked
+
+
+def test_many_addresses_are_masked_in_linear_time() -> None:
+    """Comparing each with all before it would exceed the time limit of the tests."""
+    masked, counts = mask_pii("a@b.example 8.8.8.8\n" * 100_000, ["email", "ip"], REGIONS)
+    assert counts == Counter(email=100_000, ip=100_000) and len(masked) == 100_000 * 13
+
+
 def test_no_pattern_backtracks() -> None:
     """It would take hours."""
-    for unit in ("a.", "1-", "1 ", "a@", "::", "+1(", "eyJ", "-----BEGIN ", "http://a:", "1."):
+    units = ("a.", "1-", "1 ", "a@", "::", "+1(", "eyJ", "-----BEGIN ", "http://a:", "1.")
+    hostile = ("-eyJaaaaaaaa", "eyJaaaaaaaa.", "-----BEGIN PRIVATE KEY-----", "sk-a", "a@中.", "文")
+    for unit in (*units, *hostile):
         find_pii(unit * 50_000, ENTITIES, REGIONS)
+
+
+def test_a_private_key_of_any_size_is_masked() -> None:
+    key = f"-----BEGIN PRIVATE KEY-----\n{'MIIE+/x9=-' * 1_500}\n-----END PRIVATE KEY-----"
+    assert mask_pii(f"a {key} b {key}", ["secret"], REGIONS)[0] == "a [SECRET] b [SECRET]"
 
 
 if __name__ == "__main__":

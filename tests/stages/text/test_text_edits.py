@@ -11,3 +11,8 @@ def test_boilerplate_around_the_content_is_removed():
     page += "Home is where the heart is, said the menu.\n© 2024 Acme. All rights reserved."
     assert remove_boilerplate(page) == kept
     assert remove_boilerplate(kept) == kept
+
+
+def test_boilerplate_beside_letters_of_other_scripts_is_removed():
+    page = f"Copyright版权归原作者\nLog in登录\n{ENGLISH}\nCopyrights are a kind of property."
+    assert remove_boilerplate(page) == page.split("\n", 2)[2]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from former_tokenizers import REPLACE_SPACE, rewrite_as_former
 from hf_model_folders import END, TEXTS, write_tokenizer
 from transformers import AutoTokenizer
 
@@ -156,9 +157,9 @@ def test_texts_are_restored_as_nfc_with_an_nfc_normalizer(tmp_path: Path) -> Non
 def test_the_space_that_llama_2_adds_is_removed(tmp_path: Path) -> None:
     """As its own `tokenizer.json` says it."""
     export_tokenizer(train_sentencepiece(TEXTS * 3, 320), tmp_path)
+    rewrite_as_former(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
-    space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    parts = [{"type": "Prepend", "prepend": SPACE}, space]
+    parts = [{"type": "Prepend", "prepend": SPACE}, REPLACE_SPACE]
     edit(tmp_path, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": parts})
     decoders = json.loads((tmp_path / "tokenizer.json").read_text())["decoder"]["decoders"]
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}

@@ -5,16 +5,20 @@ import pickle
 import random
 
 import pytest
+from former_tokenizers import rewrite_as_former
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from xxhash import xxh3_128_hexdigest
 
 from pipeline.errors import CorruptArtifact, Failure, InputError
 from stages.data.conversation_dataset import Conversation, Message
+from stages.data.formats.surrogates import replace_surrogates
 from stages.data.tokenizers.chat_template import encode_conversation, encode_prompt, encode_response
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     ASSISTANT,
     BOS,
+    CONTROL_MARK,
     CONTROL_TOKENS,
     EOS,
     FIRST_BYTE,
@@ -23,7 +27,6 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
     UNK,
     USER,
     Tokenizer,
-    replace_surrogates,
 )
 from stages.data.tokenizers.tokenizer_training import (
     MAX_CHUNK,
@@ -88,7 +91,7 @@ def test_hostile_text_agrees_and_yields_no_control_id(tokenizer, auto, text):
     ids = tokenizer.encode(text)
     assert auto(text)["input_ids"] == ids == auto.encode(text, add_special_tokens=False)
     assert all(token >= FIRST_BYTE for token in ids)
-    assert tokenizer.decode(ids) == text.replace("\u2581", " ")
+    assert tokenizer.decode(ids) == text
 
 
 @settings(max_examples=150, deadline=None)
@@ -96,7 +99,7 @@ def test_hostile_text_agrees_and_yields_no_control_id(tokenizer, auto, text):
 def test_any_text_agrees_and_is_restored(tokenizer, auto, text):
     ids = tokenizer.encode(text)
     assert auto(text)["input_ids"] == ids
-    assert tokenizer.decode(ids) == text.replace("\u2581", " ")
+    assert tokenizer.decode(ids) == text
 
 
 def test_strings_of_colliding_pieces_agree(tokenizer, auto):
@@ -117,7 +120,9 @@ def test_the_layout_is_what_models_expect(tokenizer, auto):
     assert len(tokenizer) == tokenizer.vocab_size == len(auto) == 2000
     assert (auto.pad_token_id, auto.unk_token_id) == (PAD, UNK)
     assert (auto.bos_token_id, auto.eos_token_id) == (BOS, EOS)
-    assert auto.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]) == [4, 5, 6]
+    names = [f"{CONTROL_MARK}<|{role}|>" for role in ("system", "user", "assistant")]
+    assert auto.convert_tokens_to_ids(names) == [4, 5, 6]
+    assert auto.encode("yes" + auto.eos_token) == [*tokenizer.encode("yes"), EOS]
     assert auto.model_max_length == 256 and auto.is_fast
     assert not any(any(c.isdigit() for c in p) and len(p) > 1 for p in tokenizer.pieces[272:])
 
@@ -150,7 +155,7 @@ def check_variant(variant, text):
     ids = ours.encode(text)
     assert auto(text)["input_ids"] == ids == auto.encode(text, add_special_tokens=False)
     assert all(token >= FIRST_BYTE for token in ids)
-    assert ours.decode(ids) == text.replace("\u2581", " ") == ours.decode_batch([ids])[0]
+    assert ours.decode(ids) == text == ours.decode_batch([ids])[0]
     return ids
 
 
@@ -160,7 +165,7 @@ def test_every_config_agrees_on_real_and_hostile_text(variant, real_documents):
     assert auto(texts)["input_ids"] == ours.encode_batch(texts) == ours.encode_batch(texts, 2)
     for text in (*HOSTILE, *MIXED):
         check_variant(variant, text)
-    assert [auto.convert_tokens_to_ids(name) for name in config.control_tokens] == list(range(16))
+    assert auto.convert_tokens_to_ids(list(config.marked_control_tokens)) == list(range(16))
     assert len(ours) == len(auto) == 1100
     assert ours.piece(FIRST_BYTE) == "<0x00>" and ours.piece(271) == "<0xFF>"
     assert pickle.loads(pickle.dumps(ours)).encode(MIXED[0]) == ours.encode(MIXED[0])
@@ -176,6 +181,38 @@ ALPHABETS = (
 )
 near = st.sampled_from(ALPHABETS).flatmap(lambda letters: st.text(letters, max_size=120))
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+BLOCKS = "".join(map(chr, range(0x2580, 0x25A0)))
+
+
+def test_block_elements_are_restored_and_sized_like_their_bytes(variant):
+    ours, _, _ = variant
+    for text in (
+        BLOCKS,
+        f" {BLOCKS} x",
+        *BLOCKS,
+        "cpu \u2581\u2581  \u2581\t\u2581 9%",
+        "\u2581" * 5000,
+    ):
+        ids = check_variant(variant, text)
+        assert sum(ours.byte_counts[i] for i in ids) == len(text.encode())
+
+
+def test_tokenizers_of_earlier_versions_keep_their_ids(variant, tmp_path, real_documents):
+    """Their U+2581 is a space, as in their `tokenizer.json`; their digest is the same."""
+    from transformers import AutoTokenizer
+
+    ours, _, config = variant
+    export_tokenizer((ours.path / "tokenizer.model").read_bytes(), tmp_path, None, config)
+    rewrite_as_former(tmp_path)
+    former, auto = Tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    pattern = former._chunk_pattern.pattern if config.chunks else ""
+    assert former.digest == xxh3_128_hexdigest(former._model + pattern.encode()) != ours.digest
+    for text in (*HOSTILE, *MIXED, *real_documents[:50]):
+        ids = former.encode(text)
+        assert auto(text)["input_ids"] == ids == ours.encode(text.replace("\u2581", " "))
+        assert former.decode(ids) == text.replace("\u2581", " ")
 
 
 @settings(max_examples=120, deadline=None)
@@ -211,9 +248,7 @@ def test_a_unigram_model_adds_without_rounding(variant):
     scores = [ours._pieces.get_score(i) for i in range(272, len(ours))]
     assert all(score < 0 and (score * 64).is_integer() for score in scores)
     assert (10 - min(scores)) * 2 * MAX_CHUNK * 64 < 2**24
-    assert (
-        max(map(len, ours._chunk_pattern.findall("\u2581" * 9000 + "ab" * 9000))) <= 2 * MAX_CHUNK
-    )
+    assert max(map(len, ours._chunk_pattern.findall(" " * 9000 + "ab" * 9000))) <= 2 * MAX_CHUNK
 
 
 def test_the_default_config_adds_nothing_to_the_model_file():
@@ -266,9 +301,21 @@ def test_a_vocabulary_too_small_for_the_characters_is_refused():
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9000))
 @settings(max_examples=30, deadline=None)
-def test_lines_concatenate_to_the_text(text):
+def test_lines_concatenate_to_the_text_without_reserved_characters(text):
     lines = list(split_lines(text))
-    assert "".join(lines) == text and all(0 < len(line) <= MAX_LINE for line in lines)
+    assert "".join(lines) == text.replace("\u2581", "").replace("\u2585", "")
+    assert all(0 < len(line) <= MAX_LINE for line in lines)
+
+
+def test_bars_in_every_line_are_no_obstacle_to_training(tmp_path):
+    texts = [f"queue {k % 7} of {k} \u2581\u2582\u2585\u2588 done\u2585" for k in range(400)]
+    lines = [line for text in texts for line in split_lines(text)]
+    export_tokenizer(train_sentencepiece(lines, 310), tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.decode_batch(tokenizer.encode_batch(texts)) == texts
+    check_same_ids(tokenizer, tmp_path, texts)
+    with pytest.raises(InputError, match="no text to learn from"):
+        train_sentencepiece(split_lines("\u2581\u2585" * 99), 300)
 
 
 def test_texts_are_split_at_line_ends():
@@ -325,14 +372,32 @@ def test_a_prompt_is_a_prefix_of_its_conversation(tokenizer):
     assert encode_response(tokenizer, TURNS[:-1], "Text.").ids.tolist() == whole
 
 
-def test_the_chat_template_renders_the_same(tokenizer, auto):
-    plain = [Message(m.role, m.content.replace("</s>", "").replace("<|user|>", "")) for m in TURNS]
-    rows = [{"role": m.role, "content": m.content} for m in plain]
-    for turns, start in ((plain, False), (plain[:-1], True)):
-        theirs = auto.apply_chat_template(
-            rows[: len(turns)],
-            add_generation_prompt=start,
-            tokenizer_kwargs={"split_special_tokens": False},
-        )["input_ids"]
-        ours = encode_prompt(tokenizer, turns) if start else encode_conversation(tokenizer, turns)
-        assert theirs == (ours if start else ours.ids.tolist())
+def assert_plain_transformers_agrees(ours, auto, turns):
+    """Check the ids of the chat template, with default arguments."""
+    rows = [{"role": turn.role, "content": turn.content} for turn in turns]
+    whole = auto.apply_chat_template(rows)["input_ids"]
+    assert whole == encode_conversation(ours, turns).ids.tolist()
+    prompt = auto.apply_chat_template(rows[:-1], add_generation_prompt=True)["input_ids"]
+    assert prompt == encode_prompt(ours, turns[:-1])
+    rendered = auto.apply_chat_template(rows, tokenize=False)
+    assert auto.encode(rendered, add_special_tokens=False) == whole
+
+
+def test_the_chat_template_of_transformers_gives_our_ids(variant, tmp_path):
+    """Check messages that spell control tokens, and a tokenizer that transformers saved."""
+    ours, auto, config = variant
+    spelled = "".join(config.control_tokens)
+    for content in ("Sum 1 and 2.", "</s>", f"{spelled} {spelled}", "", " <s>", "\u2603 <0x41>"):
+        assert_plain_transformers_agrees(
+            ours, auto, [*TURNS, Message("user", content), Message("assistant", content)]
+        )
+    auto.save_pretrained(tmp_path)
+    again = type(auto).from_pretrained(tmp_path)
+    assert_plain_transformers_agrees(ours, again, TURNS)
+    assert again.encode("</s>", add_special_tokens=False) == ours.encode("</s>")
+
+
+def test_a_message_cannot_bring_the_mark_of_control_tokens(tokenizer, auto):
+    rows = [{"role": "user", "content": f"a{CONTROL_MARK}</s>b"}]
+    expected = encode_prompt(tokenizer, [Message("user", "a\ufffd</s>b")])
+    assert auto.apply_chat_template(rows, add_generation_prompt=True)["input_ids"] == expected

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from stages.curation.broken_files import BrokenFile
 from stages.data.documents import read_stats
 from stages.text.sources.file_splitting import split_file
 from stages.text.sources.readers import read
@@ -44,6 +45,17 @@ def test_lines_are_read_once_wherever_they_are_cut(tmp_path_factory, lines, ende
     assert all(piece.size < size + longest for piece in cut)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "gb18030"])
+@pytest.mark.parametrize("size", [1, 100, 3000])
+def test_parts_have_the_encoding_of_their_file(tmp_path, encoding, size):
+    texts = ["plain", *["河边有一座古老的磨坊，清晨的集市上人来人往。", "猫", "\u0a0a"] * 20]
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    path.write_bytes("\n".join(lines).encode(encoding))
+    found = numbered(split_file(file_of(path), size))
+    assert found == [(at, text, {"line": at + 1}, "") for at, text in enumerate(texts)]
+
+
 @pytest.mark.parametrize("size", [1, 400, 10**6])
 def test_row_groups_are_read_once_wherever_they_are_cut(tmp_path, size):
     path = tmp_path / "a.parquet"
@@ -60,6 +72,16 @@ def test_what_cannot_be_read_from_the_middle_stays_whole(tmp_path, name):
     (tmp_path / name).write_bytes(b"no parquet\n" * 9)
     file = file_of(tmp_path / name)
     assert list(split_file(file, 10)) == [file]
+
+
+def test_a_column_whose_name_is_not_utf8_is_a_broken_file(tmp_path):
+    """Check that the plan of a parquet file survives it, and that its reader names it."""
+    path = tmp_path / "names.parquet"
+    pq.write_table(pa.table({"text": ["a"], "other": ["b"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"other", b"o\xffher"))
+    (whole,) = split_file(file_of(path), 1)
+    with pytest.raises(BrokenFile, match="not a parquet file"):
+        list(read(whole, "text"))
 
 
 def test_a_file_that_vanished_before_it_was_cut(tmp_path):

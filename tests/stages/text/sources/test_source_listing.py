@@ -1,9 +1,13 @@
 """Listing, digests and shards of sources, and names that do not exist."""
 
+from pathlib import Path
+
+import fsspec
 import pytest
 
 from pipeline.errors import InputError
-from stages.text.sources import source_listing
+from stages.curation.folder_listing import LeftOut
+from stages.text.sources import fsspec_files, source_listing
 from stages.text.sources.source_file import SourceFile
 from stages.text.sources.source_listing import content_digest, list_files, make_shards
 
@@ -78,3 +82,40 @@ def test_shards_hold_all_files_in_order(monkeypatch):
         [11],
     ]
     assert make_shards([]) == []
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "50%41", "a b", "ü数", "x=y&z"])
+def test_odd_names_are_read_from_folders_uris_and_object_stores(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name}.txt").write_text(name)
+    for source in (str(folder), f"file://{folder}", folder.as_uri()):
+        (file,) = list_files([source])
+        assert Path(file.path).read_text() == name
+    storage = fsspec.filesystem("memory")
+    storage.pipe(f"/{name}/{name}.txt", name.encode())
+    for source in (f"memory://{name}", f"memory://{name}/{name}.txt"):
+        (file,) = list_files([source])
+        assert fsspec_files.open_url(file.path).read() == name.encode()
+    storage.rm(f"/{name}", recursive=True)
+
+
+def test_what_is_not_read_is_counted_and_named(corpus):
+    (corpus / ".git").mkdir()
+    (corpus / "sub" / "x.docx").touch()
+    left_out = LeftOut()
+    assert len(list_files([str(corpus)], left_out)) == 4
+    assert left_out == {"files .png": 1, "files .docx": 1, "folders named .git": 1}
+    with pytest.raises(InputError, match=r"no readable file \(it has files .docx: 1\)"):
+        list_files([f"{corpus}/sub/*.docx"])
+
+
+def test_sources_of_one_name_share_no_place(tmp_path):
+    for place in ("one/data/a.txt", "two/data/a.txt", "two/data/b.txt", "three/data/c.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(place)
+    names = [str(tmp_path / name / "data") for name in ("one", "two", "three")]
+    found = places(*names)
+    second = [("data (2)", "a.txt"), ("data (2)", "b.txt")]
+    assert found == [("data", "a.txt"), *second, ("data", "c.txt")]
+    assert places(names[0], names[0]) == [("data", "a.txt"), ("data (2)", "a.txt")]

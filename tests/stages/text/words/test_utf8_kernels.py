@@ -18,6 +18,7 @@ from stages.text.words.word_table import WordTable, fold_word
 from stages.text.words.word_tokenizer import split_word
 
 WARM = WordTable()
+EXACT = WordTable(equal_digits=False)
 ALONE = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED_RANGES)
 WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
 
@@ -55,6 +56,10 @@ def check(found, words):
 def test_words_and_tokens_are_those_of_python(text):
     words = WORD.findall(text)
     check(WARM.words(text), words)
+    assert EXACT.words(text).folded.tolist() == [
+        hash64(fold_word(word, equal_digits=False)) if any(map(str.isalnum, word)) else 0
+        for word in words
+    ]
     check(WARM.tokens(text), [token for word in words for token in split_word(word)])
 
 

@@ -52,3 +52,12 @@ def test_what_cannot_be_written_as_utf8_is_folded_as_it_is():
 )
 def test_folding(word, folded):
     assert fold_word(word) == folded
+
+
+def test_numbers_are_folded_only_where_they_are_equal():
+    for word in ("v1.22", "(2021)", "É٣٤"):
+        other = word.translate(str.maketrans("12٣", "34٥"))
+        assert fold_word(word) == fold_word(other)
+        assert fold_word(word, equal_digits=False) != fold_word(other, equal_digits=False)
+        exact = WordTable(equal_digits=False)
+        assert exact.words(word).folded != exact.words(other).folded

@@ -77,6 +77,8 @@ class Read(Params):
 
     source: str
     """The file that it stands in."""
+    edited: Annotated[str, EXECUTION] = ""
+    """Text that another program writes into the file just before it is read."""
 
     def externals(self) -> dict[str, str]:
         try:
@@ -88,7 +90,10 @@ class Read(Params):
 @stage("toy.read", inputs={"after": "Number?"}, output="Number", version=1)
 def read(params: Read, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Take a number over."""
+    if params.edited:
+        Path(params.source).write_text(params.edited)
     total = int(Path(params.source).read_text())
+    ctx.scratch.joinpath("read").write_text(str(total))
     ctx.log(f"planned as {ctx.externals.get(params.source)}")
     out.joinpath("number.txt").write_text(f"{total}\n")
     ctx.result(total=total)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from stages.training import safetensors_io
+from stages.models import safetensors_io
 
 
 def test_files_are_safetensors_and_hashed_as_written(tmp_path: Path) -> None:

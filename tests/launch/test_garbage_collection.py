@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from store_cases import A, B, C, D, publish, work
 
+from launch import garbage_collection
+from launch.garbage_collection import KEPT_PROMOTIONS, Garbage, collect_garbage
 from pipeline.errors import Failure
-from pipeline.storage import garbage_collection
 from pipeline.storage.artifact import MANIFEST
-from pipeline.storage.garbage_collection import KEPT_PROMOTIONS, Garbage, collect_garbage
 from pipeline.storage.store import Store
 
 RUNS = ("20260101-0000-able-bear", "20260102-0000-able-bear", "20260103-0000-able-bear")

@@ -49,7 +49,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     size = len(header) + sum(tensor.nbytes for tensor in flat.values())
     digest = hashlib.sha256()
     with disk_errors(path, size):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             for piece in (memoryview(header), *map(_bytes, flat.values())):
                 while piece:
@@ -138,7 +138,7 @@ def _header(flat: Mapping[str, Tensor]) -> bytes:
             "data_offsets": span,
         }
         at = span[1]
-    text = json.dumps(entries).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

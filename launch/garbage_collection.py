@@ -7,7 +7,6 @@ stops the collection: what is not provably unreachable is kept.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_io import disk_errors, list_folder, list_subfolders, move_folder, read_lines
+from pipeline.checksum import parse_record
 from pipeline.errors import CorruptArtifact, Failure
 from pipeline.storage.artifact import Artifact
 from pipeline.storage.store import Store
@@ -137,7 +137,7 @@ def _promoted(store: Store, log: Path) -> Iterator[Fingerprint]:
 
 def _parse(text: bytes, path: Path) -> Any:
     try:
-        return json.loads(text)
+        return parse_record(text)
     except ValueError:
         remedy = "restore it or move it away; nothing was removed"
         raise Failure("unreadable", where=str(path), remedy=remedy) from None
