@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from published_bytes import published_bytes
 
 from pipeline.atomic_io import write_atomic
 from pipeline.context import Context
@@ -58,11 +59,6 @@ def run(stage, folder, params, **inputs):
     return ctx
 
 
-def bytes_of(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
 @pytest.fixture(scope="module")
 def cleaned(corpus, tmp_path_factory):
     """What one process makes without Ray's tasks."""
@@ -73,7 +69,7 @@ def cleaned(corpus, tmp_path_factory):
 def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path):
     params = CleanParams(sources=(str(corpus),), workers=WORKERS)
     on_ray = run(clean, tmp_path / "clean", params)
-    assert bytes_of(on_ray.out) == bytes_of(cleaned)
+    assert published_bytes(on_ray.out) == published_bytes(cleaned)
     tokenizer = run(
         train_tokenizer, tmp_path / "t", TokenizerTrainParams(vocab_size=400), documents=cleaned
     ).out
@@ -87,7 +83,7 @@ def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path)
         )
         for number in (1, 2)
     ]
-    assert bytes_of(stores[0].out) == bytes_of(stores[1].out)
+    assert published_bytes(stores[0].out) == published_bytes(stores[1].out)
 
 
 def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(
@@ -106,7 +102,7 @@ def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(
     monkeypatch.setattr(hash_join, "FORESTS_PER_MERGE", 2)
     on_ray = run(clean, tmp_path / "on-ray", CleanParams(**options, workers=WORKERS))
     assert len(list((on_ray.scratch / "near" / "linked").iterdir())) > 4
-    assert bytes_of(on_ray.out) == bytes_of(alone.out)
+    assert published_bytes(on_ray.out) == published_bytes(alone.out)
 
 
 def test_a_workers_user_error_keeps_its_words(ray_session, corpus, tmp_path):
@@ -163,4 +159,4 @@ def test_a_driver_killed_anywhere_goes_on_to_the_same_bytes(corpus, cleaned, tmp
         driver.wait()
         seen = len(list(annotated.glob("*.seal"))) + 1
     subprocess.run(command, check=True)
-    assert bytes_of(out) == bytes_of(cleaned)
+    assert published_bytes(out) == published_bytes(cleaned)

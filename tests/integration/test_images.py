@@ -7,6 +7,7 @@ import time
 
 import pytest
 from drawn_images import png
+from published_bytes import published_bytes
 
 from pipeline.context import Context
 from pipeline.stage import Inputs
@@ -42,11 +43,6 @@ def run(folder, photos, **options):
     return ctx.out
 
 
-def bytes_of(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
 @pytest.fixture(scope="module")
 def made(photos, tmp_path_factory):
     """What one process makes without Ray's tasks."""
@@ -57,7 +53,7 @@ def test_two_workers_make_the_same_bytes(ray_session, photos, made, tmp_path, mo
     monkeypatch.setattr(image_sources, "PIECE_RECORDS", 75)
     on_ray = run(tmp_path, photos, workers={"num": 2, "cpus": 0.5})
     assert len(list((tmp_path / "scratch" / "annotated").glob("*[0-9]"))) == 8
-    assert bytes_of(on_ray) == bytes_of(made) and len(bytes_of(made)) > 10
+    assert published_bytes(on_ray) == published_bytes(made) and len(published_bytes(made)) > 10
 
 
 DRIVER = """
@@ -86,4 +82,4 @@ def test_a_driver_killed_anywhere_goes_on_to_the_same_bytes(photos, made, tmp_pa
         driver.kill()
         driver.wait()
         seen = len(list(tmp_path.glob("scratch/*/0*"))) + 2
-    assert kills >= 3 and bytes_of(tmp_path / "out") == bytes_of(made)
+    assert kills >= 3 and published_bytes(tmp_path / "out") == published_bytes(made)
