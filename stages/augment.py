@@ -111,7 +111,7 @@ class AugmentParams(Params):
         "forward": "Model?",
     },
     output="Conversations",
-    version=4,
+    version=5,
 )
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Generate questions for unlabelled answers, filter them, and add them to the real ones."""

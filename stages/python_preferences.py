@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stages.data.preference_dataset import Preference
 
 
-@stage("python_preferences", output="Preferences", version=3)
+@stage("python_preferences", output="Preferences", version=4)
 def python_preferences(params: PythonDocsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build K-wise preferences from the docstrings of the Python installation."""
     from stages.data.preference_dataset import write_preferences

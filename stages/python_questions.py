@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stages.text.python_docs.question_answers import ObjectSummary
 
 
-@stage("python_questions", output="Conversations", version=3)
+@stage("python_questions", output="Conversations", version=4)
 def python_questions(params: PythonDocsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build questions and answers from the docstrings of the Python installation."""
     from stages.data.conversation_dataset import Conversation, Message, write_conversations

@@ -1,9 +1,11 @@
 """Conversations on disk: messages with roles; each conversation belongs to one split.
 
-    part-00000.parquet   id, messages: list<struct<role, content>>, split, meta (JSON)
+    part-00000.parquet   id, messages: list<struct<role, content, name, tool_calls, weight>>,
+                         split, tools (JSON), meta (JSON)
 
 Splits are `train`, `eval` and `unlabelled`; an unlabelled row has only the assistant's message, an
-answer that a speaker model generates questions for.
+answer that a speaker model generates questions for. `tool_calls` and `tools` are JSON lists in the
+schema that chat templates of `transformers` read; null where there are none.
 """
 
 from __future__ import annotations
@@ -21,16 +23,33 @@ from stages.data import kinds, parquet_parts
 from stages.data.table_split import TableSplit
 
 KIND = kinds.CONVERSATIONS.name
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "eval", "unlabelled")
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+Json = dict[str, Any]
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(
+    pa.struct(
+        [
+            ("role", pa.string()),
+            ("content", pa.string()),
+            ("name", pa.string()),
+            ("tool_calls", pa.string()),
+            ("weight", pa.float32()),
+        ]
+    )
+)
 SCHEMA = parquet_parts.versioned_schema(
     pa.schema(
-        [("id", pa.string()), ("messages", MESSAGES), ("split", pa.string()), ("meta", pa.string())]
+        [
+            ("id", pa.string()),
+            ("messages", MESSAGES),
+            ("split", pa.string()),
+            ("tools", pa.string()),
+            ("meta", pa.string()),
+        ]
     ),
     KIND,
     VERSION,
@@ -43,6 +62,29 @@ class Message:
 
     role: Role
     content: str
+    name: str | None = None
+    """Name of the speaker, or of the tool that answers."""
+    tool_calls: tuple[Json, ...] = ()
+    """Calls of tools: `{"type": "function", "function": {"name": ..., "arguments": {...}}}`."""
+    weight: float = 1.0
+    """Weight of the message in the loss; 0 for a message that is read and not learned."""
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the message as a struct of the table."""
+        calls = json.dumps(self.tool_calls, sort_keys=True) if self.tool_calls else None
+        return {
+            "role": self.role,
+            "content": self.content,
+            "name": self.name,
+            "tool_calls": calls,
+            "weight": self.weight,
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Message:
+        """Build a message from a struct of the table."""
+        calls = tuple(json.loads(row["tool_calls"] or "[]"))
+        return cls(row["role"], row["content"], row["name"], calls, row["weight"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +95,8 @@ class Conversation:
     messages: tuple[Message, ...]
     split: str = "train"
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[Json, ...] = ()
+    """JSON schemas of the tools that the assistant may call."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -78,14 +122,13 @@ def write_conversations(out: Path, conversations: Iterable[Conversation]) -> int
     with parquet_parts.PartWriter(Path(out), SCHEMA) as writer:
         for conversation in conversations:
             _check(conversation)
+            tools = conversation.tools
             writer.write(
                 {
                     "id": conversation.id,
-                    "messages": [
-                        {"role": message.role, "content": message.content}
-                        for message in conversation.messages
-                    ],
+                    "messages": [message.as_row() for message in conversation.messages],
                     "split": conversation.split,
+                    "tools": json.dumps(tools, sort_keys=True) if tools else None,
                     "meta": json.dumps(conversation.meta, sort_keys=True),
                 }
             )
@@ -109,7 +152,6 @@ class Conversations(TableSplit[Conversation]):
 
     def from_row(self, row: dict[str, Any]) -> Conversation:
         """Build a conversation."""
-        messages = tuple(
-            Message(message["role"], message["content"]) for message in row["messages"]
-        )
-        return Conversation(row["id"], messages, row["split"], json.loads(row["meta"]))
+        messages = tuple(Message.from_row(message) for message in row["messages"])
+        meta, tools = json.loads(row["meta"]), tuple(json.loads(row["tools"] or "[]"))
+        return Conversation(row["id"], messages, row["split"], meta, tools)

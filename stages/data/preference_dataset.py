@@ -1,13 +1,15 @@
 """Preferences on disk: K ranked responses per prompt; K = 2 are pairs.
 
-part-00000.parquet   id, prompt: list<struct<role, content>>, responses: list<str>,
-                     ranks: list<int> (0 is best, equal ranks are ties), split
+part-00000.parquet   id, prompt: list<struct<role, content, name, tool_calls, weight>>,
+                     responses: list<str>, ranks: list<int> (0 is best, equal ranks are ties),
+                     split, meta (JSON)
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from stages.data.conversation_dataset import MESSAGES, Message
 from stages.data.table_split import TableSplit
 
 KIND = kinds.PREFERENCES.name
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "eval")
 
 SCHEMA = parquet_parts.versioned_schema(
@@ -30,6 +32,7 @@ SCHEMA = parquet_parts.versioned_schema(
             ("responses", pa.list_(pa.string())),
             ("ranks", pa.list_(pa.int32())),
             ("split", pa.string()),
+            ("meta", pa.string()),
         ]
     ),
     KIND,
@@ -46,6 +49,7 @@ class Preference:
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
     split: str = "train"
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def write_preferences(out: Path, preferences: Iterable[Preference]) -> int:
@@ -64,10 +68,11 @@ def write_preferences(out: Path, preferences: Iterable[Preference]) -> int:
             writer.write(
                 {
                     "id": preference.id,
-                    "prompt": [{"role": m.role, "content": m.content} for m in preference.prompt],
+                    "prompt": [message.as_row() for message in preference.prompt],
                     "responses": list(preference.responses),
                     "ranks": list(preference.ranks),
                     "split": preference.split,
+                    "meta": json.dumps(preference.meta, sort_keys=True),
                 }
             )
     return writer.rows
@@ -92,8 +97,9 @@ class Preferences(TableSplit[Preference]):
         """Build a preference."""
         return Preference(
             row["id"],
-            tuple(Message(message["role"], message["content"]) for message in row["prompt"]),
+            tuple(Message.from_row(message) for message in row["prompt"]),
             tuple(row["responses"]),
             tuple(row["ranks"]),
             row["split"],
+            json.loads(row["meta"]),
         )

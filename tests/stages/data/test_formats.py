@@ -46,6 +46,20 @@ def test_conversations_round_trip_by_split(tmp_path):
         train[len(train)]
 
 
+def test_names_tool_calls_tools_and_weights_round_trip(tmp_path):
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    turns = (
+        Message("user", "What time is it?", name="Ann", weight=0.0),
+        Message("assistant", "", tool_calls=(call,), weight=0.0),
+        Message("tool", "12:00", name="clock"),
+        Message("assistant", "Noon."),
+    )
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {}}}
+    written = [Conversation("a", turns, tools=(tool,)), Conversation("b", turns[:1])]
+    write_conversations(tmp_path, written)
+    assert list(Conversations(tmp_path)) == written
+
+
 def test_a_conversation_without_answer_is_all_prompt():
     alone = Conversation("x", (Message("user", "why?"),))
     assert alone.prompt == alone.messages and alone.response == ""
@@ -157,7 +171,7 @@ def test_a_folder_without_parts_is_an_error(tmp_path):
 def test_other_kinds_and_damaged_parts_are_rejected(tmp_path):
     write_conversations(tmp_path, conversations())
     with pytest.raises(
-        CorruptArtifact, match="expected a part of Preferences version 1, found Conv"
+        CorruptArtifact, match="expected a part of Preferences version 2, found Conv"
     ):
         Preferences(tmp_path)
     part = tmp_path / "part-00000.parquet"
