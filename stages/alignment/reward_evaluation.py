@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
 from stages.alignment.ranking_loss import NO_RESPONSE
-from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
@@ -89,7 +89,7 @@ def evaluate_folder(rank: Rank, folder: Path, preferences: Path) -> RewardEvalua
 @torch.inference_mode()
 def evaluate_rankings(
     scorer: RewardModel,
-    rankings: Sequence[Ranking],
+    rankings: Sequence[EncodedRanking],
     device: torch.device | str = "cpu",
     batch: int = 16,
     heartbeat: Callable[[], None] = lambda: None,

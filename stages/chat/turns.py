@@ -1,4 +1,4 @@
-"""What a row of a file becomes: a dialogue or a ranking, or the reason why it is neither."""
+"""The forms of a row of a file: a dialogue, a ranking, or the reason why it is neither."""
 
 from __future__ import annotations
 

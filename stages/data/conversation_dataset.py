@@ -5,7 +5,7 @@
 
 Splits are `train`, `eval` and `unlabelled`; an unlabelled row has only the assistant's message, an
 answer that a speaker model generates questions for. `tool_calls` and `tools` are JSON lists in the
-schema that chat templates of `transformers` read; null where there are none.
+schema that chat templates of `transformers` read; null if a message has no such list.
 """
 
 from __future__ import annotations

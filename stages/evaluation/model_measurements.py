@@ -119,7 +119,7 @@ def answer_metrics(context: MeasurementContext) -> MeasurementResult:
 
 def preference_metrics(context: MeasurementContext) -> MeasurementResult:
     """Measure accuracy and margin of the reward model on held-out rankings."""
-    from stages.alignment.rankings import read_rankings
+    from stages.alignment.encoded_rankings import read_rankings
     from stages.alignment.reward_evaluation import evaluate_rankings
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
     from stages.models.model_io import load_reward_model

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
+from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
 from stages.alignment.ranking_loss import compare_pairs, kwise_loss
-from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
 from stages.alignment.reward_evaluation import mean_score, score_responses
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.models.language_model import ForwardOutputs, router_aux_loss
@@ -58,7 +58,7 @@ class RewardObjective(SupervisedObjective):
         self.flops_per_token = float(body.config.flops_per_token)
         return {"model": Trainable(RewardModel(body))}
 
-    def collate(self, samples: Sequence[Ranking]) -> Batch:
+    def collate(self, samples: Sequence[EncodedRanking]) -> Batch:
         """Convert rankings to tensors; see `collate_rankings`."""
         return collate_rankings(samples)
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.context import Context
 from pipeline.errors import InputError
-from stages.alignment.rankings import Ranking, collate_rankings, read_rankings
+from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
 from stages.alignment.reward_evaluation import (
     RewardEvaluation,
     evaluate_folder,
@@ -51,7 +51,10 @@ def test_a_batch_that_does_not_fall_on_the_workers_is_a_problem():
 
 
 def test_each_response_is_read_once_at_its_end(objective):
-    rankings = [Ranking(((2, 9, 3), (2, 9, 9, 9, 3)), (1, 0)), Ranking(((2, 3),) * 3, (0, 2, 1))]
+    rankings = [
+        EncodedRanking(((2, 9, 3), (2, 9, 9, 9, 3)), (1, 0)),
+        EncodedRanking(((2, 3),) * 3, (0, 2, 1)),
+    ]
     batch = collate_rankings(rankings)
     assert batch["tokens"].shape == (5, 5)
     assert batch["tokens"][batch["position_mask"]].tolist() == [3] * 5
@@ -116,8 +119,8 @@ def test_a_judgement_counts_pairs_by_rank(objective):
         def __call__(self, tokens_BT, **_):
             return tokens_BT[:, 1].float()
 
-    three = Ranking(((2, 9, 3), (2, 7, 3), (2, 8, 3)), (0, 1, 2))
-    equal = Ranking(((2, 5, 3), (2, 5, 3)), (0, 1))
+    three = EncodedRanking(((2, 9, 3), (2, 7, 3), (2, 8, 3)), (0, 1, 2))
+    equal = EncodedRanking(((2, 5, 3), (2, 5, 3)), (0, 1))
     rankings = [three, equal]
     judged = evaluate_rankings(Oracle(), rankings)
     assert judged.by_pair == {(0, 1): (0.75, 2), (0, 2): (1.0, 1), (1, 2): (0.0, 1)}

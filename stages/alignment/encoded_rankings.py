@@ -18,7 +18,7 @@ from stages.generation.likelihood import pad_right
 
 
 @dataclass(frozen=True)
-class Ranking:
+class EncodedRanking:
     """K tokenised responses, prompts included, with their ranks."""
 
     rows: tuple[tuple[int, ...], ...]
@@ -38,7 +38,9 @@ class Ranking:
         return self.rows[self.best]
 
 
-def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) -> list[Ranking]:
+def read_rankings(
+    path: Path, split: str, tokenizer: Tokenizer, context: int
+) -> list[EncodedRanking]:
     """Return the rankings of a split. Those with a response longer than the context are left out,
     because a reward is read at the end token.
 
@@ -49,7 +51,7 @@ def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) ->
     for preference in Preferences(path, split):
         texts = preference.responses
         rows = (encode_response(tokenizer, preference.prompt, text).ids.tolist() for text in texts)
-        encoded.append(Ranking(tuple(tuple(row) for row in rows), preference.ranks))
+        encoded.append(EncodedRanking(tuple(tuple(row) for row in rows), preference.ranks))
     fitting = [ranking for ranking in encoded if len(ranking) <= context]
     if not fitting:
         raise InputError(
@@ -60,7 +62,7 @@ def read_rankings(path: Path, split: str, tokenizer: Tokenizer, context: int) ->
     return fitting
 
 
-def collate_rankings(rankings: Sequence[Ranking]) -> dict[str, Tensor]:
+def collate_rankings(rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:
     """Return `tokens` (N, T) of all responses, `position_mask` (N, T) that marks their last tokens,
     `token_mask` (N, T) that is False at padding, and `ranks` (P, K), padded."""
     rows = [row for ranking in rankings for row in ranking.rows]
