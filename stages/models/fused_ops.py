@@ -58,8 +58,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_grad = needs_grad and any(ctx.needs_input_grad)
         total = x_NC.new_zeros((), dtype=torch.float32)
         squares = torch.zeros_like(total)
-        dx_NC = torch.empty_like(x_NC) if needs_grad else None
-        dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_grad else None
+        dx_NC, dweight_VC = None, None
+        if needs_grad and ctx.needs_input_grad[0]:
+            dx_NC = torch.empty_like(x_NC)
+        if needs_grad and ctx.needs_input_grad[1]:  # not where the head is frozen
+            dweight_VC = torch.zeros_like(weight_VC, dtype=torch.float32)
         rows = head_rows(len(weight_VC), gpu=x_NC.is_cuda)
         for start in range(0, len(x_NC), rows):
             part = slice(start, start + rows)
@@ -73,17 +76,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += (log_z_N1 - target_logit_N1).sum()
             if z_coef:
                 squares += log_z_N1.square().sum()
-            if dx_NC is not None and dweight_VC is not None:
-                if z_coef:
-                    probs_NV *= 1 + 2 * z_coef * log_z_N1
-                probs_NV.scatter_add_(1, target_N1, torch.full_like(target_logit_N1, -1.0))
-                error_NV = probs_NV.to(x_NC.dtype)
+            if not needs_grad:
+                continue
+            if z_coef:
+                probs_NV *= 1 + 2 * z_coef * log_z_N1
+            probs_NV.scatter_add_(1, target_N1, torch.full_like(target_logit_N1, -1.0))
+            error_NV = probs_NV.to(x_NC.dtype)
+            if dx_NC is not None:
                 torch.mm(error_NV, weight_VC, out=dx_NC[part])
-                if x_NC.dtype == torch.float32:
-                    dweight_VC.addmm_(error_NV.T, x_NC[part])
-                else:
-                    dweight_VC += error_NV.T @ x_NC[part]
-        if dx_NC is not None and dweight_VC is not None:
+            if dweight_VC is not None and x_NC.dtype == torch.float32:
+                dweight_VC.addmm_(error_NV.T, x_NC[part])
+            elif dweight_VC is not None:
+                dweight_VC += error_NV.T @ x_NC[part]
+        if needs_grad:
             ctx.save_for_backward(dx_NC, dweight_VC)
             ctx.dtype = weight_VC.dtype
         cross_entropy = total.clone()
@@ -94,9 +99,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         dx_NC, dweight_VC = ctx.saved_tensors
-        dx_NC = dx_NC * gradient.to(dx_NC.dtype)
-        # A sum over many positions may overflow 16 bits until it is scaled down.
-        return dx_NC, (dweight_VC * gradient).to(ctx.dtype), None, None, None
+        if dx_NC is not None:
+            dx_NC = dx_NC * gradient.to(dx_NC.dtype)
+        if dweight_VC is not None:
+            # A sum over many positions may overflow 16 bits until it is scaled down.
+            dweight_VC = (dweight_VC * gradient).to(ctx.dtype)
+        return dx_NC, dweight_VC, None, None, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -105,6 +105,18 @@ class Matrix(NamedTuple):
     columns: int
 
 
+class LinearLayer(NamedTuple):
+    """A linear layer of the blocks as `transformers` has it, and its number in a model."""
+
+    module: str
+    """Path of the module within a block."""
+    number: int
+    rows: int
+    columns: int
+    expert: bool = False
+    """True if each expert has one; they are counted together."""
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig(ABC):
     """The shape of a decoder-only language model."""
@@ -212,6 +224,11 @@ class LanguageModelConfig(ABC):
     @abstractmethod
     def block_matrices(self) -> Iterator[Matrix]:
         """Yield the weight matrices of the blocks, without routers."""
+
+    def linear_layers(self) -> Iterator[LinearLayer]:
+        """Yield the linear layers of the blocks, without routers, by their modules. Default: none,
+        so that the family cannot have adapters."""
+        yield from ()
 
     # --- memory ----------------------------------------------------------------------------
 

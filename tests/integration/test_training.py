@@ -17,6 +17,7 @@ from outside_optimizer import SGD_PLUGIN
 from rank_groups import RankGroup, copy_due, running_ranks
 from safetensors.torch import load_file
 from training_cases import (
+    Adapted,
     Faulty,
     Gathering,
     Half,
@@ -36,6 +37,7 @@ from pipeline.errors import Failure, Interrupted, WorkerDied
 from pipeline.plugins import load_plugins
 from pipeline.stage import Workers
 from stages.training.checkpoint import CheckpointManager, CheckpointReader
+from stages.training.data_order import derive_seed
 from stages.training.optim import optimizer_registry
 from stages.training.ranks.rank import Rank
 from stages.training.ranks.watchdog import WatchdogSection
@@ -145,6 +147,36 @@ def test_clipping_is_that_of_plain_pytorch_in_each_form(
         )
         found = list(layout_groups[layout].series(name, "loss").values())
         assert found == pytest.approx(wanted, abs=2e-5), name
+
+
+def test_adapters_train_alike_on_every_layout_and_leave_the_rest_frozen(
+    layout_groups: dict[str, RankGroup], tmp_path: Path
+) -> None:
+    """Checkpoints hold adapters alone, and continue on another layout."""
+    made = settings("single", steps=8)
+    wanted = dict(enumerate(plain_losses(made, 3, Adapted()), 1))
+    assert wanted[8] < wanted[1] - 0.03
+    torch.manual_seed(derive_seed(3))
+    start = Adapted().setup(Rank(), made, 3)["model"].module.state_dict()
+    for layout in LAYOUTS:
+        ranks, name = layout_groups[layout], f"adapted-{layout}"
+        kept = settings(layout, steps=8, checkpoint_interval=4)
+        ranks.group.run(fit, Adapted(), kept, seed=3, name=name, out=tmp_path / layout)
+        assert ranks.series(name, "loss") == pytest.approx(wanted, abs=1e-5), layout
+        weights = torch.load(tmp_path / layout / "weights.pt", weights_only=True)
+        assert weights.keys() == start.keys()
+        for key, value in weights.items():
+            assert torch.equal(value, start[key]) == ("lora_" not in key), (layout, key)
+        files = ranks.checkpoints(name).rglob("rank-*.safetensors")
+        assert {"lora_" in key for file in files for key in load_file(file) if "/fp32/" in key} == {
+            True
+        }
+    for then, now in pairwise(["zero-3", "single", "zero-2", "zero-3"]):
+        name, ranks = f"adapted-{then}-to-{now}", layout_groups[now]
+        copy_due(layout_groups[then].checkpoints(f"adapted-{then}"), 4, ranks.checkpoints(name))
+        ranks.group.run(fit, Adapted(), settings(now, steps=8), seed=3, name=name)
+        rest = {step: loss for step, loss in wanted.items() if step > 4}
+        assert ranks.series(name, "loss") == pytest.approx(rest, abs=1e-5), name
 
 
 WITH_OPTIMIZER = {"muon": LAYOUTS[:-1], "lion": LAYOUTS}

@@ -119,6 +119,25 @@ class Half(Toy):
 
 
 @dataclass
+class Adapted(Toy):
+    """Trains adapters of a frozen model; B starts away from zero, so that A has a gradient."""
+
+    def open(self, rank: Any) -> dict[str, Trainable]:
+        import torch
+
+        from stages.models.lora import add_lora
+        from stages.models.lora_config import LoRAConfig
+
+        model: Any = super().open(rank)["model"].module
+        add_lora(model, LoRAConfig(rank=5, dropout=self.dropout))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("lora_B"):
+                    parameter.normal_(std=0.05)
+        return {"model": Trainable(model)}
+
+
+@dataclass
 class Gathering(Toy):
     """Gathers the whole weights before each step, as a sampler or an average would."""
 
@@ -368,7 +387,7 @@ def pid(rank: Any) -> int:
     return os.getpid()
 
 
-def plain_losses(settings: Any, seed: int) -> list[float]:
+def plain_losses(settings: Any, seed: int, objective: Toy | None = None) -> list[float]:
     """Return the losses of a plain PyTorch loop: no engine, no shards, one process, one batch."""
     import torch
 
@@ -377,11 +396,11 @@ def plain_losses(settings: Any, seed: int) -> list[float]:
     from stages.training.ranks.rank import Rank
 
     torch.manual_seed(derive_seed(seed))
-    objective = Toy()
+    objective = objective or Toy()
     model = objective.setup(Rank(), settings, seed)["model"].module
     turned = [p for p in model.h.parameters() if p.ndim == 2 and settings.optimizer == "muon"]
     known = set(map(id, turned))
-    rest = [p for p in model.parameters() if id(p) not in known]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from stages.models.language_model_config import (
     ExpertsConfig,
     LanguageModelConfig,
+    LinearLayer,
     Matrix,
     MuP,
     check_dropout,
@@ -90,6 +91,12 @@ class GPTConfig(LanguageModelConfig):
         width, inner = self.hidden_size, self.intermediate_size
         for rows, columns in ((3 * width, width), (width, width), (inner, width), (width, inner)):
             yield Matrix(self.num_layers, rows, columns)
+
+    def linear_layers(self) -> Iterator[LinearLayer]:
+        """Yield the same by the names of their modules."""
+        modules = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        for module, matrix in zip(modules, self.block_matrices(), strict=True):
+            yield LinearLayer(module, *matrix)
 
     def block_activation_bytes(
         self, itemsize: int, *, moe: bool, document_mask: bool, gpu: bool

@@ -16,6 +16,7 @@ from pipeline.errors import Problem
 from stages.models.language_model_config import (
     ExpertsConfig,
     LanguageModelConfig,
+    LinearLayer,
     Matrix,
     MuP,
     check_dropout,
@@ -123,6 +124,23 @@ class LlamaConfig(LanguageModelConfig):
         yield Matrix(self.num_layers, width, heads * self.head_size)
         yield Matrix(layers, 2 * inner, width)
         yield Matrix(layers, width, inner)
+
+    def linear_layers(self) -> Iterator[LinearLayer]:
+        """Yield the same apart: queries, keys and values, gate and up, experts."""
+        width, inner, moe = self.hidden_size, self.intermediate_size, len(self.moe_layers)
+        rows = {"q": self.num_heads, "k": self.num_kv_heads, "v": self.num_kv_heads}
+        for letter, heads in rows.items():
+            module = f"self_attn.{letter}_proj"
+            yield LinearLayer(module, self.num_layers, heads * self.head_size, width)
+        columns = self.num_heads * self.head_size
+        yield LinearLayer("self_attn.o_proj", self.num_layers, width, columns)
+        experts = moe * self.experts.num_experts if self.experts else 0
+        for number, expert in ((self.num_layers - moe, False), (experts, True)):
+            if number:
+                path = "mlp.experts" if expert else "mlp"
+                yield LinearLayer(f"{path}.gate_proj", number, inner, width, expert)
+                yield LinearLayer(f"{path}.up_proj", number, inner, width, expert)
+                yield LinearLayer(f"{path}.down_proj", number, width, inner, expert)
 
     def block_activation_bytes(
         self, itemsize: int, *, moe: bool, document_mask: bool, gpu: bool

@@ -23,6 +23,8 @@ class LanguageModelCost:
     """The costs of training a language model."""
 
     config: LanguageModelConfig
+    trained_weights: int | None = None
+    """Weights that are trained, next to frozen ones. Default: all."""
 
     sample_unit = "tokens"
     exchange = "experts"
@@ -31,6 +33,15 @@ class LanguageModelCost:
     def parameters(self) -> int:
         """All weights."""
         return self.config.parameters
+
+    @property
+    def trained_parameters(self) -> int:
+        """Weights that are trained."""
+        return self.parameters if self.trained_weights is None else self.trained_weights
+
+    @property
+    def _trained_share(self) -> float:
+        return self.trained_parameters / self.parameters
 
     @property
     def matmul_width(self) -> int:
@@ -78,12 +89,15 @@ class LanguageModelCost:
         rings = ((dense, layout.world), (local_experts, layout.expert_replicas))
         ring = sum(numbers * (n - 1) / n for numbers, n in rings) * layout.bytes
         reduced, gathered = weight_traffic(ring, layout)
+        reduced *= self._trained_share
+        if layout.zero_stage < 3:  # frozen weights are gathered where they are sharded
+            gathered *= self._trained_share
         exchanged = _all_to_all_bytes(self.config, layout) * layout.gradient_accumulation_steps
         return Traffic(reduced, gathered, exchanged)
 
     def memory(self, layout: Layout) -> Memory:
         """Return what one device holds."""
-        return language_model_memory(self.config, layout)
+        return language_model_memory(self.config, layout, self._trained_share)
 
     def sizes(self, layout: Layout, samples: float) -> dict[str, float]:
         """Return active parameters and tokens."""

@@ -62,8 +62,10 @@ class Memory:
         return self.weights + self.gradients + self.optimizer
 
 
-def language_model_memory(config: LanguageModelConfig, layout: Layout) -> Memory:
-    """Return what one device holds of a language model."""
+def language_model_memory(
+    config: LanguageModelConfig, layout: Layout, trained_share: float = 1.0
+) -> Memory:
+    """Return what one device holds of a language model, of whose weights a share is trained."""
     experts = config.expert_parameters
     return device_memory(
         layout,
@@ -73,6 +75,7 @@ def language_model_memory(config: LanguageModelConfig, layout: Layout) -> Memory
         largest_module_weights=_largest_module(config),
         embedding=config.vocab_size * config.hidden_size,
         exchange=_exchange_bytes(config, layout),
+        trained_share=trained_share,
     )
 
 
@@ -85,6 +88,7 @@ def device_memory(
     largest_module_weights: float,
     embedding: float,
     exchange: float = 0.0,
+    trained_share: float = 1.0,
 ) -> Memory:
     """Return what one device holds of any model.
 
@@ -96,18 +100,20 @@ def device_memory(
         largest_module_weights: weights of the largest module.
         embedding: weights of the token embedding.
         exchange: bytes on their way to other devices and from them.
+        trained_share: share of the weights that have gradients and optimizer states.
     """
     size, zero, states = layout.bytes, layout.zero_stage, layout.optimizer.state_bytes
+    trained, owned_trained = num_weights * trained_share, num_owned_weights * trained_share
     weights = size * (num_owned_weights if zero == 3 else num_weights)
-    gradients = 4 * (num_owned_weights if zero >= 2 else num_weights)
-    optimizer = (4 + states) * num_owned_weights if zero else states * num_weights
+    gradients = 4 * (owned_trained if zero >= 2 else trained)
+    optimizer = (4 + states) * owned_trained if zero else states * trained
     if layout.offload:
         optimizer = 0.0
     gathered = size * min(num_weights, LIVE + largest_module_weights) if zero == 3 else 0.0
-    preallocated = size * _preallocated_bucket_elements(layout, num_weights) + gathered + exchange
-    elements = _reduction_bucket_elements(layout, num_weights, largest_module_weights)
-    reduction = gathered + size * (elements + embedding)
-    update = _update_copy_bytes(layout, num_weights, num_owned_weights)
+    preallocated = size * _preallocated_bucket_elements(layout, trained) + gathered + exchange
+    elements = _reduction_bucket_elements(layout, trained, largest_module_weights)
+    reduction = gathered + size * (elements + min(embedding, trained))
+    update = _update_copy_bytes(layout, trained, owned_trained)
     kept = gradients if layout.gradient_accumulation_steps > 1 or zero == 3 else 0.0
     phases = (
         activations + kept + preallocated,
