@@ -2,8 +2,9 @@
 
 The function of a shard writes its commit file atomically, which is then sealed
 (`stages.distributed.commit_seals`); a shard whose commit is intact is not run again. With several
-workers, shards run as Ray tasks, at most one per worker at a time; otherwise in this process.
-Neither the number of workers nor a kill changes a byte of the results.
+workers, shards run as Ray tasks, at most one per worker at a time; otherwise in this process, or
+in processes of this machine. Neither the number of workers nor a kill changes a byte of the
+results.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def run_shards(
     on_commit: Callable[[int], None] = lambda index: None,
     enough: Callable[[int], bool] = lambda leading: False,
     shared: Path | None = None,
+    processes: int = 1,
 ) -> list[Path]:
     """Run every shard that has no intact commit file yet.
 
@@ -74,6 +76,8 @@ def run_shards(
             ones are skipped (a limit is reached).
         shared: folder in the cache of the store with commits of an earlier stage with the same
             work (see `share_commits`), which are reused if they are intact.
+        processes: number of processes on this machine if the shards do not run on Ray; 1 is this
+            one.
 
     Returns:
         The commit files of the leading finished shards.
@@ -90,8 +94,12 @@ def run_shards(
     leading = _count_leading(done, 0)
     todo = [index for index in range(len(works)) if index not in done]
     if todo and not enough(leading):
-        run = _run_on_ray if workers.num > 1 and _is_ray_running() else _run_here
-        running = run(function, works, commits, todo, workers)
+        run, local = _run_here, workers.model_copy(update={"num": min(processes, len(todo))})
+        if workers.num > 1 and _is_ray_running():
+            run, local = _run_on_ray, workers
+        elif local.num > 1:
+            run = _run_in_processes
+        running = run(function, works, commits, todo, local)
         try:
             for index in running:
                 done.add(index)
@@ -164,6 +172,35 @@ def _run_here(
 
 def _run_and_seal(function: ShardFunction[Work], work: Work, commit: Path) -> None:
     write_seal(commit, function(work, commit) or ())
+
+
+def _run_in_processes(
+    function: ShardFunction[Any],
+    works: Sequence[Any],
+    commits: Sequence[Path],
+    todo: Sequence[int],
+    workers: Workers,
+) -> Any:
+    """Run the shards in `workers.num` fresh processes."""
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(workers.num, get_context("spawn")) as pool:
+        running = {
+            pool.submit(_run_and_seal, function, works[index], commits[index]): index
+            for index in todo
+        }
+        try:
+            for done in as_completed(running):
+                done.result()
+                yield running[done]
+        except BrokenProcessPool as error:
+            raise WorkerDied(
+                f"a process died on a shard: {error}", remedy="free memory of the machine"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _run_on_ray(
