@@ -210,6 +210,19 @@ def update_tokenizer_config(folder: Path, **fields: Any) -> None:
         write_json(path, {**_read_object(path), **fields})
 
 
+def write_chat_format(folder: Path, template: str, ends: Sequence[int]) -> None:
+    """Write a chat template where any version of `transformers` reads it, and add ends of a text
+    to the configs."""
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    update_tokenizer_config(folder, chat_template=template)
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        if path.exists():
+            config = _read_object(path)
+            known = _all_ids(config.get("eos_token_id"))
+            every = [*known, *(end for end in ends if end not in known)]
+            write_json(path, {**config, "eos_token_id": every if len(every) > 1 else every[0]})
+
+
 def write_card(
     folder: Path, task: str, text: str, *, tags: Sequence[str] = (), chat: bool = False
 ) -> None:

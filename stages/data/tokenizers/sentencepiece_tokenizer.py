@@ -115,6 +115,24 @@ class Tokenizer:
             joined.append(list(chain(*parts)))
         return joined
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids of a text, and the first and the last place (exclusive) of the characters
+        that each stands for; the bytes of one character have the same places."""
+        ids: list[int] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        at = 0
+        for chunk in self._chunks(replace_surrogates(text)):
+            if self._space_as_bytes and chunk == SPACE:
+                found = [(i, 0, 1) for i in _SPACE_IDS]
+            else:
+                found = _pieces_with_places(self._pieces, chunk)
+            ids += [i for i, _, _ in found]
+            starts += [at + start for _, start, _ in found]
+            ends += [at + end for _, _, end in found]
+            at += len(chunk)
+        return ids, starts, ends
+
     def _chunks(self, text: str) -> list[str]:
         """Return the parts of a text that are encoded separately."""
         if self._chunk_pattern:
@@ -189,6 +207,24 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+
+
+def _pieces_with_places(
+    pieces: sentencepiece.SentencePieceProcessor, text: str
+) -> list[tuple[int, int, int]]:
+    """Return ids with their first and last place (exclusive) in characters of a text.
+
+    The library counts bytes, and gives the bytes of a character no place, except for the last.
+    """
+    characters = [i for i, character in enumerate(text) for _ in character.encode()]
+    characters.append(len(text))
+    found: list[tuple[int, int, int]] = []
+    end = len(text)
+    for piece in reversed(pieces.encode(text, return_type="proto").pieces):
+        if piece.begin < piece.end or not found:
+            end = characters[piece.end]
+        found.append((piece.id, characters[piece.begin], end))
+    return found[::-1]
 
 
 def is_headwater_tokenizer(folder: Path) -> bool:
