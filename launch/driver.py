@@ -94,6 +94,7 @@ def execute_run(run: Run, address: str | None = None) -> int:
     Raises:
         HeadwaterError: the run could not start, or the engine failed.
     """
+    from launch.failures import promotion_failed
     from launch.promotion import promote_after_run
     from launch.ray_launcher import RayLauncher
     from launch.run_summary import print_summary
@@ -118,8 +119,10 @@ def execute_run(run: Run, address: str | None = None) -> int:
                 on_finished=promote_after_run,
             )
     except HeadwaterError as error:
-        error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
-        raise
+        status = run.status()
+        if not promotion_failed(status):
+            error.remedy = error.remedy or f"headwater resume {run.id}{store_flag(run.store)}"
+            raise
     print_summary(run, status)
     return exit_code(run)
 

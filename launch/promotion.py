@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.failures import promotion_failed, promotion_rule
 from launch.ui.options import mlflow_uri
 from pipeline.errors import UserError, did_you_mean
 from pipeline.kind import is_promotable
+from pipeline.spec.pipeline_spec import DEFAULT_ALIAS, Promotion
 from pipeline.status import COMPLETED_STATES
 
 if TYPE_CHECKING:
@@ -51,31 +53,48 @@ def promote_after_run(run: Run) -> None:
     """
     skipped = {stage.name for stage in run.status().stages if stage.state == "skipped"}
     if (rule := run.spec().promote) and rule.stage not in skipped:
-        promote_run(run, rule.stage, rule.model, rule.alias, rule.require)
+        promote_run(run, rule)
 
 
-def promote_run(
-    run: Run,
-    stage: str,
-    model: str,
-    alias: str,
-    require: tuple[str, ...] = (),
-    *,
-    dry_run: bool = False,
-) -> dict[str, Any]:
+def resolve_promotion(
+    run: Run, stage: str, model: str | None, alias: str | None, require: tuple[str, ...]
+) -> Promotion:
+    """Return a promotion whose missing parts are those of the pipeline file.
+
+    Its gates count for the stage and the model that they were written for; others have none.
+
+    Args:
+        stage: empty for the stage of the file, else the only one that makes a model.
+
+    Raises:
+        UserError: neither names the model, or several stages make models.
+    """
+    rule = promotion_rule(run)
+    if model is None and rule is None:
+        message = f"the pipeline file of run {run.id} promotes no model"
+        raise UserError(message, remedy="name it: `headwater promote RUN --model NAME`")
+    stage, model = stage or model_stage(run), model or (rule.model if rule else "")
+    if rule is None or (rule.stage, rule.model) != (stage, model):
+        return Promotion(model, stage, alias or DEFAULT_ALIAS, require)
+    return Promotion(model, stage, alias or rule.alias, require or rule.require)
+
+
+def promote_run(run: Run, wanted: Promotion, *, dry_run: bool = False) -> dict[str, Any]:
     """Promote the model of a stage of a run and record that in the run's journal.
+
+    It finishes a run whose promotion alone had failed.
 
     Returns:
         The record of the promotion.
     """
     from launch.tracking.model_registry import Registry
 
-    status = run.status()
+    status, model, alias = run.status(), wanted.model, wanted.alias
     record = Registry(run.store, mlflow_uri()).promote(
-        stage_artifact(run, stage),
+        stage_artifact(run, wanted.stage),
         model,
         alias,
-        require,
+        wanted.require,
         {entry.name: entry.metrics for entry in status.stages},
         dry_run=dry_run,
         smoke_test=smoke_test,
@@ -86,7 +105,11 @@ def promote_run(
         e.items() >= promoted.items() and alias in e["aliases"] for e in status.registered
     )
     if not dry_run and not recorded:
-        run.append("promoted", **promoted, alias=alias, stage=stage, gates=record["gates"])
+        facts = {"alias": alias, "stage": wanted.stage, "gates": record["gates"]}
+        run.append("promoted", **promoted, **facts)
+        rule = promotion_rule(run)
+        if promotion_failed(status) and rule and (rule.model, rule.alias) == (model, alias):
+            run.append("run.finished", state="finished")
     return record
 
 
@@ -119,7 +142,7 @@ def model_stage(run: Run) -> str:
     Raises:
         UserError: several stages make models, or none does.
     """
-    if rule := run.spec().promote:
+    if rule := promotion_rule(run):
         return rule.stage
     models = [stage.name for stage in run.status().stages if is_promotable(stage.kind)]
     if len(models) == 1:

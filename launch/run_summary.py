@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from launch.failures import next_command, run_failures
 from launch.stage_warnings import print_warnings
 from launch.tracking.cursor import unsynced_reason
 from launch.ui import console
@@ -12,8 +13,6 @@ from launch.ui.options import mlflow_uri, store_flag
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
     from pipeline.status import RunStatus
-
-_FAILURE_LABELS = {"stage.failed": "error", "run.finished": "error", "gate.refused": "refused"}
 
 
 def print_summary(run: Run, status: RunStatus) -> None:
@@ -61,27 +60,18 @@ def _print_next_command(run: Run, status: RunStatus) -> None:
         console.suggest_command(f'headwater generate {name} "…"{flag}')
     elif status.state == "finished":
         console.suggest_command(f"headwater show {run.id}{flag}")
-    elif status.state in ("interrupted", "cancelled"):
-        console.suggest_command(f"headwater resume {run.id}{flag}", "continues where it stopped")
     else:
-        print_failure(run, status)
+        print_failures(run, status)
 
 
-def print_failure(run: Run, status: RunStatus) -> None:
-    """Print the errors of the last attempt, their remedies, and the next command."""
-    flag = store_flag(run.store)
-    events = run.events()
-    starts = [i for i, event in enumerate(events) if event["event"] == "run.started"]
-    for event in events[starts[-1] :] if starts else events:
-        if event["event"] in _FAILURE_LABELS and event.get("error"):
-            stage = f"{event['stage']}: " if "stage" in event else ""
-            message = f"{_FAILURE_LABELS[event['event']]}: {stage}{event['error']}"
-            console.echo(message, "red", stderr=True)
-            if remedy := event.get("remedy"):
-                console.echo(f"       {remedy}", stderr=True)
-    failed = [stage for stage in status.stages if stage.state == "failed"]
-    resume = f"then headwater resume {run.id}{flag}"
-    if failed:
-        console.suggest_command(f"headwater logs {run.id} {failed[0].name}{flag}", resume)
-    else:
-        console.suggest_command(f"headwater status {run.id}{flag}", resume)
+def print_failures(run: Run, status: RunStatus, *, stderr: bool = True) -> None:
+    """Print the failures of a run that did not finish, their remedies, and the command to type."""
+    label = "refused" if status.state == "refused" else "error"
+    for failure in run_failures(run, status):
+        console.print_paragraph(f"{label}: {failure}", "red", stderr=stderr)
+        if failure.remedy:
+            console.print_paragraph(failure.remedy, indent=7, stderr=stderr)
+    if command := next_command(run, status):
+        flag = store_flag(run.store)
+        why = command.why + (flag if command.why.startswith("then ") else "")
+        console.suggest_command(f"{command.words}{flag}", why, stderr=stderr)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from launch.failures import next_command, run_failures
 from launch.run_summary import format_registered
 from launch.ui import console
-from launch.ui.options import find_run, json_option, store_flag, store_option
+from launch.ui.options import find_run, json_option, store_option
 from pipeline.errors import UserError
 from pipeline.status import TERMINAL_STATES
 
@@ -28,7 +30,7 @@ def status(name: str, watch: bool, store_path: str, as_json: bool) -> None:
         raise UserError("--watch and --json exclude each other", remedy="give only one of them")
     run = find_run(store_path, name)
     if as_json:
-        console.print_json(run.status().to_json())
+        console.print_json(describe_status(run))
         return
     if watch:
         _watch(run)
@@ -38,6 +40,14 @@ def status(name: str, watch: bool, store_path: str, as_json: bool) -> None:
         screen = console.get_console()
         screen.print(StatusTable().draw(run.status(), screen.width))
     _print_footnotes(run)
+
+
+def describe_status(run: Run) -> dict[str, Any]:
+    """Return what `status --json` prints."""
+    status = run.status()
+    failures = [asdict(failure) for failure in run_failures(run, status)]
+    command = next_command(run, status)
+    return {**status.to_json(), "failures": failures, "next": command.words if command else ""}
 
 
 def _watch(run: Run) -> None:
@@ -57,7 +67,7 @@ def _watch(run: Run) -> None:
 def _print_footnotes(run: Run) -> None:
     """Print what the table has no room for: origin, registered models, errors, next command."""
     from launch.cluster.job_record import submitted_cluster
-    from launch.run_summary import print_failure
+    from launch.run_summary import print_failures
     from launch.stage_warnings import print_warnings
 
     status = run.status()
@@ -66,10 +76,7 @@ def _print_footnotes(run: Run) -> None:
         console.echo(f"continues run {status.origin}", "dim")
     if status.registered:
         console.echo(f"registered {format_registered(status.registered)}")
-    if status.state in ("failed", "refused"):
-        print_failure(run, status)
-    elif status.state in ("interrupted", "cancelled"):
-        console.suggest_command(f"headwater resume {run.id}{store_flag(run.store)}")
-    elif status.state == "pending" and (cluster := submitted_cluster(run)):
+    print_failures(run, status)
+    if status.state == "pending" and (cluster := submitted_cluster(run)):
         command = f"headwater cluster status {cluster}"
         console.suggest_command(command, "shows whether its job is queued or running")

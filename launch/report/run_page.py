@@ -12,11 +12,13 @@ import base64
 import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.failures import next_command, run_failures
 from launch.report import charts, diagram, svg
 from launch.stage_warnings import stage_warnings
 from launch.ui import formatting
@@ -71,12 +73,20 @@ def render_run_page(run: Run, store: Store) -> str:
         graph=Markup(diagram.draw_graph([_stage_box(stage) for stage in status.stages], needs)),  # noqa: S704
         timeline=Markup(diagram.draw_timeline(spans)),  # noqa: S704
         promotions=[e for e in events if e["event"] in ("promoted", "gate.refused")],
-        problems=[e for e in events if e["event"] in ("stage.failed", "stage.retry")],
+        failures=run_failures(run, status),
+        command=_next_command(run, status),
+        retries=[e for e in events if e["event"] == "stage.retry"],
         environment=_environment(stages),
         style=Markup(svg.STYLE),  # noqa: S704
         script=Markup(script),  # noqa: S704
         policy=Markup(_script_policy(script)),  # noqa: S704
     )
+
+
+def _next_command(run: Run, status: RunStatus) -> str:
+    """Return the command that continues the run, with its store; empty if it is not needed."""
+    command = next_command(run, status)
+    return f"{command.words} --store {shlex.quote(str(run.store.root))}" if command else ""
 
 
 def stage_parameters(run: Run, stage: str, identity: Mapping[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.plain_data import to_json
 from pipeline.redaction import escape_control_characters
 
 NARROW = 100  # terminal columns; narrower tables drop their least important columns
+PARAGRAPH_INDENT = 7  # columns of the further lines of a paragraph: below the text of `error: `
 PIPED = 200  # columns of a table that is written to a pipe or a file
 
 STYLES = {
@@ -95,10 +97,30 @@ def print_line(*parts: str | tuple[str, str] | Text, stderr: bool = False) -> No
     get_console(stderr).print(plain_text(*parts), soft_wrap=True)
 
 
-def suggest_command(command: str, why: str = "") -> None:
-    """Print the command to type next on standard error."""
+def print_paragraph(message: str, style: str = "", indent: int = 0, stderr: bool = False) -> None:
+    """Print prose, wrapped between words on a terminal; each further line is indented like the
+    first, by at least 7 columns."""
+    console, text = get_console(stderr), escape_lines(message)
+    if console.is_terminal:
+        text = "\n".join(
+            textwrap.fill(
+                line,
+                max(console.width, 2 * PARAGRAPH_INDENT),
+                initial_indent=" " * indent,
+                subsequent_indent=" " * max(indent, PARAGRAPH_INDENT),
+                break_on_hyphens=False,
+            )
+            for line in text.splitlines()
+        )
+    else:
+        text = textwrap.indent(text, " " * indent)
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def suggest_command(command: str, why: str = "", *, stderr: bool = True) -> None:
+    """Print the command to type next, on standard error by default."""
     why = f"   {why}" if why else ""
-    print_line(("next: ", "bold"), (command, "cyan"), (why, "dim"), stderr=True)
+    print_line(("next: ", "bold"), (command, "cyan"), (why, "dim"), stderr=stderr)
 
 
 def print_error(error: HeadwaterError) -> None:

@@ -14,7 +14,16 @@ from pipeline.storage.store import Store
 
 def test_json_status(run: Run, call: Call) -> None:
     data = parse_json(call("status", "latest", "--json"))
-    assert set(data) == {"run", "pipeline", "state", "store", "stages", "registered"}
+    assert set(data) == {
+        "run",
+        "pipeline",
+        "state",
+        "store",
+        "stages",
+        "registered",
+        "failures",
+        "next",
+    }
     assert (data["run"], data["state"]) == (run.id, "finished")
     keys = "name uses state reason kind fingerprint path attempts seconds metrics"
     assert all(set(stage) == set(keys.split()) for stage in data["stages"])
@@ -66,4 +75,4 @@ def test_store_flag_is_printed_only_where_needed(
     run = sample_run.make(store.root, names=("clean",), finish=False)
     monkeypatch.setenv("HEADWATER_STORE", str(store.root))
     done = call("status")
-    assert done.stderr.splitlines()[-1].endswith(f"headwater resume {run.id}")
+    assert f"next: headwater resume {run.id}   continues" in done.stderr.splitlines()[-1]

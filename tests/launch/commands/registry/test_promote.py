@@ -17,7 +17,7 @@ from pipeline.execution.run import Run
         (["latest:gpt", "--model", "M!"], "is not a valid name for a model"),
         (["latest:gpt", "--model", "m", "--require", "better"], "is not a gate"),
         (["latest:gpt", "--model", "m", "--require", "gpt.los<3"], "did you mean 'gpt.loss'?"),
-        (["latest:gpt"], "Missing option '--model'"),
+        (["latest:gpt"], "promotes no model"),
     ],
 )
 def test_invalid_promotions(run: Run, call: Call, words: list[str], message: str) -> None:
