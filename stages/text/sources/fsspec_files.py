@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import PurePosixPath
@@ -20,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.redaction import redact, resolve_secrets, secret_names
 from stages.curation.folder_listing import LeftOut, is_within_ignored, unread_reason
 from stages.data.input_errors import as_input_error
-from stages.text.sources.file_formats import KNOWN
+from stages.text.sources.file_formats import FileFormats
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:::|://)")
 _SECRET_PART = re.compile(
@@ -61,13 +60,13 @@ def _strip_secrets(url: re.Match[str]) -> str:
 
 
 def list_url(
-    source: str, is_readable: Callable[[str], bool], left_out: LeftOut
+    source: str, formats: FileFormats, left_out: LeftOut
 ) -> tuple[str, list[tuple[str, str, int]]]:
     """List the files that a URL names: itself, those below it, or those that match `*` in it.
 
     Args:
         source: the URL.
-        is_readable: true for the name of a file that can be read.
+        formats: those of the files that are read.
         left_out: counts the others.
 
     Returns:
@@ -88,13 +87,15 @@ def list_url(
         place = plain.removeprefix(root).strip("/")
         if info.get("type") == "directory" or is_within_ignored(place, left_out):
             continue
-        if reason := unread_reason(PurePosixPath(place).name, is_readable):
+        if reason := unread_reason(PurePosixPath(place).name, formats.accepts):
             left_out[reason] += 1
             continue
         url = resolve_secrets(source) if name == path else str(system.unstrip_protocol(name))
         files.append((place, url, int(info.get("size") or 0)))
     if not files:
-        raise InputError(f"source {redact_urls(source)!r} holds no readable file", remedy=KNOWN)
+        raise InputError(
+            f"source {redact_urls(source)!r} holds no readable file", remedy=formats.remedy
+        )
     return root.rstrip("/").rpartition("/")[2] or "/", files
 
 

@@ -66,13 +66,33 @@ class RecordFields:
             )
         return [name for name in (*self.texts, *self.meta) if name in names]
 
+    def any_in(self, names: Iterable[str]) -> bool:
+        """Return whether there is a field of text among the names."""
+        return not set(self.texts).isdisjoint(names)
+
+
+@dataclass(frozen=True, slots=True)
+class AllFields:
+    """Every field of a record, whatever its name."""
+
+    def columns(self, names: Sequence[str], where: str) -> list[str]:
+        """Return all columns of a table."""
+        return list(names)
+
+    def any_in(self, names: Iterable[str]) -> bool:
+        """Return whether there is any name."""
+        return any(True for _ in names)
+
+
+Fields = RecordFields | AllFields
+
 
 def has_records(file: SourceFile) -> bool:
     """Return whether a file holds records with fields."""
     return file.is_dataset or file_format(file.place) in RECORDS
 
 
-def read_records(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
+def read_records(file: SourceFile, fields: Fields) -> Iterator[RawRecord]:
     """Yield the records of a file, or of its part, in order.
 
     Raises:
@@ -84,7 +104,7 @@ def read_records(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
         yield from read(file, fields)
 
 
-def _read_json_lines(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
+def _read_json_lines(file: SourceFile, fields: Fields) -> Iterator[RawRecord]:
     part = file.part or FilePart(0, sys.maxsize, 0, 0)
     with open_file(file) as stream:
         lines = EncodedLines(stream, part.encoding, start=part.start, end=part.end)
@@ -108,7 +128,7 @@ def _json_record(value: Any, place: dict[str, Any], raw: bytes | str) -> RawReco
     return RawRecord(value if isinstance(value, dict) else {}, place, raw=raw)
 
 
-def _read_json(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
+def _read_json(file: SourceFile, fields: Fields) -> Iterator[RawRecord]:
     """Yield the records of a json file: an array, a single object, or lines (as Dolma's)."""
     with open_file(file) as stream:
         encoded = EncodedLines(stream)
@@ -146,7 +166,7 @@ def _leading_elements(data: bytes, file: SourceFile, reason: str) -> Iterator[Ra
     raise BrokenFile(reason, where=file.display_path)
 
 
-def _read_csv(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
+def _read_csv(file: SourceFile, fields: Fields) -> Iterator[RawRecord]:
     import csv
 
     with open_file(file) as stream:
@@ -158,12 +178,12 @@ def _read_csv(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
             raise BrokenFile(f"not a csv file: {error}", where=file.display_path) from error
         if not table.columns:
             return
-        if not set(fields.texts) & set(table.columns):
+        if not isinstance(fields, RecordFields) or not fields.any_in(table.columns):
             _refuse_binary("".join(table.columns), file)
         wanted = fields.columns(table.columns, file.display_path)
         for row in table:
             values = dict(zip(table.columns, row.values, strict=False))
-            if values.keys().isdisjoint(fields.texts):
+            if not fields.any_in(values):
                 place = {"line": row.line, "error": row.broken or "too few fields"}
                 yield RawRecord({}, place, "broken.columns", row.raw)
             elif lines.damaged and (reason := _undecodable_field(lines, values, wanted)):
@@ -191,7 +211,7 @@ def _refuse_binary(header: str, file: SourceFile) -> None:
         raise BrokenFile("not a csv file: its content is binary", where=file.display_path)
 
 
-def _read_parquet(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
+def _read_parquet(file: SourceFile, fields: Fields) -> Iterator[RawRecord]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,7 +246,7 @@ def _table_rows(batch: pa.RecordBatch | pa.Table, first: int) -> Iterator[RawRec
         yield RawRecord(row.values, place, row.broken)
 
 
-def _read_dataset(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]:
+def _read_dataset(file: SourceFile, fields: Fields) -> Iterator[RawRecord]:
     from stages.text.sources.hf_datasets import dataset_tables
 
     row = file.first_record
@@ -238,7 +258,7 @@ def _read_dataset(file: SourceFile, fields: RecordFields) -> Iterator[RawRecord]
         raise BrokenFile(f"damaged: {error}", where=file.path) from error
 
 
-_READERS: dict[str, Callable[[SourceFile, RecordFields], Iterator[RawRecord]]] = {
+_READERS: dict[str, Callable[[SourceFile, Fields], Iterator[RawRecord]]] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json,

@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import InputError
 from stages.curation.folder_listing import LeftOut
 from stages.text.sources import fsspec_files, source_listing
+from stages.text.sources.file_formats import RECORD_FORMATS
 from stages.text.sources.source_file import SourceFile
 from stages.text.sources.source_listing import content_digest, list_files, make_shards
 
@@ -119,3 +120,27 @@ def test_sources_of_one_name_share_no_place(tmp_path):
     second = [("data (2)", "a.txt"), ("data (2)", "b.txt")]
     assert found == [("data", "a.txt"), *second, ("data", "c.txt")]
     assert places(names[0], names[0]) == [("data", "a.txt"), ("data (2)", "a.txt")]
+
+
+def test_files_of_records_alone_can_be_listed(corpus):
+    unread = LeftOut()
+    files = list_files([str(corpus)], unread, RECORD_FORMATS)
+    assert [file.place for file in files] == ["sub/c.jsonl"]
+    assert unread == {"files .txt": 2, "files .md": 1, "files .png": 1}
+    before = content_digest(str(corpus), RECORD_FORMATS)
+    (corpus / "b.txt").write_text("other")
+    assert content_digest(str(corpus), RECORD_FORMATS) == before
+    (corpus / "sub/c.jsonl").write_text('{"text": "y"}')
+    assert content_digest(str(corpus), RECORD_FORMATS) != before
+    for source, message in (
+        (f"{corpus}/b.txt", "unknown type"),
+        (f"{corpus}/*.md", "no readable file"),
+        ("python:docs", "texts without fields"),
+    ):
+        for call in (
+            lambda s: list_files([s], None, RECORD_FORMATS),
+            lambda s: content_digest(s, RECORD_FORMATS),
+        ):
+            with pytest.raises(InputError, match=message) as error:
+                call(source)
+            assert ".txt" not in error.value.remedy and ".parquet" in error.value.remedy
