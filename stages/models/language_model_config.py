@@ -157,6 +157,10 @@ class LanguageModelConfig(ABC):
             """Dropout rate of the embeddings, the attention weights and the residual branches."""
 
         @property
+        def residual_dropout(self) -> float | None:
+            """Dropout rate of the residual branches alone, or None: that of the others."""
+
+        @property
         def mup(self) -> MuP | None:
             """The maximal update parametrization, or None."""
 
@@ -168,6 +172,11 @@ class LanguageModelConfig(ABC):
     @abstractmethod
     def family(self) -> str:
         """The name of the family in `stages.models.registry`."""
+
+    @property
+    def branch_dropout(self) -> float:
+        """Dropout rate of the residual branches."""
+        return self.dropout if self.residual_dropout is None else self.residual_dropout
 
     # --- experts ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ factors (`stages.models.mup`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,26 @@ def save_language_model(
     write_card(folder, "text-generation", card, chat=chat)
 
 
-def load_language_model(folder: Path, *, dropout: float = 0.0) -> LanguageModel:
+def load_language_model(
+    folder: Path, *, dropout: float = 0.0, residual_dropout: float | None = None
+) -> LanguageModel:
     """Return the language model of a folder, of Headwater or of the hub, in evaluation mode.
 
+    Args:
+        folder: of the model.
+        dropout: rate in training.
+        residual_dropout: rate of the residual branches alone. Default: `dropout`.
+
     Raises:
-        InputError: no registered family reads the folder, or weights are missing or of another
-            shape.
+        InputError: no registered family reads the folder, weights are missing or of another shape,
+            or the family drops nothing of the residual branches apart.
     """
     raw = read_config(folder)
     family = find_family_of_folder(raw, folder, "causal")
     conversion = family.conversion()
     config = _read_config(conversion, raw, folder, dropout)
+    if residual_dropout is not None:
+        config = _with_residual_dropout(config, residual_dropout)
     model: LanguageModel = family.build(config)
     fill(model, _read_weights(conversion, config, read_weights(folder), folder), folder)
     return model.eval()
@@ -160,6 +170,16 @@ def _read_config(conversion: Any, raw: dict[str, Any], folder: Path, dropout: fl
         return conversion.read_config(raw, str(folder), dropout)
     except (KeyError, ValueError) as error:
         raise InputError(f"the config lacks something: {error}", where=str(folder)) from error
+
+
+def _with_residual_dropout(config: Any, rate: float) -> Any:
+    if not hasattr(config, "residual_dropout"):
+        raise InputError(
+            "the family has no dropout of the residual branches alone",
+            where=str(config.family),
+            remedy="set dropout",
+        )
+    return replace(config, residual_dropout=rate)
 
 
 def _read_weights(

@@ -30,6 +30,7 @@ class GPTConfig(LanguageModelConfig):
     """
 
     dropout: float = 0.0
+    residual_dropout: float | None = None
     intermediate_size: int = 0
     """Hidden size of the feed-forward layer. Default: 4 hidden sizes."""
     norm_eps: float = 1e-5
@@ -48,6 +49,7 @@ class GPTConfig(LanguageModelConfig):
                 f"hidden_size {self.hidden_size} is not a multiple of {self.num_heads} heads"
             )
         check_dropout(self.dropout)
+        check_dropout(self.branch_dropout)
         derived = {
             "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
             "head_size": self.hidden_size // self.num_heads,
@@ -105,7 +107,7 @@ class GPTConfig(LanguageModelConfig):
         queries, keys and values, their result, both sides of GELU; a float32 per head and, of a
         mask, a number per position that may be attended to."""
         softmax = 4 * self.num_heads + (itemsize * self.context_length if document_mask else 0)
-        masks = 2 * self.hidden_size if self.dropout else 0
+        masks = 2 * self.hidden_size if self.branch_dropout else 0
         activations = 8 * self.hidden_size + 2 * self.intermediate_size
         return itemsize * activations + softmax + 16 + masks
 

@@ -43,7 +43,7 @@ class GPT2Conversion:
             "layer_norm_epsilon": config.norm_eps,
             "attn_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
-            "resid_pdrop": config.dropout,
+            "resid_pdrop": config.branch_dropout,
             "initializer_range": 0.02,
             "tie_word_embeddings": True,
             "dtype": "float32",

@@ -37,7 +37,7 @@ class GPTAttention(nn.Module):
         self.scale = attention_scale(config)
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = nn.Dropout(config.branch_dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
         """Attend; without a mask causally, or with a cache to all of it."""
@@ -68,7 +68,7 @@ class GPTMLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size)
         self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.branch_dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Transform each token by itself."""

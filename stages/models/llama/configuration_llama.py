@@ -45,6 +45,7 @@ class LlamaConfig(LanguageModelConfig):
     """True if queries and keys are normalized per head by RMSNorm (Henry et al. 2020)."""
     tie_embeddings: bool = True
     dropout: float = 0.0
+    residual_dropout: float | None = None
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies (Su et al. 2021)."""
     norm_eps: float = 1e-6
@@ -74,6 +75,7 @@ class LlamaConfig(LanguageModelConfig):
                 f"{self.experts.moe_every}"
             )
         check_dropout(self.dropout)
+        check_dropout(self.branch_dropout)
 
     @property
     def family(self) -> str:

@@ -44,7 +44,7 @@ class LlamaAttention(nn.Module):
         norms = (config.head_size, config.norm_eps) if config.qk_norm else None
         self.q_norm = nn.RMSNorm(*norms) if norms else nn.Identity()
         self.k_norm = nn.RMSNorm(*norms) if norms else nn.Identity()
-        self.residual_dropout = nn.Dropout(config.dropout)
+        self.residual_dropout = nn.Dropout(config.branch_dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> Tensor:
         """Return the output; causal without a mask, and over all positions of a cache."""
@@ -106,7 +106,7 @@ class LlamaBlock(nn.Module):
             self.feed_forward = MoELayer(
                 config.hidden_size, config.intermediate_size, config.experts
             )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.branch_dropout)
 
     def forward(self, x_BTC: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
         """Return the stream after this layer, and the routing if it has experts."""

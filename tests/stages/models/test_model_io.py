@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,21 @@ def test_ours_loads_in_transformers_with_the_same_logits_and_gradients(tmp_path,
     assert type(theirs) is GPT2LMHeadModel
     torch.testing.assert_close(model(tokens_BT), theirs(tokens_BT).logits, rtol=0, atol=1e-5)
     assert_same_gradients(model, theirs, tokens_BT)
+
+
+def test_residual_dropout_is_that_of_transformers_apart_from_the_others(tmp_path, tokens_BT):
+    save_language_model(lively(GPT(replace(CONFIG, residual_dropout=0.2))), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["attn_pdrop"] == 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    ours = load_language_model(tmp_path, residual_dropout=0.2).train()
+    torch.manual_seed(3)
+    expected = theirs(tokens_BT).logits
+    torch.manual_seed(3)
+    torch.testing.assert_close(ours(tokens_BT), expected, rtol=0, atol=1e-5)
+    assert (expected - theirs.eval()(tokens_BT).logits).abs().max() > 0.1
+    apart = load_language_model(tmp_path, dropout=0.3, residual_dropout=0.0).train()
+    assert [m.p for m in apart.modules() if isinstance(m, torch.nn.Dropout)] == [0.3] + [0.0] * 6
+    assert apart.h[0].attn.dropout == 0.3
 
 
 def test_theirs_loads_in_ours_with_the_same_logits_and_gradients(tmp_path, tokens_BT):

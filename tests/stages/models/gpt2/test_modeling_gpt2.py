@@ -66,6 +66,7 @@ def test_every_preset_is_a_valid_shape():
         ({"hidden_size": 30}, "hidden_size 30 is not a multiple of 4 heads"),
         ({"num_layers": 0}, "must be positive"),
         ({"dropout": 1.0}, "dropout must be in"),
+        ({"residual_dropout": -0.1}, "dropout must be in"),
     ],
 )
 def test_impossible_shapes_are_refused(change, message):

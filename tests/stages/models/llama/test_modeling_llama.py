@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     LlamaForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from pipeline.errors import InputError
-from stages.models.language_model import ForwardOutputs
+from stages.models.language_model import AttentionContext, ForwardOutputs
 from stages.models.language_model_config import ExpertsConfig
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.llama.conversion_llama import LlamaConversion
@@ -214,6 +215,23 @@ def test_recomputing_changes_no_gradient(name, tokens_BT):
 def test_impossible_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(LLAMA, **change)
+
+
+def test_residual_branches_alone_are_dropped_from(tmp_path: Path) -> None:
+    save_language_model(lively(Llama(LLAMA)), tmp_path)
+    model = load_language_model(tmp_path, residual_dropout=0.3).train()
+    context = AttentionContext(None, None, model.rotary(torch.arange(12)[None]))
+    x_BTC = model.embed(torch.arange(24).view(2, 12), torch.arange(12)[None])
+    assert torch.equal(x_BTC, model.eval().embed(torch.arange(24).view(2, 12), None))
+    block = model.train().layers[0]
+    torch.manual_seed(4)
+    found, _ = block(x_BTC, context)
+    block.eval()
+    torch.manual_seed(4)
+    attended = block.attention(block.attention_norm(x_BTC), context)
+    expected = x_BTC + F.dropout(attended, 0.3)
+    expected += F.dropout(block.feed_forward(block.feed_forward_norm(expected))[0], 0.3)
+    torch.testing.assert_close(found, expected)
 
 
 def test_folders_survive_a_round_trip(tmp_path: Path) -> None:
