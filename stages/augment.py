@@ -25,6 +25,7 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, Section, stage
+from stages.chat.template_checks import check_context, check_family, check_template
 
 if TYPE_CHECKING:
     from stages.data.conversation_dataset import Conversation
@@ -87,19 +88,19 @@ class AugmentParams(Params):
     filters: QuestionFilterParams = QuestionFilterParams()
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield contradictory length limits, and questions too long for the speaker's context."""
+        """Yield contradictory length limits, questions too long for the speaker's context, and
+        models that take no chats."""
         if self.filters.min_words > self.filters.max_words:
             yield Problem(
                 "filters.min_words",
                 f"{self.filters.min_words} is more than max_words ({self.filters.max_words})",
             )
-        context = getattr(getattr(upstream.get("speaker"), "model", None), "context_length", None)
-        if context and self.max_new_tokens >= context:
-            yield Problem(
-                "max_new_tokens",
-                f"{self.max_new_tokens} leaves no room for an answer in a context of {context}",
-                f"lower it below {context}",
-            )
+        yield from check_family(upstream, "speaker", "kv_cache")
+        for edge in ("speaker", "forward"):
+            yield from check_template(upstream, edge)
+        yield from check_context(
+            upstream, ["speaker"], "max_new_tokens", self.max_new_tokens, room="an answer"
+        )
 
 
 @stage(

@@ -50,6 +50,7 @@ the way documents start.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -57,9 +58,15 @@ from pydantic import Field
 
 from pipeline import panels
 from pipeline.context import Context
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Problem
 from pipeline.plain_data import to_json
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.chat.template_checks import (
+    check_context,
+    check_held_out,
+    check_template,
+    check_tokenizers,
+)
 
 if TYPE_CHECKING:
     from stages.evaluation.model_measurements import MeasurementSettings
@@ -91,6 +98,20 @@ class EvaluateParams(Params):
     Default: 48."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature of responses. Default: 1."""
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Yield models that cannot be measured together, and data that hold nothing out."""
+        models = ("sft", "augmented", "policy", "reward")
+        if "conversations" in upstream or "preferences" in upstream:
+            for edge in models:
+                yield from check_template(upstream, edge)
+        yield from check_tokenizers(upstream, models)
+        yield from check_held_out(upstream, "conversations", "the loss of answers")
+        yield from check_held_out(upstream, "preferences", "the accuracy of a reward model")
+        if {"sft", "policy", "reward", "conversations"} <= set(upstream):
+            yield from check_context(
+                upstream, models, "max_new_tokens", self.max_new_tokens, room="a prompt"
+            )
 
     def settings(self) -> MeasurementSettings:
         """Return the fields that measurements need."""

@@ -31,6 +31,12 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, Workers, stage
+from stages.chat.template_checks import (
+    check_context,
+    check_family,
+    check_template,
+    check_tokenizers,
+)
 from stages.training.training_params import LRSchedule, MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -138,7 +144,7 @@ class PPOParams(Params):
     """Episodes that a rank decodes at once. Default: 64."""
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield conflicts of episodes, minibatches and workers, and of lengths."""
+        """Yield conflicts of episodes, minibatches and workers, of lengths, and of the models."""
         yield from self.train.check(self.workers)
         yield from self.mixture.check(upstream)
         parts, world = self.num_minibatches, self.workers.num
@@ -149,13 +155,13 @@ class PPOParams(Params):
                 f"that fall evenly on {world} workers",
                 f"take a global_batch_size that {parts * world} divides",
             )
-        context = getattr(getattr(upstream.get("policy"), "model", None), "context_length", None)
-        if context and self.max_new_tokens >= context:
-            yield Problem(
-                "max_new_tokens",
-                f"{self.max_new_tokens} leaves no room for a prompt in a context of {context}",
-                f"lower it below {context}",
-            )
+        models = ("policy", "reward")
+        yield from check_family(upstream, "policy", "kv_cache")
+        yield from check_template(upstream, "policy")
+        yield from check_tokenizers(upstream, models)
+        yield from check_context(
+            upstream, models, "max_new_tokens", self.max_new_tokens, room="a prompt"
+        )
 
     def settings(self) -> PPOSettings:
         """Return the settings of the objective."""

@@ -20,9 +20,9 @@ Weights are read from safetensors only, checked against the config, and written 
 tokenizer's files, chat templates, generation settings, all tokens that end a text, license and card
 (as `README.origin.md`) are kept. Other files, and fields of `config.json` that the model here has
 no use for, are listed in the report and the stage's log. The tokenizer may be any byte-level BPE,
-or SentencePiece, of a `tokenizer.json`, for training and measuring language models; fine-tuning and
-later stages need a tokenizer of `tokenize.train`, because chats use its control tokens. Metrics:
-`parameters`, `active_parameters`, `left_out`.
+or SentencePiece, of a `tokenizer.json`. A model with a chat template takes prompts as chats, and is
+fine-tuned in that format; for one without, `sft` and `reward` name a format (`chat_template`).
+Metrics: `parameters`, `active_parameters`, `left_out`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import panels
 from pipeline.atomic_io import DISK_FULL, disk_errors, read_json
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, stage
 from stages.data.input_errors import as_input_error
 
@@ -69,6 +69,23 @@ class PretrainedParams(Params):
     revision: str | None = None
     """Commit, tag or branch of the hub's repository; none for a local folder. Default: the main
     branch."""
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The local folder; None if the model is on the hub, whose files are not yet here."""
+        folder = Path(self.path)
+        return folder if folder.is_dir() else None
+
+    def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Yield a local folder whose models no family reads."""
+        from stages.models.registry import find_family_of_folder
+
+        config: dict[str, Any] = read_json(Path(self.path) / "config.json", {})
+        if config:
+            try:
+                find_family_of_folder(config, Path(self.path), "causal")
+            except InputError as error:
+                yield Problem("path", error.message, error.remedy)
 
     @property
     def known_ids(self) -> int | None:
@@ -130,11 +147,9 @@ class PretrainedParams(Params):
             return str(info.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=5)
+@stage("pretrained", inputs={}, output="Model", version=6)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Import a pretrained language model."""
-    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-    from stages.models.hf_io import is_chat
     from stages.models.model_io import load_language_model, save_language_model
 
     origin = (ctx.externals or params.externals()).get("hub")  # as planned: a branch may have moved
@@ -143,8 +158,8 @@ def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context
     model = load_language_model(folder)
     tokenizer = _tokenizer(folder, model.config.vocab_size)
     card = f"# {Path(params.path).name}\n\nImported from `{origin or params.path}`."
-    chat = isinstance(tokenizer, Tokenizer) and is_chat(folder)
-    save_language_model(model, out, folder, card=card, chat=chat, ids=_ids(tokenizer, folder))
+    chat, ids = _takes_chats(tokenizer, folder), _ids(tokenizer, folder)
+    save_language_model(model, out, folder, card=card, chat=chat, ids=ids)
     for name, path in files.items():
         target = out / {"README.md": "README.origin.md"}.get(name, name)
         if path.suffix != ".safetensors" and name not in _WRITTEN and not target.exists():
@@ -220,6 +235,18 @@ def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
             remedy="take both from the same model",
         )
     return tokenizer
+
+
+def _takes_chats(tokenizer: AnyTokenizer | None, folder: Path) -> bool:
+    """Return whether prompts are given in a chat format: of a model of Headwater its card decides,
+    of any other its template."""
+    from stages.chat.template_checks import has_template
+    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.models.hf_io import is_chat
+
+    if isinstance(tokenizer, Tokenizer):
+        return is_chat(folder)
+    return tokenizer is not None and has_template(folder)
 
 
 def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:

@@ -23,6 +23,7 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
+from stages.chat.template_checks import check_family, check_template
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -57,8 +58,10 @@ class RewardParams(Params):
     train: RewardTrain = RewardTrain()
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield conflicts of the batch with the workers."""
+        """Yield conflicts of the batch with the workers, and a model that cannot score chats."""
         yield from self.train.check(self.workers)
+        yield from check_family(upstream, "model", "scalar_head")
+        yield from check_template(upstream, "model")
 
 
 @stage(

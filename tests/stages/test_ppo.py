@@ -25,6 +25,7 @@ from stages.objectives.ppo_ptx import (
     pretraining_windows,
 )
 from stages.ppo import PPOParams
+from stages.pretrain import PretrainParams
 from stages.training.ranks.rank import Rank
 
 
@@ -73,11 +74,8 @@ def test_the_defaults_have_no_problem():
 
 
 def test_a_response_needs_room_beside_its_prompt():
-    class Upstream:
-        class model:
-            context_length = 32
-
-    (problem,) = PPOParams(max_new_tokens=32).check({"policy": Upstream})
+    policy = PretrainParams.model_validate({"model": {"context_length": 32}})
+    (problem,) = PPOParams(max_new_tokens=32).check({"policy": policy})
     assert "32 leaves no room for a prompt" in problem.message
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from chat_model_folders import CHAT_FAMILIES, TOKENS, token_ids, write_chat_model
 from hf_model_folders import BEGIN, FAMILIES, KNOWN, TEXTS, shape, write_model, write_tokenizer
 from hf_parity import assert_transformers_agree
 from transformers import AutoTokenizer, GenerationConfig, Qwen3ForCausalLM
@@ -357,6 +358,39 @@ def test_a_chat_model_of_ours_stays_one_and_no_other_becomes_one(
     assert len(answers) == 1
     (elsewhere / "README.md").write_text("---\ntags:\n- conversational\n---\n")
     assert is_chat(elsewhere) and not is_chat(bring_in(elsewhere, tmp_path / "other"))
+
+
+def test_a_model_with_a_template_takes_chats(tmp_path: Path) -> None:
+    """Its template and all its ends are those of the folder, whatever file they are in."""
+    for family in CHAT_FAMILIES:
+        folder = write_chat_model(tmp_path / family, family)
+        out = bring_in(folder, tmp_path / f"{family}-imported")
+        assert is_chat(out) is (family != "gpt2")
+        theirs, ours = (AutoTokenizer.from_pretrained(path) for path in (folder, out))
+        assert ours.chat_template == theirs.chat_template
+        ends = list(token_ids(folder, TOKENS[family].ends))
+        found = GenerationConfig.from_pretrained(out)
+        assert found.to_diff_dict() == GenerationConfig.from_pretrained(folder).to_diff_dict()
+        listed = found.eos_token_id
+        assert (listed if isinstance(listed, list) else [listed]) == ends
+        config = json.loads((out / "config.json").read_text())["eos_token_id"]
+        own = token_ids(folder, [TOKENS[family].eos])[0]
+        assert config == ([own, *[i for i in ends if i != own]] if len(ends) > 1 else own)
+
+
+def test_an_end_of_the_generation_config_may_be_the_tokenizers(
+    elsewhere: Path, tmp_path: Path
+) -> None:
+    """As of chat models whose `config.json` still has the end of the base model."""
+    end = open_tokenizer(elsewhere).eos_id
+    edit(elsewhere, eos_token_id=7)
+    (elsewhere / "generation_config.json").unlink()
+    with pytest.raises(InputError, match=rf"is id {end}, eos_token_id of config\.json is 7"):
+        open_tokenizer(elsewhere)
+    (elsewhere / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 7]}))
+    out = bring_in(elsewhere, tmp_path)
+    assert open_tokenizer(out).eos_id == end
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [end, 7]
 
 
 def test_a_tokenizer_of_more_ids_than_the_model_is_refused(elsewhere: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
 )
 
 BYTE_LEVEL, SENTENCEPIECE = "ByteLevel", "ByteFallback"
+GENERATION = "generation_config.json"
 _LOSSLESS_NORMALIZERS: tuple[dict[str, Any], ...] = (
     {"type": "NFC"},
     {"type": "ByteLevel"},
@@ -228,7 +229,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
                 where=str(self.path),
                 remedy="set eos_token in tokenizer_config.json",
             )
-        if configured and found not in configured:
+        if configured and found not in {*configured, *self._ids_from_config("eos", GENERATION)}:
             raise InputError(
                 f"eos_token of tokenizer_config.json is id {found}, eos_token_id of config.json "
                 f"is {' or '.join(map(str, configured))}",
@@ -237,9 +238,9 @@ class HuggingFaceTokenizer(HuggingFaceEncoder):
             )
         return found
 
-    def _ids_from_config(self, name: str) -> list[int]:
-        """Return the ids of a special token in the model's `config.json`; eos may have several."""
-        config: dict[str, Any] = read_json(self.path / "config.json", {})
+    def _ids_from_config(self, name: str, file: str = "config.json") -> list[int]:
+        """Return the ids of a special token in a config of the model; eos may have several."""
+        config: dict[str, Any] = read_json(self.path / file, {})
         value = config.get(f"{name}_token_id")
         ids = value if isinstance(value, list) else [value]
         return [i for i in ids if isinstance(i, int) and 0 <= i < len(self)]
