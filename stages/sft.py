@@ -4,37 +4,47 @@
       uses: sft
       model: ${gpt}
       conversations: ${questions}       # or a list, whose conversations are pooled
-      train: {steps: 200, global_batch_size: 16, lr: 3.0e-4}
+      too_long: keep_end
+      packing: true
+      train: {epochs: 2, global_batch_size: 16, lr: 3.0e-4}
+
+Ids and loss mask come from the model's chat template, or from the one that `chat_template` names.
+Conversations are encoded once, on all cores, and kept in the cache of the store. With `packing` a
+row of a batch holds several of them and none attends to another: loss and gradients are those
+without packing. With experts, capacity and balance are counted over a row.
 
 `reverse: true` trains the speaker, p(question | answer): the roles of each conversation are
-exchanged. The length of a training is given in steps, not epochs, so that two data sets compare at
-equal training.
+exchanged. Two data sets compare at equal training if its length is given in steps, not epochs.
 
 A model with experts keeps its load-balancing loss, with the coefficient of its config
 (`balance_loss` in the series). It is computed over all tokens, prompts included, and added once per
 token to a loss that is averaged over the assistant's tokens.
 
-Metrics: `loss`, `eval_loss` (nats per token of the assistant), `perplexity`, `tokens`,
-`conversations`, `too_long`.
+Metrics: `loss`, `eval_loss` (nats per token of the assistant), `perplexity`, `tokens`, `steps`,
+`epochs`, `conversations` to train on, `shortened` and `split` ones, `padding` (share of the
+positions of packed rows), and by reason those that are left out: `left_out_too_long`,
+`left_out_no_answer`, `left_out_refused_by_template`; with `eval_` those held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import panels
-from pipeline.errors import Problem
+from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.chat.encoded_chats import ConversationEncoder, EncodedChats
 
 
 class SftTrain(TrainSection):
@@ -42,13 +52,50 @@ class SftTrain(TrainSection):
     language model."""
 
     steps: Annotated[int, Field(ge=1)] = 200
-    """Optimizer steps. Default: 200."""
+    """Optimizer steps. Default: 200, unless `epochs` is given."""
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Passes over the conversations, in place of `steps`. Default: by `steps`."""
     global_batch_size: Annotated[int, Field(ge=1)] = 16
-    """Conversations per optimizer step, over all ranks and micro-batches. Default: 16."""
+    """Conversations per optimizer step, over all ranks and micro-batches; with `packing` rows of
+    several. Default: 16."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate. Default: 3e-4."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices. Default: 0."""
+
+    @model_validator(mode="after")
+    def _validate_lengths(self) -> SftTrain:
+        """Check steps that are given; those of epochs are known when the data is."""
+        if self.epochs is None:
+            super()._validate_lengths()
+        elif "steps" in self.model_fields_set:
+            raise ValueError("set either steps or epochs")
+        return self
+
+    def for_samples(self, samples: int) -> SftTrain:
+        """Return the section with the steps that `epochs` over so many samples take.
+
+        Raises:
+            InputError: they are fewer than another parameter needs.
+        """
+        if self.epochs is None:
+            return self
+        wanted, steps = math.ceil(self.epochs * samples), 1
+        while self.first_sample(steps) < wanted:
+            steps += 1
+        found = self.model_copy(update={"steps": steps, "epochs": None})
+        try:
+            return found._validate_lengths()
+        except ValueError as error:
+            raise InputError(
+                f"{self.epochs:g} epochs of {samples:,} samples are {steps} steps: {error}",
+                where="train.epochs",
+                remedy="raise train.epochs, or lower train.warmup_steps",
+            ) from None
+
+    def epochs_over(self, samples: int) -> float:
+        """Return the passes over so many samples that the steps make."""
+        return self.total_samples / samples
 
 
 class SftParams(Params):
@@ -60,17 +107,46 @@ class SftParams(Params):
     train: SftTrain = SftTrain()
     reverse: bool = False
     """Predict the question from the answer. Default: false."""
+    chat_template: str | None = None
+    """Chat template: `headwater`, `chatml`, `llama3`, `plain`, or the path of a jinja file.
+    Default: the model's own."""
+    learn: Literal["all", "last"] = "all"
+    """Messages of the assistant that are learned: `all` of a conversation, or the `last`.
+    Default: all."""
     max_length: Annotated[int | None, Field(ge=8)] = None
-    """Longest conversation, tokens; longer ones are dropped and counted. Default: the context
-    length of the model."""
+    """Longest conversation, tokens. Default: the context length of the model."""
+    too_long: Literal["drop", "keep_end", "split_turns"] = "drop"
+    """Treatment of longer conversations: `drop`; `keep_end`, which removes leading exchanges of
+    question and answer until the rest fits; or `split_turns` into several conversations of
+    consecutive exchanges. The system message stays. What still does not fit is dropped. Default:
+    drop."""
+    packing: bool = False
+    """Several conversations per row of `max_length` tokens, by best fit, where none attends to
+    another. Default: false, one per row."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of embeddings, attention weights and residual branches. Default: 0."""
     seed: int = 0
     """Seed of the order of samples. Default: the seed of the pipeline."""
 
+    def externals(self) -> dict[str, str]:
+        """Return the digest of a chat template in a file."""
+        from stages.chat.template_rendering import TEMPLATES, named_template
+        from stages.data.hashing import hash128_hex
+
+        name = self.chat_template
+        if name is None or name in TEMPLATES:
+            return {}
+        return {"chat_template": hash128_hex(named_template(name))}
+
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield conflicts of the batch with the workers, and of the lengths with the model."""
         yield from self.train.check(self.workers)
+        if self.learn == "last" and self.too_long == "split_turns":
+            yield Problem(
+                "too_long",
+                "only the last piece of a split conversation has its last answer",
+                "set keep_end, or learn: all",
+            )
         context = getattr(getattr(upstream.get("model"), "model", None), "context_length", None)
         if context and self.max_length and self.max_length > context:
             yield Problem(
@@ -84,25 +160,45 @@ class SftParams(Params):
     "sft",
     inputs={"model": "Model", "conversations": "Conversations*"},
     output="Model",
-    version=4,
+    version=5,
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
-    from stages.curation.left_out import report_left_out
     from stages.objectives.supervised_finetuning import SFTObjective, example_responses
     from stages.training.run_training import run_training
 
+    model, conversations = inputs.path("model"), inputs.paths("conversations")
+    encoder = conversation_encoder(params, model)
+    train, held_out = encoded_splits(encoder, conversations, params, ctx)
     objective = SFTObjective(
-        inputs.path("model"),
-        tuple(inputs.paths("conversations")),
+        model,
+        train,
+        held_out,
+        chat_template=params.chat_template,
+        row_length=encoder.limit - 1 if params.packing else None,
         reverse=params.reverse,
-        max_length=params.max_length,
         dropout=params.dropout,
     )
+    rows = objective.rows(train)
+    section = params.train.for_samples(len(rows))
+    epochs = section.epochs_over(len(rows))
+    packed = f", packed with {rows.padding:.1%} padding" if params.packing else ""
+    ctx.log(
+        f"{section.steps:,} steps of {section.global_batch_size} are {epochs:.3g} epochs of "
+        f"{len(rows):,} rows with {len(train):,} conversations{packed}"
+    )
+    ctx.result(
+        conversations=len(train), steps=section.steps, epochs=epochs,
+        padding=rows.padding if params.packing else None,
+    )  # fmt: skip
     for panel in CURVES:
         ctx.panel(panel)
-    then = partial(example_responses, objective=objective, folder=out, seed=params.seed)
-    final, examples = run_training(objective, params, ctx, out, after_export=then)
+    then = partial(
+        example_responses, objective=objective, conversations=conversations, folder=out,
+        seed=params.seed,
+    )  # fmt: skip
+    trained = params.model_copy(update={"train": section})
+    final, examples = run_training(objective, trained, ctx, out, after_export=then)
     ctx.panel(panels.samples("Before and after", examples))
     ctx.result(
         loss=final["loss"],
@@ -110,14 +206,75 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         perplexity=final.get("eval_perplexity"),
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
-        conversations=final["conversations"],
-        too_long=final["too_long"],
     )
-    too_long = int(final["too_long"])
-    read = int(final["conversations"]) + too_long
-    keys = {"too_long": "max_length"}
-    report_left_out(ctx, "conversations", read, {"too_long": too_long}, keys)
 
+
+def conversation_encoder(params: SftParams, model: Path) -> ConversationEncoder:
+    """Return the encoder of conversations for a model."""
+    from stages.chat.encoded_chats import ConversationEncoder
+    from stages.models.model_io import read_model_config
+
+    length = params.max_length or read_model_config(model).context_length
+    return ConversationEncoder(
+        model,
+        length + 1,  # the last id is no input
+        params.chat_template,
+        too_long=params.too_long,
+        learn=params.learn,
+        reverse=params.reverse,
+    )
+
+
+def encoded_splits(
+    encoder: ConversationEncoder, conversations: Sequence[Path], params: SftParams, ctx: Context
+) -> tuple[EncodedChats, EncodedChats]:
+    """Return the encoded conversations to train on and those held out, and report what became of
+    them.
+
+    Raises:
+        InputError: none is left to train on.
+    """
+    from stages.chat.encoded_chats import LEFT_OUT, EncodedChats, require_chats
+    from stages.chat.encoded_table import encode_split
+    from stages.curation.left_out import report_left_out
+
+    train, held_out = (
+        EncodedChats(encode_split(encoder, conversations, split, ctx, params.workers))
+        for split in ("train", "eval")
+    )
+    for found, noun, prefix in (
+        (train.counts, "conversations", ""),
+        (held_out.counts, "held-out conversations", "eval_"),
+    ):
+        reasons = {reason: found[reason] for reason in LEFT_OUT}
+        report_left_out(ctx, noun, found["read"], reasons, KEYS, prefix)
+    _report_shortened(train.counts, ctx)
+    require_chats(train, encoder, conversations)
+    return train, held_out
+
+
+def _report_shortened(counts: Mapping[str, int], ctx: Context) -> None:
+    """Report the conversations of which a part is learned, or several parts."""
+    from stages.curation.left_out import WARNING_SHARE, warn
+
+    ctx.result(shortened=counts["shortened"], split=counts["split"])
+    left_out, exchanges = counts["exchanges_left_out"], counts["exchanges"]
+    if counts["shortened"] or counts["split"]:
+        message = (
+            f"{counts['shortened']:,} conversations are shortened and {counts['split']:,} split; "
+            f"{left_out:,} of {exchanges:,} exchanges are left out by that"
+        )
+        if left_out > WARNING_SHARE * exchanges:
+            warn(ctx, message, "`max_length` and `too_long` change it")
+        else:
+            ctx.log(message)
+
+
+KEYS = {
+    "too_long": "max_length, too_long",
+    "refused_by_template": "chat_template",
+}
+"""The parameters that change how many conversations are left out, by reason."""
 
 CURVES = (
     panels.curve("Loss", ["loss", "eval_loss"], unit="nats per token of the assistant"),

@@ -20,7 +20,12 @@ _NAMED = 4  # reasons in a warning
 
 
 def report_left_out(
-    ctx: Context, noun: str, read: int, reasons: Mapping[str, int], keys: Mapping[str, str]
+    ctx: Context,
+    noun: str,
+    read: int,
+    reasons: Mapping[str, int],
+    keys: Mapping[str, str],
+    prefix: str = "",
 ) -> None:
     """Report the records that a stage read and did not pass on.
 
@@ -30,10 +35,12 @@ def report_left_out(
         read: number of records, including those left out.
         reasons: number of records that are left out by each reason.
         keys: the parameter that changes a reason, where there is one.
+        prefix: of the metrics of a second kind of records.
     """
     counts = {name: n for name, n in sorted(reasons.items(), key=lambda item: -item[1]) if n}
     total = sum(counts.values())
-    ctx.result(left_out=total, **{f"left_out_{name}": n for name, n in counts.items()})
+    metrics = {"left_out": total, **{f"left_out_{name}": n for name, n in counts.items()}}
+    ctx.result(**{f"{prefix}{name}": n for name, n in metrics.items()})
     if not total:
         return
     named = [
@@ -42,7 +49,8 @@ def report_left_out(
     ]
     ctx.log(f"left out {total:,} of {read:,} {noun}: {', '.join(named)}")
     rows = [(name, n, f"{n / read:.1%}", keys.get(name, "")) for name, n in counts.items()]
-    ctx.panel(panels.table("Left out, by reason", ("reason", noun, "share", "parameter"), rows))
+    title = f"Left out of {noun}, by reason" if prefix else "Left out, by reason"
+    ctx.panel(panels.table(title, ("reason", noun, "share", "parameter"), rows))
     if total > WARNING_SHARE * read:
         more = f" and {len(named) - _NAMED} other reasons" if len(named) > _NAMED else ""
         warn(

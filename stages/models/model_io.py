@@ -31,6 +31,7 @@ from stages.models.hf_io import (
     write_weights,
 )
 from stages.models.language_model import LanguageModel
+from stages.models.language_model_config import LanguageModelConfig
 from stages.models.mup import fold_mup_scales
 from stages.models.registry import find_family, find_family_of_folder
 from stages.models.reward_head import RewardModel
@@ -101,6 +102,18 @@ def load_language_model(
     model: LanguageModel = family.build(config)
     fill(model, _read_weights(conversion, config, read_weights(folder), folder), folder)
     return model.eval()
+
+
+def read_model_config(folder: Path) -> LanguageModelConfig:
+    """Return the shape of the language model of a folder, or of the body of a reward model.
+
+    Raises:
+        InputError: no registered family reads the folder.
+    """
+    raw = read_config(folder)
+    conversion = find_family_of_folder(raw, folder, "causal").conversion()
+    config: LanguageModelConfig = _read_config(conversion, raw, folder, 0.0)
+    return config
 
 
 def save_reward_model(

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import InputError
-from stages.data.conversation_dataset import Conversation, Conversations, Message
-from stages.data.tokenizers.chat_template import (
-    EncodedConversation,
-    encode_conversation,
-    encode_prompt,
-)
-from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
+from stages.chat.chat_format import ChatFormat
+from stages.chat.encoded_chats import EncodedChats, reversed_conversation
+from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_inputs
+from stages.data.conversation_dataset import Conversation, Conversations
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.fused_ops import IGNORED
 from stages.models.language_model import ForwardOutputs, router_aux_loss
 from stages.models.model_io import load_language_model, save_language_model
 from stages.training.data_order import Shuffled
@@ -38,58 +33,41 @@ NUM_EXAMPLES = 6
 class SFTObjective(LanguageObjective):
     """Prediction of the assistant's tokens; the prompt is input only.
 
-    Conversations are padded on the right, where no other position attends, so that the rows of a
-    batch do not affect each other.
+    A sample is a row of one conversation, or of several if packed, none of which attends to
+    another. Rows are padded on the right, where no other position attends.
     """
 
     model_path: Path
-    conversation_paths: tuple[Path, ...]
+    train_chats: EncodedChats
+    held_out_chats: EncodedChats
+    chat_template: str | None = None
+    row_length: int | None = None
+    """Positions of a packed row; None is one conversation per row."""
     reverse: bool = False
-    max_length: int | None = None
     dropout: float = 0.0
     length_grouped = True
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Load the model and encode the conversations.
-
-        Raises:
-            InputError: no conversation to train on fits into the context.
-        """
+        """Load the model and map the encoded conversations."""
         model = load_language_model(self.model_path, dropout=self.dropout).train()
         self._experts = model.config.experts
+        self._pad_id = ChatFormat.open(self.model_path, self.chat_template).pad_id
         self.flops_per_token = float(model.config.flops_per_token)
-        limit = self.max_length or model.config.context_length
-        data, too_long = self._encoded("train", limit)
-        if not data:
-            raise InputError(
-                f"no conversation to train on has an answer and fits into {limit} tokens",
-                where=", ".join(map(str, self.conversation_paths)),
-                remedy="raise max_length, or train the model with a longer context",
-            )
-        self.setup_metrics = {"conversations": float(len(data)), "too_long": float(too_long)}
-        self.train_samples = Shuffled(data, self.seed)
-        self.eval_dataset = self._encoded("eval", limit)[0]
+        self.train_samples = Shuffled(self.rows(self.train_chats), self.seed)
+        self.eval_dataset = self.rows(self.held_out_chats)
         return {"model": Trainable(model)}
 
-    def read(self, split: str) -> Iterator[Conversation]:
-        """Yield the conversations of a split, from all inputs in turn."""
-        for path in self.conversation_paths:
-            for conversation in Conversations(path, split):
-                if not self.reverse:
-                    yield conversation
-                elif conversation.prompt and conversation.response:
-                    yield reversed_conversation(conversation)
+    def rows(self, chats: EncodedChats) -> ChatRows:
+        """Return the samples of a split."""
+        return ChatRows(chats, chats.lengths, self.row_length)
 
-    def _encoded(self, split: str, limit: int) -> tuple[list[EncodedConversation], int]:
-        """Return the conversations that fit, and the number of those that do not."""
-        tokenizer = Tokenizer(self.model_path)
-        encoded = [encode_conversation(tokenizer, c) for c in self.read(split)]
-        fitting = [e for e in encoded if len(e) <= limit + 1 and e.loss_mask.any()]
-        return fitting, sum(len(e) > limit + 1 for e in encoded)
+    def length(self, sample: ChatRow) -> int:
+        """Return the number of positions of a sample."""
+        return num_inputs(sample)
 
-    def collate(self, samples: Sequence[EncodedConversation]) -> Batch:
-        """Convert to right-padded inputs and targets (B, T); see `collate_conversations`."""
-        return collate_conversations(samples)
+    def collate(self, samples: Sequence[ChatRow]) -> Batch:
+        """Convert rows to right-padded tensors (B, T); see `collate_chats`."""
+        return collate_chats(samples, self._pad_id)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Return the summed cross-entropy over the assistant's tokens, the only positions with
@@ -99,6 +77,8 @@ class SFTObjective(LanguageObjective):
             batch["tokens"],
             targets_BT=batch["targets"],
             token_mask_BT=batch["token_mask"],
+            segments_BT=batch.get("segments"),
+            positions_BT=batch.get("positions"),
             outputs=outputs,
         )
         if self._experts is None:
@@ -115,38 +95,18 @@ class SFTObjective(LanguageObjective):
         save_language_model(model, out, self.model_path, card=_card(self), chat=True)
 
 
-def collate_conversations(samples: Sequence[EncodedConversation]) -> dict[str, Any]:
-    """Convert encoded conversations to `tokens` and `targets` (B, T), -100 where nothing is
-    predicted, and `token_mask`, False at padding."""
-    T = max(map(len, samples)) - 1
-    tokens = torch.full((len(samples), T), PAD)
-    targets = torch.full((len(samples), T), IGNORED)
-    token_mask = torch.zeros((len(samples), T), dtype=torch.bool)
-    for row, encoded in enumerate(samples):
-        ids, mask = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.loss_mask)
-        tokens[row, : len(ids) - 1] = ids[:-1]
-        targets[row, : len(ids) - 1] = torch.where(mask[1:], ids[1:], IGNORED)
-        token_mask[row, : len(ids) - 1] = True
-    return {"tokens": tokens, "targets": targets, "token_mask": token_mask}
-
-
-def reversed_conversation(conversation: Conversation) -> Conversation:
-    """Return the last question and its answer with their roles exchanged, without earlier turns."""
-    question = conversation.prompt[-1].content
-    turns = (Message("user", conversation.response), Message("assistant", question))
-    return replace(conversation, messages=turns)
-
-
 def example_responses(
-    rank: Rank, objective: SFTObjective, folder: Path, seed: int
+    rank: Rank, objective: SFTObjective, conversations: Sequence[Path], folder: Path, seed: int
 ) -> list[dict[str, str]]:
     """Return responses of the models before and after training to held-out prompts, or to training
     prompts if none are held out. Ranks other than 0 return nothing."""
     if not rank.is_main:
         return []
-    conversations = _first(objective.read("eval")) or _first(objective.read("train"))
-    before = sample_responses(rank, objective.model_path, conversations, seed)
-    after = sample_responses(rank, folder, conversations, seed)
+    shown = _first(_read(conversations, "eval", objective.reverse))
+    shown = shown or _first(_read(conversations, "train", objective.reverse))
+    template = objective.chat_template
+    before = sample_responses(rank, objective.model_path, template, shown, seed)
+    after = sample_responses(rank, folder, template, shown, seed)
     return [
         {
             "prompt": "\n".join(message.content for message in conversation.prompt),
@@ -154,16 +114,21 @@ def example_responses(
             "after": new,
             "wanted": conversation.response,
         }
-        for conversation, old, new in zip(conversations, before, after, strict=True)
+        for conversation, old, new in zip(shown, before, after, strict=True)
     ]
 
 
 def sample_responses(
-    rank: Rank, folder: Path, conversations: Sequence[Conversation], seed: int
+    rank: Rank,
+    folder: Path,
+    chat_template: str | None,
+    conversations: Sequence[Conversation],
+    seed: int,
 ) -> list[str]:
     """Return one sampled response per conversation, empty where the prompt is too long."""
-    model, tokenizer = load_language_model(folder).to(rank.device), Tokenizer(folder)
-    prompts = [encode_prompt(tokenizer, conversation.prompt) for conversation in conversations]
+    model = load_language_model(folder).to(rank.device)
+    chat = ChatFormat.open(folder, chat_template)
+    prompts = [chat.encode_prompt(c.prompt, c.tools) for c in conversations]
     fitting = [row for row, ids in enumerate(prompts) if len(ids) < model.config.context_length]
     responses = [""] * len(prompts)
     if fitting:
@@ -172,14 +137,22 @@ def sample_responses(
             model,
             [prompts[row] for row in fitting],
             SamplingParams(min(64, room), temperature=0.7, top_p=0.95),
-            eos_id=EOS,
-            pad_id=PAD,
+            end_ids=chat.end_ids,
+            pad_id=chat.pad_id,
             seed=seed,
             device=rank.device,
         )
         for index, row in enumerate(fitting):
-            responses[row] = tokenizer.decode(drawn.ids(index))
+            responses[row] = chat.decode(drawn.ids(index))
     return responses
+
+
+def _read(paths: Sequence[Path], split: str, reverse: bool) -> Iterator[Conversation]:
+    """Yield the conversations of a split that have a question and an answer, from all inputs."""
+    for path in paths:
+        for conversation in Conversations(path, split):
+            if conversation.prompt and conversation.response:
+                yield reversed_conversation(conversation) if reverse else conversation
 
 
 def _first(conversations: Iterable[Conversation]) -> list[Conversation]:
@@ -187,11 +160,11 @@ def _first(conversations: Iterable[Conversation]) -> list[Conversation]:
 
 
 def _card(objective: SFTObjective) -> str:
-    train, count = objective.settings, objective.setup_metrics["conversations"]
+    train, count = objective.settings, len(objective.train_chats)
     task = "the question from the answer" if objective.reverse else "to answer"
     return f"""# Fine-tuned language model
 
-Trained on {count:.0f} conversations {task}, for {train.steps} steps of {train.global_batch_size}
+Trained on {count} conversations {task}, for {train.steps} steps of {train.global_batch_size}
 (peak learning rate {train.lr:g}, {train.lr_schedule}). Prompts are given in the chat format of
-`tokenizer_config.json`; responses end with `</s>`.
+`chat_template.jinja`.
 """

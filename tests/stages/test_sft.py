@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hf_parity import assert_transformers_agree
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.stage import Params
+from stages.chat.encoded_chats import reversed_conversation
+from stages.chat.packed_chats import ChatRow, num_inputs
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
 from stages.models.hf_io import is_chat
@@ -21,9 +25,10 @@ from stages.models.language_model_config import ExpertsConfig
 from stages.models.llama.configuration_llama import LlamaConfig
 from stages.models.model_io import load_language_model, save_language_model
 from stages.models.registry import build_model
-from stages.objectives.supervised_finetuning import SFTObjective, reversed_conversation
+from stages.objectives.supervised_finetuning import SFTObjective
 from stages.pretrain import PretrainParams
-from stages.sft import SftParams, sft
+from stages.sft import SftParams, SftTrain, conversation_encoder, encoded_splits, sft
+from stages.training.data_order import micro_batches
 from stages.training.ranks.rank import Rank
 
 
@@ -40,17 +45,30 @@ class Inputs:
         return list(self.conversations)
 
 
-def opened(world: Path, **fields: object) -> SFTObjective:
-    paths = fields.pop("paths", (world / "conversations",))
-    made = SFTObjective(world / "policy", paths, **fields)  # type: ignore[arg-type]
-    params = SftParams()
+def opened(
+    world: Path,
+    work: Path,
+    *paths: Path,
+    model: Path | None = None,
+    **fields: object,
+) -> SFTObjective:
+    """Return the objective of the stage with these parameters, with its conversations encoded."""
+    params, folder = SftParams.model_validate(fields), model or world / "policy"
+    ctx, encoder = Context.local(work), conversation_encoder(params, folder)
+    splits = encoded_splits(encoder, paths or (world / "conversations",), params, ctx)
+    made = SFTObjective(
+        folder,
+        *splits,
+        row_length=encoder.limit - 1 if params.packing else None,
+        reverse=params.reverse,
+    )
     made.modules = made.setup(Rank(), params.train, 0)  # type: ignore[attr-defined]
     return made
 
 
 @pytest.fixture(scope="module")
-def objective(world: Path) -> SFTObjective:
-    return opened(world)
+def objective(world: Path, tmp_path_factory: pytest.TempPathFactory) -> SFTObjective:
+    return opened(world, tmp_path_factory.mktemp("encoded"))
 
 
 def test_a_length_beyond_the_models_context_is_a_problem() -> None:
@@ -76,8 +94,8 @@ def test_only_the_answer_and_its_end_are_learned(objective: SFTObjective) -> Non
 def test_padding_changes_nothing(objective: SFTObjective) -> None:
     """The loss of a batch is the sum of the losses of its rows alone."""
     model = objective.modules["model"].module.eval()  # type: ignore[attr-defined]
-    samples = sorted((objective.train_samples[i] for i in range(6)), key=len)
-    assert len(samples[0]) < len(samples[-1])
+    samples = sorted((objective.train_samples[i] for i in range(6)), key=num_inputs)
+    assert num_inputs(samples[0]) < num_inputs(samples[-1])
     with torch.no_grad():
         together = objective.loss(model, objective.collate(samples)).total
         alone = [objective.loss(model, objective.collate([s])).total for s in samples]
@@ -110,12 +128,12 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(config)
     save_language_model(model, tmp_path, world / "tokenizer")  # type: ignore[arg-type]
-    made = SFTObjective(tmp_path, (world / "conversations",))
-    module = made.setup(Rank(), SftParams().train, 0)["model"].module
-    samples = sorted((made.train_samples[i] for i in range(12)), key=len)
+    made = opened(world, tmp_path / "work", model=tmp_path)
+    module = made.modules["model"].module  # type: ignore[attr-defined]
+    samples = sorted((made.train_samples[i] for i in range(12)), key=num_inputs)
     samples = [samples[0], samples[-1]]
     batch = made.collate(samples)
-    assert batch["token_mask"].sum(1).tolist() == [len(sample) - 1 for sample in samples]
+    assert batch["token_mask"].sum(1).tolist() == [num_inputs(sample) for sample in samples]
     assert not batch["token_mask"].all()
     found, outputs = made.loss(module, batch), ForwardOutputs()
     alone = module(
@@ -144,25 +162,178 @@ def test_swapping_asks_for_the_question() -> None:
     )
 
 
-def test_swapped_training_reads_answers_and_learns_questions(world: Path) -> None:
-    made, tokenizer = opened(world, reverse=True), Tokenizer(world / "policy")
+def test_swapped_training_reads_answers_and_learns_questions(world: Path, tmp_path: Path) -> None:
+    made, tokenizer = opened(world, tmp_path, reverse=True), Tokenizer(world / "policy")
     batch = made.collate([made.train_samples[0]])
     learned = tokenizer.decode(batch["targets"][0][batch["targets"][0] != -100].tolist())
     assert "what does the" in learned or "tell me of" in learned or "and the" in learned
 
 
+def results(work: Path) -> dict[str, float | None]:
+    found: dict[str, float | None] = json.loads((work / "observed" / "results.json").read_text())
+    return found
+
+
 def test_inputs_are_mixed_and_what_is_too_long_is_counted(world: Path, tmp_path: Path) -> None:
     long = (Message("user", "?"), Message("assistant", "the owl " * 60))
     short = (Message("user", "why?"), Message("assistant", "so"))
-    write_conversations(tmp_path, [Conversation("l", long), Conversation("s", short)])
-    made = opened(world, paths=(world / "conversations", tmp_path))
-    assert made.setup_metrics == {"conversations": 201.0, "too_long": 1.0}
+    open_end = (Message("user", "why?"),)
+    talks = [Conversation("l", long), Conversation("s", short), Conversation("o", open_end)]
+    talks.append(Conversation("e", long, "eval"))
+    write_conversations(tmp_path / "own", talks)
+    made = opened(world, tmp_path, world / "conversations", tmp_path / "own")
+    assert len(made.train_chats) == 201
+    found = results(tmp_path)
+    assert found["left_out"] == 2
+    assert (found["left_out_too_long"], found["left_out_no_answer"]) == (1, 1)
+    assert (found["eval_left_out"], found["eval_left_out_too_long"]) == (1, 1)
+    assert not (tmp_path / "observed" / "warnings.json").exists()
 
 
-def test_nothing_to_train_on_is_said(world: Path) -> None:
-    with pytest.raises(InputError, match="fits into 8 tokens") as caught:
-        opened(world, max_length=8)
+def test_more_than_a_twentieth_left_out_is_a_warning(world: Path, tmp_path: Path) -> None:
+    turns = [(Message("user", "?"), Message("assistant", "the owl " * n)) for n in (2, 60)]
+    for split in ("train", "eval"):
+        made = [Conversation(f"{split}{n}", t, "train") for n, t in enumerate(turns)]
+        made += [Conversation(f"held-{n}", t, "eval") for n, t in enumerate(turns)]
+    write_conversations(tmp_path / "own", made)
+    opened(world, tmp_path, tmp_path / "own")
+    warnings = json.loads((tmp_path / "observed" / "warnings.json").read_text())
+    assert [warning["message"] for warning in warnings] == [
+        "1 of 2 conversations (50.0%) are left out: too_long 1 (`max_length, too_long`)",
+        "1 of 2 held-out conversations (50.0%) are left out: too_long 1 (`max_length, too_long`)",
+    ]
+
+
+def test_long_conversations_are_shortened_or_split(world: Path, tmp_path: Path) -> None:
+    exchange = (Message("user", "why?"), Message("assistant", "the owl sings here"))
+    write_conversations(tmp_path / "own", [Conversation("a", exchange * 8)])
+    own = tmp_path / "own"
+    assert len(opened(world, tmp_path / "one", own, too_long="keep_end").train_chats) == 1
+    assert results(tmp_path / "one")["shortened"] == 1
+    warnings = json.loads((tmp_path / "one" / "observed" / "warnings.json").read_text())
+    assert "exchanges are left out" in warnings[0]["message"]
+    made = opened(world, tmp_path / "all", tmp_path / "own", too_long="split_turns")
+    learned = sum(int(chat.loss_mask.sum()) for chat in made.train_chats)
+    alone = opened(
+        world, tmp_path / "short", tmp_path / "own", too_long="split_turns", max_length=20
+    )
+    assert learned == sum(int(chat.loss_mask.sum()) for chat in alone.train_chats)
+    assert 1 < len(made.train_chats) < len(alone.train_chats)
+    assert results(tmp_path / "all")["split"] == 1
+
+
+def test_the_last_answer_alone_is_learned_if_asked(world: Path, tmp_path: Path) -> None:
+    turns = (Message("user", "why?"), Message("assistant", "the owl")) * 2
+    write_conversations(tmp_path / "own", [Conversation("a", turns)])
+    masks = {}
+    for learn in ("all", "last"):
+        (chat,) = opened(world, tmp_path / learn, tmp_path / "own", learn=learn).train_chats
+        masks[learn] = chat.loss_mask
+        ids = chat.ids
+    (answers,) = np.nonzero(np.diff(masks["all"], prepend=False))
+    assert len(answers) >= 3
+    last = np.arange(len(ids)) >= answers[2]
+    assert masks["last"].tolist() == (masks["all"] & last).tolist()
+
+
+def gradient(made: SFTObjective, batches: list[list[ChatRow]], units: float) -> Tensor:
+    """Return the gradient in float64 of the mean loss over the learned tokens of all batches."""
+    module = made.modules["model"].module.double()  # type: ignore[attr-defined]
+    module.zero_grad()
+    for samples in batches:
+        (made.loss(module, made.collate(samples)).total / units).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_micro_batches_and_ranks_sum_to_the_whole_step(
+    world: Path, tmp_path: Path, packing: bool
+) -> None:
+    made = opened(world, tmp_path, packing=packing)
+    section = SftTrain(global_batch_size=8)
+    (whole,) = micro_batches(made.train_samples, section, Rank(), 1, length=made.length)
+    units = made.units(made.collate(whole))
+    wanted = gradient(made, [whole], units)
+    small = SftTrain(global_batch_size=8, micro_batch_size=2)
+    for world_size in (1, 2):
+        parts = [
+            part
+            for index in range(world_size)
+            for part in micro_batches(
+                made.train_samples, small, Rank(index, world_size), 1, length=made.length
+            )
+        ]
+        assert len(parts) == 4
+        assert sum(made.units(made.collate(part)) for part in parts) == units
+        found = gradient(made, parts, units)
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-6
+
+
+def test_packing_keeps_every_conversation_and_its_loss(world: Path, tmp_path: Path) -> None:
+    alone, packed = opened(world, tmp_path / "a"), opened(world, tmp_path / "b", packing=True)
+    assert packed.train_chats.lengths.tolist() == alone.train_chats.lengths.tolist()
+    rows = packed.rows(packed.train_chats)
+    assert len(rows) < len(packed.train_chats) / 2
+    model = alone.modules["model"].module.eval()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        losses = [
+            sum(float(made.loss(model, made.collate([row])).total) for row in made.rows(chats))
+            for made, chats in ((alone, alone.train_chats), (packed, packed.train_chats))
+        ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_epochs_are_steps_over_the_data() -> None:
+    assert SftTrain(epochs=2, global_batch_size=16).for_samples(100).steps == 13
+    assert SftTrain(epochs=0.5, global_batch_size=16).for_samples(100).steps == 4
+    assert SftTrain(epochs=0.01).for_samples(100).steps == 1
+    ramp = {"initial_batch_size": 4, "steps": 2}
+    grown = SftTrain.model_validate(
+        {"epochs": 1, "global_batch_size": 16, "batch_size_rampup": ramp}
+    ).for_samples(100)
+    assert grown.total_samples >= 100 > grown.first_sample(grown.steps - 1)
+    assert SftTrain(steps=7).for_samples(100).steps == 7
+    assert SftTrain(steps=25, global_batch_size=16).epochs_over(200) == 2
+
+
+def test_steps_and_epochs_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="either steps or epochs"):
+        SftTrain(steps=5, epochs=1)
+    with pytest.raises(ValueError, match="warmup_steps"):
+        SftTrain(steps=5, warmup_steps=10)
+    few = SftTrain(epochs=1, warmup_steps=300)
+    with pytest.raises(InputError, match="1 epochs of 32 samples are 2 steps") as caught:
+        few.for_samples(32)
+    assert caught.value.where == "train.epochs"
+
+
+def test_split_turns_without_their_last_answer_are_a_problem() -> None:
+    (problem,) = SftParams(learn="last", too_long="split_turns").check({})
+    assert problem.key == "too_long"
+    assert not list(SftParams(learn="last", too_long="keep_end").check({}))
+
+
+def test_a_template_file_is_part_of_the_identity(tmp_path: Path) -> None:
+    assert SftParams(chat_template="chatml").externals() == SftParams().externals() == {}
+    file = tmp_path / "own.jinja"
+    digests = []
+    for text in ("{{ messages }}", "{{ messages }}!"):
+        file.write_text(text)
+        digests.append(SftParams(chat_template=str(file)).externals()["chat_template"])
+    assert digests[0] != digests[1]
+    with pytest.raises(InputError, match="no chat template"):
+        SftParams(chat_template=str(tmp_path / "none.jinja")).externals()
+
+
+def test_nothing_to_train_on_is_said(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fits into 8 tokens: too_long 200") as caught:
+        opened(world, tmp_path, max_length=8)
     assert "raise max_length" in caught.value.remedy
+    held_out = [Conversation("e", (Message("user", "?"), Message("assistant", "so")), "eval")]
+    write_conversations(tmp_path / "own", held_out)
+    with pytest.raises(InputError, match="none of 0 conversations") as caught:
+        opened(world, tmp_path, tmp_path / "own")
+    assert "split named train" in caught.value.remedy
 
 
 class Bare:
@@ -174,7 +345,7 @@ class Bare:
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["assistant", "speaker"])
 def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, reverse: bool) -> None:
-    made = opened(world, reverse=reverse)
+    made = opened(world, tmp_path / "work", reverse=reverse)
     module = made.modules["model"].module  # type: ignore[attr-defined]
     with torch.no_grad():
         for parameter in module.parameters():
@@ -195,6 +366,7 @@ def test_the_stage_learns_the_answers(world: Path, tmp_path: Path) -> None:
     results = json.loads((ctx.observed / "results.json").read_text())
     assert len(points) == 20
     assert results["conversations"] == 200
+    assert (results["steps"], results["epochs"], results["padding"]) == (20, 1.6, None)
     assert results["eval_loss"] < 2.5
     assert is_chat(ctx.out)
     assert_transformers_agree(ctx.out)
