@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline import panels
 from pipeline.errors import InputError, Problem
@@ -63,14 +63,12 @@ class SftTrain(TrainSection):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices. Default: 0."""
 
-    @model_validator(mode="after")
-    def _validate_lengths(self) -> SftTrain:
+    def require_lengths(self) -> None:
         """Check steps that are given; those of epochs are known when the data is."""
         if self.epochs is None:
-            super()._validate_lengths()
+            super().require_lengths()
         elif "steps" in self.model_fields_set:
             raise ValueError("set either steps or epochs")
-        return self
 
     def for_samples(self, samples: int) -> SftTrain:
         """Return the section with the steps that `epochs` over so many samples take.
@@ -85,13 +83,14 @@ class SftTrain(TrainSection):
             steps += 1
         found = self.model_copy(update={"steps": steps, "epochs": None})
         try:
-            return found._validate_lengths()
+            found.require_lengths()
         except ValueError as error:
             raise InputError(
                 f"{self.epochs:g} epochs of {samples:,} samples are {steps} steps: {error}",
                 where="train.epochs",
                 remedy="raise train.epochs, or lower train.warmup_steps",
             ) from None
+        return found
 
     def epochs_over(self, samples: int) -> float:
         """Return the passes over so many samples that the steps make."""
@@ -145,7 +144,7 @@ class SftParams(Params):
             yield Problem(
                 "too_long",
                 "only the last piece of a split conversation has its last answer",
-                "set keep_end, or learn: all",
+                "set too_long: keep_end, or learn: all",
             )
         context = getattr(getattr(upstream.get("model"), "model", None), "context_length", None)
         if context and self.max_length and self.max_length > context:
@@ -254,7 +253,7 @@ def encoded_splits(
 
 
 def _report_shortened(counts: Mapping[str, int], ctx: Context) -> None:
-    """Report the conversations of which a part is learned, or several parts."""
+    """Report the conversations that are learned in part, or in several parts."""
     from stages.curation.left_out import WARNING_SHARE, warn
 
     ctx.result(shortened=counts["shortened"], split=counts["split"])

@@ -75,7 +75,7 @@ class ConversationEncoder(RecordEncoder[Conversation]):
             yield {"ids": chat.ids, "loss_mask": chat.loss_mask.view(np.uint8)}
 
     def _fitted(self, record: Conversation) -> FittedChats[EncodedChat] | str:
-        """Return the encoded conversations, or the reason why there are none."""
+        """Return the encoded conversations, or the reason for leaving it out."""
         if self.reverse:
             if not (record.prompt and record.response):
                 return "no_answer"
@@ -133,7 +133,7 @@ def require_chats(chats: EncodedChats, encoder: ConversationEncoder, paths: Sequ
     """Check that there are conversations to train on.
 
     Raises:
-        InputError: there is none, and why.
+        InputError: all are left out; the message names the reasons.
     """
     if len(chats):
         return

@@ -62,8 +62,8 @@ class RecordEncoder(ABC, Generic[Record]):
         """Yield the rows of a record, and count its outcome."""
 
 
-Shard = tuple[RecordEncoder[Any], Path, str, int]
-"""Encoder, folder of the records, split, and the first record."""
+Shard = tuple[RecordEncoder[Any], Path, str, range]
+"""Encoder, folder of the records, split, and the indices of the records."""
 
 
 def encode_split(
@@ -84,8 +84,9 @@ def encode_split(
     """
     works: list[Shard] = []
     for path in paths:
-        count = len(encoder.records(path, split))
-        works += [(encoder, path, split, at) for at in range(0, count, RECORDS_PER_SHARD)]
+        every = range(len(encoder.records(path, split)))
+        starts = every[::RECORDS_PER_SHARD]
+        works += [(encoder, path, split, every[at : at + RECORDS_PER_SHARD]) for at in starts]
     key = _key(encoder, paths, split)
     shared = ctx.cache / "encoded" / key
     commits = run_shards(
@@ -95,7 +96,7 @@ def encode_split(
         workers=_one_core_each(workers),
         ctx=ctx,
         shared=shared,
-        processes=len(os.sched_getaffinity(0)),
+        processes=available_cores(),
     )
     share_commits(commits, shared)
     return EncodedTable(tuple(commits))
@@ -103,13 +104,9 @@ def encode_split(
 
 def encode_shard(shard: Shard, commit: Path) -> None:
     """Encode the records of a shard and commit them as one file."""
-    encoder, path, split, first = shard
+    encoder, path, split, indices = shard
     records, counts = encoder.records(path, split), Counter[str]()
-    rows = [
-        row
-        for at in range(first, min(first + RECORDS_PER_SHARD, len(records)))
-        for row in encoder.encode(records[at], counts)
-    ]
+    rows = [row for at in indices for row in encoder.encode(records[at], counts)]
     described = json.dumps(counts, sort_keys=True)
     schema = encoder.schema.with_metadata({_COUNTS: described})
     sink = pa.BufferOutputStream()
@@ -156,6 +153,11 @@ class EncodedTable:
         """Return the number of values of a list column in each row (rows,)."""
         found = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]
         return np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_core_each(workers: Workers) -> Workers:

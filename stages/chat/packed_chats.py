@@ -19,7 +19,7 @@ from stages.data.best_fit_packing import best_fit
 from stages.models.fused_ops import IGNORED
 
 if TYPE_CHECKING:
-    from stages.data.tokenizers.chat_template import EncodedConversation as EncodedChat
+    from stages.chat.chat_format import EncodedChat
 
 ChatRow = tuple["EncodedChat", ...]
 """The conversations of one row of a batch."""
@@ -50,7 +50,9 @@ class ChatRows(Sequence[ChatRow]):
     @property
     def padding(self) -> float:
         """Share of the positions of packed rows that are padding."""
-        return 1 - int(self._inputs.sum()) / (len(self) * (self._room or 1)) if self._room else 0.0
+        if self._room is None or not len(self):
+            return 0.0
+        return 1 - int(self._inputs.sum()) / (len(self) * self._room)
 
     def __len__(self) -> int:
         return len(self._first) - 1

@@ -15,6 +15,7 @@ from stages.chat.encoded_chats import EncodedChats, reversed_conversation
 from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_inputs
 from stages.data.conversation_dataset import Conversation, Conversations
 from stages.generation.sampling import SamplingParams, sample
+from stages.models.hf_io import SpecialIds
 from stages.models.language_model import ForwardOutputs, router_aux_loss
 from stages.models.model_io import load_language_model, save_language_model
 from stages.training.data_order import Shuffled
@@ -33,8 +34,8 @@ NUM_EXAMPLES = 6
 class SFTObjective(LanguageObjective):
     """Prediction of the assistant's tokens; the prompt is input only.
 
-    A sample is a row of one conversation, or of several if packed, none of which attends to
-    another. Rows are padded on the right, where no other position attends.
+    A sample is a row of one conversation, or of several if packed, whose tokens attend to
+    their own conversation only. Rows are padded on the right, where no other position attends.
     """
 
     model_path: Path
@@ -92,7 +93,11 @@ class SFTObjective(LanguageObjective):
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model folder."""
         model: Any = engines["model"].module
-        save_language_model(model, out, self.model_path, card=_card(self), chat=True)
+        chat = ChatFormat.open(self.model_path, self.chat_template)
+        own = chat.tokenizer
+        ids = SpecialIds(own.pad_id, own.bos_id, own.eos_id)
+        save_language_model(model, out, self.model_path, card=_card(self), chat=True, ids=ids)
+        chat.export(out)
 
 
 def example_responses(
@@ -137,7 +142,7 @@ def sample_responses(
             model,
             [prompts[row] for row in fitting],
             SamplingParams(min(64, room), temperature=0.7, top_p=0.95),
-            end_ids=chat.end_ids,
+            eos_id=chat.end_id,
             pad_id=chat.pad_id,
             seed=seed,
             device=rank.device,

@@ -150,6 +150,15 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _validate_lengths(self) -> TrainSection:
+        self.require_lengths()
+        return self
+
+    def require_lengths(self) -> None:
+        """Check that all numbers of steps fit into the training.
+
+        Raises:
+            ValueError: one does not.
+        """
         if self.num_warmup_steps > self.steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps:g}) is larger than steps ({self.steps})"
@@ -166,7 +175,6 @@ class TrainSection(Section):
             raise ValueError(
                 f"batch_size_rampup.steps: {rampup.steps} is larger than steps ({self.steps})"
             )
-        return self
 
     @property
     def num_warmup_steps(self) -> int:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.stage import Params
-from stages.chat.encoded_chats import reversed_conversation
 from stages.chat.packed_chats import ChatRow, num_inputs
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
@@ -154,14 +153,6 @@ def test_experts_are_kept_busy(world: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found.metrics["balance_loss"].total, together)
 
 
-def test_swapping_asks_for_the_question() -> None:
-    turns = (Message("system", "be brief"), Message("user", "why?"), Message("assistant", "so"))
-    assert reversed_conversation(Conversation("a", turns)).messages == (
-        Message("user", "so"),
-        Message("assistant", "why?"),
-    )
-
-
 def test_swapped_training_reads_answers_and_learns_questions(world: Path, tmp_path: Path) -> None:
     made, tokenizer = opened(world, tmp_path, reverse=True), Tokenizer(world / "policy")
     batch = made.collate([made.train_samples[0]])
@@ -273,7 +264,7 @@ def test_packing_keeps_every_conversation_and_its_loss(world: Path, tmp_path: Pa
     alone, packed = opened(world, tmp_path / "a"), opened(world, tmp_path / "b", packing=True)
     assert packed.train_chats.lengths.tolist() == alone.train_chats.lengths.tolist()
     rows = packed.rows(packed.train_chats)
-    assert len(rows) < len(packed.train_chats) / 2
+    assert len(rows) < 0.8 * len(packed.train_chats)
     model = alone.modules["model"].module.eval()  # type: ignore[attr-defined]
     with torch.no_grad():
         losses = [

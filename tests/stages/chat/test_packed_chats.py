@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.chat.chat_format import EncodedChat
 from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_inputs
-from stages.data.tokenizers.chat_template import EncodedConversation as EncodedChat
 from stages.models.language_model import LanguageModel
 from stages.models.registry import build_model, families
 

@@ -115,3 +115,17 @@ def test_shared_commits_are_reused_if_they_are_intact(ctx, damage):
         share_commits(commits, shared)
         shutil.rmtree(ctx.scratch / "s")
         CALLS.clear()
+
+
+def test_processes_of_this_machine_write_the_same_commits(ctx):
+    works = [3, 1, 2, 5]
+    alone = [commit.read_bytes() for commit in run(ctx, works)]
+    CALLS.clear()
+    commits = run_shards(square, works, ctx.scratch / "p", workers=Workers(), ctx=ctx, processes=2)
+    assert [commit.read_bytes() for commit in commits] == alone
+    assert CALLS == []
+
+
+def test_an_error_of_a_process_is_its_own(ctx):
+    with pytest.raises(ValueError, match="unlucky"):
+        run(ctx, [1, 13], processes=2)
