@@ -39,6 +39,7 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
+from stages.chat.template_checks import check_max_length, check_template
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -138,21 +139,17 @@ class SftParams(Params):
         return {"chat_template": hash128_hex(named_template(name))}
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
-        """Yield conflicts of the batch with the workers, and of the lengths with the model."""
+        """Yield conflicts of the batch with the workers, and of lengths and template with the
+        model."""
         yield from self.train.check(self.workers)
         if self.learn == "last" and self.too_long == "split_turns":
             yield Problem(
                 "too_long",
                 "only the last piece of a split conversation has its last answer",
-                "set too_long: keep_end, or learn: all",
+                "drop long conversations, or set learn: all",
             )
-        context = getattr(getattr(upstream.get("model"), "model", None), "context_length", None)
-        if context and self.max_length and self.max_length > context:
-            yield Problem(
-                "max_length",
-                f"{self.max_length} is longer than the model's context of {context}",
-                f"set at most {context}",
-            )
+        yield from check_max_length(upstream, "model", self.max_length)
+        yield from check_template(upstream, "model", self.chat_template)
 
 
 @stage(
