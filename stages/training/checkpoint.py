@@ -92,6 +92,7 @@ class CheckpointManager:
         *,
         log: Callable[[str], None] = lambda _: None,
         on_commit: Callable[[int], None] = lambda _: None,
+        kinds: tuple[str, ...] | None = None,
     ) -> None:
         """Set up the manager.
 
@@ -102,6 +103,7 @@ class CheckpointManager:
             keep_interval: steps between checkpoints that are never removed; 0 keeps none.
             log: called with a message on rank 0 and others.
             on_commit: called on rank 0 with the step of each committed checkpoint.
+            kinds: what is saved of a parameter (`fp32`, `exp_avg`...). Default: everything.
         """
         self.folder = folder
         self.rank = rank
@@ -111,6 +113,7 @@ class CheckpointManager:
         """Step of the newest save, or of the checkpoint that `latest` returned."""
         self._log = log
         self._on_commit = on_commit
+        self._kinds = kinds
         self._save_number = 0
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -212,14 +215,18 @@ class CheckpointManager:
             def read(fragment: Fragment, kind: str, name: str = name) -> Tensor:
                 return reader.read(f"{name}/{kind}/{fragment.name}", fragment.start, fragment.count)
 
-            engine.state.load(read, updates=checkpoint.manifest["engines"][name]["updates"])
+            engine.state.load(
+                read, self._kinds, updates=checkpoint.manifest["engines"][name]["updates"]
+            )
         return reader.extra()
 
     def _copy_to_host(self, engines: Mapping[str, Engine]) -> Iterator[tuple[str, Tensor]]:
         """Yield this rank's tensors in host memory; the buffers are reused by the next save."""
         for name, engine in engines.items():
             for fragment in engine.fragments():
-                for kind, view in fragment.views.items():
+                kinds = fragment.views if self._kinds is None else self._kinds
+                for kind in kinds:
+                    view = fragment.views[kind]
                     key = f"{name}/{kind}/{fragment.name}@{fragment.start}"
                     if key not in self._host_buffers:
                         pin = view.device.type == "cuda"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pipeline.context import Context
     from pipeline.stage import Workers
+    from stages.training.best_weights import BestMetric
     from stages.training.objective import Objective
     from stages.training.ranks.rank import Rank
     from stages.training.training_params import TrainSection
@@ -37,6 +38,7 @@ def run_training(
     out: Path,
     *,
     after_export: Callable[[Rank], Any] | None = None,
+    keep: BestMetric | None = None,
 ) -> tuple[dict[str, float], Any]:
     """Train an objective on a group of ranks and export the model to `out`.
 
@@ -46,6 +48,8 @@ def run_training(
         ctx: the context of the stage.
         out: folder of the model.
         after_export: called with each rank after the export, in the same processes.
+        keep: the metric whose best evaluation decides which weights are exported. Default: the last
+            weights are.
 
     Returns:
         The final metrics, and what `after_export` returned on rank 0.
@@ -54,5 +58,5 @@ def run_training(
     from stages.training.trainer import fit
 
     with WorkerGroup(params.workers, ctx, params.train.watchdog) as group:
-        final = group.run(fit, objective, params.train, seed=params.seed, out=out)[0]
+        final = group.run(fit, objective, params.train, seed=params.seed, out=out, keep=keep)[0]
         return final, group.run(after_export)[0] if after_export else None

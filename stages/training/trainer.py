@@ -54,6 +54,7 @@ import torch
 
 from pipeline.context import read_series
 from pipeline.errors import Failure, Interrupted
+from stages.training.best_weights import BestMetric, BestWeights
 from stages.training.checkpoint import Checkpoint, CheckpointManager
 from stages.training.data_order import derive_seed
 from stages.training.engine import Engine
@@ -112,6 +113,7 @@ def fit(
     seed: int,
     out: Path | None = None,
     name: str = "train",
+    keep: BestMetric | None = None,
 ) -> dict[str, float]:
     """Train, from the newest checkpoint if there is one, and export.
 
@@ -123,10 +125,13 @@ def fit(
         out: folder of the model; without it nothing is exported.
         name: distinguishes several trainings of one stage: their checkpoints, and their series
             (`<name>_loss`...) unless it is "train".
+        keep: the metric whose best evaluation decides which weights are exported. Default: the last
+            weights are.
 
     Returns:
         The final metrics, on every rank: the objective's `setup_metrics`, the last loss, the
-        evaluation, tokens, skipped steps.
+        evaluation, tokens, skipped steps; with `keep` the evaluation of the exported weights and
+        their `kept_step`.
 
     Raises:
         Interrupted: the context was cancelled; a checkpoint of the last step is saved.
@@ -137,7 +142,7 @@ def fit(
     engines = {key: Engine(key, t, settings, rank) for key, t in trainables.items()}
     folder = rank.broadcast(rank.ctx.scratch / "checkpoints" / name if rank.ctx else None)
     try:
-        return Trainer(rank, objective, settings, seed, name, engines, folder).run(out)
+        return Trainer(rank, objective, settings, seed, name, engines, folder, keep).run(out)
     finally:
         for engine in engines.values():
             engine.close()
@@ -155,6 +160,7 @@ class Trainer:
         name: str,
         engines: dict[str, Engine],
         folder: Path | None,
+        keep: BestMetric | None = None,
     ) -> None:
         self.rank = rank
         self.objective = objective
@@ -172,6 +178,10 @@ class Trainer:
                 log=self._log,
                 on_commit=self._report_commit,
             )
+        self.best: BestWeights | None = None
+        if folder and keep:
+            best_folder = folder.with_name(f"{folder.name}-best")
+            self.best = BestWeights(best_folder, rank, keep, self._log)
         self.state = TrainerState()
         self.meter = ThroughputMeter(
             rank, getattr(torch, settings.dtype), objective.flops_per_token
@@ -202,6 +212,8 @@ class Trainer:
         self._save(wait=False)
         final = {**self._last_metrics, **self._evaluate()}
         self._save(wait=True)
+        if self.best:
+            final |= self.best.restore(self.engines)
         if out is not None:
             self._export(out)
         counts = {"tokens": self.state.tokens, "skipped_steps": float(self.state.skipped_steps)}
@@ -301,8 +313,13 @@ class Trainer:
         """Return metrics on held-out data; those that the series already has are not computed
         again."""
         step = self.state.step
-        if step in self._known_evaluations:
-            return self._known_evaluations[step]
+        metrics = self._known_evaluations.get(step) or self._new_evaluation()
+        if self.best:
+            self.best.offer(step, self.engines, metrics)
+        return metrics
+
+    def _new_evaluation(self) -> dict[str, float]:
+        step = self.state.step
         try:
             metrics = dict(self.objective.evaluate(self.engines, step))
         except Interrupted:
@@ -316,6 +333,8 @@ class Trainer:
     def _save(self, *, wait: bool) -> None:
         if self.checkpoints is None:
             return
+        if self.best:
+            self.best.wait()
         state = self.state
         if self.checkpoints.saved_step != state.step:
             self.checkpoints.save(

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,16 @@ class Faulty(Toy):
             Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
             happen(self.what)
         return super().step(engines, step)
+
+
+@dataclass
+class Rated(Faulty):
+    """Its evaluations have the values that are given by step."""
+
+    ratings: Mapping[int, float] = field(default_factory=dict)
+
+    def evaluate(self, engines: Any, step: int) -> Any:
+        return {**super().evaluate(engines, step), "eval_rating": self.ratings[step]}
 
 
 @dataclass
