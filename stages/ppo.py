@@ -206,7 +206,7 @@ class PPOParams(Params):
         "tokens": "Tokens*?",
     },
     output="Model",
-    version=5,
+    version=6,
 )
 def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Improve a policy by reinforcement learning on a reward model's scores (PPO-ptx)."""

@@ -68,7 +68,7 @@ class RewardParams(Params):
     "reward",
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
-    version=5,
+    version=6,
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a reward model on K-wise rankings, all pairs of a prompt as one batch element."""

@@ -119,7 +119,7 @@ class TokenizerTrainParams(Params):
         return {"seconds": 1 + self.sample_characters / 1e6}
 
 
-@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=3)
+@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=4)
 def train_tokenizer(params: TokenizerTrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a SentencePiece tokenizer and export it for AutoTokenizer."""
     from stages.data.documents import Documents, read_stats

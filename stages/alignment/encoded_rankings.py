@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.alignment.ranking_loss import NO_RESPONSE
+from stages.chat.chat_format import ChatFormat
 from stages.data.preference_dataset import Preferences
-from stages.data.tokenizers.chat_template import encode_response
-from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
 from stages.generation.likelihood import pad_right
 
 
@@ -38,11 +37,9 @@ class EncodedRanking:
         return self.rows[self.best]
 
 
-def read_rankings(
-    path: Path, split: str, tokenizer: Tokenizer, context: int
-) -> list[EncodedRanking]:
+def read_rankings(path: Path, split: str, chat: ChatFormat, context: int) -> list[EncodedRanking]:
     """Return the rankings of a split. Those with a response longer than the context are left out,
-    because a reward is read at the end token.
+    because a reward is read at the end of the response.
 
     Raises:
         InputError: none is left.
@@ -50,7 +47,7 @@ def read_rankings(
     encoded = []
     for preference in Preferences(path, split):
         texts = preference.responses
-        rows = (encode_response(tokenizer, preference.prompt, text).ids.tolist() for text in texts)
+        rows = (chat.encode_response(preference.prompt, text).ids.tolist() for text in texts)
         encoded.append(EncodedRanking(tuple(tuple(row) for row in rows), preference.ranks))
     fitting = [ranking for ranking in encoded if len(ranking) <= context]
     if not fitting:
@@ -66,7 +63,7 @@ def collate_rankings(rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:
     """Return `tokens` (N, T) of all responses, `position_mask` (N, T) that marks their last tokens,
     `token_mask` (N, T) that is False at padding, and `ranks` (P, K), padded."""
     rows = [row for ranking in rankings for row in ranking.rows]
-    tokens_NT = pad_right(rows, PAD)
+    tokens_NT = pad_right(rows, 0)
     position_mask_NT = torch.zeros_like(tokens_NT, dtype=torch.bool)
     position_mask_NT[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])] = True
     most = max(len(ranking.ranks) for ranking in rankings)

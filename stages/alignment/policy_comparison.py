@@ -16,9 +16,9 @@ from stages.alignment.rollout import (
     RolloutModels,
     RolloutSettings,
     generate_rollouts,
-    score_at_eos,
+    score_at_end,
 )
-from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
+from stages.chat.chat_format import ChatFormat
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.sampling import SamplingParams
 from stages.models.language_model import LanguageModel
@@ -70,31 +70,32 @@ def compare_policies(
     each batch of responses.
 
     Raises:
-        InputError: the tokenizers of the models differ.
+        InputError: the tokenizers or chat templates of the models differ.
     """
-    tokenizer = Tokenizer(after)
+    chat = ChatFormat.open(after)
     for other in (before, reward):
-        tokenizer.require_equal(Tokenizer(other))
+        chat.require_equal(ChatFormat.open(other))
     policies = [load_language_model(path).to(device) for path in (before, after)]
     context = min(policy.config.context_length for policy in policies)
-    held_out = read_prompts(prompts, "eval", tokenizer, context - max_new_tokens)
+    held_out = read_prompts(prompts, "eval", chat, context - max_new_tokens - len(chat.closing_ids))
     held_out = held_out[: count or len(held_out)]
     if not held_out:
         return PolicyComparison({})
     scorer = load_reward_model(reward).to(device)
     settings = RolloutSettings(
         SamplingParams(max_new_tokens, temperature),
-        EOS,
-        PAD,
+        chat.end_ids,
+        chat.pad_id,
         derive_seed(seed, 6),
         device=str(device),
     )
     old, new = (
-        _generate(policy, policies[0], scorer, held_out, settings, heartbeat) for policy in policies
+        _generate(policy, policies[0], scorer, chat, held_out, settings, heartbeat)
+        for policy in policies
     )
     return PolicyComparison(
         comparison_metrics(old, new),
-        side_by_side(tokenizer, held_out, old, new, shown),
+        side_by_side(chat, held_out, old, new, shown),
         histograms(old, new),
     )
 
@@ -103,12 +104,14 @@ def _generate(
     policy: LanguageModel,
     reference: LanguageModel,
     scorer: RewardModel,
+    chat: ChatFormat,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
     heartbeat: Callable[[], None],
 ) -> Experience:
     """Return one episode per prompt. The reward model is passed as critic; values are unused."""
-    models = RolloutModels(policy, reference, scorer, score_at_eos(scorer, EOS))
+    score = score_at_end(scorer, chat.end_id, chat.closing_ids)
+    models = RolloutModels(policy, reference, scorer, score)
     return generate_rollouts(models, prompts, range(len(prompts)), settings, heartbeat)
 
 
@@ -131,7 +134,7 @@ def comparison_metrics(old: Experience, new: Experience) -> dict[str, float]:
 
 
 def side_by_side(
-    tokenizer: Tokenizer,
+    chat: ChatFormat,
     prompts: Sequence[Sequence[int]],
     old: Experience,
     new: Experience,
@@ -140,18 +143,18 @@ def side_by_side(
     """Return the first prompts with both responses and their scores."""
     return [
         {
-            "prompt": tokenizer.decode(prompts[row]),
-            "before": _response_text(tokenizer, prompts[row], old, row),
-            "after": _response_text(tokenizer, prompts[row], new, row),
+            "prompt": chat.control_text(prompts[row]),
+            "before": _response_text(chat, prompts[row], old, row),
+            "after": _response_text(chat, prompts[row], new, row),
         }
         for row in range(min(count, len(prompts)))
     ]
 
 
-def _response_text(tokenizer: Tokenizer, prompt: Sequence[int], batch: Experience, row: int) -> str:
+def _response_text(chat: ChatFormat, prompt: Sequence[int], batch: Experience, row: int) -> str:
     ids = batch.tokens[row, len(prompt) : len(prompt) + int(batch.mask[row].sum())]
     cut = "" if batch.finished[row] else " …"
-    return f"{tokenizer.decode(ids.tolist())}{cut} [{batch.scores[row].item():+.2f}]"
+    return f"{chat.response_text(ids.tolist())}{cut} [{batch.scores[row].item():+.2f}]"
 
 
 def histograms(old: Experience, new: Experience) -> tuple[tuple[list[float], list[int]], ...]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import InputError
+from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Conversations
-from stages.data.tokenizers.chat_template import encode_prompt
-from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 
 
 def read_prompts(
-    path: Path, split: str, tokenizer: Tokenizer, max_prompt_length: int
+    path: Path, split: str, chat: ChatFormat, max_prompt_length: int
 ) -> list[list[int]]:
     """Return the prompts of a split; those longer than `max_prompt_length` tokens are left out.
 
     Raises:
         InputError: no training prompt is left.
     """
-    encoded = [encode_prompt(tokenizer, c.prompt) for c in Conversations(path, split) if c.prompt]
+    found = Conversations(path, split)
+    encoded = [chat.encode_prompt(c.prompt, c.tools) for c in found if c.prompt]
     fitting = [ids for ids in encoded if len(ids) <= max_prompt_length]
     if not fitting and split == "train":
         raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
 from stages.alignment.ranking_loss import NO_RESPONSE
-from stages.data.tokenizers.sentencepiece_tokenizer import PAD, Tokenizer
+from stages.chat.chat_format import ChatFormat
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
 from stages.models.language_model import ForwardOutputs
@@ -69,9 +69,10 @@ def mean_score(
     total = 0.0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        tokens_BT = pad_right(part, PAD, device)
+        tokens_BT = pad_right(part, 0, device)
         last_B = torch.tensor([len(row) - 1 for row in part], device=device)
-        scores_BT = scorer(tokens_BT, token_mask_BT=tokens_BT != PAD)
+        places_T = torch.arange(tokens_BT.shape[1], device=device)
+        scores_BT = scorer(tokens_BT, token_mask_BT=places_T <= last_B[:, None])
         total += scores_BT.gather(1, last_B[:, None]).double().sum().item()
         heartbeat()
     return total / len(rows)
@@ -81,8 +82,8 @@ def evaluate_folder(rank: Rank, folder: Path, preferences: Path) -> RewardEvalua
     """Evaluate a reward model folder on rank 0; return None on the others."""
     if not rank.is_main:
         return None
-    scorer, tokenizer = load_reward_model(folder).to(rank.device), Tokenizer(folder)
-    held_out = read_rankings(preferences, "eval", tokenizer, scorer.body.config.context_length)
+    scorer, chat = load_reward_model(folder).to(rank.device), ChatFormat.open(folder)
+    held_out = read_rankings(preferences, "eval", chat, scorer.body.config.context_length)
     return evaluate_rankings(scorer, held_out, rank.device, heartbeat=CancellationPoint(rank))
 
 

@@ -38,7 +38,8 @@ class RolloutSettings:
     """Settings of rollouts."""
 
     decoding: SamplingParams
-    eos_id: int
+    end_ids: tuple[int, ...]
+    """Tokens that end a response."""
     pad_id: int
     seed: int = 0
     batch: int = 64
@@ -67,7 +68,7 @@ def generate_rollouts(
             models.policy,
             chosen,
             settings.decoding,
-            eos_id=settings.eos_id,
+            end_ids=settings.end_ids,
             pad_id=settings.pad_id,
             seed=settings.seed,
             indices=[indices[place] for place in places],
@@ -114,18 +115,24 @@ def _score_responses(
     )
 
 
-def score_at_eos(scorer: PositionModel, eos_id: int) -> ScoreFunction:
-    """Return a function that reads a reward model at the end token, the only position where it was
-    trained.
+def score_at_end(
+    scorer: PositionModel, end_id: int, closing_ids: Sequence[int] = ()
+) -> ScoreFunction:
+    """Return a function that reads a reward model at the end of the response, the only position
+    where it was trained.
 
-    The last token of a truncated response is replaced by the end token. At other tokens the output
-    of a reward model is meaningless, and a policy would exploit it by never ending.
+    The last token of a response, truncated or ended by another end token, is replaced by the end
+    token, and followed by what the chat template writes after it. At other tokens the output of a
+    reward model is meaningless, and a policy would exploit it by never ending.
     """
 
     def score(tokens_BT: Tensor, last_B: Tensor) -> Tensor:
-        position_mask_BT = F.one_hot(last_B, tokens_BT.shape[1]).bool()
+        end_E = torch.tensor([end_id, *closing_ids], device=tokens_BT.device)
+        longer_BT = F.pad(tokens_BT, (0, len(closing_ids)))
+        places_BE = last_B[:, None] + torch.arange(len(end_E), device=tokens_BT.device)
         return scorer(
-            tokens_BT.masked_fill(position_mask_BT, eos_id), position_mask_BT=position_mask_BT
+            longer_BT.scatter(1, places_BE, end_E.expand(len(places_BE), -1)),
+            position_mask_BT=F.one_hot(places_BE[:, -1], longer_BT.shape[1]).bool(),
         )
 
     return score

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,9 @@ from stages.data.tokenizers.huggingface_tokenizer import (
     open_tokenizer,
 )
 from stages.data.tokenizers.sentencepiece_tokenizer import CONTROL_MARK, Tokenizer
+
+if TYPE_CHECKING:
+    from stages.models.hf_io import SpecialIds
 
 _QUESTION, _ANSWER = "A question.", "An answer."
 _REMEDY = "name another chat template: headwater, chatml, llama3, plain, or a jinja file"
@@ -203,6 +206,54 @@ class ChatFormat:
             else:
                 text.append(i)
         return "".join([*parts, self.tokenizer.decode(text)])
+
+    def response_text(self, ids: Sequence[int]) -> str:
+        """Return the text of a response, with the names of control tokens within it; an end token
+        at its end is not shown."""
+        rest = ids[:-1] if len(ids) and int(ids[-1]) in self.end_ids else ids
+        return self.control_text(rest)
+
+    @cached_property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """Ids of the token for unknown text, which is never sampled; none in most vocabularies."""
+        found = self._encoder.controls.ids.get(self._variables.get("unk_token", ""))
+        return () if found is None or found in self.end_ids else (found,)
+
+    @cached_property
+    def special_ids(self) -> SpecialIds:
+        """Ids of pad, start and end of documents for configs. A pad that ends a response is left
+        out, because a classifier would read before it."""
+        from stages.models.hf_io import SpecialIds
+
+        pad = self.tokenizer.pad_id
+        return SpecialIds(
+            None if pad == self.end_id else pad, self.tokenizer.bos_id, self.tokenizer.eos_id
+        )
+
+    def require_equal(self, other: ChatFormat) -> None:
+        """Check that another format encodes every conversation to the same ids.
+
+        Raises:
+            InputError: the tokenizers or the templates differ.
+        """
+        mine, theirs = self.tokenizer, other.tokenizer
+        if mine.digest != theirs.digest:
+            raise InputError(
+                f"the tokenizers differ: {mine.digest[:12]} of {len(mine)} ids in {mine.path}, "
+                f"{theirs.digest[:12]} of {len(theirs)} ids in {theirs.path}",
+                where=str(theirs.path),
+                remedy="use models that were trained with the same tokenizer",
+            )
+        if self.source != other.source and self._probe() != other._probe():
+            raise InputError(
+                f"the chat templates of {mine.path} and {theirs.path} differ",
+                where=str(theirs.path),
+                remedy="use models that were fine-tuned with the same chat template",
+            )
+
+    def _probe(self) -> list[list[int]]:
+        turns = [Message("user", _QUESTION), Message("assistant", _ANSWER)]
+        return [self.encode(turns * count).ids.tolist() for count in (1, 2)]
 
     def export(self, folder: Path) -> None:
         """Write the template and all ends into a model's folder, for `transformers`."""

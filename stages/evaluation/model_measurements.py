@@ -89,19 +89,20 @@ def document_metrics(context: MeasurementContext, model: str) -> MeasurementResu
 def answer_metrics(context: MeasurementContext) -> MeasurementResult:
     """Measure the loss of held-out answers, and the gain by synthetic questions if both the model
     without (`sft`) and the one with them (`augmented`) are given."""
-    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.chat.chat_format import ChatFormat
     from stages.evaluation.perplexity import answer_likelihoods, mean_loss, paired_gain
     from stages.models.model_io import load_language_model
 
     metrics: dict[str, float] = {}
     likelihoods = {}
     if {"sft", "augmented"} <= set(context.paths):
-        Tokenizer(context.paths["sft"]).require_equal(Tokenizer(context.paths["augmented"]))
+        first, second = (ChatFormat.open(context.paths[name]) for name in ("sft", "augmented"))
+        first.require_equal(second)
     for name, suffix in (("sft", ""), ("augmented", "_augmented")):
         if folder := context.paths.get(name):
-            model, tokenizer = load_language_model(folder).to(context.device), Tokenizer(folder)
+            model, chat = load_language_model(folder).to(context.device), ChatFormat.open(folder)
             likelihoods[name] = answer_likelihoods(
-                model, context.paths["conversations"], tokenizer,
+                model, context.paths["conversations"], chat,
                 limit=context.settings.max_conversations, device=context.device,
                 heartbeat=context.heartbeat,
             )  # fmt: skip
@@ -121,13 +122,13 @@ def preference_metrics(context: MeasurementContext) -> MeasurementResult:
     """Measure accuracy and margin of the reward model on held-out rankings."""
     from stages.alignment.encoded_rankings import read_rankings
     from stages.alignment.reward_evaluation import evaluate_rankings
-    from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.chat.chat_format import ChatFormat
     from stages.models.model_io import load_reward_model
 
     folder = context.paths["reward"]
-    model, tokenizer = load_reward_model(folder).to(context.device), Tokenizer(folder)
+    model, chat = load_reward_model(folder).to(context.device), ChatFormat.open(folder)
     length = model.body.config.context_length
-    rankings = read_rankings(context.paths["preferences"], "eval", tokenizer, length)
+    rankings = read_rankings(context.paths["preferences"], "eval", chat, length)
     limit = context.settings.max_preferences or len(rankings)
     found = evaluate_rankings(model, rankings[:limit], context.device, heartbeat=context.heartbeat)
     rows = {f"{a} over {b}": accuracy for (a, b), (accuracy, _) in found.by_pair.items()}

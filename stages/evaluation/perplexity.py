@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from stages.data.conversation_dataset import Conversations
+from stages.chat.chat_format import ChatFormat
+from stages.data.conversation_dataset import Conversations, Message
 from stages.data.token_store import TokenStore
-from stages.data.tokenizers.chat_template import encode_conversation, encode_prompt
 from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer
-from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.generation.likelihood import Likelihood, likelihoods
 from stages.models.language_model import LanguageModel
 
@@ -69,7 +69,7 @@ def document_loss(
 def answer_likelihoods(
     model: LanguageModel,
     conversations: Path,
-    tokenizer: Tokenizer,
+    chat: ChatFormat,
     *,
     limit: int = 0,
     device: torch.device | str = "cpu",
@@ -85,11 +85,13 @@ def answer_likelihoods(
     """
     prompts, answers = [], []
     for conversation in Conversations(conversations, "eval"):
-        whole = encode_conversation(tokenizer, conversation)
-        fits = len(whole) <= model.config.context_length + 1
-        if fits and conversation.prompt and conversation.response:
-            prompts.append(encode_prompt(tokenizer, conversation.prompt))
-            answers.append([*tokenizer.encode(conversation.response), EOS])
+        if not conversation.prompt or not conversation.response:
+            continue
+        whole = chat.encode(learned_last(conversation.messages), conversation.tools)
+        if len(whole) <= model.config.context_length + 1:
+            learned = whole.loss_mask.nonzero()[0]
+            prompts.append(whole.ids[: learned[0]].tolist())
+            answers.append(whole.ids[learned[0] : learned[-1] + 1].tolist())
     if not prompts:
         raise InputError(
             f"no held-out answer fits a context of {model.config.context_length} tokens",
@@ -98,8 +100,13 @@ def answer_likelihoods(
         )
     end = limit or len(prompts)
     return likelihoods(
-        model, prompts[:end], answers[:end], pad_id=PAD, device=device, heartbeat=heartbeat
+        model, prompts[:end], answers[:end], pad_id=chat.pad_id, device=device, heartbeat=heartbeat
     )
+
+
+def learned_last(messages: Sequence[Message]) -> list[Message]:
+    """Return messages of which the last one alone has a weight in the loss."""
+    return [*(replace(one, weight=0.0) for one in messages[:-1]), replace(messages[-1], weight=1.0)]
 
 
 def mean_loss(found: Sequence[Likelihood]) -> float:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import InputError
+from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Message
-from stages.data.tokenizers.chat_template import encode_prompt
-from stages.data.tokenizers.huggingface_tokenizer import open_tokenizer
-from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
-from stages.generation.sampling import SamplingParams, sample
+from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
+from stages.generation.sampling import Responses, SamplingParams, sample
 from stages.models.hf_io import is_chat
+from stages.models.language_model import LanguageModel
 from stages.models.model_io import load_language_model
 
 
@@ -23,32 +25,54 @@ def generate_text(
     *,
     top_k: int = 0,
     top_p: float = 1.0,
+    history: Sequence[Message] = (),
 ) -> str:
     """Sample one response to a prompt from the model in `folder`.
 
-    A model whose model card declares the chat format of Headwater gets the prompt as a user
-    message; any other model continues the prompt as the beginning of a document.
+    A model whose model card declares a chat format gets the prompt as a user message, after those
+    of `history`; any other model continues the prompt as the beginning of a document. A response
+    ends at an end token, and at the token of a role.
 
     Raises:
-        InputError: the folder has no model, the prompt fills the context, or an option is out of
-            range.
+        InputError: the folder has no model, there is a history and no chat format, the prompt
+            fills the context, or an option is out of range.
     """
     folder = Path(folder)
-    model, tokenizer = load_language_model(folder), open_tokenizer(folder)
-    if isinstance(tokenizer, Tokenizer) and is_chat(folder):
-        ids = encode_prompt(tokenizer, [Message("user", prompt)])
-    else:
-        ids = [tokenizer.document_start_id, *tokenizer.encode(prompt)]
+    try:
+        params = SamplingParams(max_new_tokens, temperature, top_k, top_p)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    model = load_language_model(folder)
+    if is_chat(folder):
+        chat = ChatFormat.open(folder)
+        ids = chat.encode_prompt([*history, Message("user", prompt)])
+        drawn = _sample(model, ids, params, chat.stop_ids, chat.pad_id, seed)
+        return chat.decode(drawn.ids(0))
+    if history:
+        raise InputError(
+            "the model has no chat format, so that it takes no messages before the prompt",
+            where=str(folder),
+            remedy="name a model that was fine-tuned on conversations, or give the prompt alone",
+        )
+    tokenizer: AnyTokenizer = open_tokenizer(folder)
+    ids = [tokenizer.document_start_id, *tokenizer.encode(prompt)]
+    drawn = _sample(model, ids, params, [tokenizer.eos_id], tokenizer.padding_id, seed)
+    return tokenizer.decode(drawn.ids(0))
+
+
+def _sample(
+    model: LanguageModel,
+    ids: list[int],
+    params: SamplingParams,
+    end_ids: Sequence[int],
+    pad_id: int,
+    seed: int,
+) -> Responses:
     room = model.config.context_length - len(ids)
     if room < 1:
         raise InputError(
             f"the prompt of {len(ids)} tokens fills the context of {model.config.context_length}",
             remedy="shorten the prompt",
         )
-    try:
-        params = SamplingParams(min(max_new_tokens, room), temperature, top_k, top_p)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    eos_id, pad_id = tokenizer.eos_id, tokenizer.padding_id
-    responses = sample(model, [ids], params, eos_id=eos_id, pad_id=pad_id, seed=seed)
-    return tokenizer.decode(responses.ids(0))
+    fitting = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+    return sample(model, [ids], fitting, end_ids=end_ids, pad_id=pad_id, seed=seed)

@@ -7,7 +7,7 @@ Every row samples by inverse transform from its own uniform numbers (`counter_rn
 depends on the seed, its index and its prompt, and not on the rest of the batch. Finished rows are
 removed from the cache as soon as half of it is idle.
 
-Shape suffixes: B rows, A active rows, T steps, V vocabulary.
+Shape suffixes: B rows, A active rows, T steps, V vocabulary, E end tokens.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Responses:
     log_probs: Tensor
     """(B, T) log-probability under the sampling distribution; 0 in the padding."""
     finished: Tensor
-    """(B) True if the end token was sampled, False if the limit was reached."""
+    """(B) True if an end token was sampled, False if the limit was reached."""
 
     def ids(self, row: int, *, eos: bool = False) -> list[int]:
         """Return the ids of one response, with or without its end token."""
@@ -147,7 +147,7 @@ def sample(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     *,
-    eos_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
     seed: int = 0,
     indices: Sequence[int] | None = None,
@@ -159,7 +159,7 @@ def sample(
         model: in evaluation mode.
         prompts: token ids, at least one each.
         params: sampling options.
-        eos_id: token that ends a response.
+        end_ids: tokens that end a response, each of them.
         pad_id: padding token.
         seed: random seed; seed and index of a row determine its random numbers.
         indices: index of each row. Default: its position.
@@ -175,6 +175,7 @@ def sample(
         torch.zeros((B, T), device=device),
         torch.zeros(B, dtype=torch.bool, device=device),
     )
+    ends_E = torch.tensor(list(end_ids), dtype=torch.long, device=device)
     cache = model.cache(B, P + T)
     active_A = torch.arange(B, device=device)
     last_BT = torch.zeros_like(mask_BT)
@@ -185,7 +186,7 @@ def sample(
     )
     for t in range(T):
         tokens_A, log_probs_A = select_tokens(logits_AV, params, uniforms_BT[active_A, t])
-        _write_step(out, active_A, t, tokens_A, log_probs_A, eos_id)
+        _write_step(out, active_A, t, tokens_A, log_probs_A, ends_E)
         running = (~out.finished[active_A]).nonzero().squeeze(1)
         if t + 1 == T or not len(running):
             break
@@ -212,7 +213,7 @@ def select_tokens(
 
 
 def _write_step(
-    out: Responses, rows_A: Tensor, t: int, tokens_A: Tensor, log_probs_A: Tensor, eos_id: int
+    out: Responses, rows_A: Tensor, t: int, tokens_A: Tensor, log_probs_A: Tensor, ends_E: Tensor
 ) -> None:
     """Write step `t` of the rows that had not finished before."""
     running_A = ~out.finished[rows_A]
@@ -220,7 +221,7 @@ def _write_step(
     out.tokens[rows, t] = tokens
     out.mask[rows, t] = True
     out.log_probs[rows, t] = log_probs_A[running_A]
-    out.finished[rows] = tokens == eos_id
+    out.finished[rows] = torch.isin(tokens, ends_E)
 
 
 def length_sorted_batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -31,10 +31,11 @@ from stages.alignment.rollout import (
     RolloutSettings,
     generate_rollouts,
     pad_to,
-    score_at_eos,
+    score_at_end,
 )
+from stages.chat.chat_format import ChatFormat
 from stages.data.token_dataset import TokenDataset
-from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
+from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import PositionModel
 from stages.generation.sampling import SamplingParams
@@ -111,11 +112,11 @@ class PPOObjective:
 
         Raises:
             InputError: no prompt leaves room for a response, or tokenizers of models or pretraining
-                tokens differ.
+                tokens differ, or chat templates.
         """
         self.rank, self.train_settings, self.seed = rank, settings, seed
-        tokenizer = Tokenizer(self.policy_path)
-        tokenizer.require_equal(Tokenizer(self.reward_path))
+        self.chat = ChatFormat.open(self.policy_path)
+        self.chat.require_equal(ChatFormat.open(self.reward_path))
         policy, critic = load_language_model(self.policy_path), load_reward_model(self.reward_path)
         if policy.config.vocab_size != critic.body.config.vocab_size:
             raise InputError(
@@ -132,13 +133,14 @@ class PPOObjective:
             load_reward_model(self.reward_path).to(rank.device, dtype).requires_grad_(False)
         )
         self.context_length = context
-        max_prompt_length = context - self.settings.max_new_tokens
-        self.prompts = Shuffled(
-            read_prompts(self.prompts_path, "train", tokenizer, max_prompt_length), seed
-        )
-        self.eval_prompts = read_prompts(self.prompts_path, "eval", tokenizer, max_prompt_length)
+        longest = context - self.settings.max_new_tokens - len(self.chat.closing_ids)
+        found = read_prompts(self.prompts_path, "train", self.chat, longest)
+        self.prompts = Shuffled(found, seed)
+        self.eval_prompts = read_prompts(self.prompts_path, "eval", self.chat, longest)
         self.kl_controller = self.settings.kl_controller()
-        self.pretraining_corpus = self._open_corpus(policy.config.context_length, tokenizer)
+        self.pretraining_corpus = self._open_corpus(
+            policy.config.context_length, self.chat.tokenizer
+        )
         self._ema = {}
         if self.settings.ema_decay:
             self._ema = {name: p.detach().clone() for name, p in policy.named_parameters()}
@@ -151,7 +153,7 @@ class PPOObjective:
     def _pretraining_batches(self, step: int) -> PretrainingBatches | None:
         return PretrainingBatches(self, step) if self.pretraining_corpus else None
 
-    def _open_corpus(self, context: int, tokenizer: Tokenizer) -> TokenDataset | None:
+    def _open_corpus(self, context: int, tokenizer: AnyTokenizer) -> TokenDataset | None:
         if not self.tokens_paths or not self.settings.update.ptx_coef:
             return None
         settings = self.settings
@@ -242,14 +244,15 @@ class PPOObjective:
         share = len(episodes) // self.rank.world
         mine = episodes[self.rank.index * share : (self.rank.index + 1) * share]
         settings = RolloutSettings(
-            self.settings.decoding, EOS, PAD, seed, self.settings.rollout_batch_size,
-            str(self.rank.device),
+            self.settings.decoding, self.chat.end_ids, self.chat.pad_id, seed,
+            self.settings.rollout_batch_size, str(self.rank.device),
         )  # fmt: skip
+        score = score_at_end(self.reward, self.chat.end_id, self.chat.closing_ids)
         for engine in engines.values():
             engine.eval()
         with self._plain_policy(engines["policy"]) as policy:
             critic: PositionModel = engines["value"]
-            models = RolloutModels(policy, self.reference, critic, score_at_eos(self.reward, EOS))
+            models = RolloutModels(policy, self.reference, critic, score)
             batch = generate_rollouts(models, [prompts[i] for i in mine], mine, settings, heartbeat)
         for engine in engines.values():
             engine.train()
@@ -260,7 +263,7 @@ class PPOObjective:
         zero elsewhere."""
         if self.rank.world == 1:
             return batch
-        part = pad_to(batch, self.context_length, self.settings.max_new_tokens, PAD)
+        part = pad_to(batch, self.context_length, self.settings.max_new_tokens, self.chat.pad_id)
         start = self.rank.index * len(batch)
         found = {}
         for field in fields(Experience):
@@ -317,14 +320,16 @@ class PPOObjective:
             averaged = build_model(policy.config)
             averaged.load_state_dict(self._ema)
             policy = averaged
-        save_language_model(policy, out, self.policy_path, card=_CARD, chat=True)
+        ids = self.chat.special_ids
+        save_language_model(policy, out, self.policy_path, card=_CARD, chat=True, ids=ids)
+        self.chat.export(out)
 
 
 _CARD = """# Policy
 
 Fine-tuned by PPO on the score of a reward model, with a per-token KL penalty to the supervised
 policy and, where pretraining tokens were given, their language-modelling loss (PPO-ptx). Prompts
-are given in the chat format of `tokenizer_config.json`; responses end with `</s>`."""
+are given in the format of `chat_template.jinja`."""
 
 
 class PretrainingBatches:

@@ -166,7 +166,7 @@ def continuations(
         return []
     decoding = SamplingParams(min(80, room), temperature=0.8, top_p=0.95)
     drawn = sample(
-        model, ids, decoding, eos_id=tokenizer.eos_id, pad_id=tokenizer.padding_id, seed=seed,
+        model, ids, decoding, end_ids=[tokenizer.eos_id], pad_id=tokenizer.padding_id, seed=seed,
         device=rank.device,
     )  # fmt: skip
     return [

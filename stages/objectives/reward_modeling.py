@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
 from stages.alignment.ranking_loss import compare_pairs, kwise_loss
 from stages.alignment.reward_evaluation import mean_score, score_responses
-from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.chat.chat_format import ChatFormat
 from stages.models.language_model import ForwardOutputs, router_aux_loss
 from stages.models.model_io import load_language_model, save_reward_model
 from stages.models.registry import build_model, find_family
@@ -49,12 +49,12 @@ class RewardObjective(SupervisedObjective):
                 remedy="train the reward model from a model of another family",
             )
         self._experts = body.config.experts
-        tokenizer, context = Tokenizer(self.model), body.config.context_length
-        rankings = read_rankings(self.preferences, "train", tokenizer, context)
+        self.chat, context = ChatFormat.open(self.model), body.config.context_length
+        rankings = read_rankings(self.preferences, "train", self.chat, context)
         self.train_samples = Shuffled(rankings, derive_seed(self.seed, 1))
         # In the order of the first epoch, so that the first of them are a sample of all.
         self.rankings = [self.train_samples[i] for i in range(len(rankings))]
-        self.eval_dataset = read_rankings(self.preferences, "eval", tokenizer, context)
+        self.eval_dataset = read_rankings(self.preferences, "eval", self.chat, context)
         self.flops_per_token = float(body.config.flops_per_token)
         return {"model": Trainable(RewardModel(body))}
 
@@ -103,7 +103,8 @@ class RewardObjective(SupervisedObjective):
         scorer = scorer_copy(engines["model"].module).to(self.rank.device).eval()
         best = [ranking.best_response for ranking in self.rankings[: self.centering_samples]]
         scorer.add_bias(-mean_score(scorer, best, self.rank.device, heartbeat=self.rank.heartbeat))
-        save_reward_model(scorer, out, self.model, card=_CARD)
+        save_reward_model(scorer, out, self.model, card=_CARD, ids=self.chat.special_ids)
+        self.chat.export(out)
 
 
 def scorer_copy(trained: Any) -> RewardModel:
@@ -115,5 +116,5 @@ def scorer_copy(trained: Any) -> RewardModel:
 
 _CARD = """# Reward model
 
-Scores a response to a prompt (chat format, read at its `</s>`). Trained on rankings by the K-wise
-loss, centred so that demonstrations score 0 on average."""
+Scores a response to a prompt, in the format of `chat_template.jinja`, at its last token. Trained on
+rankings by the K-wise loss, centred so that demonstrations score 0 on average."""

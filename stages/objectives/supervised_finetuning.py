@@ -15,7 +15,6 @@ from stages.chat.encoded_chats import EncodedChats, reversed_conversation
 from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_inputs
 from stages.data.conversation_dataset import Conversation, Conversations
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.hf_io import SpecialIds
 from stages.models.language_model import ForwardOutputs, router_aux_loss
 from stages.models.model_io import load_language_model, save_language_model
 from stages.training.data_order import Shuffled
@@ -94,9 +93,8 @@ class SFTObjective(LanguageObjective):
         """Write the model folder."""
         model: Any = engines["model"].module
         chat = ChatFormat.open(self.model_path, self.chat_template)
-        own = chat.tokenizer
-        ids = SpecialIds(own.pad_id, own.bos_id, own.eos_id)
-        save_language_model(model, out, self.model_path, card=_card(self), chat=True, ids=ids)
+        card, ids = _card(self), chat.special_ids
+        save_language_model(model, out, self.model_path, card=card, chat=True, ids=ids)
         chat.export(out)
 
 
@@ -142,13 +140,13 @@ def sample_responses(
             model,
             [prompts[row] for row in fitting],
             SamplingParams(min(64, room), temperature=0.7, top_p=0.95),
-            eos_id=chat.end_id,
+            end_ids=chat.end_ids,
             pad_id=chat.pad_id,
             seed=seed,
             device=rank.device,
         )
         for index, row in enumerate(fitting):
-            responses[row] = chat.decode(drawn.ids(index))
+            responses[row] = chat.response_text(drawn.ids(index, eos=True))
     return responses
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
+from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Message
-from stages.data.tokenizers.chat_template import encode_prompt
-from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, UNK, Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.distributed.commit_seals import is_intact, write_seal
 from stages.generation.likelihood import Likelihood, likelihoods
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from stages.training.ranks.rank import Rank
 
 ANSWERS_PER_SHARD = 32  # a few seconds of work
-CHAT_OVERHEAD = 4  # tokens: <s> <|user|> ... <|assistant|> around a text of one token
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,13 @@ class QuestionGenerationConfig:
     top_p: float
     seed: int
 
-    def sampling_params(self, greedy: bool) -> SamplingParams:
-        """Return the options of the greedy question of an answer, or of the others. `<unk>` is
-        never sampled."""
+    def sampling_params(self, greedy: bool, suppressed: tuple[int, ...]) -> SamplingParams:
+        """Return the options of the greedy question of an answer, or of the others; `suppressed`
+        tokens are never sampled."""
         if greedy:
-            return SamplingParams(self.max_new_tokens, 0.0, suppress_tokens=(UNK,))
+            return SamplingParams(self.max_new_tokens, 0.0, suppress_tokens=suppressed)
         return SamplingParams(
-            self.max_new_tokens, self.temperature, top_p=self.top_p, suppress_tokens=(UNK,)
+            self.max_new_tokens, self.temperature, top_p=self.top_p, suppress_tokens=suppressed
         )
 
 
@@ -156,10 +154,12 @@ class QuestionGenerator:
     ) -> None:
         self.config, self.device, self.heartbeat = config, device, heartbeat
         self.speaker = load_language_model(config.speaker).to(device)
-        self.tokenizer = Tokenizer(config.speaker)
+        self.chat = ChatFormat.open(config.speaker)
+        if config.forward:
+            self.chat.require_equal(ChatFormat.open(config.forward))
         self.forward = load_language_model(config.forward).to(device) if config.forward else None
         self.max_prompt = self.speaker.config.context_length - config.max_new_tokens
-        if self.max_prompt < CHAT_OVERHEAD:
+        if self.max_prompt < len(self.chat.encode_prompt([Message("user", "a")])):
             raise InputError(
                 f"questions of {config.max_new_tokens} tokens leave no room for an answer in a "
                 f"context of {self.speaker.config.context_length}",
@@ -175,9 +175,9 @@ class QuestionGenerator:
             responses = sample(
                 self.speaker,
                 prompts,
-                self.config.sampling_params(greedy=index == 0),
-                eos_id=EOS,
-                pad_id=PAD,
+                self.config.sampling_params(index == 0, self.chat.unknown_ids),
+                end_ids=self.chat.end_ids,
+                pad_id=self.chat.pad_id,
                 seed=self.config.seed,
                 indices=[
                     (first + i) * self.config.num_candidates + index for i in range(len(answers))
@@ -189,7 +189,7 @@ class QuestionGenerator:
             scores = self._likelihoods(self.speaker, prompts, questions)
             by_index.append([
                 CandidateQuestion(
-                    answer.id, index, self.tokenizer.decode(ids).strip(), len(ids),
+                    answer.id, index, self.chat.decode(ids).strip(), len(ids),
                     bool(responses.finished[row]), scores[row].per_token,
                 )
                 for row, (answer, ids) in enumerate(zip(answers, questions, strict=True))
@@ -210,7 +210,7 @@ class QuestionGenerator:
         if len(candidates) < 2:
             return
         half, max_prompt = len(candidates) // 2, forward.config.context_length // 2
-        encoded = [[*self.tokenizer.encode(answer.text), EOS] for answer in answers]
+        encoded = [self._answer(answer.text) for answer in answers]
         own = [self._prompt(candidate.text, max_prompt) for candidate in candidates]
         others = [*own[half:], *own[:half]]
         gained, baseline = (self._truncate(forward, p, encoded) for p in (own, others))
@@ -229,10 +229,27 @@ class QuestionGenerator:
         self, model: LanguageModel, prompts: Any, continuations: Any
     ) -> list[Likelihood]:
         return likelihoods(
-            model, prompts, continuations, pad_id=PAD, device=self.device, heartbeat=self.heartbeat
-        )
+            model, prompts, continuations, pad_id=self.chat.pad_id, device=self.device,
+            heartbeat=self.heartbeat,
+        )  # fmt: skip
+
+    def _answer(self, text: str) -> list[int]:
+        """Return the ids of a text as an answer, its end token included."""
+        encoded = self.chat.encode_response([Message("user", "a")], text)
+        ids: list[int] = encoded.ids[encoded.loss_mask].tolist()
+        return ids
 
     def _prompt(self, text: str, max_tokens: int) -> list[int]:
-        """Return the prompt of a text; a longer text is truncated, the chat tokens are kept."""
-        ids = encode_prompt(self.tokenizer, [Message("user", text)])
-        return ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]]
+        """Return the prompt of a text; a longer text is truncated, and what the template writes
+        after it is kept."""
+        ids = self.chat.encode_prompt([Message("user", text)])
+        if len(ids) <= max_tokens:
+            return ids
+        kept = common_end(ids, self.chat.encode_prompt([Message("user", "")]))
+        return [*ids[: max_tokens - kept], *ids[len(ids) - kept :]]
+
+
+def common_end(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of ids at the end that two sequences share."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -45,7 +45,7 @@ def contenders(batch: int) -> dict[str, Callable[[], torch.Tensor]]:
 
     def ours(temperature: float) -> torch.Tensor:
         # -1 is no token: nothing ends before the limit, as for the others.
-        return sample(model, rows, SamplingParams(NEW, temperature), eos_id=-1, pad_id=0).tokens
+        return sample(model, rows, SamplingParams(NEW, temperature), end_ids=[], pad_id=0).tokens
 
     def generate(**options: object) -> torch.Tensor:
         made = theirs.generate(

@@ -13,8 +13,9 @@ from pipeline.errors import InputError, Interrupted
 from stages.alignment.kl_controller import AdaptiveKLController
 from stages.alignment.policy_comparison import before_and_after
 from stages.alignment.prompts import read_prompts
+from stages.chat.chat_format import ChatFormat
 from stages.data.token_store import TokenStore, write_index, write_shard
-from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, Tokenizer
+from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
 from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.model_io import load_language_model, load_reward_model, save_reward_model
@@ -99,7 +100,7 @@ def test_the_critic_starts_as_the_reward_model_apart_from_it(world, scorer):
 
 
 def test_prompts_end_where_the_assistant_begins(world):
-    prompts = read_prompts(world / "conversations", "eval", Tokenizer(world / "policy"), 30)
+    prompts = read_prompts(world / "conversations", "eval", ChatFormat.open(world / "policy"), 30)
     assert len(prompts) == 40
     assert all(ids[0] == BOS and ids[-1] == ASSISTANT for ids in prompts)
 

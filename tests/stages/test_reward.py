@@ -18,7 +18,7 @@ from stages.alignment.reward_evaluation import (
     mean_score,
     score_responses,
 )
-from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+from stages.chat.chat_format import ChatFormat
 from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
 from stages.reward import RewardParams, add_panels
@@ -94,7 +94,7 @@ def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, wo
         theirs(tokens).logits[0, 0], scorer(tokens)[0, -1], rtol=0, atol=1e-5
     )
     judged = evaluate_folder(Rank(), tmp_path, world / "preferences")
-    rankings = read_rankings(world / "preferences", "eval", Tokenizer(tmp_path), 40)
+    rankings = read_rankings(world / "preferences", "eval", ChatFormat.open(tmp_path), 40)
     unseen = mean_score(scorer, [ranking.best_response for ranking in rankings])
     assert judged.demonstration_score == pytest.approx(unseen, abs=1e-5) and unseen != 0
     assert judged.prompts == 48
@@ -105,7 +105,7 @@ def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
     """The first rankings of a file are of one kind: of its first modules, its first authors."""
     made = RewardObjective(world / "policy", world / "preferences", centering_samples=40)
     modules = made.setup(Rank(), RewardParams().train, seed=0)
-    stored = read_rankings(world / "preferences", "train", Tokenizer(world / "policy"), 40)
+    stored = read_rankings(world / "preferences", "train", ChatFormat.open(world / "policy"), 40)
     places = [stored.index(ranking) for ranking in made.rankings]
     assert len(set(places)) > 100 and sorted(places[:40]) != list(range(40))
     assert 60 < sum(places[:40]) / 40 < 100
@@ -131,7 +131,7 @@ def test_a_judgement_counts_pairs_by_rank(objective):
 
 
 def test_rankings_that_fit_no_context_are_an_error(world):
-    tokenizer = Tokenizer(world / "tokenizer")
+    tokenizer = ChatFormat.open(world / "tokenizer")
     with pytest.raises(InputError, match="none of 160 train preferences fits a context of 5"):
         read_rankings(world / "preferences", "train", tokenizer, 5)
 

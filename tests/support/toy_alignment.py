@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.stage import Inputs
+from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import (
     Conversation,
     Conversations,
@@ -26,7 +27,6 @@ from stages.data.conversation_dataset import (
 )
 from stages.data.preference_dataset import Preference, write_preferences
 from stages.data.token_store import write_index, write_shard
-from stages.data.tokenizers.chat_template import encode_conversation
 from stages.data.tokenizers.sentencepiece_tokenizer import CONTROL_TOKENS, Tokenizer
 from stages.generation.likelihood import pad_right
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
@@ -139,10 +139,11 @@ def build(folder: Path) -> Path:
     )
     write_tokens(folder / "tokens", tokenizer)
     labelled = list(Conversations(folder / "conversations", "train"))
+    chat = ChatFormat.open(folder / "tokenizer")
     for name, data in (("policy", labelled), ("speaker", [swapped(c) for c in labelled])):
         torch.manual_seed(0)
         model = GPT(GPTConfig(len(tokenizer), CONTEXT, num_layers=2, hidden_size=48, num_heads=2))
-        supervised(model, [encode_conversation(tokenizer, c) for c in data], 60)
+        supervised(model, [chat.encode(c.messages) for c in data], 60)
         save_language_model(model.eval(), folder / name, folder / "tokenizer", chat=True)
     return folder
 
@@ -158,12 +159,12 @@ def write_model(folder: Path, tokenizer: Path, family: str, steps: int = 0) -> P
             **({"experts": {"num_experts": 4}} if family == "switch" else {}),
         }
     )
-    read = Tokenizer(tokenizer)
+    chat = ChatFormat.open(tokenizer)
     torch.manual_seed(0)
-    model = build_model(section.config("tiny", len(read)))
+    model = build_model(section.config("tiny", len(chat.tokenizer)))
     if steps:
         labelled = Conversations(tokenizer.parent / "conversations", "train")
-        supervised(model, [encode_conversation(read, c) for c in labelled], steps)
+        supervised(model, [chat.encode(c.messages) for c in labelled], steps)
     save_language_model(model.eval(), folder, tokenizer, chat=True)
     return folder
 

@@ -27,9 +27,9 @@ from typing import Any, Literal
 import sentencepiece
 
 from pipeline.errors import Failure, InputError
+from stages.chat.template_rendering import adapt_template, named_template
 from stages.data.formats.surrogates import replace_surrogates
 from stages.data.hashing import hash64
-from stages.data.tokenizers.chat_template import CHAT_TEMPLATE
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     CHUNK_PATTERN_KEY,
     CONTROL_MARK,
@@ -253,7 +253,9 @@ def _tokenizer_config_json(model_max_length: int | None, config: TokenizerConfig
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
         "model_max_length": model_max_length or 1_000_000,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": adapt_template(
+            named_template("headwater"), lambda _, token: CONTROL_MARK + token
+        ),
     }
 
 

@@ -66,7 +66,9 @@ def train(problem, *, decoding=None, renew=0):
     critic = Table(TableCritic(), 0.1)
     reference = TablePolicy(problem.reference)
     prompt_rng, rng = np.random.default_rng(7), np.random.default_rng(8)
-    rolling = RolloutSettings(decoding or SamplingParams(LENGTH), EOS, PAD, seed=1, batch=EPISODES)
+    rolling = RolloutSettings(
+        decoding or SamplingParams(LENGTH), (EOS,), PAD, seed=1, batch=EPISODES
+    )
 
     def score(tokens_BT, last_B):
         return problem.reward(tokens_BT[:, 0], tokens_BT[:, 1:]).float()

@@ -26,7 +26,7 @@ from stages.alignment.rollout import (
     RolloutModels,
     RolloutSettings,
     generate_rollouts,
-    score_at_eos,
+    score_at_end,
 )
 from stages.generation.likelihood import next_log_probs
 from stages.generation.sampling import SamplingParams
@@ -90,9 +90,9 @@ def models():
 
 def play(models, prompts=PROMPTS, *, decoding=None, **options):
     policy, reference, critic, reward = models
-    settings = RolloutSettings(decoding or SamplingParams(10), EOS, PAD, **options)
+    settings = RolloutSettings(decoding or SamplingParams(10), (EOS,), PAD, **options)
     return generate_rollouts(
-        RolloutModels(policy, reference, critic, score_at_eos(reward, EOS)),
+        RolloutModels(policy, reference, critic, score_at_end(reward, EOS)),
         prompts,
         range(len(prompts)),
         settings,
@@ -142,7 +142,7 @@ def test_how_rollouts_are_batched_changes_nothing(models, batch):
 def test_a_response_that_was_cut_off_is_scored_as_if_it_had_ended(models, batch):
     """Else a policy learns never to end, at tokens where the reward model was never trained."""
     tokens, last = torch.tensor([[2, 5, 6, 7, 0], [2, 5, 6, EOS, 0]]), torch.tensor([3, 3])
-    cut, ended = score_at_eos(models[3], EOS)(tokens, last)
+    cut, ended = score_at_end(models[3], EOS)(tokens, last)
     assert cut.item() == pytest.approx(ended.item(), abs=1e-5)
     assert cut.item() != pytest.approx(models[3](tokens)[0, 3].item(), abs=1e-2)
     assert not batch.finished.all()

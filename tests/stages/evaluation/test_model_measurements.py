@@ -10,9 +10,9 @@ from toy_alignment import another_tokenizer
 
 from pipeline.context import Context
 from pipeline.errors import InputError, Interrupted
+from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.token_store import TokenStore
-from stages.data.tokenizers.chat_template import encode_conversation
 from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.evaluate import EvaluateParams
@@ -157,14 +157,14 @@ def test_an_empty_set_of_answers_is_an_error(world, tmp_path):
 
 def test_what_can_be_trained_on_can_be_evaluated(world, tmp_path):
     """An answer's last token is predicted and not read: the longest is one over the context."""
-    model, tokenizer = load_language_model(world / "policy"), Tokenizer(world / "policy")
+    model, chat = load_language_model(world / "policy"), ChatFormat.open(world / "policy")
     texts = [" ".join(["here"] * count) for count in range(1, 80)]
-    lengths = {len(encode_conversation(tokenizer, talk("", t, "eval"))): t for t in texts}
+    lengths = {len(chat.encode(talk("", t, "eval").messages)): t for t in texts}
     assert {41, 42} <= set(lengths)
     rows = [talk(str(n), lengths[n], "eval") for n in (41, 42)]
     write_conversations(tmp_path, rows)
-    (longest,) = answer_likelihoods(model, tmp_path, tokenizer)
-    ids = torch.tensor(encode_conversation(tokenizer, rows[0]).ids)
+    (longest,) = answer_likelihoods(model, tmp_path, chat)
+    ids = torch.tensor(chat.encode(rows[0].messages).ids)
     expected = model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None])
     assert longest.log_prob == pytest.approx(expected[-longest.num_tokens :].sum().item(), abs=1e-3)
 

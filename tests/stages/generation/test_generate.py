@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
+from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Message
-from stages.data.tokenizers.chat_template import encode_prompt
 from stages.data.tokenizers.sentencepiece_tokenizer import EOS, PAD, Tokenizer
 from stages.generation.generate import generate_text
 from stages.generation.sampling import SamplingParams, sample
@@ -14,12 +14,12 @@ from stages.models.model_io import load_language_model, save_language_model
 
 def greedy(world, ids, count):
     model = load_language_model(world / "policy")
-    drawn = sample(model, [ids], SamplingParams(count, 0.0), eos_id=EOS, pad_id=PAD)
+    drawn = sample(model, [ids], SamplingParams(count, 0.0), end_ids=[EOS], pad_id=PAD)
     return Tokenizer(world / "policy").decode(drawn.ids(0))
 
 
 def test_a_chat_model_gets_the_chat_format(world):
-    ids = encode_prompt(Tokenizer(world / "policy"), [Message("user", "and the owl?")])
+    ids = ChatFormat.open(world / "policy").encode_prompt([Message("user", "and the owl?")])
     text = generate_text(world / "policy", "and the owl?", 12, temperature=0)
     assert text == greedy(world, ids, 12)
 

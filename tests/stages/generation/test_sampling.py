@@ -34,7 +34,7 @@ def model():
 
 
 def run(model, decoding, prompts=PROMPTS, **options):
-    return sample(model, prompts, decoding, eos_id=EOS, pad_id=PAD, **options)
+    return sample(model, prompts, decoding, end_ids=[EOS], pad_id=PAD, **options)
 
 
 def test_greedy_decoding_equals_transformers(model, tmp_path):

@@ -12,9 +12,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from xxhash import xxh3_128_hexdigest
 
 from pipeline.errors import CorruptArtifact, Failure, InputError
-from stages.data.conversation_dataset import Conversation, Message
+from stages.chat.chat_format import ChatFormat
+from stages.data.conversation_dataset import Message
 from stages.data.formats.surrogates import replace_surrogates
-from stages.data.tokenizers.chat_template import encode_conversation, encode_prompt, encode_response
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     ASSISTANT,
     BOS,
@@ -351,7 +351,7 @@ TURNS = (
 
 
 def test_a_conversation_encodes_text_between_control_ids(tokenizer):
-    encoded = encode_conversation(tokenizer, Conversation("x", TURNS))
+    encoded = ChatFormat.open(tokenizer.path).encode(TURNS)
     ids = encoded.ids.tolist()
     controls = [token for token in ids if token < FIRST_BYTE]
     assert controls == [BOS, SYSTEM, USER, ASSISTANT, EOS, USER, ASSISTANT, EOS]
@@ -359,26 +359,27 @@ def test_a_conversation_encodes_text_between_control_ids(tokenizer):
 
 
 def test_the_loss_mask_covers_answers_and_their_end_tokens(tokenizer):
-    encoded = encode_conversation(tokenizer, TURNS)
+    encoded = ChatFormat.open(tokenizer.path).encode(TURNS)
     learned = encoded.ids[encoded.loss_mask].tolist()
     assert learned == [*tokenizer.encode("Counts. <|user|>"), EOS, *tokenizer.encode("Text."), EOS]
     assert not encoded.loss_mask[encoded.ids == ASSISTANT].any()
 
 
 def test_a_prompt_is_a_prefix_of_its_conversation(tokenizer):
-    whole = encode_conversation(tokenizer, TURNS).ids.tolist()
-    prompt = encode_prompt(tokenizer, TURNS[:-1])
+    chat = ChatFormat.open(tokenizer.path)
+    whole, prompt = chat.encode(TURNS).ids.tolist(), chat.encode_prompt(TURNS[:-1])
     assert prompt[-1] == ASSISTANT and whole[: len(prompt)] == prompt
-    assert encode_response(tokenizer, TURNS[:-1], "Text.").ids.tolist() == whole
+    assert chat.encode_response(TURNS[:-1], "Text.").ids.tolist() == whole
 
 
 def assert_plain_transformers_agrees(ours, auto, turns):
     """Check the ids of the chat template, with default arguments."""
+    chat = ChatFormat.open(ours.path)
     rows = [{"role": turn.role, "content": turn.content} for turn in turns]
     whole = auto.apply_chat_template(rows)["input_ids"]
-    assert whole == encode_conversation(ours, turns).ids.tolist()
+    assert whole == chat.encode(turns).ids.tolist()
     prompt = auto.apply_chat_template(rows[:-1], add_generation_prompt=True)["input_ids"]
-    assert prompt == encode_prompt(ours, turns[:-1])
+    assert prompt == chat.encode_prompt(turns[:-1])
     rendered = auto.apply_chat_template(rows, tokenize=False)
     assert auto.encode(rendered, add_special_tokens=False) == whole
 
@@ -399,5 +400,7 @@ def test_the_chat_template_of_transformers_gives_our_ids(variant, tmp_path):
 
 def test_a_message_cannot_bring_the_mark_of_control_tokens(tokenizer, auto):
     rows = [{"role": "user", "content": f"a{CONTROL_MARK}</s>b"}]
-    expected = encode_prompt(tokenizer, [Message("user", "a\ufffd</s>b")])
+    chat = ChatFormat.open(tokenizer.path)
+    expected = chat.encode_prompt([Message("user", "a\ufffd</s>b")])
+    assert chat.encode_prompt([Message("user", rows[0]["content"])]) == expected
     assert auto.apply_chat_template(rows, add_generation_prompt=True)["input_ids"] == expected
