@@ -30,14 +30,7 @@ import xxhash
 from pipeline.atomic_io import read_json
 from pipeline.errors import InputError
 from stages.chat.control_tokens import ChatEncoder, FastChat, TokenSpans, chat_encoder
-from stages.chat.template_rendering import (
-    Rendering,
-    adapt_template,
-    marks_answers,
-    model_template,
-    named_template,
-    render_template,
-)
+from stages.chat.template_rendering import Rendering, render_template
 from stages.data.conversation_dataset import Json, Message
 from stages.data.tokenizers.huggingface_tokenizer import (
     AnyTokenizer,
@@ -45,6 +38,12 @@ from stages.data.tokenizers.huggingface_tokenizer import (
     open_tokenizer,
 )
 from stages.data.tokenizers.sentencepiece_tokenizer import CONTROL_MARK, Tokenizer
+from stages.data.tokenizers.template_files import (
+    adapt_template,
+    marks_answers,
+    model_template,
+    named_template,
+)
 
 if TYPE_CHECKING:
     from stages.models.hf_io import SpecialIds

@@ -105,7 +105,7 @@ def answer_likelihoods(
 
 
 def learned_last(messages: Sequence[Message]) -> list[Message]:
-    """Return messages of which the last one alone has a weight in the loss."""
+    """Return messages where only the last has a weight in the loss."""
     return [*(replace(one, weight=0.0) for one in messages[:-1]), replace(messages[-1], weight=1.0)]
 
 

@@ -27,7 +27,6 @@ from typing import Any, Literal
 import sentencepiece
 
 from pipeline.errors import Failure, InputError
-from stages.chat.template_rendering import adapt_template, named_template
 from stages.data.formats.surrogates import replace_surrogates
 from stages.data.hashing import hash64
 from stages.data.tokenizers.sentencepiece_tokenizer import (
@@ -42,6 +41,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
     UNK,
     Tokenizer,
 )
+from stages.data.tokenizers.template_files import adapt_template, named_template
 
 MAX_LINE = 2_000  # characters per training line; longer texts are split at line ends
 MAX_CHUNK = 2_048  # characters of a word, or of its whitespace, per chunk of a unigram model

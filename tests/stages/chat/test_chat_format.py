@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from stages.chat.chat_format import ChatFormat
-from stages.chat.template_rendering import TEMPLATES
 from stages.data.conversation_dataset import Message
 from stages.data.tokenizers.sentencepiece_tokenizer import (
     ASSISTANT,
@@ -31,6 +30,7 @@ from stages.data.tokenizers.sentencepiece_tokenizer import (
     SYSTEM,
     USER,
 )
+from stages.data.tokenizers.template_files import TEMPLATES
 from stages.data.tokenizers.tokenizer_training import (
     TokenizerConfig,
     export_tokenizer,
