@@ -62,6 +62,8 @@ def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _ERROR_CALL.search(_name(node.func)):
             roots: list[ast.expr] = [*node.args, *(k.value for k in node.keywords)]
+            if _name(node.func) == "RowError":  # reason, field, detail
+                roots = roots[2:]
         elif isinstance(node, ast.Call):
             roots = [k.value for k in node.keywords if k.arg in ("remedy", "hint")]
         elif isinstance(node, ast.Assign) and any(

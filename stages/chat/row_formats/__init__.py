@@ -1,0 +1,1 @@
+"""Formats of conversations and rankings, one file per format."""

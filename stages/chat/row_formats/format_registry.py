@@ -1,0 +1,63 @@
+"""The formats by name, and the detection of a row's format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pipeline.errors import InputError
+from stages.chat.row_formats.chosen_rejected import ChosenRejected
+from stages.chat.row_formats.openai_messages import OpenAIMessages
+from stages.chat.row_formats.row_format import RowFormat
+from stages.chat.row_formats.sharegpt import ShareGPT
+from stages.chat.row_options import RowOptions
+
+Wanted = Literal["dialogues", "rankings"]
+FORMATS: dict[str, RowFormat] = {
+    found.name: found for found in (ChosenRejected(), OpenAIMessages(), ShareGPT())
+}
+"""In the order of detection: formats with more fields first."""
+
+
+def detect_format(values: Mapping[str, Any], wanted: Wanted, options: RowOptions) -> RowFormat:
+    """Return the first format that a row matches and that holds what is wanted.
+
+    Raises:
+        InputError: no format fits.
+    """
+    renamed = options.renamed(values)
+    matching = [found for found in FORMATS.values() if found.matches(renamed)]
+    usable = [found for found in matching if wanted == "dialogues" or found.has_rankings]
+    if usable:
+        return usable[0]
+    if matching:
+        return find_format(matching[0].name, wanted)
+    names = [
+        found.name for found in FORMATS.values() if wanted == "dialogues" or found.has_rankings
+    ]
+    raise InputError(
+        f"no format of {wanted} has the fields {', '.join(map(str, values)) or '(none)'}",
+        where="sources",
+        remedy=f"map the names with the key fields; formats: {', '.join(names)}",
+    )
+
+
+def find_format(name: str, wanted: Wanted) -> RowFormat:
+    """Return a format by name.
+
+    Raises:
+        InputError: it is unknown, or its rows hold no rankings where these are wanted.
+    """
+    found = FORMATS.get(name)
+    if found is None:
+        raise InputError(
+            f"unknown format {name!r}", where="format", remedy=f"one of {', '.join(FORMATS)}"
+        )
+    if wanted == "rankings" and not found.has_rankings:
+        ranked = [each.name for each in FORMATS.values() if each.has_rankings]
+        raise InputError(
+            f"rows of format {name} hold no rankings",
+            where="format",
+            remedy=f"read them with the stage conversations; rankings: {', '.join(ranked)}",
+        )
+    return found
