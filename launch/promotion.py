@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from launch.failures import promotion_failed, promotion_rule
 from launch.ui.options import mlflow_uri
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import HeadwaterError, UserError, did_you_mean
 from pipeline.kind import is_promotable
+from pipeline.promotion_gates import Gate
 from pipeline.spec.pipeline_spec import DEFAULT_ALIAS, Promotion
+from pipeline.stage_registry import find_stage
 from pipeline.status import COMPLETED_STATES
 
 if TYPE_CHECKING:
     from pipeline.execution.run import Run
+    from pipeline.status import RunStatus
     from pipeline.storage.artifact import Artifact
 
 SMOKE_TEST_SECONDS = 600
@@ -90,6 +93,8 @@ def promote_run(run: Run, wanted: Promotion, *, dry_run: bool = False) -> dict[s
     from launch.tracking.model_registry import Registry
 
     status, model, alias = run.status(), wanted.model, wanted.alias
+    for text in wanted.require:
+        check_gate_was_measured(Gate.parse(text), status)
     record = Registry(run.store, mlflow_uri()).promote(
         stage_artifact(run, wanted.stage),
         model,
@@ -111,6 +116,33 @@ def promote_run(run: Run, wanted: Promotion, *, dry_run: bool = False) -> dict[s
         if promotion_failed(status) and rule and (rule.model, rule.alias) == (model, alias):
             run.append("run.finished", state="finished")
     return record
+
+
+def check_gate_was_measured(gate: Gate, status: RunStatus) -> None:
+    """Check that the stage of a gate ran, and reported the metric if it declares it.
+
+    Raises:
+        UserError: a stage that was skipped, or a metric that it declares and did not report.
+    """
+    for stage in status.stages:
+        name = gate.metric.removeprefix(f"{stage.name}.")
+        if name == gate.metric or name in stage.metrics:
+            continue
+        other = "promote with another gate: `headwater promote RUN --require GATE`"
+        if stage.state == "skipped":
+            message = f"the gate {gate.text!r} needs {stage.name}, which is skipped: {stage.reason}"
+            raise UserError(message, remedy=f"run {stage.name}, or {other}")
+        if meaning := _meaning(stage.uses, name):
+            message = f"the gate {gate.text!r} needs {name} ({meaning}), which this run lacks"
+            raise UserError(f"{message}: {stage.name} had no data for it", remedy=other)
+
+
+def _meaning(uses: str, metric: str) -> str:
+    """Return the meaning of a metric that a stage declares; empty for another one."""
+    try:
+        return (find_stage(uses).metrics or {}).get(metric, "")
+    except HeadwaterError:  # the stage is not installed any more
+        return ""
 
 
 def stage_artifact(run: Run, stage: str) -> Artifact:

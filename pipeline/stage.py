@@ -28,9 +28,9 @@ from pipeline.errors import NotFound, Problem
 from pipeline.kind import find_kind
 from pipeline.naming import NAME
 
-UnsupportedKeys = Mapping[str, tuple[str, str]]
-"""Keys of other frameworks, in lower case, that are not supported here: for each, what is wrong
-with it and what to do instead."""
+UnsupportedKeys = Mapping[str, tuple[str, str] | str]
+"""Keys of other frameworks, in lower case: for each, our key, dotted as far as it is ambiguous; or
+what is wrong with it and what to do instead."""
 
 
 EXECUTION = "EXECUTION"
@@ -173,6 +173,7 @@ class Stage:
     output: str
     version: int
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    metrics: Mapping[str, str] | None = None
 
     registry: ClassVar[dict[str, Stage]] = {}
 
@@ -183,7 +184,12 @@ class Stage:
 
 
 def stage(
-    uses: str, *, output: str, version: int, inputs: Mapping[str, str | Input] | None = None
+    uses: str,
+    *,
+    output: str,
+    version: int,
+    inputs: Mapping[str, str | Input] | None = None,
+    metrics: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]:
     """Register a function as the stage `uses`.
 
@@ -192,6 +198,8 @@ def stage(
         output: the kind of the artifact that it produces.
         version: raise it whenever the same inputs give other bytes than before.
         inputs: the kind of each edge; see `Input.parse` for the short forms.
+        metrics: the meaning of each metric that it may report, by name or pattern (`left_out_*`).
+            Default: not declared, and gates on it are checked only after the run.
 
     Raises:
         TypeError: the declaration would go wrong silently when the stage is used, or names a kind
@@ -211,7 +219,7 @@ def stage(
             except NotFound as error:
                 raise TypeError(f"stage {uses}: {error.message} ({error.remedy})") from None
         _check_section(uses, params)
-        Stage.registry[uses] = Stage(uses, run, params, output, version, typed)
+        Stage.registry[uses] = Stage(uses, run, params, output, version, typed, metrics)
         return run
 
     return register

@@ -113,6 +113,13 @@ class AugmentParams(Params):
     },
     output="Conversations",
     version=5,
+    metrics={
+        "targets": "answers without a question",
+        "candidates": "questions that were generated",
+        "real": "real conversations of the training split",
+        "synthetic": "synthetic conversations that are kept",
+        "kept_share": "share of the generated questions that are kept",
+    },
 )
 def augment(params: AugmentParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Generate questions for unlabelled answers, filter them, and add them to the real ones."""

@@ -29,6 +29,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.curation.left_out import LEFT_OUT_METRICS, UNREAD_METRICS
 from stages.curation.param_checks import repeated_values
 from stages.text.dedup.dedup_params import DedupParams, preference_problems
 from stages.text.pii import PiiParams
@@ -155,6 +156,20 @@ class CleanParams(Params):
     inputs={"dedup_against": "Documents*?", "tokenizer": "Tokenizer?"},
     output="Documents",
     version=VERSION,
+    metrics={
+        "documents_read": "documents of the sources",
+        "documents": "documents that are kept",
+        "characters_read": "characters of the sources",
+        "characters": "characters that are kept",
+        "words": "words that are kept, without a tokenizer",
+        "tokens": "tokens that are kept, with a tokenizer",
+        "duplicates": "documents that are copies of kept ones",
+        "characters_removed": "characters cut from kept documents",
+        "masked": "personal data that were masked",
+        "broken": "records that cannot be read",
+        **LEFT_OUT_METRICS,
+        **UNREAD_METRICS,
+    },
 )
 def clean(params: CleanParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read, repair, filter and deduplicate text."""

@@ -51,6 +51,15 @@ if TYPE_CHECKING:
     inputs={"pairs": "ImageText", "tokenizer": "Tokenizer?", "init_from": "Model?"},
     output="Model",
     version=4,
+    metrics={
+        "loss": "loss of the last step",
+        "pairs": "pairs of the training split",
+        "skipped_steps": "steps that were skipped because of a spike",
+        "parameters": "parameters of the model",
+        "eval_pairs": "held-out pairs",
+        "eval_loss": "loss on held-out pairs",
+        "eval_*": "other metrics on held-out pairs",
+    },
 )
 def clip(params: ClipParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a CLIP on images with captions."""
@@ -169,7 +178,23 @@ embedding of {config.embed_dim} dimensions. Trained for {train.steps} steps of
 
 
 @stage(
-    "clip.evaluate", inputs={"model": "Model", "pairs": "ImageText"}, output="Metrics", version=3
+    "clip.evaluate",
+    inputs={"model": "Model", "pairs": "ImageText"},
+    output="Metrics",
+    version=3,
+    metrics={
+        "image_to_text_*": "recall of captions by image, at a depth",
+        "text_to_image_*": "recall of images by caption, at a depth",
+        "images": "images of the retrieval",
+        "texts": "texts of the retrieval",
+        "zero_shot": "accuracy of zero-shot classification, all prompts together",
+        "zero_shot_balanced": "mean over classes of that accuracy",
+        "zero_shot_single": "accuracy with the first prompt",
+        "zero_shot_single_mean": "mean accuracy of single prompts",
+        "chance": "accuracy of a random class",
+        "linear_probe": "accuracy of a linear classifier on image features",
+        "linear_probe_l2": "its weight decay, chosen on a part of the training pairs",
+    },
 )
 def evaluate_clip_stage(
     params: ClipEvaluateParams, inputs: Inputs, out: Path, ctx: Context

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, Section, stage
+from stages.curation.left_out import LEFT_OUT_METRICS, UNREAD_METRICS
 from stages.text.sources import fsspec_files
 
 if TYPE_CHECKING:
@@ -93,6 +94,25 @@ class DecontaminateParams(Params):
     inputs={"documents": "Documents", "tokenizer": "Tokenizer?"},
     output="Documents",
     version=5,
+    metrics={
+        "documents_read": "documents of the input",
+        "documents": "documents that are kept",
+        "characters_read": "characters of the input",
+        "characters": "characters that are kept",
+        "words_read": "words of the input, without a tokenizer",
+        "words": "words that are kept, without a tokenizer",
+        "tokens_read": "tokens of the input, with a tokenizer",
+        "tokens": "tokens that are kept, with a tokenizer",
+        "contaminated": "documents that hold an evaluation item",
+        "cut": "items that were cut out of documents",
+        "items": "evaluation items that are searched",
+        "items_too_short": "evaluation items without an n-gram",
+        "items_found": "evaluation items that occur in a document",
+        "items_common": "evaluation items whose n-grams are all common",
+        "common_ngrams": "n-grams that are ignored because many documents hold them",
+        **LEFT_OUT_METRICS,
+        **UNREAD_METRICS,
+    },
 )
 def decontaminate(params: DecontaminateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Drop documents that contain evaluation items, or cut the items out."""

@@ -142,6 +142,35 @@ class EvaluateParams(Params):
     },
     output="Metrics",
     version=4,
+    metrics={
+        "perplexity": "perplexity of `base` on held-out documents",
+        "loss": "loss of `base` on held-out documents, nats per token",
+        "bits_per_byte": "the same loss per byte of text, bits",
+        **{
+            f"{model}_{metric}": f"the same of `{model}`"
+            for model in ("sft", "augmented", "policy")
+            for metric in ("perplexity", "loss", "bits_per_byte")
+        },
+        "answer_loss": "loss of `sft` on held-out answers, nats per token",
+        "answer_perplexity": "exponential of `answer_loss`",
+        "answer_loss_augmented": "loss of `augmented` on held-out answers, nats per token",
+        "answer_perplexity_augmented": "exponential of `answer_loss_augmented`",
+        "augmentation_gain": "mean difference of the two losses",
+        "augmentation_gain_stderr": "standard error of the difference",
+        "reward_accuracy": "share of held-out pairs that the reward model orders rightly",
+        "reward_margin": "mean difference of its scores of a pair",
+        "reward_demonstration_score": "its mean score of the best held-out answers",
+        "reward_before": "mean reward of the responses of `sft`",
+        "reward_after": "mean reward of the responses of `policy`",
+        "reward_gain": "mean difference of the two",
+        "reward_gain_stderr": "standard error of the difference",
+        "kl": "KL divergence of `policy` from `sft`, nats per response",
+        "kl_k3": "the same by an estimate that is never negative",
+        "length_before": "mean length of the responses of `sft`, tokens",
+        "length_after": "mean length of the responses of `policy`, tokens",
+        "finished_before": "share of the responses of `sft` with an end token",
+        "finished_after": "share of the responses of `policy` with an end token",
+    },
 )
 def evaluate(params: EvaluateParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Measure perplexity, reward accuracy, policy reward and KL, and the augmentation gain."""
@@ -224,7 +253,25 @@ class EvaluateTasksParams(Params):
         return {f"tasks.{task.name}": task.digest for task in self.load_tasks()}
 
 
-@stage("evaluate.tasks", inputs={"model": "Model"}, output="Metrics", version=3)
+@stage(
+    "evaluate.tasks",
+    inputs={"model": "Model"},
+    output="Metrics",
+    version=3,
+    metrics={
+        "acc": "mean accuracy over tasks",
+        "centered": "mean over tasks of the accuracy above chance, 1 if all items are right",
+        "*_acc": "accuracy of a task",
+        "*_acc_norm": "its accuracy with scores per byte",
+        "*_acc_pmi": "its accuracy with scores relative to those without context, with pmi",
+        "*_perplexity": "perplexity of the answers of a cloze task",
+        "*_stderr": "standard error of the metric of that name",
+        "*_chance": "accuracy of random choices",
+        "*_centered": "accuracy above chance",
+        "*_items": "items of a task",
+        "*_truncated": "items whose context was cut",
+    },
+)
 def evaluate_tasks(params: EvaluateTasksParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Score a model on multiple-choice and cloze tasks, few-shot or zero-shot."""
     from pipeline.atomic_io import write_atomic

@@ -36,6 +36,7 @@ from pydantic import Field, PositiveInt
 from pipeline import panels
 from pipeline.errors import HeadwaterError, InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, stage
+from stages.curation.left_out import LEFT_OUT_METRICS, UNREAD_METRICS
 from stages.curation.param_checks import repeated_values
 from stages.images.image_params import ImageDedup, ImageFilters, ImageResize
 
@@ -156,7 +157,25 @@ class ImageTextParams(Params):
         return {"seconds": size / BYTES_PER_SECOND / self.workers.num, **disk}
 
 
-@stage("image_text", inputs={"model": "Model?"}, output="ImageText", version=4)
+@stage(
+    "image_text",
+    inputs={"model": "Model?"},
+    output="ImageText",
+    version=4,
+    metrics={
+        "images_read": "images of the sources",
+        "images": "images that are kept",
+        "captions": "captions of the kept images",
+        "train_images": "images of the training split",
+        "eval_images": "held-out images",
+        "duplicates": "images that are copies of kept ones",
+        "resized": "images that were made smaller",
+        "broken": "images that cannot be read",
+        "stored_bytes": "size of the kept images",
+        **LEFT_OUT_METRICS,
+        **UNREAD_METRICS,
+    },
+)
 def image_text(params: ImageTextParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Filter, deduplicate, resize and shard images with captions."""
     from stages.curation.folder_listing import LeftOut

@@ -207,6 +207,19 @@ class PPOParams(Params):
     },
     output="Model",
     version=6,
+    metrics={
+        "reward_before": "mean reward of held-out prompts before the training",
+        "reward_after": "mean reward of held-out prompts after it",
+        "reward_gain": "mean difference of the two",
+        "reward_gain_stderr": "standard error of the difference",
+        "kl": "KL divergence from the policy before, nats per response",
+        "kl_k3": "the same by an estimate that is never negative",
+        "length_before": "mean length of a response before, tokens",
+        "length_after": "mean length of a response after, tokens",
+        "finished_before": "share of responses with an end token before",
+        "finished_after": "share of responses with an end token after",
+        "tokens": "tokens of the training",
+    },
 )
 def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Improve a policy by reinforcement learning on a reward model's scores (PPO-ptx)."""

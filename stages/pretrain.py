@@ -165,6 +165,18 @@ class PretrainParams(Params):
     inputs={"tokens": "Tokens*", "tokenizer": "Tokenizer|Model?", "init_from": "Model?"},
     output="Model",
     version=4,
+    metrics={
+        "loss": "loss of the last step, nats per token",
+        "eval_loss": "loss on held-out documents, nats per token",
+        "perplexity": "exponential of `eval_loss`",
+        "bits_per_byte": "the same loss per byte of text, bits",
+        "tokens": "tokens of the training",
+        "skipped_steps": "steps that were skipped because of a spike",
+        "parameters": "parameters of the model",
+        "padding": "share of padding, with packing best_fit",
+        "cut_documents": "documents that were split, with packing best_fit",
+        "epochs_*": "epochs over one of several token stores",
+    },
 )
 def pretrain(params: PretrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a language model on packed tokens, from random or existing weights."""

@@ -147,7 +147,17 @@ class PretrainedParams(Params):
             return str(info.sha)
 
 
-@stage("pretrained", inputs={}, output="Model", version=6)
+@stage(
+    "pretrained",
+    inputs={},
+    output="Model",
+    version=6,
+    metrics={
+        "parameters": "parameters of the model",
+        "active_parameters": "parameters that work on a token",
+        "left_out": "files and fields that are left out or changed",
+    },
+)
 def pretrained(params: PretrainedParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Import a pretrained language model."""
     from stages.models.model_io import load_language_model, save_language_model

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from stages.data.preference_dataset import Preference
 
 
-@stage("python_preferences", output="Preferences", version=4)
+@stage(
+    "python_preferences",
+    output="Preferences",
+    version=4,
+    metrics={
+        "preferences": "prompts with ranked answers",
+        "pairs": "pairs of answers",
+        "train": "prompts of the training split",
+        "eval": "held-out prompts",
+        "unlabelled": "prompts of the unlabelled split",
+    },
+)
 def python_preferences(params: PythonDocsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build K-wise preferences from the docstrings of the Python installation."""
     from stages.data.preference_dataset import write_preferences

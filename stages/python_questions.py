@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from stages.text.python_docs.question_answers import ObjectSummary
 
 
-@stage("python_questions", output="Conversations", version=4)
+@stage(
+    "python_questions",
+    output="Conversations",
+    version=4,
+    metrics={
+        "conversations": "questions with answers",
+        "train": "conversations of the training split",
+        "eval": "held-out conversations",
+        "unlabelled": "answers of the unlabelled split",
+    },
+)
 def python_questions(params: PythonDocsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Build questions and answers from the docstrings of the Python installation."""
     from stages.data.conversation_dataset import Conversation, Message, write_conversations

@@ -69,6 +69,13 @@ class RewardParams(Params):
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
     version=6,
+    metrics={
+        "loss": "loss of the last step, nats per pair",
+        "accuracy": "share of held-out pairs in the right order",
+        "margin": "mean difference of scores of a held-out pair",
+        "prompts": "held-out prompts",
+        "demonstration_score": "mean score of the best held-out answers",
+    },
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a reward model on K-wise rankings, all pairs of a prompt as one batch element."""

@@ -119,7 +119,20 @@ class TokenizerTrainParams(Params):
         return {"seconds": 1 + self.sample_characters / 1e6}
 
 
-@stage("tokenize.train", inputs={"documents": "Documents*"}, output="Tokenizer", version=4)
+@stage(
+    "tokenize.train",
+    inputs={"documents": "Documents*"},
+    output="Tokenizer",
+    version=4,
+    metrics={
+        "vocab_size": "number of ids",
+        "characters_per_token": "characters per token of the documents",
+        "bytes_per_token": "bytes per token of the documents",
+        "tokens_per_word": "tokens per word of the documents",
+        "fertility_*": "tokens per word of one language",
+        "bytes_per_token_*": "bytes per token of one language",
+    },
+)
 def train_tokenizer(params: TokenizerTrainParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Train a SentencePiece tokenizer and export it for AutoTokenizer."""
     from stages.data.documents import Documents, read_stats
@@ -202,6 +215,12 @@ class TokenPackParams(Params):
     inputs={"documents": "Documents", "tokenizer": "Tokenizer|Model"},
     output="Tokens",
     version=3,
+    metrics={
+        "train_tokens": "tokens of the training split",
+        "train_documents": "documents of the training split",
+        "eval_tokens": "held-out tokens",
+        "eval_documents": "held-out documents",
+    },
 )
 def pack_tokens(params: TokenPackParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Encode documents into a shuffled, memory-mapped token store with held-out documents."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from declared_metrics import declared_metrics
 from hypothesis import settings
 
 from pipeline.plugins import stage_packages
@@ -23,6 +24,13 @@ settings.register_profile("patient", deadline=None)  # a busy machine is no fail
 settings.load_profile("patient")
 
 TOYS = Path(__file__).parent / "support" / "toys"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stages_report_what_they_declare() -> Iterator[None]:
+    """Gates are checked against declared metrics, so that no stage may report another one."""
+    with declared_metrics():
+        yield
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
         "version": stage.version,
         "inputs": {name: str(declared) for name, declared in stage.inputs.items()},
         "output": stage.output,
+        "metrics": dict(stage.metrics or {}),
         "parameters": [asdict(parameter) for parameter in list_parameters(stage.params)],
     }
 
@@ -223,6 +224,13 @@ def _print_stage(stage: Stage) -> None:
         for name, kind in stage.inputs.items():
             table.add_row(name, str(kind))
         console.print_table(table)
+    if stage.metrics:
+        console.echo()
+        console.echo("metrics, for gates and comparisons", "dim")
+        table = console.make_table("metric", "meaning", flexible=["meaning"])
+        for name, meaning in stage.metrics.items():
+            table.add_row(name, meaning)
+        console.print_table(table)
     titles = ("parameter", "type", "default", "meaning")
     for role in ROLES:
         found = [p for p in list_parameters(stage.params) if p.role == role]
@@ -258,4 +266,7 @@ def markdown_page(found: list[Stage]) -> str:
             mark = " ·" if p.role == "execution" else ""
             cells = (f"`{p.name}`{mark}", p.type, p.default, p.meaning)
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if stage.metrics:
+            parts += ["", "| metric | meaning |", "|---|---|"]
+            parts += [f"| `{name}` | {meaning} |" for name, meaning in stage.metrics.items()]
     return "\n".join(parts) + "\n"

@@ -22,15 +22,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.atomic_io import (
-    NOT_FOUND,
-    disk_errors,
-    fsync_path,
-    list_folder,
-    make_folder,
-    read_json,
-    write_atomic,
-)
+from pipeline import atomic_io
 from pipeline.checksum import parse_record, with_checksum
 from pipeline.errors import Failure, NotFound, UserError
 from pipeline.execution.journal import Journal
@@ -88,21 +80,21 @@ class Run:
         Args:
             origin: the run that this one continues with a changed configuration.
         """
-        make_folder(store.root / "runs")
-        before = [_instant_of(folder.name) for folder in list_folder(store.root / "runs")]
+        atomic_io.make_folder(store.root / "runs")
+        before = [_instant_of(folder.name) for folder in atomic_io.list_folder(store.root / "runs")]
         # Another host's clock may be ahead: an id sorts after those that exist, not by the clock.
         instant = max(time.time(), max(before, default=0.0) + 1 / len(_NOUNS))
         while True:
             run = cls(store, new_run_id(instant))
             try:
-                with disk_errors(run.folder):
+                with atomic_io.disk_errors(run.folder):
                     run.folder.mkdir()  # claims the id
-                    fsync_path(run.folder.parent)
+                    atomic_io.fsync_path(run.folder.parent)
                 break
             except FileExistsError:
                 instant += 1 / len(_NOUNS)
         resolved = yaml.safe_dump(to_plain(spec.resolved), sort_keys=False, allow_unicode=True)
-        write_atomic(run.folder / "run.yaml", resolved)
+        atomic_io.write_atomic(run.folder / "run.yaml", resolved)
         facts = {"pipeline": spec.name, "store": str(store.root), "root": str(Path.cwd())}
         digest = hash_file(run.folder / "run.yaml")
         run.append("run.created", **facts, origin=origin, run_yaml_sha256=digest)
@@ -179,15 +171,16 @@ class Run:
         return next((dict(s.get("payload") or {}) for s in stages if s["name"] == stage), {})
 
     def _raw_plan(self) -> dict[str, Any]:
-        with disk_errors(self.folder / "plan.json", to="read"), suppress(*NOT_FOUND, ValueError):
-            return parse_record((self.folder / "plan.json").read_bytes())
+        path, absent = self.folder / "plan.json", (*atomic_io.NOT_FOUND, ValueError)
+        with atomic_io.disk_errors(path, to="read"), suppress(*absent):
+            return parse_record(path.read_bytes())
         return {}
 
     def write_plan(self, plan: Plan) -> None:
         """Replace the plan: a resumed run finds other stages cached than before."""
         described = to_plain(plan.to_json())
         written = to_json(with_checksum(described), indent=1)
-        write_atomic(self.folder / "plan.json", written + "\n")
+        atomic_io.write_atomic(self.folder / "plan.json", written + "\n")
         keys = ("name", "uses", "kind", "verdict", "reason", "fingerprint")
         stages = [{key: stage.get(key, "") for key in keys} for stage in described["stages"]]
         self.append("plan", stages=stages)
@@ -268,7 +261,7 @@ class Run:
             seconds = artifact.manifest["seconds"] if stage.seconds is None else stage.seconds
             return replace(stage, path=str(artifact.path), metrics=metrics, seconds=seconds)
         work = self.store.work(stage.uses, stage.fingerprint)
-        progress: dict[str, Any] = read_json(work / "observed" / "progress.json", {})
+        progress: dict[str, Any] = atomic_io.read_json(work / "observed" / "progress.json", {})
         known = read_numbers(progress) | {key: progress[key] for key in progress if key == "unit"}
         return with_elapsed_time(replace(stage, progress=known))
 

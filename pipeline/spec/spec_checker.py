@@ -18,6 +18,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from graphlib import CycleError
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,9 @@ from pipeline.kind import is_promotable
 from pipeline.naming import NAME, NAME_RULE
 from pipeline.promotion_gates import Gate, check_alias
 from pipeline.redaction import SECRET
+from pipeline.spec import pipeline_spec
 from pipeline.spec.overrides import FILE_KEYS, apply_overrides, resolve_extends
-from pipeline.spec.pipeline_spec import (
-    DEFAULT_ALIAS,
-    Node,
-    Promotion,
-    Ref,
-    Spec,
-    StageRef,
-    Upstream,
-    parse_ref,
-)
+from pipeline.spec.pipeline_spec import Spec, StageRef
 from pipeline.spec.validation_messages import describe_value, type_remedy, validation_issues
 from pipeline.spec.yaml_reader import KeyPath, Tree, format_key_path
 from pipeline.stage import Input, Params, Stage
@@ -88,7 +81,7 @@ class _SpecChecker:
         self.names: list[str] = []
         self.stages: dict[str, Stage] = {}
         self.params: dict[str, Params] = {}
-        self.edges: dict[str, dict[str, tuple[Ref, ...]]] = {}
+        self.edges: dict[str, dict[str, tuple[pipeline_spec.Ref, ...]]] = {}
 
     def check(self, source: str) -> Spec:
         data = self.tree.data
@@ -108,7 +101,7 @@ class _SpecChecker:
             self.connect(node, sections[node])
         ordered = self.order()
         for node, params in self.params.items():
-            upstream = Upstream(node, self.stages, self.edges, self.params)
+            upstream = pipeline_spec.Upstream(node, self.stages, self.edges, self.params)
             for found in params.check(upstream):
                 keys = re.findall(r"[^.\[\]]+", found.key)  # train.lr, sources[0]
                 path = tuple(int(key) if key.isdigit() else key for key in keys)
@@ -120,7 +113,7 @@ class _SpecChecker:
         for node in ordered:
             stage, where = self.stages[node], self.tree.location(("stages", node))
             params, edges = self.params[node], self.edges[node]
-            nodes[node] = Node(node, stage.uses, stage, params, edges, where)
+            nodes[node] = pipeline_spec.Node(node, stage.uses, stage, params, edges, where)
         resolved = {key: value for key, value in data.items() if key != "extends"}
         return Spec(name, seed, nodes, promote, {**resolved, "seed": seed}, source)
 
@@ -223,9 +216,9 @@ class _SpecChecker:
             refs = [self.edge(at, item, expected) for at, item in items]
             self.edges[node][edge] = tuple(ref for ref in refs if ref is not None)
 
-    def edge(self, path: KeyPath, value: Any, expected: Input) -> Ref | None:
+    def edge(self, path: KeyPath, value: Any, expected: Input) -> pipeline_spec.Ref | None:
         """Read one edge, and check that its producer exists and makes an accepted kind."""
-        ref, kinds = parse_ref(value), " or ".join(expected.kinds)
+        ref, kinds = pipeline_spec.parse_ref(value), " or ".join(expected.kinds)
         if ref is None:
             forms = "${stage}, artifact:<fingerprint> or model:<name>@<alias>"
             self.unexpected(path, forms, value, f"it accepts {kinds}")
@@ -253,7 +246,7 @@ class _SpecChecker:
             self.problem(("stages", error.args[1][0]), message, "remove one edge")
             return []
 
-    def promotion(self, data: Any) -> Promotion | None:
+    def promotion(self, data: Any) -> pipeline_spec.Promotion | None:
         if data is None:
             return None
         if not isinstance(data, dict):
@@ -261,12 +254,12 @@ class _SpecChecker:
             return None
         self.unknown_keys(("promote",), data, PROMOTE_KEYS)
         model = self.name(("promote", "model"), data.get("model"), "model")
-        alias, stage = str(data.get("alias", DEFAULT_ALIAS)), data.get("stage")
+        alias, stage = str(data.get("alias", pipeline_spec.DEFAULT_ALIAS)), data.get("stage")
         try:
             check_alias(alias)
         except UserError as error:
             self.problem(("promote", "alias"), error.message, error.remedy)
-        ref = parse_ref(stage)
+        ref = pipeline_spec.parse_ref(stage)
         name = ref.name if isinstance(ref, StageRef) else str(stage)
         made = self.stages[name].output if name in self.stages else ""
         if name not in self.names:
@@ -274,7 +267,7 @@ class _SpecChecker:
             self.problem(("promote", "stage"), message, "name the stage whose model is promoted")
         elif made and not is_promotable(made):
             self.problem(("promote", "stage"), f"{name} makes {made}, which is not a model")
-        return Promotion(model, name, alias, self.gates(data.get("require", [])))
+        return pipeline_spec.Promotion(model, name, alias, self.gates(data.get("require", [])))
 
     def gates(self, data: Any) -> tuple[str, ...]:
         path = ("promote", "require")
@@ -287,8 +280,15 @@ class _SpecChecker:
             except UserError as error:
                 self.problem((*path, i), error.message, error.remedy)
                 continue
-            if not any(metric.startswith(f"{name}.") for name in self.names):
-                stage = metric.partition(".")[0]
-                remedy = did_you_mean(stage, self.names)
-                self.problem((*path, i), f"there is no stage {stage!r}", remedy)
+            node = next((name for name in self.names if metric.startswith(f"{name}.")), "")
+            stage, name = self.stages.get(node), metric.removeprefix(f"{node}.")
+            known = stage.metrics if stage else None
+            if not node:
+                missing = metric.partition(".")[0]
+                remedy = did_you_mean(missing, self.names)
+                self.problem((*path, i), f"there is no stage {missing!r}", remedy)
+            elif known is not None and not any(fnmatchcase(name, pattern) for pattern in known):
+                near, listed = did_you_mean(name, known), f"known: {', '.join(sorted(known))}"
+                remedy = listed if near == listed else f"{near} {listed}"
+                self.problem((*path, i), f"{node} reports no metric {name!r}", remedy)
         return tuple(str(text) for text in data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import did_you_mean
 from pipeline.spec.yaml_reader import KeyPath
-from pipeline.stage import nested_sections
+from pipeline.stage import UnsupportedKeys, nested_sections
 
 _SECTION = "a section of `key: value` lines"
 _EXPECTED = {
@@ -123,8 +123,21 @@ def _unknown_key(
     known = {*edges, *(field for section in sections for field in section.model_fields)}
     if name in known:
         return "cannot be combined with the other values here", ""
-    unknown = ("unknown key", did_you_mean(name, known))
-    return tuple(getattr(model, "unsupported_keys", {}).get(name.lower(), unknown))
+    words: UnsupportedKeys = getattr(model, "unsupported_keys", {})
+    word = words.get(name.lower(), name)
+    if not isinstance(word, str):
+        return word
+    found = [path for path in _dotted_keys(model) if f".{path}".endswith(f".{word}")]
+    places = " or ".join(dict.fromkeys(found))
+    return "unknown key", f"its name here is {places}" if found else did_you_mean(name, known)
+
+
+def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a section and of those inside it, as in an override."""
+    for name, info in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in nested_sections(info.annotation):
+            yield from _dotted_keys(inner, f"{prefix}{name}.")
 
 
 def _expected(detail: ErrorDetails) -> str:

@@ -18,14 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.atomic_io import (
-    NOT_FOUND,
-    disk_errors,
-    fsync_path,
-    move_folder,
-    read_json,
-    write_atomic,
-)
+from pipeline import atomic_io
 from pipeline.errors import CorruptArtifact, Failure, UserError
 from pipeline.plain_data import read_numbers
 
@@ -98,7 +91,7 @@ class Artifact:
 
     def check_sizes(self) -> list[str]:
         """Return what is missing or has another size; costs one stat call per file."""
-        with disk_errors(self.path, to="read"):
+        with atomic_io.disk_errors(self.path, to="read"):
             return list(filter(None, map(self._check_size, self.manifest["files"])))
 
     def verify(self) -> list[str]:
@@ -107,7 +100,7 @@ class Artifact:
         Raises:
             Failure: the files cannot be read.
         """
-        with disk_errors(self.path, to="read"):
+        with atomic_io.disk_errors(self.path, to="read"):
             changed = list(filter(None, map(self._check_bytes, self.manifest["files"])))
             listed = {file["path"] for file in self.manifest["files"]}
             try:
@@ -131,7 +124,7 @@ class Artifact:
     def _check_size(self, file: Mapping[str, Any]) -> str:
         try:
             info = os.lstat(self.path / file["path"])
-        except NOT_FOUND:
+        except atomic_io.NOT_FOUND:
             return f"{file['path']}: missing"
         if not stat.S_ISREG(info.st_mode):
             return f"{file['path']}: not a regular file"
@@ -143,7 +136,7 @@ class Artifact:
             return problem
         try:
             same = hash_file(self.path / file["path"]) == file["sha256"]
-        except NOT_FOUND:  # another reader is quarantining the artifact
+        except atomic_io.NOT_FOUND:  # another reader is quarantining the artifact
             return f"{file['path']}: missing"
         return "" if same else f"{file['path']}: its bytes changed"
 
@@ -164,24 +157,24 @@ def publish(
         Failure: the disk is full, or the folder holds a link or an unsafe name.
     """
     files: list[dict[str, Any]] = []
-    with disk_errors(target):
+    with atomic_io.disk_errors(target):
         for name in list_files(staged):
             path = staged / name
             if _TEMPORARY.fullmatch(path.name):  # half-written by a killed process
                 os.unlink(path)  # noqa: PTH108
                 continue
-            fsync_path(path)
+            atomic_io.fsync_path(path)
             size = path.stat().st_size
             files.append({"path": name, "size": size, "sha256": hash_file(path)})
             if name.startswith(f"{OBSERVED}/"):
                 files[-1]["observed"] = True
         for parent, _, _ in os.walk(staged, topdown=False, onerror=_raise):
-            fsync_path(Path(parent))
+            atomic_io.fsync_path(Path(parent))
         manifest = {**facts, "schema": SCHEMA, "files": files, "digest": digest_of(files)}
         manifest["seal"] = _seal(manifest)
-        write_atomic(staged / MANIFEST, _render(manifest))
+        atomic_io.write_atomic(staged / MANIFEST, _render(manifest))
         check()
-        move_folder(staged, target)
+        atomic_io.move_folder(staged, target)
     return Artifact(target, manifest)
 
 
@@ -234,7 +227,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = read_json(folder / MANIFEST, {})
+    manifest: dict[str, Any] = atomic_io.read_json(folder / MANIFEST, {})
     where = str(folder)
     try:
         sealed = manifest["seal"] == _seal(manifest)

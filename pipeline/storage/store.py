@@ -23,15 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic_io import (
-    disk_errors,
-    list_folder,
-    list_subfolders,
-    make_folder,
-    move_folder,
-    read_json,
-    write_atomic,
-)
+from pipeline import atomic_io
 from pipeline.errors import CorruptArtifact, Failure, LeaseLost, NotFound, UserError
 from pipeline.naming import check_name
 from pipeline.storage.artifact import OBSERVED, Artifact, publish
@@ -65,7 +57,7 @@ class Store:
             remedy = "give a folder that all machines of the cluster mount"
             raise UserError(f"the store {root} is not a folder", remedy=remedy)
         self.root = Path(os.path.abspath(Path(root).expanduser()))  # noqa: PTH100
-        with disk_errors(self.root, to="read"):
+        with atomic_io.disk_errors(self.root, to="read"):
             if self.root.exists() and not self.root.is_dir():
                 raise UserError(f"the store {root} is a file", remedy="give a folder")
 
@@ -98,8 +90,8 @@ class Store:
         for _, found in self._inspect_generations(uses, fp):
             return found if isinstance(found, str) else ""
         notes: list[dict[str, Any]] = [
-            read_json(path, {})
-            for path in list_folder(self.root / "quarantine" / uses)
+            atomic_io.read_json(path, {})
+            for path in atomic_io.list_folder(self.root / "quarantine" / uses)
             if path.name.startswith(fp) and path.suffix == ".json"
         ]
         newest = max(notes, key=lambda note: note.get("time", 0.0), default={})
@@ -150,7 +142,7 @@ class Store:
             raise CorruptArtifact(problems, where=where, remedy=remedy)
         if mark:
             with suppress(Failure, OSError):
-                make_folder(mark.parent)
+                atomic_io.make_folder(mark.parent)
                 mark.touch()
         return artifact
 
@@ -205,12 +197,12 @@ class Store:
 
     def folders(self) -> Iterator[Path]:
         """Yield every artifact's folder, readable or not."""
-        yield from list_subfolders(self.root / "artifacts")
+        yield from atomic_io.list_subfolders(self.root / "artifacts")
 
     def generations(self, uses: str, fp: str) -> list[Path]:
         """Return the folders of a fingerprint, the newest first."""
         first = self._path("artifacts", uses, fp)
-        found = [path for path in list_folder(first.parent) if _generation(path, fp)]
+        found = [path for path in atomic_io.list_folder(first.parent) if _generation(path, fp)]
         return sorted(found, key=lambda path: -_generation(path, fp))
 
     def work(self, uses: str, fp: str) -> Path:
@@ -245,7 +237,7 @@ class Store:
         facts = {
             **vars(request),
             "inputs": {name: self._references(found) for name, found in request.inputs.items()},
-            "metrics": read_json(work / "out" / OBSERVED / "results.json", {}),
+            "metrics": atomic_io.read_json(work / "out" / OBSERVED / "results.json", {}),
             "environment": environment(),
             "run": dict(request.run),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -267,10 +259,10 @@ class Store:
             target = folder / f"{source.name}-{count}"
             with suppress(FileExistsError):
                 with suppress(FileNotFoundError):  # another run was faster
-                    move_folder(source, target)
+                    atomic_io.move_folder(source, target)
                     label = f"{source.parent.name}/{source.name}"
                     note = {"reason": why, "path": label, "time": time.time()}
-                    write_atomic(folder / f"{target.name}.json", json.dumps(note))
+                    atomic_io.write_atomic(folder / f"{target.name}.json", json.dumps(note))
                 return
 
     def _references(self, found: Artifact | Sequence[Artifact]) -> list[dict[str, str]]:
@@ -285,15 +277,15 @@ class Store:
 def _copy_observed(work: Path) -> None:
     """Copy `observed/` next to the data: a copy, so that a kill here loses nothing."""
     source, target = work / OBSERVED, work / "out" / OBSERVED
-    if not list_folder(work / "out"):
+    if not atomic_io.list_folder(work / "out"):
         raise Failure("the stage wrote nothing", where=str(work / "out"))
-    with disk_errors(target):
+    with atomic_io.disk_errors(target):
         if not source.is_dir():
             return
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(exist_ok=True)
-        for path in filter(Path.is_file, list_folder(source)):
-            write_atomic(target / path.name, path.read_bytes(), durable=False)
+        for path in filter(Path.is_file, atomic_io.list_folder(source)):
+            atomic_io.write_atomic(target / path.name, path.read_bytes(), durable=False)
 
 
 def _generation(folder: Path, fp: str) -> int:

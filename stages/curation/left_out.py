@@ -19,6 +19,18 @@ WARNING_SHARE = 0.05
 _NAMED = 4  # reasons in a warning
 
 
+LEFT_OUT_METRICS = {
+    "left_out": "records that are read and not passed on",
+    "left_out_*": "those of one reason",
+}
+"""Metrics of `report_left_out`, for the declaration of a stage."""
+UNREAD_METRICS = {
+    "files": "files that are read",
+    "files_not_read": "files and folders of the sources that are not read",
+}
+"""Metrics of `report_unread`, for the declaration of a stage."""
+
+
 def report_left_out(
     ctx: Context,
     noun: str,

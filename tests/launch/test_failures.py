@@ -14,6 +14,7 @@ from launch.commands.list import EXPLAINED
 from launch.failures import next_command, promote_command, run_failures
 from launch.promotion import promote_run, resolve_promotion
 from launch.report.run_page import render_run_page
+from pipeline.errors import UserError
 from pipeline.execution.run import Run
 from pipeline.storage.store import Store
 
@@ -142,3 +143,34 @@ def test_prose_wraps_between_words_on_a_terminal(
     assert all(len(line) <= 60 for line in lines[:-1])
     assert lines[1].startswith("       ")
     assert MISSPELT in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("gpt.perplexity<3", "which this run lacks: gpt had no data for it"),
+        ("clean.documents>3", "needs clean, which is skipped: left out by --only"),
+        ("dialogue.loss>3", ""),
+        ("dialogue.los>3", "did you mean 'dialogue.loss'?"),
+        ("gtp.loss>3", "the run has no stage 'gtp'"),
+    ],
+)
+def test_a_gate_without_a_value_is_refused_with_its_cause(
+    run: Run, monkeypatch: pytest.MonkeyPatch, gate: str, message: str
+) -> None:
+    monkeypatch.setattr(promotion, "smoke_test", lambda folder: None)
+    plan = [{"name": "clean", "uses": "clean", "verdict": "skip", "reason": "left out by --only"}]
+    stages = [
+        {"name": s.name, "uses": s.uses, "verdict": "cached", "fingerprint": s.fingerprint}
+        for s in run.status().stages[1:]
+    ]
+    run.append("plan", stages=plan + stages)
+    for stage in stages:
+        run.append("stage.cached", stage=stage["name"], fingerprint=stage["fingerprint"])
+    wanted = resolve_promotion(run, "gpt", "demo", None, (gate,))
+    if not message:
+        assert promote_run(run, wanted, dry_run=True)["gates"][0]["passed"]
+        return
+    with pytest.raises(UserError) as caught:
+        promote_run(run, wanted)
+    assert message in f"{caught.value} {caught.value.remedy}"

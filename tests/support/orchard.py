@@ -129,6 +129,12 @@ def taste(params: Taste, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Taste juices."""
 
 
-@stage("orchard.bottle", inputs={"juice": "Juice"}, output="BottleModel", version=1)
+@stage(
+    "orchard.bottle",
+    inputs={"juice": "Juice"},
+    output="BottleModel",
+    version=1,
+    metrics={"sweetness": "grams of sugar per litre", "left_over_*": "what was left over"},
+)
 def bottle(params: Params, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Bottle a juice: the registry takes what is called a model."""

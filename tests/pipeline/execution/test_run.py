@@ -158,7 +158,8 @@ def test_runs_of_one_instant_get_different_ids(
     store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module.time, "time", lambda: 1_795_226_580.99)
-    monkeypatch.setattr(run_module, "list_folder", lambda folder: [])  # other hosts cache listings
+    # Other hosts cache listings.
+    monkeypatch.setattr(run_module.atomic_io, "list_folder", lambda folder: [])
     ids = [Run.create(store, spec, make_plan(spec, store)).id for _ in range(3)]
     assert ids == sorted(set(ids))
     assert [found.id for found in list_runs(store)] == ids

@@ -28,7 +28,11 @@ class Outer(Section):
     switch: bool | str = False
     long: Annotated[str, Field(max_length=1)] = ""
 
-    unsupported_keys: ClassVar[UnsupportedKeys] = {"dize": ("there is no dize", "say size")}
+    unsupported_keys: ClassVar[UnsupportedKeys] = {
+        "dize": ("there is no dize", "say size"),
+        "width": "size",
+        "breadth": "no_such_key",
+    }
 
 
 def wrong(data: dict[str, Any]) -> list[ValidationIssue]:
@@ -111,3 +115,19 @@ def test_a_former_key_gives_its_new_name_wherever_the_section_stands() -> None:
     ]:
         found = wrong(data)
         assert ValidationIssue(path, "renamed to 'size'", "write `size: …`") in found
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ({"Width": 1}, "its name here is choice.size or table.size"),
+        ({"size": 1}, "its name here is choice.size or table.size"),
+        ({"table": {"a": {"size": 1, "long": "x"}}}, "its name here is long"),
+        ({"breadth": 1}, "known: choice, edge, long, switch, table"),
+    ],
+)
+def test_a_key_of_another_section_or_framework_is_answered_with_its_place(
+    data: dict[str, Any], remedy: str
+) -> None:
+    [found] = wrong(data)
+    assert (found.message, found.remedy) == ("unknown key", remedy)

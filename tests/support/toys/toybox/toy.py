@@ -40,7 +40,7 @@ class Count(Params):
     """How many attempts it happens to."""
 
 
-@stage("toy.count", output="Number", version=1)
+@stage("toy.count", output="Number", version=1, metrics={"total": "sum of the numbers"})
 def count(params: Count, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Count, and write the sum of what was counted."""
     done = len(list(ctx.scratch.glob("step-*")))
