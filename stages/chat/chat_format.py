@@ -163,9 +163,12 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a response until its end token, or any other control token."""
+        return self.tokenizer.decode(ids[: self.shown_length(ids)])
+
+    def shown_length(self, ids: Sequence[int]) -> int:
+        """Return the number of ids of a response before its first control token."""
         stops = self._control_ids
-        length = next((at for at, i in enumerate(ids) if int(i) in stops), len(ids))
-        return self.tokenizer.decode(ids[:length])
+        return next((at for at, i in enumerate(ids) if int(i) in stops), len(ids))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

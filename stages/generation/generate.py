@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
 from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Message
 from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
+from stages.generation.history import History
 from stages.generation.sampling import Responses, SamplingParams, sample
 from stages.models.hf_io import is_chat
 from stages.models.language_model import LanguageModel
 from stages.models.model_io import load_language_model
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A response."""
+
+    text: str
+    """Without control tokens."""
+    ended_by: str | None
+    """Name of the control token that ended it; None if the length did."""
 
 
 def generate_text(
@@ -25,13 +36,14 @@ def generate_text(
     *,
     top_k: int = 0,
     top_p: float = 1.0,
-    history: Sequence[Message] = (),
-) -> str:
+    history: History | None = None,
+) -> Generated:
     """Sample one response to a prompt from the model in `folder`.
 
     A model whose model card declares a chat format gets the prompt as a user message, after those
     of `history`; any other model continues the prompt as the beginning of a document. A response
-    ends at an end token, and at the token of a role.
+    ends at an end token, and at any other control token that the chat template writes, such as that
+    of a role.
 
     Raises:
         InputError: the folder has no model, there is a history and no chat format, the prompt
@@ -45,9 +57,12 @@ def generate_text(
     model = load_language_model(folder)
     if is_chat(folder):
         chat = ChatFormat.open(folder)
-        ids = chat.encode_prompt([*history, Message("user", prompt)])
+        before = history or History()
+        ids = chat.encode_prompt([*before.messages, Message("user", prompt)], before.tools)
         drawn = _sample(model, ids, params, chat.stop_ids, chat.pad_id, seed)
-        return chat.decode(drawn.ids(0))
+        found = drawn.ids(0, eos=True)
+        shown = chat.shown_length(found)
+        return Generated(chat.decode(found), chat.control_text(found[shown : shown + 1]) or None)
     if history:
         raise InputError(
             "the model has no chat format, so that it takes no messages before the prompt",
@@ -57,7 +72,8 @@ def generate_text(
     tokenizer: AnyTokenizer = open_tokenizer(folder)
     ids = [tokenizer.document_start_id, *tokenizer.encode(prompt)]
     drawn = _sample(model, ids, params, [tokenizer.eos_id], tokenizer.padding_id, seed)
-    return tokenizer.decode(drawn.ids(0))
+    ended = "the end of the document" if drawn.finished[0] else None
+    return Generated(tokenizer.decode(drawn.ids(0)), ended)
 
 
 def _sample(

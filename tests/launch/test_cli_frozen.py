@@ -25,7 +25,8 @@ OPTIONS = {
     "promote": "RUN[:STAGE] --model --alias --require --dry-run --store --json",
     "rollback": "--model --alias --to --store --json",
     "models": "[MODEL] --history --store --json",
-    "generate": "MODEL PROMPT --tokens --temperature --seed --store --json",
+    "generate": "MODEL PROMPT --tokens --temperature --top-p --top-k --seed --system --history "
+    "--store --json",
     "cluster": "",
     "cluster up": "[NAME] --store",
     "cluster down": "[NAME] --now --store",

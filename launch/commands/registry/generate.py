@@ -15,6 +15,7 @@ from pipeline.kind import is_promotable
 if TYPE_CHECKING:
     from pipeline.storage.artifact import Artifact
     from pipeline.storage.store import Store
+    from stages.generation.history import History
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -28,7 +29,20 @@ FINGERPRINT = "0123456789abcdef"
 @click.option(
     "--temperature", default=0.7, show_default=True, help="Sampling temperature; 0 is greedy."
 )
+@click.option(
+    "--top-p", default=1.0, show_default=True, metavar="P", help="Probability mass to sample from."
+)
+@click.option(
+    "--top-k", default=0, show_default=True, metavar="N", help="Tokens to sample from; 0 is all."
+)
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
+@click.option("--system", metavar="TEXT", help="Message of the system before the conversation.")
+@click.option(
+    "--history",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Messages before PROMPT: a JSON list, or JSON lines.",
+)
 @store_option
 @json_option
 def generate(
@@ -36,21 +50,57 @@ def generate(
     prompt: str,
     tokens: int,
     temperature: float,
+    top_p: float,
+    top_k: int,
     seed: int,
+    system: str | None,
+    history: Path | None,
     store_path: str,
     as_json: bool,
 ) -> None:
-    """Generate text with MODEL: a folder, a fingerprint, RUN:STAGE or NAME@ALIAS."""
+    """Generate text with MODEL: a folder, a fingerprint, RUN:STAGE or NAME@ALIAS.
+
+    A model of conversations gets PROMPT as a message of the user; its response ends at the token of
+    any role.
+    """
     if tokens < 1:
         raise UserError(f"--tokens {tokens}: must be at least 1")
+    before = read_messages(history, system)
     folder = find_model(model, open_store(store_path))
     from stages.generation.generate import generate_text
 
-    text = generate_text(folder, prompt, tokens, temperature, seed)
+    found = generate_text(
+        folder, prompt, tokens, temperature, seed, top_k=top_k, top_p=top_p, history=before
+    )
     if as_json:
-        console.print_json({"model": str(folder), "prompt": prompt, "text": text})
-    else:
-        console.echo(text)
+        values = {"text": found.text, "ended_by": found.ended_by}
+        console.print_json({"model": str(folder), "prompt": prompt, **values})
+        return
+    console.echo(found.text)
+    reason = f"at {found.ended_by}" if found.ended_by else "at the maximum number of tokens"
+    console.print_line(f"ended {reason}", stderr=True)
+
+
+def read_messages(path: Path | None, system: str | None) -> History | None:
+    """Return the messages of a file, behind one of the system; None if there are neither.
+
+    Raises:
+        UserError: there are two messages of the system.
+        InputError: the file cannot be read.
+    """
+    if path is None and system is None:
+        return None
+    from stages.data.conversation_dataset import Message
+    from stages.generation.history import History, read_history
+
+    found = read_history(path) if path else History()
+    if system is None:
+        return found
+    if any(message.role == "system" for message in found.messages):
+        raise UserError(
+            f"--system, and {path} has a message of the system", remedy="give one of them"
+        )
+    return History((Message("system", system), *found.messages), found.tools)
 
 
 def find_model(name: str, store: Store) -> Path:
