@@ -16,14 +16,19 @@ without packing. With experts, capacity and balance are counted over a row.
 `reverse: true` trains the speaker, p(question | answer): the roles of each conversation are
 exchanged. Two data sets compare at equal training if its length is given in steps, not epochs.
 
+With `lora: {rank: 16}` low-rank adapters are trained in place of the weights (Hu et al. 2021), for
+a small part of the memory: use a peak learning rate some ten times larger. The model that is
+written holds the merged weights; its folder `adapter` holds the adapters in the layout of peft.
+
 A model with experts keeps its load-balancing loss, with the coefficient of its config
 (`balance_loss` in the series). It is computed over all tokens, prompts included, and added once per
 token to a loss that is averaged over the assistant's tokens.
 
 Metrics: `loss`, `eval_loss` (nats per token of the assistant), `perplexity`, `tokens`, `steps`,
-`epochs`, `conversations` to train on, `shortened` and `split` ones, `padding` (share of the
-positions of packed rows), and by reason those that are left out: `left_out_too_long`,
-`left_out_no_answer`, `left_out_refused_by_template`; with `eval_` those held out.
+`epochs`, `trained_parameters`, `conversations` to train on, `shortened` and `split` ones, `padding`
+(share of the positions of packed rows), and by reason those that are left out:
+`left_out_too_long`, `left_out_no_answer`, `left_out_refused_by_template`; with `eval_` those held
+out.
 """
 
 from __future__ import annotations
@@ -39,7 +44,8 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
-from stages.chat.template_checks import check_max_length, check_template
+from stages.chat.template_checks import check_lora, check_max_length, check_template
+from stages.models.lora_config import LoRAConfig
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
@@ -125,6 +131,12 @@ class SftParams(Params):
     another. Default: false, one per row."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of embeddings, attention weights and residual branches. Default: 0."""
+    residual_dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
+    """Dropout probability of the residual branches alone (0.2 in Ouyang et al. 2022, appendix C.1).
+    Default: `dropout`."""
+    lora: LoRAConfig | None = None
+    """Low-rank adapters that are trained in place of the weights. Default: none, all weights are
+    trained."""
     seed: int = 0
     """Seed of the order of samples. Default: the seed of the pipeline."""
 
@@ -150,13 +162,14 @@ class SftParams(Params):
             )
         yield from check_max_length(upstream, "model", self.max_length)
         yield from check_template(upstream, "model", self.chat_template)
+        yield from check_lora(upstream, "model", self.lora)
 
 
 @stage(
     "sft",
     inputs={"model": "Model", "conversations": "Conversations*"},
     output="Model",
-    version=5,
+    version=6,
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
@@ -174,6 +187,8 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         row_length=encoder.limit - 1 if params.packing else None,
         reverse=params.reverse,
         dropout=params.dropout,
+        residual_dropout=params.residual_dropout,
+        lora=params.lora,
     )
     rows = objective.rows(train)
     section = params.train.for_samples(len(rows))
@@ -202,6 +217,7 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         perplexity=final.get("eval_perplexity"),
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
+        trained_parameters=final["trained_parameters"],
     )
 
 

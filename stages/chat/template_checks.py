@@ -8,16 +8,21 @@ known before the run, which checks the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic_io import read_json
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Params
+from stages.models.lora_config import LoRAConfig, target_problem
 from stages.models.model_params import LanguageModelSection
 from stages.models.presets import PRESETS
 from stages.models.registry import Capability, families, find_family_of_folder
+
+if TYPE_CHECKING:
+    from stages.models.language_model_config import LanguageModelConfig
 
 _MODEL_EDGES = ("model", "policy", "init_from")
 """The edge of a stage on which the weights arrive that it trains further."""
@@ -89,6 +94,25 @@ def _with_tokenizer(found: KnownModel, params: Params) -> KnownModel:
         trained if isinstance(trained, int) else None,
         found.chat_template,
     )
+
+
+def known_config(upstream: Mapping[str, Params], edge: str) -> LanguageModelConfig | None:
+    """Return the shape of the model on an edge, but for its vocabulary; None if it is unknown."""
+    path = edge
+    while path in upstream:
+        params = upstream[path]
+        section, preset = getattr(params, "model", None), getattr(params, "preset", None)
+        if isinstance(section, LanguageModelSection) and preset in PRESETS:
+            with suppress(ValueError):  # which `pretrain` itself refuses
+                return section.config(preset, 256)
+        if folder := model_folder(params):
+            with suppress(InputError, KeyError, ValueError):  # which the import itself refuses
+                raw: dict[str, Any] = read_json(folder / "config.json", {})
+                conversion = find_family_of_folder(raw, folder, "causal").conversion()
+                config: LanguageModelConfig = conversion.read_config(raw, str(folder))
+                return config
+        path = next((f"{path}.{e}" for e in _MODEL_EDGES if f"{path}.{e}" in upstream), "")
+    return None
 
 
 def model_folder(params: Params | None) -> Path | None:
@@ -222,6 +246,15 @@ def check_context(
             f"{tokens} leaves no room for {room} in a context of {context}",
             f"lower it below {context}",
         )
+
+
+def check_lora(
+    upstream: Mapping[str, Params], edge: str, lora: LoRAConfig | None
+) -> Iterator[Problem]:
+    """Yield targets of adapters that the model does not have."""
+    config = known_config(upstream, edge)
+    if lora and config and (problem := target_problem(config, lora.targets)):
+        yield Problem("lora.targets", *problem)
 
 
 def check_max_length(

@@ -142,7 +142,7 @@ def add_lora(model: LanguageModel, config: LoRAConfig) -> LanguageModel:
         InputError: a target names no linear layer, or experts.
     """
     if problem := target_problem(model.config, config.targets):
-        raise InputError(problem[0], where="targets of the adapters", remedy=problem[1])
+        raise InputError(problem[0], where="lora.targets", remedy=problem[1])
     shape = AdapterShape(config.rank, config.alpha / config.rank, config.dropout)
     return attach(model, lambda module: is_target(module, config.targets), shape)
 

@@ -189,7 +189,7 @@ def _with_residual_dropout(config: Any, rate: float) -> Any:
     if not hasattr(config, "residual_dropout"):
         raise InputError(
             "the family has no dropout of the residual branches alone",
-            where=str(config.family),
+            where="residual_dropout",
             remedy="set dropout",
         )
     return replace(config, residual_dropout=rate)

@@ -2,17 +2,17 @@
 
 A family's conversion lists one `WeightEntry` per weight of its model: the weight's name, the names
 of the tensors it is stored as, and how one becomes the other. `export_weights` and `import_weights`
-follow the list.
+follow the list. Imports no torch at its top: `headwater plan` reads configs by conversions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Transform(Protocol):
@@ -78,10 +78,14 @@ class Concatenated:
 
     def split(self, weight: Tensor) -> Sequence[Tensor]:
         """Return the parts."""
+        import torch
+
         return torch.split(weight, list(self.sizes))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the concatenation."""
+        import torch
+
         return torch.cat(list(parts))
 
 
@@ -94,10 +98,14 @@ class Stacked:
 
     def split(self, weight: Tensor) -> Sequence[Tensor]:
         """Return the parts of each expert in turn."""
+        import torch
+
         return [part for expert in weight for part in torch.split(expert, list(self.sizes))]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the stack."""
+        import torch
+
         step = len(self.sizes)
         experts = (parts[i : i + step] for i in range(0, len(parts), step))
         return torch.stack([torch.cat(list(expert)) for expert in experts])

@@ -16,12 +16,15 @@ from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_input
 from stages.data.conversation_dataset import Conversation, Conversations
 from stages.generation.sampling import SamplingParams, sample
 from stages.models.language_model import ForwardOutputs, router_aux_loss
+from stages.models.lora import add_lora, merge
+from stages.models.lora_adapter import load_adapter, save_adapter
 from stages.models.model_io import load_language_model, save_language_model
 from stages.training.data_order import Shuffled
 from stages.training.objective import Batch, Loss, MetricSum, Trainable
 from stages.training.supervised import LanguageObjective
 
 if TYPE_CHECKING:
+    from stages.models.lora_config import LoRAConfig
     from stages.training.engine import Engine
     from stages.training.ranks.rank import Rank
 
@@ -45,11 +48,21 @@ class SFTObjective(LanguageObjective):
     """Positions of a packed row; None is one conversation per row."""
     reverse: bool = False
     dropout: float = 0.0
+    residual_dropout: float | None = None
+    """Dropout of the residual branches. Default: `dropout`."""
+    lora: LoRAConfig | None = None
+    """Adapters that are trained in place of the weights."""
     length_grouped = True
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
         """Load the model and map the encoded conversations."""
-        model = load_language_model(self.model_path, dropout=self.dropout).train()
+        model = load_language_model(
+            self.model_path, dropout=self.dropout, residual_dropout=self.residual_dropout
+        ).train()
+        if self.lora:
+            add_lora(model, self.lora)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.setup_metrics = {"trained_parameters": float(trained)}
         self._experts = model.config.experts
         self._pad_id = ChatFormat.open(self.model_path, self.chat_template).pad_id
         self.flops_per_token = float(model.config.flops_per_token)
@@ -90,8 +103,12 @@ class SFTObjective(LanguageObjective):
         return Loss(total, metrics, reported=outputs.cross_entropy)
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
-        """Write the model folder."""
+        """Write the model folder; with adapters that of the merged weights, and the adapters."""
         model: Any = engines["model"].module
+        if self.lora:
+            save_adapter(model, out / "adapter")
+            # The weights of the folder are float32, those of the engine may be rounded.
+            model = merge(load_adapter(load_language_model(self.model_path), out / "adapter"))
         chat = ChatFormat.open(self.model_path, self.chat_template)
         card, ids = _card(self), chat.special_ids
         save_language_model(model, out, self.model_path, card=card, chat=True, ids=ids)
@@ -165,9 +182,15 @@ def _first(conversations: Iterable[Conversation]) -> list[Conversation]:
 def _card(objective: SFTObjective) -> str:
     train, count = objective.settings, len(objective.train_chats)
     task = "the question from the answer" if objective.reverse else "to answer"
+    adapters = (
+        f" Trained were adapters of rank {objective.lora.rank}, which are merged into the weights\n"
+        "and stand apart in `adapter`."
+        if objective.lora
+        else ""
+    )
     return f"""# Fine-tuned language model
 
 Trained on {count} conversations {task}, for {train.steps} steps of {train.global_batch_size}
 (peak learning rate {train.lr:g}, {train.lr_schedule}). Prompts are given in the chat format of
-`chat_template.jinja`.
+`chat_template.jinja`.{adapters}
 """

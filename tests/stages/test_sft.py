@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from hf_parity import assert_transformers_agree
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
@@ -22,10 +24,12 @@ from stages.models.hf_io import is_chat
 from stages.models.language_model import ForwardOutputs
 from stages.models.language_model_config import ExpertsConfig
 from stages.models.llama.configuration_llama import LlamaConfig
+from stages.models.lora_config import trained_parameters
 from stages.models.model_io import load_language_model, save_language_model
 from stages.models.registry import build_model
 from stages.objectives.supervised_finetuning import SFTObjective
 from stages.pretrain import PretrainParams
+from stages.pretrained import PretrainedParams
 from stages.sft import SftParams, SftTrain, conversation_encoder, encoded_splits, sft
 from stages.training.data_order import micro_batches
 from stages.training.ranks.rank import Rank
@@ -344,6 +348,67 @@ def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, reverse: boo
     made.export({"model": Bare(module)}, tmp_path)  # type: ignore[dict-item]
     assert_transformers_agree(tmp_path)
     assert ("the question from the answer" in (tmp_path / "README.md").read_text()) == reverse
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "words"),
+    [
+        ("gpt2", ["q_proj"], "the model has no linear layer 'q_proj' (name attention, mlp, "),
+        ("llama", ["c_attn"], "the model has no linear layer 'c_attn'"),
+        ("switch", ["attention", "mlp"], "'mlp' names experts"),
+        ("llama", ["q_proj", "mlp"], ""),
+        ("gpt2", ["attn.c_proj"], ""),
+    ],
+)
+@pytest.mark.parametrize("imported", [False, True])
+def test_plans_refuse_adapters_of_layers_that_a_model_lacks(
+    tmp_path: Path, family: str, targets: list[str], words: str, imported: bool
+) -> None:
+    section = {"family": family, "hidden_size": 64, "num_heads": 4, "num_layers": 2}
+    section |= {"experts": {"num_experts": 4}} if family == "switch" else {}
+    pretrain = PretrainParams.model_validate({"model": section})
+    upstream: dict[str, Params] = {"model": pretrain}
+    if imported:
+        model = build_model(pretrain.model.config(pretrain.preset, 300))
+        save_language_model(model, tmp_path)
+        upstream = {"model": PretrainedParams.model_validate({"path": str(tmp_path)})}
+    params = SftParams.model_validate({"lora": {"targets": targets}, "chat_template": "chatml"})
+    found = [str(p) for p in params.check(upstream) if p.key == "lora.targets"]
+    assert len(found) == bool(words)
+    assert all(line.startswith(f"lora.targets: {words}") for line in found)
+
+
+@pytest.mark.integration
+def test_the_stage_trains_adapters_and_merges_them(world: Path, tmp_path: Path) -> None:
+    ctx = Context.local(tmp_path)
+    params = SftParams.model_validate(
+        {
+            "train": {"steps": 12, "lr": 1e-2, "micro_batch_size": 4, "eval_interval": 4},
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+            "residual_dropout": 0.1,
+            "workers": {"num": 2},
+        }
+    )
+    sft(params, Inputs(world / "policy", world / "conversations"), ctx.out, ctx)  # type: ignore[arg-type]
+    points = [
+        point for point in read_series(ctx.observed / "metrics.jsonl") if "eval_loss" in point
+    ]
+    assert points[-1]["eval_loss"] < points[0]["eval_loss"]
+    base, merged = load_language_model(world / "policy"), load_language_model(ctx.out)
+    assert params.lora
+    results = json.loads((ctx.observed / "results.json").read_text())
+    assert results["trained_parameters"] == trained_parameters(base.config, params.lora)
+    assert_transformers_agree(ctx.out)
+    reference = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(world / "policy"), ctx.out / "adapter"
+    ).eval()
+    tokens = torch.arange(4, 24)[None]
+    torch.testing.assert_close(merged(tokens), reference(tokens).logits, rtol=0, atol=1e-5)
+    changed = {
+        n for n, w in base.state_dict().items() if not torch.equal(w, merged.state_dict()[n])
+    }
+    assert changed == {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, nn.Linear)}
+    assert "adapters of rank 4" in (ctx.out / "README.md").read_text()
 
 
 @pytest.mark.integration

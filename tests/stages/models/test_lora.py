@@ -122,7 +122,7 @@ def test_dropout_is_that_of_the_input_of_the_adapter(tokens_BT):
 def test_targets_without_a_linear_layer_are_refused(name, targets, words):
     with pytest.raises(InputError, match=words) as caught:
         add_lora(drawn(CONFIGS[name]), LoRAConfig(targets=targets))
-    assert caught.value.where == "targets of the adapters"
+    assert caught.value.where == "lora.targets"
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
