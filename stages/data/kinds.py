@@ -20,14 +20,14 @@ CONVERSATIONS = register_kind(
     Kind(
         "Conversations",
         reader="stages.data.conversation_dataset:Conversations",
-        headline_metrics=("kept_share", "conversations"),
+        headline_metrics=("kept_share", "conversations", "left_out"),
     )
 )
 PREFERENCES = register_kind(
     Kind(
         "Preferences",
         reader="stages.data.preference_dataset:Preferences",
-        headline_metrics=("pairs",),
+        headline_metrics=("pairs", "rankings", "left_out"),
     )
 )
 IMAGE_TEXT = register_kind(

@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from chat_files import messages, observed, run_stage, write_rows
 from published_bytes import published_bytes
 
 from pipeline.atomic_io import write_atomic
@@ -84,6 +85,20 @@ def test_two_workers_make_the_same_bytes(ray_session, corpus, cleaned, tmp_path)
         for number in (1, 2)
     ]
     assert published_bytes(stores[0].out) == published_bytes(stores[1].out)
+
+
+def test_two_workers_read_the_same_conversations(ray_session, tmp_path):
+    """Parts of one file and broken rows included; each file is larger than a shard."""
+    chance = random.Random(0)
+    for number in range(2):
+        rows = [messages(prose(chance.randrange(999)), prose(seed) * 40) for seed in range(320)]
+        write_rows(tmp_path / "chats" / f"{number}.jsonl", [*rows, '{"messages"', messages("x")])
+    one = run_stage("conversations", tmp_path / "one", tmp_path / "chats")
+    two = run_stage("conversations", tmp_path / "two", tmp_path / "chats", workers=WORKERS)
+    assert len(list((tmp_path / "two" / "scratch" / "annotated").glob("*.seal"))) > 2
+    assert published_bytes(one.out) == published_bytes(two.out)
+    assert observed(one, "results") == observed(two, "results")
+    assert observed(one, "panels") == observed(two, "panels")
 
 
 def test_two_workers_cut_the_same_text_however_the_hashes_are_cut(

@@ -1,0 +1,1 @@
+"""Files of rows -> conversations and rankings: what `conversations` and `rankings` run."""
