@@ -49,6 +49,24 @@ def test_greedy_decoding_equals_transformers(model, tmp_path):
         assert ours.ids(row, eos=True) == expected
 
 
+def test_each_of_several_ends_stops_as_in_transformers(model, tmp_path):
+    save_language_model(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    plain = sample(model, PROMPTS, SamplingParams(20, 0.0), end_ids=[], pad_id=PAD)
+    ends = sorted({int(plain.tokens[row, 4 + 3 * row]) for row in range(3)})
+    ours = sample(model, PROMPTS, SamplingParams(20, 0.0), end_ids=ends, pad_id=PAD)
+    stopped = set()
+    for row, prompt in enumerate(PROMPTS):
+        expected = theirs.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=PAD,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        assert ours.ids(row, eos=True) == expected
+        assert ours.finished[row] == (expected[-1] in ends)
+        stopped.add(expected[-1])
+    assert len(stopped & set(ends)) > 1 and not plain.finished.any()
+
+
 def test_a_row_does_not_depend_on_its_batch(model):
     decoding = SamplingParams(20)
     together = run(model, decoding, seed=4)
