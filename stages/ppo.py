@@ -15,7 +15,8 @@ clip_range 0.2, ema_decay 0.992, 8 pretraining examples per episode with ptx_coe
 discount. No load-balancing loss is added for a policy with experts.
 
 Metrics: those of `evaluate` before and after (`reward_before`, `reward_after`, `reward_gain`, `kl`,
-...), and `tokens`.
+...), and `tokens`. Prompts that leave no room for a response in the context are left out and
+counted: `left_out_too_long`, and `eval_left_out_too_long` of those held out.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from stages.chat.template_checks import (
     check_template,
     check_tokenizers,
 )
+from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.training.training_params import LRSchedule, MixtureSection, TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
+    from stages.alignment.prompts import EncodedPrompts, PromptEncoder
     from stages.objectives.ppo_ptx import PPOSettings
 
 
@@ -206,7 +209,7 @@ class PPOParams(Params):
         "tokens": "Tokens*?",
     },
     output="Model",
-    version=6,
+    version=7,
     metrics={
         "reward_before": "mean reward of held-out prompts before the training",
         "reward_after": "mean reward of held-out prompts after it",
@@ -219,6 +222,7 @@ class PPOParams(Params):
         "finished_before": "share of responses with an end token before",
         "finished_after": "share of responses with an end token after",
         "tokens": "tokens of the training",
+        **BOTH_SPLITS_METRICS,
     },
 )
 def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
@@ -229,7 +233,9 @@ def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
 
     policy, reward, prompts = (inputs.path(name) for name in ("policy", "reward", "prompts"))
     tokens = tuple(inputs.paths("tokens"))
-    objective = PPOObjective(policy, reward, prompts, tokens, params.settings())
+    encoder = prompt_encoder(policy, reward, params.max_new_tokens)
+    train, held_out = encoded_prompts(encoder, prompts, params, ctx)
+    objective = PPOObjective(policy, reward, train, held_out, tokens, params.settings())
     for panel in CURVES:
         ctx.panel(panel)
     compare = partial(
@@ -248,6 +254,40 @@ def ppo(params: PPOParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     ctx.panel(panels.samples("Before and after", comparison.samples))
     ctx.panel(panels.histogram("Reward per response, before", *comparison.histograms[0]))
     ctx.panel(panels.histogram("Reward per response, after", *comparison.histograms[1]))
+
+
+def prompt_encoder(policy: Path, reward: Path, max_new_tokens: int) -> PromptEncoder:
+    """Return the encoder of prompts that leave room for a response in both models."""
+    from stages.alignment.prompts import PromptEncoder
+    from stages.chat.chat_format import ChatFormat
+    from stages.models.model_io import read_model_config
+
+    context = min(read_model_config(folder).context_length for folder in (policy, reward))
+    closing = len(ChatFormat.open(policy).closing_ids)
+    return PromptEncoder(policy, context - max_new_tokens - closing)
+
+
+def encoded_prompts(
+    encoder: PromptEncoder, prompts: Path, params: PPOParams, ctx: Context
+) -> tuple[EncodedPrompts, EncodedPrompts]:
+    """Return the encoded prompts to train on and those held out, and report those left out.
+
+    Raises:
+        InputError: none is left to train on.
+    """
+    from stages.alignment.prompts import EncodedPrompts, require_prompts
+    from stages.chat.encoded_table import encode_split
+    from stages.curation.left_out import report_both_splits
+
+    train, held_out = (
+        EncodedPrompts(encode_split(encoder, [prompts], split, ctx, params.workers))
+        for split in ("train", "eval")
+    )
+    counts = train.table.counts, held_out.table.counts
+    reasons = ("too_long", "no_prompt", "refused_by_template")
+    report_both_splits(ctx, "prompts", counts, reasons, {"too_long": "max_new_tokens"})
+    require_prompts(len(train), counts[0], encoder, prompts)
+    return train, held_out
 
 
 CURVES = (

@@ -6,8 +6,13 @@
       preferences: ${preferences}
       train: {steps: 150, global_batch_size: 16, lr: 3.0e-4}
 
+A response that is longer than the context leaves its ranking, because a reward is read at its end;
+the ranking stays while two responses of different ranks are left. Rankings are encoded once, on all
+cores, and kept in the cache of the store.
+
 Metrics on held-out rankings: `accuracy` and `margin` over pairs of responses, `prompts`, and
 `demonstration_score`, the mean score of the best responses. `loss` is that of the last step.
+`responses_too_long` counts responses, `left_out_too_long` rankings; with `eval_` those held out.
 """
 
 from __future__ import annotations
@@ -24,10 +29,12 @@ from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.chat.template_checks import check_family, check_template
+from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
+    from stages.alignment.encoded_rankings import EncodedRankings
     from stages.alignment.reward_evaluation import RewardEvaluation
 
 
@@ -68,13 +75,16 @@ class RewardParams(Params):
     "reward",
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
-    version=6,
+    version=7,
     metrics={
         "loss": "loss of the last step, nats per pair",
         "accuracy": "share of held-out pairs in the right order",
         "margin": "mean difference of scores of a held-out pair",
         "prompts": "held-out prompts",
         "demonstration_score": "mean score of the best held-out answers",
+        "responses_too_long": "responses that leave their rankings",
+        "eval_responses_too_long": "the same of held-out rankings",
+        **BOTH_SPLITS_METRICS,
     },
 )
 def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> None:
@@ -83,26 +93,67 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
     from stages.objectives.reward_modeling import RewardObjective
     from stages.training.run_training import run_training
 
-    preferences = inputs.path("preferences")
-    objective = RewardObjective(
-        inputs.path("model"), preferences, params.dropout, params.centering_samples
-    )
-    then = partial(evaluate_folder, folder=out, preferences=preferences)
+    model = inputs.path("model")
+    train, held_out = encoded_rankings(model, inputs.path("preferences"), params, ctx)
+    objective = RewardObjective(model, train, held_out, params.dropout, params.centering_samples)
+    for panel in CURVES:
+        ctx.panel(panel)
+    then = partial(evaluate_folder, folder=out, held_out=held_out)
     final, evaluation = run_training(objective, params, ctx, out, after_export=then)
     ctx.result(
         loss=final["loss"],
-        accuracy=evaluation.accuracy,
-        margin=evaluation.margin,
-        prompts=evaluation.prompts,
-        demonstration_score=evaluation.demonstration_score,
+        accuracy=evaluation and evaluation.accuracy,
+        margin=evaluation and evaluation.margin,
+        prompts=len(held_out),
+        demonstration_score=evaluation and evaluation.demonstration_score,
     )
-    add_panels(evaluation, ctx)
+    if evaluation:
+        add_panels(evaluation, ctx)
+
+
+def encoded_rankings(
+    model: Path, preferences: Path, params: RewardParams, ctx: Context
+) -> tuple[EncodedRankings, EncodedRankings]:
+    """Return the encoded rankings to train on and those held out, and report those left out.
+
+    Raises:
+        InputError: none is left to train on.
+    """
+    from stages.alignment.encoded_rankings import (
+        EncodedRankings,
+        RankingEncoder,
+        require_rankings,
+    )
+    from stages.chat.encoded_table import encode_split
+    from stages.curation.left_out import report_both_splits
+    from stages.models.model_io import read_model_config
+
+    encoder = RankingEncoder(model, read_model_config(model).context_length)
+    train, held_out = (
+        EncodedRankings(encode_split(encoder, [preferences], split, ctx, params.workers))
+        for split in ("train", "eval")
+    )
+    counts = train.table.counts, held_out.table.counts
+    report_both_splits(ctx, "rankings", counts, ("too_long", "refused_by_template"), {})
+    for prefix, found in zip(("", "eval_"), counts, strict=True):
+        if too_long := found["responses_too_long"]:
+            ctx.log(
+                f"{prefix}responses_too_long: {too_long:,} of {found['responses']:,} responses are "
+                f"longer than the context of {encoder.limit} tokens and leave their rankings"
+            )
+        ctx.result(**{f"{prefix}responses_too_long": too_long})
+    require_rankings(len(train), counts[0], encoder, "train", preferences)
+    return train, held_out
+
+
+CURVES = (
+    panels.curve("Ranking loss", ["loss", "eval_loss"], unit="nats per pair"),
+    panels.curve("Accuracy over pairs", ["accuracy", "eval_accuracy"]),
+)
 
 
 def add_panels(evaluation: RewardEvaluation, ctx: Context) -> None:
-    """Add the report panels: the curves, the accuracy by pair of ranks, the mean score by rank."""
-    ctx.panel(panels.curve("Ranking loss", ["loss", "eval_loss"], unit="nats per pair"))
-    ctx.panel(panels.curve("Accuracy over pairs", ["accuracy", "eval_accuracy"]))
+    """Add the report panels: the accuracy by pair of ranks, the mean score by rank."""
     rows: list[list[str | float]] = [
         [f"{better} over {worse}", round(accuracy, 4), count]
         for (better, worse), (accuracy, count) in evaluation.by_pair.items()

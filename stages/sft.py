@@ -45,6 +45,7 @@ from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.chat.template_checks import check_lora, check_max_length, check_template
+from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.models.lora_config import LoRAConfig
 from stages.training.training_params import TrainSection
 from stages.training.unsupported_parallelism import LAYOUTS
@@ -170,6 +171,21 @@ class SftParams(Params):
     inputs={"model": "Model", "conversations": "Conversations*"},
     output="Model",
     version=6,
+    metrics={
+        "loss": "loss of the last step, nats per token of the assistant",
+        "eval_loss": "the same on held-out conversations",
+        "perplexity": "exponential of `eval_loss`",
+        "tokens": "tokens of the training",
+        "steps": "optimizer steps",
+        "epochs": "passes over the conversations",
+        "skipped_steps": "steps without an update",
+        "trained_parameters": "parameters that are trained",
+        "conversations": "conversations to train on",
+        "shortened": "conversations without their first exchanges",
+        "split": "conversations in several pieces",
+        "padding": "share of the positions of packed rows that are padding",
+        **BOTH_SPLITS_METRICS,
+    },
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
@@ -248,18 +264,13 @@ def encoded_splits(
     """
     from stages.chat.encoded_chats import LEFT_OUT, EncodedChats, require_chats
     from stages.chat.encoded_table import encode_split
-    from stages.curation.left_out import report_left_out
+    from stages.curation.left_out import report_both_splits
 
     train, held_out = (
         EncodedChats(encode_split(encoder, conversations, split, ctx, params.workers))
         for split in ("train", "eval")
     )
-    for found, noun, prefix in (
-        (train.counts, "conversations", ""),
-        (held_out.counts, "held-out conversations", "eval_"),
-    ):
-        reasons = {reason: found[reason] for reason in LEFT_OUT}
-        report_left_out(ctx, noun, found["read"], reasons, KEYS, prefix)
+    report_both_splits(ctx, "conversations", (train.counts, held_out.counts), LEFT_OUT, KEYS)
     _report_shortened(train.counts, ctx)
     require_chats(train, encoder, conversations)
     return train, held_out

@@ -77,7 +77,9 @@ def compare_policies(
         chat.require_equal(ChatFormat.open(other))
     policies = [load_language_model(path).to(device) for path in (before, after)]
     context = min(policy.config.context_length for policy in policies)
-    held_out = read_prompts(prompts, "eval", chat, context - max_new_tokens - len(chat.closing_ids))
+    held_out = read_prompts(
+        prompts, "eval", after, context - max_new_tokens - len(chat.closing_ids)
+    )
     held_out = held_out[: count or len(held_out)]
     if not held_out:
         return PolicyComparison({})

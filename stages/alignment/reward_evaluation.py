@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
+from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings
 from stages.alignment.ranking_loss import NO_RESPONSE
-from stages.chat.chat_format import ChatFormat
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
 from stages.models.language_model import ForwardOutputs
@@ -78,12 +77,14 @@ def mean_score(
     return total / len(rows)
 
 
-def evaluate_folder(rank: Rank, folder: Path, preferences: Path) -> RewardEvaluation | None:
-    """Evaluate a reward model folder on rank 0; return None on the others."""
-    if not rank.is_main:
+def evaluate_folder(
+    rank: Rank, folder: Path, held_out: Sequence[EncodedRanking]
+) -> RewardEvaluation | None:
+    """Evaluate a reward model folder on rank 0; return None on the others, and without held-out
+    rankings."""
+    if not rank.is_main or not held_out:
         return None
-    scorer, chat = load_reward_model(folder).to(rank.device), ChatFormat.open(folder)
-    held_out = read_rankings(preferences, "eval", chat, scorer.body.config.context_length)
+    scorer = load_reward_model(folder).to(rank.device)
     return evaluate_rankings(scorer, held_out, rank.device, heartbeat=CancellationPoint(rank))
 
 

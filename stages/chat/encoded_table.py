@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.context import Context
 
 RECORDS_PER_SHARD = 2_000
+SHARDS_PER_PROCESS = 2  # fewer take less time than the start of a process
 _COUNTS = b"counts"
 
 Record = TypeVar("Record")
@@ -96,7 +97,7 @@ def encode_split(
         workers=_one_core_each(workers),
         ctx=ctx,
         shared=shared,
-        processes=available_cores(),
+        processes=min(available_cores(), len(works) // SHARDS_PER_PROCESS),
     )
     share_commits(commits, shared)
     return EncodedTable(tuple(commits))

@@ -5,7 +5,7 @@ observed/warnings.json    [{"message", "remedy"}]: printed by `run` and `status`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline import panels
@@ -24,6 +24,11 @@ LEFT_OUT_METRICS = {
     "left_out_*": "those of one reason",
 }
 """Metrics of `report_left_out`, for the declaration of a stage."""
+BOTH_SPLITS_METRICS = LEFT_OUT_METRICS | {
+    "eval_left_out": "records held out for evaluation that are read and not used",
+    "eval_left_out_*": "those of one reason",
+}
+"""Metrics of `report_both_splits`, for the declaration of a stage."""
 UNREAD_METRICS = {
     "files": "files that are read",
     "files_not_read": "files and folders of the sources that are not read",
@@ -71,6 +76,28 @@ def report_left_out(
             f"{', '.join(named[:_NAMED])}{more}",
             "the parameters in brackets change it",
         )
+
+
+def report_both_splits(
+    ctx: Context,
+    noun: str,
+    counts: Sequence[Mapping[str, int]],
+    reasons: Sequence[str],
+    keys: Mapping[str, str],
+) -> None:
+    """Report the records that are left out of training, and of evaluation (`eval_left_out`).
+
+    Args:
+        ctx: context of the stage.
+        noun: plural of what a record is.
+        counts: of both splits: `read`, and the records by outcome.
+        reasons: the outcomes that leave a record out.
+        keys: the parameter that changes a reason, where there is one.
+    """
+    names = ((noun, ""), (f"held-out {noun}", "eval_"))
+    for (name, prefix), found in zip(names, counts, strict=True):
+        left_out = {reason: found.get(reason, 0) for reason in reasons}
+        report_left_out(ctx, name, found.get("read", 0), left_out, keys, prefix)
 
 
 def report_unread(ctx: Context, files: int, unread: LeftOut) -> None:

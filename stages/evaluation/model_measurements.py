@@ -122,13 +122,12 @@ def preference_metrics(context: MeasurementContext) -> MeasurementResult:
     """Measure accuracy and margin of the reward model on held-out rankings."""
     from stages.alignment.encoded_rankings import read_rankings
     from stages.alignment.reward_evaluation import evaluate_rankings
-    from stages.chat.chat_format import ChatFormat
     from stages.models.model_io import load_reward_model
 
     folder = context.paths["reward"]
-    model, chat = load_reward_model(folder).to(context.device), ChatFormat.open(folder)
+    model = load_reward_model(folder).to(context.device)
     length = model.body.config.context_length
-    rankings = read_rankings(context.paths["preferences"], "eval", chat, length)
+    rankings = read_rankings(context.paths["preferences"], "eval", folder, length)
     limit = context.settings.max_preferences or len(rankings)
     found = evaluate_rankings(model, rankings[:limit], context.device, heartbeat=context.heartbeat)
     rows = {f"{a} over {b}": accuracy for (a, b), (accuracy, _) in found.by_pair.items()}

@@ -25,7 +25,6 @@ from pipeline.errors import InputError, Interrupted
 from stages.alignment.experience import Experience, compute_targets, rollout_metrics
 from stages.alignment.kl_controller import AdaptiveKLController, FixedKLController
 from stages.alignment.ppo_update import UpdateSettings, update_policy
-from stages.alignment.prompts import read_prompts
 from stages.alignment.rollout import (
     RolloutModels,
     RolloutSettings,
@@ -98,21 +97,21 @@ class PPOObjective:
         self,
         policy: Path,
         reward: Path,
-        prompts: Path,
+        prompts: Sequence[list[int]],
+        eval_prompts: Sequence[list[int]],
         tokens: tuple[Path, ...],
         settings: PPOSettings,
     ) -> None:
         self.policy_path, self.reward_path = policy, reward
-        self.prompts_path, self.tokens_paths = prompts, tokens
-        self.settings = settings
+        self.train_prompts, self.eval_prompts = prompts, eval_prompts
+        self.tokens_paths, self.settings = tokens, settings
 
     def setup(self, rank: Rank, settings: TrainSection, seed: int) -> dict[str, Trainable]:
-        """Load the prompts and the four models: the policy, its frozen copy as the reference, the
+        """Load the four models: the policy, its frozen copy as the reference, the
         reward model, and the critic, which starts from it.
 
         Raises:
-            InputError: no prompt leaves room for a response, or tokenizers of models or pretraining
-                tokens differ, or chat templates.
+            InputError: tokenizers of models or pretraining tokens differ, or chat templates.
         """
         self.rank, self.train_settings, self.seed = rank, settings, seed
         self.chat = ChatFormat.open(self.policy_path)
@@ -133,10 +132,7 @@ class PPOObjective:
             load_reward_model(self.reward_path).to(rank.device, dtype).requires_grad_(False)
         )
         self.context_length = context
-        longest = context - self.settings.max_new_tokens - len(self.chat.closing_ids)
-        found = read_prompts(self.prompts_path, "train", self.chat, longest)
-        self.prompts = Shuffled(found, seed)
-        self.eval_prompts = read_prompts(self.prompts_path, "eval", self.chat, longest)
+        self.prompts = Shuffled(self.train_prompts, seed)
         self.kl_controller = self.settings.kl_controller()
         self.pretraining_corpus = self._open_corpus(
             policy.config.context_length, self.chat.tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
+from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings
 from stages.alignment.ranking_loss import compare_pairs, kwise_loss
 from stages.alignment.reward_evaluation import mean_score, score_responses
 from stages.chat.chat_format import ChatFormat
@@ -33,14 +33,15 @@ class RewardObjective(SupervisedObjective):
     """
 
     model: Path
-    preferences: Path
+    train_rankings: Sequence[EncodedRanking]
+    held_out_rankings: Sequence[EncodedRanking] = ()
     dropout: float = 0.0
     centering_samples: int = 512
 
     length_grouped = True
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
-        """Read the rankings, and put a randomly initialised score head on the language model."""
+        """Open the rankings, and put a randomly initialised score head on the language model."""
         body = load_language_model(self.model, dropout=self.dropout)
         if "scalar_head" not in find_family(body.config).capabilities:
             raise InputError(
@@ -49,12 +50,11 @@ class RewardObjective(SupervisedObjective):
                 remedy="train the reward model from a model of another family",
             )
         self._experts = body.config.experts
-        self.chat, context = ChatFormat.open(self.model), body.config.context_length
-        rankings = read_rankings(self.preferences, "train", self.chat, context)
-        self.train_samples = Shuffled(rankings, derive_seed(self.seed, 1))
+        self.chat = ChatFormat.open(self.model)
+        self.train_samples = Shuffled(self.train_rankings, derive_seed(self.seed, 1))
         # In the order of the first epoch, so that the first of them are a sample of all.
-        self.rankings = [self.train_samples[i] for i in range(len(rankings))]
-        self.eval_dataset = read_rankings(self.preferences, "eval", self.chat, context)
+        self.rankings = [self.train_samples[i] for i in range(len(self.train_rankings))]
+        self.eval_dataset = self.held_out_rankings
         self.flops_per_token = float(body.config.flops_per_token)
         return {"model": Trainable(RewardModel(body))}
 

@@ -14,6 +14,7 @@ from training_cases import Deaf, Toy, little_world
 
 from pipeline.context import read_series
 from pipeline.errors import Interrupted
+from stages.alignment.encoded_rankings import read_rankings
 from stages.alignment.reward_evaluation import mean_score
 from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
@@ -158,7 +159,14 @@ def test_a_reward_model_is_exported_whole_and_again_after_a_resume(
     second time nothing is trained before: the final checkpoint is taken up and exported."""
     world = little_world(tmp_path)
     made = settings(zero_stage=zero, steps=4, lr=1e-3)
-    objective = RewardObjective(world / "policy", world / "preferences", centering_samples=20)
+    objective = RewardObjective(
+        world / "policy",
+        *(
+            read_rankings(world / "preferences", split, world / "policy", 40)
+            for split in ("train", "eval")
+        ),
+        centering_samples=20,
+    )
     name = f"reward-{zero}"
     for folder in ("out", "again"):
         out = tmp_path / folder

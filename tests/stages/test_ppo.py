@@ -13,7 +13,7 @@ from pipeline.errors import InputError, Interrupted
 from stages.alignment.kl_controller import AdaptiveKLController
 from stages.alignment.policy_comparison import before_and_after
 from stages.alignment.prompts import read_prompts
-from stages.chat.chat_format import ChatFormat
+from stages.data.conversation_dataset import Conversation, Message, write_conversations
 from stages.data.token_store import TokenStore, write_index, write_shard
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS
 from stages.models.gpt2.configuration_gpt2 import GPTConfig
@@ -25,16 +25,21 @@ from stages.objectives.ppo_ptx import (
     PretrainingBatches,
     pretraining_windows,
 )
-from stages.ppo import PPOParams
+from stages.ppo import PPOParams, encoded_prompts, prompt_encoder
 from stages.pretrain import PretrainParams
 from stages.training.ranks.rank import Rank
 
 
 def made(world, scorer, tokens=("tokens",), **options):
     params = PPOParams(**{"max_new_tokens": 10, "train": {"global_batch_size": 16}} | options)
+    encoder = prompt_encoder(world / "policy", scorer, params.max_new_tokens)
+    prompts = [
+        read_prompts(world / "conversations", split, world / "policy", encoder.limit)
+        for split in ("train", "eval")
+    ]
     objective = PPOObjective(
-        world / "policy", scorer, world / "conversations",
-        tuple(world / name for name in tokens), params.settings(),
+        world / "policy", scorer, *prompts, tuple(world / name for name in tokens),
+        params.settings(),
     )  # fmt: skip
     objective.trainables = objective.setup(Rank(), params.train, seed=5)
     return objective
@@ -100,14 +105,38 @@ def test_the_critic_starts_as_the_reward_model_apart_from_it(world, scorer):
 
 
 def test_prompts_end_where_the_assistant_begins(world):
-    prompts = read_prompts(world / "conversations", "eval", ChatFormat.open(world / "policy"), 30)
+    prompts = read_prompts(world / "conversations", "eval", world / "policy", 30)
     assert len(prompts) == 40
     assert all(ids[0] == BOS and ids[-1] == ASSISTANT for ids in prompts)
 
 
-def test_no_prompt_that_fits_is_an_error(world, scorer):
+def test_no_prompt_that_fits_is_an_error(world, scorer, tmp_path):
+    params = PPOParams(max_new_tokens=39)
+    encoder = prompt_encoder(world / "policy", scorer, params.max_new_tokens)
     with pytest.raises(InputError, match="none of 200 prompts has at most 1 tokens"):
-        made(world, scorer, max_new_tokens=39)
+        encoded_prompts(encoder, world / "conversations", params, Context.local(tmp_path))
+    held_out = [Conversation("e", (Message("user", "why?"), Message("assistant", "so")), "eval")]
+    write_conversations(tmp_path / "own", held_out)
+    with pytest.raises(InputError, match="no conversations to train on"):
+        encoded_prompts(encoder, tmp_path / "own", params, Context.local(tmp_path))
+
+
+def test_prompts_without_room_are_counted_in_both_splits(world, scorer, tmp_path):
+    asked = [Message("user", "what does the owl do? " * n) for n in (1, 9)]
+    silent = Conversation("s", (Message("assistant", "so"),))
+    talks = [Conversation(f"t{len(m.content)}", (m,)) for m in asked]
+    talks += [Conversation(f"e{len(m.content)}", (m,), "eval") for m in asked]
+    write_conversations(tmp_path / "own", [*talks, silent])
+    params, ctx = PPOParams(max_new_tokens=10), Context.local(tmp_path)
+    encoder = prompt_encoder(world / "policy", scorer, params.max_new_tokens)
+    train, held_out = encoded_prompts(encoder, tmp_path / "own", params, ctx)
+    assert list(train) == read_prompts(tmp_path / "own", "train", world / "policy", encoder.limit)
+    assert len(train) == len(held_out) == 1
+    found = json.loads((ctx.observed / "results.json").read_text())
+    assert (found["left_out_too_long"], found["left_out_no_prompt"]) == (1, 1)
+    assert found["eval_left_out_too_long"] == 1
+    warnings = json.loads((ctx.observed / "warnings.json").read_text())
+    assert "1 of 2 held-out prompts (50.0%) are left out" in warnings[1]["message"]
 
 
 def test_models_of_other_vocabularies_do_not_go_together(world, tmp_path):

@@ -19,9 +19,11 @@ from stages.alignment.reward_evaluation import (
     score_responses,
 )
 from stages.chat.chat_format import ChatFormat
+from stages.data.conversation_dataset import Message
+from stages.data.preference_dataset import Preference, write_preferences
 from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
-from stages.reward import RewardParams, add_panels
+from stages.reward import RewardParams, add_panels, encoded_rankings
 from stages.training.ranks.rank import Rank
 from stages.training.supervised import by_name
 
@@ -33,9 +35,16 @@ class Bare:
         self.module = module
 
 
+def rankings(world):
+    return [
+        read_rankings(world / "preferences", split, world / "policy", 40)
+        for split in ("train", "eval")
+    ]
+
+
 @pytest.fixture
 def objective(world):
-    made = RewardObjective(world / "policy", world / "preferences")
+    made = RewardObjective(world / "policy", *rankings(world))
     torch.manual_seed(0)
     made.modules = made.setup(Rank(), RewardParams().train, seed=0)
     return made
@@ -93,19 +102,20 @@ def test_what_is_saved_scores_demonstrations_0_and_loads_elsewhere(objective, wo
     torch.testing.assert_close(
         theirs(tokens).logits[0, 0], scorer(tokens)[0, -1], rtol=0, atol=1e-5
     )
-    judged = evaluate_folder(Rank(), tmp_path, world / "preferences")
-    rankings = read_rankings(world / "preferences", "eval", ChatFormat.open(tmp_path), 40)
-    unseen = mean_score(scorer, [ranking.best_response for ranking in rankings])
+    _, held_out = rankings(world)
+    judged = evaluate_folder(Rank(), tmp_path, held_out)
+    unseen = mean_score(scorer, [ranking.best_response for ranking in held_out])
     assert judged.demonstration_score == pytest.approx(unseen, abs=1e-5) and unseen != 0
     assert judged.prompts == 48
-    assert evaluate_folder(Rank(index=1, world=2), tmp_path, world / "preferences") is None
+    assert evaluate_folder(Rank(index=1, world=2), tmp_path, held_out) is None
+    assert evaluate_folder(Rank(), tmp_path, []) is None
 
 
 def test_scores_are_centred_on_a_sample_of_the_demonstrations(world, tmp_path):
     """The first rankings of a file are of one kind: of its first modules, its first authors."""
-    made = RewardObjective(world / "policy", world / "preferences", centering_samples=40)
+    made = RewardObjective(world / "policy", *rankings(world), centering_samples=40)
     modules = made.setup(Rank(), RewardParams().train, seed=0)
-    stored = read_rankings(world / "preferences", "train", ChatFormat.open(world / "policy"), 40)
+    stored = list(made.train_rankings)
     places = [stored.index(ranking) for ranking in made.rankings]
     assert len(set(places)) > 100 and sorted(places[:40]) != list(range(40))
     assert 60 < sum(places[:40]) / 40 < 100
@@ -131,9 +141,8 @@ def test_a_judgement_counts_pairs_by_rank(objective):
 
 
 def test_rankings_that_fit_no_context_are_an_error(world):
-    tokenizer = ChatFormat.open(world / "tokenizer")
     with pytest.raises(InputError, match="none of 160 train preferences fits a context of 5"):
-        read_rankings(world / "preferences", "train", tokenizer, 5)
+        read_rankings(world / "preferences", "train", world / "tokenizer", 5)
 
 
 def test_the_report_shows_accuracy_by_ranks(tmp_path):
@@ -148,10 +157,53 @@ def test_the_report_shows_accuracy_by_ranks(tmp_path):
     assert drawn["Mean held-out score by rank"]["values"] == {"rank 0": 2.0, "rank 1": 0.0}
 
 
+def test_one_long_response_leaves_alone(world, tmp_path):
+    """The ranking stays while two responses of different ranks are left."""
+    short, other, long = "the owl sings", "the owl", "the owl " * 30
+    prompt = (Message("user", "what does the owl do?"),)
+    kept = [
+        Preference("a", prompt, (long, short, other), (0, 2, 1)),
+        Preference("b", prompt, (short, other), (1, 0)),
+    ]
+    left_out = [
+        Preference("c", prompt, (short, long), (0, 1)),
+        Preference("d", prompt, (short, other, long), (1, 1, 0)),
+        Preference("e", prompt, (long, short), (0, 1), "eval"),
+    ]
+    write_preferences(tmp_path / "own", kept + left_out)
+    ctx = Context.local(tmp_path)
+    train, held_out = encoded_rankings(world / "policy", tmp_path / "own", RewardParams(), ctx)
+    chat = ChatFormat.open(world / "policy")
+    wanted = [
+        EncodedRanking(
+            tuple(tuple(chat.encode_response(prompt, text).ids.tolist()) for text in texts), ranks
+        )
+        for texts, ranks in (((short, other), (2, 1)), ((short, other), (1, 0)))
+    ]
+    assert list(train) == wanted
+    assert list(train) == read_rankings(tmp_path / "own", "train", world / "policy", 40)
+    assert len(held_out) == 0
+    found = json.loads((ctx.observed / "results.json").read_text())
+    assert (found["left_out_too_long"], found["responses_too_long"]) == (2, 3)
+    assert (found["eval_left_out_too_long"], found["eval_responses_too_long"]) == (1, 1)
+    assert train.table.counts["shortened"] == 1
+    warnings = json.loads((ctx.observed / "warnings.json").read_text())
+    assert "2 of 4 rankings (50.0%) are left out" in warnings[0]["message"]
+
+
+def test_a_split_without_rankings_is_named(world, tmp_path):
+    prompt = (Message("user", "what does the owl do?"),)
+    write_preferences(tmp_path / "own", [Preference("a", prompt, ("so", "no"), (0, 1), "eval")])
+    with pytest.raises(InputError, match="there are no train preferences"):
+        encoded_rankings(
+            world / "policy", tmp_path / "own", RewardParams(), Context.local(tmp_path)
+        )
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "switch"])
 def test_a_reward_model_of_each_family_trains_and_loads_elsewhere(world, tmp_path, family):
     base = write_model(tmp_path / "base", world / "tokenizer", family)
-    made = RewardObjective(base, world / "preferences", centering_samples=20)
+    made = RewardObjective(base, *rankings(world), centering_samples=20)
     model = made.setup(Rank(), RewardParams().train, seed=0)["model"].module
     batch = made.collate([made.train_samples[i] for i in range(4)])
     losses, units = by_name(made.loss(model, batch)), by_name(made.units(batch))
