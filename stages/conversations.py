@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.stage import Inputs, stage
-from stages.chat.conversion.source_params import RowSourceParams
+from stages.chat.conversion.source_params import ROW_METRICS, RowSourceParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -38,7 +38,17 @@ class ConversationsParams(RowSourceParams):
         return self.replies
 
 
-@stage("conversations", output="Conversations", version=1)
+@stage(
+    "conversations",
+    output="Conversations",
+    version=1,
+    metrics={
+        "conversations": "conversations that are kept, shortened ones included",
+        "multi_turn": "conversations with several messages of the user",
+        "messages_*": "messages, by role",
+        **ROW_METRICS,
+    },
+)
 def conversations(params: ConversationsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read conversations from files of any known format."""
     from stages.chat.conversion.dialogue_rows import DialogueRows

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.stage import Inputs, stage
-from stages.chat.conversion.source_params import RowSourceParams
+from stages.chat.conversion.source_params import ROW_METRICS, RowSourceParams
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -26,7 +26,16 @@ class RankingsParams(RowSourceParams):
     wanted: ClassVar[Literal["dialogues", "rankings"]] = "rankings"
 
 
-@stage("rankings", output="Preferences", version=1)
+@stage(
+    "rankings",
+    output="Preferences",
+    version=1,
+    metrics={
+        "rankings": "rankings that are kept, shortened ones included",
+        "pairs": "pairs of responses with different ranks",
+        **ROW_METRICS,
+    },
+)
 def rankings(params: RankingsParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Read ranked responses from files of any known format."""
     from stages.chat.conversion.ranking_rows import RankingRows

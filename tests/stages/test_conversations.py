@@ -284,6 +284,8 @@ def test_the_rows_before_a_truncation_are_kept(tmp_path):
         ({"split_field": "part", "eval_sources": ("y",)}, "split_field", "excludes"),
         ({"format": "no_such_format"}, "format", "no_such_format"),
         ({"sources": ("https://u:secret@h/a.jsonl",)}, "sources", "secret"),
+        ({"fields": {"promt": "q"}}, "fields", "'promt' is not a field of any format"),
+        ({"format": "messages", "fields": {"chosen": "q"}}, "fields", "not a field of messages"),
         ({"meta_columns": ("place",)}, "meta_columns", "reserved"),
     ],
 )

@@ -61,7 +61,7 @@ def convert_rows(
     files = list_files(params.all_sources, unread, RECORD_FORMATS)
     limit = _RowLimit(params.max_rows)
     tables = _annotate(params, reader, files, limit, ctx)
-    rows = partial(_leading_rows, tables, params.max_rows)
+    rows = partial(_leading_rows, tables, params.max_rows, ctx)
     writer = ChatWriter(reader, params.prompt_split, params.repeated == "drop")
     stats = writer.write(rows, out)
     stats.report_broken(params.max_broken, ctx)
@@ -91,8 +91,13 @@ class _RowLimit:
         return self._max_rows is not None and read >= self._max_rows
 
 
-def _leading_rows(tables: Sequence[Path], max_rows: int | None) -> Iterator[dict[str, Any]]:
-    return islice(annotated_rows(tables), max_rows)
+def _leading_rows(
+    tables: Sequence[Path], max_rows: int | None, ctx: Context
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows to read; a request to stop is met after a row."""
+    for row in islice(annotated_rows(tables), max_rows):
+        ctx.check_cancelled()
+        yield row
 
 
 def _annotate(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.errors import InputError, Problem
+from pipeline.errors import InputError, Problem, did_you_mean
 from pipeline.stage import EXECUTION, Params
+from stages.curation.left_out import LEFT_OUT_METRICS, UNREAD_METRICS
 from stages.curation.param_checks import repeated_values
 from stages.text.sources import fsspec_files
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
 EVAL_SHARE = 0.05
 RESERVED = ("place",)
 """Keys of `meta` that the stages set."""
+ROW_METRICS = {
+    "rows": "records of the sources",
+    "read": "what the rows hold: kept, shortened and dropped together",
+    "kept": "kept as it is",
+    "shortened": "kept in another form",
+    "shortened_*": "kept in another form, by reason",
+    "dropped": "not kept",
+    "kept_share": "share of what is read that is kept, shortened included",
+    "repeated": "equal to an earlier one",
+    "control_text": "kept with a text that spells a control token",
+    "broken": "rows and files that cannot be read",
+    "train": "in the train split",
+    "eval": "in the eval split",
+    **LEFT_OUT_METRICS,
+    **UNREAD_METRICS,
+}
+"""Metrics of both stages, in numbers of conversations or rankings."""
 
 
 class RowSourceParams(Params):
@@ -121,12 +139,16 @@ class RowSourceParams(Params):
         yield from self._format_problems()
 
     def _format_problems(self) -> Iterator[Problem]:
-        """Yield a problem if the format is unknown, or gives no rows of this stage."""
-        from stages.chat.row_formats.format_registry import find_format
+        """Yield a problem if the format or a field of it is unknown, or if its rows hold nothing
+        that the stage reads."""
+        from stages.chat.row_formats.format_registry import FORMATS, find_format
 
-        if self.format is None:
-            return
         try:
-            find_format(self.format, self.wanted)
+            found = find_format(self.format, self.wanted) if self.format else None
         except InputError as error:
             yield Problem("format", error.message, error.remedy)
+            return
+        known = {name for each in FORMATS.values() for name in (found or each).fields}
+        for name in sorted(self.fields.keys() - known):
+            message = f"{name!r} is not a field of {self.format or 'any format'}"
+            yield Problem("fields", message, did_you_mean(name, known))
