@@ -42,10 +42,11 @@ def plan_pipeline(
     Raises:
         UserError: a named stage does not exist, or a source cannot be read.
     """
+    from launch.plan_warnings import add_warnings, epoch_warnings
     from launch.source_code import source_hash
     from pipeline.execution.plan import make_plan
 
-    return make_plan(
+    plan = make_plan(
         spec,
         store,
         from_=from_,
@@ -54,6 +55,9 @@ def plan_pipeline(
         strict_code=strict_code,
         resolve_model=model_resolver(store),
         source_hash=source_hash,
+    )
+    return add_warnings(
+        plan, {name: epoch_warnings(name, plan, spec, store) for name in spec.nodes}
     )
 
 

@@ -39,8 +39,8 @@ from stages.chat.template_checks import (
     check_tokenizers,
 )
 from stages.curation.left_out import BOTH_SPLITS_METRICS
+from stages.training.foreign_keys import FOREIGN_KEYS
 from stages.training.training_params import LRSchedule, MixtureSection, TrainSection
-from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
     from stages.alignment.prompts import EncodedPrompts, PromptEncoder
@@ -86,7 +86,7 @@ class PPOTrain(TrainSection):
 class PPOParams(Params):
     """Parameters of PPO."""
 
-    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = FOREIGN_KEYS
     renamed: ClassVar[Mapping[str, str]] = {
         "epochs": "ppo_epochs",
         "minibatches": "num_minibatches",

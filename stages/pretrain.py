@@ -62,16 +62,17 @@ from pipeline.errors import InputError, Problem
 from pipeline.stage import EXECUTION, Inputs, Params, UnsupportedKeys, stage
 from stages.models.language_model_config import LanguageModelConfig
 from stages.models.model_sections import AnyLanguageModelSection, default_section
+from stages.models.presets import PRESETS
 from stages.models.registry import families
 from stages.objectives.causal_lm import CausalLMParams
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, objective_union
+from stages.training.foreign_keys import FOREIGN_KEYS
 from stages.training.optim.recipes import recipe
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
 from stages.training.planning.estimate_row import EstimateRow
 from stages.training.planning.language_model_cost import LanguageModelCost
-from stages.training.training_params import MixtureSection, TrainSection
-from stages.training.unsupported_parallelism import LAYOUTS
+from stages.training.training_params import MixtureSection, PretrainTrain
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -84,7 +85,7 @@ else:
 class PretrainParams(Params):
     """Parameters of `pretrain`."""
 
-    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = FOREIGN_KEYS
     renamed: ClassVar[Mapping[str, str]] = {
         "size": "preset",
         "start": "init_from",
@@ -99,7 +100,7 @@ class PretrainParams(Params):
     """Form of samples: `windows` of the concatenated documents, or whole documents packed by
     `best_fit` with padding, after those longer than the context are split. Default: windows."""
     mixture: MixtureSection = MixtureSection()
-    train: TrainSection = TrainSection()
+    train: PretrainTrain = PretrainTrain()
     objective: AnyObjective = CausalLMParams()
     """Objective, by `type`, with its parameters. Default: causal_lm."""
     hardware: Annotated[HardwareSection, EXECUTION] = HardwareSection()
@@ -108,14 +109,19 @@ class PretrainParams(Params):
     """Seed of initial weights and order of samples. Default: the seed of the pipeline."""
 
     @model_validator(mode="after")
-    def _apply_recipe(self) -> PretrainParams:
-        """Fill in the training parameters of the preset's paper that the file leaves out.
+    def _complete_training(self) -> PretrainParams:
+        """Fill in the training parameters of the preset's paper that the file leaves out, and the
+        steps of `train.tokens`.
 
         Not before validation, because strict types would then refuse the lists of a pipeline file.
         """
         if found := recipe(self.preset):
             given = self.train.model_dump(exclude_unset=True)
-            self.__dict__["train"] = TrainSection.model_validate({**found, **given})
+            left = {k: v for k, v in found.items() if k != "steps" or "tokens" not in given}
+            self.__dict__["train"] = PretrainTrain.model_validate({**left, **given})
+        if self.preset in PRESETS:
+            context_length = self.model.shape(self.preset).context_length
+            self.__dict__["train"] = self.train.for_context(context_length)
         return self
 
     def config(self, vocab_size: int) -> LanguageModelConfig:
@@ -128,6 +134,9 @@ class PretrainParams(Params):
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield conflicts within the shape, the batch, the objective and the inputs."""
+        if self._preset_is_unused():
+            message = "has no effect: model gives every size"
+            yield Problem("preset", message, "leave it out, or a size of model")
         vocabulary = _vocab_size(upstream)
         wrong = list(self.model.check(self.preset, vocabulary, self.train.expert_parallel_size))
         yield from wrong or self._training_estimate(upstream).infeasibilities()
@@ -138,6 +147,20 @@ class PretrainParams(Params):
             yield Problem("model.compile", reason, "set train.zero_stage to 0, 1 or 2")
         yield from self.mixture.check(upstream)
         yield from _vocabulary_conflicts(upstream)
+
+    def epochs_over(self, sizes: Sequence[float]) -> list[float]:
+        """Return the epochs over token stores of these sizes, tokens, in a training."""
+        weights = self.mixture.weights or [size ** (1 / self.mixture.temperature) for size in sizes]
+        context_length = self.model.shape(self.preset).context_length
+        tokens = self.train.total_samples * context_length
+        shares = [weight / sum(weights) for weight in weights]
+        return [tokens * share / size for share, size in zip(shares, sizes, strict=False)]
+
+    def _preset_is_unused(self) -> bool:
+        """Return whether the file names a preset that determines neither a size nor a setting."""
+        sizes = ("num_layers", "hidden_size", "num_heads", "context_length")
+        given = all(getattr(self.model, size) is not None for size in sizes)
+        return "preset" in self.model_fields_set and given and not recipe(self.preset)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Return the estimate of time, memory and disk."""

@@ -30,8 +30,8 @@ from pipeline.errors import Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.chat.template_checks import check_family, check_template
 from stages.curation.left_out import BOTH_SPLITS_METRICS
+from stages.training.foreign_keys import FOREIGN_KEYS
 from stages.training.training_params import TrainSection
-from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
     from stages.alignment.encoded_rankings import EncodedRankings
@@ -53,7 +53,7 @@ class RewardTrain(TrainSection):
 class RewardParams(Params):
     """Parameters of reward modelling."""
 
-    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = FOREIGN_KEYS
     renamed: ClassVar[Mapping[str, str]] = {"centre_samples": "centering_samples"}
 
     seed: int = 0

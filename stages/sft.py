@@ -47,8 +47,8 @@ from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.chat.template_checks import check_lora, check_max_length, check_template
 from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.models.lora_config import LoRAConfig
+from stages.training.foreign_keys import SFT_KEYS
 from stages.training.training_params import TrainSection
-from stages.training.unsupported_parallelism import LAYOUTS
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -108,7 +108,7 @@ class SftTrain(TrainSection):
 class SftParams(Params):
     """Parameters of supervised fine-tuning."""
 
-    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = SFT_KEYS
     renamed: ClassVar[Mapping[str, str]] = {"swap": "reverse"}
 
     train: SftTrain = SftTrain()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.driver import plan_pipeline
+from launch.plan_warnings import add_warnings, gpu_warnings
 from launch.ui import console
 from launch.ui.options import json_option, open_store, scope_options, store_option
 from launch.ui.plan_table import print_plan
@@ -41,7 +42,9 @@ def plan(
     from pipeline.spec.spec_checker import load_spec
 
     store = open_store(store_path)
-    result = plan_pipeline(load_spec(config, overrides), store, from_, only, rerun, strict_code)
+    spec = load_spec(config, overrides)
+    found = plan_pipeline(spec, store, from_, only, rerun, strict_code)
+    result = add_warnings(found, gpu_warnings(found, spec))
     if as_json:
         console.print_json(describe_plan(result, store))
     else:

@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from launch.driver import execute_run, plan_pipeline
+from launch.driver import LOCAL_ADDRESS, execute_run, plan_pipeline
+from launch.plan_warnings import add_warnings, gpu_warnings, require_local_gpus
 from launch.ui.options import address_option, open_store, scope_options, store_option
 from launch.ui.plan_table import print_plan
 
@@ -40,6 +41,9 @@ def run(
     spec = load_spec(config, overrides)
     store = open_store(store_path)
     plan = plan_pipeline(spec, store, from_, only, rerun, strict_code)
-    print_plan(plan)
+    is_local = address in (None, LOCAL_ADDRESS)
+    print_plan(add_warnings(plan, gpu_warnings(plan, spec)) if dry_run and is_local else plan)
     if not dry_run:
+        if is_local:
+            require_local_gpus(plan, spec)
         sys.exit(execute_run(Run.create(store, spec, plan), address))

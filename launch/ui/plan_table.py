@@ -52,7 +52,7 @@ def print_plan(plan: Plan) -> None:
     print_estimates(plan)
     for stage in plan.stages:
         for warning in stage.warnings:
-            console.echo(f"  warning: {stage.name}: {warning}", "yellow")
+            console.print_paragraph(f"warning: {stage.name}: {warning}", "yellow", indent=2)
     console.echo(summarize_plan(plan), "dim")
 
 

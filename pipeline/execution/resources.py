@@ -60,7 +60,12 @@ def check_placement(nodes: Iterable[Node], capacity: Sequence[Resources]) -> Non
     for node in nodes:
         workers, key = node.params.workers, f"{node.name}.workers"
         room = sum(machine.max_processes(workers) for machine in capacity)
-        if room < workers.num:
+        most = max((machine.gpus for machine in capacity), default=0.0)
+        if workers.gpus > most:
+            message = f"requests {workers.gpus:g} GPUs per process; the largest node has {most:g}"
+            remedy = f"set {key}.gpus: {most:g}, or use a cluster with more GPUs"
+            problems.append(Problem(f"{key}.gpus", message, remedy, node.where))
+        elif room < workers.num:
             each = Resources(workers.cpus, workers.gpus)
             message = f"requests {workers.num} times {each}, each on one node; {room} fit"
             remedy = f"lower {key}.num or the resources per process, or use a larger cluster"

@@ -19,11 +19,11 @@ from stages.contrastive.clip_cost_model import ClipCost
 from stages.models.clip.clip_presets import PRESETS, clip_preset
 from stages.models.clip.clip_sections import ClipModelSection, VisionSection
 from stages.models.clip.configuration_clip import CLIPConfig
+from stages.training.foreign_keys import FOREIGN_KEYS
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
 from stages.training.planning.estimate_row import EstimateRow
 from stages.training.training_params import TrainSection
-from stages.training.unsupported_parallelism import LAYOUTS
 
 SPECIAL_IDS = (0, 2, 3)
 """Ids of pad, bos and eos in tokenizers of `tokenize.train`."""
@@ -98,7 +98,7 @@ class ClipTrain(TrainSection):
 class ClipParams(Params):
     """Parameters of `clip`."""
 
-    unsupported_keys: ClassVar[UnsupportedKeys] = LAYOUTS
+    unsupported_keys: ClassVar[UnsupportedKeys] = FOREIGN_KEYS
     renamed: ClassVar[dict[str, str]] = {
         "size": "preset",
         "base": "init_from",

@@ -264,6 +264,43 @@ class TrainSection(Section):
                 f"{self.dtype} needs a GPU: CPUs emulate it, several times slower",
                 "set float32, or workers.gpus",
             )
+        if "decay_ratio" in self.model_fields_set and self.lr_schedule != "wsd":
+            message = f"has no effect with lr_schedule {self.lr_schedule}"
+            yield Problem(f"{key}.decay_ratio", message, "leave it out, or set lr_schedule: wsd")
+
+
+class PretrainTrain(TrainSection):
+    """Training hyperparameters of `pretrain`, whose length may be given in tokens."""
+
+    # It sets `steps`, which enters the fingerprint, and is None from then on.
+    tokens: Annotated[float | None, Field(ge=1), EXECUTION] = None
+    """Tokens of the training, instead of `steps`, which it sets: as many steps as take at least
+    these. Default: none."""
+
+    def require_lengths(self) -> None:
+        """Check steps that are given; those of tokens are known when the context length is."""
+        if self.tokens is None:
+            super().require_lengths()
+        elif "steps" in self.model_fields_set:
+            raise ValueError("set either steps or tokens")
+
+    def for_context(self, context_length: int) -> PretrainTrain:
+        """Return the section with the steps that `tokens` take.
+
+        Raises:
+            ValueError: they are fewer than another parameter needs.
+        """
+        if self.tokens is None:
+            return self
+        samples = math.ceil(self.tokens / context_length)
+        # A rampup delays: after `rampup.steps` every step takes a full batch.
+        missing = samples - self.first_sample(self.batch_size_rampup.steps)
+        steps = self.batch_size_rampup.steps + max(0, math.ceil(missing / self.global_batch_size))
+        while steps > 1 and self.first_sample(steps - 1) >= samples:
+            steps -= 1
+        found = self.model_copy(update={"steps": steps, "tokens": None})
+        found.require_lengths()
+        return found
 
 
 def _nearest(value: int, divisor: int) -> int:

@@ -332,6 +332,13 @@ def test_what_can_never_fit_is_refused_before_anything_starts(store: Store) -> N
     assert "b.workers" in events(run, "run.finished")[0]["error"]
 
 
+def test_a_gpu_that_no_node_has_is_refused_by_its_key(store: Store) -> None:
+    run = make(store, "a: {uses: toy.count, workers: {num: 2, gpus: 1}}")
+    message = r"a\.workers\.gpus: requests 1 GPUs per process; the largest node has 0 \(set a\."
+    with pytest.raises(UserError, match=message):
+        go(run, Threads(cpus=4))
+
+
 @pytest.mark.parametrize(
     ("workers", "fits"),
     [
