@@ -39,7 +39,7 @@ from stages.chat.template_checks import (
     check_tokenizers,
 )
 from stages.curation.left_out import BOTH_SPLITS_METRICS
-from stages.training.foreign_keys import FOREIGN_KEYS
+from stages.training.planning.foreign_keys import FOREIGN_KEYS
 from stages.training.training_params import LRSchedule, MixtureSection, TrainSection
 
 if TYPE_CHECKING:

@@ -66,11 +66,11 @@ from stages.models.presets import PRESETS
 from stages.models.registry import families
 from stages.objectives.causal_lm import CausalLMParams
 from stages.objectives.objective_registry import ObjectiveParams, PretrainingTask, objective_union
-from stages.training.foreign_keys import FOREIGN_KEYS
 from stages.training.optim.recipes import recipe
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
 from stages.training.planning.estimate_row import EstimateRow
+from stages.training.planning.foreign_keys import FOREIGN_KEYS
 from stages.training.planning.language_model_cost import LanguageModelCost
 from stages.training.training_params import MixtureSection, PretrainTrain
 

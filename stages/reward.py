@@ -30,7 +30,7 @@ from pipeline.errors import Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.chat.template_checks import check_family, check_template
 from stages.curation.left_out import BOTH_SPLITS_METRICS
-from stages.training.foreign_keys import FOREIGN_KEYS
+from stages.training.planning.foreign_keys import FOREIGN_KEYS
 from stages.training.training_params import TrainSection
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
 from stages.chat.template_checks import check_lora, check_max_length, check_template
 from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.models.lora_config import LoRAConfig
-from stages.training.foreign_keys import SFT_KEYS
+from stages.training.planning.foreign_keys import SFT_KEYS
 from stages.training.training_params import TrainSection
 
 if TYPE_CHECKING:

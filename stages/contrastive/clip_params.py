@@ -19,10 +19,10 @@ from stages.contrastive.clip_cost_model import ClipCost
 from stages.models.clip.clip_presets import PRESETS, clip_preset
 from stages.models.clip.clip_sections import ClipModelSection, VisionSection
 from stages.models.clip.configuration_clip import CLIPConfig
-from stages.training.foreign_keys import FOREIGN_KEYS
 from stages.training.planning.device_specs import HardwareSection
 from stages.training.planning.estimate import TrainingEstimate
 from stages.training.planning.estimate_row import EstimateRow
+from stages.training.planning.foreign_keys import FOREIGN_KEYS
 from stages.training.training_params import TrainSection
 
 SPECIAL_IDS = (0, 2, 3)

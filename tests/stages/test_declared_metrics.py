@@ -11,7 +11,7 @@ from pipeline.context import Context
 from pipeline.errors import SpecError
 from pipeline.spec.spec_checker import load_spec
 from pipeline.stage import Inputs, Params, Stage, stage
-from pipeline.stage_registry import find_stage
+from pipeline.stage_registry import all_stages, find_stage
 
 PIPELINE = """
 name: gates
@@ -69,3 +69,10 @@ def test_a_stage_that_reports_an_undeclared_metric_fails_its_test(tmp_path: Path
     finally:
         Stage.registry.clear()
         Stage.registry.update(before)
+
+
+def test_every_stage_declares_its_metrics() -> None:
+    own = [stage for stage in all_stages() if stage.run.__module__.startswith("stages.")]
+    assert len(own) > 15
+    assert [stage.uses for stage in own if not stage.metrics] == []
+    assert all(meaning for stage in own for meaning in (stage.metrics or {}).values())

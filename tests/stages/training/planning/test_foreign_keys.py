@@ -13,9 +13,9 @@ from launch.commands.stages import list_parameters
 from pipeline.spec.validation_messages import ValidationIssue, validation_issues
 from pipeline.stage import Params
 from pipeline.stage_registry import find_stage
-from stages.training.foreign_keys import FOREIGN_KEYS, OUR_KEYS, SFT_KEYS
+from stages.training.planning.foreign_keys import FOREIGN_KEYS, OUR_KEYS, SFT_KEYS
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TRAININGS = ("pretrain", "sft", "reward", "ppo", "clip")
 ANSWERS = {
     "pretrain": {
