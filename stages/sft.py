@@ -181,6 +181,7 @@ class SftParams(Params):
         "skipped_steps": "steps without an update",
         "trained_parameters": "parameters that are trained",
         "conversations": "conversations to train on",
+        "control_text": "conversations whose text spells a control token, which stays text",
         "shortened": "conversations without their first exchanges",
         "split": "conversations in several pieces",
         "padding": "share of the positions of packed rows that are padding",
@@ -262,8 +263,14 @@ def encoded_splits(
     Raises:
         InputError: none is left to train on.
     """
-    from stages.chat.encoded_chats import LEFT_OUT, EncodedChats, require_chats
+    from stages.chat.encoded_chats import (
+        LEFT_OUT,
+        EncodedChats,
+        open_chat_format,
+        require_chats,
+    )
     from stages.chat.encoded_table import encode_split
+    from stages.chat.spelled_controls import report_control_text
     from stages.curation.left_out import report_both_splits
 
     train, held_out = (
@@ -272,6 +279,9 @@ def encoded_splits(
     )
     report_both_splits(ctx, "conversations", (train.counts, held_out.counts), LEFT_OUT, KEYS)
     _report_shortened(train.counts, ctx)
+    every = (one for path in conversations for one in encoder.records(path, "train"))
+    chat_format = open_chat_format(encoder.folder, encoder.chat_template)
+    report_control_text(ctx, chat_format, every, train.counts["control_text"])
     require_chats(train, encoder, conversations)
     return train, held_out
 

@@ -29,7 +29,13 @@ import xxhash
 
 from pipeline.atomic_io import read_json
 from pipeline.errors import InputError
-from stages.chat.control_tokens import ChatEncoder, FastChat, TokenSpans, chat_encoder
+from stages.chat.control_tokens import (
+    ChatEncoder,
+    ControlTokens,
+    FastChat,
+    TokenSpans,
+    chat_encoder,
+)
 from stages.chat.template_rendering import Rendering, render_template
 from stages.data.conversation_dataset import Json, Message
 from stages.data.tokenizers.huggingface_tokenizer import (
@@ -191,10 +197,10 @@ class ChatFormat:
     def spelled_control_tokens(
         self, messages: Sequence[Message], tools: Sequence[Json] = ()
     ) -> list[str]:
-        """Return the control tokens that texts of a conversation spell."""
+        """Return the control tokens that texts of a conversation spell, without their mark."""
         texts = [str(part) for row in _rows(messages) for part in _texts(row)]
         texts += [part for tool in tools for part in _texts(tool)]
-        return [name for text in texts for name in self._encoder.controls.spelled(text)]
+        return [name for text in texts for name in self._plain_names.spelled(text)]
 
     def control_text(self, ids: Sequence[int]) -> str:
         """Return the text of ids with the names of control tokens, for people to read."""
@@ -262,6 +268,11 @@ class ChatFormat:
         from stages.models.hf_io import write_chat_format
 
         write_chat_format(folder, self.source, self.end_ids)
+
+    @cached_property
+    def _plain_names(self) -> ControlTokens:
+        named = self._encoder.controls.ids.items()
+        return ControlTokens({name.removeprefix(CONTROL_MARK): i for name, i in named})
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:

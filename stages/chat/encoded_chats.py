@@ -1,7 +1,8 @@
 """Conversations of a split as token ids with loss masks, encoded once.
 
 The outcome of each conversation is counted: `whole`, `shortened`, `split`; `too_long`, `no_answer`
-and `refused_by_template` if it is left out. `exchanges` and `exchanges_left_out` count the answered
+and `refused_by_template` if it is left out. `control_text` counts those whose text spells a control
+token. `exchanges` and `exchanges_left_out` count the answered
 exchanges of those that are not left out.
 """
 
@@ -65,6 +66,9 @@ class ConversationEncoder(RecordEncoder[Conversation]):
         if isinstance(fitted, str):
             counts[fitted] += 1
             return
+        chat_format = open_chat_format(self.folder, self.chat_template)
+        spelled = chat_format.spelled_control_tokens(record.messages, record.tools)
+        counts["control_text"] += bool(spelled)
         learned = [chat for chat in fitted.chats if chat.loss_mask.any()]
         outcome = fitted.outcome if learned or not fitted.chats else "no_answer"
         counts[outcome] += 1
