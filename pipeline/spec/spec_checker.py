@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from graphlib import CycleError
 from pathlib import Path
@@ -275,20 +275,24 @@ class _SpecChecker:
             self.unexpected(path, "a list", data, '["gpt.loss<3"]')
             return ()
         for i, text in enumerate(data):
+            at = (*path, i)
             try:
                 metric = Gate.parse(str(text)).metric
             except UserError as error:
-                self.problem((*path, i), error.message, error.remedy)
+                self.problem(at, error.message, error.remedy)
                 continue
             node = next((name for name in self.names if metric.startswith(f"{name}.")), "")
             stage, name = self.stages.get(node), metric.removeprefix(f"{node}.")
             known = stage.metrics if stage else None
             if not node:
-                missing = metric.partition(".")[0]
-                remedy = did_you_mean(missing, self.names)
-                self.problem((*path, i), f"there is no stage {missing!r}", remedy)
+                word = metric.partition(".")[0]
+                self.problem(at, f"there is no stage {word!r}", _nearest(word, self.names))
             elif known is not None and not any(fnmatchcase(name, pattern) for pattern in known):
-                near, listed = did_you_mean(name, known), f"known: {', '.join(sorted(known))}"
-                remedy = listed if near == listed else f"{near} {listed}"
-                self.problem((*path, i), f"{node} reports no metric {name!r}", remedy)
+                self.problem(at, f"{node} reports no metric {name!r}", _nearest(name, known))
         return tuple(str(text) for text in data)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """Return a remedy with the nearest name, if one is near, and all of them."""
+    near = did_you_mean(word, known)
+    return f"{near} known: {', '.join(sorted(known))}" if near.endswith("?") else near

@@ -42,7 +42,7 @@ def test_a_gate_on_a_misspelt_metric_is_refused_by_plan(tmp_path: Path) -> None:
 
 def test_a_gate_on_a_misspelt_stage_is_refused_by_plan(tmp_path: Path) -> None:
     assert gate_problems(tmp_path, "gtp.loss<3") == [
-        ("there is no stage 'gtp'", "did you mean 'gpt'?")
+        ("there is no stage 'gtp'", "did you mean 'gpt'? known: clean, gpt, tokenizer, tokens")
     ]
 
 
