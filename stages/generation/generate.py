@@ -10,6 +10,8 @@ from pipeline.errors import InputError
 from stages.chat.chat_format import ChatFormat
 from stages.data.conversation_dataset import Message
 from stages.data.tokenizers.huggingface_tokenizer import AnyTokenizer, open_tokenizer
+from stages.data.tokenizers.sentencepiece_tokenizer import is_headwater_tokenizer
+from stages.data.tokenizers.template_files import model_template
 from stages.generation.history import History
 from stages.generation.sampling import Responses, SamplingParams, sample
 from stages.models.hf_io import is_chat
@@ -40,7 +42,7 @@ def generate_text(
 ) -> Generated:
     """Sample one response to a prompt from the model in `folder`.
 
-    A model whose model card declares a chat format gets the prompt as a user message, after those
+    A model that takes chats gets the prompt as a user message, after those
     of `history`; any other model continues the prompt as the beginning of a document. A response
     ends at an end token, and at any other control token that the chat template writes, such as that
     of a role.
@@ -55,7 +57,7 @@ def generate_text(
     except ValueError as error:
         raise InputError(str(error)) from error
     model = load_language_model(folder)
-    if is_chat(folder):
+    if takes_chats(folder):
         chat = ChatFormat.open(folder)
         before = history or History()
         ids = chat.encode_prompt([*before.messages, Message("user", prompt)], before.tools)
@@ -74,6 +76,14 @@ def generate_text(
     drawn = _sample(model, ids, params, [tokenizer.eos_id], tokenizer.padding_id, seed)
     ended = "the end of the document" if drawn.finished[0] else None
     return Generated(tokenizer.decode(drawn.ids(0)), ended)
+
+
+def takes_chats(folder: Path) -> bool:
+    """Return whether prompts are given in a chat format: of a model with a tokenizer of Headwater
+    its card decides, because base models have a template too; of any other its template."""
+    if is_chat(folder) or is_headwater_tokenizer(folder):
+        return is_chat(folder)
+    return model_template(folder) is not None
 
 
 def _sample(

@@ -7,7 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import AutoTokenizer
 
 from stages.chat.chat_format import ChatFormat
@@ -53,6 +61,43 @@ def write_byte_level(folder: Path) -> Path:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>",
         "bos_token": "<|begin_of_text|>", "clean_up_tokenization_spaces": False,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_llama2(folder: Path) -> Path:
+    """A SentencePiece BPE as Llama 2 has it in `tokenizer.json`: a space before each text, bytes
+    for unknown characters, control tokens within the vocabulary, one that takes spaces after it."""
+    texts = [line.replace(" ", "\u2581") for line in LINES * 3]
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=120, show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    learned = json.loads(trained.to_str())["model"]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    names += sorted(learned["vocab"], key=learned["vocab"].get)
+    fast = Tokenizer(
+        models.BPE(
+            {name: i for i, name in enumerate(names)},
+            [tuple(merge) for merge in learned["merges"]],
+            unk_token="<unk>", byte_fallback=True, fuse_unk=True,
+        )
+    )  # fmt: skip
+    fast.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    fast.add_special_tokens(["<unk>", "<s>", "</s>"])
+    fast.add_special_tokens(
+        [AddedToken(name, rstrip=name == "<|im_end|>") for name in ("<|im_start|>", "<|im_end|>")]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+        "unk_token": "<unk>", "clean_up_tokenization_spaces": False,
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hf_model_folders import write_model
 
 from pipeline.errors import InputError
 from stages.chat.chat_format import ChatFormat
@@ -114,3 +115,16 @@ def test_a_base_model_takes_no_history(world, tmp_path):
     save_language_model(load_language_model(world / "policy"), tmp_path, world / "tokenizer")
     with pytest.raises(InputError, match="the model has no chat format"):
         generate_text(tmp_path, "the owl", history=History((Message("user", "a"),)))
+
+
+def test_a_model_of_the_hub_with_a_template_takes_chats(tmp_path):
+    write_model(tmp_path, "llama")
+    base = generate_text(tmp_path, "the cat", 8, temperature=0)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    chat, model = ChatFormat.open(tmp_path), load_language_model(tmp_path)
+    ids = chat.encode_prompt([Message("user", "the cat")])
+    drawn = sample(model, [ids], SamplingParams(8, 0.0), end_ids=chat.stop_ids, pad_id=chat.pad_id)
+    found = generate_text(tmp_path, "the cat", 8, temperature=0)
+    assert found.text == chat.decode(drawn.ids(0)) != base.text
