@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from stages.alignment.experience import compute_targets
 from stages.alignment.ppo_update import policy_loss, update_policy
+from stages.alignment.prompts import read_prompts
 from stages.generation.likelihood import next_log_probs
 from stages.objectives.ppo_ptx import PPOObjective, PretrainingBatches
-from stages.ppo import PPOParams
+from stages.ppo import PPOParams, prompt_encoder
 from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
 
@@ -29,10 +30,12 @@ GAMMA = 0.7
 
 
 def made(params: PPOParams, world: Path, kind: type[PPOObjective] = PPOObjective) -> PPOObjective:
-    return kind(
-        world / "policy", world / "scorer", world / "conversations", (world / "tokens",),
-        params.settings(),
-    )  # fmt: skip
+    policy, scorer = world / "policy", world / "scorer"
+    limit = prompt_encoder(policy, scorer, params.max_new_tokens).limit
+    prompts = [
+        read_prompts(world / "conversations", split, policy, limit) for split in ("train", "eval")
+    ]
+    return kind(policy, scorer, *prompts, (world / "tokens",), params.settings())
 
 
 def one_update(**train: object) -> PPOParams:

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Gene
 
 from pipeline.errors import InputError
 from stages.alignment.encoded_rankings import read_rankings
+from stages.alignment.prompts import read_prompts
 from stages.alignment.reward_evaluation import evaluate_rankings, mean_score
 from stages.alignment.rollout import score_at_end
 from stages.chat.chat_format import ChatFormat
@@ -91,18 +92,22 @@ def base_model(tokenizers, case, folder):
     return chat
 
 
+def reward_objective(folder, preferences):
+    return RewardObjective(folder, read_rankings(preferences, "train", folder, CONTEXT))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_an_exported_reward_model_scores_alike_through_transformers(
     tokenizers, preferences, tmp_path, case
 ):
     base_model(tokenizers, case, tmp_path / "policy")
-    objective = RewardObjective(tmp_path / "policy", preferences)
+    objective = reward_objective(tmp_path / "policy", preferences)
     modules = objective.setup(Rank(), RewardParams().train, seed=0)
     objective.export({"model": SimpleNamespace(module=modules["model"].module)}, tmp_path / "rm")
-    chat, scorer = ChatFormat.open(tmp_path / "rm"), load_reward_model(tmp_path / "rm")
+    scorer = load_reward_model(tmp_path / "rm")
     auto = AutoTokenizer.from_pretrained(tmp_path / "rm")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
-    held_out = read_rankings(preferences, "eval", chat, CONTEXT)
+    held_out = read_rankings(preferences, "eval", tmp_path / "rm", CONTEXT)
     stored = list(Preferences(preferences, "eval"))
     assert len(held_out) == len(stored) == 12
     found = []
@@ -128,7 +133,7 @@ def test_a_sampled_response_is_scored_as_the_reward_model_was_trained(
 ):
     """At the last token of the whole rendering, whatever ended the response or cut it off."""
     chat = base_model(tokenizers, case, tmp_path / "policy")
-    objective = RewardObjective(tmp_path / "policy", preferences)
+    objective = reward_objective(tmp_path / "policy", preferences)
     scorer = objective.setup(Rank(), RewardParams().train, seed=0)["model"].module.eval()
     prompt, response = [Message("user", "What?")], "It sleeps."
     whole = chat.encode_response(prompt, response).ids.tolist()
@@ -163,11 +168,12 @@ def test_an_exported_policy_holds_template_and_ends(tokenizers, preferences, tmp
     prompts = tmp_path / "prompts"
     turns = (Message("user", "What?"), Message("assistant", "So."))
     write_conversations(prompts, [Conversation(str(i), turns, "train") for i in range(4)])
-    rm = RewardObjective(tmp_path / "policy", preferences)
+    rm = reward_objective(tmp_path / "policy", preferences)
     scorer = rm.setup(Rank(), RewardParams().train, seed=0)["model"].module
     rm.export({"model": SimpleNamespace(module=scorer)}, tmp_path / "rm")
     params = PPOParams(max_new_tokens=8)
-    ppo = PPOObjective(tmp_path / "policy", tmp_path / "rm", prompts, (), params.settings())
+    asked = read_prompts(prompts, "train", tmp_path / "policy", CONTEXT - 8)
+    ppo = PPOObjective(tmp_path / "policy", tmp_path / "rm", asked, [], (), params.settings())
     policy = ppo.setup(Rank(), params.train, seed=0)["policy"].module
     ppo.export({"policy": SimpleNamespace(module=policy)}, tmp_path / "out")
     found = GenerationConfig.from_pretrained(tmp_path / "out")
