@@ -47,7 +47,7 @@ def chats(tmp_path):
     """Good conversations in several formats, and one of each common fault."""
     folder = tmp_path / "chats"
     turns = [messages(f"hello {i}", f"hi {i}", f"and {i}?", f"yes {i}") for i in range(12)]
-    broken = ['{"messages": [', {"messages": 5}, messages("no answer"), "[1, 2]"]
+    broken = ['{"messages": [', {"messages": 5}, messages("no </s> answer"), "[1, 2]"]
     write_rows(folder / "turns.jsonl", [*turns, *broken, messages("spell", "<|im_start|>")])
     (folder / "array.json").write_text(
         json.dumps([messages(f"Do {i}.", "Done.") for i in range(4)])
@@ -74,7 +74,7 @@ def test_every_row_ends_in_one_place_with_its_reason(chats, tmp_path):
         ("chats/turns.jsonl", "line 16", "unreadable"),
     ]
     assert dropped[1]["field"] == "messages" and '"messages": 5' in dropped[1]["row"]
-    assert results["broken"] == 3 and results["control_text"] == 1
+    assert results["broken"] == 3 and results["control_text"] == 2
     by_place = {row.meta["place"]: row for row in found}
     shared = by_place["chats/share.jsonl.gz line 1"]
     assert [message.role for message in shared.messages] == ["system", "user", "assistant"]
@@ -97,8 +97,9 @@ def test_the_report_shows_counts_formats_and_rows(chats, tmp_path):
     assert panels["Turns of the user"]["values"] == {"1": 9, "2": 12}
     assert panels["Messages by role"]["values"] == {"assistant": 33, "system": 1, "user": 33}
     assert sum(panels["Characters per conversation"]["counts"]) == 21
-    assert panels["Texts that spell a control token: 1"]["rows"] == [
-        ["chats/turns.jsonl line 17", "<|im_start|>"]
+    assert panels["Texts that spell a control token: 2"]["rows"] == [
+        ["chats/turns.jsonl line 15", "</s>", "no_answer"],
+        ["chats/turns.jsonl line 17", "<|im_start|>", "kept"],
     ]
     assert len(panels["Kept conversations: a sample"]["items"]) == 21
     shown = panels["Left out: a sample"]["items"]

@@ -41,7 +41,7 @@ class ChatStats(CurationStats):
     repeated: int = 0
     """Number of those that equal an earlier one, kept or dropped."""
     control: int = 0
-    """Number of those kept that spell a control token."""
+    """Number of those that spell a control token, kept or not."""
     splits: Counter[str] = field(default_factory=Counter)
     roles: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ class ChatStats(CurationStats):
     kept_formats: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped_places: list[str] = field(default_factory=list)
     """Place, reason and detail of the first that are left out."""
-    _control_rows: list[tuple[str, str]] = field(default_factory=list)
+    _control_rows: list[tuple[str, str, str]] = field(default_factory=list)
     _kept_sample: list[tuple[float, dict[str, str]]] = field(default_factory=list)
     _dropped_sample: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
@@ -64,11 +64,14 @@ class ChatStats(CurationStats):
         """The unit that is counted."""
         return (self.noun,)
 
-    def drop(self, row: Mapping[str, Any], reason: str, field_name: str, detail: str) -> None:
-        """Count one that is left out."""
+    def drop(
+        self, row: Mapping[str, Any], item: Json, reason: str, field_name: str, detail: str
+    ) -> None:
+        """Count one that is left out, for a reason, because of a field."""
         self.count(row["file"], reason, {self.noun: 1})
         self.formats[row["file"], row["format"]] += 1
         place = f"{row['file']} {row['at']}".strip()
+        self._count_control(place, item["control"], reason)
         cause = f"{field_name}: {detail}" if field_name else detail
         if reason == UNREADABLE:
             self.count_broken(place, cause)
@@ -111,11 +114,14 @@ class ChatStats(CurationStats):
             self.pairs += count_pairs(data["ranks"])
         self.lengths.append(sum(map(len, texts)))
         place = data["meta"]["place"]
-        if item["control"]:
-            self.control += 1
-            if len(self._control_rows) < MAX_TABLE_ROWS:
-                self._control_rows.append((place, " ".join(item["control"])))
+        self._count_control(place, item["control"], "kept")
         self._show(place, split, item["changes"], parts)
+
+    def _count_control(self, place: str, tokens: Sequence[str], outcome: str) -> None:
+        """Count one that spells control tokens."""
+        self.control += bool(tokens)
+        if tokens and len(self._control_rows) < MAX_TABLE_ROWS:
+            self._control_rows.append((place, " ".join(tokens), outcome))
 
     def _show(
         self, place: str, split: str, changes: Sequence[str], parts: Iterable[tuple[str, str]]
@@ -179,7 +185,7 @@ class ChatStats(CurationStats):
         yield from self.broken_panels()
         if self._control_rows:
             title = f"Texts that spell a control token: {self.control}"
-            yield panels.table(title, ("row", "tokens"), self._control_rows)
+            yield panels.table(title, ("row", "tokens", "outcome"), self._control_rows)
         if self._kept_sample:
             items = [labels for _, labels in self._kept_sample]
             yield panels.browser(f"Kept {self.noun}: a sample", items)

@@ -74,7 +74,7 @@ class ChatWriter:
             for number, item in enumerate(row["items"]):
                 split, refused = self._decide(row, item, seen, stats)
                 if refused:
-                    stats.drop(row, *refused)
+                    stats.drop(row, item, *refused)
                     dropped.write(_dropped_row(row, number, refused))
                     continue
                 data = item["data"]

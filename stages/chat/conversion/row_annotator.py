@@ -126,7 +126,7 @@ class RowAnnotator(Annotator[SourceFile, FormattedRecord]):
             if not items:
                 raise RowError(self.reader.nothing, "", f"the row holds no {self.reader.noun}")
         except RowError as error:
-            items = [_refusal(error)]
+            items = [_refusal(error, control_tokens(_strings(raw.values)))]
         if any("refused" in item for item in items):
             excerpt = _excerpt(raw)
         return {
@@ -163,7 +163,8 @@ class RowAnnotator(Annotator[SourceFile, FormattedRecord]):
             try:
                 checked, changes = self.reader.check(found, self.options)
             except RowError as error:
-                yield _refusal(error)
+                texts = self.reader.texts(self.reader.store(found))
+                yield _refusal(error, control_tokens(texts))
                 continue
             data = self.reader.store(checked)
             data["meta"] = {**data["meta"], **kept, "place": f"{row.source} {row.place}".strip()}
@@ -186,8 +187,21 @@ def _json_values(record: RawRecord) -> dict[str, Any]:
     return values
 
 
-def _refusal(error: RowError) -> dict[str, Any]:
-    return {"refused": [error.reason, error.field, error.detail]}
+def _refusal(error: RowError, control: list[str]) -> dict[str, Any]:
+    return {"refused": [error.reason, error.field, error.detail], "control": control}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts in a value, at any depth."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            waiting += reversed(list(item.values()))
+        elif isinstance(item, list):
+            waiting += reversed(item)
 
 
 def _excerpt(record: RawRecord) -> str:

@@ -31,7 +31,7 @@ from stages.text.sources.source_listing import list_files, make_shards
 if TYPE_CHECKING:
     from pipeline.context import Context
 
-VERSION = 1  # of the annotation tables
+VERSION = 2  # of the annotation tables
 _DESCRIPTIONS = {
     UNREADABLE: "the row or file cannot be read",
     REPEATED: "equals an earlier one in all texts",
@@ -167,7 +167,7 @@ def _report_kept(stats: ChatStats, params: RowSourceParams, ctx: Context) -> Non
         else:
             ctx.log(message)
     if stats.control:
-        ctx.log(f"{stats.control:,} {stats.noun} spell a control token, and stay text")
+        ctx.log(f"{stats.control:,} {stats.noun} spell a control token, which stays text")
     if stats.repeated and params.repeated == "keep":
         ctx.log(f"{stats.repeated:,} {stats.noun} equal an earlier one, and are kept")
     for split in ("train", "eval"):

@@ -29,7 +29,7 @@ ROW_METRICS = {
     "dropped": "not kept",
     "kept_share": "share of what is read that is kept, shortened included",
     "repeated": "equal to an earlier one",
-    "control_text": "kept with a text that spells a control token",
+    "control_text": "with a text that spells a control token, kept or not",
     "broken": "rows and files that cannot be read",
     "train": "in the train split",
     "eval": "in the eval split",
