@@ -100,21 +100,28 @@ def print_line(*parts: str | tuple[str, str] | Text, stderr: bool = False) -> No
 def print_paragraph(message: str, style: str = "", indent: int = 0, stderr: bool = False) -> None:
     """Print prose, wrapped between words on a terminal; each further line is indented like the
     first, by at least 7 columns."""
-    console, text = get_console(stderr), escape_lines(message)
-    if console.is_terminal:
-        text = "\n".join(
-            textwrap.fill(
-                line,
-                max(console.width, 2 * PARAGRAPH_INDENT),
-                initial_indent=" " * indent,
-                subsequent_indent=" " * max(indent, PARAGRAPH_INDENT),
-                break_on_hyphens=False,
-            )
-            for line in text.splitlines()
-        )
-    else:
-        text = textwrap.indent(text, " " * indent)
+    console = get_console(stderr)
+    text = _wrap_lines(textwrap.indent(escape_lines(message), " " * indent), console)
     console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _wrap_lines(text: str, console: Console) -> str:
+    """Wrap each line between words at the width of a terminal; a pipe receives it as it is."""
+    if not console.is_terminal:
+        return text
+    width = max(console.width, 2 * PARAGRAPH_INDENT)
+    lines = []
+    for line in text.splitlines():
+        deeper = " " * max(PARAGRAPH_INDENT, len(line) - len(line.lstrip()))
+        wrapped = textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=deeper,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        lines += wrapped or [""]
+    return "\n".join(lines)
 
 
 def suggest_command(command: str, why: str = "", *, stderr: bool = True) -> None:
@@ -132,7 +139,8 @@ def print_error(error: HeadwaterError) -> None:
             f"fix {'it' if count == 1 else f'these {count} problems'} and run the command again"
         )
     console = get_console(stderr=True)
-    text = Text("error: ", style="bold red") + Text(escape_lines(str(error)))
+    text = Text(_wrap_lines(f"error: {escape_lines(str(error))}", console))
+    text.stylize("bold red", 0, len("error:"))
     console.print(text, soft_wrap=True)
     if remedy:
         text = Text("next: ", style="bold") + Text(escape_lines(remedy), "cyan")
