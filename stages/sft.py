@@ -20,20 +20,25 @@ With `lora: {rank: 16}` low-rank adapters are trained in place of the weights (H
 a small part of the memory: use a peak learning rate some ten times larger. The model that is
 written holds the merged weights; its folder `adapter` holds the adapters in the layout of peft.
 
+`checkpoint: validation_loss` exports the weights of the evaluation with the lowest loss, and
+`reward_score` those whose responses to held-out prompts the reward model on the input `scorer`
+rates highest. They are kept on disk, and are the same if the run is killed and resumed.
+
 A model with experts keeps its load-balancing loss, with the coefficient of its config
 (`balance_loss` in the series). It is computed over all tokens, prompts included, and added once per
 token to a loss that is averaged over the assistant's tokens.
 
 Metrics: `loss`, `eval_loss` (nats per token of the assistant), `perplexity`, `tokens`, `steps`,
 `epochs`, `trained_parameters`, `conversations` to train on, `shortened` and `split` ones, `padding`
-(share of the positions of packed rows), and by reason those that are left out:
-`left_out_too_long`, `left_out_no_answer`, `left_out_refused_by_template`; with `eval_` those held
-out.
+(share of the positions of packed rows), `kept_step` and `reward_score` (see `checkpoint`), and by
+reason those that are left out: `left_out_too_long`, `left_out_no_answer`,
+`left_out_refused_by_template`; with `eval_` those held out.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +49,13 @@ from pydantic import Field
 from pipeline import panels
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
-from stages.chat.template_checks import check_lora, check_max_length, check_template
+from stages.chat.template_checks import (
+    check_family,
+    check_held_out,
+    check_lora,
+    check_max_length,
+    check_template,
+)
 from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.models.lora_config import LoRAConfig
 from stages.training.planning.foreign_keys import SFT_KEYS
@@ -52,6 +63,7 @@ from stages.training.training_params import TrainSection
 
 if TYPE_CHECKING:
     from pipeline.context import Context
+    from stages.alignment.sampled_scores import ScoringSettings
     from stages.chat.encoded_chats import ConversationEncoder, EncodedChats
 
 
@@ -138,6 +150,13 @@ class SftParams(Params):
     lora: LoRAConfig | None = None
     """Low-rank adapters that are trained in place of the weights. Default: none, all weights are
     trained."""
+    checkpoint: Literal["last", "validation_loss", "reward_score"] = "last"
+    """Weights that are exported: the `last`; those of the evaluation with the lowest
+    `validation_loss`; or those whose responses to held-out prompts have the highest mean
+    `reward_score` by the reward model `scorer` (Ouyang et al. 2022, section 3.5). Evaluations are
+    those of `train.eval_interval`. Default: last."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Longest response that is sampled for `reward_score`, tokens. Default: 128."""
     seed: int = 0
     """Seed of the order of samples. Default: the seed of the pipeline."""
 
@@ -164,13 +183,38 @@ class SftParams(Params):
         yield from check_max_length(upstream, "model", self.max_length)
         yield from check_template(upstream, "model", self.chat_template)
         yield from check_lora(upstream, "model", self.lora)
+        yield from self._check_checkpoint(upstream)
+
+    def _check_checkpoint(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
+        """Yield what a choice among evaluations lacks."""
+        scored = self.checkpoint == "reward_score"
+        if scored != ("scorer" in upstream):
+            message = "needs the input `scorer`" if scored else "does not read the input `scorer`"
+            remedy = (
+                "connect a reward model"
+                if scored
+                else "disconnect it, or choose the score as the checkpoint"
+            )
+            yield Problem("checkpoint", f"{self.checkpoint} {message}", remedy)
+        if scored and self.reverse:
+            yield Problem("checkpoint", "a reward model scores answers, not questions", "set last")
+        yield from check_family(upstream, "scorer", "scalar_head")
+        if self.checkpoint == "last":
+            return
+        if not self.train.eval_interval:
+            message = "0 evaluates the last weights only, which leaves no choice"
+            yield Problem("train.eval_interval", message, "set a fraction of train.steps")
+        edges = [edge for edge in upstream if re.fullmatch(r"conversations(\[\d+\])?", edge)]
+        empty = [list(check_held_out(upstream, edge, self.checkpoint)) for edge in edges]
+        if empty and all(empty):
+            yield from empty[0]
 
 
 @stage(
     "sft",
-    inputs={"model": "Model", "conversations": "Conversations*"},
+    inputs={"model": "Model", "conversations": "Conversations*", "scorer": "RewardModel?"},
     output="Model",
-    version=6,
+    version=7,
     metrics={
         "loss": "loss of the last step, nats per token of the assistant",
         "eval_loss": "the same on held-out conversations",
@@ -180,6 +224,8 @@ class SftParams(Params):
         "epochs": "passes over the conversations",
         "skipped_steps": "steps without an update",
         "trained_parameters": "parameters that are trained",
+        "kept_step": "step of the exported weights, if they are chosen among evaluations",
+        "reward_score": "mean score of sampled responses to held-out prompts, with a scorer",
         "conversations": "conversations to train on",
         "control_text": "conversations whose text spells a control token, which stays text",
         "shortened": "conversations without their first exchanges",
@@ -191,11 +237,13 @@ class SftParams(Params):
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
     from stages.objectives.supervised_finetuning import SFTObjective, example_responses
+    from stages.training.best_weights import BestMetric
     from stages.training.run_training import run_training
 
     model, conversations = inputs.path("model"), inputs.paths("conversations")
     encoder = conversation_encoder(params, model)
     train, held_out = encoded_splits(encoder, conversations, params, ctx)
+    scoring = scoring_settings(params, inputs, held_out)
     objective = SFTObjective(
         model,
         train,
@@ -206,6 +254,8 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         dropout=params.dropout,
         residual_dropout=params.residual_dropout,
         lora=params.lora,
+        scoring=scoring,
+        held_out_paths=tuple(conversations),
     )
     rows = objective.rows(train)
     section = params.train.for_samples(len(rows))
@@ -219,14 +269,19 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         conversations=len(train), steps=section.steps, epochs=epochs,
         padding=rows.padding if params.packing else None,
     )  # fmt: skip
-    for panel in CURVES:
+    for panel in (*CURVES, *([SCORES] if scoring else [])):
         ctx.panel(panel)
     then = partial(
         example_responses, objective=objective, conversations=conversations, folder=out,
         seed=params.seed,
     )  # fmt: skip
     trained = params.model_copy(update={"train": section})
-    final, examples = run_training(objective, trained, ctx, out, after_export=then)
+    keep = {
+        "last": None,
+        "validation_loss": BestMetric("eval_loss"),
+        "reward_score": BestMetric("eval_reward_score", highest=True),
+    }[params.checkpoint]
+    final, examples = run_training(objective, trained, ctx, out, after_export=then, keep=keep)
     ctx.panel(panels.samples("Before and after", examples))
     ctx.result(
         loss=final["loss"],
@@ -235,7 +290,31 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         tokens=final["tokens"],
         skipped_steps=final["skipped_steps"],
         trained_parameters=final["trained_parameters"],
+        kept_step=final.get("kept_step"),
+        reward_score=final.get("eval_reward_score"),
     )
+
+
+def scoring_settings(
+    params: SftParams, inputs: Inputs, held_out: EncodedChats
+) -> ScoringSettings | None:
+    """Return how responses are scored, or None if they are not.
+
+    Raises:
+        InputError: weights are to be chosen by held-out conversations, and none is left.
+    """
+    from stages.alignment.sampled_scores import ScoringSettings
+
+    if params.checkpoint != "last" and not len(held_out):
+        raise InputError(
+            f"{params.checkpoint} needs held-out conversations, and none is left",
+            where="checkpoint",
+            remedy="set eval_share in the stage that reads the conversations, or checkpoint: last",
+        )
+    if params.checkpoint != "reward_score":
+        return None
+    number = params.train.eval_samples
+    return ScoringSettings(inputs.path("scorer"), params.max_new_tokens, number, params.seed)
 
 
 def conversation_encoder(params: SftParams, model: Path) -> ConversationEncoder:
@@ -309,6 +388,7 @@ KEYS = {
 }
 """The parameters that change how many conversations are left out, by reason."""
 
+SCORES = panels.curve("Score of responses", ["eval_reward_score"])
 CURVES = (
     panels.curve("Loss", ["loss", "eval_loss"], unit="nats per token of the assistant"),
     panels.curve("Learning rate", ["lr"]),

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stages.alignment.sampled_scores import SampledScores, ScoringSettings, plain_model
 from stages.chat.chat_format import ChatFormat
 from stages.chat.encoded_chats import EncodedChats, reversed_conversation
 from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_inputs
 from stages.data.conversation_dataset import Conversation, Conversations
 from stages.generation.sampling import SamplingParams, sample
-from stages.models.language_model import ForwardOutputs, router_aux_loss
+from stages.models.language_model import ForwardOutputs, LanguageModel, router_aux_loss
 from stages.models.lora import add_lora, merge
 from stages.models.lora_adapter import load_adapter, save_adapter
 from stages.models.model_io import load_language_model, save_language_model
 from stages.training.data_order import Shuffled
-from stages.training.objective import Batch, Loss, MetricSum, Trainable
+from stages.training.objective import Batch, Loss, Metrics, MetricSum, Trainable
 from stages.training.supervised import LanguageObjective
 
 if TYPE_CHECKING:
@@ -52,19 +53,25 @@ class SFTObjective(LanguageObjective):
     """Dropout of the residual branches. Default: `dropout`."""
     lora: LoRAConfig | None = None
     """Adapters that are trained in place of the weights."""
+    scoring: ScoringSettings | None = None
+    """Scoring of sampled responses in evaluations. Default: none."""
+    held_out_paths: tuple[Path, ...] = ()
+    """Conversations whose held-out prompts are answered and scored."""
     length_grouped = True
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
         """Load the model and map the encoded conversations."""
-        model = load_language_model(
-            self.model_path, dropout=self.dropout, residual_dropout=self.residual_dropout
-        ).train()
-        if self.lora:
-            add_lora(model, self.lora)
+        model = self._model().train()
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.setup_metrics = {"trained_parameters": float(trained)}
         self._experts = model.config.experts
-        self._pad_id = ChatFormat.open(self.model_path, self.chat_template).pad_id
+        chat = ChatFormat.open(self.model_path, self.chat_template)
+        self._pad_id = chat.pad_id
+        self._scores = None
+        if self.scoring:
+            held_out = _read(self.held_out_paths, "eval", self.reverse)
+            context = model.config.context_length
+            self._scores = SampledScores(self.scoring, held_out, chat, context, rank)
         self.flops_per_token = float(model.config.flops_per_token)
         self.train_samples = Shuffled(self.rows(self.train_chats), self.seed)
         self.eval_dataset = self.rows(self.held_out_chats)
@@ -101,6 +108,26 @@ class SFTObjective(LanguageObjective):
         total = total + router_aux_loss(self._experts, layers) * tokens
         metrics = {"balance_loss": MetricSum(balance * tokens, units=tokens)}
         return Loss(total, metrics, reported=outputs.cross_entropy)
+
+    def evaluate(self, engines: Mapping[str, Engine], step: int) -> Metrics:
+        """Return the metrics of the base class, and with a scorer `eval_reward_score`, the mean
+        score of responses to held-out prompts.
+
+        Raises:
+            Interrupted: the run is to stop.
+        """
+        found = super().evaluate(engines, step)
+        if self._scores is None:
+            return found
+        with plain_model(engines["model"], self._model, self.rank) as model:
+            return {**found, "eval_reward_score": self._scores.mean(model)}
+
+    def _model(self) -> LanguageModel:
+        """Return the model before training."""
+        model = load_language_model(
+            self.model_path, dropout=self.dropout, residual_dropout=self.residual_dropout
+        )
+        return add_lora(model, self.lora) if self.lora else model
 
     def export(self, engines: Mapping[str, Engine], out: Path) -> None:
         """Write the model folder; with adapters that of the merged weights, and the adapters."""

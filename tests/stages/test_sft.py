@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,8 +18,15 @@ from transformers import AutoModelForCausalLM
 from pipeline.context import Context, read_series
 from pipeline.errors import InputError
 from pipeline.stage import Params
+from stages.alignment.sampled_scores import SampledScores, ScoringSettings
+from stages.chat.chat_format import ChatFormat
 from stages.chat.packed_chats import ChatRow, num_inputs
-from stages.data.conversation_dataset import Conversation, Message, write_conversations
+from stages.data.conversation_dataset import (
+    Conversation,
+    Conversations,
+    Message,
+    write_conversations,
+)
 from stages.data.tokenizers.sentencepiece_tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
 from stages.models.hf_io import is_chat
 from stages.models.language_model import ForwardOutputs
@@ -30,6 +38,7 @@ from stages.models.registry import build_model
 from stages.objectives.supervised_finetuning import SFTObjective
 from stages.pretrain import PretrainParams
 from stages.pretrained import PretrainedParams
+from stages.reward import RewardParams
 from stages.sft import SftParams, SftTrain, conversation_encoder, encoded_splits, sft
 from stages.training.data_order import micro_batches
 from stages.training.ranks.rank import Rank
@@ -409,6 +418,95 @@ def test_the_stage_trains_adapters_and_merges_them(world: Path, tmp_path: Path) 
     }
     assert changed == {f"{n}.weight" for n, m in base.named_modules() if isinstance(m, nn.Linear)}
     assert "adapters of rank 4" in (ctx.out / "README.md").read_text()
+
+
+class Reader(Params):
+    """Parameters of a stage that reads conversations."""
+
+    eval_share: float = 0.1
+
+
+def test_plans_refuse_a_choice_of_weights_without_what_it_reads() -> None:
+    scorer, held_out, none_held_out = RewardParams(), Reader(), Reader(eval_share=0.0)
+
+    def problems(checkpoint: str, upstream: dict[str, Params], **fields: Any) -> list[str]:
+        fields = {"train": {"eval_interval": 10}, **fields}
+        params = SftParams.model_validate({"checkpoint": checkpoint, **fields})
+        return [f"{p.key}: {p.message}" for p in params.check(upstream)]
+
+    pooled: dict[str, Params] = {"conversations[0]": none_held_out, "conversations[1]": held_out}
+    assert not problems("validation_loss", pooled)
+    assert not problems("reward_score", {"scorer": scorer, **pooled})
+    assert problems("reward_score", {}) == ["checkpoint: reward_score needs the input `scorer`"]
+    assert problems("last", {"scorer": scorer}) == [
+        "checkpoint: last does not read the input `scorer`"
+    ]
+    (problem,) = problems("validation_loss", pooled, train={})
+    assert problem.startswith("train.eval_interval: 0 evaluates the last weights only")
+    (problem,) = problems("validation_loss", {"conversations": none_held_out})
+    assert problem.startswith("conversations: its split `eval` is empty")
+    (problem,) = problems("reward_score", {"scorer": scorer}, reverse=True)
+    assert problem == "checkpoint: a reward model scores answers, not questions"
+
+
+class Edges(Inputs):
+    """The edges of the stage with those that are optional."""
+
+    further: ClassVar[dict[str, Path]] = {}
+
+    def path(self, name: str) -> Path:
+        return self.further.get(name, self.model)
+
+
+def chosen(
+    world: Path, work: Path, edges: Edges, **fields: Any
+) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
+    """Run the stage with too high a learning rate, and return its results and evaluations."""
+    ctx = Context.local(work)
+    train = {"steps": 24, "global_batch_size": 16, "lr": 0.02, "eval_interval": 4}
+    train |= {"lr_schedule": "constant", "eval_samples": 12, "spike_sigma": 0}
+    params = SftParams.model_validate({"train": train | fields.pop("train", {}), **fields})
+    sft(params, edges, ctx.out, ctx)  # type: ignore[arg-type]
+    series = read_series(ctx.observed / "metrics.jsonl")
+    results = json.loads((ctx.observed / "results.json").read_text())
+    return results, {point["step"]: point for point in series if "eval_loss" in point}
+
+
+@pytest.mark.integration
+def test_the_weights_of_the_lowest_loss_are_exported(world: Path, tmp_path: Path) -> None:
+    edges, rising = Edges(world / "policy", world / "conversations"), {"lr": 1, "warmup_steps": 24}
+    results, points = chosen(world, tmp_path, edges, checkpoint="validation_loss", train=rising)
+    best = min(points, key=lambda step: points[step]["eval_loss"])
+    assert results["kept_step"] == best < 24
+    assert results["eval_loss"] == points[best]["eval_loss"]
+    made = opened(world, tmp_path / "again", model=tmp_path / "out")
+    module = made.modules["model"].module.eval()  # type: ignore[attr-defined]
+    batch = made.collate([made.eval_dataset[i] for i in range(12)])  # type: ignore[index]
+    with torch.no_grad():
+        loss = float(made.loss(module, batch).total) / made.units(batch)
+    assert loss == pytest.approx(points[best]["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.integration
+def test_the_weights_of_the_highest_score_are_exported(
+    world: Path, scorer: Path, tmp_path: Path
+) -> None:
+    """With adapters, whose sharded weights are gathered to sample."""
+    edges = Edges(world / "policy", world / "conversations")
+    edges.further = {"scorer": scorer}  # type: ignore[misc]
+    results, points = chosen(
+        world, tmp_path, edges, checkpoint="reward_score", max_new_tokens=12,
+        train={"zero_stage": 3}, workers={"num": 2}, lora={"rank": 4},
+    )  # fmt: skip
+    best = max(points, key=lambda step: points[step]["eval_reward_score"])
+    assert results["kept_step"] == best
+    assert results["reward_score"] == points[best]["eval_reward_score"]
+    assert len({point["eval_reward_score"] for point in points.values()}) == len(points) == 6
+    settings = ScoringSettings(scorer, 12, 12, 0)
+    held_out = Conversations(world / "conversations", "eval")
+    scores = SampledScores(settings, held_out, ChatFormat.open(tmp_path / "out"), 40, Rank())
+    found = scores.mean(load_language_model(tmp_path / "out"))
+    assert found == pytest.approx(results["reward_score"], abs=1e-4)
 
 
 @pytest.mark.integration
