@@ -12,6 +12,7 @@ from chat_tokenizers import LINES, WITHOUT_GENERATION, reference, write_byte_lev
 from torch.nn.functional import one_hot
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
+from pipeline.context import Context
 from pipeline.errors import InputError
 from stages.alignment.encoded_rankings import read_rankings
 from stages.alignment.prompts import read_prompts
@@ -30,8 +31,10 @@ from stages.models.gpt2.modeling_gpt2 import GPT
 from stages.models.model_io import load_reward_model, save_language_model
 from stages.objectives.ppo_ptx import PPOObjective
 from stages.objectives.reward_modeling import RewardObjective
+from stages.objectives.supervised_finetuning import SFTObjective
 from stages.ppo import PPOParams
 from stages.reward import RewardParams
+from stages.sft import SftParams, conversation_encoder, encoded_splits
 from stages.training.ranks.rank import Rank
 
 CONTEXT = 200
@@ -149,6 +152,46 @@ def test_a_sampled_response_is_scored_as_the_reward_model_was_trained(
         elsewhere = scorer(rows[2:], position_mask_BT=mask[2:])
     torch.testing.assert_close(found, expected.expand(3), rtol=0, atol=1e-5)
     assert elsewhere.item() != pytest.approx(expected.item(), abs=1e-3)
+
+
+TEXTS = ("What does the owl do?", " It sleeps.\n", "naïve 北京", "</s>", "<think> 2", "😀")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_a_fine_tuned_model_is_prompted_in_transformers_as_it_was_trained(
+    tokenizers, tmp_path, case
+):
+    """The template is named for the training, and the base model has another or none."""
+    name, template = case
+    base_model(tokenizers, (name, "plain"), tmp_path / "base")
+    if template in WITHOUT_GENERATION:
+        (tmp_path / "template.jinja").write_text(WITHOUT_GENERATION[template])
+        template = str(tmp_path / "template.jinja")
+    turns = [
+        (Message("user", a), Message("assistant", b), Message("user", b), Message("assistant", a))
+        for a in TEXTS
+        for b in TEXTS
+    ]
+    rows = [Conversation(str(i), messages, "train") for i, messages in enumerate(turns)]
+    write_conversations(tmp_path / "conversations", rows)
+    params = SftParams(chat_template=template or "headwater")
+    ctx, paths = Context.local(tmp_path / "work"), (tmp_path / "conversations",)
+    encoder = conversation_encoder(params, tmp_path / "base")
+    train, held_out = encoded_splits(encoder, paths, params, ctx)
+    objective = SFTObjective(tmp_path / "base", train, held_out, chat_template=params.chat_template)
+    module = objective.setup(Rank(), params.train, seed=0)["model"].module
+    objective.export({"model": SimpleNamespace(module=module)}, tmp_path / "out")
+    auto, chat = AutoTokenizer.from_pretrained(tmp_path / "out"), ChatFormat.open(tmp_path / "out")
+    assert len(train) == len(turns)
+    for messages, trained in zip(turns, train, strict=True):
+        ids, mask = reference(auto, messages)
+        assert trained.ids.tolist() == ids
+        if case[1] not in WITHOUT_GENERATION:
+            assert trained.loss_mask.tolist() == mask
+        assert trained.ids[trained.loss_mask].tolist().count(chat.end_id) == 2
+    ends = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert set(ends if isinstance(ends, list) else [ends]) == set(chat.end_ids)
+    assert chat.end_id in chat.end_ids and chat.tokenizer.eos_id in chat.end_ids
 
 
 @pytest.mark.parametrize("case", CASES[2:], ids=lambda case: f"{case[0]}-{case[1]}")
