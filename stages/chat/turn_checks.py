@@ -96,7 +96,8 @@ def check_ranking(ranking: Ranking, options: RowOptions) -> tuple[Ranking, tuple
         responses=tuple(text for text, _ in responses),
         ranks=tuple(rank for _, rank in responses),
     )
-    return kept, (*empty, *repeated, *merged)
+    unranked = ("unranked_responses",) if ranking.unranked else ()
+    return kept, (*unranked, *empty, *repeated, *merged)
 
 
 def _merge(

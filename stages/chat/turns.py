@@ -50,4 +50,6 @@ class Ranking:
     prompt: tuple[Message, ...]
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
+    unranked: int = 0
+    """Number of responses without a rank, which are not among these."""
     meta: dict[str, Any] = field(default_factory=dict)

@@ -58,7 +58,7 @@ class ChosenRejected(RowFormat):
         )
         if prompt and prompt[0].role != "system":
             prompt = (*system_message(values), *prompt)
-        return [Ranking(prompt, responses, (0, 1), _margin(values))]
+        return [Ranking(prompt, responses, (0, 1), meta=_margin(values))]
 
 
 def _prompt(values: Values, options: RowOptions) -> tuple[Message, ...]:

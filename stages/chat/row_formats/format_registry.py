@@ -6,17 +6,43 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipeline.errors import InputError
+from stages.chat.row_formats.alpaca import Alpaca
 from stages.chat.row_formats.chosen_rejected import ChosenRejected
+from stages.chat.row_formats.hh_rlhf import HHRLHF
+from stages.chat.row_formats.kto import KTO
+from stages.chat.row_formats.oasst import OASST
 from stages.chat.row_formats.openai_messages import OpenAIMessages
+from stages.chat.row_formats.prompt_completion import PromptCompletion
+from stages.chat.row_formats.ranked_responses import RankedResponses
 from stages.chat.row_formats.row_format import RowFormat
 from stages.chat.row_formats.sharegpt import ShareGPT
 from stages.chat.row_options import RowOptions
 
 Wanted = Literal["dialogues", "rankings"]
 FORMATS: dict[str, RowFormat] = {
-    found.name: found for found in (ChosenRejected(), OpenAIMessages(), ShareGPT())
+    found.name: found
+    for found in (
+        OASST(),
+        HHRLHF(),
+        ChosenRejected(),
+        RankedResponses(),
+        KTO(),
+        OpenAIMessages(),
+        ShareGPT(),
+        Alpaca(),
+        PromptCompletion(),
+    )
 }
 """In the order of detection: formats with more fields first."""
+
+REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("message_id", "parent_id"), "single messages of trees", "read the export of whole trees"),
+    (("completions", "labels"), "labelled steps of a solution", "read whole responses"),
+    (("segments",), "segments without roles", "write them as messages with weights"),
+    (("text",), "texts", "read them with the stage clean"),
+    (("prompt",), "prompts without answers", "add the answers"),
+)
+"""Fields of documented formats that do not fit, the content of their rows, and the remedy."""
 
 
 def detect_format(values: Mapping[str, Any], wanted: Wanted, options: RowOptions) -> RowFormat:
@@ -32,6 +58,9 @@ def detect_format(values: Mapping[str, Any], wanted: Wanted, options: RowOptions
         return usable[0]
     if matching:
         return find_format(matching[0].name, wanted)
+    for fields, content, remedy in REFUSED:
+        if all(name in renamed for name in fields):
+            raise InputError(f"rows of {content} hold no {wanted}", where="sources", remedy=remedy)
     names = [
         found.name for found in FORMATS.values() if wanted == "dialogues" or found.has_rankings
     ]

@@ -112,13 +112,13 @@ def optional_text(values: Mapping[str, Any], name: str) -> str:
 
 
 def system_message(values: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Return the message of the field `system`, or nothing if it is empty.
+    """Return the message of the field `system` or `system_prompt`, or nothing if it is empty.
 
     Raises:
         RowError: it is not text.
     """
-    text = optional_text(values, "system")
-    return (Message("system", text),) if text.strip() else ()
+    texts = (optional_text(values, name) for name in ("system", "system_prompt"))
+    return tuple(Message("system", text) for text in texts if text.strip())[:1]
 
 
 def parse_tools(values: Mapping[str, Any]) -> tuple[Json, ...]:

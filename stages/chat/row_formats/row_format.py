@@ -12,6 +12,8 @@ from stages.chat.turns import Dialogue, Ranking, Row, RowError
 
 T = TypeVar("T")
 Values = Mapping[str, Any]
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+"""Fields of media, whose places in the text are learned wrongly without them."""
 
 
 class RowFormat(ABC):
@@ -62,6 +64,9 @@ class RowFormat(ABC):
 def _by_own_names(
     read: Callable[[Values, RowOptions], list[T]], row: Row, options: RowOptions
 ) -> list[T]:
+    for name in MEDIA:
+        if row.values.get(name):
+            raise RowError("not_text", name, "the row refers to media, and only text is read")
     try:
         return read(options.renamed(row.values), options)
     except RowError as error:
