@@ -248,11 +248,11 @@ def test_too_many_broken_rows_are_refused_with_file_row_and_field(chats, tmp_pat
 
 
 def test_files_of_no_known_format_are_refused_by_name(tmp_path):
-    write_rows(tmp_path / "a.jsonl", [{"text": "x", "kind": "y"}])
+    write_rows(tmp_path / "a.jsonl", [{"title": "x", "kind": "y"}])
     with pytest.raises(InputError) as error:
         run(tmp_path / "w", tmp_path / "a.jsonl")
     assert "a.jsonl" in error.value.where
-    assert "text" in str(error.value) and "kind" in str(error.value)
+    assert "title" in str(error.value) and "kind" in str(error.value)
     assert error.value.exit_code == 2
 
 
