@@ -250,13 +250,13 @@ def _tokenizer(folder: Path, known: int) -> AnyTokenizer | None:
 def _takes_chats(tokenizer: AnyTokenizer | None, folder: Path) -> bool:
     """Return whether prompts are given in a chat format: of a model of Headwater its card decides,
     of any other its template."""
-    from stages.chat.template_checks import has_template
     from stages.data.tokenizers.sentencepiece_tokenizer import Tokenizer
+    from stages.data.tokenizers.template_files import model_template
     from stages.models.hf_io import is_chat
 
     if isinstance(tokenizer, Tokenizer):
         return is_chat(folder)
-    return tokenizer is not None and has_template(folder)
+    return tokenizer is not None and model_template(folder) is not None
 
 
 def _ids(tokenizer: AnyTokenizer | None, folder: Path) -> SpecialIds:

@@ -6,9 +6,10 @@
       preferences: ${preferences}
       train: {steps: 150, global_batch_size: 16, lr: 3.0e-4}
 
-A response that is longer than the context leaves its ranking, because a reward is read at its end;
-the ranking stays while two responses of different ranks are left. Rankings are encoded once, on all
-cores, and kept in the cache of the store.
+Prompts and responses are encoded by the model's chat template, or by the one that `chat_template`
+names. A response that is longer than the context leaves its ranking, because a reward is read at
+its end; the ranking stays while two responses of different ranks are left. Rankings are encoded
+once, on all cores, and kept in the cache of the store.
 
 Metrics on held-out rankings: `accuracy` and `margin` over pairs of responses, `prompts`, and
 `demonstration_score`, the mean score of the best responses. `loss` is that of the last step.
@@ -28,7 +29,7 @@ from pipeline import panels
 from pipeline.context import Context
 from pipeline.errors import Problem
 from pipeline.stage import Inputs, Params, UnsupportedKeys, stage
-from stages.chat.template_checks import check_family, check_template
+from stages.chat.template_checks import check_family, check_template, template_externals
 from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.training.planning.foreign_keys import FOREIGN_KEYS
 from stages.training.training_params import TrainSection
@@ -62,13 +63,20 @@ class RewardParams(Params):
     """Dropout probability of embeddings, attention weights and residual branches. Default: 0."""
     centering_samples: Annotated[int, Field(ge=1)] = 512
     """Training prompts whose best responses get a mean score of 0. Default: 512."""
+    chat_template: str | None = None
+    """Chat template: `headwater`, `chatml`, `llama3`, `plain`, or the path of a jinja file.
+    Default: the model's own."""
     train: RewardTrain = RewardTrain()
+
+    def externals(self) -> dict[str, str]:
+        """Return the digest of a chat template in a file."""
+        return template_externals(self.chat_template)
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield conflicts of the batch with the workers, and a model that cannot score chats."""
         yield from self.train.check(self.workers)
         yield from check_family(upstream, "model", "scalar_head")
-        yield from check_template(upstream, "model")
+        yield from check_template(upstream, "model", self.chat_template)
 
 
 @stage(
@@ -95,7 +103,14 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
 
     model = inputs.path("model")
     train, held_out = encoded_rankings(model, inputs.path("preferences"), params, ctx)
-    objective = RewardObjective(model, train, held_out, params.dropout, params.centering_samples)
+    objective = RewardObjective(
+        model,
+        train,
+        held_out,
+        params.dropout,
+        params.centering_samples,
+        params.chat_template,
+    )
     for panel in CURVES:
         ctx.panel(panel)
     then = partial(evaluate_folder, folder=out, held_out=held_out)
@@ -128,7 +143,8 @@ def encoded_rankings(
     from stages.curation.left_out import report_both_splits
     from stages.models.model_io import read_model_config
 
-    encoder = RankingEncoder(model, read_model_config(model).context_length)
+    context = read_model_config(model).context_length
+    encoder = RankingEncoder(model, context, params.chat_template)
     train, held_out = (
         EncodedRankings(encode_split(encoder, [preferences], split, ctx, params.workers))
         for split in ("train", "eval")

@@ -55,6 +55,7 @@ from stages.chat.template_checks import (
     check_lora,
     check_max_length,
     check_template,
+    template_externals,
 )
 from stages.curation.left_out import BOTH_SPLITS_METRICS
 from stages.models.lora_config import LoRAConfig
@@ -162,13 +163,7 @@ class SftParams(Params):
 
     def externals(self) -> dict[str, str]:
         """Return the digest of a chat template in a file."""
-        from stages.chat.template_rendering import TEMPLATES, named_template
-        from stages.data.hashing import hash128_hex
-
-        name = self.chat_template
-        if name is None or name in TEMPLATES:
-            return {}
-        return {"chat_template": hash128_hex(named_template(name))}
+        return template_externals(self.chat_template)
 
     def check(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield conflicts of the batch with the workers, and of lengths and template with the

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from stages.alignment.ranking_loss import NO_RESPONSE
+from stages.chat.chat_format import ChatFormat
 from stages.chat.encoded_chats import open_chat_format
 from stages.chat.encoded_table import EncodedTable, RecordEncoder
 from stages.data.preference_dataset import Preference, Preferences
@@ -55,6 +56,8 @@ class RankingEncoder(RecordEncoder[Preference]):
     """Model whose tokenizer and chat template encode."""
     limit: int
     """Largest number of ids of a response with its prompt."""
+    chat_template: str | None = None
+    """Name or file of the chat template. Default: the model's own."""
     schema: ClassVar[pa.Schema] = pa.schema(
         [(name, pa.list_(pa.int32())) for name in ("ids", "lengths", "ranks")]
     )
@@ -62,7 +65,12 @@ class RankingEncoder(RecordEncoder[Preference]):
     @property
     def identity(self) -> str:
         """The chat format and the limit."""
-        return f"{open_chat_format(self.folder, None).digest} {self.limit}"
+        return f"{self.chat_format.digest} {self.limit}"
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """The chat format, opened once per process."""
+        return open_chat_format(self.folder, self.chat_template)
 
     def records(self, path: Path, split: str) -> Preferences:
         """Open the preferences of a split."""
@@ -80,7 +88,7 @@ class RankingEncoder(RecordEncoder[Preference]):
     def ranking(self, record: Preference, counts: Counter[str]) -> EncodedRanking | None:
         """Return the responses that fit, or None if too few do, and count the outcome."""
         counts["read"] += 1
-        chat = open_chat_format(self.folder, None)
+        chat = self.chat_format
         try:
             rows = [chat.encode_response(record.prompt, text).ids for text in record.responses]
         except InputError:
@@ -148,12 +156,29 @@ def require_rankings(
             where=str(path),
             remedy=f"give preferences with a split named {split}",
         )
+    if refusal := _refusal(counts, encoder, split, path):
+        raise refusal
     raise InputError(
         f"none of {read} {split} preferences fits a context of {encoder.limit} tokens with two "
         "responses",
         where=str(path),
         remedy="shorten the responses, or use a model with a longer context",
     )
+
+
+def _refusal(
+    counts: Mapping[str, int], encoder: RankingEncoder, split: str, path: Path
+) -> InputError | None:
+    """Return the error of the chat template for the first ranking, if it refused some."""
+    if not counts.get("refused_by_template"):
+        return None
+    for preference in encoder.records(path, split):
+        try:
+            encoder.chat_format.encode_response(preference.prompt, preference.responses[0])
+        except InputError as error:
+            message = f"the chat template refuses {split} preferences: {error.message}"
+            return InputError(message, where=str(path), remedy=error.remedy)
+    return None
 
 
 def collate_rankings(rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:

@@ -238,6 +238,15 @@ class ChatFormat:
             None if pad == self.end_id else pad, self.tokenizer.bos_id, self.tokenizer.eos_id
         )
 
+    @cached_property
+    def padding_token(self) -> tuple[str, int] | None:
+        """Name and id of the token that fills rows of texts: the tokenizer's own, else a control
+        token with `pad` in its name, which Llama has; None if it would be read as an end."""
+        ids, own = self._encoder.controls.ids, self.tokenizer.pad_id
+        named = [name for name, i in ids.items() if i == own]
+        named += [name for name in ids if "pad" in name.lower()]
+        return next(((name, ids[name]) for name in named if ids[name] != self.end_id), None)
+
     def require_equal(self, other: ChatFormat) -> None:
         """Check that another format encodes every conversation to the same ids.
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.atomic_io import read_json
 from pipeline.errors import InputError, Problem
 from pipeline.stage import Params
+from stages.data.hashing import hash128_hex
+from stages.data.tokenizers.template_files import TEMPLATES, model_template, named_template
 from stages.models.lora_config import LoRAConfig, target_problem
 from stages.models.model_params import LanguageModelSection
 from stages.models.presets import PRESETS
@@ -52,7 +54,9 @@ class KnownModel:
     @property
     def has_template(self) -> bool:
         """True unless the model is known to lack a chat template."""
-        return not self.foreign or self.chat_template is not None or has_template(self.folder)
+        if self.folder is None or not self.foreign or self.chat_template is not None:
+            return True
+        return model_template(self.folder) is not None
 
 
 def known_model(upstream: Mapping[str, Params], edge: str) -> KnownModel:
@@ -143,23 +147,21 @@ def _family(config: Mapping[str, Any], folder: Path | None) -> str | None:
         return None  # which the import itself refuses
 
 
-def has_template(folder: Path | None) -> bool:
-    """Return whether a model folder has a chat template of its own."""
-    if folder is None:
-        return False
-    if (folder / "chat_template.jinja").exists():
-        return True
-    config: dict[str, Any] = read_json(folder / "tokenizer_config.json", {})
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        return any(one.get("name") == "default" for one in found)
-    return isinstance(found, str)
-
-
 def _is_headwater(folder: Path) -> bool:
     from stages.data.tokenizers.sentencepiece_tokenizer import is_headwater_tokenizer
 
     return is_headwater_tokenizer(folder)
+
+
+def template_externals(template: str | None) -> dict[str, str]:
+    """Return the digest of a chat template in a file, for the fingerprint of a stage.
+
+    Raises:
+        InputError: there is no such template.
+    """
+    if template is None or template in TEMPLATES:
+        return {}
+    return {"chat_template": hash128_hex(named_template(template))}
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings
 from stages.alignment.ranking_loss import compare_pairs, kwise_loss
 from stages.alignment.reward_evaluation import mean_score, score_responses
 from stages.chat.chat_format import ChatFormat
+from stages.models.hf_io import update_tokenizer_config
 from stages.models.language_model import ForwardOutputs, router_aux_loss
 from stages.models.model_io import load_language_model, save_reward_model
 from stages.models.registry import build_model, find_family
@@ -37,6 +38,8 @@ class RewardObjective(SupervisedObjective):
     held_out_rankings: Sequence[EncodedRanking] = ()
     dropout: float = 0.0
     centering_samples: int = 512
+    chat_template: str | None = None
+    """Name or file of the chat template. Default: the model's own."""
 
     length_grouped = True
 
@@ -50,7 +53,7 @@ class RewardObjective(SupervisedObjective):
                 remedy="train the reward model from a model of another family",
             )
         self._experts = body.config.experts
-        self.chat = ChatFormat.open(self.model)
+        self.chat = ChatFormat.open(self.model, self.chat_template)
         self.train_samples = Shuffled(self.train_rankings, derive_seed(self.seed, 1))
         # In the order of the first epoch, so that the first of them are a sample of all.
         self.rankings = [self.train_samples[i] for i in range(len(self.train_rankings))]
@@ -103,7 +106,18 @@ class RewardObjective(SupervisedObjective):
         scorer = scorer_copy(engines["model"].module).to(self.rank.device).eval()
         best = [ranking.best_response for ranking in self.rankings[: self.centering_samples]]
         scorer.add_bias(-mean_score(scorer, best, self.rank.device, heartbeat=self.rank.heartbeat))
-        save_reward_model(scorer, out, self.model, card=_CARD, ids=self.chat.special_ids)
+        self._write(scorer, out)
+
+    def _write(self, scorer: RewardModel, out: Path) -> None:
+        """Write the model folder, with a padding token if the tokenizer has one."""
+        padding, card, ids = self.chat.padding_token, _CARD, self.chat.special_ids
+        if padding is None:
+            card += _NO_PADDING
+        else:
+            ids = ids._replace(pad=padding[1])
+        save_reward_model(scorer, out, self.model, card=card, ids=ids)
+        if padding and self.chat.tokenizer.pad_id != padding[1]:
+            update_tokenizer_config(out, pad_token=padding[0])
         self.chat.export(out)
 
 
@@ -114,6 +128,9 @@ def scorer_copy(trained: Any) -> RewardModel:
     return scorer
 
 
+_NO_PADDING = """
+
+The tokenizer has no padding token that does not end a text: score one text at a time."""
 _CARD = """# Reward model
 
 Scores a response to a prompt, in the format of `chat_template.jinja`, at its last token. Trained on

@@ -1,6 +1,7 @@
 """The reward stage without its processes: parameters, batches, centring, judgement."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.context import Context
 from pipeline.errors import InputError
-from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings, read_rankings
+from stages.alignment.encoded_rankings import (
+    EncodedRanking,
+    RankingEncoder,
+    collate_rankings,
+    read_rankings,
+    require_rankings,
+)
 from stages.alignment.reward_evaluation import (
     RewardEvaluation,
     evaluate_folder,
@@ -143,6 +150,24 @@ def test_a_judgement_counts_pairs_by_rank(objective):
 def test_rankings_that_fit_no_context_are_an_error(world):
     with pytest.raises(InputError, match="none of 160 train preferences fits a context of 5"):
         read_rankings(world / "preferences", "train", world / "tokenizer", 5)
+
+
+def test_a_template_that_refuses_all_rankings_is_named(world, tmp_path):
+    (tmp_path / "own.jinja").write_text(
+        "{% if messages[0].content == 'no' %}{{ raise_exception('not this one') }}{% endif %}"
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    encoder = RankingEncoder(world / "policy", 40, str(tmp_path / "own.jinja"))
+    said = [
+        Preference(text, (Message("user", text),), ("a", "b"), (0, 1)) for text in ("no", "yes")
+    ]
+    counts = Counter()
+    found = [encoder.ranking(preference, counts) for preference in said]
+    assert found[0] is None and found[1] and counts["refused_by_template"] == 1
+    write_preferences(tmp_path / "none", said[:1])
+    counts = Counter(read=1, refused_by_template=1)
+    with pytest.raises(InputError, match=r"refuses train preferences: .*not this one"):
+        require_rankings(0, counts, encoder, "train", tmp_path / "none")
 
 
 def test_the_report_shows_accuracy_by_ranks(tmp_path):
