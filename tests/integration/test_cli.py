@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -144,3 +145,21 @@ def test_model_that_does_not_load_is_not_promoted(shell: Shell) -> None:
     _, err = shell.call("promote", *words, "--require", "evaluate.perplexity<1", code=3)
     assert "the model failed its smoke test" in err
     assert not (shell.folder / "other" / "registry").exists()
+
+
+def test_a_failed_promotion_names_its_cause_and_the_command_to_type(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    promote = {"model": "numbers", "stage": "m", "require": ["m.totl>0"]}
+    out, err = shell.call("run", shell.file({"m": {"uses": "toy.model"}}, promote=promote), code=2)
+    [entry] = shell.json("list")
+    command = f"headwater promote {entry['run']} --require 'm.total>0'"
+    assert f"toy {entry['run']}: failed" in out
+    for said in (err, shell.call("status")[1], shell.call("list")[0]):
+        assert "error: promotion: the gate 'm.totl>0' needs the metric 'm.totl'" in said
+        assert "did you mean 'm.total'?" in said
+        assert said.strip().splitlines()[-1].startswith(f"next: {command}")
+    assert (entry["done"], entry["failures"][0]["subject"]) == (1, "promotion")
+    page = next(tmp_path.glob("headwater-store/runs/*/report.html")).read_text()
+    assert command in html.unescape(page)
+    _, refused = shell.call("promote", "latest", "--require", "m.total>0", code=3)
+    assert "the model failed its smoke test" in refused

@@ -21,6 +21,7 @@ from pipeline.kind import Kind, register_kind
 from pipeline.stage import EXECUTION, Inputs, Params, stage
 
 register_kind(Kind("Number"))
+register_kind(Kind("NumberModel", promotable=True))
 
 
 class Count(Params):
@@ -57,6 +58,13 @@ def count(params: Count, inputs: Inputs, out: Path, ctx: Context) -> None:
     total = sum(int(path.read_text()) for path in ctx.scratch.glob("step-*"))
     out.joinpath("number.txt").write_text(f"{total}\n")
     ctx.result(total=total)
+
+
+@stage("toy.model", output="NumberModel", version=1)
+def model(params: Params, inputs: Inputs, out: Path, ctx: Context) -> None:
+    """Make what may be promoted, with a metric that is not declared."""
+    out.joinpath("number.txt").write_text("1\n")
+    ctx.result(total=1)
 
 
 class Add(Params):
