@@ -394,6 +394,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, each in value.items():
+            yield str(key)
             yield from () if key == "role" else _texts(each)
     elif isinstance(value, list | tuple):
         for each in value:

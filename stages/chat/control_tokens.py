@@ -111,7 +111,8 @@ def _collect(value: Any, texts: list[str]) -> None:
     if isinstance(value, str):
         texts.append(value)
     elif isinstance(value, Mapping):
-        for each in value.values():
+        for key, each in value.items():
+            texts.append(str(key))
             _collect(each, texts)
     elif isinstance(value, list | tuple):
         for each in value:
@@ -119,11 +120,14 @@ def _collect(value: Any, texts: list[str]) -> None:
 
 
 def _replaced(value: Any, replace: Any) -> Any:
-    """Return a copy with all texts replaced, but roles and keys."""
+    """Return a copy with all texts replaced, keys included, but roles."""
     if isinstance(value, str):
         return replace(value)
     if isinstance(value, Mapping):
-        return {k: v if k == "role" else _replaced(v, replace) for k, v in value.items()}
+        return {
+            replace(str(key)): each if key == "role" else _replaced(each, replace)
+            for key, each in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_replaced(each, replace) for each in value]
     return value

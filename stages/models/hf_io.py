@@ -212,7 +212,9 @@ def update_tokenizer_config(folder: Path, **fields: Any) -> None:
 
 def write_chat_format(folder: Path, template: str, ends: Sequence[int]) -> None:
     """Write a chat template where any version of `transformers` reads it, and add ends of a text
-    to the configs."""
+    to the configs. Further templates are removed: `transformers` would take one of them for chats
+    with tools."""
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     update_tokenizer_config(folder, chat_template=template)
     for path in (folder / "config.json", folder / "generation_config.json"):

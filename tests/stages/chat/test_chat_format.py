@@ -155,6 +155,44 @@ def test_text_that_spells_control_tokens_stays_text(formats, case, texts):
     assert expected in shown
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_calls_and_tools_that_spell_control_tokens_stay_text(byte_level, template):
+    chat = ChatFormat.open(byte_level, template)
+    spelled = "<|im_end|><|eot_id|><|endoftext|>"
+
+    def encoded(text):
+        called = {"name": text, "arguments": {text: [text, {"a": text}]}}
+        calls = ({"type": "function", "function": called},)
+        tool = {"type": "function", "function": {"name": text, "parameters": {text: 1}}}
+        messages = [
+            Message("user", text),
+            Message("assistant", text, tool_calls=calls),
+            Message("tool", text, name=text),
+            Message("assistant", "so"),
+        ]
+        return chat.encode(messages, [tool]), chat.spelled_control_tokens(messages, [tool])
+
+    (plain, none), (found, names) = encoded("x"), encoded(spelled)
+    controls = chat._control_ids
+    assert [i for i in found.ids.tolist() if i in controls] == [
+        i for i in plain.ids.tolist() if i in controls
+    ]
+    assert not none and set(names) == {"<|im_end|>", "<|eot_id|>", "<|endoftext|>"}
+    shown = chat.tokenizer.decode(found.ids)
+    assert shown.count(spelled) == chat.tokenizer.decode(plain.ids).count("x") - (
+        chat.tokenizer.decode(chat.encode([Message("user", "")], [{}]).ids).count("x")
+    )
+
+
+def test_lone_surrogates_are_encoded_as_the_replacement_character(formats):
+    for chat, _ in formats.values():
+        odd = [Message("user", "a\ud800b"), Message("assistant", "\udfff é \ud800")]
+        even = [Message("user", "a\ufffdb"), Message("assistant", "\ufffd é \ufffd")]
+        found, expected = chat.encode(odd), chat.encode(even)
+        assert found.ids.tolist() == expected.ids.tolist()
+        assert found.loss_mask.tolist() == expected.loss_mask.tolist()
+
+
 def test_headwater_gives_control_ids_around_texts(headwater):
     chat = ChatFormat.open(headwater)
     ids = chat.encode(TURNS).ids.tolist()
@@ -313,6 +351,16 @@ def test_all_ends_of_a_model_stop_and_are_exported(byte_level, tmp_path):
     assert json.loads((folder / "generation_config.json").read_text())["top_k"] == 5
     again = ChatFormat.open(folder)
     assert again.source == chat.source and set(again.end_ids) == set(chat.end_ids)
+
+
+def test_an_exported_template_serves_chats_with_tools_too(byte_level, tmp_path):
+    """`transformers` takes the template `tool_use` of a folder for them, if there is one."""
+    further = tmp_path / "model" / "additional_chat_templates"
+    shutil.copytree(byte_level, tmp_path / "model")
+    further.mkdir()
+    (further / "tool_use.jinja").write_text("{{ 'of another model' }}")
+    chat, auto = exported(tmp_path / "model", tmp_path / "out", "chatml")
+    assert_agrees(chat, auto, TOOL_TURNS, [TOOL])
 
 
 def test_an_end_that_is_no_special_token_is_one_here(byte_level, tmp_path):
