@@ -42,6 +42,16 @@ def kept(ctx):
     return list(Conversations(ctx.out, None))
 
 
+ALPACA = [{"instruction": f"Do {i}.", "input": "", "output": f"Done {i}."} for i in range(4)]
+ANSWER = {"text": "a", "role": "assistant", "replies": []}
+OTHER = {"text": "b", "role": "assistant", "replies": []}
+FOLLOW_UP = {"text": "and?", "role": "prompter", "replies": [ANSWER, OTHER]}
+TREE = {
+    "message_tree_id": "t",
+    "prompt": {"text": "q", "role": "prompter", "replies": [{**ANSWER, "replies": [FOLLOW_UP]}]},
+}
+
+
 @pytest.fixture
 def chats(tmp_path):
     """Good conversations in several formats, and one of each common fault."""
@@ -321,6 +331,30 @@ def test_a_request_to_stop_is_met_while_rows_are_written(tmp_path, monkeypatch):
     assert bytes_of(run(tmp_path / "x", tmp_path / "a.jsonl")) == bytes_of(
         run(tmp_path / "y", tmp_path / "a.jsonl")
     )
+
+
+def test_each_file_of_a_folder_has_its_own_format(tmp_path):
+    folder = tmp_path / "mixed"
+    write_rows(folder / "trees.jsonl", [TREE])
+    (folder / "alpaca.json").parent.mkdir(exist_ok=True)
+    (folder / "alpaca.json").write_text(json.dumps(ALPACA))
+    labels = [{"prompt": f"q {i}", "completion": "a", "label": i % 2 == 0} for i in range(6)]
+    write_rows(folder / "labels.ndjson", labels)
+    ctx = run(tmp_path / "w", folder)
+    results = observed(ctx, "results")
+    files = {row[0]: row[1:] for row in observed(ctx, "panels")["Files"]["rows"]}
+    assert files == {
+        "mixed/alpaca.json": ["alpaca", 4, 4],
+        "mixed/labels.ndjson": ["kto", 6, 3],
+        "mixed/trees.jsonl": ["oasst", 2, 2],
+    }
+    assert results["left_out_unwanted"] == results["dropped"] == 3
+    first, second = (row for row in kept(ctx) if "trees" in row.meta["place"])
+    assert [m.weight for m in first.messages if m.role == "assistant"] == [1, 1]
+    assert [m.weight for m in second.messages if m.role == "assistant"] == [0, 1]
+    assert first.id != second.id and first.split == second.split
+    ctx = run(tmp_path / "x", folder / "trees.jsonl", replies="all")
+    assert all(message.weight for row in kept(ctx) for message in row.messages)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
