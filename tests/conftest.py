@@ -51,14 +51,14 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def ray_session() -> Iterator[Any]:
     """Ray, started once for all tests that need it: two CPUs, nothing outside this process.
 
-    Its workers find `toybox` too.
+    Its workers find `toybox` and the modules of `support` too.
     """
     import ray
 
     from launch.ray_launcher import EmbeddedRay
     from pipeline.execution.resources import Resources
 
-    paths = [str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TOYS), str(TOYS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         # No machine can join a Ray that is bound to loopback, and one test needs a second one.
