@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import sample_run
+from toy_alignment import build, conversation, preference
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "support" / "toys"
@@ -163,3 +165,44 @@ def test_a_failed_promotion_names_its_cause_and_the_command_to_type(tmp_path: Pa
     assert command in html.unescape(page)
     _, refused = shell.call("promote", "latest", "--require", "m.total>0", code=3)
     assert "the model failed its smoke test" in refused
+
+
+def write_rows(folder: Path) -> None:
+    """Write conversations and pairs as users have them."""
+    rng = random.Random(0)
+    talks = [conversation(i, "train", rng).messages for i in range(24)]
+    rows = [{"messages": [{"role": m.role, "content": m.content} for m in t]} for t in talks]
+    (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = []
+    for i in range(12):
+        found = preference(i, "train", rng)
+        by_rank = dict(zip(found.ranks, found.responses, strict=True))
+        prompt = found.prompt[0].content
+        pairs.append({"prompt": prompt, "chosen": by_rank[0], "rejected": by_rank[2]})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+def test_models_without_held_out_data_are_shown(tmp_path: Path) -> None:
+    """Metrics without a value are a dash, and no command fails."""
+    shell = Shell(tmp_path)
+    build(tmp_path / "world")
+    write_rows(tmp_path)
+    train = {"steps": 2, "global_batch_size": 4}
+    stages = {
+        "base": {"uses": "pretrained", "path": "world/policy"},
+        "talks": {"uses": "conversations", "sources": ["talks.jsonl"], "eval_share": 0},
+        "pairs": {"uses": "rankings", "sources": ["pairs.jsonl"], "eval_share": 0},
+        "sft": {"uses": "sft", "model": "${base}", "conversations": "${talks}", "train": train},
+        "rm": {"uses": "reward", "model": "${sft}", "preferences": "${pairs}", "train": train},
+    }
+    out, _ = shell.call("run", shell.file(stages))
+    assert "perplexity –" in out
+    assert "accuracy –" in out
+    (run,) = shell.json("list")
+    name = run["run"]
+    shown = shell.call("show", name)[0] + shell.call("status", name)[0]
+    assert "perplexity –" in shown
+    shell.call("report", name)
+    shell.call("compare", name, name)
+    for path in (tmp_path / "headwater-store").rglob("results.json"):
+        assert "NaN" not in path.read_text()
