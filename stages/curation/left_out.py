@@ -74,7 +74,9 @@ def report_left_out(
             ctx,
             f"{total:,} of {read:,} {noun} ({total / read:.1%}) are left out: "
             f"{', '.join(named[:_NAMED])}{more}",
-            "the parameters in brackets change it",
+            "the parameters in brackets change it"
+            if keys.keys() & set(list(counts)[:_NAMED])
+            else "the report describes them",
         )
 
 

@@ -179,7 +179,7 @@ class ChatStats(CurationStats):
             yield panels.bars("Responses per prompt", _bars(self.responses), unit="prompts")
         yield panels.bars("Turns of the user", _bars(self.turns), unit=self.noun)
         yield panels.bars("Messages by role", dict(sorted(self.roles.items())), unit="messages")
-        edges = [10 ** (k / 4) for k in range(25)]
+        edges = [digit * 10**power for power in range(6) for digit in (1, 2, 5)] + [10**6]
         counts, _ = np.histogram(np.clip(self.lengths, edges[0], edges[-1]), edges)
         yield panels.histogram(f"Characters per {self.noun[:-1]}", edges, counts.tolist())
         yield from self.broken_panels()

@@ -43,7 +43,9 @@ _KEYS = {
     REPEATED: "repeated",
     IN_EVAL: "split_field",
     SPLIT_VALUE: "split_field",
-    "role_order": "repeated_roles",
+    "repeated_roles": "repeated_roles",
+    "unknown_role": "roles",
+    "nothing_learned": "replies",
     UNREADABLE: "format",
 }
 """The parameter that changes how many are left out by a reason."""

@@ -52,3 +52,10 @@ def test_files_that_are_not_read_are_said(tmp_path, files, warned):
         report_unread(ctx, files, LeftOut({"files .pdf": 3}))
     assert "not read: files .pdf: 3" in (ctx.attempt_dir / "log.txt").read_text()
     assert len(observed(ctx, "warnings.json")) == warned
+
+
+@pytest.mark.parametrize(("keys", "remedy"), [({"a": "x"}, "brackets"), ({"z": "x"}, "report")])
+def test_the_remedy_names_parameters_only_where_the_warning_does(tmp_path, keys, remedy):
+    ctx = Context.local(tmp_path)
+    report_left_out(ctx, "documents", 10, {"a": 2, "b": 3}, keys)
+    assert remedy in observed(ctx, "warnings.json")[0]["remedy"]
