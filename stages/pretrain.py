@@ -160,7 +160,8 @@ class PretrainParams(Params):
         """Return whether the file names a preset that determines neither a size nor a setting."""
         sizes = ("num_layers", "hidden_size", "num_heads", "context_length")
         given = all(getattr(self.model, size) is not None for size in sizes)
-        return "preset" in self.model_fields_set and given and not recipe(self.preset)
+        default = type(self).model_fields["preset"].default
+        return self.preset != default and given and not recipe(self.preset)
 
     def estimate(self, upstream: Mapping[str, Params]) -> dict[str, float]:
         """Return the estimate of time, memory and disk."""

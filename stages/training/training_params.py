@@ -264,7 +264,8 @@ class TrainSection(Section):
                 f"{self.dtype} needs a GPU: CPUs emulate it, several times slower",
                 "set float32, or workers.gpus",
             )
-        if "decay_ratio" in self.model_fields_set and self.lr_schedule != "wsd":
+        default = type(self).model_fields["decay_ratio"].default
+        if self.decay_ratio != default and self.lr_schedule != "wsd":
             message = f"has no effect with lr_schedule {self.lr_schedule}"
             yield Problem(f"{key}.decay_ratio", message, "leave it out, or set lr_schedule: wsd")
 
