@@ -24,6 +24,10 @@ written holds the merged weights; its folder `adapter` holds the adapters in the
 `reward_score` those whose responses to held-out prompts the reward model on the input `scorer`
 rates highest. They are kept on disk, and are the same if the run is killed and resumed.
 
+With tokens on the input `pretraining`, windows of them are mixed into each batch: the loss is that
+of the assistant's tokens plus share / (1 - share) times that of pretraining tokens, each a mean
+(`loss_assistant` and `loss_pretraining` in the series).
+
 A model with experts keeps its load-balancing loss, with the coefficient of its config
 (`balance_loss` in the series). It is computed over all tokens, prompts included, and added once per
 token to a loss that is averaged over the assistant's tokens.
@@ -151,6 +155,10 @@ class SftParams(Params):
     lora: LoRAConfig | None = None
     """Low-rank adapters that are trained in place of the weights. Default: none, all weights are
     trained."""
+    pretraining_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of pretraining in the tokens of a batch, at least one window, and its weight in the
+    loss, if the input `pretraining` is connected. Default: 0.1 (Ouyang et al. 2022, appendix
+    C.3)."""
     checkpoint: Literal["last", "validation_loss", "reward_score"] = "last"
     """Weights that are exported: the `last`; those of the evaluation with the lowest
     `validation_loss`; or those whose responses to held-out prompts have the highest mean
@@ -179,6 +187,9 @@ class SftParams(Params):
         yield from check_template(upstream, "model", self.chat_template)
         yield from check_lora(upstream, "model", self.lora)
         yield from self._check_checkpoint(upstream)
+        if "pretraining_share" in self.model_fields_set and "pretraining" not in upstream:
+            remedy = "connect tokens of the same tokenizer, or remove it"
+            yield Problem("pretraining_share", "there is no input `pretraining`", remedy)
 
     def _check_checkpoint(self, upstream: Mapping[str, Params]) -> Iterator[Problem]:
         """Yield what a choice among evaluations lacks."""
@@ -207,9 +218,14 @@ class SftParams(Params):
 
 @stage(
     "sft",
-    inputs={"model": "Model", "conversations": "Conversations*", "scorer": "RewardModel?"},
+    inputs={
+        "model": "Model",
+        "conversations": "Conversations*",
+        "scorer": "RewardModel?",
+        "pretraining": "Tokens?",
+    },
     output="Model",
-    version=7,
+    version=8,
     metrics={
         "loss": "loss of the last step, nats per token of the assistant",
         "eval_loss": "the same on held-out conversations",
@@ -231,6 +247,7 @@ class SftParams(Params):
 )
 def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     """Fine-tune a language model on conversations."""
+    from stages.objectives.pretraining_mix import PretrainingMix
     from stages.objectives.supervised_finetuning import SFTObjective, example_responses
     from stages.training.best_weights import BestMetric
     from stages.training.run_training import run_training
@@ -239,6 +256,9 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
     encoder = conversation_encoder(params, model)
     train, held_out = encoded_splits(encoder, conversations, params, ctx)
     scoring = scoring_settings(params, inputs, held_out)
+    mix = None
+    if tokens := inputs.get_path("pretraining"):
+        mix = PretrainingMix(tokens, params.pretraining_share, encoder.limit - 1)
     objective = SFTObjective(
         model,
         train,
@@ -251,6 +271,7 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         lora=params.lora,
         scoring=scoring,
         held_out_paths=tuple(conversations),
+        mix=mix,
     )
     rows = objective.rows(train)
     section = params.train.for_samples(len(rows))
@@ -264,7 +285,7 @@ def sft(params: SftParams, inputs: Inputs, out: Path, ctx: Context) -> None:
         conversations=len(train), steps=section.steps, epochs=epochs,
         padding=rows.padding if params.packing else None,
     )  # fmt: skip
-    for panel in (*CURVES, *([SCORES] if scoring else [])):
+    for panel in (*CURVES, *([SCORES] if scoring else []), *([PARTS] if mix else [])):
         ctx.panel(panel)
     then = partial(
         example_responses, objective=objective, conversations=conversations, folder=out,
@@ -383,6 +404,7 @@ KEYS = {
 }
 """The parameters that change how many conversations are left out, by reason."""
 
+PARTS = panels.curve("Loss by part", ["loss_assistant", "loss_pretraining"], unit="nats per token")
 SCORES = panels.curve("Score of responses", ["eval_reward_score"])
 CURVES = (
     panels.curve("Loss", ["loss", "eval_loss"], unit="nats per token of the assistant"),

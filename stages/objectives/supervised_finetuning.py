@@ -16,13 +16,22 @@ from stages.chat.encoded_chats import EncodedChats, reversed_conversation
 from stages.chat.packed_chats import ChatRow, ChatRows, collate_chats, num_inputs
 from stages.data.conversation_dataset import Conversation, Conversations
 from stages.generation.sampling import SamplingParams, sample
+from stages.models.fused_ops import IGNORED
 from stages.models.language_model import ForwardOutputs, LanguageModel, router_aux_loss
 from stages.models.lora import add_lora, merge
 from stages.models.lora_adapter import load_adapter, save_adapter
 from stages.models.model_io import load_language_model, save_language_model
+from stages.objectives.pretraining_mix import (
+    MARK,
+    PRETRAINING,
+    PretrainingMix,
+    PretrainingWindows,
+    named_losses,
+    named_units,
+)
 from stages.training.data_order import Shuffled
-from stages.training.objective import Batch, Loss, Metrics, MetricSum, Trainable
-from stages.training.supervised import LanguageObjective
+from stages.training.objective import Batch, Loss, Losses, Metrics, MetricSum, Trainable
+from stages.training.supervised import LanguageObjective, num_targets
 
 if TYPE_CHECKING:
     from stages.models.lora_config import LoRAConfig
@@ -57,6 +66,8 @@ class SFTObjective(LanguageObjective):
     """Scoring of sampled responses in evaluations. Default: none."""
     held_out_paths: tuple[Path, ...] = ()
     """Conversations whose held-out prompts are answered and scored."""
+    mix: PretrainingMix | None = None
+    """Pretraining tokens in each batch. Default: none."""
     length_grouped = True
 
     def open(self, rank: Rank) -> dict[str, Trainable]:
@@ -67,6 +78,12 @@ class SFTObjective(LanguageObjective):
         self._experts = model.config.experts
         chat = ChatFormat.open(self.model_path, self.chat_template)
         self._pad_id = chat.pad_id
+        self._windows = None
+        if self.mix:
+            self.coefficients = {PRETRAINING: self.mix.coefficient}
+            inputs = float((self.train_chats.lengths - 1).sum()) / len(self.rows(self.train_chats))
+            step = self.settings.global_batch_size * inputs
+            self._windows = PretrainingWindows(self.mix, step, chat.tokenizer, self.seed)
         self._scores = None
         if self.scoring:
             held_out = _read(self.held_out_paths, "eval", self.reverse)
@@ -89,9 +106,39 @@ class SFTObjective(LanguageObjective):
         """Convert rows to right-padded tensors (B, T); see `collate_chats`."""
         return collate_chats(samples, self._pad_id)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def further_batches(self, step: int) -> Sequence[Batch]:
+        """Return the pretraining windows of a step."""
+        if self._windows is None:
+            return []
+        micro = self.settings.rank_micro_batch_size(self.rank.world)
+        return list(self._windows.batches(step, self.rank, micro))
+
+    def units(self, batch: Batch) -> float | dict[str, float]:
+        """Return the number of targets, with pretraining by the name of the loss."""
+        return named_units(batch, num_targets(batch)) if self.mix else num_targets(batch)
+
+    def loss(self, model: Any, batch: Batch) -> Losses:
         """Return the summed cross-entropy over the assistant's tokens, the only positions with
-        logits, plus the router losses over all tokens."""
+        logits, plus the router losses over all tokens; with pretraining the same of its tokens by
+        name."""
+        if self.mix is None:
+            return self._chat_loss(model, batch)
+        if batch.get(MARK):
+            found = self._pretraining_loss(model, batch)
+        else:
+            found = self._chat_loss(model, batch)
+        return named_losses(batch, found, Loss(found.total.new_zeros(())))
+
+    def _pretraining_loss(self, model: Any, batch: Batch) -> Loss:
+        outputs = ForwardOutputs()
+        total = model(batch["tokens"], targets_BT=batch["targets"], outputs=outputs)
+        if self._experts is None:
+            return Loss(total)
+        tokens = (batch["targets"] != IGNORED).sum()
+        total = total + router_aux_loss(self._experts, outputs.routing) * tokens
+        return Loss(total, reported=outputs.cross_entropy)
+
+    def _chat_loss(self, model: Any, batch: Batch) -> Loss:
         outputs = ForwardOutputs()
         total = model(
             batch["tokens"],

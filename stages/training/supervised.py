@@ -91,6 +91,11 @@ class SupervisedObjective(ABC):
         named. Default: the number of targets other than -100."""
         return num_targets(batch)
 
+    def further_batches(self, step: int) -> Sequence[Batch]:
+        """Return micro-batches of other data in a step, equally many on every rank. Default:
+        none."""
+        return []
+
     def num_tokens(self, batch: Batch) -> float:
         """Return the number of positions that the batch computes, for throughput and MFU."""
         return float(batch["targets"].numel())
@@ -116,6 +121,7 @@ class SupervisedObjective(ABC):
         rank, length = self.rank, self.length if self.length_grouped else None
         parts = micro_batches(self.train_samples, self.settings, rank, step, length=length)
         batches = [self.collate(samples) for samples in parts]
+        batches += self.further_batches(step)
         local = [by_name(self.units(batch)) for batch in batches]
         names = list(local[0])
         counts = [sum(units[name] for units in local) for name in names]

@@ -53,6 +53,9 @@ class Inputs:
     def path(self, name: str) -> Path:
         return self.model
 
+    def get_path(self, name: str) -> Path | None:
+        return None
+
     def paths(self, name: str) -> list[Path]:
         return list(self.conversations)
 
@@ -457,6 +460,9 @@ class Edges(Inputs):
     def path(self, name: str) -> Path:
         return self.further.get(name, self.model)
 
+    def get_path(self, name: str) -> Path | None:
+        return self.further.get(name)
+
 
 def chosen(
     world: Path, work: Path, edges: Edges, **fields: Any
@@ -507,6 +513,31 @@ def test_the_weights_of_the_highest_score_are_exported(
     scores = SampledScores(settings, held_out, ChatFormat.open(tmp_path / "out"), 40, Rank())
     found = scores.mean(load_language_model(tmp_path / "out"))
     assert found == pytest.approx(results["reward_score"], abs=1e-4)
+
+
+def test_a_share_of_pretraining_needs_its_input() -> None:
+    (problem,) = SftParams(pretraining_share=0.2).check({})
+    assert str(problem).startswith("pretraining_share: there is no input `pretraining`")
+    assert not list(SftParams().check({}))
+
+
+@pytest.mark.integration
+def test_pretraining_tokens_are_mixed_in(world: Path, tmp_path: Path) -> None:
+    edges, series = Edges(world / "policy", world / "conversations"), {}
+    edges.further = {"pretraining": world / "tokens"}  # type: ignore[misc]
+    for ranks in (1, 2):
+        ctx = Context.local(tmp_path / str(ranks))
+        train = {"steps": 6, "lr": 3e-3, "micro_batch_size": 4, "zero_stage": 3, "eval_interval": 3}
+        params = SftParams.model_validate({"train": train, "workers": {"num": ranks}})
+        sft(params, edges, ctx.out, ctx)  # type: ignore[arg-type]
+        points = read_series(ctx.observed / "metrics.jsonl")
+        names = ("loss", "loss_assistant", "loss_pretraining", "grad_norm", "eval_loss")
+        series[ranks] = {name: [p[name] for p in points if name in p] for name in names}
+    for name, values in series[1].items():
+        assert values == pytest.approx(series[2][name], abs=1e-4), name
+    for step, loss in enumerate(series[1]["loss"]):
+        parts = series[1]["loss_assistant"][step] + series[1]["loss_pretraining"][step] / 9
+        assert loss == pytest.approx(parts, rel=1e-6)
 
 
 @pytest.mark.integration
