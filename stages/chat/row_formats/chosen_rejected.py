@@ -2,16 +2,17 @@
 
 {"prompt": "…", "chosen": "…", "rejected": "…"}
 {"conversations": [turns], "chosen": {turn}, "rejected": {turn}}
-{"chosen": [turns], "rejected": [turns]}          the prompt is what both begin with
+{"chosen": [turns], "rejected": [turns]}          the prompt is what both begin with; also of texts
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from stages.chat.row_formats.message_parsing import (
+    LARGEST,
     is_turn_list,
     optional_text,
     parse_text,
@@ -25,7 +26,8 @@ from stages.chat.row_options import RowOptions
 from stages.chat.turns import Dialogue, Ranking, RowError
 from stages.data.conversation_dataset import Message
 
-QUESTIONS = ("prompt", "question", "instruction")
+QUESTIONS = ("prompt", "question", "instruction", "input")
+CHOSEN, REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_response")
 SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 
 
@@ -33,12 +35,12 @@ class ChosenRejected(RowFormat):
     """Reader of `chosen` and `rejected`."""
 
     name = "chosen_rejected"
-    fields = ("prompt", "chosen", "rejected", "system", "margin")
+    fields = (*QUESTIONS, "messages", "conversations", "chosen", "rejected", "system", "margin")
     has_rankings = True
 
     def matches(self, values: Values) -> bool:
         """Return whether a row has both fields."""
-        return values.get("chosen") is not None and values.get("rejected") is not None
+        return all(_name(values, names) for names in (CHOSEN, REJECTED))
 
     def read_dialogues(self, values: Values, options: RowOptions) -> list[Dialogue]:
         """Return the prompt with the chosen response."""
@@ -49,12 +51,15 @@ class ChosenRejected(RowFormat):
     def read_rankings(self, values: Values, options: RowOptions) -> list[Ranking]:
         """Return the pair of a row."""
         prompt = _prompt(values, options)
-        chosen, rejected = (_turns(values, name, options) for name in ("chosen", "rejected"))
+        names = [_name(values, names) or names[0] for names in (CHOSEN, REJECTED)]
+        if not prompt and not any(_is_turns(values.get(name)) for name in names):
+            return [_text_pair(values, names)]
+        chosen, rejected = (_turns(values, name, options) for name in names)
         if not prompt:
             prompt = _shared_prompt(chosen, rejected)
         responses = tuple(
             _response(turns, prompt, name)
-            for turns, name in ((chosen, "chosen"), (rejected, "rejected"))
+            for turns, name in zip((chosen, rejected), names, strict=True)
         )
         if prompt and prompt[0].role != "system":
             prompt = (*system_message(values), *prompt)
@@ -81,6 +86,35 @@ def _turns(values: Values, name: str, options: RowOptions) -> tuple[Message, ...
     if is_turn_list(value):
         return parse_turns(value, name, options)
     return (Message("assistant", parse_text(value, name)),)
+
+
+def _name(values: Values, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if values.get(name) is not None), None)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, Mapping) or is_turn_list(value)
+
+
+def _text_pair(values: Values, names: list[str]) -> Ranking:
+    """Return the pair of two texts without a prompt, which is what both begin with.
+
+    Raises:
+        RowError: they are no texts, are equal, or begin with different words.
+    """
+    chosen, rejected = (parse_text(values.get(name), name) for name in names)
+    if chosen == rejected:
+        raise RowError("identical_responses", names[1], "equals the chosen text")
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = "".join(character for character, _ in equal)
+    while shared and not shared[-1].isspace():  # whole words
+        shared = shared[:-1]
+    prompt = shared.rstrip()
+    if not prompt:
+        raise RowError("no_prompt", "prompt", "no field holds it, and the texts share no words")
+    turns = (*system_message(values), Message("user", prompt))
+    pair = (chosen[len(prompt) :], rejected[len(prompt) :])
+    return Ranking(turns, pair, (0, 1), meta=_margin(values))
 
 
 def _shared_prompt(
@@ -128,4 +162,4 @@ def _margin(values: Values) -> dict[str, Any]:
 def _number(value: Any) -> float | None:
     """Return a finite number, or None for another value."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    return float(value) if number and abs(value) <= LARGEST else None

@@ -35,9 +35,21 @@ FORMATS: dict[str, RowFormat] = {
 }
 """In the order of detection: formats with more fields first."""
 
+_ONE_PROMPT = "write each prompt as one text in the field prompt, its answer in completion"
+_ON_TEXT = "set fields to {{instruction: {}, input: question, output: answer}}"
 REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("message_id", "parent_id"), "single messages of trees", "read the export of whole trees"),
     (("completions", "labels"), "labelled steps of a solution", "read whole responses"),
+    (("input_ids",), "token ids", "read the texts that they were made from"),
+    (("reflection", "corrected"), "reflections", _ONE_PROMPT),
+    (("choices", "question"), "questions with choices", _ONE_PROMPT),
+    (
+        ("article", "summary"),
+        "articles with summaries",
+        "set fields to {prompt: article, completion: summary}",
+    ),
+    (("article", "question"), "questions on an article", _ON_TEXT.format("article")),
+    (("context", "question"), "questions on a context", _ON_TEXT.format("context")),
     (("segments",), "segments without roles", "write them as messages with weights"),
     (("text",), "texts", "read them with the stage clean"),
     (("prompt",), "prompts without answers", "add the answers"),
@@ -60,7 +72,9 @@ def detect_format(values: Mapping[str, Any], wanted: Wanted, options: RowOptions
         return find_format(matching[0].name, wanted)
     for fields, content, remedy in REFUSED:
         if all(name in renamed for name in fields):
-            raise InputError(f"rows of {content} hold no {wanted}", where="sources", remedy=remedy)
+            raise InputError(
+                f"rows of {content} are not read as {wanted}", where="sources", remedy=remedy
+            )
     names = [
         found.name for found in FORMATS.values() if wanted == "dialogues" or found.has_rankings
     ]

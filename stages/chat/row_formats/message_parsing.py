@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -28,8 +27,16 @@ ROLE_WORDS: Mapping[str, Role] = {
 """Role words of files, in lower case."""
 CALL_WORDS = ("function_call", "tool_call")
 """Role words of a turn whose text is the JSON of a tool call."""
-TURN_KEYS = (("role", "content"), ("from", "value"), ("role", "value"), ("speaker", "text"))
+TURN_KEYS = (
+    ("role", "content"),
+    ("from", "value"),
+    ("role", "value"),
+    ("role", "text"),
+    ("speaker", "text"),
+)
 """Names of role and text in a turn."""
+LARGEST = 2**53
+"""Limit of numbers: whole ones up to it are exact as floats."""
 LEARNED_KEYS = ("weight", "train", "training", "train_on_turn")
 """Names of what switches the loss of a turn."""
 
@@ -194,7 +201,7 @@ def _weight(turn: Mapping[str, Any], field: str) -> float:
         value = turn.get(name)
         if value is None:
             continue
-        if not isinstance(value, bool | int | float) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, bool | int | float) or not 0 <= value <= LARGEST:
             raise RowError(UNREADABLE, f"{field}.{name}", "expected true, false or a weight >= 0")
         return float(value)
     return 1.0

@@ -4,7 +4,7 @@
     {"role": "assistant", "text": "…", "rank": 0, "replies": [...]}, ...]}}
 
 A dialogue is a path from the first message to one without replies; a ranking is what several
-assistants replied to one message.
+assistants replied to one message. Deleted messages and their replies are not read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.chat.row_formats.message_parsing import ROLE_WORDS, UNREADABLE, parse_text
+from stages.chat.row_formats.message_parsing import LARGEST, UNREADABLE, parse_turn
 from stages.chat.row_formats.row_format import RowFormat, Values
 from stages.chat.row_options import RowOptions
 from stages.chat.turns import Dialogue, Ranking, RowError
@@ -26,8 +26,9 @@ class _Node:
 
     message: Message
     field: str
-    rank: int | None
-    replies: Sequence[Any]
+    rank: float | None
+    replies: Sequence[tuple[str, Any]]
+    """Places and values of the replies."""
 
 
 _Path = tuple[_Node, ...]
@@ -53,7 +54,7 @@ class OASST(RowFormat):
         """
         learned: set[str] = set()
         dialogues = []
-        for path in _paths(values):
+        for path in _paths(values, options):
             if path[-1].replies:
                 continue
             again = learned if options.replies == "once" else frozenset()
@@ -69,48 +70,45 @@ class OASST(RowFormat):
         """Return the ranked replies of each message with several; those without rank are left
         out."""
         rankings = []
-        for path in _paths(values):
-            replies = [
-                _node(reply, f"{path[-1].field}.replies[{at}]")
-                for at, reply in enumerate(path[-1].replies)
-            ]
+        for path in _paths(values, options):
+            replies = [_node(reply, field, options) for field, reply in path[-1].replies]
             answers = [node for node in replies if node.message.role == "assistant"]
             ranked = [(n.message.content, n.rank) for n in answers if n.rank is not None]
             if len(ranked) < 2:
                 continue
-            texts, ranks = zip(*ranked, strict=True)
+            texts = tuple(text for text, _ in ranked)
+            levels = sorted({rank for _, rank in ranked})
+            ranks = tuple(levels.index(rank) for _, rank in ranked)
             prompt = tuple(node.message for node in path)
             rankings.append(Ranking(prompt, texts, ranks, unranked=len(answers) - len(ranked)))
         return rankings
 
 
-def _paths(values: Values) -> Iterator[_Path]:
+def _paths(values: Values, options: RowOptions) -> Iterator[_Path]:
     """Yield the path to every message, depth first.
 
     Raises:
         RowError: a message cannot be read.
     """
-    waiting: list[_Path] = [(_node(values.get("prompt"), "prompt"),)]
+    waiting: list[_Path] = [(_node(values.get("prompt"), "prompt", options),)]
     while waiting:
         path = waiting.pop()
         yield path
-        last = path[-1]
-        found = [
-            _node(reply, f"{last.field}.replies[{at}]") for at, reply in enumerate(last.replies)
-        ]
+        found = [_node(reply, field, options) for field, reply in path[-1].replies]
         waiting += [(*path, node) for node in reversed(found)]
 
 
-def _node(value: Any, field: str) -> _Node:
-    if not isinstance(value, Mapping):
-        raise RowError(UNREADABLE, field, "expected a message")
-    word, rank, replies = value.get("role"), value.get("rank"), value.get("replies")
-    role = ROLE_WORDS.get(word) if isinstance(word, str) else None
-    if role is None:
-        raise RowError("unknown_role", f"{field}.role", f"unknown role {word!r}")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
-        raise RowError(UNREADABLE, f"{field}.rank", "expected a whole number")
-    if not isinstance(replies or [], list):
+def _node(value: Any, field: str, options: RowOptions) -> _Node:
+    message = parse_turn(value, field, options)
+    rank, replies = value.get("rank"), value.get("replies") or []
+    number = isinstance(rank, int | float) and not isinstance(rank, bool)
+    if rank is not None and not (number and abs(rank) <= LARGEST):
+        raise RowError(UNREADABLE, f"{field}.rank", "expected a number")
+    if not isinstance(replies, list):
         raise RowError(UNREADABLE, f"{field}.replies", "expected a list of messages")
-    message = Message(role, parse_text(value.get("text"), f"{field}.text"))
-    return _Node(message, field, rank, replies or [])
+    placed = [
+        (f"{field}.replies[{at}]", reply)
+        for at, reply in enumerate(replies)
+        if not (isinstance(reply, Mapping) and reply.get("deleted") is True)
+    ]
+    return _Node(message, field, rank, placed)

@@ -30,11 +30,16 @@ PAIRS = (
     ("question", "answer"),
     ("question", "response"),
     ("query", "response"),
+    ("question", "completion"),
     ("instruction", "response"),
+    ("instruction", "completion"),
     ("INSTRUCTION", "RESPONSE"),
     ("input", "output"),
+    ("message_1", "message_2"),
 )
 """Names of question and answer."""
+PARTS = ("context", "article", "choices")
+"""Fields that belong to a question, and that a prompt must hold."""
 CONTEXTS = ("context", "input")
 """Fields that follow an instruction as a paragraph of the question."""
 
@@ -46,8 +51,11 @@ class PromptCompletion(RowFormat):
     fields = ("prompt", "completion", "system", "system_prompt", "context", "tools")
 
     def matches(self, values: Values) -> bool:
-        """Return whether a row has both fields of a pair."""
-        return _pair(values) is not None
+        """Return whether a row has both fields of a pair, and no further part of a question."""
+        pair = _pair(values)
+        if pair is None or pair[0].lower() == "instruction":
+            return pair is not None
+        return not any(values.get(name) for name in PARTS)
 
     def read_dialogues(self, values: Values, options: RowOptions) -> list[Dialogue]:
         """Return the dialogue of a row."""
@@ -77,7 +85,8 @@ def parse_side(values: Values, name: str, role: Any, options: RowOptions) -> tup
 
 def join_question(question: str, added: str) -> Message:
     """Return a question with what it refers to on the next line."""
-    return Message("user", f"{question}\n{added}" if added.strip() else question)
+    parts = [text for text in (question, added) if text.strip()]
+    return Message("user", "\n".join(parts) if added.strip() else question)
 
 
 def _pair(values: Values) -> tuple[str, str] | None:

@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.chat.row_formats.chosen_rejected import QUESTIONS
-from stages.chat.row_formats.message_parsing import UNREADABLE, parse_text, system_message
+from stages.chat.row_formats.message_parsing import (
+    LARGEST,
+    UNREADABLE,
+    parse_text,
+    system_message,
+)
 from stages.chat.row_formats.prompt_completion import parse_side
 from stages.chat.row_formats.row_format import RowFormat, Values
 from stages.chat.row_options import RowOptions
@@ -28,7 +32,7 @@ class RankedResponses(RowFormat):
     """Reader of lists of responses."""
 
     name = "ranked_responses"
-    fields = ("prompt", "responses", "ranks", "scores", "system")
+    fields = ("prompt", *LISTS, "ranks", "scores", "system")
     has_rankings = True
 
     def matches(self, values: Values) -> bool:
@@ -102,6 +106,7 @@ def _orders(values: Values, items: Sequence[Any], field: str) -> list[float | No
 def _signed(value: Any, sign: float, field: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= LARGEST:
         raise RowError(UNREADABLE, field, "expected a number")
-    return sign * value
+    return sign * float(value)
