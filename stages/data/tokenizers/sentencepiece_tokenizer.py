@@ -76,7 +76,7 @@ class Tokenizer:
                 "the tokenizer was not made by `tokenize.train`: it lacks <|user|> and "
                 "<|assistant|> at their ids",
                 where=str(self.path),
-                remedy="use models whose tokenizer `tokenize.train` made for sft, reward and ppo",
+                remedy="give a folder that has tokenizer.json, or a Tokenizer artifact",
             )
         self._model = model.read_bytes()
         self._pieces = _processor(model)
