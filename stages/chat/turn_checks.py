@@ -23,6 +23,7 @@ EXCLUSIONS: Mapping[str, str] = {
     "nothing_learned": "every answer has weight 0, or is learned in another conversation",
     "identical_responses": "fewer than two different responses",
     "all_tied": "all responses have one rank",
+    "unranked": "fewer than two responses have a rank",
     "prompts_differ": "chosen and rejected answer different prompts",
     "response_turns": "a response of several messages",
     "unwanted": "a response that is labelled as unwanted",
@@ -79,6 +80,8 @@ def check_ranking(ranking: Ranking, options: RowOptions) -> tuple[Ranking, tuple
         raise RowError("role_order", "prompt", f"ends with a message of the {prompt[-1].role}")
     _check_turns(prompt)
     texts = list(zip(ranking.responses, ranking.ranks, strict=True))
+    if len(texts) < 2:
+        raise RowError("unranked", "ranks", "fewer than two responses have a rank")
     written = [(text, rank) for text, rank in texts if text.strip()]
     distinct = dict(reversed(written))  # the first rank of a text counts
     responses = [(text, rank) for text, rank in written if distinct.pop(text, None) is not None]

@@ -67,14 +67,14 @@ class OASST(RowFormat):
         return dialogues
 
     def read_rankings(self, values: Values, options: RowOptions) -> list[Ranking]:
-        """Return the ranked replies of each message with several; those without rank are left
-        out."""
+        """Return the ranked replies of each message with several; those without rank are counted
+        and left out."""
         rankings = []
         for path in _paths(values, options):
             replies = [_node(reply, field, options) for field, reply in path[-1].replies]
             answers = [node for node in replies if node.message.role == "assistant"]
             ranked = [(n.message.content, n.rank) for n in answers if n.rank is not None]
-            if len(ranked) < 2:
+            if len(answers) < 2:
                 continue
             texts = tuple(text for text, _ in ranked)
             levels = sorted({rank for _, rank in ranked})

@@ -154,6 +154,13 @@ def test_rankings_of_a_tree_are_one_per_message_with_several_ranked_replies():
     assert (second.responses, second.ranks, second.unranked) == (("b1", "b2"), (1, 0), 0)
 
 
+def test_replies_without_any_rank_are_left_out_and_counted():
+    [ranking] = rankings("oasst", {"prompt": asked("q", node("a"), node("b"))})
+    with pytest.raises(RowError) as error:
+        check_ranking(ranking, RowOptions())
+    assert error.value.reason == "unranked"
+
+
 @pytest.mark.parametrize(
     ("reply", "field"),
     [
