@@ -89,7 +89,7 @@ def digests(store: Store, run: Run) -> dict[str, str]:
     for stage in run.status().stages:
         artifact = store.find(stage.uses, stage.fingerprint)
         assert artifact and not artifact.verify()
-        assert artifact.metrics.get("early", 1.0) == 1.0
+        assert artifact.metrics.get("left_out_early", 1.0) == 1.0
         found[stage.name] = artifact.digest
     return found
 
@@ -150,7 +150,7 @@ def test_a_resumed_run_reads_no_flipped_bit(
 
     def check(context: Context) -> None:
         if len(list(context.scratch.glob("annotated/*.seal"))) == 2:
-            context.result(early=1.0)
+            context.result(left_out_early=1.0)
             context.cancel_file.touch()
             raise Interrupted("stopped on request")
 

@@ -42,7 +42,7 @@ def named_template(name: str) -> str:
         )
     try:
         with disk_errors(path, to="read"):
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"not a text: {error}", where=str(path)) from error
 
