@@ -273,6 +273,17 @@ def test_a_result_without_rows_is_explained(tmp_path):
     assert "a.jsonl line 1: no_answer" in error.value.where
 
 
+def test_files_without_rows_and_unknown_roles_have_their_own_remedies(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="the files have no rows"):
+        run(tmp_path / "a", tmp_path / "empty.jsonl")
+    turns = [{"role": "wizard", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_rows(tmp_path / "roles.jsonl", [{"messages": turns}])
+    with pytest.raises(InputError, match="unknown_role") as error:
+        run(tmp_path / "b", tmp_path / "roles.jsonl")
+    assert "`roles`" in (error.value.remedy or "")
+
+
 def test_the_rows_before_a_truncation_are_kept(tmp_path):
     chance = random.Random(0)
     rows = [messages(f"q {chance.random()}", f"a {chance.random()}") for _ in range(400)]
@@ -283,6 +294,8 @@ def test_the_rows_before_a_truncation_are_kept(tmp_path):
     results = observed(ctx, "results")
     assert results["broken"] == results["left_out_unreadable"] == 2
     assert results["conversations"] > 500
+    messages_shown = [warning["message"] for warning in observed(ctx, "warnings")]
+    assert any("2 rows or files cannot be read: " in text for text in messages_shown)
     texts = {row["messages"][0]["content"] for row in rows}
     assert all(row.messages[0].content in texts for row in kept(ctx))
 

@@ -71,6 +71,7 @@ def convert_rows(
     _check_kept(stats, params)
     reasons = {rule: counts[stats.noun] for rule, counts in stats.by_rule.items()}
     report_left_out(ctx, stats.noun, stats.records_read, reasons, _KEYS)
+    _warn_of_broken(stats, ctx)
     _report_kept(stats, params, ctx)
     report_unread(ctx, len(files), unread)
     return stats
@@ -158,6 +159,13 @@ def _report(stats: ChatStats, ctx: Context) -> None:
     ctx.result(**stats.results())
 
 
+def _warn_of_broken(stats: ChatStats, ctx: Context) -> None:
+    """Warn of any broken row or file: one truncated file may cost most of the rows."""
+    if stats.broken:
+        message = f"{stats.broken:,} rows or files cannot be read: {stats.broken_places[0]}"
+        warn(ctx, message, "repair the files; max_broken: 0 makes it an error")
+
+
 def _report_kept(stats: ChatStats, params: RowSourceParams, ctx: Context) -> None:
     """Log what is shortened, repeated or spells a control token; warn of an empty split."""
     read, named = stats.records_read, stats.shortenings.most_common()
@@ -182,5 +190,9 @@ def _check_kept(stats: ChatStats, params: RowSourceParams) -> None:
     if stats.records_kept:
         return
     where = "; ".join(stats.broken_places[:3] or stats.dropped_places[:3]) or "sources"
+    if not stats.records_read:
+        raise InputError("the files have no rows", where=where, remedy="name other sources")
     remedy = "name other sources, or set `format` and `fields`"
+    if "unknown_role" in stats.by_rule:
+        remedy = "map the words for roles with `roles`, or name other sources"
     raise InputError(stats.no_records_message(), where=where, remedy=remedy)

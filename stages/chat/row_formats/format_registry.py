@@ -11,7 +11,7 @@ from stages.chat.row_formats.chosen_rejected import ChosenRejected
 from stages.chat.row_formats.hh_rlhf import HHRLHF
 from stages.chat.row_formats.kto import KTO
 from stages.chat.row_formats.oasst import OASST
-from stages.chat.row_formats.openai_messages import OpenAIMessages
+from stages.chat.row_formats.openai_messages import LISTS, OpenAIMessages
 from stages.chat.row_formats.prompt_completion import PromptCompletion
 from stages.chat.row_formats.ranked_responses import RankedResponses
 from stages.chat.row_formats.row_format import RowFormat
@@ -35,6 +35,7 @@ FORMATS: dict[str, RowFormat] = {
 }
 """In the order of detection: formats with more fields first."""
 
+_NOUNS = {"dialogues": "conversations", "rankings": "rankings"}
 _ONE_PROMPT = "write each prompt as one text in the field prompt, its answer in completion"
 _ON_TEXT = "set fields to {{instruction: {}, input: question, output: answer}}"
 REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -73,13 +74,22 @@ def detect_format(values: Mapping[str, Any], wanted: Wanted, options: RowOptions
     for fields, content, remedy in REFUSED:
         if all(name in renamed for name in fields):
             raise InputError(
-                f"rows of {content} are not read as {wanted}", where="sources", remedy=remedy
+                f"rows of {content} are not read as {_NOUNS[wanted]}",
+                where="sources",
+                remedy=remedy,
             )
+    turns = next((name for name in LISTS if name in renamed), None)
+    if turns is not None:
+        raise InputError(
+            f"the field {options.fields.get(turns, turns)} is no list of messages",
+            where="sources",
+            remedy="repair the rows: a list, or in a csv its JSON, of role and content each",
+        )
     names = [
         found.name for found in FORMATS.values() if wanted == "dialogues" or found.has_rankings
     ]
     raise InputError(
-        f"no format of {wanted} has the fields {', '.join(map(str, values)) or '(none)'}",
+        f"no format of {_NOUNS[wanted]} has the fields {', '.join(map(str, values)) or '(none)'}",
         where="sources",
         remedy=f"map the names with the key fields; formats: {', '.join(names)}",
     )

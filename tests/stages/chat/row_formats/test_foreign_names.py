@@ -74,7 +74,7 @@ def test_two_texts_without_a_prompt_are_no_pair(rejected, reason):
     ],
 )
 def test_prompts_of_several_parts_are_refused_by_name(values, content):
-    with pytest.raises(InputError, match=f"rows of {content} are not read as dialogues"):
+    with pytest.raises(InputError, match=f"rows of {content} are not read as conversations"):
         read(values)
 
 

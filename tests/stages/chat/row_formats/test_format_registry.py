@@ -38,8 +38,16 @@ def test_fields_of_other_names():
 
 
 def test_rows_of_no_format_name_their_fields():
-    with pytest.raises(InputError, match="no format of dialogues has the fields title, body"):
+    with pytest.raises(InputError, match="no format of conversations has the fields title, body"):
         detect_format({"title": "a", "body": "b"}, "dialogues", RowOptions())
+
+
+def test_a_field_of_turns_that_is_no_list_is_named():
+    with pytest.raises(InputError, match="the field messages is no list of messages"):
+        detect_format({"messages": '[{"role": "user", '}, "dialogues", RowOptions())
+    options = RowOptions(fields={"messages": "chat"})
+    with pytest.raises(InputError, match="the field chat is no list of messages"):
+        detect_format({"chat": "hello"}, "dialogues", options)
 
 
 def test_rankings_of_a_format_without_them_are_refused_by_name():
