@@ -31,7 +31,7 @@ from stages.text.sources.source_listing import list_files, make_shards
 if TYPE_CHECKING:
     from pipeline.context import Context
 
-VERSION = 3  # of the annotation tables
+VERSION = 4  # of the annotation tables
 _DESCRIPTIONS = {
     UNREADABLE: "the row or file cannot be read",
     REPEATED: "equals an earlier one in all texts",

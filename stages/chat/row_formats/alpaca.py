@@ -14,7 +14,7 @@ from stages.chat.row_formats.message_parsing import (
     parse_tools,
     system_message,
 )
-from stages.chat.row_formats.prompt_completion import join_question
+from stages.chat.row_formats.prompt_completion import is_reflection, join_question
 from stages.chat.row_formats.row_format import RowFormat, Values
 from stages.chat.row_options import RowOptions
 from stages.chat.turns import Dialogue, RowError
@@ -28,20 +28,34 @@ class Alpaca(RowFormat):
     fields = ("instruction", "input", "output", "system", "history", "tools")
 
     def matches(self, values: Values) -> bool:
-        """Return whether a row has an instruction and an output."""
-        return "instruction" in values and "output" in values
+        """Return whether a row has an instruction and an output that is not to be corrected."""
+        return "instruction" in values and "output" in values and not is_reflection(values)
 
     def read_dialogues(self, values: Values, options: RowOptions) -> list[Dialogue]:
         """Return the dialogue of a row; the input follows the instruction on a new line."""
         question = join_question(
             parse_text(values.get("instruction"), "instruction"), optional_text(values, "input")
         )
-        answer = Message("assistant", parse_text(values.get("output"), "output"))
-        turns = (*system_message(values), *_history(values), question, answer)
+        answer = Message("assistant", _output(values))
+        turns = (*system_message(values), *parse_history(values), question, answer)
         return [Dialogue(turns, parse_tools(values))]
 
 
-def _history(values: Values) -> tuple[Message, ...]:
+def _output(values: Values) -> str:
+    """Return the output.
+
+    Raises:
+        RowError: it is not one text.
+    """
+    value = values.get("output")
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        raise RowError(
+            UNREADABLE, "output", "expected one text; write pairs in the fields chosen and rejected"
+        )
+    return parse_text(value, "output")
+
+
+def parse_history(values: Values) -> tuple[Message, ...]:
     """Return the earlier turns: a list of pairs of question and answer.
 
     Raises:

@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
+from stages.chat.row_formats.alpaca import parse_history
 from stages.chat.row_formats.message_parsing import (
     LARGEST,
     is_turn_list,
     optional_text,
     parse_text,
+    parse_tools,
     parse_turn,
     parse_turns,
     system_message,
 )
 from stages.chat.row_formats.openai_messages import LISTS
+from stages.chat.row_formats.prompt_completion import join_question
 from stages.chat.row_formats.row_format import RowFormat, Values
 from stages.chat.row_options import RowOptions
 from stages.chat.turns import Dialogue, Ranking, RowError
@@ -35,7 +38,11 @@ class ChosenRejected(RowFormat):
     """Reader of `chosen` and `rejected`."""
 
     name = "chosen_rejected"
-    fields = (*QUESTIONS, "messages", "conversations", "chosen", "rejected", "system", "margin")
+    fields = (
+        *QUESTIONS,
+        *("messages", "conversations", "history", "chosen", "rejected"),
+        *("system", "tools", "margin"),
+    )
     has_rankings = True
 
     def matches(self, values: Values) -> bool:
@@ -46,7 +53,7 @@ class ChosenRejected(RowFormat):
         """Return the prompt with the chosen response."""
         [ranking] = self.read_rankings(values, options)
         chosen = Message("assistant", ranking.responses[0])
-        return [Dialogue((*ranking.prompt, chosen), meta=ranking.meta)]
+        return [Dialogue((*ranking.prompt, chosen), parse_tools(values), meta=ranking.meta)]
 
     def read_rankings(self, values: Values, options: RowOptions) -> list[Ranking]:
         """Return the pair of a row."""
@@ -74,8 +81,10 @@ def _prompt(values: Values, options: RowOptions) -> tuple[Message, ...]:
         if is_turn_list(value):
             return parse_turns(value, name, options)
         text = parse_text(value, name)
-        added = optional_text(values, "input") if name == "instruction" else ""
-        return (Message("user", f"{text}\n{added}" if added else text),)
+        if name == "instruction":
+            question = join_question(text, optional_text(values, "input"))
+            return (*parse_history(values), question)
+        return (Message("user", text),)
     return ()
 
 

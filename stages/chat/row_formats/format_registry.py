@@ -43,6 +43,8 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("completions", "labels"), "labelled steps of a solution", "read whole responses"),
     (("input_ids",), "token ids", "read the texts that they were made from"),
     (("reflection", "corrected"), "reflections", _ONE_PROMPT),
+    (("instruction", "revision"), "revisions", _ONE_PROMPT),
+    (("instruction", "critiques"), "critiques", _ONE_PROMPT),
     (("choices", "question"), "questions with choices", _ONE_PROMPT),
     (
         ("article", "summary"),
@@ -50,7 +52,14 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "set fields to {prompt: article, completion: summary}",
     ),
     (("article", "question"), "questions on an article", _ON_TEXT.format("article")),
+    (("article", "unanswerable_question"), "questions without an answer", _ONE_PROMPT),
     (("context", "question"), "questions on a context", _ON_TEXT.format("context")),
+    (
+        ("chosen", "completion"),
+        "completions of a prompt named chosen",
+        "set fields to {prompt: chosen}",
+    ),
+    (("completion",), "whole dialogues in completion", "set fields to {messages: completion}"),
     (("segments",), "segments without roles", "write them as messages with weights"),
     (("text",), "texts", "read them with the stage clean"),
     (("prompt",), "prompts without answers", "add the answers"),

@@ -78,6 +78,10 @@ def parse_turn(turn: Any, field: str, options: RowOptions) -> Message:
     if isinstance(word, str) and word.lower() in CALL_WORDS and not calls:
         calls, text = parse_tool_calls(_json_text(text, f"{field}.{text_key}"), field), ""
     content = "" if text is None and calls else parse_text(text, f"{field}.{text_key}")
+    if role == "assistant" and turn.get("train_detail"):
+        raise RowError(
+            UNREADABLE, f"{field}.train_detail", "a turn is learned as a whole or not at all"
+        )
     name = turn.get("name")
     return Message(
         role,

@@ -55,7 +55,7 @@ class PromptCompletion(RowFormat):
         pair = _pair(values)
         if pair is None or pair[0].lower() == "instruction":
             return pair is not None
-        return not any(values.get(name) for name in PARTS)
+        return not is_reflection(values) and not any(values.get(name) for name in PARTS)
 
     def read_dialogues(self, values: Values, options: RowOptions) -> list[Dialogue]:
         """Return the dialogue of a row."""
@@ -67,6 +67,11 @@ class PromptCompletion(RowFormat):
         answer = parse_side(values, answered, "assistant", options)
         given = () if prompt and prompt[0].role == "system" else system_message(values)
         return [Dialogue((*given, *prompt, *answer), parse_tools(values))]
+
+
+def is_reflection(values: Values) -> bool:
+    """Return whether the answer of a row is a draft with a reflection and its correction."""
+    return all(values.get(name) is not None for name in ("reflection", "corrected"))
 
 
 def parse_side(values: Values, name: str, role: Any, options: RowOptions) -> tuple[Message, ...]:
