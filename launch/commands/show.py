@@ -151,8 +151,9 @@ def _print_artifact(store: Store, artifact: Artifact, data: dict[str, Any]) -> N
     console.echo(f"{artifact.uses}/{artifact.fingerprint}", "bold")
     for name, value in facts:
         console.print_line((f"  {name:<12}", "dim"), value)
+    wide = max([22, *map(len, artifact.metrics)])
     for name, number in artifact.metrics.items():
-        console.print_line((f"  {name:<24}", "dim"), formatting.metric(number))
+        console.print_line((f"  {name:<{wide}}  ", "dim"), formatting.metric(number))
     _print_panels(artifact)
     console.get_console().print(lineage_tree(store, artifact))
     for reader in data["read_by"]:
