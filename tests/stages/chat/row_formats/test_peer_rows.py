@@ -78,7 +78,7 @@ def test_turns_that_are_learned_in_parts_are_unreadable(detail):
     ],
 )
 def test_prompts_made_by_templates_are_refused_by_name(values, content):
-    with pytest.raises(InputError, match=f"rows of {content} are not read as dialogues"):
+    with pytest.raises(InputError, match=f"rows of {content} are not read as conversations"):
         read(values)
 
 
