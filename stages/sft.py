@@ -366,7 +366,7 @@ def encoded_splits(
     )
     from stages.chat.encoded_table import encode_split
     from stages.chat.spelled_controls import report_control_text
-    from stages.curation.left_out import report_both_splits
+    from stages.curation.left_out import report_both_splits, warn
 
     train, held_out = (
         EncodedChats(encode_split(encoder, conversations, split, ctx, params.workers))
@@ -378,6 +378,10 @@ def encoded_splits(
     chat_format = open_chat_format(encoder.folder, encoder.chat_template)
     report_control_text(ctx, chat_format, every, train.counts["control_text"])
     require_chats(train, encoder, conversations)
+    if not chat_format.learns_end:
+        message = "the chat template ends its generation block before the end token of an answer"
+        remedy = "so no end is learned: put the token into the block, or set `chat_template`"
+        warn(ctx, message, remedy)
     return train, held_out
 
 

@@ -73,13 +73,17 @@ class SampledScores:
             )
 
     def _fits(self, conversation: Conversation, context: int) -> bool:
-        """Return whether prompt and response fit the contexts of both models."""
+        """Return whether prompt and response fit the contexts and chat templates of both models."""
         prompt, tools = conversation.prompt, conversation.tools
         room = self.settings.max_new_tokens
-        return (
-            len(self.chat.encode_prompt(prompt, tools)) + room <= context
-            and len(self._scored.encode_prompt(prompt)) + room <= self._limit
-        )
+        try:
+            asked, scored = (
+                self.chat.encode_prompt(prompt, tools),
+                self._scored.encode_prompt(prompt),
+            )
+        except InputError:
+            return False
+        return len(asked) + room <= context and len(scored) + room <= self._limit
 
     def mean(self, model: LanguageModel) -> float:
         """Return the mean score of one response to each prompt, the same on every rank.

@@ -16,6 +16,7 @@ tokens it has the first.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ class ChatFormat:
     @property
     def digest(self) -> str:
         """Digest of all that determines ids and masks."""
-        parts = (self.tokenizer.digest, self.source, str(self.end_ids), "1")
+        variables = json.dumps(self._variables, sort_keys=True)
+        parts = (self.tokenizer.digest, self.source, variables, str(self.end_ids), "2")
         return xxhash.xxh3_128_hexdigest("\0".join(parts).encode())
 
     def encode(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> EncodedChat:
@@ -193,6 +195,13 @@ class ChatFormat:
         """Ids that the template writes after the end token of the last message; most write none."""
         ids = self.encode_response([Message("user", _QUESTION)], _ANSWER).ids.tolist()
         return tuple(ids[len(ids) - ids[::-1].index(self.end_id) :])
+
+    @cached_property
+    def learns_end(self) -> bool:
+        """Whether the loss includes the end token of an answer; a generation block may stop before
+        it."""
+        chat = self.encode_response([Message("user", _QUESTION)], _ANSWER)
+        return bool(chat.loss_mask[chat.ids == self.end_id].any())
 
     def spelled_control_tokens(
         self, messages: Sequence[Message], tools: Sequence[Json] = ()
@@ -261,7 +270,8 @@ class ChatFormat:
                 where=str(theirs.path),
                 remedy="use models that were trained with the same tokenizer",
             )
-        if self.source != other.source and self._probe() != other._probe():
+        equal = self.source == other.source and self._variables == other._variables
+        if not equal and self._probe() != other._probe():
             raise InputError(
                 f"the chat templates of {mine.path} and {theirs.path} differ",
                 where=str(theirs.path),

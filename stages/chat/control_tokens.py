@@ -229,7 +229,7 @@ class FastChat:
         and end also of `config.json`."""
         config: dict[str, Any] = read_json(self.tokenizer.path / "tokenizer_config.json", {})
         found: dict[str, str] = {}
-        for key in (f"{name}_token" for name in _SPECIAL_NAMES):
+        for key in _SPECIAL_NAMES:
             value = config.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.errors import InputError
 from stages.alignment.sampled_scores import SampledScores, ScoringSettings, plain_model
 from stages.chat.chat_format import ChatFormat
 from stages.chat.encoded_chats import EncodedChats, reversed_conversation
@@ -219,11 +220,13 @@ def sample_responses(
     conversations: Sequence[Conversation],
     seed: int,
 ) -> list[str]:
-    """Return one sampled response per conversation, empty where the prompt is too long."""
+    """Return one sampled response per conversation, empty where the prompt is too long or the chat
+    template refuses it."""
     model = load_language_model(folder).to(rank.device)
     chat = ChatFormat.open(folder, chat_template)
-    prompts = [chat.encode_prompt(c.prompt, c.tools) for c in conversations]
-    fitting = [row for row, ids in enumerate(prompts) if len(ids) < model.config.context_length]
+    prompts = [_encoded_prompt(chat, conversation) for conversation in conversations]
+    longest = model.config.context_length - 1
+    fitting = [row for row, ids in enumerate(prompts) if 0 < len(ids) <= longest]
     responses = [""] * len(prompts)
     if fitting:
         room = model.config.context_length - max(len(prompts[row]) for row in fitting)
@@ -239,6 +242,14 @@ def sample_responses(
         for index, row in enumerate(fitting):
             responses[row] = chat.response_text(drawn.ids(index, eos=True))
     return responses
+
+
+def _encoded_prompt(chat: ChatFormat, conversation: Conversation) -> list[int]:
+    """Return the ids of a prompt, none if the chat template refuses it."""
+    try:
+        return chat.encode_prompt(conversation.prompt, conversation.tools)
+    except InputError:
+        return []
 
 
 def _read(paths: Sequence[Path], split: str, reverse: bool) -> Iterator[Conversation]:

@@ -350,6 +350,24 @@ class Bare:
         self.module = module
 
 
+def test_a_template_whose_ends_are_not_learned_is_a_warning(world: Path, tmp_path: Path) -> None:
+    marked = "{% generation %}{{ message.content }}"
+    for name, answer, warned in (
+        ("before", marked + "{% endgeneration %}{{ eos_token }}", True),
+        ("with", marked + "{{ eos_token }}{% endgeneration %}", False),
+    ):
+        template = tmp_path / f"{name}.jinja"
+        template.write_text(
+            "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
+            + answer
+            + "{% else %}{{ message.content }}{% endif %}{% endfor %}"
+        )
+        opened(world, tmp_path / name, chat_template=str(template))
+        found = list((tmp_path / name).rglob("warnings.json"))
+        texts = "".join(path.read_text() for path in found)
+        assert ("before the end token" in texts) == warned
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["assistant", "speaker"])
 def test_what_is_saved_loads_elsewhere(world: Path, tmp_path: Path, reverse: bool) -> None:
     made = opened(world, tmp_path / "work", reverse=reverse)

@@ -71,3 +71,11 @@ def test_prompts_without_room_for_a_response_are_not_answered(world: Path, score
     with pytest.raises(InputError, match="no held-out prompt leaves room for 12 tokens") as caught:
         SampledScores(settings, [long], chat, 40, Rank())
     assert caught.value.where == "max_new_tokens"
+
+
+def test_prompts_that_the_template_refuses_are_not_answered(world: Path, scorer: Path) -> None:
+    plain = (Message("user", "why?"), Message("assistant", "so"))
+    odd = Conversation("o", (Message("critic", "hm"), *plain), "eval")
+    asked = Conversation("a", plain, "eval")
+    settings, chat = ScoringSettings(scorer, 12, 0, 3), ChatFormat.open(world / "policy")
+    assert SampledScores(settings, [odd, asked], chat, 40, Rank()).conversations == [asked]

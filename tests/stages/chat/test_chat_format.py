@@ -421,6 +421,23 @@ def test_a_format_survives_pickling_and_its_digest_differs_by_format(formats):
     assert len(digests) == len(formats)
 
 
+def test_tokens_that_a_template_takes_from_the_config_are_part_of_the_format(tmp_path):
+    chats = []
+    for name, token in (("a", "<|begin_of_text|>"), ("b", "<|im_start|>")):
+        folder = write_byte_level(tmp_path / name)
+        config = json.loads((folder / "tokenizer_config.json").read_text()) | {"sep_token": token}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ sep_token + m.content + '<|im_end|>' }}{% endfor %}"
+        )
+        chats.append(ChatFormat.open(folder))
+    first, second = chats
+    assert first.encode(TURNS).ids.tolist() != second.encode(TURNS).ids.tolist()
+    assert first.tokenizer.digest == second.tokenizer.digest and first.digest != second.digest
+    with pytest.raises(InputError, match=r"chat templates of .* differ"):
+        first.require_equal(second)
+
+
 def test_an_unknown_role_is_refused(byte_level):
     for template in TEMPLATES:
         with pytest.raises(InputError, match="unknown role judge"):
