@@ -198,8 +198,8 @@ class ChatFormat:
 
     @cached_property
     def learns_end(self) -> bool:
-        """Whether the loss includes the end token of an answer; a generation block may stop before
-        it."""
+        """True if the loss includes the end token of an answer; a generation block may stop
+        before it."""
         chat = self.encode_response([Message("user", _QUESTION)], _ANSWER)
         return bool(chat.loss_mask[chat.ids == self.end_id].any())
 
