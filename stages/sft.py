@@ -204,6 +204,9 @@ class SftParams(Params):
             yield Problem("checkpoint", f"{self.checkpoint} {message}", remedy)
         if scored and self.reverse:
             yield Problem("checkpoint", "a reward model scores answers, not questions", "set last")
+        if scored and self.train.expert_parallel_size > 1:
+            message = "responses are sampled by each rank alone, which needs all experts"
+            yield Problem("train.expert_parallel_size", message, "set 1, or another checkpoint")
         yield from check_family(upstream, "scorer", "scalar_head")
         if self.checkpoint == "last":
             return

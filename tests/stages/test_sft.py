@@ -468,6 +468,9 @@ def test_plans_refuse_a_choice_of_weights_without_what_it_reads() -> None:
     assert problem.startswith("conversations: its split `eval` is empty")
     (problem,) = problems("reward_score", {"scorer": scorer}, reverse=True)
     assert problem == "checkpoint: a reward model scores answers, not questions"
+    spread = {"eval_interval": 10, "expert_parallel_size": 2}
+    found = problems("reward_score", {"scorer": scorer}, train=spread, workers={"num": 2})
+    assert [problem.split(":")[0] for problem in found] == ["train.expert_parallel_size"]
 
 
 class Edges(Inputs):
