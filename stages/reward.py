@@ -11,8 +11,12 @@ names. A response that is longer than the context leaves its ranking, because a 
 its end; the ranking stays while two responses of different ranks are left. Rankings are encoded
 once, on all cores, and kept in the cache of the store.
 
-Metrics on held-out rankings: `accuracy` and `margin` over pairs of responses, `prompts`, and
-`demonstration_score`, the mean score of the best responses. `loss` is that of the last step.
+Metrics on held-out rankings: `accuracy` and `margin` over pairs of responses, pooled over prompts
+here and in the series; `longer_accuracy`, the accuracy of choosing the longer response; both with
+a 95 % interval (`_low`, `_high`), bootstrapped by prompt, from 30 pairs on; `longer_preferred`,
+`length_correlation` and `length_rank_correlation`, how scores follow length; `calibration_error`;
+`prompts`; `demonstration_score`, the mean score of the best responses. The report has the accuracy
+by ranks, margin and length, and the reliability of predictions. `loss` is that of the last step.
 `responses_too_long` counts responses, `left_out_too_long` rankings; with `eval_` those held out.
 """
 
@@ -83,10 +87,19 @@ class RewardParams(Params):
     "reward",
     inputs={"model": "Model", "preferences": "Preferences"},
     output="RewardModel",
-    version=7,
+    version=8,
     metrics={
         "loss": "loss of the last step, nats per pair",
         "accuracy": "share of held-out pairs in the right order",
+        "accuracy_low": "lower bound of its 95 % interval",
+        "accuracy_high": "upper bound of its 95 % interval",
+        "longer_accuracy": "share of held-out pairs whose better response is the longer one",
+        "longer_accuracy_low": "lower bound of its 95 % interval",
+        "longer_accuracy_high": "upper bound of its 95 % interval",
+        "longer_preferred": "share of held-out pairs whose longer response scores higher",
+        "length_correlation": "Pearson's correlation of score and length per prompt",
+        "length_rank_correlation": "the same by Spearman",
+        "calibration_error": "mean distance of predicted and observed accuracy",
         "margin": "mean difference of scores of a held-out pair",
         "prompts": "held-out prompts",
         "demonstration_score": "mean score of the best held-out answers",
@@ -115,15 +128,9 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
         ctx.panel(panel)
     then = partial(evaluate_folder, folder=out, held_out=held_out)
     final, evaluation = run_training(objective, params, ctx, out, after_export=then)
-    ctx.result(
-        loss=final["loss"],
-        accuracy=evaluation and evaluation.accuracy,
-        margin=evaluation and evaluation.margin,
-        prompts=len(held_out),
-        demonstration_score=evaluation and evaluation.demonstration_score,
-    )
+    ctx.result(loss=final["loss"], prompts=len(held_out))
     if evaluation:
-        add_panels(evaluation, ctx)
+        report_evaluation(evaluation, ctx)
 
 
 def encoded_rankings(
@@ -168,14 +175,51 @@ CURVES = (
 )
 
 
+def report_evaluation(evaluation: RewardEvaluation, ctx: Context) -> None:
+    """Report the metrics on held-out rankings, and name a preference for the longer response."""
+    for name in ("accuracy", "longer_accuracy"):
+        estimate = getattr(evaluation, name)
+        low, high = estimate.interval or (None, None)
+        ctx.result(**{name: estimate.mean, f"{name}_low": low, f"{name}_high": high})
+    longer = evaluation.longer_preferred
+    ctx.result(
+        margin=evaluation.margin,
+        demonstration_score=evaluation.demonstration_score,
+        longer_preferred=longer.mean if longer.pairs else None,
+        length_correlation=evaluation.length_correlation,
+        length_rank_correlation=evaluation.length_rank_correlation,
+        calibration_error=evaluation.calibration_error,
+    )
+    if longer.interval and longer.interval[0] > 0.5:
+        ctx.log(
+            f"length bias: the longer of two responses scores higher in {longer.mean:.1%} of pairs "
+            f"({longer.bounds}); annotators prefer it in {evaluation.longer_accuracy.mean:.1%}"
+        )
+    add_panels(evaluation, ctx)
+
+
 def add_panels(evaluation: RewardEvaluation, ctx: Context) -> None:
-    """Add the report panels: the accuracy by pair of ranks, the mean score by rank."""
-    rows: list[list[str | float]] = [
-        [f"{better} over {worse}", round(accuracy, 4), count]
-        for (better, worse), (accuracy, count) in evaluation.by_pair.items()
-    ]
-    pairs = sum(count for _, count in evaluation.by_pair.values())
-    rows.append(["all", round(evaluation.accuracy, 4), pairs])
-    ctx.panel(panels.table("Held-out accuracy by ranks", ["ranks", "accuracy", "pairs"], rows))
+    """Add the report panels: accuracies with intervals, reliability, the mean score by rank."""
+    whole = {
+        "the reward model": evaluation.accuracy,
+        "the longer response wins": evaluation.longer_accuracy,
+        "the longer response scores higher": evaluation.longer_preferred,
+    }
+    by_ranks = {f"{a} over {b}": estimate for (a, b), estimate in evaluation.by_ranks.items()}
+    for title, label, shown in (
+        ("Held-out pairs", "share of pairs", whole),
+        ("Held-out accuracy by ranks", "ranks", by_ranks),
+        ("Held-out accuracy by margin", "distance of scores", evaluation.by_margin),
+        ("Held-out accuracy by length", "better response, tokens", evaluation.by_length),
+    ):
+        rows: list[list[str | float]] = [
+            [key, round(found.mean, 4), found.bounds, found.pairs]
+            for key, found in shown.items()
+            if found.pairs
+        ]
+        ctx.panel(panels.table(title, [label, "mean", "95 % interval", "pairs"], rows))
+    bins = [[round(b.predicted, 4), round(b.observed, 4), b.pairs] for b in evaluation.reliability]
+    title = f"Reliability (expected calibration error {evaluation.calibration_error:.3f})"
+    ctx.panel(panels.table(title, ["predicted accuracy", "observed accuracy", "pairs"], bins))
     means = {f"rank {rank}": sum(s) / len(s) for rank, s in evaluation.scores_by_rank.items()}
     ctx.panel(panels.bars("Mean held-out score by rank", means))

@@ -1,9 +1,10 @@
-"""Evaluation of a reward model: accuracy and margin on held-out rankings, mean scores."""
+"""Evaluation of a reward model: its scores against held-out rankings, and mean scores."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import InputError
 from stages.alignment.encoded_rankings import EncodedRanking, collate_rankings
 from stages.alignment.ranking_loss import NO_RESPONSE
+from stages.alignment.ranking_statistics import (
+    Estimate,
+    ReliabilityBin,
+    calibration_error,
+    estimate_by_length,
+    estimate_by_margin,
+    estimate_by_ranks,
+    estimate_mean,
+    length_correlations,
+    pair_responses,
+    reliability,
+)
 from stages.distributed.cancellation_point import CancellationPoint
 from stages.generation.likelihood import pad_right
 from stages.models.language_model import ForwardOutputs
@@ -27,17 +41,35 @@ if TYPE_CHECKING:
 class RewardEvaluation:
     """Agreement of a reward model with held-out rankings."""
 
-    accuracy: float
+    accuracy: Estimate
     """Fraction of pairs that it orders as the annotators did."""
+    longer_accuracy: Estimate
+    """Fraction of pairs whose better response is the longer one: what length alone reaches."""
+    longer_preferred: Estimate
+    """Fraction of pairs whose longer response it scores higher."""
     margin: float
     """Mean score difference of a pair, better minus worse."""
     prompts: int
-    by_pair: dict[tuple[int, int], tuple[float, int]]
-    """(better, worse) rank -> accuracy and number of pairs."""
+    by_ranks: dict[tuple[int, int], Estimate]
+    """(better, worse) rank -> accuracy."""
+    by_margin: dict[str, Estimate]
+    """Distance of the two scores -> accuracy."""
+    by_length: dict[str, Estimate]
+    """Length of the better response less that of the worse one -> accuracy."""
+    reliability: list[ReliabilityBin]
+    length_correlation: float | None
+    """Pearson's correlation of score and length among the responses to a prompt."""
+    length_rank_correlation: float | None
+    """The same by Spearman."""
     scores_by_rank: dict[int, list[float]]
     """Rank -> scores of the responses with that rank."""
     demonstration_score: float
     """Mean score of the best responses: near 0 if the centring generalises."""
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error over pairs."""
+        return calibration_error(self.reliability)
 
 
 def score_responses(
@@ -96,40 +128,45 @@ def evaluate_rankings(
     batch: int = 16,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> RewardEvaluation:
-    """Compare the scores of a reward model with the ranks; call `heartbeat` after each batch."""
-    differences: dict[tuple[int, int], list[float]] = defaultdict(list)
+    """Compare the scores of a reward model with the ranks; call `heartbeat` after each batch.
+
+    Raises:
+        InputError: a score is not a finite number.
+    """
     by_rank: dict[int, list[float]] = defaultdict(list)
-    best = []
+    scores: list[list[float]] = []
     for start in range(0, len(rankings), batch):
         part = rankings[start : start + batch]
         on_device = {key: value.to(device) for key, value in collate_rankings(part).items()}
-        for ranking, scores in zip(part, score_responses(scorer, on_device).tolist(), strict=True):
-            for ranks, difference in _ordered_pairs(ranking.ranks, scores):
-                differences[ranks].append(difference)
-            for rank, score in zip(ranking.ranks, scores, strict=False):
-                by_rank[rank].append(score)
-            best.append(scores[ranking.best])
+        rows = score_responses(scorer, on_device).tolist()
+        if not all(math.isfinite(score) for row in rows for score in row):
+            raise InputError(
+                "the reward model gives scores that are not finite numbers",
+                remedy="train it again with a lower learning rate",
+            )
+        scores += [row[: len(r.ranks)] for r, row in zip(part, rows, strict=True)]
         heartbeat()
-    every = [difference for found in differences.values() for difference in found]
+    for ranking, row in zip(rankings, scores, strict=True):
+        for rank, score in zip(ranking.ranks, row, strict=True):
+            by_rank[rank].append(score)
+    # The prompt is the same for all responses of a ranking, so it leaves no trace in differences.
+    lengths = [[len(tokens) for tokens in ranking.rows] for ranking in rankings]
+    pairs = pair_responses(list(zip([r.ranks for r in rankings], scores, lengths, strict=True)))
+    pearson, spearman = length_correlations(scores, lengths)
+    unequal = pairs.longer != 0
+    best = [row[ranking.best] for ranking, row in zip(rankings, scores, strict=True)]
     return RewardEvaluation(
-        accuracy=_accuracy(every),
-        margin=sum(every) / len(every),
+        accuracy=estimate_mean(pairs.correct, pairs.prompts),
+        longer_accuracy=estimate_mean(pairs.longer_wins, pairs.prompts),
+        longer_preferred=estimate_mean(pairs.longer_preferred[unequal], pairs.prompts[unequal]),
+        margin=float(pairs.differences.mean()),
         prompts=len(rankings),
-        by_pair={key: (_accuracy(found), len(found)) for key, found in sorted(differences.items())},
+        by_ranks=estimate_by_ranks(pairs),
+        by_margin=estimate_by_margin(pairs),
+        by_length=estimate_by_length(pairs),
+        reliability=reliability(pairs),
+        length_correlation=pearson,
+        length_rank_correlation=spearman,
         scores_by_rank=dict(sorted(by_rank.items())),
         demonstration_score=sum(best) / len(best),
     )
-
-
-def _ordered_pairs(
-    ranks: Sequence[int], scores: Sequence[float]
-) -> Iterator[tuple[tuple[int, int], float]]:
-    """Yield the ranks and the score difference of each pair, better first."""
-    for i, better in enumerate(ranks):
-        for j, worse in enumerate(ranks):
-            if better < worse:
-                yield (better, worse), scores[i] - scores[j]
-
-
-def _accuracy(differences: Sequence[float]) -> float:
-    return sum(d > 0 or 0.5 * (d == 0) for d in differences) / len(differences)

@@ -130,10 +130,10 @@ def preference_metrics(context: MeasurementContext) -> MeasurementResult:
     rankings = read_rankings(context.paths["preferences"], "eval", folder, length)
     limit = context.settings.max_preferences or len(rankings)
     found = evaluate_rankings(model, rankings[:limit], context.device, heartbeat=context.heartbeat)
-    rows = {f"{a} over {b}": accuracy for (a, b), (accuracy, _) in found.by_pair.items()}
+    rows = {f"{a} over {b}": estimate.mean for (a, b), estimate in found.by_ranks.items()}
     return MeasurementResult(
         {
-            "reward_accuracy": found.accuracy,
+            "reward_accuracy": found.accuracy.mean,
             "reward_margin": found.margin,
             "reward_demonstration_score": found.demonstration_score,
         },

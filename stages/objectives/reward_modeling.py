@@ -18,7 +18,7 @@ from stages.models.model_io import load_language_model, save_reward_model
 from stages.models.registry import build_model, find_family
 from stages.models.reward_head import RewardModel
 from stages.training.data_order import Shuffled, derive_seed
-from stages.training.objective import Batch, Loss, Losses, Trainable
+from stages.training.objective import Batch, Loss, Losses, MetricSum, Trainable
 from stages.training.supervised import SupervisedObjective
 
 if TYPE_CHECKING:
@@ -78,17 +78,17 @@ class RewardObjective(SupervisedObjective):
         return float(batch["tokens"].numel())
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Losses:
-        """Return the K-wise loss, with the accuracy and margin over the pairs of each prompt, and
-        the loss of the routers if there are experts."""
+        """Return the K-wise loss, with the accuracy and margin over pooled pairs, and the loss of
+        the routers if there are experts."""
         outputs = ForwardOutputs()
         scores_PK = score_responses(model, batch, outputs)
         found = compare_pairs(scores_PK.detach(), batch["ranks"])
-        pairs_P = found.pairs.clamp(min=1)
+        pairs = found.pairs.sum()
         ranking = Loss(
             kwise_loss(scores_PK, batch["ranks"]).sum(),
             {
-                "accuracy": (found.correct / pairs_P).sum(),
-                "margin": (found.margin / pairs_P).sum(),
+                "accuracy": MetricSum(found.correct.sum(), pairs),
+                "margin": MetricSum(found.margin.sum(), pairs),
             },
         )
         if self._experts is None:

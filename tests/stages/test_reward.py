@@ -19,7 +19,6 @@ from stages.alignment.encoded_rankings import (
     require_rankings,
 )
 from stages.alignment.reward_evaluation import (
-    RewardEvaluation,
     evaluate_folder,
     evaluate_rankings,
     mean_score,
@@ -30,7 +29,7 @@ from stages.data.conversation_dataset import Message
 from stages.data.preference_dataset import Preference, write_preferences
 from stages.models.model_io import load_reward_model
 from stages.objectives.reward_modeling import RewardObjective
-from stages.reward import RewardParams, add_panels, encoded_rankings
+from stages.reward import RewardParams, encoded_rankings, report_evaluation
 from stages.training.ranks.rank import Rank
 from stages.training.supervised import by_name
 
@@ -86,7 +85,9 @@ def test_the_loss_counts_prompts(objective):
     loss = objective.loss(objective.modules["model"].module, batch)
     assert objective.units(batch) == 4
     assert objective.num_tokens(batch) == batch["tokens"].numel()
-    assert 0 <= loss.metrics["accuracy"].item() <= 4
+    pairs = sum(a < b for r in batch["ranks"].tolist() for a in r for b in r if a >= 0)
+    accuracy = loss.metrics["accuracy"]
+    assert 0 <= accuracy.total.item() <= pairs == accuracy.units.item()
     assert loss.total.requires_grad and loss.total.item() > 0
 
 
@@ -140,8 +141,12 @@ def test_a_judgement_counts_pairs_by_rank(objective):
     equal = EncodedRanking(((2, 5, 3), (2, 5, 3)), (0, 1))
     rankings = [three, equal]
     judged = evaluate_rankings(Oracle(), rankings)
-    assert judged.by_pair == {(0, 1): (0.75, 2), (0, 2): (1.0, 1), (1, 2): (0.0, 1)}
-    assert judged.accuracy == pytest.approx(2.5 / 4)
+    found = {ranks: (e.mean, e.pairs) for ranks, e in judged.by_ranks.items()}
+    assert found == {(0, 1): (0.75, 2), (0, 2): (1.0, 1), (1, 2): (0.0, 1)}
+    assert judged.accuracy.mean == pytest.approx(2.5 / 4)
+    assert judged.accuracy.bounds == "too few"
+    assert judged.longer_accuracy.mean == 0.5 and judged.longer_preferred.pairs == 0
+    assert judged.length_correlation is None
     assert judged.margin == pytest.approx((2 + 1 - 1 + 0) / 4)
     assert judged.scores_by_rank == {0: [9, 5], 1: [7, 5], 2: [8]}
     assert judged.demonstration_score == 7
@@ -170,16 +175,61 @@ def test_a_template_that_refuses_all_rankings_is_named(world, tmp_path):
         require_rankings(0, counts, encoder, "train", tmp_path / "none")
 
 
-def test_the_report_shows_accuracy_by_ranks(tmp_path):
+class LengthScorer:
+    """A scorer that reads the first token, and adds a tenth of the length."""
+
+    def __call__(self, tokens_BT, token_mask_BT, **_):
+        return tokens_BT[:, 1].float() + 0.1 * token_mask_BT.sum(1)
+
+
+def test_the_report_names_a_length_bias(tmp_path):
+    """Content says nothing, labels prefer the longer response in 70 %."""
+    generator = torch.Generator().manual_seed(0)
+    rankings = []
+    for _ in range(200):
+        short, extra = torch.randint(3, 12, (2,), generator=generator).tolist()
+        right = torch.rand(1, generator=generator).item() < 0.7
+        rows = ((2, 5, *[4] * (short + extra)), (2, 5, *[4] * short))
+        rankings.append(EncodedRanking(rows, (0, 1) if right else (1, 0)))
+    judged = evaluate_rankings(LengthScorer(), rankings)
     ctx = Context.local(tmp_path)
-    add_panels(
-        RewardEvaluation(0.8, 1.0, 2, {(0, 1): (0.8, 5)}, {0: [1.0, 3.0], 1: [0.0]}, 0.0), ctx
-    )
+    report_evaluation(judged, ctx)
+    found = json.loads((ctx.observed / "results.json").read_text())
+    labels = sum(ranking.ranks == (0, 1) for ranking in rankings) / 200
+    assert found["accuracy"] == found["longer_accuracy"] == pytest.approx(labels)
+    assert found["accuracy_low"] < labels < found["accuracy_high"]
+    assert found["longer_preferred"] == 1
+    assert found["length_correlation"] == pytest.approx(1, abs=1e-5)
     drawn = {
         panel["title"]: panel for panel in json.loads((ctx.observed / "panels.json").read_text())
     }
-    assert drawn["Held-out accuracy by ranks"]["rows"] == [["0 over 1", 0.8, 5], ["all", 0.8, 5]]
-    assert drawn["Mean held-out score by rank"]["values"] == {"rank 0": 2.0, "rank 1": 0.0}
+    rows = drawn["Held-out accuracy by length"]["rows"]
+    assert len(rows) == 4 and sum(row[3] for row in rows) == 200
+    assert [row[1] for row in rows] == [0, 0, 1, 1]
+    assert {row[0].split()[0] for row in rows[:2]} == {"shorter"}
+    assert drawn["Held-out accuracy by ranks"]["rows"][0][0] == "0 over 1"
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    class Broken:
+        def __call__(self, tokens_BT, **_):
+            return tokens_BT[:, 1].float() * float("nan")
+
+    with pytest.raises(InputError, match="not finite"):
+        evaluate_rankings(Broken(), [EncodedRanking(((2, 9), (2, 8)), (0, 1))])
+
+
+def test_training_and_results_have_one_accuracy(objective):
+    """Prompts of unequal numbers of pairs separate a mean over prompts from one over pairs."""
+    model = objective.modules["model"].module
+    objective.eval_dataset = [
+        EncodedRanking(((2, 9, 3), (2, 7, 3), (2, 8, 11, 3), (2, 30, 3)), (0, 1, 2, 3)),
+        EncodedRanking(((2, 12, 3), (2, 20, 30, 3)), (1, 0)),
+    ]
+    series = objective.evaluate({"model": model}, 0)
+    judged = evaluate_rankings(model.eval(), objective.eval_dataset)
+    assert series["eval_accuracy"] == pytest.approx(judged.accuracy.mean)
+    assert series["eval_margin"] == pytest.approx(judged.margin, abs=1e-5)
 
 
 def test_one_long_response_leaves_alone(world, tmp_path):
