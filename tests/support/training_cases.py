@@ -252,9 +252,13 @@ class Faulty(Toy):
     what: str = "kill"
     mark: str = ""
     """A file that exists once it has happened: it happens once."""
+    after: tuple[str, str] | None = None
+    """Folder and pattern of a file that is there before it happens, such as a checkpoint."""
 
     def step(self, engines: Any, step: int) -> Any:
         if step == self.at and self.rank.index == self.whom and not Path(self.mark).exists():
+            while self.after and not any(Path(self.after[0]).glob(self.after[1])):
+                time.sleep(0.01)
             Path(self.mark).write_text(json.dumps({"pid": os.getpid()}))
             happen(self.what)
         return super().step(engines, step)
