@@ -7,8 +7,10 @@ float32, AdamW, clip 1.0, two threads. Without FILE (json or jsonl of any format
 `conversations` reads), conversations are generated with the lengths of Alpaca's. Real tokens per
 second are positions without padding.
 
-1. Context 128, micro-batch 16, both drop or cut nothing: longer conversations are left out of both.
-2. Context 512, micro-batch 16 padded; packed rows with as many positions per step.
+1. Context 128, 16 conversations per step: TRL, ours padded in one micro-batch and in four (grouped
+   by length), and packed rows with as many real tokens. Longer conversations are left out of all,
+   so that none is cut.
+2. Context 512: 16 padded conversations per step against packed rows with as many real tokens.
 
 The systems take turns, `steps` steps each; medians over the turns.
 """
@@ -46,8 +48,8 @@ from stages.training.engine import Engine
 from stages.training.ranks.rank import Rank
 from stages.training.trainer import Trainer
 
-Turn = Callable[[int], tuple[float, float]]
-"""Run a number of steps; return real tokens and seconds."""
+Turn = Callable[[int], tuple[float, float, float]]
+"""Run a number of steps; return real tokens, seconds, and CPU seconds."""
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['role'] == 'assistant' %}"
@@ -104,10 +106,13 @@ def write_model(folder: Path, texts: Sequence[str]) -> None:
     GPT2LMHeadModel(shape).save_pretrained(folder)
 
 
-def ours(rank: Rank, model: Path, chats: Path, work: Path, rows: int, **given: Any) -> Turn:
-    """Return turns of our training loop, `rows` rows per step."""
+def ours(
+    rank: Rank, model: Path, chats: Path, work: Path, rows: int, micro: int = 0, **given: Any
+) -> Turn:
+    """Return turns of our training loop, `rows` rows per step, in micro-batches of `micro`."""
     section = {
-        "steps": 10**6, "global_batch_size": rows, "micro_batch_size": rows, "warmup_steps": 0,
+        "steps": 10**6, "global_batch_size": rows, "micro_batch_size": micro or rows,
+        "warmup_steps": 0,
         "lr_schedule": "constant", "checkpoint_interval": 0, "eval_interval": 0, "lr": 1e-4,
     }  # fmt: skip
     params = SftParams.model_validate({"train": section, **given})
@@ -128,12 +133,12 @@ def ours(rank: Rank, model: Path, chats: Path, work: Path, rows: int, **given: A
     engines = {name: Engine(name, t, params.train, rank) for name, t in trainables.items()}
     fit = Trainer(rank, objective, params.train, 0, work.name, engines, None)
 
-    def turn(steps: int) -> tuple[float, float]:
-        tokens[0], begun = 0.0, time.perf_counter()
+    def turn(steps: int) -> tuple[float, float, float]:
+        tokens[0], begun, used = 0.0, time.perf_counter(), time.process_time()
         for _ in range(steps):
             fit._step()
             fit._after_step()
-        return tokens[0], time.perf_counter() - begun
+        return tokens[0], time.perf_counter() - begun, time.process_time() - used
 
     return turn
 
@@ -154,13 +159,13 @@ def trl(model: Path, chats: Path, folder: Path, rows: int, length: int) -> Turn:
         """Ends of steps."""
 
         def __init__(self) -> None:
-            self.ends: list[float] = []
+            self.ends: list[tuple[float, float]] = []
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.ends = [time.perf_counter()]
+            self.ends = [(time.perf_counter(), time.process_time())]
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), time.process_time()))
 
     clock = Clock()
     config = SFTConfig(
@@ -187,32 +192,40 @@ def trl(model: Path, chats: Path, folder: Path, rows: int, length: int) -> Turn:
 
     trainer.data_collator = counted
 
-    def turn(steps: int) -> tuple[float, float]:
+    def turn(steps: int) -> tuple[float, float, float]:
         tokens[0] = 0.0
         trainer.args.max_steps = steps
         trainer.train()
-        return tokens[0], clock.ends[-1] - clock.ends[0]
+        (begun, before), (ended, after) = clock.ends[0], clock.ends[-1]
+        return tokens[0], ended - begun, after - before
 
     return turn
 
 
-def contest(turns: dict[str, Turn], repeats: int, steps: int) -> dict[str, float]:
-    """Return the median of real tokens per second of each system."""
-    rates: dict[str, list[float]] = {name: [] for name in turns}
+def contest(turns: dict[str, Turn], repeats: int, steps: int) -> dict[str, tuple[float, float]]:
+    """Return the medians of real tokens per second and per CPU second of each system."""
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for number in range(repeats + 1):
         for name, turn in turns.items():
-            tokens, seconds = turn(steps)
+            tokens, seconds, used = turn(steps)
             if number:  # the first turn warms up
-                rates[name].append(tokens / seconds)
-    return {name: statistics.median(each) for name, each in rates.items()}
+                rates[name].append((tokens / seconds, tokens / used))
+    return {
+        name: (statistics.median(a for a, _ in each), statistics.median(b for _, b in each))
+        for name, each in rates.items()
+    }
 
 
-def report(title: str, rates: dict[str, float]) -> None:
-    """Print the rates, and the first as a multiple of each."""
+def report(title: str, rates: dict[str, tuple[float, float]]) -> None:
+    """Print the rates, and each as a multiple of the first."""
     first = next(iter(rates))
     print(title)
-    for name, rate in rates.items():
-        print(f"  {name:22s} {rate:7.0f} real tokens/s   {first} is {rates[first] / rate:5.2f}x")
+    for name, (rate, per_cpu) in rates.items():
+        wall, cpu = rate / rates[first][0], per_cpu / rates[first][1]
+        print(
+            f"  {name:20s} {rate:6.0f} real tokens/s, {per_cpu:6.0f} per CPU second"
+            f"   {wall:5.2f}x, {cpu:5.2f}x of {first}"
+        )
 
 
 def main(source: Path | None, repeats: int, steps: int) -> None:
@@ -229,17 +242,24 @@ def main(source: Path | None, repeats: int, steps: int) -> None:
         write_model(folder / "model", texts)
         rank, model = Rank.single_process(), folder / "model"
         work = folder / "work"
+        whole = ours(rank, model, chats, work / "a", 16, max_length=128)
+        mean = sum(whole(1)[0] for _ in range(4)) / 4
+        rows = max(1, round(mean / 128))
         short = {
-            "Headwater": ours(rank, model, chats, work / "a", 16, max_length=128),
             "TRL SFTTrainer": trl(model, chats, work / "trl", 16, 128),
+            "padded, 1 x 16": whole,
+            "padded, 4 x 4": ours(rank, model, chats, work / "e", 16, 4, max_length=128),
+            f"packed, {rows} rows": ours(
+                rank, model, chats, work / "f", rows, max_length=128, packing=True
+            ),
         }
         report("context 128, 16 conversations per step", contest(short, repeats, steps))
         padded = ours(rank, model, chats, work / "b", 16, max_length=512)
-        mean = sum(padded(1)[0] for _ in range(8)) / 8
+        mean = sum(padded(1)[0] for _ in range(4)) / 4
         rows = max(1, round(mean / 512))
         packed = ours(rank, model, chats, work / "c", rows, max_length=512, packing=True)
-        long = {"packed": packed, "padded, 16 per step": padded}
-        report(f"context 512, packed: {rows} rows per step", contest(long, repeats, steps))
+        long = {"padded, 1 x 16": padded, f"packed, {rows} rows": packed}
+        report("context 512, 16 conversations per step", contest(long, repeats, steps))
         print_padding(model, chats, work / "d")
         rank.leave()
 
