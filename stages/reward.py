@@ -131,6 +131,8 @@ def reward(params: RewardParams, inputs: Inputs, out: Path, ctx: Context) -> Non
     ctx.result(loss=final["loss"], prompts=len(held_out))
     if evaluation:
         report_evaluation(evaluation, ctx)
+    else:
+        ctx.result(accuracy=None, margin=None, demonstration_score=None)
 
 
 def encoded_rankings(
