@@ -176,7 +176,7 @@ def test_rollouts_stop_at_any_end_and_are_scored_at_the_templates(
 
 
 class _Engine:
-    """An engine of which only the module is used."""
+    """An engine whose module alone is used."""
 
     zero_stage = 0
 

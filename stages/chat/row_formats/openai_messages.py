@@ -34,15 +34,24 @@ class OpenAIMessages(RowFormat):
 
     def read_dialogues(self, values: Values, options: RowOptions) -> list[Dialogue]:
         """Return the dialogue of a row."""
-        field = turn_list_field(values) or "messages"
-        turns = parse_turns(values.get(field), field, options)
-        given = system_message(values) if not turns or turns[0].role != "system" else ()
-        return [Dialogue((*given, *turns), parse_tools(values))]
+        return [parse_turn_list(values, options, "messages")]
 
 
 def turn_list_field(values: Values) -> str | None:
     """Return the name of the field that holds a list of turns, if there is one."""
     return next((name for name in LISTS if is_turn_list(values.get(name))), None)
+
+
+def parse_turn_list(values: Values, options: RowOptions, default: str) -> Dialogue:
+    """Return the dialogue of a row with a list of turns; its own system message comes first.
+
+    Raises:
+        RowError: a turn cannot be read, or no field holds turns; `default` names the field then.
+    """
+    field = turn_list_field(values) or default
+    turns = parse_turns(values.get(field), field, options)
+    given = system_message(values) if not turns or turns[0].role != "system" else ()
+    return Dialogue((*given, *turns), parse_tools(values))
 
 
 def _has_roles(turns: Any) -> bool:

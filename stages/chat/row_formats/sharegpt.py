@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from stages.chat.row_formats.message_parsing import parse_tools, parse_turns, system_message
-from stages.chat.row_formats.openai_messages import turn_list_field
+from stages.chat.row_formats.openai_messages import parse_turn_list, turn_list_field
 from stages.chat.row_formats.row_format import RowFormat, Values
 from stages.chat.row_options import RowOptions
 from stages.chat.turns import Dialogue
@@ -24,7 +23,4 @@ class ShareGPT(RowFormat):
 
     def read_dialogues(self, values: Values, options: RowOptions) -> list[Dialogue]:
         """Return the dialogue of a row."""
-        field = turn_list_field(values) or "conversations"
-        turns = parse_turns(values.get(field), field, options)
-        given = system_message(values) if not turns or turns[0].role != "system" else ()
-        return [Dialogue((*given, *turns), parse_tools(values))]
+        return [parse_turn_list(values, options, "conversations")]

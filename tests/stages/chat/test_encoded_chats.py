@@ -101,7 +101,7 @@ def test_a_second_stage_reads_the_cache(
         return EncodedChats(encode_split(encoder, [path], "train", ctx, Workers()))
 
     first = run("first", encoder)
-    monkeypatch.setattr(encoded_chats, "fit_to_length", None)  # whoever encodes now fails
+    monkeypatch.setattr(encoded_chats, "fit_to_length", None)  # encoding again fails
     second = run("second", encoder)
     assert len(first.table.files) == 4
     assert [f.read_bytes() for f in second.table.files] == [

@@ -1,4 +1,4 @@
-"""What a plan refuses of models, before anything runs: by the files of imported folders."""
+"""Models that a plan refuses before anything runs, by the files of imported folders."""
 
 from __future__ import annotations
 

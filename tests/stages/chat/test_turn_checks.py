@@ -1,4 +1,4 @@
-"""What a dialogue and a ranking must hold, reason by reason."""
+"""Dialogues and rankings that are kept or left out, reason by reason."""
 
 import pytest
 
